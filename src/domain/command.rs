@@ -1,0 +1,184 @@
+//! Commands, and what comes of them: the words that the gateway and the workers speak over NATS.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::{
+    names::{ActorName, AggregateKey, CommandId, CommandName},
+    position::Position,
+    trace::TraceParent,
+};
+
+/// A command on its way to the owner of its aggregate's slot.
+#[derive(Clone, Debug)]
+pub struct Command {
+    /// The aggregate that it is for.
+    pub key: AggregateKey,
+    /// What is asked, such as `depart`.
+    pub name: CommandName,
+    /// What makes it the same command when it is sent again.
+    pub id: CommandId,
+    /// JSON.
+    pub payload: Box<RawValue>,
+    /// Who sent it.
+    pub actor: ActorName,
+    /// What it belongs to, when the sender said so.
+    pub correlation_id: Option<CommandId>,
+    /// What caused it, when the sender said so.
+    pub causation_id: Option<CommandId>,
+    /// The trace that it is part of.
+    pub traceparent: Option<TraceParent>,
+    /// The version that the aggregate must have; `None`: any.
+    pub expected_version: Option<u64>,
+}
+
+impl Command {
+    /// Subject of the synchronous request: `req.<slot>.<tenant>.<aggregate>.<id>.<command>`.
+    #[must_use]
+    pub fn request_subject(key: &AggregateKey, name: &CommandName) -> String {
+        format!("req.{}.{name}", key.subject_part())
+    }
+
+    /// Subject that clients publish to: `cmd.<tenant>.<aggregate>.<id>.<command>`.
+    #[must_use]
+    pub fn queue_subject(key: &AggregateKey, name: &CommandName) -> String {
+        format!("cmd.{}.{}.{}.{name}", key.tenant(), key.aggregate(), key.id())
+    }
+
+    /// Subject of a request for an aggregate's state: `get.<slot>.<tenant>.<aggregate>.<id>`.
+    #[must_use]
+    pub fn state_subject(key: &AggregateKey) -> String {
+        format!("get.{}", key.subject_part())
+    }
+
+    /// Subject of a request for what came of a command: `out.<slot>.<tenant>.<aggregate>.<id>`,
+    /// the command id being in the header [`header::COMMAND_ID`].
+    #[must_use]
+    pub fn outcome_subject(key: &AggregateKey) -> String {
+        format!("out.{}", key.subject_part())
+    }
+}
+
+/// Header names of requests, queued commands and commits.
+pub mod header {
+    /// The command id.
+    pub const COMMAND_ID: &str = "Nats-Msg-Id";
+    /// SHA-256 of command name and payload, hexadecimal: the same id with another one is refused.
+    pub const COMMAND_HASH: &str = "Flexcore-Command-Hash";
+    /// The command id in a commit, where `Nats-Msg-Id` would make the broker keep a window of them.
+    pub const COMMIT_COMMAND_ID: &str = "Flexcore-Command-Id";
+    /// The commit's link in the aggregate's hash chain.
+    pub const HASH: &str = "Flexcore-Hash";
+    /// Who sent the command.
+    pub const ACTOR: &str = "Flexcore-Actor";
+    /// The version that the aggregate must have.
+    pub const EXPECTED_VERSION: &str = "Flexcore-Expected-Version";
+    /// For state requests: the version to fold up to.
+    pub const AT_VERSION: &str = "Flexcore-At-Version";
+    /// What the command belongs to.
+    pub const CORRELATION_ID: &str = "Flexcore-Correlation-Id";
+    /// What caused the command.
+    pub const CAUSATION_ID: &str = "Flexcore-Causation-Id";
+    /// W3C trace context.
+    pub const TRACEPARENT: &str = "traceparent";
+    /// In FLEX_DEAD: why, in one line.
+    pub const DEAD_REASON: &str = "Flexcore-Reason";
+    /// In FLEX_DEAD: the subject that the message had, to requeue it to.
+    pub const DEAD_SUBJECT: &str = "Flexcore-Subject";
+}
+
+/// One field that does not match its schema.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Violation {
+    /// JSON pointer to the field; empty for the whole payload.
+    pub field: String,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// What came of a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum Outcome {
+    /// Recorded in the log (or nothing to record: `position` is absent then).
+    Accepted {
+        /// The aggregate's version after the command.
+        version: u64,
+        /// Where the commit is in the log.
+        position: Option<Position>,
+        /// The same command was accepted before; this is what happened then.
+        #[serde(default)]
+        replayed: bool,
+    },
+    /// The rules said no.
+    Rejected {
+        /// A stable word for programs.
+        code: String,
+        /// A sentence for people.
+        message: String,
+    },
+    /// The payload does not match the command's schema, or is no JSON that is accepted here.
+    InvalidPayload {
+        /// Which field, and why.
+        violations: Vec<Violation>,
+    },
+    /// No deployed application has this aggregate.
+    UnknownAggregate {
+        /// Those that there are.
+        known: Vec<String>,
+    },
+    /// The aggregate has no such command.
+    UnknownCommand {
+        /// Those that there are.
+        known: Vec<String>,
+    },
+    /// The aggregate has another version than the sender expects, or was changed meanwhile.
+    Conflict {
+        /// The version that the aggregate has.
+        version: u64,
+    },
+    /// The same command id was used with another payload.
+    IdMismatch,
+    /// The decider failed: it threw, looped, or asked for too much memory.
+    Faulty {
+        /// What it said.
+        message: String,
+    },
+    /// Not taken up: too much is waiting. Safe to send again.
+    Overloaded {
+        /// When to try again, in seconds.
+        retry_after_s: u32,
+    },
+    /// Unknown: the log did not answer. Send again with the same command id to learn the outcome.
+    Unavailable {
+        /// What did not answer.
+        message: String,
+    },
+    /// Asked for by id: not processed yet, or never received.
+    Pending,
+    /// Asked for by id: put aside in FLEX_DEAD.
+    Dead {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The answer to a state request.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "snake_case")]
+pub enum StateReply {
+    /// The aggregate, folded up to the version.
+    Found {
+        /// Events folded.
+        version: u64,
+        /// What `evolve` returned, JSON.
+        state: Box<RawValue>,
+    },
+    /// It has no events, or no deployed application has this aggregate.
+    NotFound,
+    /// The log did not answer, or the fold failed.
+    Unavailable {
+        /// What went wrong.
+        message: String,
+    },
+}

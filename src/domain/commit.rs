@@ -1,0 +1,394 @@
+//! The envelope: the events that one command produced, as one CloudEvents message of the log.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    command::header,
+    names::{ActorName, AggregateKey, CommandId, EventName},
+    trace::TraceParent,
+};
+
+/// One fact about an aggregate.
+#[derive(Clone, Debug)]
+pub struct Event {
+    /// Its name, such as `departed`.
+    pub event: EventName,
+    /// The aggregate's version with it: 1 for the first event.
+    pub version: u64,
+    /// Version of the schema that its data follows.
+    pub schema_version: u32,
+    /// JSON.
+    pub data: Box<RawValue>,
+}
+
+/// The events that one command produced: one message of the log, recorded whole or not at all.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    /// The aggregate.
+    pub key: AggregateKey,
+    /// The command that produced it.
+    pub command_id: CommandId,
+    /// SHA-256 of that command's name and payload.
+    pub command_hash: Hash,
+    /// Who sent the command.
+    pub actor: ActorName,
+    /// What the command belongs to.
+    pub correlation_id: Option<CommandId>,
+    /// What caused the command.
+    pub causation_id: Option<CommandId>,
+    /// The trace that the command is part of.
+    pub traceparent: Option<TraceParent>,
+    /// When it was decided, in milliseconds since 1970-01-01 UTC.
+    pub time_ms: i64,
+    /// The events, at least one, their versions following one another.
+    pub events: Vec<Event>,
+}
+
+/// A message of the log that is no commit: corrupt, or written by something else.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a commit: {0}")]
+pub struct InvalidCommit(pub String);
+
+/// A commit as the log's message holds it.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    /// Headers, in order.
+    pub headers: Vec<(&'static str, String)>,
+    /// CloudEvents JSON: one event structured, several in the batch format.
+    pub body: Vec<u8>,
+    /// The commit's link in the hash chain.
+    pub hash: Hash,
+}
+
+/// Media type of a commit with one event.
+pub const STRUCTURED: &str = "application/cloudevents+json";
+/// Media type of a commit with several events.
+pub const BATCH: &str = "application/cloudevents-batch+json";
+
+/// A SHA-256 digest; as text 64 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Hash([u8; 32]);
+
+impl Hash {
+    /// What precedes an aggregate's first commit.
+    pub const ZERO: Self = Self([0; 32]);
+
+    /// Link of a commit: SHA-256 of the previous link and the body.
+    #[must_use]
+    pub fn chain(previous: &Self, body: &[u8]) -> Self {
+        Self(Sha256::new().chain_update(previous.0).chain_update(body).finalize().into())
+    }
+
+    /// What a command is recognised by, beside its id: SHA-256 of name, a zero byte and payload.
+    #[must_use]
+    pub fn of_command(name: &str, payload: &str) -> Self {
+        let hasher = Sha256::new().chain_update(name).chain_update([0]).chain_update(payload);
+        Self(hasher.finalize().into())
+    }
+
+    /// The first eight bytes, for tables that keep many.
+    #[must_use]
+    pub fn prefix(&self) -> u64 {
+        let mut first = [0; 8];
+        first.copy_from_slice(&self.0[..8]);
+        u64::from_be_bytes(first)
+    }
+
+    /// Reads 64 hexadecimal digits; `None` for anything else.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let bytes = text.as_bytes();
+        let mut hash = [0; 32];
+        if bytes.len() != 64 {
+            return None;
+        }
+        for (byte, pair) in hash.iter_mut().zip(bytes.chunks_exact(2)) {
+            let digit = |b: u8| char::from(b).to_digit(16);
+            *byte = u8::try_from(digit(pair[0])? * 16 + digit(pair[1])?).ok()?;
+        }
+        Some(Self(hash))
+    }
+}
+
+impl fmt::Display for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const DIGITS: &[u8; 16] = b"0123456789abcdef";
+        let mut text = [0; 64];
+        for (pair, byte) in text.chunks_exact_mut(2).zip(self.0) {
+            pair[0] = DIGITS[usize::from(byte >> 4)];
+            pair[1] = DIGITS[usize::from(byte & 15)];
+        }
+        f.write_str(std::str::from_utf8(&text).expect("BUG: hexadecimal digits are ASCII"))
+    }
+}
+
+impl fmt::Debug for Hash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl TryFrom<String> for Hash {
+    type Error = &'static str;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        Self::parse(&text).ok_or("not 64 hexadecimal digits")
+    }
+}
+
+impl From<Hash> for String {
+    fn from(hash: Hash) -> Self {
+        hash.to_string()
+    }
+}
+
+/// The CloudEvent of one event, field for field.
+#[derive(Serialize, Deserialize)]
+struct CloudEvent<'a> {
+    specversion: &'a str,
+    id: String,
+    source: String,
+    r#type: String,
+    subject: &'a str,
+    time: String,
+    datacontenttype: &'a str,
+    tenant: &'a str,
+    sequence: u64,
+    dataversion: u32,
+    commandid: &'a str,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    correlationid: Option<&'a str>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    causationid: Option<&'a str>,
+    actor: &'a str,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    traceparent: Option<&'a str>,
+    #[serde(borrow)]
+    data: &'a RawValue,
+}
+
+impl Commit {
+    /// The aggregate's version after this commit.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.events.last().map_or(0, |event| event.version)
+    }
+
+    /// The aggregate's version before this commit.
+    #[must_use]
+    pub fn version_before(&self) -> u64 {
+        self.events.first().map_or(0, |event| event.version - 1)
+    }
+
+    /// When it was decided, RFC 3339 in UTC with milliseconds.
+    #[must_use]
+    pub fn time(&self) -> String {
+        rfc3339(self.time_ms)
+    }
+
+    /// One of its events as CloudEvents JSON (structured).
+    #[must_use]
+    pub fn cloud_event(&self, event: &Event) -> String {
+        serde_json::to_string(&self.wrap(event)).expect("BUG: a CloudEvent serialises")
+    }
+
+    /// The message of the log, chained to the aggregate's previous commit.
+    #[must_use]
+    pub fn encode(&self, previous: &Hash) -> Encoded {
+        let wrapped: Vec<_> = self.events.iter().map(|event| self.wrap(event)).collect();
+        let (content_type, body) = match wrapped.as_slice() {
+            [one] => (STRUCTURED, serde_json::to_vec(one)),
+            several => (BATCH, serde_json::to_vec(several)),
+        };
+        let body = body.expect("BUG: a CloudEvent serialises");
+        let hash = Hash::chain(previous, &body);
+        let headers = vec![
+            ("Content-Type", content_type.to_owned()),
+            (header::COMMIT_COMMAND_ID, self.command_id.to_string()),
+            (header::COMMAND_HASH, self.command_hash.to_string()),
+            (header::HASH, hash.to_string()),
+        ];
+        Encoded { headers, body, hash }
+    }
+
+    /// Reads a message of the log. Fails when it is no commit of this aggregate.
+    pub fn decode(
+        key: AggregateKey,
+        command_hash: Hash,
+        body: &[u8],
+    ) -> Result<Self, InvalidCommit> {
+        let bad = |error: &dyn fmt::Display| InvalidCommit(error.to_string());
+        let wrapped: Vec<CloudEvent<'_>> = if body.first() == Some(&b'[') {
+            serde_json::from_slice(body).map_err(|e| bad(&e))?
+        } else {
+            vec![serde_json::from_slice(body).map_err(|e| bad(&e))?]
+        };
+        let first = wrapped.first().ok_or_else(|| bad(&"no events"))?;
+        let prefix = format!("{}.", key.aggregate());
+        let mut commit = Self {
+            command_id: CommandId::parse(first.commandid).map_err(|e| bad(&e))?,
+            command_hash,
+            actor: ActorName::parse(first.actor).map_err(|e| bad(&e))?,
+            correlation_id: optional(first.correlationid, CommandId::parse)?,
+            causation_id: optional(first.causationid, CommandId::parse)?,
+            traceparent: first.traceparent.and_then(|text| text.parse().ok()),
+            time_ms: parse_rfc3339(&first.time).ok_or_else(|| bad(&"time is not RFC 3339"))?,
+            events: Vec::with_capacity(wrapped.len()),
+            key,
+        };
+        for (event, version) in wrapped.iter().zip(first.sequence..) {
+            let name = event.r#type.strip_prefix(&prefix).ok_or_else(|| bad(&"type"))?;
+            let ours = event.tenant == commit.key.tenant().as_str()
+                && event.subject == commit.key.id().as_str()
+                && event.sequence == version
+                && version > 0;
+            if !ours {
+                return Err(bad(&"tenant, subject or sequence contradict the message's subject"));
+            }
+            commit.events.push(Event {
+                event: EventName::parse(name).map_err(|e| bad(&e))?,
+                version,
+                schema_version: event.dataversion,
+                data: event.data.to_owned(),
+            });
+        }
+        Ok(commit)
+    }
+
+    fn wrap<'a>(&'a self, event: &'a Event) -> CloudEvent<'a> {
+        let key = &self.key;
+        CloudEvent {
+            specversion: "1.0",
+            id: format!("{}-{}", key.id(), event.version),
+            source: format!("/flexcore/{}/{}", key.tenant(), key.aggregate()),
+            r#type: format!("{}.{}", key.aggregate(), event.event),
+            subject: key.id().as_str(),
+            time: self.time(),
+            datacontenttype: "application/json",
+            tenant: key.tenant().as_str(),
+            sequence: event.version,
+            dataversion: event.schema_version,
+            commandid: self.command_id.as_str(),
+            correlationid: self.correlation_id.as_ref().map(CommandId::as_str),
+            causationid: self.causation_id.as_ref().map(CommandId::as_str),
+            actor: self.actor.as_str(),
+            traceparent: self.traceparent.as_ref().map(TraceParent::as_str),
+            data: &event.data,
+        }
+    }
+}
+
+fn optional<T, E: fmt::Display>(
+    text: Option<&str>,
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> Result<Option<T>, InvalidCommit> {
+    text.map(|text| parse(text).map_err(|error| InvalidCommit(error.to_string()))).transpose()
+}
+
+/// Milliseconds since 1970-01-01 UTC as RFC 3339 with milliseconds; times beyond year 9999 are
+/// clamped.
+#[must_use]
+pub fn rfc3339(time_ms: i64) -> String {
+    let nanos = i128::from(time_ms.clamp(-62_135_596_800_000, 253_402_300_799_999)) * 1_000_000;
+    let time = time::OffsetDateTime::from_unix_timestamp_nanos(nanos)
+        .expect("BUG: clamped to years 1 to 9999");
+    let (date, clock) = (time.date(), time.time());
+    format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+        date.year(),
+        u8::from(date.month()),
+        date.day(),
+        clock.hour(),
+        clock.minute(),
+        clock.second(),
+        clock.millisecond()
+    )
+}
+
+/// Reads RFC 3339 into milliseconds since 1970-01-01 UTC; `None` when it is something else.
+#[must_use]
+pub fn parse_rfc3339(text: &str) -> Option<i64> {
+    let time =
+        time::OffsetDateTime::parse(text, &time::format_description::well_known::Rfc3339).ok()?;
+    i64::try_from(time.unix_timestamp_nanos() / 1_000_000).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::{AggregateId, AggregateName, Tenant};
+
+    fn commit(events: usize) -> Commit {
+        let data = RawValue::from_string(r#"{"a":1,"b":"ü"}"#.to_owned()).unwrap();
+        Commit {
+            key: AggregateKey::new(
+                Tenant::parse("acme").unwrap(),
+                AggregateName::parse("flight").unwrap(),
+                AggregateId::parse("UA1-20130101-EWR").unwrap(),
+            ),
+            command_id: CommandId::parse("c-1").unwrap(),
+            command_hash: Hash::of_command("schedule", "{}"),
+            actor: ActorName::parse("alice").unwrap(),
+            correlation_id: None,
+            causation_id: Some(CommandId::parse("c-0").unwrap()),
+            traceparent: None,
+            time_ms: 1_356_998_400_123,
+            events: (0..events as u64)
+                .map(|n| Event {
+                    event: EventName::parse("scheduled").unwrap(),
+                    version: n + 4,
+                    schema_version: 2,
+                    data: data.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn commits_round_trip_alone_and_in_batches() {
+        for events in [1, 3] {
+            let commit = commit(events);
+            let encoded = commit.encode(&Hash::ZERO);
+            assert_eq!(encoded.hash, Hash::chain(&Hash::ZERO, &encoded.body));
+            let read =
+                Commit::decode(commit.key.clone(), commit.command_hash, &encoded.body).unwrap();
+            assert_eq!(read.encode(&Hash::ZERO).body, encoded.body);
+            assert_eq!((read.version_before(), read.version()), (3, 3 + events as u64));
+            assert_eq!(read.time(), "2013-01-01T00:00:00.123Z");
+        }
+    }
+
+    #[test]
+    fn a_flipped_bit_changes_the_link_or_is_refused() {
+        let commit = commit(2);
+        let encoded = commit.encode(&Hash::ZERO);
+        for at in 0..encoded.body.len() {
+            let mut body = encoded.body.clone();
+            body[at] ^= 4;
+            assert_ne!(Hash::chain(&Hash::ZERO, &body), encoded.hash);
+        }
+    }
+
+    #[test]
+    fn another_aggregates_message_is_refused() {
+        let commit = commit(1);
+        let body = commit.encode(&Hash::ZERO).body;
+        let other = AggregateKey::new(
+            Tenant::parse("other").unwrap(),
+            commit.key.aggregate().clone(),
+            commit.key.id().clone(),
+        );
+        assert!(Commit::decode(other, commit.command_hash, &body).is_err());
+    }
+
+    #[test]
+    fn hashes_round_trip_as_text() {
+        let hash = Hash::of_command("a", "b");
+        assert_eq!(Hash::parse(&hash.to_string()), Some(hash));
+        assert_eq!(Hash::parse("zz"), None);
+    }
+}

@@ -1,0 +1,250 @@
+//! Definitions: an application as its authors declare it, read from YAML, checked, and deployed as
+//! events of the log.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::names::{AggregateName, CommandName, EventName, Name};
+
+/// One file of an application's folder, as it was deployed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceFile {
+    /// Path inside the folder, with forward slashes.
+    pub path: String,
+    /// The file's text.
+    pub text: String,
+}
+
+/// Where in the application's files something stands.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Place {
+    /// Path inside the folder.
+    pub file: Arc<str>,
+    /// Line, from 1.
+    pub line: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+/// A JavaScript function expression, with the place of its first line.
+#[derive(Clone, Debug)]
+pub struct Function {
+    /// Source text of a function expression, such as `(state, event) => ({...state})`.
+    pub source: Arc<str>,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// A JSON Schema, compiled.
+#[derive(Clone, Debug)]
+pub struct Schema {
+    /// The schema itself.
+    pub json: Value,
+    /// Where it stands.
+    pub place: Place,
+    /// What checks values against it.
+    pub validator: Arc<jsonschema::Validator>,
+}
+
+/// A whole application, checked.
+#[derive(Clone, Debug)]
+pub struct Application {
+    /// Its name: that of its folder.
+    pub name: Name,
+    /// Deployed version, from 1; 0 when it was read from a folder.
+    pub version: u32,
+    /// The files that it was read from.
+    pub files: Vec<SourceFile>,
+    /// Its aggregates.
+    pub aggregates: BTreeMap<AggregateName, Arc<AggregateDefinition>>,
+    /// Its read models.
+    pub read_models: BTreeMap<Name, Arc<ReadModelDefinition>>,
+    /// Its named queries.
+    pub queries: BTreeMap<Name, Arc<QueryDefinition>>,
+}
+
+/// A kind of aggregate.
+#[derive(Clone, Debug)]
+pub struct AggregateDefinition {
+    /// Its name.
+    pub name: AggregateName,
+    /// One sentence for the API's documents.
+    pub description: String,
+    /// Where it stands.
+    pub place: Place,
+    /// The commands that it accepts.
+    pub commands: BTreeMap<CommandName, CommandDefinition>,
+    /// The events that it records.
+    pub events: BTreeMap<EventName, EventDefinition>,
+}
+
+/// A command.
+#[derive(Clone, Debug)]
+pub struct CommandDefinition {
+    /// One sentence for the API's documents.
+    pub description: String,
+    /// Schema of the payload.
+    pub payload: Schema,
+    /// `(state, command, context) => events`.
+    pub decide: Function,
+}
+
+/// An event.
+#[derive(Clone, Debug)]
+pub struct EventDefinition {
+    /// Version of its schema, from 1.
+    pub version: u32,
+    /// Schema of the data.
+    pub data: Schema,
+    /// `(state, event) => state`.
+    pub evolve: Function,
+    /// From each older version to the next: `(data) => data`.
+    pub upcast: BTreeMap<u32, Function>,
+}
+
+/// A read model: rows that a projection keeps.
+#[derive(Clone, Debug)]
+pub struct ReadModelDefinition {
+    /// Its name, and that of its view.
+    pub name: Name,
+    /// One sentence for the API's documents.
+    pub description: String,
+    /// Where it stands.
+    pub place: Place,
+    /// Its columns, key columns included, in the order of their declaration.
+    pub columns: Vec<Column>,
+    /// The columns that identify a row within its tenant; never empty, all declared.
+    pub key: Vec<Name>,
+    /// What each event does to a row, by `(aggregate, event)`.
+    pub on: BTreeMap<(AggregateName, EventName), RowChange>,
+    /// SHA-256 over all of the above but the description: another one is another version.
+    pub fingerprint: String,
+}
+
+/// A declared column.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Column {
+    /// Its name.
+    pub name: Name,
+    /// Its type.
+    pub kind: ColumnKind,
+}
+
+/// Types of columns, each with its Postgres type and its JSON form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ColumnKind {
+    /// `text`; JSON string.
+    Text,
+    /// `bigint`; JSON integer.
+    Integer,
+    /// `double precision`; JSON number.
+    Number,
+    /// `boolean`; JSON boolean.
+    Boolean,
+    /// `timestamptz`; JSON string, RFC 3339.
+    Timestamp,
+    /// `date`; JSON string, `YYYY-MM-DD`.
+    Date,
+}
+
+/// What one event does to the row that its key columns name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RowChange {
+    /// A value for each key column, in the order of [`ReadModelDefinition::key`].
+    pub key: Vec<Expression>,
+    /// The row is deleted; there are no other operations then.
+    pub delete: bool,
+    /// Operations on the other columns, each column at most once.
+    pub operations: Vec<(Name, Operation, Expression)>,
+}
+
+/// What becomes of a column's value. A `null` operand leaves `add`, `min` and `max` as they were.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// The value itself.
+    Set,
+    /// The sum; an absent row counts as 0.
+    Add,
+    /// The smaller.
+    Min,
+    /// The larger.
+    Max,
+}
+
+/// Where a value comes from.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Expression {
+    /// The same for every event.
+    Literal(Value),
+    /// A path into the event's data, `$.a.b`; absent is `null`.
+    Data(Vec<String>),
+    /// `$id`: the aggregate's id.
+    Id,
+    /// `$time`: when the commit was decided.
+    Time,
+    /// `$version`: the aggregate's version with the event.
+    Version,
+}
+
+/// A named query: one parametrised, read-only statement over read models.
+#[derive(Clone, Debug)]
+pub struct QueryDefinition {
+    /// Its name.
+    pub name: Name,
+    /// One sentence for the API's documents.
+    pub description: String,
+    /// Where it stands.
+    pub place: Place,
+    /// The statement, `:name` standing for parameters.
+    pub sql: String,
+    /// The read models that it reads, for waiting on their checkpoints.
+    pub reads: Vec<Name>,
+    /// Its parameters.
+    pub parameters: Vec<Parameter>,
+}
+
+/// A parameter of a named query.
+#[derive(Clone, Debug)]
+pub struct Parameter {
+    /// Its name.
+    pub name: Name,
+    /// Its type.
+    pub kind: ColumnKind,
+    /// Its value when the caller gives none; `None`: the caller must.
+    pub default: Option<Value>,
+}
+
+/// Everything that is deployed. A name of an aggregate, read model or query belongs to one
+/// application; deploying it in a second one is refused.
+#[derive(Clone, Debug, Default)]
+pub struct Catalog {
+    /// By name.
+    pub applications: BTreeMap<Name, Arc<Application>>,
+}
+
+impl Catalog {
+    /// The aggregate of this name, in any application.
+    #[must_use]
+    pub fn aggregate(&self, name: &str) -> Option<&Arc<AggregateDefinition>> {
+        self.applications.values().find_map(|app| app.aggregates.get(name))
+    }
+
+    /// The read model of this name, in any application.
+    #[must_use]
+    pub fn read_model(&self, name: &str) -> Option<&Arc<ReadModelDefinition>> {
+        self.applications.values().find_map(|app| app.read_models.get(name))
+    }
+
+    /// The query of this name, in any application.
+    #[must_use]
+    pub fn query(&self, name: &str) -> Option<&Arc<QueryDefinition>> {
+        self.applications.values().find_map(|app| app.queries.get(name))
+    }
+}

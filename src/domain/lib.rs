@@ -1,0 +1,25 @@
+//! The words of FlexCore as types: names that cannot be wrong, the envelope of commits, deployed
+//! definitions, and the decider interface. Pure and synchronous: no clock, no network, no runtime.
+
+pub mod command;
+pub mod commit;
+pub mod decider;
+pub mod definition;
+pub mod json;
+pub mod limits;
+pub mod names;
+pub mod position;
+pub mod slot;
+pub mod trace;
+
+pub use command::{Command, Outcome, StateReply, Violation};
+pub use commit::{Commit, Event, Hash};
+pub use decider::{Context, Decider, Decision, NewEvent, Refusal, State};
+pub use definition::{Application, Catalog};
+pub use names::{
+    ActorName, AggregateId, AggregateKey, AggregateName, CommandId, CommandName, EventName,
+    InvalidName, Name, Tenant,
+};
+pub use position::Position;
+pub use slot::{SLOTS, Slot};
+pub use trace::TraceParent;

@@ -1,0 +1,21 @@
+//! Every limit that the log's format fixes, each with its reason.
+
+/// Longest payload of a command, in bytes: a commit must fit the broker's 1 MiB message with room
+/// for several events.
+pub const PAYLOAD_BYTES_MAX: usize = 256 * 1024;
+
+/// Longest body of one commit, in bytes: just under the broker's `max_payload` of 1 MiB, less the
+/// headers.
+pub const COMMIT_BYTES_MAX: usize = 960 * 1024;
+
+/// Most events that one command may produce: they are one message, folded as one.
+pub const COMMIT_EVENTS_MAX: usize = 256;
+
+/// Deepest nesting of JSON that is read: deeper documents exist only to exhaust stacks.
+pub const JSON_DEPTH_MAX: usize = 32;
+
+/// Command ids that an aggregate remembers, so that a repeated command finds its first outcome.
+pub const COMMAND_IDS_REMEMBERED: usize = 1_024;
+
+/// Largest state of one aggregate as JSON text, in bytes: it travels in one snapshot message.
+pub const STATE_BYTES_MAX: usize = 512 * 1024;

@@ -1,0 +1,49 @@
+//! Slots: the hash buckets of aggregates. A slot has one owner at a time.
+
+use std::fmt;
+
+use crate::names::AggregateKey;
+
+/// Slots of an installation. Fixed when the streams are created: another number would send an
+/// aggregate's later commits to another subject.
+pub const SLOTS: u16 = 64;
+
+/// A hash bucket of aggregates, below [`SLOTS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot(u16);
+
+impl Slot {
+    /// The slot of an aggregate: FNV-1a 32 over tenant, aggregate and id with nothing between,
+    /// modulo [`SLOTS`]; the same function as the broker's `partition(64,1,2,3)` mapping.
+    #[must_use]
+    pub fn of(key: &AggregateKey) -> Self {
+        let hash = [key.tenant().as_str(), key.aggregate().as_str(), key.id().as_str()]
+            .iter()
+            .flat_map(|part| part.bytes())
+            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        Self((hash % u32::from(SLOTS)) as u16)
+    }
+
+    /// The slot with this number, or `None` at [`SLOTS`] and above.
+    #[must_use]
+    pub fn new(number: u16) -> Option<Self> {
+        (number < SLOTS).then_some(Self(number))
+    }
+
+    /// Every slot, from 0 up.
+    pub fn all() -> impl Iterator<Item = Self> {
+        (0..SLOTS).map(Self)
+    }
+
+    /// The slot's number.
+    #[must_use]
+    pub fn number(self) -> u16 {
+        self.0
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
