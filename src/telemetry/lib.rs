@@ -1,1 +1,165 @@
-//! telemetry
+//! Logs, metrics and traces of a FlexCore process, started once by the executable.
+//!
+//! The other crates know only the facades: `tracing` for logs and spans, `metrics` for metrics.
+//! Spans on hot paths are at level `DEBUG`: while no OTLP endpoint is configured the default
+//! filter turns them off where they stand, at the cost of one load.
+
+use std::{
+    sync::mpsc::{RecvTimeoutError, Sender, channel},
+    time::Duration,
+};
+
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing::Metadata;
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    filter::{FilterExt, filter_fn},
+    fmt,
+    layer::SubscriberExt,
+    registry::LookupSpan,
+    util::SubscriberInitExt,
+};
+
+mod logs;
+mod prometheus;
+mod traces;
+
+pub use prometheus::Metrics;
+pub use traces::{add_link, current_traceparent, link};
+
+/// How often histograms are folded into their buckets, so that memory stays bounded when nobody
+/// reads `/metrics`.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What a process says about itself, and where to.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `service.name` in logs and traces.
+    pub service_name: String,
+    /// One JSON object a line, in the shape of the Elastic Common Schema, instead of lines for
+    /// people.
+    pub json_logs: bool,
+    /// What is logged, in `tracing-subscriber`'s syntax: `info`, `info,flexcore_gateway=debug`.
+    pub filter: String,
+    /// Where traces go, such as `http://127.0.0.1:4317` (OTLP over gRPC); `None`: no traces.
+    pub otlp_endpoint: Option<String>,
+    /// Which part of the traces that begin here is kept, 0 to 1; a trace that begins elsewhere
+    /// follows the decision made there.
+    pub sample_ratio: f64,
+    /// Colours in the lines for people.
+    pub colours: bool,
+}
+
+/// Why telemetry could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The log filter cannot be read.
+    #[error(
+        "log filter {filter:?}: {reason}; write a level (error, warn, info, debug, trace) or \
+             target=level pairs with commas between"
+    )]
+    Filter {
+        /// What was given.
+        filter: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The OTLP endpoint cannot be used.
+    #[error("OTLP endpoint {endpoint:?}: {reason}; write http://HOST:4317")]
+    Otlp {
+        /// What was given.
+        endpoint: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The process has telemetry already.
+    #[error("telemetry was started before in this process")]
+    Started,
+}
+
+/// The running telemetry of this process. Dropping it stops the upkeep of metrics; call
+/// [`Telemetry::shutdown`] so that the last spans are sent.
+#[derive(Debug)]
+pub struct Telemetry {
+    metrics: Metrics,
+    traces: Option<SdkTracerProvider>,
+    // Dropping the sender ends the upkeep thread.
+    _upkeep: Sender<()>,
+}
+
+/// Starts logs, metrics and (with an endpoint) traces for the whole process. With an endpoint it
+/// must be called inside a tokio runtime, which must live until after [`Telemetry::shutdown`].
+/// Fails when a setting cannot be used or telemetry runs already.
+pub fn start(settings: &Settings) -> Result<Telemetry, Error> {
+    let traces = traces::provider(settings)?;
+    let exported = traces.is_some();
+    let layer =
+        traces.as_ref().map(|provider| traces::layer(provider).with_filter(filter_fn(is_our_span)));
+    tracing_subscriber::registry()
+        .with(layer)
+        .with(log_layer(settings, exported)?)
+        .try_init()
+        .map_err(|_| Error::Started)?;
+    let metrics = prometheus::install().ok_or(Error::Started)?;
+    Ok(Telemetry { _upkeep: keep_up(metrics.clone()), metrics, traces })
+}
+
+impl Telemetry {
+    /// The metrics, for `/metrics`.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        self.metrics.clone()
+    }
+
+    /// Sends the spans that wait, for at most `timeout`. Blocks: call it outside of asynchronous
+    /// code, while the runtime that [`start`] was called in still runs.
+    pub fn shutdown(self, timeout: Duration) {
+        let Some(traces) = self.traces else { return };
+        if let Err(error) = traces.shutdown_with_timeout(timeout) {
+            tracing::warn!(%error, "the last spans may not have been sent");
+        }
+    }
+}
+
+fn log_layer<S>(settings: &Settings, traces: bool) -> Result<Box<dyn Layer<S> + Send + Sync>, Error>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+{
+    let chosen = EnvFilter::builder().parse(&settings.filter).map_err(|error| Error::Filter {
+        filter: settings.filter.clone(),
+        reason: error.to_string(),
+    })?;
+    // With traces on, the spans exist anyway: let the log lines inside them carry their fields.
+    let filter = chosen.or(filter_fn(move |about| traces && is_our_span(about)));
+    Ok(if settings.json_logs {
+        logs::Ecs::new(&settings.service_name, std::io::stderr).with_filter(filter).boxed()
+    } else {
+        fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(settings.colours)
+            .with_target(false)
+            .fmt_fields(logs::human_fields())
+            .with_filter(filter)
+            .boxed()
+    })
+}
+
+fn is_our_span(about: &Metadata<'_>) -> bool {
+    about.is_span()
+        && about.target().starts_with("flexcore")
+        && *about.level() <= tracing::Level::DEBUG
+}
+
+/// A thread of its own: upkeep must go on when the runtime is busy.
+fn keep_up(metrics: Metrics) -> Sender<()> {
+    let (stop, stopped) = channel();
+    std::thread::Builder::new()
+        .name("metrics-upkeep".to_owned())
+        .spawn(move || {
+            while stopped.recv_timeout(UPKEEP_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                metrics.run_upkeep();
+            }
+        })
+        .expect("BUG: a process that starts can have one more thread");
+    stop
+}

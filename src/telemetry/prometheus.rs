@@ -1,0 +1,158 @@
+//! Every metric of FlexCore by name, and the recorder behind `/metrics`.
+
+use metrics::Unit;
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+/// Upper bounds of latency buckets, in seconds: from a cached read to the longest wait that a
+/// request may ask for, about 2.5 times apart.
+const SECONDS: &[f64] = &[
+    0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
+    10.0, 30.0,
+];
+
+/// Upper bounds of batch sizes, in commits: up to the 1,000 messages of an atomic batch.
+const COMMITS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1_000.0];
+
+enum Kind {
+    Counter,
+    Gauge,
+    Histogram(&'static [f64]),
+}
+
+/// The complete list: name, kind, unit, and what it tells.
+const METRICS: &[(&str, Kind, Unit, &str)] = &[
+    (
+        "flexcore_append_seconds",
+        Kind::Histogram(SECONDS),
+        Unit::Seconds,
+        "Time from handing a commit to the event store to its acknowledgement",
+    ),
+    (
+        "flexcore_append_conflicts_total",
+        Kind::Counter,
+        Unit::Count,
+        "Commits refused because the aggregate had changed",
+    ),
+    (
+        "flexcore_append_batch_commits",
+        Kind::Histogram(COMMITS),
+        Unit::Count,
+        "Commits that went to the log together",
+    ),
+    ("flexcore_commands_total", Kind::Counter, Unit::Count, "Commands by outcome"),
+    (
+        "flexcore_command_seconds",
+        Kind::Histogram(SECONDS),
+        Unit::Seconds,
+        "Time from taking a command up to its outcome",
+    ),
+    ("flexcore_queue_depth", Kind::Gauge, Unit::Count, "Commands that wait, by lane"),
+    ("flexcore_dead_total", Kind::Counter, Unit::Count, "Messages put aside in FLEX_DEAD, by kind"),
+    (
+        "flexcore_projection_lag_events",
+        Kind::Gauge,
+        Unit::Count,
+        "Messages of the log that a read model has not applied yet",
+    ),
+    (
+        "flexcore_projection_events_total",
+        Kind::Counter,
+        Unit::Count,
+        "Events applied, by read model",
+    ),
+    (
+        "flexcore_projection_stopped",
+        Kind::Gauge,
+        Unit::Count,
+        "1 while a read model is stopped by a gap or a broken chain",
+    ),
+    (
+        "flexcore_projection_parked_total",
+        Kind::Counter,
+        Unit::Count,
+        "Events that could not be applied and were put aside, by read model",
+    ),
+    (
+        "http_server_request_duration_seconds",
+        Kind::Histogram(SECONDS),
+        Unit::Seconds,
+        "Time from a request's head to its answer, by method, route and status",
+    ),
+    ("flexcore_http_shed_total", Kind::Counter, Unit::Count, "Requests shed, by reason"),
+    ("flexcore_http_connections", Kind::Gauge, Unit::Count, "Open HTTP connections"),
+];
+
+/// The metrics of this process. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Metrics(PrometheusHandle);
+
+impl Metrics {
+    /// All metrics in Prometheus' text format (`text/plain; version=0.0.4`).
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.0.render()
+    }
+
+    pub(crate) fn run_upkeep(&self) {
+        self.0.run_upkeep();
+    }
+}
+
+/// Makes the recorder the one of this process; `None` when it has one already.
+pub(crate) fn install() -> Option<Metrics> {
+    let recorder = builder().build_recorder();
+    let handle = recorder.handle();
+    metrics::set_global_recorder(recorder).ok()?;
+    describe();
+    Some(Metrics(handle))
+}
+
+fn builder() -> PrometheusBuilder {
+    METRICS.iter().fold(PrometheusBuilder::new(), |builder, (name, kind, ..)| match kind {
+        Kind::Histogram(buckets) => builder
+            .set_buckets_for_metric(Matcher::Full((*name).to_owned()), buckets)
+            .expect("BUG: buckets are not empty"),
+        Kind::Counter | Kind::Gauge => builder,
+    })
+}
+
+fn describe() {
+    for (name, kind, unit, what) in METRICS {
+        match kind {
+            Kind::Counter => metrics::describe_counter!(*name, *unit, *what),
+            Kind::Gauge => metrics::describe_gauge!(*name, *unit, *what),
+            Kind::Histogram(_) => metrics::describe_histogram!(*name, *unit, *what),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_render_with_their_help_and_buckets() {
+        let recorder = builder().build_recorder();
+        let metrics = Metrics(recorder.handle());
+        metrics::with_local_recorder(&recorder, || {
+            describe();
+            metrics::histogram!("flexcore_append_seconds").record(0.003);
+            metrics::counter!("flexcore_commands_total", "outcome" => "accepted").increment(2);
+            metrics::gauge!("flexcore_queue_depth", "lane" => "sync").set(7.0);
+        });
+        metrics.run_upkeep();
+        let text = metrics.render();
+        for line in [
+            "# HELP flexcore_append_seconds Time from handing a commit to the event store to its \
+             acknowledgement",
+            "# TYPE flexcore_append_seconds histogram",
+            "flexcore_append_seconds_bucket{le=\"0.0025\"} 0",
+            "flexcore_append_seconds_bucket{le=\"0.005\"} 1",
+            "flexcore_append_seconds_count 1",
+            "flexcore_commands_total{outcome=\"accepted\"} 2",
+            "flexcore_queue_depth{lane=\"sync\"} 7",
+        ] {
+            assert!(text.lines().any(|l| l == line), "no line {line:?} in\n{text}");
+        }
+    }
+}
