@@ -1,0 +1,185 @@
+//! What can go wrong, by what the caller can do about it.
+
+use std::time::Duration;
+
+use flexcore_domain::{Name, Slot};
+
+/// Why a read model could not be read or written.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The caller named a column that the read model does not declare.
+    #[error("{read_model} has no column {column}; it has: {}", known.join(", "))]
+    UnknownColumn {
+        /// The read model.
+        read_model: Name,
+        /// The column as it was given, cut short.
+        column: String,
+        /// The columns that there are.
+        known: Vec<String>,
+    },
+    /// A value does not fit the type of its column or parameter.
+    #[error("{name}: {value:?} is not {expected}")]
+    InvalidValue {
+        /// The column or parameter.
+        name: String,
+        /// The value, cut short.
+        value: String,
+        /// What it should be, such as `an integer`.
+        expected: String,
+    },
+    /// `sort`, `fields`, `limit` or a filter is malformed or asks for too much.
+    #[error("{name}: {reason}")]
+    InvalidOption {
+        /// Which one.
+        name: String,
+        /// Why, and what would do.
+        reason: String,
+    },
+    /// The cursor is no cursor, or one of another query.
+    #[error(
+        "cursor: not the cursor of this query; \
+         pass on next_cursor unchanged, with the same filters and sort"
+    )]
+    InvalidCursor,
+    /// The query has no such parameter.
+    #[error("{query} has no parameter {parameter}; it has: {}", known.join(", "))]
+    UnknownParameter {
+        /// The query.
+        query: Name,
+        /// The parameter as it was given, cut short.
+        parameter: String,
+        /// The parameters that there are.
+        known: Vec<String>,
+    },
+    /// The query needs a parameter that was not given.
+    #[error("{query} needs the parameter {parameter}")]
+    MissingParameter {
+        /// The query.
+        query: Name,
+        /// The parameter.
+        parameter: Name,
+    },
+    /// The query's statement itself fails: a mistake of its author, or a division by zero.
+    #[error("query {query} fails: {message}")]
+    QueryFailed {
+        /// The query.
+        query: Name,
+        /// What Postgres says.
+        message: String,
+    },
+    /// The query has more rows than are returned at once.
+    #[error("query {query} has more than {max} rows; add a limit to its statement")]
+    TooManyRows {
+        /// The query.
+        query: Name,
+        /// Most rows that are returned.
+        max: usize,
+    },
+    /// No version of the read model serves yet, or the one that serves has another declaration:
+    /// it is being built. Try again later.
+    #[error("{0} is being built; try again in a while")]
+    NotBuilt(String),
+    /// The read model has not passed the position in time.
+    #[error("{read_model} has not passed position {wanted} of slot {slot} yet; it is at {passed}")]
+    NotYet {
+        /// The read model.
+        read_model: Name,
+        /// The position's slot.
+        slot: Slot,
+        /// The position's sequence.
+        wanted: u64,
+        /// Where the read model is.
+        passed: u64,
+    },
+    /// Too many requests wait for a position already.
+    #[error("too many requests wait for read models; try again")]
+    TooManyWaiters,
+    /// The query took longer than it may.
+    #[error("the query took longer than {} ms; narrow it", .0.as_millis())]
+    Timeout(Duration),
+    /// Postgres does not answer, or not now. A write's outcome is unknown then: read the checkpoint.
+    #[error("Postgres is unavailable: {0}")]
+    Unavailable(String),
+    /// Another worker has taken the projection over: this one must stop writing.
+    #[error("fenced: epoch {held} was overtaken by {found}")]
+    Fenced {
+        /// The epoch that this worker holds.
+        held: i64,
+        /// The one that the checkpoint has.
+        found: i64,
+    },
+    /// The checkpoint is not where this writer left it: read it again, and go on from there.
+    #[error("the checkpoint moved since it was read")]
+    Moved,
+    /// These changes cannot be applied, by their index in the batch: nothing was written.
+    #[error("{} events cannot be applied", .0.len())]
+    Unappliable(Vec<(usize, String)>),
+    /// The name of the read model or of a column is taken.
+    #[error("{0}")]
+    Reserved(String),
+    /// Nothing has this name.
+    #[error("no read model {name}; there are: {}", known.join(", "))]
+    UnknownReadModel {
+        /// The name as it was given.
+        name: String,
+        /// The read models that there are.
+        known: Vec<String>,
+    },
+    /// Postgres refused for a reason that no retry cures.
+    #[error("Postgres refused: {0}")]
+    Database(String),
+}
+
+/// Classes and codes of SQLSTATE that say "not now".
+fn is_passing(code: &str) -> bool {
+    // 08 connection, 53 resources (too many connections, disk full), 57P shutdown and start,
+    // 40 serialisation and deadlock, 55P03 lock not available.
+    code.starts_with("08")
+        || code.starts_with("53")
+        || code.starts_with("57P")
+        || code.starts_with("40")
+        || code == "55P03"
+}
+
+impl From<sqlx::Error> for Error {
+    fn from(error: sqlx::Error) -> Self {
+        match &error {
+            sqlx::Error::Database(inner) => {
+                if is_passing(&inner.code().unwrap_or_default()) {
+                    Self::Unavailable(inner.message().to_owned())
+                } else {
+                    Self::Database(inner.message().to_owned())
+                }
+            }
+            sqlx::Error::PoolTimedOut => Self::Unavailable("no connection in time".to_owned()),
+            sqlx::Error::Io(_)
+            | sqlx::Error::Tls(_)
+            | sqlx::Error::PoolClosed
+            | sqlx::Error::WorkerCrashed
+            | sqlx::Error::BeginFailed
+            | sqlx::Error::Protocol(_) => Self::Unavailable(error.to_string()),
+            _ => Self::Database(error.to_string()),
+        }
+    }
+}
+
+impl Error {
+    /// Whether trying again later may help.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Moved)
+    }
+}
+
+/// SQLSTATE of an error that Postgres raised.
+pub(crate) fn code(error: &sqlx::Error) -> Option<String> {
+    error.as_database_error().and_then(|inner| inner.code()).map(Into::into)
+}
+
+/// At most 40 characters of what a stranger sent, for an error's text.
+pub(crate) fn cut(text: &str) -> String {
+    match text.char_indices().nth(40) {
+        Some((at, _)) => format!("{}…", &text[..at]),
+        None => text.to_owned(),
+    }
+}

@@ -1,0 +1,89 @@
+//! Where each version of each read model is.
+
+use flexcore_domain::Name;
+use serde::Serialize;
+use sqlx::Row as _;
+
+use crate::{Error, ReadModels};
+
+/// What a version of a read model is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Filled from the log, beside the one that serves.
+    Building,
+    /// What queries read.
+    Serving,
+    /// Replaced; dropped as soon as nobody reads it.
+    Retired,
+}
+
+impl State {
+    pub(crate) fn parse(text: &str) -> Self {
+        match text {
+            "building" => Self::Building,
+            "serving" => Self::Serving,
+            _ => Self::Retired,
+        }
+    }
+}
+
+/// A version of a read model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// The read model.
+    pub read_model: Name,
+    /// Its version.
+    pub version: i32,
+    /// What it is for.
+    pub state: State,
+    /// Of its declaration.
+    pub fingerprint: String,
+    /// The stream sequence that every slot has passed.
+    pub position: u64,
+    /// The stream sequence that the foremost slot has passed: all commits up to here are in, those
+    /// of slots without commits since need no mark of their own.
+    pub position_max: u64,
+    /// Events that could not be applied.
+    pub parked: u64,
+}
+
+impl Status {
+    /// Commits between this version and the end of the log.
+    #[must_use]
+    pub fn lag(&self, last_sequence: u64) -> u64 {
+        last_sequence.saturating_sub(self.position_max)
+    }
+}
+
+impl ReadModels {
+    /// Every version of every read model, retired ones included.
+    pub async fn status(&self) -> Result<Vec<Status>, Error> {
+        let rows = sqlx::query(
+            "select p.read_model, p.version, p.state, p.fingerprint, \
+                    (select coalesce(min(position), 0) from flexcore.checkpoints c \
+                     where c.projection_id = p.id), \
+                    (select coalesce(max(position), 0) from flexcore.checkpoints c \
+                     where c.projection_id = p.id), \
+                    (select count(*) from flexcore.parked k where k.projection_id = p.id) \
+             from flexcore.projections p order by p.read_model, p.version",
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        rows.iter()
+            .map(|row| {
+                let name: &str = row.try_get(0)?;
+                Ok(Status {
+                    read_model: Name::parse(name)
+                        .map_err(|error| Error::Database(error.to_string()))?,
+                    version: row.try_get(1)?,
+                    state: State::parse(row.try_get(2)?),
+                    fingerprint: row.try_get(3)?,
+                    position: row.try_get::<i64, _>(4)?.unsigned_abs(),
+                    position_max: row.try_get::<i64, _>(5)?.unsigned_abs(),
+                    parked: row.try_get::<i64, _>(6)?.unsigned_abs(),
+                })
+            })
+            .collect()
+    }
+}
