@@ -1,1 +1,3 @@
-//! workers
+//! The workers: what keeps FlexCore running. One file a worker; this is the complete list.
+
+pub mod command;

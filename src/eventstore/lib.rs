@@ -1,1 +1,249 @@
-//! eventstore
+//! The event store on NATS JetStream: topology, append, load, snapshot, subscribe, verify.
+//!
+//! One command is one commit is one message on its aggregate's own subject. Appends carry the
+//! sequence that the subject must end with, so that of two writers one wins; commits are chained by
+//! hash, so that a reader sees what is missing or changed.
+
+mod append;
+#[cfg(any())]
+pub mod catalog;
+pub mod dead;
+mod inbox;
+mod load;
+pub mod queue;
+pub mod snapshot;
+mod subscribe;
+pub mod topology;
+pub mod verify;
+
+use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+
+use async_nats::jetstream;
+use flexcore_domain::{AggregateKey, Commit, Hash, Position, Slot};
+
+pub use append::Appended;
+pub use subscribe::{Filter, Subscription};
+
+/// What an acknowledgement promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// What is acknowledged survives a power cut: the server syncs before it acknowledges.
+    PowerLoss,
+    /// What is acknowledged survives the death of a process; the server syncs at leisure. For
+    /// benches and data that may be lost.
+    Relaxed,
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PowerLoss => "power-loss",
+            Self::Relaxed => "relaxed",
+        })
+    }
+}
+
+impl FromStr for Profile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "power-loss" => Ok(Self::PowerLoss),
+            "relaxed" => Ok(Self::Relaxed),
+            other => Err(format!("unknown profile {other:?}: power-loss or relaxed")),
+        }
+    }
+}
+
+/// How the log is kept.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// What an acknowledgement promises; checked against the server's own settings.
+    pub profile: Profile,
+    /// Copies of each stream: 1, 3 or 5.
+    pub replicas: usize,
+    /// Where the server's monitoring answers, such as `http://127.0.0.1:8222`: there the profile is
+    /// checked.
+    pub monitor_url: Option<String>,
+}
+
+/// Why the log did not do what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The aggregate has a later commit than expected. Load and decide again.
+    #[error("conflict: the aggregate was changed meanwhile")]
+    Conflict,
+    /// The broker did not answer, or not in time. An append's outcome is unknown then: load the
+    /// tail and look for the command id.
+    #[error("the log is unavailable: {0}")]
+    Unavailable(String),
+    /// Messages are missing from the log: a replica lost them or they were deleted.
+    #[error(
+        "gap in the log: {subject} jumps to {found} where {expected} follows; \
+         compare the replicas' message counts before anything else"
+    )]
+    Gap {
+        /// `FLEX_EVENTS` for stream sequences, else the subject whose versions jump.
+        subject: String,
+        /// What should have come.
+        expected: u64,
+        /// What came.
+        found: u64,
+    },
+    /// A commit does not carry the hash that its predecessor and body give.
+    #[error(
+        "broken hash chain at stream sequence {sequence} of {subject}: changed after it was written"
+    )]
+    BrokenChain {
+        /// The aggregate's subject.
+        subject: String,
+        /// The commit's stream sequence.
+        sequence: u64,
+    },
+    /// A message of the log is no commit.
+    #[error("stream sequence {sequence} of {subject} is not a commit: {reason}")]
+    Corrupt {
+        /// The message's subject.
+        subject: String,
+        /// Its stream sequence.
+        sequence: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The server or a stream contradicts the settings.
+    #[error("{0}")]
+    Misconfigured(String),
+}
+
+pub(crate) fn unavailable(error: impl fmt::Display) -> Error {
+    Error::Unavailable(error.to_string())
+}
+
+/// What the aggregate's subject must end with for an append to succeed. The default: no commit yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// Stream sequence of the aggregate's last commit; 0: none.
+    pub sequence: u64,
+    /// That commit's link in the hash chain.
+    pub hash: Hash,
+}
+
+impl Default for Expected {
+    fn default() -> Self {
+        Self { sequence: 0, hash: Hash::ZERO }
+    }
+}
+
+/// A commit as it stands in the log.
+#[derive(Clone, Debug)]
+pub struct Recorded {
+    /// Its stream sequence.
+    pub sequence: u64,
+    /// Its link in the hash chain.
+    pub hash: Hash,
+    /// Its body, as it stands in the log.
+    pub body: bytes::Bytes,
+    /// What it says.
+    pub commit: Commit,
+}
+
+impl Recorded {
+    /// Its slot.
+    #[must_use]
+    pub fn slot(&self) -> Slot {
+        self.commit.key.slot()
+    }
+
+    /// Whether its hash is the one that follows from its predecessor's and its body.
+    #[must_use]
+    pub fn follows(&self, previous: &Hash) -> bool {
+        Hash::chain(previous, &self.body) == self.hash
+    }
+
+    /// Its place in the log, as clients pass it on.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        Position { slot: self.slot(), sequence: self.sequence }
+    }
+}
+
+/// Longest wait for the broker's answer to one request: a leader's death takes 4 to 7 s to heal,
+/// and the caller retries.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A handle on the log; cheap to clone.
+#[derive(Clone)]
+pub struct EventStore {
+    client: async_nats::Client,
+    jetstream: jetstream::Context,
+    settings: Arc<Settings>,
+    appender: append::Appender,
+    inbox: inbox::Inbox,
+}
+
+impl EventStore {
+    /// Checks the server against the profile, creates the streams that are missing and checks those
+    /// that are there. Fails with [`Error::Misconfigured`] when one contradicts the settings.
+    pub async fn open(client: async_nats::Client, settings: Settings) -> Result<Self, Error> {
+        topology::check_profile(&client, &settings).await?;
+        let jetstream = jetstream::new(client.clone());
+        topology::create(&jetstream, &settings).await?;
+        Self::attach(client, settings).await
+    }
+
+    /// A handle on a log that another process has opened, for tools: nothing is created or checked.
+    pub async fn attach(client: async_nats::Client, settings: Settings) -> Result<Self, Error> {
+        let jetstream = jetstream::ContextBuilder::new()
+            .timeout(REQUEST_TIMEOUT)
+            .ack_timeout(REQUEST_TIMEOUT)
+            .build(client.clone());
+        let inbox = inbox::Inbox::open(&client).await?;
+        let grouped = settings.profile == Profile::PowerLoss && settings.replicas == 1;
+        let appender = append::Appender::start(client.clone(), jetstream.clone(), grouped);
+        Ok(Self { client, jetstream, settings: Arc::new(settings), appender, inbox })
+    }
+
+    /// The connection below.
+    #[must_use]
+    pub fn client(&self) -> &async_nats::Client {
+        &self.client
+    }
+
+    /// The connection's JetStream context.
+    #[must_use]
+    pub fn jetstream(&self) -> &jetstream::Context {
+        &self.jetstream
+    }
+
+    /// How the log is kept.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Appends a commit. Returns its place when the broker has it as the profile promises. Fails
+    /// with [`Error::Conflict`] when the aggregate does not end with `expected`, and with
+    /// [`Error::Unavailable`] when the outcome is unknown.
+    pub async fn append(&self, commit: &Commit, expected: Expected) -> Result<Appended, Error> {
+        let encoded = commit.encode(&expected.hash);
+        let started = std::time::Instant::now();
+        let result = self.appender.append(&commit.key, encoded, expected).await;
+        metrics::histogram!("flexcore_append_seconds").record(started.elapsed().as_secs_f64());
+        if matches!(result, Err(Error::Conflict)) {
+            metrics::counter!("flexcore_append_conflicts_total").increment(1);
+        }
+        result
+    }
+
+    /// Stream sequence of the log's last message; 0 when it is empty.
+    pub async fn last_sequence(&self) -> Result<u64, Error> {
+        let stream = self.jetstream.get_stream(topology::EVENTS).await.map_err(unavailable)?;
+        Ok(stream.cached_info().state.last_sequence)
+    }
+}
+
+/// The subject of an aggregate's commits: `evt.<slot>.<tenant>.<aggregate>.<id>`.
+#[must_use]
+pub fn subject(key: &AggregateKey) -> String {
+    format!("evt.{}", key.subject_part())
+}

@@ -1,0 +1,66 @@
+//! FLEX_COMMANDS: asynchronous commands, one durable consumer a slot, acknowledged in order and
+//! purged in bulk. A work queue would cost a synced delete for each.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, Consumer, pull};
+use flexcore_domain::Slot;
+
+use crate::{Error, EventStore, topology, unavailable};
+
+/// Commands of one slot that may be under way, and so come again after a crash.
+pub const SLOT_IN_FLIGHT_MAX: i64 = 1_000;
+/// How long a command may be under way before the broker hands it out again: longer than any
+/// retry that the worker makes, since a repetition is recognised but not free.
+pub const ACK_WAIT: Duration = Duration::from_secs(120);
+
+impl EventStore {
+    /// The durable consumer of a slot's asynchronous commands, `slot_<n>`, made when it is missing.
+    pub async fn queue(&self, slot: Slot) -> Result<Consumer<pull::Config>, Error> {
+        let config = pull::Config {
+            durable_name: Some(format!("slot_{slot}")),
+            filter_subject: format!("cmdq.{slot}.>"),
+            ack_policy: AckPolicy::All,
+            ack_wait: ACK_WAIT,
+            max_ack_pending: SLOT_IN_FLIGHT_MAX,
+            ..pull::Config::default()
+        };
+        self.jetstream
+            .create_consumer_on_stream(config, topology::COMMANDS)
+            .await
+            .map_err(unavailable)
+    }
+
+    /// Removes the commands that every slot has acknowledged. Returns how many went.
+    pub async fn purge_queue(&self) -> Result<u64, Error> {
+        let stream = self.jetstream.get_stream(topology::COMMANDS).await.map_err(unavailable)?;
+        let mut lowest = stream.cached_info().state.last_sequence;
+        for slot in Slot::all() {
+            let consumer: Result<Consumer<pull::Config>, _> =
+                stream.get_consumer(&format!("slot_{slot}")).await;
+            let Ok(consumer) = consumer else { continue };
+            let info = consumer.cached_info();
+            let idle = info.num_pending == 0 && info.num_ack_pending == 0;
+            if !idle {
+                lowest = lowest.min(info.ack_floor.stream_sequence);
+            }
+        }
+        let purged = stream.purge().sequence(lowest + 1).await.map_err(unavailable)?;
+        Ok(purged.purged)
+    }
+
+    /// Commands that wait or are under way, over all slots.
+    pub async fn queue_depth(&self) -> Result<u64, Error> {
+        let stream = self.jetstream.get_stream(topology::COMMANDS).await.map_err(unavailable)?;
+        let mut depth = 0;
+        for slot in Slot::all() {
+            let consumer: Result<Consumer<pull::Config>, _> =
+                stream.get_consumer(&format!("slot_{slot}")).await;
+            if let Ok(consumer) = consumer {
+                let info = consumer.cached_info();
+                depth += info.num_pending + info.num_ack_pending as u64;
+            }
+        }
+        Ok(depth)
+    }
+}

@@ -1,0 +1,214 @@
+//! The streams: what they keep, and the check that an existing one keeps it.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    self,
+    stream::{
+        Config, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType, SubjectTransform,
+    },
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use flexcore_domain::SLOTS;
+
+use crate::{Error, Profile, Settings, unavailable};
+
+/// Commits, for ever.
+pub const EVENTS: &str = "FLEX_EVENTS";
+/// Asynchronous commands, until they are processed.
+pub const COMMANDS: &str = "FLEX_COMMANDS";
+/// What could not be processed.
+pub const DEAD: &str = "FLEX_DEAD";
+/// Rejections of asynchronous commands, for those who ask later.
+pub const OUTCOMES: &str = "FLEX_OUTCOMES";
+/// Snapshots of aggregates, laid out as a KV bucket named `flex_snapshots`.
+pub const SNAPSHOTS: &str = "KV_flex_snapshots";
+
+/// Most bytes of commands that wait. More are refused with an error to the publisher.
+const COMMANDS_BYTES_MAX: i64 = 1 << 30;
+/// Most bytes of dead messages; then the oldest go.
+const DEAD_BYTES_MAX: i64 = 256 << 20;
+/// Most bytes of rejections; then the oldest go.
+const OUTCOMES_BYTES_MAX: i64 = 256 << 20;
+/// How long a rejection can be asked for.
+const OUTCOMES_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Shortest window that the broker takes. Commands are recognised by their aggregates, without a
+/// clock; the broker's own check spans all aggregates and would swallow a command that shares its
+/// id with another aggregate's.
+const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
+
+fn streams(settings: &Settings) -> [Config; 5] {
+    let base = Config {
+        num_replicas: settings.replicas,
+        storage: StorageType::File,
+        retention: RetentionPolicy::Limits,
+        duplicate_window: DUPLICATE_WINDOW,
+        ..Config::default()
+    };
+    let commands = SubjectTransform {
+        source: "cmd.*.*.*.*".to_owned(),
+        destination: format!(
+            "cmdq.{{{{partition({SLOTS},1,2,3)}}}}.\
+             {{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}.{{{{wildcard(3)}}}}.{{{{wildcard(4)}}}}"
+        ),
+    };
+    [
+        Config {
+            name: EVENTS.to_owned(),
+            subjects: vec!["evt.>".to_owned()],
+            discard: DiscardPolicy::New,
+            deny_delete: true,
+            deny_purge: true,
+            allow_direct: true,
+            allow_atomic_publish: true,
+            ..base.clone()
+        },
+        Config {
+            name: COMMANDS.to_owned(),
+            subjects: vec!["cmd.*.*.*.*".to_owned()],
+            subject_transform: Some(commands),
+            discard: DiscardPolicy::New,
+            max_bytes: COMMANDS_BYTES_MAX,
+            ..base.clone()
+        },
+        Config {
+            name: DEAD.to_owned(),
+            subjects: vec!["dead.>".to_owned()],
+            max_bytes: DEAD_BYTES_MAX,
+            allow_direct: true,
+            ..base.clone()
+        },
+        Config {
+            name: OUTCOMES.to_owned(),
+            subjects: vec!["outcome.>".to_owned()],
+            max_bytes: OUTCOMES_BYTES_MAX,
+            max_age: OUTCOMES_AGE_MAX,
+            max_messages_per_subject: 1,
+            allow_direct: true,
+            ..base.clone()
+        },
+        Config {
+            name: SNAPSHOTS.to_owned(),
+            subjects: vec!["$KV.flex_snapshots.>".to_owned()],
+            max_messages_per_subject: 1,
+            allow_rollup: true,
+            allow_direct: true,
+            // A lost snapshot costs a longer load, so none waits for the disk; replicated streams
+            // refuse this mode, and need it less, since Raft groups their syncs.
+            persist_mode: (settings.replicas == 1).then_some(PersistenceMode::Async),
+            ..base
+        },
+    ]
+}
+
+/// Creates what is missing and checks what is there.
+pub(crate) async fn create(
+    jetstream: &jetstream::Context,
+    settings: &Settings,
+) -> Result<(), Error> {
+    for wanted in streams(settings) {
+        let name = wanted.name.clone();
+        let stream = jetstream
+            .get_or_create_stream(wanted.clone())
+            .await
+            .map_err(|error| unavailable(format!("creating stream {name}: {error}")))?;
+        let found = &stream.cached_info().config;
+        check(&wanted, found).map_err(|(what, wanted, found)| {
+            Error::Misconfigured(format!(
+                "stream {name} has {what} {found} where the profile {} needs {wanted}; \
+                 change the stream with `nats stream edit {name}`, or start with an empty store",
+                settings.profile
+            ))
+        })?;
+    }
+    Ok(())
+}
+
+type Contradiction = (&'static str, String, String);
+
+fn check(wanted: &Config, found: &Config) -> Result<(), Contradiction> {
+    fn same<T: PartialEq + std::fmt::Debug>(
+        what: &'static str,
+        wanted: &T,
+        found: &T,
+    ) -> Result<(), Contradiction> {
+        if wanted == found {
+            return Ok(());
+        }
+        Err((what, format!("{wanted:?}"), format!("{found:?}")))
+    }
+    let mode = |config: &Config| config.persist_mode == Some(PersistenceMode::Async);
+    same("subjects", &wanted.subjects, &found.subjects)?;
+    same("storage", &wanted.storage, &found.storage)?;
+    same("replicas", &wanted.num_replicas, &found.num_replicas)?;
+    same("retention", &wanted.retention, &found.retention)?;
+    same("deny_delete", &wanted.deny_delete, &found.deny_delete)?;
+    same("deny_purge", &wanted.deny_purge, &found.deny_purge)?;
+    same("max_age", &wanted.max_age, &found.max_age)?;
+    same("subject transform", &wanted.subject_transform, &found.subject_transform)?;
+    same("discard policy", &wanted.discard, &found.discard)?;
+    same("allow_direct", &wanted.allow_direct, &found.allow_direct)?;
+    same("allow_atomic", &wanted.allow_atomic_publish, &found.allow_atomic_publish)?;
+    same("asynchronous persist_mode", &mode(wanted), &mode(found))
+}
+
+/// Oldest server whose `sync_interval: always` has no known hole.
+const SERVER_VERSION_MIN: (i64, i64, i64) = (2, 15, 0);
+
+/// Checks the server's version and, for the profile `power-loss`, that it syncs before it
+/// acknowledges.
+pub(crate) async fn check_profile(
+    client: &async_nats::Client,
+    settings: &Settings,
+) -> Result<(), Error> {
+    let (major, minor, patch) = SERVER_VERSION_MIN;
+    if !client.is_server_compatible(major, minor, patch) {
+        return Err(Error::Misconfigured(format!(
+            "nats-server {} is too old: {major}.{minor} or later is needed",
+            client.server_info().version
+        )));
+    }
+    if settings.profile == Profile::Relaxed {
+        return Ok(());
+    }
+    let url = settings.monitor_url.as_deref().ok_or_else(|| {
+        Error::Misconfigured(
+            "the profile power-loss is checked at the server's monitoring address: \
+             give it with --nats-monitor (nats.conf: `http`), or use --profile relaxed"
+                .to_owned(),
+        )
+    })?;
+    let varz = varz(url).await?;
+    if varz["jetstream"]["config"]["sync_always"] == true {
+        return Ok(());
+    }
+    Err(Error::Misconfigured(format!(
+        "the server at {url} does not sync before it acknowledges, so the profile power-loss would \
+         be a false promise: set `jetstream {{ sync_interval: always }}` in nats.conf, or start \
+         with --profile relaxed"
+    )))
+}
+
+async fn varz(url: &str) -> Result<serde_json::Value, Error> {
+    let host = url.trim_start_matches("http://").trim_end_matches('/');
+    let bad =
+        |error: &dyn std::fmt::Display| Error::Unavailable(format!("monitoring at {url}: {error}"));
+    let ask = async {
+        let mut stream = TcpStream::connect(host).await?;
+        let request = format!("GET /varz HTTP/1.0\r\nHost: {host}\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.take(1 << 20).read_to_end(&mut answer).await?;
+        Ok::<_, std::io::Error>(answer)
+    };
+    let answer = tokio::time::timeout(crate::REQUEST_TIMEOUT, ask)
+        .await
+        .map_err(|error| bad(&error))?
+        .map_err(|error| bad(&error))?;
+    let body = answer.windows(4).position(|four| four == b"\r\n\r\n").map_or(0, |at| at + 4);
+    serde_json::from_slice(&answer[body..]).map_err(|error| bad(&error))
+}

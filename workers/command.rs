@@ -1,0 +1,193 @@
+//! The command worker: takes commands from requests and from the queue, has their lane decide, and
+//! performs what the lane asks for.
+//!
+//! A lane is a thread: JavaScript runs there, away from the network's threads. Slots are spread over
+//! the lanes, so an aggregate's commands meet in one place and keep their order.
+
+mod cache;
+mod deciders;
+mod lane;
+mod perform;
+mod queue;
+mod requests;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use flexcore_domain::{AggregateKey, Catalog, Command, CommandId, Outcome, Slot, StateReply};
+use flexcore_eventstore::{Error, EventStore};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use deciders::NativeDeciders;
+
+use lane::{Input, Work};
+use perform::{LaneThread, Responder, ToLane};
+
+/// How a command worker runs.
+#[derive(Clone)]
+pub struct Settings {
+    /// The slots that it owns.
+    pub slots: Vec<Slot>,
+    /// Threads that decide.
+    pub lanes: usize,
+    /// Bytes of aggregates kept at hand, over all lanes.
+    pub cache_bytes_max: usize,
+    /// Deciders written in Rust.
+    pub native: NativeDeciders,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            slots: Slot::all().collect(),
+            lanes: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8),
+            cache_bytes_max: 128 << 20,
+            native: Arc::new(|_| None),
+        }
+    }
+}
+
+/// Questions that one lane takes on for waiting clients before it answers "overloaded": about
+/// 100 ms of work.
+const LANE_DEPTH_MAX: usize = 2_048;
+/// How long the last answers may take once the worker is told to stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the queue is purged and its depth measured.
+const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
+
+/// The lanes of this process; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Lanes {
+    lanes: Arc<[LaneHandle]>,
+}
+
+struct LaneHandle {
+    inputs: mpsc::UnboundedSender<ToLane>,
+    depth: Arc<AtomicUsize>,
+}
+
+impl Lanes {
+    fn of(&self, key: &AggregateKey) -> &LaneHandle {
+        &self.lanes[usize::from(key.slot().number()) % self.lanes.len()]
+    }
+
+    /// Whether a waiting client should rather be told to come back.
+    pub(crate) fn is_full(&self, key: &AggregateKey) -> bool {
+        self.of(key).depth.load(Ordering::Relaxed) >= LANE_DEPTH_MAX
+    }
+
+    fn ask(&self, key: AggregateKey, work: impl FnOnce(u64) -> Work + Send + 'static, to: Responder) {
+        let lane = self.of(&key);
+        lane.depth.fetch_add(1, Ordering::Relaxed);
+        // A lane ends only with the process.
+        let _ = lane.inputs.send(ToLane::Ask { key, work: Box::new(work), to });
+    }
+
+    /// What comes of a command. `patient`: it waits out an outage.
+    pub(crate) async fn command(&self, command: Command, patient: bool) -> Outcome {
+        let (to, answer) = oneshot::channel();
+        let key = command.key.clone();
+        let command = Box::new(command);
+        self.ask(
+            key,
+            move |ticket| Work::Command { command, patient, ticket },
+            Responder::Outcome(to),
+        );
+        let lost = || Outcome::Unavailable { message: "the worker is stopping".to_owned() };
+        answer.await.ok().flatten().unwrap_or_else(lost)
+    }
+
+    /// What the aggregate remembers of a command.
+    pub(crate) async fn outcome(&self, key: AggregateKey, id: CommandId) -> Option<Outcome> {
+        let (to, answer) = oneshot::channel();
+        self.ask(key, move |ticket| Work::OutcomeOf { id, ticket }, Responder::Outcome(to));
+        answer.await.ok().flatten()
+    }
+
+    /// The aggregate's state now.
+    pub(crate) async fn state(&self, key: AggregateKey) -> StateReply {
+        let (to, answer) = oneshot::channel();
+        self.ask(key, move |ticket| Work::State { ticket }, Responder::State(to));
+        let lost = || StateReply::Unavailable { message: "the worker is stopping".to_owned() };
+        answer.await.unwrap_or_else(|_| lost())
+    }
+
+    fn depth(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.depth.load(Ordering::Relaxed)).sum()
+    }
+
+    fn follow(&self, catalog: &Arc<Catalog>) {
+        for lane in self.lanes.iter() {
+            let _ = lane.inputs.send(ToLane::Told(Input::Catalog(catalog.clone())));
+        }
+    }
+}
+
+/// Serves commands until the token is cancelled; then answers what it has taken on and returns.
+/// Fails when the broker refuses a subscription or a consumer at the start.
+pub async fn run(
+    store: EventStore,
+    mut catalog: watch::Receiver<Arc<Catalog>>,
+    settings: Settings,
+    stop: CancellationToken,
+) -> Result<(), Error> {
+    let now = catalog.borrow_and_update().clone();
+    let lanes: Arc<[LaneHandle]> = (0..settings.lanes.max(1))
+        .map(|number| LaneThread::start(&store, number, &now, &settings))
+        .collect();
+    let lanes = Lanes { lanes };
+    let tasks = TaskTracker::new();
+    requests::serve(&store, &lanes, &settings, catalog.clone(), &tasks, &stop).await?;
+    queue::serve(&store, &lanes, &settings, &tasks, &stop).await?;
+    tasks.spawn(keep_house(store.clone(), lanes.clone(), stop.clone()));
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => break,
+            changed = catalog.changed() => {
+                if changed.is_err() {
+                    stop.cancelled().await;
+                    break;
+                }
+                let now = catalog.borrow_and_update().clone();
+                lanes.follow(&now);
+            }
+        }
+    }
+    tasks.close();
+    if tokio::time::timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
+        tracing::warn!(left = lanes.depth(), "stopped before every answer was given");
+    }
+    Ok(())
+}
+
+async fn keep_house(store: EventStore, lanes: Lanes, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(HOUSEKEEPING_EVERY) => {}
+        }
+        for (number, lane) in lanes.lanes.iter().enumerate() {
+            let depth = lane.depth.load(Ordering::Relaxed);
+            metrics::gauge!("flexcore_queue_depth", "lane" => number.to_string())
+                .set(depth as f64);
+        }
+        match store.purge_queue().await {
+            Ok(0) => {}
+            Ok(purged) => tracing::debug!(purged, "processed commands left the queue"),
+            Err(error) => tracing::debug!(%error, "the queue was not purged"),
+        }
+    }
+}
+
+/// Milliseconds since 1970-01-01 UTC: what deciders see as `now`.
+fn now_ms() -> i64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,503 @@
+//! A lane: the owner of some slots' aggregates. Pure: it takes inputs and returns actions; the shell
+//! in [`super`] performs them. Commands of one aggregate are decided one after another, those of
+//! different aggregates overlap.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use flexcore_domain::{
+    AggregateKey, Catalog, Command, Context, Decider, Hash, Outcome, Refusal, Slot,
+    StateReply, commit::Commit, position::Position,
+};
+use flexcore_eventstore::{Appended, Error, Expected, snapshot::Snapshot};
+
+use super::{
+    cache::{Cache, Entry},
+    deciders::Deciders,
+};
+
+/// Answers that this lane owes, by number.
+pub type Ticket = u64;
+
+/// What an aggregate is asked.
+#[derive(Debug)]
+pub enum Work {
+    /// A command. `patient`: it came from the queue, so it is retried for ever where a waiting
+    /// client would be told to try again.
+    Command {
+        /// The command.
+        command: Box<Command>,
+        /// Whether it waits out an outage.
+        patient: bool,
+        /// Its answer's number.
+        ticket: Ticket,
+    },
+    /// Its state now.
+    State {
+        /// The answer's number.
+        ticket: Ticket,
+    },
+    /// What came of a command.
+    OutcomeOf {
+        /// The command's id.
+        id: flexcore_domain::CommandId,
+        /// The answer's number.
+        ticket: Ticket,
+    },
+}
+
+/// What a lane is told.
+#[derive(Debug)]
+pub enum Input {
+    /// Somebody asks an aggregate.
+    Work {
+        /// The aggregate.
+        key: AggregateKey,
+        /// What is asked.
+        work: Work,
+    },
+    /// A load has ended.
+    Loaded {
+        /// The aggregate.
+        key: AggregateKey,
+        /// What was found.
+        result: Result<Loaded, Error>,
+    },
+    /// An append has ended.
+    Appended {
+        /// The aggregate.
+        key: AggregateKey,
+        /// Where the commit is.
+        result: Result<Appended, Error>,
+    },
+    /// Other applications are in force.
+    Catalog(Arc<Catalog>),
+}
+
+/// Commits of an aggregate, and the snapshot that they follow.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The sequence after which commits were asked for.
+    pub after: u64,
+    /// A snapshot of the right fingerprint, when one was used.
+    pub snapshot: Option<Snapshot>,
+    /// The commits after it, or after that sequence.
+    pub commits: Vec<flexcore_eventstore::Recorded>,
+}
+
+/// What the shell shall do.
+#[derive(Debug)]
+pub enum Action {
+    /// Load the commits after this sequence, after a pause; from a snapshot if it is worth it.
+    Load {
+        /// The aggregate.
+        key: AggregateKey,
+        /// What is known already: later commits are wanted. 0: everything.
+        after: Expected,
+        /// Fingerprint that a snapshot must have.
+        fingerprint: String,
+        /// How long to wait first.
+        pause: Duration,
+    },
+    /// Append a commit.
+    Append {
+        /// The commit.
+        commit: Box<Commit>,
+        /// What the aggregate must end with.
+        expected: Expected,
+    },
+    /// Answer a command, or a question for one: `None` when the aggregate does not remember it.
+    Answer {
+        /// The answer's number.
+        ticket: Ticket,
+        /// What came of it.
+        outcome: Option<Outcome>,
+    },
+    /// Answer a question for a state.
+    AnswerState {
+        /// The answer's number.
+        ticket: Ticket,
+        /// The state.
+        reply: StateReply,
+    },
+    /// Keep a snapshot; nobody waits for it.
+    SaveSnapshot {
+        /// The aggregate.
+        key: AggregateKey,
+        /// The snapshot.
+        snapshot: Box<Snapshot>,
+    },
+}
+
+/// Events between two snapshots of an aggregate: folding this many takes about a millisecond.
+pub const SNAPSHOT_EVENTS: u64 = 256;
+/// Times that a command is decided again after a conflict or an unknown outcome before a waiting
+/// client is told.
+const ATTEMPTS_MAX: u32 = 4;
+/// First and longest pause before the log is asked again after it did not answer.
+const PAUSE_FIRST: Duration = Duration::from_millis(50);
+const PAUSE_LONGEST: Duration = Duration::from_secs(2);
+
+enum Phase {
+    Loading,
+    Appending(Box<Appending>),
+}
+
+/// A commit on its way into the log.
+struct Appending {
+    /// The aggregate as it is while the append has not succeeded.
+    before: Entry,
+    /// The aggregate when it has, but for its place in the log.
+    after: Entry,
+    command: Box<Command>,
+    patient: bool,
+    ticket: Ticket,
+    /// Deployments seen when it was decided: a state folded by older functions is void.
+    generation: u64,
+}
+
+/// An aggregate that something is under way for. What comes meanwhile waits in order.
+struct Busy {
+    phase: Phase,
+    waiting: VecDeque<Work>,
+    /// Failed tries in a row of what is under way.
+    attempts: u32,
+}
+
+/// The state machine of one lane.
+pub struct Lane {
+    deciders: Deciders,
+    cache: Cache,
+    busy: HashMap<AggregateKey, Busy>,
+    generation: u64,
+}
+
+impl Lane {
+    /// A lane without aggregates. Its cache keeps at most this many bytes.
+    #[must_use]
+    pub fn new(deciders: Deciders, cache_bytes_max: usize) -> Self {
+        Self { deciders, cache: Cache::new(cache_bytes_max), busy: HashMap::new(), generation: 0 }
+    }
+
+    /// Takes one input and returns what to do. `now_ms` is the time that deciders see.
+    pub fn handle(&mut self, input: Input, now_ms: i64) -> Vec<Action> {
+        let mut actions = Vec::with_capacity(1);
+        match input {
+            Input::Work { key, work } => self.take_up(key, work, now_ms, &mut actions),
+            Input::Loaded { key, result } => self.loaded(key, result, now_ms, &mut actions),
+            Input::Appended { key, result } => self.appended(key, result, now_ms, &mut actions),
+            Input::Catalog(catalog) => {
+                self.deciders.follow(catalog);
+                // States folded by other functions are void, and the cheapest proof is a reload.
+                self.cache.clear();
+                self.generation += 1;
+            }
+        }
+        actions
+    }
+
+    fn take_up(&mut self, key: AggregateKey, work: Work, now_ms: i64, actions: &mut Vec<Action>) {
+        if let Some(busy) = self.busy.get_mut(&key) {
+            busy.waiting.push_back(work);
+            return;
+        }
+        if let Some(entry) = self.cache.take(&key) {
+            self.drain(key, entry, VecDeque::from([work]), 0, now_ms, actions);
+            return;
+        }
+        self.load(key, VecDeque::from([work]), Expected::default(), 0, actions);
+    }
+
+    fn load(
+        &mut self,
+        key: AggregateKey,
+        waiting: VecDeque<Work>,
+        after: Expected,
+        attempts: u32,
+        actions: &mut Vec<Action>,
+    ) {
+        let fingerprint = self.deciders.fingerprint(key.aggregate());
+        let pause = match attempts {
+            0 => Duration::ZERO,
+            n => (PAUSE_FIRST * 2_u32.pow(n.min(10) - 1)).min(PAUSE_LONGEST),
+        };
+        actions.push(Action::Load { key: key.clone(), after, fingerprint, pause });
+        self.busy.insert(key, Busy { phase: Phase::Loading, waiting, attempts });
+    }
+
+    /// Works off what waits for an aggregate until something has to be appended.
+    fn drain(
+        &mut self,
+        key: AggregateKey,
+        entry: Entry,
+        mut waiting: VecDeque<Work>,
+        mut attempts: u32,
+        now_ms: i64,
+        actions: &mut Vec<Action>,
+    ) {
+        while let Some(work) = waiting.pop_front() {
+            match work {
+                Work::State { ticket } => {
+                    actions.push(Action::AnswerState { ticket, reply: entry.state_reply() });
+                }
+                Work::OutcomeOf { id, ticket } => {
+                    let outcome = entry.remembered(&id).map(|first| replay(key.slot(), first));
+                    actions.push(Action::Answer { ticket, outcome });
+                }
+                Work::Command { command, patient, ticket } => {
+                    match self.decide(&entry, &command, now_ms) {
+                        Ok((commit, after)) => {
+                            let expected = entry.expected;
+                            actions.push(Action::Append { commit: Box::new(commit), expected });
+                            let appending = Appending {
+                                before: entry,
+                                after,
+                                command,
+                                patient,
+                                ticket,
+                                generation: self.generation,
+                            };
+                            let phase = Phase::Appending(Box::new(appending));
+                            self.busy.insert(key, Busy { phase, waiting, attempts });
+                            return;
+                        }
+                        Err(outcome) => {
+                            actions.push(Action::Answer { ticket, outcome: Some(outcome) });
+                        }
+                    }
+                    attempts = 0;
+                }
+            }
+        }
+        self.cache.put(key, entry);
+    }
+
+    /// The commit and the aggregate after it, or the answer when there is nothing to append.
+    fn decide(
+        &mut self,
+        entry: &Entry,
+        command: &Command,
+        now_ms: i64,
+    ) -> Result<(Commit, Entry), Outcome> {
+        let hash = Hash::of_command(command.name.as_str(), command.payload.get());
+        if let Some(first) = entry.remembered(&command.id) {
+            let same = first.hash == hash;
+            return Err(if same { replay(command.key.slot(), first) } else { Outcome::IdMismatch });
+        }
+        if command.expected_version.is_some_and(|expected| expected != entry.version) {
+            return Err(Outcome::Conflict { version: entry.version });
+        }
+        let decider = self.deciders.get(command.key.aggregate())?;
+        let context = Context {
+            tenant: command.key.tenant().clone(),
+            id: command.key.id().clone(),
+            version: entry.version,
+            command_id: command.id.clone(),
+            actor: command.actor.clone(),
+            now_ms,
+        };
+        let decision = decider
+            .decide(&entry.state, &command.name, &command.payload, &context)
+            .map_err(refused)?;
+        if decision.events.is_empty() {
+            return Err(Outcome::Accepted {
+                version: entry.version,
+                position: None,
+                replayed: false,
+            });
+        }
+        Ok(entry.commit(command, hash, decision, now_ms))
+    }
+
+    fn loaded(
+        &mut self,
+        key: AggregateKey,
+        result: Result<Loaded, Error>,
+        now_ms: i64,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(busy) = self.busy.remove(&key) else { return };
+        if let Ok(loaded) = &result
+            && loaded.snapshot.is_none()
+            && loaded.after != self.cache.sequence(&key)
+        {
+            // What the commits follow went out of the cache meanwhile.
+            return self.load(key, busy.waiting, Expected::default(), 0, actions);
+        }
+        let folded = result.and_then(|loaded| self.fold(&key, loaded));
+        match folded {
+            Ok(Ok(entry)) => {
+                self.drain(key, entry, busy.waiting, busy.attempts, now_ms, actions);
+            }
+            Ok(Err(refusal)) => {
+                let outcome = refused(refusal);
+                let message = "the state cannot be computed".to_owned();
+                answer_all(busy.waiting, &outcome, &message, actions);
+            }
+            Err(Error::Unavailable(message)) => {
+                let outcome = Outcome::Unavailable { message: message.clone() };
+                let (patient, others) = busy.waiting.into_iter().partition(is_patient);
+                answer_all(others, &outcome, &message, actions);
+                let patient: VecDeque<Work> = patient;
+                if !patient.is_empty() {
+                    self.load(key, patient, Expected::default(), busy.attempts + 1, actions);
+                }
+            }
+            Err(broken) => {
+                let message = broken.to_string();
+                let outcome = Outcome::Faulty { message: message.clone() };
+                answer_all(busy.waiting, &outcome, &message, actions);
+            }
+        }
+    }
+
+    /// The aggregate as loaded: from a snapshot, from what the cache had, or from nothing.
+    fn fold(&mut self, key: &AggregateKey, loaded: Loaded) -> Result<Result<Entry, Refusal>, Error> {
+        let mut entry = match (loaded.snapshot, self.cache.take(key)) {
+            (Some(snapshot), _) => Entry::from_snapshot(&snapshot),
+            (None, Some(entry)) => entry,
+            (None, None) => Entry::default(),
+        };
+        if let Some(first) = loaded.commits.first()
+            && first.commit.version_before() != entry.version
+        {
+            return Err(Error::Gap {
+                subject: flexcore_eventstore::subject(key),
+                expected: entry.version + 1,
+                found: first.commit.version_before() + 1,
+            });
+        }
+        for recorded in &loaded.commits {
+            if !recorded.follows(&entry.expected.hash) {
+                return Err(Error::BrokenChain {
+                    subject: flexcore_eventstore::subject(key),
+                    sequence: recorded.sequence,
+                });
+            }
+            let decider = match self.deciders.get(key.aggregate()) {
+                Ok(decider) => decider,
+                Err(_) => return Ok(Err(Refusal::Faulty("no such aggregate".to_owned()))),
+            };
+            match decider.evolve(&entry.state, &recorded.commit.events) {
+                Ok(state) => entry.record(recorded, state),
+                Err(refusal) => return Ok(Err(refusal)),
+            }
+        }
+        Ok(Ok(entry))
+    }
+
+    fn appended(
+        &mut self,
+        key: AggregateKey,
+        result: Result<Appended, Error>,
+        now_ms: i64,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(Busy { phase, waiting, attempts }) = self.busy.remove(&key) else { return };
+        let Phase::Appending(appending) = phase else { return };
+        match result {
+            Ok(appended) => self.recorded(key, *appending, appended, waiting, now_ms, actions),
+            Err(error) => {
+                self.not_recorded(key, *appending, &error, waiting, attempts + 1, actions);
+            }
+        }
+    }
+
+    fn recorded(
+        &mut self,
+        key: AggregateKey,
+        appending: Appending,
+        appended: Appended,
+        waiting: VecDeque<Work>,
+        now_ms: i64,
+        actions: &mut Vec<Action>,
+    ) {
+        let Appending { before, mut after, command, ticket, generation, .. } = appending;
+        after.appended(appended, &command);
+        actions.push(Action::Answer { ticket, outcome: Some(after.accepted(&key)) });
+        if generation != self.generation {
+            if !waiting.is_empty() {
+                self.load(key, waiting, Expected::default(), 0, actions);
+            }
+            return;
+        }
+        if after.version / SNAPSHOT_EVENTS > before.version / SNAPSHOT_EVENTS {
+            let fingerprint = self.deciders.fingerprint(key.aggregate());
+            let snapshot = Box::new(after.snapshot(fingerprint));
+            actions.push(Action::SaveSnapshot { key: key.clone(), snapshot });
+        }
+        self.drain(key, after, waiting, 0, now_ms, actions);
+    }
+
+    /// A conflict, or an unknown outcome: what the log says now decides, and whether the command's
+    /// id stands in it.
+    fn not_recorded(
+        &mut self,
+        key: AggregateKey,
+        appending: Appending,
+        error: &Error,
+        mut waiting: VecDeque<Work>,
+        attempts: u32,
+        actions: &mut Vec<Action>,
+    ) {
+        let Appending { before, command, patient, ticket, generation, .. } = appending;
+        if attempts >= ATTEMPTS_MAX && !patient {
+            let outcome = Some(match error {
+                Error::Conflict => Outcome::Conflict { version: before.version },
+                other => Outcome::Unavailable { message: other.to_string() },
+            });
+            actions.push(Action::Answer { ticket, outcome });
+        } else {
+            waiting.push_front(Work::Command { command, patient, ticket });
+        }
+        let mut after = Expected::default();
+        if generation == self.generation {
+            after = before.expected;
+            self.cache.put(key.clone(), before);
+        }
+        if !waiting.is_empty() {
+            self.load(key, waiting, after, attempts, actions);
+        }
+    }
+}
+
+fn answer_all(
+    waiting: VecDeque<Work>,
+    outcome: &Outcome,
+    message: &str,
+    actions: &mut Vec<Action>,
+) {
+    actions.extend(waiting.into_iter().map(|work| match work {
+        Work::Command { ticket, .. } | Work::OutcomeOf { ticket, .. } => {
+            Action::Answer { ticket, outcome: Some(outcome.clone()) }
+        }
+        Work::State { ticket } => Action::AnswerState {
+            ticket,
+            reply: StateReply::Unavailable { message: message.to_owned() },
+        },
+    }));
+}
+
+fn is_patient(work: &Work) -> bool {
+    matches!(work, Work::Command { patient: true, .. })
+}
+
+fn replay(slot: Slot, first: &flexcore_eventstore::snapshot::RememberedCommand) -> Outcome {
+    Outcome::Accepted {
+        version: first.version,
+        position: Some(Position { slot, sequence: first.sequence }),
+        replayed: true,
+    }
+}
+
+fn refused(refusal: Refusal) -> Outcome {
+    match refusal {
+        Refusal::Rejected { code, message } => Outcome::Rejected { code, message },
+        Refusal::UnknownCommand { known } => Outcome::UnknownCommand { known },
+        Refusal::InvalidPayload { violations } => Outcome::InvalidPayload { violations },
+        Refusal::Faulty(message) => Outcome::Faulty { message },
+    }
+}

@@ -1,0 +1,180 @@
+//! A lane's thread, and the performing of its actions.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use flexcore_domain::{AggregateKey, Catalog, Outcome, StateReply};
+use flexcore_eventstore::{Error, EventStore, Expected};
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, oneshot},
+};
+
+use super::{
+    LaneHandle, Settings,
+    deciders::Deciders,
+    lane::{Action, Input, Lane, Loaded, Ticket, Work},
+    now_ms,
+};
+
+/// Who waits for an answer. A receiver that has gone away is not missed.
+pub(super) enum Responder {
+    /// For a command, or a question for one.
+    Outcome(oneshot::Sender<Option<Outcome>>),
+    /// For a state.
+    State(oneshot::Sender<StateReply>),
+}
+
+/// What comes into a lane's thread.
+pub(super) enum ToLane {
+    /// A question, with who waits for its answer.
+    Ask { key: AggregateKey, work: Box<dyn FnOnce(Ticket) -> Work + Send>, to: Responder },
+    /// What became of an action, or news.
+    Told(Input),
+}
+
+pub(super) struct LaneThread {
+    lane: Lane,
+    store: EventStore,
+    runtime: Handle,
+    owed: HashMap<Ticket, (Responder, Instant)>,
+    next_ticket: Ticket,
+    depth: Arc<AtomicUsize>,
+    /// Weak, so that the thread ends when nobody can ask any more.
+    inputs: mpsc::WeakUnboundedSender<ToLane>,
+}
+
+impl LaneThread {
+    /// Starts the thread of one lane. It ends when its handle is dropped.
+    pub(super) fn start(
+        store: &EventStore,
+        number: usize,
+        catalog: &Arc<Catalog>,
+        settings: &Settings,
+    ) -> LaneHandle {
+        let (inputs, receiver) = mpsc::unbounded_channel();
+        let depth = Arc::new(AtomicUsize::new(0));
+        let (store, catalog, settings) = (store.clone(), catalog.clone(), settings.clone());
+        let (runtime, weak, counted) = (Handle::current(), inputs.downgrade(), depth.clone());
+        let spawned =
+            std::thread::Builder::new().name(format!("lane-{number}")).spawn(move || {
+                let cache_bytes = settings.cache_bytes_max / settings.lanes.max(1);
+                // The deciders are made here because an interpreter stays on its thread.
+                let lane = Lane::new(Deciders::new(catalog, settings.native), cache_bytes);
+                let thread = Self {
+                    lane,
+                    store,
+                    runtime,
+                    owed: HashMap::new(),
+                    next_ticket: 0,
+                    depth: counted,
+                    inputs: weak,
+                };
+                thread.run(receiver);
+            });
+        spawned.expect("BUG: a thread can be started while the process starts");
+        LaneHandle { inputs, depth }
+    }
+
+    fn run(mut self, mut receiver: mpsc::UnboundedReceiver<ToLane>) {
+        while let Some(message) = receiver.blocking_recv() {
+            let input = match message {
+                ToLane::Told(input) => input,
+                ToLane::Ask { key, work, to } => {
+                    let ticket = self.next_ticket;
+                    self.next_ticket += 1;
+                    self.owed.insert(ticket, (to, Instant::now()));
+                    Input::Work { key, work: work(ticket) }
+                }
+            };
+            for action in self.lane.handle(input, now_ms()) {
+                self.perform(action);
+            }
+        }
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Load { key, after, fingerprint, pause } => {
+                let store = self.store.clone();
+                self.tell(async move {
+                    tokio::time::sleep(pause).await;
+                    let result = load(&store, &key, after, &fingerprint).await;
+                    Input::Loaded { key, result }
+                });
+            }
+            Action::Append { commit, expected } => {
+                let store = self.store.clone();
+                self.tell(async move {
+                    let result = store.append(&commit, expected).await;
+                    Input::Appended { key: commit.key, result }
+                });
+            }
+            Action::SaveSnapshot { key, snapshot } => {
+                let store = self.store.clone();
+                self.runtime.spawn(async move {
+                    if let Err(error) = store.save_snapshot(&key, &snapshot).await {
+                        tracing::debug!(%error, "a snapshot was not kept");
+                    }
+                });
+            }
+            Action::Answer { ticket, outcome } => {
+                if let Some(Responder::Outcome(to)) = self.settle(ticket) {
+                    let _ = to.send(outcome);
+                }
+            }
+            Action::AnswerState { ticket, reply } => {
+                if let Some(Responder::State(to)) = self.settle(ticket) {
+                    let _ = to.send(reply);
+                }
+            }
+        }
+    }
+
+    fn settle(&mut self, ticket: Ticket) -> Option<Responder> {
+        let (to, since) = self.owed.remove(&ticket)?;
+        self.depth.fetch_sub(1, Ordering::Relaxed);
+        metrics::histogram!("flexcore_command_seconds").record(since.elapsed().as_secs_f64());
+        Some(to)
+    }
+
+    /// Runs something on the network's threads and feeds what becomes of it back in.
+    fn tell(&self, outcome: impl Future<Output = Input> + Send + 'static) {
+        let inputs = self.inputs.clone();
+        self.runtime.spawn(async move {
+            let input = outcome.await;
+            if let Some(inputs) = inputs.upgrade() {
+                let _ = inputs.send(ToLane::Told(input));
+            }
+        });
+    }
+}
+
+/// The commits after `after`; a long aggregate starts from its snapshot when that one is of use.
+async fn load(
+    store: &EventStore,
+    key: &AggregateKey,
+    after: Expected,
+    fingerprint: &str,
+) -> Result<Loaded, Error> {
+    let first = store.load_page(key, after.sequence).await?;
+    if !first.more {
+        return Ok(Loaded { after: after.sequence, snapshot: None, commits: first.commits });
+    }
+    let snapshot = store.snapshot(key).await.unwrap_or_default().filter(|snapshot| {
+        snapshot.fingerprint == fingerprint && snapshot.sequence > after.sequence
+    });
+    let from = snapshot.as_ref().map_or(after.sequence, |snapshot| snapshot.sequence);
+    let commits = store.load(key, from).await?;
+    Ok(Loaded { after: from, snapshot, commits })
+}
+
+/// Longest that a waiting client's command is worked on; then it learns that the outcome is
+/// unknown. Longer than one append, shorter than the gateway's patience.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(8);

@@ -1,0 +1,276 @@
+//! Requests over NATS: commands whose sender waits, and questions for states and outcomes.
+
+use std::sync::Arc;
+
+use async_nats::{HeaderMap, Message};
+use bytes::Bytes;
+use flexcore_domain::{
+    AggregateKey, Catalog, Command, CommandId, CommandName, Outcome, StateReply,
+    command::header,
+    json,
+    names::ActorName,
+    position::Position,
+};
+use flexcore_eventstore::{Error, EventStore};
+use flexcore_script::ScriptDecider;
+use futures::StreamExt;
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{Lanes, Settings, perform::ANSWER_WITHIN};
+
+/// Workers that own the same slot share its requests; two owners are an accident that the expected
+/// sequence makes harmless.
+const QUEUE_GROUP: &str = "workers";
+
+/// Starts to answer the requests of the slots that the settings name.
+pub(super) async fn serve(
+    store: &EventStore,
+    lanes: &Lanes,
+    settings: &Settings,
+    catalog: watch::Receiver<Arc<Catalog>>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<(), Error> {
+    let client = store.client();
+    let refused = |error: async_nats::SubscribeError| Error::Unavailable(error.to_string());
+    let mut subscriptions = Vec::new();
+    for slot in &settings.slots {
+        for kind in ["req", "get", "out"] {
+            let subject = format!("{kind}.{slot}.>");
+            let subscribed = client.queue_subscribe(subject, QUEUE_GROUP.to_owned()).await;
+            subscriptions.push(subscribed.map_err(refused)?);
+        }
+    }
+    subscriptions.push(client.subscribe("ctl.catalog.*").await.map_err(refused)?);
+    client.flush().await.map_err(|error| Error::Unavailable(error.to_string()))?;
+    let here = Here { store: store.clone(), lanes: lanes.clone(), catalog };
+    for mut subscription in subscriptions {
+        let (here, tracker, stop) = (here.clone(), tasks.clone(), stop.clone());
+        tasks.spawn(async move {
+            loop {
+                let message = tokio::select! {
+                    () = stop.cancelled() => None,
+                    message = subscription.next() => message,
+                };
+                let Some(message) = message else { break };
+                here.receive(message, &tracker);
+            }
+            let _ = subscription.drain().await;
+            while let Some(message) = subscription.next().await {
+                here.receive(message, &tracker);
+            }
+        });
+    }
+    Ok(())
+}
+
+#[derive(Clone)]
+struct Here {
+    store: EventStore,
+    lanes: Lanes,
+    catalog: watch::Receiver<Arc<Catalog>>,
+}
+
+impl Here {
+    fn receive(&self, message: Message, tasks: &TaskTracker) {
+        let Some(reply) = message.reply.clone() else { return };
+        let here = self.clone();
+        tasks.spawn(async move {
+            let subject = message.subject.as_str();
+            let body = match subject.split_once('.') {
+                Some(("req", rest)) => to_bytes(&here.command(rest, &message).await),
+                Some(("get", rest)) => to_bytes(&here.state(rest, &message).await),
+                Some(("out", rest)) => to_bytes(&here.outcome(rest, &message).await),
+                _ => here.catalog_version(subject),
+            };
+            // The sender learns from its own timeout when the connection is gone.
+            let _ = here.store.client().publish(reply, body).await;
+        });
+    }
+
+    async fn command(&self, rest: &str, message: &Message) -> Outcome {
+        let command = match read_command(rest, message.headers.as_ref(), &message.payload) {
+            Ok(command) => command,
+            Err(outcome) => return outcome,
+        };
+        if self.lanes.is_full(&command.key) {
+            return Outcome::Overloaded { retry_after_s: 1 };
+        }
+        let span = tracing::info_span!("command", otel.kind = "consumer");
+        if let Some(parent) = &command.traceparent {
+            flexcore_telemetry::link(&span, parent.as_str());
+        }
+        let answer = tracing::Instrument::instrument(self.lanes.command(command, false), span);
+        let outcome = tokio::time::timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_| {
+            Outcome::Unavailable { message: "the log did not answer in time".to_owned() }
+        });
+        count(&outcome);
+        outcome
+    }
+
+    async fn state(&self, rest: &str, message: &Message) -> StateReply {
+        let unavailable = |message: &str| StateReply::Unavailable { message: message.to_owned() };
+        let Some(key) = AggregateKey::from_subject_part(rest) else {
+            return unavailable("not an aggregate's subject");
+        };
+        let at = message.headers.as_ref().and_then(|headers| headers.get(header::AT_VERSION));
+        let answer = async {
+            match at.map(|text| text.as_str().parse()) {
+                None => self.lanes.state(key).await,
+                Some(Ok(version)) => self.state_at(&key, version).await,
+                Some(Err(_)) => unavailable("the version is not a number"),
+            }
+        };
+        let answered = tokio::time::timeout(ANSWER_WITHIN, answer).await;
+        answered.unwrap_or_else(|_| unavailable("the log did not answer in time"))
+    }
+
+    /// Folds the log up to a version. Rare, so it neither uses nor fills a lane's cache.
+    async fn state_at(&self, key: &AggregateKey, version: u64) -> StateReply {
+        let unavailable = |message: String| StateReply::Unavailable { message };
+        let commits = match self.store.load(key, 0).await {
+            Ok(commits) => commits,
+            Err(error) => return unavailable(error.to_string()),
+        };
+        let catalog = self.catalog.borrow().clone();
+        let Some(definition) = catalog.aggregate(key.aggregate().as_str()).cloned() else {
+            return StateReply::NotFound;
+        };
+        let events = commits.into_iter().flat_map(|recorded| recorded.commit.events);
+        let events: Vec<_> = events.take_while(|event| event.version <= version).collect();
+        let Some(last) = events.last().map(|event| event.version) else {
+            return StateReply::NotFound;
+        };
+        let folded = tokio::task::spawn_blocking(move || {
+            let mut decider = ScriptDecider::new(definition).map_err(|problems| {
+                problems.first().map(ToString::to_string).unwrap_or_default()
+            })?;
+            let none = flexcore_domain::State::none();
+            flexcore_domain::Decider::evolve(&mut decider, &none, &events)
+                .map_err(|refusal| refusal.to_string())
+        });
+        match folded.await {
+            Ok(Ok(state)) => StateReply::Found {
+                version: last,
+                state: serde_json::value::RawValue::from_string(state.as_str().to_owned())
+                    .expect("BUG: a decider's state is JSON text"),
+            },
+            Ok(Err(message)) => unavailable(message),
+            Err(error) => unavailable(error.to_string()),
+        }
+    }
+
+    async fn outcome(&self, rest: &str, message: &Message) -> Outcome {
+        let id = message.headers.as_ref().and_then(|headers| headers.get(header::COMMAND_ID));
+        let (Some(key), Some(Ok(id))) = (
+            AggregateKey::from_subject_part(rest),
+            id.map(|text| CommandId::parse(text.as_str())),
+        ) else {
+            return Outcome::Unavailable { message: "not a question for a command".to_owned() };
+        };
+        match self.lanes.outcome(key.clone(), id.clone()).await {
+            Some(Outcome::Accepted { version, position, .. }) => {
+                return Outcome::Accepted { version, position, replayed: false };
+            }
+            Some(other) => return other,
+            None => {}
+        }
+        match self.search(&key, &id).await {
+            Ok(outcome) => outcome.unwrap_or(Outcome::Pending),
+            Err(error) => Outcome::Unavailable { message: error.to_string() },
+        }
+    }
+
+    /// Looks where the aggregate's memory does not reach: kept rejections, then the whole log of
+    /// the aggregate.
+    async fn search(&self, key: &AggregateKey, id: &CommandId) -> Result<Option<Outcome>, Error> {
+        if let Some(outcome) = self.store.outcome(key, id).await? {
+            return Ok(Some(outcome));
+        }
+        let commits = self.store.load(key, 0).await?;
+        let found = commits.iter().find(|recorded| recorded.commit.command_id == *id);
+        Ok(found.map(|recorded| Outcome::Accepted {
+            version: recorded.commit.version(),
+            position: Some(Position { slot: key.slot(), sequence: recorded.sequence }),
+            replayed: false,
+        }))
+    }
+
+    /// The version of an application that this worker has in force: `apply` waits for it.
+    fn catalog_version(&self, subject: &str) -> Bytes {
+        let name = subject.rsplit('.').next().unwrap_or_default();
+        let catalog = self.catalog.borrow();
+        let version = catalog.applications.get(name).map_or(0, |application| application.version);
+        Bytes::from(version.to_string())
+    }
+}
+
+/// Counts what came of a command.
+pub(super) fn count(outcome: &Outcome) {
+    let word = match outcome {
+        Outcome::Accepted { replayed: false, .. } => "accepted",
+        Outcome::Accepted { replayed: true, .. } => "replayed",
+        Outcome::Rejected { .. } => "rejected",
+        Outcome::InvalidPayload { .. } => "invalid_payload",
+        Outcome::UnknownAggregate { .. } | Outcome::UnknownCommand { .. } => "unknown",
+        Outcome::Conflict { .. } => "conflict",
+        Outcome::IdMismatch => "id_mismatch",
+        Outcome::Faulty { .. } => "faulty",
+        Outcome::Overloaded { .. } => "overloaded",
+        Outcome::Unavailable { .. } => "unavailable",
+        Outcome::Pending | Outcome::Dead { .. } => "other",
+    };
+    metrics::counter!("flexcore_commands_total", "outcome" => word).increment(1);
+}
+
+fn to_bytes(answer: &impl Serialize) -> Bytes {
+    serde_json::to_vec(answer).expect("BUG: answers serialise").into()
+}
+
+/// Reads `<slot>.<tenant>.<aggregate>.<id>.<command>` with headers and payload. Fails with the
+/// answer to give.
+pub(super) fn read_command(
+    rest: &str,
+    headers: Option<&HeaderMap>,
+    payload: &[u8],
+) -> Result<Command, Outcome> {
+    let invalid = |field: &str, reason: String| Outcome::InvalidPayload {
+        violations: vec![flexcore_domain::Violation { field: field.to_owned(), reason }],
+    };
+    let subject = |reason: String| invalid("subject", reason);
+    let (part, name) = rest
+        .rsplit_once('.')
+        .ok_or_else(|| subject("it has too few parts".to_owned()))?;
+    let name = CommandName::parse(name).map_err(|error| subject(error.to_string()))?;
+    let key = AggregateKey::from_subject_part(part).ok_or_else(|| {
+        subject("tenant and aggregate are [a-z][a-z0-9_]{0,39}, id [A-Za-z0-9_-]{1,128}".to_owned())
+    })?;
+    let header = |name: &str| headers.and_then(|headers| headers.get(name)).map(|v| v.as_str());
+    let id_of = |name: &str| {
+        let parsed = header(name).map(CommandId::parse).transpose();
+        parsed.map_err(|error| invalid(name, error.to_string()))
+    };
+    let id = match id_of(header::COMMIT_COMMAND_ID)? {
+        Some(id) => id,
+        None => id_of(header::COMMAND_ID)?.ok_or_else(|| {
+            invalid(header::COMMAND_ID, "every command needs an id in this header".to_owned())
+        })?,
+    };
+    let actor = header(header::ACTOR).unwrap_or("nats");
+    let expected = header(header::EXPECTED_VERSION).map(str::parse).transpose();
+    Ok(Command {
+        payload: json::payload(payload)
+            .map_err(|violations| Outcome::InvalidPayload { violations })?,
+        actor: ActorName::parse(actor).map_err(|e| invalid(header::ACTOR, e.to_string()))?,
+        correlation_id: id_of(header::CORRELATION_ID)?,
+        causation_id: id_of(header::CAUSATION_ID)?,
+        traceparent: header(header::TRACEPARENT).and_then(|text| text.parse().ok()),
+        expected_version: expected
+            .map_err(|_| invalid(header::EXPECTED_VERSION, "it is not a number".to_owned()))?,
+        key,
+        name,
+        id,
+    })
+}
