@@ -1,1 +1,70 @@
-fn main() {}
+//! `flexcore`: parse the command line, start telemetry, and do what the role says.
+
+mod cli;
+mod config;
+mod dead;
+mod http;
+mod out;
+mod publish;
+mod query;
+mod token;
+mod verify;
+
+use std::{io::Write, process::ExitCode, time::Duration};
+
+use clap::{CommandFactory, Parser};
+use cli::Command;
+use config::Config;
+use flexcore_telemetry::{self as telemetry, Telemetry};
+
+// Many short-lived buffers on many threads: the system's allocator keeps what they leave behind.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Longest wait for the trace collector at the end.
+const TELEMETRY_SHUTDOWN_MAX: Duration = Duration::from_secs(3);
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    match start(cli) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) if out::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            out::report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Returns whether everything that was asked for is well.
+fn start(cli: cli::Cli) -> anyhow::Result<bool> {
+    let config = Config::resolve(cli.global, cli.command.default_log_filter())?;
+    let runtime = tokio::runtime::Runtime::new()?;
+    let telemetry = {
+        // The exporter of traces belongs to the runtime.
+        let _inside = runtime.enter();
+        telemetry::start(&config.telemetry)?
+    };
+    let result = runtime.block_on(run(cli.command, &config, &telemetry));
+    telemetry.shutdown(TELEMETRY_SHUTDOWN_MAX);
+    result
+}
+
+async fn run(command: Command, config: &Config, _telemetry: &Telemetry) -> anyhow::Result<bool> {
+    let mut out = out::stdout();
+    match command {
+        Command::Publish(args) => publish::run(config, args, &mut out).await,
+        Command::Query(args) => query::run(config, &args, &mut out).await,
+        Command::Dead(command) => dead::run(config, command, &mut out).await,
+        Command::Verify(args) => verify::run(config, args, &mut out).await,
+        Command::Token(args) => token::run(config, &args, &mut out),
+        Command::Completions(args) => {
+            // Into memory first: the generator does not survive a closed pipe.
+            let mut script = Vec::new();
+            clap_complete::generate(args.shell, &mut cli::Cli::command(), "flexcore", &mut script);
+            out.write_all(&script)?;
+            Ok(true)
+        }
+    }
+}

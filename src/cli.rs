@@ -1,0 +1,343 @@
+//! The command line: every role as a subcommand, and nothing but its shape.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use flexcore_domain::{ActorName, AggregateId, AggregateName, CommandId, CommandName, Tenant};
+use flexcore_eventstore::Profile;
+
+/// An event-driven application platform: commands become durable events become read models.
+#[derive(Debug, Parser)]
+#[command(
+    name = "flexcore",
+    version,
+    about,
+    max_term_width = 100,
+    after_help = "\
+Examples:
+  flexcore dev                      everything in one process, with its own servers
+  flexcore publish flight UA1-20130101-EWR schedule '{…}' --wait
+  flexcore query flights carrier=UA --limit 5
+  flexcore completions bash > /etc/bash_completion.d/flexcore
+
+While a `flexcore dev` or `demo` runs, the other subcommands find it by its data folder."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every subcommand understands.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// The broker, such as nats://127.0.0.1:4222
+    #[arg(long, global = true, env = "FLEXCORE_NATS", value_name = "URL")]
+    pub(crate) nats: Option<String>,
+    /// The broker's monitoring address, such as http://127.0.0.1:8222; needed to check the profile
+    /// power-loss
+    #[arg(long, global = true, env = "FLEXCORE_NATS_MONITOR", value_name = "URL")]
+    pub(crate) nats_monitor: Option<String>,
+    /// The read models' database, such as postgres://flexcore@127.0.0.1/flexcore
+    #[arg(
+        long,
+        global = true,
+        env = "FLEXCORE_POSTGRES",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub(crate) postgres: Option<String>,
+    /// Where `dev` and `demo` keep their data, and where the others look for a running one
+    #[arg(
+        long,
+        global = true,
+        env = "FLEXCORE_DATA",
+        value_name = "DIR",
+        default_value = ".flexcore"
+    )]
+    pub(crate) data: PathBuf,
+    /// Where downloaded servers and data sets are kept [default: flexcore in the user's cache folder]
+    #[arg(long, global = true, env = "FLEXCORE_CACHE", value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+    /// What an acknowledgement promises: power-loss (synced to disk) or relaxed (may be lost)
+    #[arg(long, global = true, env = "FLEXCORE_PROFILE", default_value_t = Profile::PowerLoss)]
+    pub(crate) profile: Profile,
+    /// What is logged: error, warn, info, debug, trace, or target=level pairs [default: info for
+    /// servers, warn for tools]
+    #[arg(long, global = true, env = "FLEXCORE_LOG", value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+    /// How it is logged, to standard error
+    #[arg(long, global = true, env = "FLEXCORE_LOG_FORMAT", value_enum, default_value = "human")]
+    pub(crate) log_format: LogFormat,
+    /// Where traces go (OTLP over gRPC), such as http://127.0.0.1:4317
+    #[arg(long, global = true, env = "FLEXCORE_OTLP", value_name = "URL")]
+    pub(crate) otlp: Option<String>,
+    /// Which part of the traces that begin here is kept, 0 to 1
+    #[arg(
+        long,
+        global = true,
+        env = "FLEXCORE_TRACE_RATIO",
+        value_name = "PART",
+        default_value_t = 1.0
+    )]
+    pub(crate) trace_ratio: f64,
+    /// Address that the gateway listens on, or that tools call, such as 127.0.0.1:8080
+    #[arg(long, global = true, env = "FLEXCORE_HTTP", value_name = "ADDR")]
+    pub(crate) http: Option<String>,
+    /// Whose data
+    #[arg(long, global = true, env = "FLEXCORE_TENANT")]
+    pub(crate) tenant: Option<Tenant>,
+    /// The bearer token for the gateway [default: a fresh one from the signing key]
+    #[arg(long, global = true, env = "FLEXCORE_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// The RSA key that signs tokens, PEM [default: that of the data folder]
+    #[arg(long, global = true, env = "FLEXCORE_SIGNING_KEY", value_name = "FILE")]
+    pub(crate) signing_key: Option<PathBuf>,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// Lines for people.
+    Human,
+    /// One JSON object a line, in the Elastic Common Schema.
+    Json,
+}
+
+/// The roles.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Publish(Publish),
+    Query(Query),
+    #[command(subcommand)]
+    Dead(Dead),
+    Verify(Verify),
+    Token(Token),
+    Completions(Completions),
+}
+
+impl Command {
+    /// Roles that go on until they are stopped log what they do; tools only what is wrong.
+    pub(crate) fn default_log_filter(&self) -> &'static str {
+        match self {
+            Self::Publish(_)
+            | Self::Query(_)
+            | Self::Dead(_)
+            | Self::Verify(_)
+            | Self::Token(_)
+            | Self::Completions(_) => "warn",
+        }
+    }
+}
+
+/// Send a command, or many
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  flexcore publish flight UA1-20130101-EWR depart '{\"time\":\"2013-01-01T10:22:00Z\"}' --wait
+  echo '{}' | flexcore publish flight UA1-20130101-EWR cancel - --id cancel-1
+  flexcore publish --lines commands.jsonl
+
+A line of --lines is {\"aggregate\":…,\"id\":…,\"command\":…,\"payload\":…}, and optionally
+\"command_id\". The same command id sent again is recognised: repeating a publish is safe.")]
+pub(crate) struct Publish {
+    /// The kind of aggregate, such as flight
+    #[arg(required_unless_present = "lines")]
+    pub(crate) aggregate: Option<AggregateName>,
+    /// The aggregate's id
+    #[arg(required_unless_present = "lines", value_name = "ID")]
+    pub(crate) aggregate_id: Option<AggregateId>,
+    /// The command, such as depart
+    #[arg(required_unless_present = "lines", value_name = "COMMAND")]
+    pub(crate) name: Option<CommandName>,
+    /// JSON; `-` reads it from standard input
+    #[arg(default_value = "{}")]
+    pub(crate) payload: String,
+    /// What makes it the same command when it is sent again [default: a random one]
+    #[arg(long, value_name = "KEY")]
+    pub(crate) id: Option<CommandId>,
+    /// Who sends it (over NATS; over HTTP the token says so)
+    #[arg(long, default_value = "cli")]
+    pub(crate) actor: ActorName,
+    /// nats: stored, then processed; http: processed, then answered
+    #[arg(long, value_enum, default_value = "nats")]
+    pub(crate) over: Over,
+    /// Wait for the outcome, at most so many seconds
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "30")]
+    pub(crate) wait: Option<u64>,
+    /// Publish every line of this file, in order (`-`: standard input); nats only
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["aggregate", "id", "wait", "over"])]
+    pub(crate) lines: Option<PathBuf>,
+    /// Answer in JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The way that a command takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Over {
+    Nats,
+    Http,
+}
+
+/// Ask a read model or a named query
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  flexcore query flights carrier=UA --limit 5 --sort=-dep_delay
+  flexcore query delays_by_carrier --json")]
+pub(crate) struct Query {
+    /// The read model, or the named query
+    pub(crate) name: flexcore_domain::Name,
+    /// Filters on columns, or parameters of the named query: NAME=VALUE
+    #[arg(value_name = "NAME=VALUE", value_parser = pair)]
+    pub(crate) filters: Vec<(String, String)>,
+    /// Most rows
+    #[arg(long)]
+    pub(crate) limit: Option<u32>,
+    /// Columns to sort by, `-` before one for downwards, commas between
+    #[arg(long, allow_hyphen_values = true)]
+    pub(crate) sort: Option<String>,
+    /// Columns to show, commas between
+    #[arg(long)]
+    pub(crate) fields: Option<String>,
+    /// Positions that the read model must have passed first (read your writes)
+    #[arg(long, value_name = "POSITION")]
+    pub(crate) min_position: Option<String>,
+    /// Answer in JSON, as the gateway gave it
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
+
+/// Look at what could not be processed, and requeue it
+#[derive(Debug, Subcommand)]
+#[command(after_help = "\
+Examples:
+  flexcore dead list
+  flexcore dead show 17
+  flexcore dead requeue 17 18")]
+pub(crate) enum Dead {
+    /// List dead messages, oldest first
+    List {
+        /// Only this kind: command, projection
+        #[arg(long)]
+        kind: Option<flexcore_domain::Name>,
+        /// Only those after this number
+        #[arg(long, default_value_t = 0, value_name = "NUMBER")]
+        after: u64,
+        /// Most lines
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one whole
+    Show {
+        /// Its number in the list
+        number: u64,
+        /// In JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Send commands again, under their own ids, and take them off the list
+    Requeue {
+        /// Their numbers in the list
+        #[arg(required = true)]
+        numbers: Vec<u64>,
+        /// In JSON, one object a line
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Walk the log and check that nothing is missing or changed
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  flexcore verify
+  flexcore verify --aggregate flight/UA1-20130101-EWR --tenant demo --json
+
+Exit code 0: whole; 1: broken, or not readable. Every commit carries the hash of its aggregate's
+previous hash and its own body, and sequences and versions must follow one another.")]
+pub(crate) struct Verify {
+    /// Only this aggregate: KIND/ID
+    #[arg(long, value_name = "KIND/ID", value_parser = aggregate)]
+    pub(crate) aggregate: Option<(AggregateName, AggregateId)>,
+    /// Answer in JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn aggregate(text: &str) -> Result<(AggregateName, AggregateId), String> {
+    let (kind, id) =
+        text.split_once('/').ok_or("write KIND/ID, such as flight/UA1-20130101-EWR")?;
+    let kind = AggregateName::parse(kind).map_err(|error| error.to_string())?;
+    Ok((kind, AggregateId::parse(id).map_err(|error| error.to_string())?))
+}
+
+/// Mint a token for the gateway
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  flexcore token
+  curl -H \"Authorization: Bearer $(flexcore token --tenant acme --lifetime 600)\" …")]
+pub(crate) struct Token {
+    /// Who the bearer is
+    #[arg(long, default_value = "cli")]
+    pub(crate) subject: ActorName,
+    /// How long it is good for, in seconds
+    #[arg(long, default_value_t = 3_600, value_name = "SECONDS")]
+    pub(crate) lifetime: u64,
+    /// In JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Print the completion script of a shell
+#[derive(Args, Debug)]
+pub(crate) struct Completions {
+    /// Which shell
+    pub(crate) shell: Shell,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_subcommand_and_option_has_a_help_text() {
+        fn check(command: &clap::Command) {
+            assert!(command.get_about().is_some(), "{} has no help", command.get_name());
+            for argument in command.get_arguments() {
+                let name = (command.get_name(), argument.get_id());
+                assert!(argument.get_help().is_some(), "{name:?} has no help");
+            }
+            command.get_subcommands().for_each(check);
+        }
+        check(&Cli::command());
+    }
+
+    #[test]
+    fn hostile_names_are_usage_errors() {
+        for id in ["a.b", "*", "a b", "a\r\nb", ""] {
+            let line = ["flexcore", "publish", "flight", id, "depart"];
+            assert!(Cli::try_parse_from(line).is_err(), "{id:?}");
+        }
+    }
+}

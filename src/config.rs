@@ -1,0 +1,235 @@
+//! The settings of this process, resolved once. The only reader of the environment, together with
+//! the command line's own variables.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, anyhow};
+use flexcore_domain::Tenant;
+use flexcore_eventstore::{EventStore, Profile, Settings};
+use flexcore_telemetry as telemetry;
+use serde::{Deserialize, Serialize};
+
+use crate::{cli, out};
+
+/// File in the data folder by which the other subcommands find a running `dev` or `demo`.
+const READY_FILE: &str = "dev.json";
+
+/// File in the data folder with the key that signs tokens.
+const SIGNING_KEY_FILE: &str = "signing_key.pem";
+
+/// What the command line and the environment say, parsed.
+#[derive(Clone, Debug)]
+pub(crate) struct Config {
+    pub(crate) data: PathBuf,
+    pub(crate) cache: PathBuf,
+    pub(crate) profile: Profile,
+    pub(crate) telemetry: telemetry::Settings,
+    nats: Option<String>,
+    nats_monitor: Option<String>,
+    postgres: Option<String>,
+    http: Option<String>,
+    tenant: Option<Tenant>,
+    token: Option<String>,
+    signing_key: Option<PathBuf>,
+}
+
+/// A running `dev` or `demo`: the content of its ready file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Ready {
+    /// URL of the gateway.
+    pub(crate) http: String,
+    /// URL of the broker.
+    pub(crate) nats: String,
+    /// URL of the database.
+    pub(crate) postgres: String,
+    /// The tenant that the token is for.
+    pub(crate) tenant: Tenant,
+    /// A bearer token.
+    pub(crate) token: String,
+    /// Path of the key that signs tokens.
+    pub(crate) signing_key: PathBuf,
+}
+
+impl Config {
+    /// Fails when neither the command line nor the environment says where the cache is.
+    pub(crate) fn resolve(global: cli::Global, default_filter: &str) -> anyhow::Result<Self> {
+        let no_colour = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        let telemetry = telemetry::Settings {
+            service_name: "flexcore".to_owned(),
+            json_logs: global.log_format == cli::LogFormat::Json,
+            filter: global.log.unwrap_or_else(|| default_filter.to_owned()),
+            otlp_endpoint: global.otlp,
+            sample_ratio: global.trace_ratio,
+            colours: out::on_terminal() && !no_colour,
+        };
+        Ok(Self {
+            data: global.data,
+            cache: global.cache.map_or_else(user_cache, Ok)?,
+            profile: global.profile,
+            telemetry,
+            nats: global.nats,
+            nats_monitor: global.nats_monitor,
+            postgres: global.postgres,
+            http: global.http,
+            tenant: global.tenant,
+            token: global.token,
+            signing_key: global.signing_key,
+        })
+    }
+
+    /// URL of the broker: as given, or that of the running `dev`.
+    pub(crate) fn nats(&self) -> anyhow::Result<String> {
+        self.given_or(self.nats.clone(), "--nats", |ready| ready.nats)
+    }
+
+    /// URL of the database: as given, or that of the running `dev`.
+    pub(crate) fn postgres(&self) -> anyhow::Result<String> {
+        self.given_or(self.postgres.clone(), "--postgres", |ready| ready.postgres)
+    }
+
+    /// `HOST:PORT` of the gateway: as given, or that of the running `dev`.
+    pub(crate) fn http(&self) -> anyhow::Result<String> {
+        let url = self.given_or(self.http.clone(), "--http", |ready| ready.http)?;
+        Ok(url.trim_start_matches("http://").trim_end_matches('/').to_owned())
+    }
+
+    /// Whose data: as given, or the tenant of the running `dev`.
+    pub(crate) fn tenant(&self) -> anyhow::Result<Tenant> {
+        self.given_or(self.tenant.clone(), "--tenant", |ready| ready.tenant)
+    }
+
+    /// The token that was given.
+    pub(crate) fn token(&self) -> Option<&str> {
+        self.token.as_deref()
+    }
+
+    /// Where the key that signs tokens is, or is to be.
+    pub(crate) fn signing_key(&self) -> PathBuf {
+        let of_running = || self.running().ok().map(|ready| ready.signing_key);
+        let given = self.signing_key.clone().or_else(of_running);
+        given.unwrap_or_else(|| self.data.join(SIGNING_KEY_FILE))
+    }
+
+    /// The `dev` or `demo` that serves from the data folder. Fails when none does.
+    pub(crate) fn running(&self) -> anyhow::Result<Ready> {
+        let path = self.ready_file();
+        let text = fs::read(&path).with_context(|| format!("no {}", path.display()))?;
+        serde_json::from_slice(&text)
+            .with_context(|| format!("{} is not a ready file of this version", path.display()))
+    }
+
+    /// Where `dev` and `demo` say that they serve.
+    pub(crate) fn ready_file(&self) -> PathBuf {
+        self.data.join(READY_FILE)
+    }
+
+    /// A connection to the broker.
+    pub(crate) async fn connect(&self) -> anyhow::Result<async_nats::Client> {
+        let url = self.nats()?;
+        async_nats::connect(&url).await.with_context(|| {
+            format!("no connection to the broker at {url}: is it running? `flexcore doctor` checks")
+        })
+    }
+
+    /// The log of a running installation, for tools: nothing is created or checked.
+    pub(crate) async fn event_store(&self) -> anyhow::Result<EventStore> {
+        let settings =
+            Settings { profile: self.profile, replicas: 1, monitor_url: self.nats_monitor.clone() };
+        Ok(EventStore::attach(self.connect().await?, settings).await?)
+    }
+
+    fn given_or<T>(
+        &self,
+        given: Option<T>,
+        option: &str,
+        of_running: impl FnOnce(Ready) -> T,
+    ) -> anyhow::Result<T> {
+        let Some(given) = given else {
+            let advice = || {
+                anyhow!(
+                    "nothing runs here: start `flexcore dev`, point --data at the folder of one \
+                     that runs ({} has none), or give {option}",
+                    self.data.display()
+                )
+            };
+            return self.running().map(of_running).map_err(|_| advice());
+        };
+        Ok(given)
+    }
+}
+
+impl Ready {
+    /// Writes it whole or not at all, readable for nobody else: it holds a token.
+    pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let text = serde_json::to_vec_pretty(self).context("writing the ready file")?;
+        write_private(path, &text)
+    }
+}
+
+/// Writes a file that only its owner may read, whole or not at all.
+pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    use std::{io::Write, os::unix::fs::OpenOptionsExt};
+    let unfinished = path.with_extension("unfinished");
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let written = options.open(&unfinished).and_then(|mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    });
+    written
+        .and_then(|()| fs::rename(&unfinished, path))
+        .with_context(|| format!("writing {}", path.display()))
+}
+
+fn user_cache() -> anyhow::Result<PathBuf> {
+    let of_user = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let of_home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    let folder = of_user.filter(|path| path.is_absolute()).or_else(of_home);
+    let advice = "no cache folder: set HOME or XDG_CACHE_HOME, or give --cache";
+    Ok(folder.context(advice)?.join("flexcore"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn config(data: &Path, more: &[&str]) -> Config {
+        let data = data.to_str().unwrap();
+        let line = ["flexcore", "--data", data, "--cache", data, "token"];
+        let cli = cli::Cli::try_parse_from(line.iter().chain(more)).unwrap();
+        Config::resolve(cli.global, "warn").unwrap()
+    }
+
+    #[test]
+    fn a_running_dev_is_found_and_options_win() {
+        let folder = tempfile::tempdir().unwrap();
+        let ready = Ready {
+            http: "http://127.0.0.1:1/".to_owned(),
+            nats: "nats://127.0.0.1:2".to_owned(),
+            postgres: "postgres://127.0.0.1:3/flexcore".to_owned(),
+            tenant: Tenant::parse("demo").unwrap(),
+            token: "t".to_owned(),
+            signing_key: folder.path().join("key.pem"),
+        };
+        let found = config(folder.path(), &[]);
+        ready.write(&found.ready_file()).unwrap();
+        assert_eq!(found.http().unwrap(), "127.0.0.1:1");
+        assert_eq!(found.tenant().unwrap().as_str(), "demo");
+        assert_eq!(found.signing_key(), ready.signing_key);
+        let given = config(folder.path(), &["--nats", "nats://other:4222"]);
+        assert_eq!(given.nats().unwrap(), "nats://other:4222");
+    }
+
+    #[test]
+    fn with_nothing_running_the_error_says_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = config(folder.path(), &[]).nats().unwrap_err().to_string();
+        assert!(error.contains("nothing runs here: start `flexcore dev`"), "{error}");
+        assert!(error.contains("--nats"), "{error}");
+    }
+}

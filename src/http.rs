@@ -1,0 +1,90 @@
+//! A small HTTP client for the gateway: one request a connection, over plain TCP.
+
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, Request, StatusCode, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use serde_json::Value;
+use tokio::net::TcpStream;
+
+/// Longest wait for an answer: above the longest wait that a query may ask for.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Longest answer that is read, in bytes.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// A request to the gateway.
+pub(crate) struct Call<'a> {
+    pub(crate) method: Method,
+    /// With the query string.
+    pub(crate) path: &'a str,
+    pub(crate) token: &'a str,
+    /// Further headers.
+    pub(crate) headers: &'a [(&'a str, &'a str)],
+    /// JSON.
+    pub(crate) body: Option<String>,
+}
+
+/// What the gateway answered.
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Bytes,
+}
+
+/// Sends the request to `authority` (`HOST:PORT`). Fails when there is no answer; an answer with
+/// an error status is an answer.
+pub(crate) async fn call(authority: &str, call: Call<'_>) -> anyhow::Result<Answer> {
+    let answered = tokio::time::timeout(TIMEOUT, exchange(authority, call)).await;
+    answered
+        .context("no answer in time")
+        .and_then(|result| result)
+        .with_context(|| format!("the gateway at http://{authority} does not answer"))
+}
+
+async fn exchange(authority: &str, call: Call<'_>) -> anyhow::Result<Answer> {
+    let stream = TcpStream::connect(authority).await?;
+    stream.set_nodelay(true)?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let connection = tokio::spawn(connection);
+    let mut request = Request::builder()
+        .method(call.method)
+        .uri(call.path)
+        .header(header::HOST, authority)
+        .header(header::AUTHORIZATION, format!("Bearer {}", call.token));
+    for (name, value) in call.headers {
+        request = request.header(*name, *value);
+    }
+    if call.body.is_some() {
+        request = request.header(header::CONTENT_TYPE, "application/json");
+    }
+    let request = request.body(Full::new(Bytes::from(call.body.unwrap_or_default())))?;
+    let answer = sender.send_request(request).await?;
+    let status = answer.status();
+    let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
+    connection.abort();
+    match body {
+        Ok(body) => Ok(Answer { status, body: body.to_bytes() }),
+        Err(error) => bail!("reading the answer: {error}"),
+    }
+}
+
+impl Answer {
+    /// The body of a success. Fails with what the problem details say.
+    pub(crate) fn success(&self) -> anyhow::Result<Value> {
+        let body: Value = serde_json::from_slice(&self.body).unwrap_or_default();
+        if self.status.is_success() {
+            return Ok(body);
+        }
+        let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
+        let mut said = [text("title"), text("detail")];
+        said.iter_mut().for_each(|part| part.retain(|c| !c.is_control()));
+        let said = said.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(": ");
+        if self.status == StatusCode::UNAUTHORIZED {
+            bail!("the gateway does not accept the token ({said}); `flexcore token` mints one");
+        }
+        bail!("{} {said}", self.status.as_u16())
+    }
+}

@@ -1,0 +1,313 @@
+//! `flexcore publish`: sends a command over NATS or HTTP, or a file of them over NATS.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{self, BufRead, BufReader, Read, Write},
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use async_nats::{
+    HeaderMap,
+    jetstream::{self, context::PublishAckFuture},
+};
+use flexcore_domain::{
+    ActorName, AggregateId, AggregateKey, AggregateName, Command, CommandId, CommandName, Outcome,
+    Tenant, command::header,
+};
+use hyper::Method;
+use serde::Deserialize;
+use serde_json::{json, value::RawValue};
+
+use crate::{
+    cli::{Over, Publish},
+    config::Config,
+    http, out, token,
+};
+
+/// Commands that are published and not acknowledged yet: enough to keep the broker busy while it
+/// syncs.
+const IN_FLIGHT_MAX: usize = 1_024;
+
+/// Longest line of a file, in bytes: a payload at its limit, and the names around it.
+const LINE_BYTES_MAX: u64 = 512 * 1024;
+
+/// Time between two questions for an outcome.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A command as it is published.
+struct Outgoing {
+    key: AggregateKey,
+    name: CommandName,
+    id: CommandId,
+    payload: Box<RawValue>,
+}
+
+pub(crate) async fn run(
+    config: &Config,
+    args: Publish,
+    out: &mut dyn Write,
+) -> anyhow::Result<bool> {
+    if let Some(path) = &args.lines {
+        return publish_lines(config, path, &args, out).await;
+    }
+    let (Some(aggregate), Some(aggregate_id), Some(name)) =
+        (args.aggregate, args.aggregate_id, args.name)
+    else {
+        bail!("BUG: the command line lets none of the names be missing");
+    };
+    let outgoing = Outgoing {
+        key: AggregateKey::new(config.tenant()?, aggregate, aggregate_id),
+        name,
+        id: args.id.unwrap_or_else(random_id),
+        payload: payload(&args.payload)?,
+    };
+    match args.over {
+        Over::Http => over_http(config, &outgoing, args.json, out).await,
+        Over::Nats => {
+            let client = config.connect().await?;
+            let jetstream = jetstream::new(client.clone());
+            publish(&jetstream, &outgoing, &args.actor).await?.await.map_err(not_taken)?;
+            match args.wait {
+                Some(seconds) => {
+                    let outcome = wait(&client, &outgoing, Duration::from_secs(seconds)).await?;
+                    show(&outcome, &outgoing.id, args.json, out)
+                }
+                None if args.json => {
+                    out::json(out, &json!({"command_id": outgoing.id, "status": "stored"}))?;
+                    Ok(true)
+                }
+                None => {
+                    writeln!(out, "stored as {}; it will be processed", outgoing.id)?;
+                    Ok(true)
+                }
+            }
+        }
+    }
+}
+
+fn random_id() -> CommandId {
+    let id = uuid::Uuid::now_v7().to_string();
+    CommandId::parse(&id).expect("BUG: a UUID is a command id")
+}
+
+fn payload(text: &str) -> anyhow::Result<Box<RawValue>> {
+    let mut read = String::new();
+    let text = if text == "-" {
+        io::stdin().take(LINE_BYTES_MAX).read_to_string(&mut read)?;
+        &read
+    } else {
+        text
+    };
+    serde_json::from_str(text).context("the payload is not JSON")
+}
+
+/// Hands a command to the broker; the future ends when the broker has stored it.
+async fn publish(
+    jetstream: &jetstream::Context,
+    outgoing: &Outgoing,
+    actor: &ActorName,
+) -> anyhow::Result<PublishAckFuture> {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::COMMAND_ID, outgoing.id.as_str());
+    headers.insert(header::ACTOR, actor.as_str());
+    let subject = Command::queue_subject(&outgoing.key, &outgoing.name);
+    let body = outgoing.payload.get().to_owned().into();
+    Ok(jetstream.publish_with_headers(subject, headers, body).await?)
+}
+
+fn not_taken(error: jetstream::context::PublishError) -> anyhow::Error {
+    anyhow::Error::new(error)
+        .context("the broker did not confirm the command; send it again with the same --id")
+}
+
+async fn wait(
+    client: &async_nats::Client,
+    outgoing: &Outgoing,
+    longest: Duration,
+) -> anyhow::Result<Outcome> {
+    let subject = Command::outcome_subject(&outgoing.key);
+    let started = Instant::now();
+    loop {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::COMMAND_ID, outgoing.id.as_str());
+        let asked =
+            client.request_with_headers(subject.clone(), headers, bytes::Bytes::new()).await;
+        let outcome = match asked {
+            Ok(reply) => serde_json::from_slice(&reply.payload).context("the worker's answer")?,
+            // No worker owns the slot at the moment: one will.
+            Err(error) => Outcome::Unavailable { message: error.to_string() },
+        };
+        let known = !matches!(outcome, Outcome::Pending | Outcome::Unavailable { .. });
+        if known || started.elapsed() >= longest {
+            return Ok(outcome);
+        }
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// Prints an outcome. Returns whether the command was accepted.
+fn show(
+    outcome: &Outcome,
+    id: &CommandId,
+    json: bool,
+    out: &mut dyn Write,
+) -> anyhow::Result<bool> {
+    let accepted = matches!(outcome, Outcome::Accepted { .. });
+    if json {
+        let mut answer = serde_json::to_value(outcome)?;
+        answer["command_id"] = id.as_str().into();
+        out::json(out, &answer)?;
+        return Ok(accepted);
+    }
+    match outcome {
+        Outcome::Accepted { version, position, replayed } => {
+            let before = if *replayed { " (before: nothing was done twice)" } else { "" };
+            let at = position.map_or_else(String::new, |p| format!(", position {p}"));
+            writeln!(out, "accepted{before}: version {version}{at}")?;
+        }
+        Outcome::Rejected { code, message } => writeln!(out, "rejected, {code}: {message}")?,
+        Outcome::InvalidPayload { violations } => {
+            writeln!(out, "the payload does not match its schema:")?;
+            for violation in violations {
+                writeln!(out, "  {} {}", violation.field, violation.reason)?;
+            }
+        }
+        Outcome::UnknownAggregate { known } => {
+            writeln!(out, "unknown aggregate; deployed are: {}", known.join(", "))?;
+        }
+        Outcome::UnknownCommand { known } => {
+            writeln!(out, "unknown command; there are: {}", known.join(", "))?;
+        }
+        Outcome::Pending => writeln!(out, "stored as {id}, and not processed yet")?,
+        Outcome::Dead { reason } => {
+            writeln!(out, "put aside: {reason}\n`flexcore dead list` shows it")?;
+        }
+        other => writeln!(out, "{}", serde_json::to_string(other)?)?,
+    }
+    Ok(accepted)
+}
+
+async fn over_http(
+    config: &Config,
+    outgoing: &Outgoing,
+    json: bool,
+    out: &mut dyn Write,
+) -> anyhow::Result<bool> {
+    let (key, name) = (&outgoing.key, &outgoing.name);
+    let path = format!("/v1/commands/{}/{}/{name}", key.aggregate(), key.id());
+    let call = http::Call {
+        method: Method::POST,
+        path: &path,
+        token: &token::for_request(config)?,
+        headers: &[("idempotency-key", outgoing.id.as_str())],
+        body: Some(outgoing.payload.get().to_owned()),
+    };
+    let answer = http::call(&config.http()?, call).await?;
+    let accepted = answer.status.is_success();
+    if json {
+        out.write_all(&answer.body)?;
+        writeln!(out)?;
+    } else {
+        let body = answer.success()?;
+        writeln!(out, "accepted: version {}, position {}", body["version"], body["position"])?;
+    }
+    Ok(accepted)
+}
+
+/// A line of a file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Line {
+    aggregate: AggregateName,
+    id: AggregateId,
+    command: CommandName,
+    payload: Box<RawValue>,
+    command_id: Option<CommandId>,
+}
+
+async fn publish_lines(
+    config: &Config,
+    path: &Path,
+    args: &Publish,
+    out: &mut dyn Write,
+) -> anyhow::Result<bool> {
+    let tenant = config.tenant()?;
+    let jetstream = jetstream::new(config.connect().await?);
+    let (mut input, length): (Box<dyn BufRead>, u64) = if path == Path::new("-") {
+        (Box::new(BufReader::new(io::stdin())), 0)
+    } else {
+        let file = File::open(path).with_context(|| format!("reading {}", path.display()))?;
+        let length = file.metadata()?.len();
+        (Box::new(BufReader::new(file)), length)
+    };
+    let bar = out::progress(length, "publish");
+    let started = Instant::now();
+    let mut in_flight: VecDeque<PublishAckFuture> = VecDeque::with_capacity(IN_FLIGHT_MAX);
+    let (mut text, mut published) = (String::new(), 0_u64);
+    loop {
+        text.clear();
+        if input.by_ref().take(LINE_BYTES_MAX).read_line(&mut text)? == 0 {
+            break;
+        }
+        bar.inc(text.len() as u64);
+        if text.trim().is_empty() {
+            continue;
+        }
+        let at = || format!("line {}; the {published} before it are published", published + 1);
+        let outgoing = parse_line(&text, &tenant).with_context(at)?;
+        if in_flight.len() == IN_FLIGHT_MAX
+            && let Some(oldest) = in_flight.pop_front()
+        {
+            oldest.await.map_err(not_taken)?;
+        }
+        in_flight.push_back(publish(&jetstream, &outgoing, &args.actor).await?);
+        published += 1;
+    }
+    for waiting in in_flight {
+        waiting.await.map_err(not_taken)?;
+    }
+    bar.finish_and_clear();
+    let seconds = started.elapsed().as_secs_f64();
+    if args.json {
+        out::json(out, &json!({"published": published, "seconds": seconds}))?;
+    } else {
+        let rate = published as f64 / seconds.max(f64::EPSILON);
+        writeln!(out, "{published} commands stored in {seconds:.1} s ({rate:.0}/s)")?;
+    }
+    Ok(true)
+}
+
+fn parse_line(text: &str, tenant: &Tenant) -> anyhow::Result<Outgoing> {
+    let line: Line = serde_json::from_str(text)?;
+    Ok(Outgoing {
+        key: AggregateKey::new(tenant.clone(), line.aggregate, line.id),
+        name: line.command,
+        id: line.command_id.unwrap_or_else(random_id),
+        payload: line.payload,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_checked_before_it_is_published() {
+        let tenant = Tenant::parse("demo").unwrap();
+        let good = r#"{"aggregate":"flight","id":"UA1","command":"depart","payload":{"a":1}}"#;
+        let outgoing = parse_line(good, &tenant).unwrap();
+        assert_eq!(outgoing.key.to_string(), "demo/flight/UA1");
+        assert_eq!(outgoing.payload.get(), r#"{"a":1}"#);
+        for bad in [
+            r#"{"aggregate":"flight","id":"a.b","command":"depart","payload":{}}"#,
+            r#"{"aggregate":"flight","id":"a","command":"depart"}"#,
+            r#"{"aggregate":"flight","id":"a","command":"depart","payload":{},"more":1}"#,
+            "not JSON",
+        ] {
+            assert!(parse_line(bad, &tenant).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! `flexcore query`: asks the gateway for rows of a read model or of a named query.
+
+use std::io::Write;
+
+use anyhow::Context;
+use hyper::{Method, StatusCode};
+use serde_json::Value;
+
+use crate::{cli, config::Config, http, out, token};
+
+pub(crate) async fn run(
+    config: &Config,
+    args: &cli::Query,
+    out: &mut dyn Write,
+) -> anyhow::Result<bool> {
+    let authority = config.http()?;
+    let token = token::for_request(config)?;
+    let parameters = parameters(args);
+    let ask = async |path: String| {
+        let path = format!("{path}{parameters}");
+        let call = http::Call {
+            method: Method::GET,
+            path: &path,
+            token: &token,
+            headers: &[],
+            body: None,
+        };
+        http::call(&authority, call).await
+    };
+    // The two share their names only by mistake, and a person should not have to know which is it.
+    let read_model = ask(format!("/v1/query/{}", args.name)).await?;
+    let answer = if read_model.status == StatusCode::NOT_FOUND {
+        let named = ask(format!("/v1/queries/{}", args.name)).await?;
+        if named.status == StatusCode::NOT_FOUND { read_model } else { named }
+    } else {
+        read_model
+    };
+    let body = answer.success()?;
+    if args.json {
+        out::json(out, &body)?;
+        return Ok(true);
+    }
+    let rows = body["rows"].as_array().context("the gateway's answer has no rows")?;
+    write_rows(rows, out)?;
+    if body["next_cursor"].is_string() {
+        writeln!(out, "there are more: --limit, or --json for the cursor")?;
+    }
+    Ok(true)
+}
+
+fn parameters(args: &cli::Query) -> String {
+    let own = [
+        ("limit", args.limit.map(|limit| limit.to_string())),
+        ("sort", args.sort.clone()),
+        ("fields", args.fields.clone()),
+        ("min_position", args.min_position.clone()),
+    ];
+    let own = own.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
+    let all = args.filters.iter().cloned().chain(own);
+    let parts: Vec<_> =
+        all.map(|(name, value)| format!("{}={}", encoded(&name), encoded(&value))).collect();
+    if parts.is_empty() { String::new() } else { format!("?{}", parts.join("&")) }
+}
+
+/// Percent-encoding of everything but RFC 3986's unreserved characters.
+fn encoded(text: &str) -> String {
+    let mut result = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            result.push(char::from(byte));
+        } else {
+            result.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    result
+}
+
+fn write_rows(rows: &[Value], out: &mut dyn Write) -> anyhow::Result<()> {
+    let Some(Value::Object(first)) = rows.first() else {
+        writeln!(out, "no rows")?;
+        return Ok(());
+    };
+    let mut table = out::table(first.keys().map(String::as_str));
+    for row in rows {
+        table.add_row(first.keys().map(|column| match &row[column.as_str()] {
+            Value::Null => String::new(),
+            Value::String(text) => text.chars().filter(|c| !c.is_control()).collect(),
+            other => other.to_string(),
+        }));
+    }
+    writeln!(out, "{table}\n{} rows", rows.len())?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_plain_character_is_encoded() {
+        assert_eq!(encoded("a-b_c.d~1"), "a-b_c.d~1");
+        assert_eq!(encoded("é &=%\0"), "%C3%A9%20%26%3D%25%00");
+    }
+
+    #[test]
+    fn rows_become_a_table() {
+        let mut out = Vec::new();
+        let rows = [json!({"carrier": "UA", "flights": 2}), json!({"carrier": "B6\u{1b}"})];
+        write_rows(&rows, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(text.contains("carrier") && text.contains("UA") && text.contains("2 rows"));
+        assert!(!text.contains('\u{1b}'), "{text}");
+    }
+}

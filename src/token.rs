@@ -1,0 +1,71 @@
+//! `flexcore token`: mints a bearer token with the installation's signing key.
+
+use std::{
+    fs,
+    io::Write,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context;
+use flexcore_auth::{Grant, Issuer, SigningKey};
+use flexcore_domain::{ActorName, Tenant};
+use serde_json::json;
+
+use crate::{cli, config::Config, out};
+
+/// `iss` of the tokens that this executable mints and accepts.
+pub(crate) const ISSUER: &str = "flexcore";
+/// `aud` of these tokens.
+pub(crate) const AUDIENCE: &str = "flexcore";
+
+/// How long a token is good that a subcommand mints for its own request.
+const OWN_LIFETIME: Duration = Duration::from_secs(300);
+
+pub(crate) fn run(config: &Config, args: &cli::Token, out: &mut dyn Write) -> anyhow::Result<bool> {
+    let tenant = config.tenant()?;
+    let token = mint(config, &tenant, &args.subject, Duration::from_secs(args.lifetime))?;
+    if args.json {
+        let (subject, expires_in) = (&args.subject, args.lifetime);
+        let answer =
+            json!({"token": token, "tenant": tenant, "subject": subject, "expires_in": expires_in});
+        out::json(out, &answer)?;
+    } else {
+        writeln!(out, "{token}")?;
+    }
+    Ok(true)
+}
+
+/// The token that was given, else a fresh one from the signing key, else that of the running `dev`.
+pub(crate) fn for_request(config: &Config) -> anyhow::Result<String> {
+    if let Some(token) = config.token() {
+        return Ok(token.to_owned());
+    }
+    let subject = ActorName::parse("cli").expect("BUG: the name is valid");
+    match mint(config, &config.tenant()?, &subject, OWN_LIFETIME) {
+        Ok(token) => Ok(token),
+        Err(error) => config.running().map(|ready| ready.token).map_err(|_| error),
+    }
+}
+
+/// A token signed with the configured key. Fails when the key cannot be read or the lifetime is
+/// longer than allowed.
+pub(crate) fn mint(
+    config: &Config,
+    tenant: &Tenant,
+    subject: &ActorName,
+    lifetime: Duration,
+) -> anyhow::Result<String> {
+    let path = config.signing_key();
+    let pem = fs::read_to_string(&path).with_context(|| {
+        let path = path.display();
+        format!("no signing key at {path}: `flexcore dev` makes one, or give --signing-key")
+    })?;
+    let key =
+        SigningKey::from_pem(&pem).with_context(|| format!("signing key {}", path.display()))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
+    let grant = Grant { tenant: tenant.clone(), subject: subject.clone(), lifetime };
+    let most = flexcore_auth::LIFETIME_MAX.as_secs();
+    Issuer::new(key, ISSUER, AUDIENCE)
+        .mint(&grant, now.as_secs())
+        .with_context(|| format!("minting a token of {lifetime:?} (1 to {most} seconds)"))
+}

@@ -1,0 +1,47 @@
+//! `flexcore verify`: walks the log and names the first break.
+
+use std::io::Write;
+
+use anyhow::{Context, bail};
+use flexcore_domain::AggregateKey;
+use flexcore_eventstore::verify;
+
+use crate::{cli, config::Config, out};
+
+pub(crate) async fn run(
+    config: &Config,
+    args: cli::Verify,
+    out: &mut dyn Write,
+) -> anyhow::Result<bool> {
+    let key = match args.aggregate {
+        Some((aggregate, id)) => Some(AggregateKey::new(config.tenant()?, aggregate, id)),
+        None => None,
+    };
+    let store = config.event_store().await?;
+    let bar = out::progress(0, "verify");
+    let report = verify::verify(&store, key.as_ref(), |read, all| {
+        bar.set_length(all);
+        bar.set_position(read);
+    })
+    .await;
+    bar.finish_and_clear();
+    let report = report.context("the log could not be read to its end")?;
+    if let (Some(key), 0, None) = (&key, report.commits, &report.broken) {
+        bail!("the log has no commit of {key}");
+    }
+    if args.json {
+        out::json(out, &report)?;
+    } else {
+        let (commits, events, last) = (report.commits, report.events, report.last_sequence);
+        writeln!(out, "{commits} commits with {events} events read, up to sequence {last}")?;
+        match &report.broken {
+            None => writeln!(out, "whole: nothing missing, nothing changed")?,
+            Some(broken) => writeln!(
+                out,
+                "BROKEN: {broken}\nKeep the store as it is, compare the replicas, and restore \
+                 from a copy that verifies."
+            )?,
+        }
+    }
+    Ok(report.broken.is_none())
+}
