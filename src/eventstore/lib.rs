@@ -4,12 +4,12 @@
 //! sequence that the subject must end with, so that of two writers one wins; commits are chained by
 //! hash, so that a reader sees what is missing or changed.
 
-mod append;
 #[cfg(any())]
 pub mod catalog;
 pub mod dead;
 mod inbox;
 mod load;
+mod publish;
 pub mod queue;
 pub mod snapshot;
 mod subscribe;
@@ -21,7 +21,6 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 use async_nats::jetstream;
 use flexcore_domain::{AggregateKey, Commit, Hash, Position, Slot};
 
-pub use append::Appended;
 pub use subscribe::{Filter, Subscription};
 
 /// What an acknowledgement promises.
@@ -65,6 +64,13 @@ pub struct Settings {
     /// Where the server's monitoring answers, such as `http://127.0.0.1:8222`: there the profile is
     /// checked.
     pub monitor_url: Option<String>,
+}
+
+impl Settings {
+    /// Whether messages go out in atomic batches: where the server syncs each by itself.
+    fn groups(&self) -> bool {
+        self.profile == Profile::PowerLoss && self.replicas == 1
+    }
 }
 
 /// Why the log did not do what was asked.
@@ -134,6 +140,15 @@ impl Default for Expected {
     }
 }
 
+/// Where a commit was recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// Its stream sequence.
+    pub sequence: u64,
+    /// Its link in the hash chain.
+    pub hash: Hash,
+}
+
 /// A commit as it stands in the log.
 #[derive(Clone, Debug)]
 pub struct Recorded {
@@ -177,7 +192,7 @@ pub struct EventStore {
     client: async_nats::Client,
     jetstream: jetstream::Context,
     settings: Arc<Settings>,
-    appender: append::Appender,
+    events: publish::Publisher,
     inbox: inbox::Inbox,
 }
 
@@ -198,9 +213,10 @@ impl EventStore {
             .ack_timeout(REQUEST_TIMEOUT)
             .build(client.clone());
         let inbox = inbox::Inbox::open(&client).await?;
-        let grouped = settings.profile == Profile::PowerLoss && settings.replicas == 1;
-        let appender = append::Appender::start(client.clone(), jetstream.clone(), grouped);
-        Ok(Self { client, jetstream, settings: Arc::new(settings), appender, inbox })
+        let grouped = settings.groups();
+        let groups = grouped.then_some(publish::Groups::Expecting);
+        let events = publish::Publisher::start(&client, &jetstream, groups);
+        Ok(Self { client, jetstream, settings: Arc::new(settings), events, inbox })
     }
 
     /// The connection below.
@@ -227,12 +243,17 @@ impl EventStore {
     pub async fn append(&self, commit: &Commit, expected: Expected) -> Result<Appended, Error> {
         let encoded = commit.encode(&expected.hash);
         let started = std::time::Instant::now();
-        let result = self.appender.append(&commit.key, encoded, expected).await;
+        let mut headers = async_nats::HeaderMap::new();
+        for (name, value) in encoded.headers {
+            headers.insert(name, value);
+        }
+        headers.insert("Nats-Expected-Last-Subject-Sequence", expected.sequence.to_string());
+        let result = self.events.publish(subject(&commit.key), headers, encoded.body.into()).await;
         metrics::histogram!("flexcore_append_seconds").record(started.elapsed().as_secs_f64());
         if matches!(result, Err(Error::Conflict)) {
             metrics::counter!("flexcore_append_conflicts_total").increment(1);
         }
-        result
+        Ok(Appended { sequence: result?, hash: encoded.hash })
     }
 
     /// Stream sequence of the log's last message; 0 when it is empty.

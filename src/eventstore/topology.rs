@@ -73,6 +73,7 @@ fn streams(settings: &Settings) -> [Config; 5] {
             subject_transform: Some(commands),
             discard: DiscardPolicy::New,
             max_bytes: COMMANDS_BYTES_MAX,
+            allow_atomic_publish: true,
             ..base.clone()
         },
         Config {

@@ -1,42 +1,31 @@
-//! Append: alone, pipelined, or in groups.
+//! Publishing to a stream: pipelined, or in groups.
 //!
 //! One replica that syncs each message takes about 5,000 messages a second however many are in
 //! flight, and one atomic batch takes one sync. So there what waits while a batch is in flight goes
-//! out as the next batch. Otherwise each commit is published by itself and many are in flight.
+//! out as the next batch. Otherwise each message is published by itself and many are in flight.
 
 use std::{collections::HashSet, sync::Arc};
 
 use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
-use flexcore_domain::{AggregateKey, Hash, commit::Encoded};
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{Error, Expected, REQUEST_TIMEOUT, topology, unavailable};
+use crate::{Error, REQUEST_TIMEOUT, unavailable};
 
-/// Where a commit was recorded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Appended {
-    /// Its stream sequence.
-    pub sequence: u64,
-    /// Its link in the hash chain.
-    pub hash: Hash,
-}
-
-/// Most commits of one batch; the broker's own limit.
-const BATCH_COMMITS_MAX: usize = 1_000;
+/// Most messages of one batch; the broker's own limit.
+const BATCH_MESSAGES_MAX: usize = 1_000;
 /// Most bytes of one batch: it is staged by the server before the one sync.
 const BATCH_BYTES_MAX: usize = 8 << 20;
-/// Up to this many waiting commits go out one by one: a batch has a fixed cost of a millisecond,
+/// Up to this many waiting messages go out one by one: a batch has a fixed cost of a millisecond,
 /// a synced message a fifth of that.
 const SINGLES_MAX: usize = 4;
-/// Batches in flight: while the server syncs one, the next is gathered and sent.
-const BATCHES_IN_FLIGHT: usize = 2;
-/// Commits that wait for a batch before appenders wait in turn.
+/// Messages that wait for a batch before publishers wait in turn.
 const WAITING_MAX: usize = 8_192;
 
+/// Publishes to one stream; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Appender {
+pub(crate) struct Publisher {
     strategy: Strategy,
 }
 
@@ -46,6 +35,16 @@ enum Strategy {
     Pipelined(Box<jetstream::Context>),
 }
 
+/// What groups may look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Groups {
+    /// Each subject once in a batch, since a subject that the batch has written can't be checked
+    /// again within it. Two batches in flight: while the server syncs one, the next is sent.
+    Expecting,
+    /// One batch in flight, since two might change places.
+    Ordered,
+}
+
 struct Waiting {
     subject: String,
     headers: HeaderMap,
@@ -53,43 +52,39 @@ struct Waiting {
     answer: oneshot::Sender<Result<u64, Error>>,
 }
 
-impl Appender {
+impl Publisher {
+    /// Publishes one by one when `groups` is `None`.
     pub(crate) fn start(
-        client: async_nats::Client,
-        jetstream: jetstream::Context,
-        grouped: bool,
+        client: &async_nats::Client,
+        jetstream: &jetstream::Context,
+        groups: Option<Groups>,
     ) -> Self {
-        if !grouped {
-            return Self { strategy: Strategy::Pipelined(Box::new(jetstream)) };
-        }
+        let Some(groups) = groups else {
+            return Self { strategy: Strategy::Pipelined(Box::new(jetstream.clone())) };
+        };
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(group(Publisher { client, jetstream }, receiver));
+        let sending = Sending { client: client.clone(), jetstream: jetstream.clone() };
+        tokio::spawn(group(sending, groups, receiver));
         Self { strategy: Strategy::Grouped(sender) }
     }
 
-    pub(crate) async fn append(
+    /// Returns the stream sequence. Fails with [`Error::Conflict`] when an expectation in the
+    /// headers does not hold, and with [`Error::Unavailable`] when the outcome is unknown.
+    pub(crate) async fn publish(
         &self,
-        key: &AggregateKey,
-        encoded: Encoded,
-        expected: Expected,
-    ) -> Result<Appended, Error> {
-        let subject = crate::subject(key);
-        let mut headers = HeaderMap::new();
-        for (name, value) in encoded.headers {
-            headers.insert(name, value);
-        }
-        headers.insert("Nats-Expected-Last-Subject-Sequence", expected.sequence.to_string());
-        let body = Bytes::from(encoded.body);
-        let sequence = match &self.strategy {
-            Strategy::Pipelined(jetstream) => single(jetstream, subject, headers, body).await?,
+        subject: String,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<u64, Error> {
+        match &self.strategy {
+            Strategy::Pipelined(jetstream) => single(jetstream, subject, headers, body).await,
             Strategy::Grouped(sender) => {
                 let (answer, answered) = oneshot::channel();
                 let waiting = Waiting { subject, headers, body, answer };
                 sender.send(waiting).await.map_err(|_| unavailable("shutting down"))?;
-                answered.await.map_err(|_| unavailable("shutting down"))??
+                answered.await.map_err(|_| unavailable("shutting down"))?
             }
-        };
-        Ok(Appended { sequence, hash: encoded.hash })
+        }
     }
 }
 
@@ -114,46 +109,49 @@ async fn single(
 }
 
 #[derive(Clone)]
-struct Publisher {
+struct Sending {
     client: async_nats::Client,
     jetstream: jetstream::Context,
 }
 
 /// Gathers what waits and sends it off, until every handle is gone.
-async fn group(publisher: Publisher, mut receiver: mpsc::Receiver<Waiting>) {
-    let in_flight = Arc::new(tokio::sync::Semaphore::new(BATCHES_IN_FLIGHT));
-    let mut gathered = Vec::with_capacity(BATCH_COMMITS_MAX);
+async fn group(sending: Sending, groups: Groups, mut receiver: mpsc::Receiver<Waiting>) {
+    let batches_in_flight = if groups == Groups::Expecting { 2 } else { 1 };
+    let in_flight = Arc::new(tokio::sync::Semaphore::new(batches_in_flight));
+    let mut gathered = Vec::with_capacity(BATCH_MESSAGES_MAX);
     loop {
         let permit = in_flight.clone().acquire_owned().await.expect("BUG: never closed");
-        if gathered.is_empty() && receiver.recv_many(&mut gathered, BATCH_COMMITS_MAX).await == 0 {
+        if gathered.is_empty() && receiver.recv_many(&mut gathered, BATCH_MESSAGES_MAX).await == 0 {
             return;
         }
-        let room = BATCH_COMMITS_MAX.saturating_sub(gathered.len());
+        let room = BATCH_MESSAGES_MAX.saturating_sub(gathered.len());
         for _ in 0..room {
             let Ok(waiting) = receiver.try_recv() else { break };
             gathered.push(waiting);
         }
-        let (batch, rest) = take_batch(std::mem::take(&mut gathered));
+        let (batch, rest) = take_batch(std::mem::take(&mut gathered), groups);
         gathered = rest;
-        metrics::histogram!("flexcore_append_batch_commits").record(batch.len() as f64);
-        let publisher = publisher.clone();
+        if groups == Groups::Expecting {
+            metrics::histogram!("flexcore_append_batch_commits").record(batch.len() as f64);
+        }
+        let sending = sending.clone();
         tokio::spawn(async move {
-            publisher.publish(batch).await;
+            sending.publish(batch).await;
             drop(permit);
         });
     }
 }
 
-/// Splits off what can go out as one batch: within the size, and each aggregate once, since a
-/// subject that the batch has written can't be checked again within it.
-fn take_batch(waiting: Vec<Waiting>) -> (Vec<Waiting>, Vec<Waiting>) {
+/// Splits off what can go out as one batch; the rest keeps its order.
+fn take_batch(waiting: Vec<Waiting>, groups: Groups) -> (Vec<Waiting>, Vec<Waiting>) {
     let mut subjects = HashSet::new();
     let mut size_bytes = 0;
     let (mut batch, mut rest) = (Vec::with_capacity(waiting.len()), Vec::new());
     for one in waiting {
         size_bytes += one.body.len();
         let fits = batch.is_empty() || size_bytes <= BATCH_BYTES_MAX;
-        if fits && subjects.insert(one.subject.clone()) {
+        let once = groups == Groups::Ordered || subjects.insert(one.subject.clone());
+        if fits && once {
             batch.push(one);
         } else {
             rest.push(one);
@@ -180,7 +178,7 @@ struct ApiError {
 /// The server's code for an expected sequence that does not hold.
 const WRONG_LAST_SEQUENCE: u64 = 10_071;
 
-impl Publisher {
+impl Sending {
     /// Publishes a batch and answers each of its appenders. A batch with a conflict is not recorded
     /// at all: it is split, until the conflict stands alone.
     async fn publish(&self, batch: Vec<Waiting>) {
@@ -255,7 +253,7 @@ impl Publisher {
             serde_json::from_slice(&reply.payload).map_err(unavailable)?;
         match acknowledgement.error {
             None if acknowledgement.seq > 0 => Ok(acknowledgement.seq),
-            None => Err(unavailable(format!("{} did not acknowledge", topology::EVENTS))),
+            None => Err(unavailable("the batch was not acknowledged")),
             Some(error) if error.err_code == WRONG_LAST_SEQUENCE => Err(Error::Conflict),
             Some(error) => {
                 Err(unavailable(format!("{} (error {})", error.description, error.err_code)))
