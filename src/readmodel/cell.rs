@@ -3,10 +3,10 @@
 use flexcore_domain::definition::ColumnKind;
 use serde_json::Value;
 use sqlx::{
-    Arguments as _, Encode, Postgres, Type,
+    Arguments as _, Decode, Encode, Postgres, Row as _, Type,
     encode::IsNull,
     error::BoxDynError,
-    postgres::{PgArgumentBuffer, PgArguments, PgHasArrayType, PgTypeInfo},
+    postgres::{PgArgumentBuffer, PgArguments, PgHasArrayType, PgRow, PgTypeInfo, PgValueRef},
 };
 use time::{Date, OffsetDateTime, format_description::well_known::Rfc3339, macros::date};
 
@@ -47,6 +47,11 @@ macro_rules! pg_type {
         impl PgHasArrayType for $type {
             fn array_type_info() -> PgTypeInfo {
                 PgTypeInfo::with_oid(sqlx::postgres::types::Oid($array))
+            }
+        }
+        impl<'r> Decode<'r, Postgres> for $type {
+            fn decode(value: PgValueRef<'r>) -> Result<Self, BoxDynError> {
+                Ok(Self(Decode::<Postgres>::decode(value)?))
             }
         }
         impl Encode<'_, Postgres> for $type {
@@ -131,9 +136,7 @@ impl Cell {
         match kind {
             ColumnKind::Text => (!text.contains('\0')).then(|| Self::Text(text.into())),
             ColumnKind::Integer => text.parse().ok().map(Self::Integer),
-            ColumnKind::Number => {
-                text.parse().ok().filter(|number: &f64| number.is_finite()).map(Self::Number)
-            }
+            ColumnKind::Number => text.parse().ok().and_then(Self::number),
             ColumnKind::Boolean => match text {
                 "true" => Some(Self::Boolean(true)),
                 "false" => Some(Self::Boolean(false)),
@@ -150,13 +153,31 @@ impl Cell {
         match (kind, value) {
             (_, Value::Null) => Some(Self::Null),
             (ColumnKind::Integer, Value::Number(number)) => integer(number).map(Self::Integer),
-            (ColumnKind::Number, Value::Number(number)) => number.as_f64().map(Self::Number),
+            (ColumnKind::Number, Value::Number(number)) => number.as_f64().and_then(Self::number),
             (ColumnKind::Boolean, Value::Bool(value)) => Some(Self::Boolean(*value)),
             (ColumnKind::Text | ColumnKind::Timestamp | ColumnKind::Date, Value::String(text)) => {
                 Self::from_text(kind, text)
             }
             _ => None,
         }
+    }
+
+    /// Reads a column of a row.
+    pub(crate) fn read(row: &PgRow, at: usize, kind: ColumnKind) -> Result<Self, sqlx::Error> {
+        let cell = match kind {
+            ColumnKind::Text => row.try_get::<Option<Box<str>>, _>(at)?.map(Self::Text),
+            ColumnKind::Integer => row.try_get::<Option<_>, _>(at)?.map(Self::Integer),
+            ColumnKind::Number => row.try_get::<Option<_>, _>(at)?.map(Self::Number),
+            ColumnKind::Boolean => row.try_get::<Option<_>, _>(at)?.map(Self::Boolean),
+            ColumnKind::Timestamp => row.try_get::<Option<_>, _>(at)?.map(Self::Timestamp),
+            ColumnKind::Date => row.try_get::<Option<_>, _>(at)?.map(Self::Date),
+        };
+        Ok(cell.unwrap_or(Self::Null))
+    }
+
+    /// A finite number; -0 becomes 0, because Postgres counts them as equal.
+    fn number(value: f64) -> Option<Self> {
+        value.is_finite().then_some(Self::Number(value + 0.0))
     }
 
     /// Adds the value to a statement's arguments, with the type of its column.

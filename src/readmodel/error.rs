@@ -111,9 +111,14 @@ pub enum Error {
     /// The checkpoint is not where this writer left it: read it again, and go on from there.
     #[error("the checkpoint moved since it was read")]
     Moved,
-    /// These changes cannot be applied, by their index in the batch: nothing was written.
-    #[error("{} events cannot be applied", .0.len())]
-    Unappliable(Vec<(usize, String)>),
+    /// These changes cannot be applied; nothing was written.
+    #[error("{} events cannot be applied", changes.len())]
+    Unappliable {
+        /// Index of the part.
+        part: usize,
+        /// The changes, by their index in the part, each with the reason.
+        changes: Vec<(usize, String)>,
+    },
     /// The name of the read model or of a column is taken.
     #[error("{0}")]
     Reserved(String),

@@ -6,11 +6,17 @@
 
 mod cell;
 mod error;
+mod fold;
+mod lead;
 mod named;
 mod page;
+mod plan;
+mod rebuild;
 pub mod select;
 mod status;
+mod version;
 mod wait;
+mod write;
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,9 +27,14 @@ use sqlx::{
 };
 
 pub use error::Error;
+pub use lead::Lead;
 pub use page::Page;
+pub use plan::{Change, KEY_BYTES_MAX, Plan, Unfit};
+pub use rebuild::Rebuild;
 pub use select::{Filter, Op, Select};
 pub use status::{State, Status};
+pub use version::{COLUMNS_MAX, RESERVED_COLUMNS, Version, Versions, check_names};
+pub use write::{Move, Parked, Part};
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../../schemas/sql");
 

@@ -1,0 +1,208 @@
+//! Folding a batch of changes per row, so that a batch is a few statements whatever its length.
+//!
+//! What a row's changes amount to is one delta a column: a value to set, to add, or to compare
+//! with. Where that depends on the row as it is (sums of floating point numbers, whose order
+//! matters; minimum after sum; a sum beyond 64 bits), the operations are kept and replayed on the
+//! old value. So the rows are the same however the events fall into batches. One thing may differ:
+//! within a batch an integer sum may pass 64 bits and come back.
+
+use std::{
+    collections::HashMap,
+    hash::{Hash, Hasher},
+};
+
+use flexcore_domain::{Tenant, definition::Operation};
+
+use crate::{cell::Cell, plan::Change};
+
+/// What a batch amounts to: a delta for each row, in the order of their first change.
+#[derive(Debug, Default)]
+pub(crate) struct Fold<'a> {
+    pub(crate) rows: Vec<Row<'a>>,
+    index: HashMap<RowKey<'a>, usize>,
+}
+
+/// What becomes of a row.
+#[derive(Debug)]
+pub(crate) struct Row<'a> {
+    pub(crate) tenant: &'a Tenant,
+    pub(crate) key: &'a [Cell],
+    pub(crate) fate: Fate,
+}
+
+#[derive(Debug)]
+pub(crate) enum Fate {
+    /// It is gone after the batch.
+    Delete,
+    /// It is there after the batch, each column changed so.
+    Keep(Vec<Delta>),
+}
+
+/// What becomes of a column.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Delta {
+    /// As it was; null in a new row.
+    Same,
+    Set(Cell),
+    Add(i64),
+    Min(Cell),
+    Max(Cell),
+    /// Operations to run on the old value, each with its change's index in the batch.
+    Replay(Vec<(usize, Operation, Cell)>),
+}
+
+impl<'a> Fold<'a> {
+    /// Folds the changes in order. `columns` is how many a row has beside its key.
+    pub(crate) fn new(columns: usize, changes: impl Iterator<Item = (usize, &'a Change)>) -> Self {
+        let mut fold = Self::default();
+        for (index, change) in changes {
+            let row = fold.row(columns, change);
+            if change.delete {
+                row.fate = Fate::Delete;
+                continue;
+            }
+            if matches!(row.fate, Fate::Delete) {
+                // What follows a deletion is a new row: nothing of the old one may shine through.
+                row.fate = Fate::Keep(vec![Delta::Set(Cell::Null); columns]);
+            }
+            let Fate::Keep(deltas) = &mut row.fate else { continue };
+            for (column, operation, operand) in &change.operations {
+                let before = std::mem::replace(&mut deltas[*column], Delta::Same);
+                deltas[*column] = before.then(index, *operation, operand);
+            }
+        }
+        fold
+    }
+
+    fn row(&mut self, columns: usize, change: &'a Change) -> &mut Row<'a> {
+        let key = RowKey { tenant: &change.tenant, key: &change.key };
+        let at = *self.index.entry(key).or_insert_with(|| {
+            let fate = Fate::Keep(vec![Delta::Same; columns]);
+            self.rows.push(Row { tenant: &change.tenant, key: &change.key, fate });
+            self.rows.len() - 1
+        });
+        &mut self.rows[at]
+    }
+}
+
+impl Delta {
+    /// This delta, then the operation.
+    fn then(self, index: usize, operation: Operation, operand: &Cell) -> Self {
+        if operation != Operation::Set && *operand == Cell::Null {
+            return self;
+        }
+        match (self, operation, operand) {
+            (_, Operation::Set, _) => Self::Set(operand.clone()),
+            (Self::Same, Operation::Add, Cell::Integer(n)) => Self::Add(*n),
+            (Self::Same, Operation::Min, _) => Self::Min(operand.clone()),
+            (Self::Same, Operation::Max, _) => Self::Max(operand.clone()),
+            (Self::Same, ..) => Self::Replay(vec![(index, operation, operand.clone())]),
+            (Self::Replay(mut operations), ..) => {
+                operations.push((index, operation, operand.clone()));
+                Self::Replay(operations)
+            }
+            (Self::Set(value), ..) => match apply(&value, operation, operand) {
+                Some(value) => Self::Set(value),
+                // Beyond 64 bits: the replay finds out which change it was.
+                None => Self::Replay(vec![
+                    (index, Operation::Set, value),
+                    (index, operation, operand.clone()),
+                ]),
+            },
+            (Self::Add(sum), Operation::Add, Cell::Integer(n)) => match sum.checked_add(*n) {
+                Some(sum) => Self::Add(sum),
+                None => {
+                    Self::replayed(Operation::Add, Cell::Integer(sum), index, operation, operand)
+                }
+            },
+            (Self::Min(value), Operation::Min, _) => {
+                Self::Min(apply(&value, operation, operand).unwrap_or(value))
+            }
+            (Self::Max(value), Operation::Max, _) => {
+                Self::Max(apply(&value, operation, operand).unwrap_or(value))
+            }
+            (Self::Add(sum), ..) => {
+                Self::replayed(Operation::Add, Cell::Integer(sum), index, operation, operand)
+            }
+            (Self::Min(value), ..) => {
+                Self::replayed(Operation::Min, value, index, operation, operand)
+            }
+            (Self::Max(value), ..) => {
+                Self::replayed(Operation::Max, value, index, operation, operand)
+            }
+        }
+    }
+
+    fn replayed(
+        first: Operation,
+        so_far: Cell,
+        index: usize,
+        operation: Operation,
+        operand: &Cell,
+    ) -> Self {
+        Self::Replay(vec![(index, first, so_far), (index, operation, operand.clone())])
+    }
+}
+
+/// Runs the operations on a column's old value. Fails with the index of the change that passes 64
+/// bits or the range of floating point.
+pub(crate) fn replay(old: Cell, operations: &[(usize, Operation, Cell)]) -> Result<Cell, usize> {
+    operations.iter().try_fold(old, |value, (index, operation, operand)| {
+        apply(&value, *operation, operand).ok_or(*index)
+    })
+}
+
+/// The value after an operation, exactly as SQL has it; `None`: out of range.
+pub(crate) fn apply(value: &Cell, operation: Operation, operand: &Cell) -> Option<Cell> {
+    Some(match (operation, value, operand) {
+        (Operation::Set, ..) => operand.clone(),
+        (_, _, Cell::Null) => value.clone(),
+        (Operation::Add, Cell::Integer(a), Cell::Integer(b)) => Cell::Integer(a.checked_add(*b)?),
+        (Operation::Add, Cell::Number(a), Cell::Number(b)) => {
+            Cell::Number(Some(a + b).filter(|sum| sum.is_finite())?)
+        }
+        (_, Cell::Null, _) => operand.clone(),
+        (Operation::Min, ..) if less(operand, value) => operand.clone(),
+        (Operation::Max, ..) if less(value, operand) => operand.clone(),
+        _ => value.clone(),
+    })
+}
+
+/// The order of Postgres: numbers by value, text by bytes, false before true.
+fn less(a: &Cell, b: &Cell) -> bool {
+    match (a, b) {
+        (Cell::Text(a), Cell::Text(b)) => a.as_bytes() < b.as_bytes(),
+        (Cell::Integer(a), Cell::Integer(b)) => a < b,
+        (Cell::Number(a), Cell::Number(b)) => a < b,
+        (Cell::Boolean(a), Cell::Boolean(b)) => !a & b,
+        (Cell::Timestamp(a), Cell::Timestamp(b)) => a < b,
+        (Cell::Date(a), Cell::Date(b)) => a < b,
+        _ => false,
+    }
+}
+
+/// A row's identity. Key cells are never null, and floating point ones finite and not -0.
+#[derive(Debug, PartialEq)]
+pub(crate) struct RowKey<'a> {
+    pub(crate) tenant: &'a Tenant,
+    pub(crate) key: &'a [Cell],
+}
+
+impl Eq for RowKey<'_> {}
+
+impl Hash for RowKey<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.tenant.hash(state);
+        for cell in self.key {
+            match cell {
+                Cell::Null => {}
+                Cell::Text(text) => text.hash(state),
+                Cell::Integer(value) => value.hash(state),
+                Cell::Number(value) => value.to_bits().hash(state),
+                Cell::Boolean(value) => value.hash(state),
+                Cell::Timestamp(value) => value.0.hash(state),
+                Cell::Date(value) => value.0.hash(state),
+            }
+        }
+    }
+}

@@ -1,0 +1,357 @@
+//! From events to changes: a read model's expressions, evaluated over each event's data.
+//!
+//! Only the fields that the expressions name are taken out of the JSON text; nothing else is built.
+//! Every value is checked against its column here, so that SQL never sees one that does not fit.
+
+use std::{borrow::Cow, collections::HashMap, fmt, sync::Arc};
+
+use flexcore_domain::{
+    AggregateName, Commit, Event, EventName, Name, Tenant,
+    definition::{Column, ColumnKind, Expression, Operation, ReadModelDefinition, RowChange},
+};
+use serde::de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::{Value, value::RawValue};
+
+use crate::cell::{Cell, Micros, expected, integer};
+
+/// Longest key of a row, in bytes over all its columns: an entry of a Postgres index has 2,704.
+pub const KEY_BYTES_MAX: usize = 2_000;
+
+/// A read model's expressions, ready to evaluate.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// What the rows look like.
+    pub(crate) layout: Arc<Layout>,
+    rules: HashMap<AggregateName, HashMap<EventName, Rule>>,
+}
+
+/// What the rows of a read model look like.
+#[derive(Clone, Debug)]
+pub(crate) struct Layout {
+    /// The key's columns.
+    pub(crate) key: Vec<Column>,
+    /// The others, in the order of their declaration.
+    pub(crate) columns: Vec<Column>,
+}
+
+#[derive(Clone, Debug)]
+struct Rule {
+    fields: Fields,
+    key: Vec<Source>,
+    delete: bool,
+    operations: Vec<(usize, Operation, Source)>,
+}
+
+/// Where a value comes from.
+#[derive(Clone, Debug)]
+enum Source {
+    Literal(Cell),
+    /// The nth field that is taken out of the data.
+    Data(usize),
+    Id,
+    Time,
+    Version,
+}
+
+/// What an event does to one row.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    pub(crate) tenant: Tenant,
+    pub(crate) key: Vec<Cell>,
+    pub(crate) delete: bool,
+    /// Column (of [`Layout::columns`]), operation, operand.
+    pub(crate) operations: Vec<(usize, Operation, Cell)>,
+}
+
+/// Why an event cannot be applied, in a sentence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unfit(pub String);
+
+impl Plan {
+    /// The plan of a read model.
+    #[must_use]
+    pub fn new(model: &ReadModelDefinition) -> Self {
+        let find = |name: &Name| model.columns.iter().find(|column| column.name == *name);
+        let key: Vec<Column> = model.key.iter().filter_map(find).cloned().collect();
+        let columns: Vec<Column> = model
+            .columns
+            .iter()
+            .filter(|column| !model.key.contains(&column.name))
+            .cloned()
+            .collect();
+        let layout = Arc::new(Layout { key, columns });
+        let mut rules: HashMap<_, HashMap<_, _>> = HashMap::new();
+        for ((aggregate, event), change) in &model.on {
+            let rule = Rule::new(&layout, change);
+            rules.entry(aggregate.clone()).or_default().insert(event.clone(), rule);
+        }
+        Self { layout, rules }
+    }
+
+    /// Whether events of this kind change rows at all.
+    #[must_use]
+    pub fn concerns(&self, commit: &Commit, event: &Event) -> bool {
+        self.rule(commit, event).is_some()
+    }
+
+    /// What the event does; `None`: nothing. `data` is the event's, of the newest schema. Fails
+    /// when a value does not fit its column.
+    pub fn change(
+        &self,
+        commit: &Commit,
+        event: &Event,
+        data: &RawValue,
+    ) -> Result<Option<Change>, Unfit> {
+        let Some(rule) = self.rule(commit, event) else { return Ok(None) };
+        let mut taken: Vec<Raw<'_>> = vec![Raw::Null; rule.fields.count];
+        if rule.fields.count > 0 {
+            let mut reader = serde_json::Deserializer::from_str(data.get());
+            let seed = Take { node: &rule.fields.root, taken: &mut taken };
+            seed.deserialize(&mut reader).map_err(|error| Unfit(format!("data: {error}")))?;
+        }
+        let get = |source: &Source, column: &Column| {
+            let cell = match source {
+                Source::Literal(cell) => Some(cell.clone()),
+                Source::Data(index) => taken[*index].cell(column.kind),
+                Source::Id => Cell::from_text(column.kind, commit.key.id().as_str()),
+                Source::Time => time(column.kind, commit),
+                Source::Version => version(column.kind, event),
+            };
+            cell.ok_or_else(|| {
+                let wanted = expected(column.kind);
+                Unfit(format!("column {}: the value is not {wanted}", column.name))
+            })
+        };
+        let layout = &self.layout;
+        let key = rule.key.iter().zip(&layout.key);
+        let key = key.map(|(source, column)| get(source, column)).collect::<Result<Vec<_>, _>>()?;
+        check_key(&key, layout)?;
+        let operations = rule.operations.iter().map(|(column, operation, source)| {
+            Ok((*column, *operation, get(source, &layout.columns[*column])?))
+        });
+        let operations = operations.collect::<Result<Vec<_>, _>>()?;
+        let tenant = commit.key.tenant().clone();
+        Ok(Some(Change { tenant, key, delete: rule.delete, operations }))
+    }
+
+    fn rule(&self, commit: &Commit, event: &Event) -> Option<&Rule> {
+        self.rules.get(commit.key.aggregate())?.get(&event.event)
+    }
+}
+
+fn check_key(key: &[Cell], layout: &Layout) -> Result<(), Unfit> {
+    let mut bytes = 0;
+    for (cell, column) in key.iter().zip(&layout.key) {
+        match cell {
+            Cell::Null => return Err(Unfit(format!("key column {}: no value", column.name))),
+            Cell::Text(text) => bytes += text.len(),
+            _ => bytes += 8,
+        }
+    }
+    if bytes > KEY_BYTES_MAX {
+        return Err(Unfit(format!("the key has {bytes} bytes; at most {KEY_BYTES_MAX}")));
+    }
+    Ok(())
+}
+
+fn time(kind: ColumnKind, commit: &Commit) -> Option<Cell> {
+    match kind {
+        ColumnKind::Timestamp => Micros::from_unix_ms(commit.time_ms).map(Cell::Timestamp),
+        ColumnKind::Date => Cell::from_text(kind, commit.time().get(..10)?),
+        ColumnKind::Text => Some(Cell::Text(commit.time().into())),
+        _ => None,
+    }
+}
+
+fn version(kind: ColumnKind, event: &Event) -> Option<Cell> {
+    match kind {
+        ColumnKind::Integer => i64::try_from(event.version).ok().map(Cell::Integer),
+        ColumnKind::Number => Some(Cell::Number(event.version as f64)),
+        _ => None,
+    }
+}
+
+impl Rule {
+    fn new(layout: &Layout, change: &RowChange) -> Self {
+        let mut fields = Fields::default();
+        let mut source = |expression: &Expression, kind| match expression {
+            // A literal that does not fit is reported with every event, as a field would be.
+            Expression::Literal(value) => match Cell::from_json(kind, value) {
+                Some(cell) => Source::Literal(cell),
+                None => Source::Data(fields.never()),
+            },
+            Expression::Data(path) => Source::Data(fields.index(path)),
+            Expression::Id => Source::Id,
+            Expression::Time => Source::Time,
+            Expression::Version => Source::Version,
+        };
+        let key = change.key.iter().zip(&layout.key);
+        let key = key.map(|(expression, column)| source(expression, column.kind)).collect();
+        let mut operations = Vec::new();
+        for (name, operation, expression) in &change.operations {
+            let at = layout.columns.iter().position(|column| column.name == *name);
+            if let Some(at) = at {
+                operations.push((at, *operation, source(expression, layout.columns[at].kind)));
+            }
+        }
+        Self { fields, key, delete: change.delete, operations }
+    }
+}
+
+/// The fields that a rule takes out of the data, as a tree of their paths.
+#[derive(Clone, Debug, Default)]
+struct Fields {
+    root: Node,
+    count: usize,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Node {
+    index: Option<usize>,
+    children: Vec<(String, Node)>,
+}
+
+impl Fields {
+    fn index(&mut self, path: &[String]) -> usize {
+        let mut node = &mut self.root;
+        for name in path {
+            let at = node.children.iter().position(|(known, _)| known == name);
+            let at = at.unwrap_or_else(|| {
+                node.children.push((name.clone(), Node::default()));
+                node.children.len() - 1
+            });
+            node = &mut node.children[at].1;
+        }
+        *node.index.get_or_insert_with(|| {
+            self.count += 1;
+            self.count - 1
+        })
+    }
+
+    /// The whole of the data, which no column can hold.
+    fn never(&mut self) -> usize {
+        self.index(&[])
+    }
+}
+
+/// A field as it stands in the data.
+#[derive(Clone, Debug)]
+enum Raw<'a> {
+    Null,
+    Boolean(bool),
+    Number(serde_json::Number),
+    Text(Cow<'a, str>),
+    Compound,
+}
+
+impl Raw<'_> {
+    fn cell(&self, kind: ColumnKind) -> Option<Cell> {
+        match (kind, self) {
+            (_, Raw::Null) => Some(Cell::Null),
+            (ColumnKind::Boolean, Raw::Boolean(value)) => Some(Cell::Boolean(*value)),
+            (ColumnKind::Integer, Raw::Number(number)) => integer(number).map(Cell::Integer),
+            (ColumnKind::Number, Raw::Number(_)) => {
+                let Raw::Number(number) = self else { return None };
+                Cell::from_json(kind, &Value::Number(number.clone()))
+            }
+            (ColumnKind::Text | ColumnKind::Timestamp | ColumnKind::Date, Raw::Text(text)) => {
+                Cell::from_text(kind, text)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Walks the data along a node's children, keeping what its indices ask for.
+struct Take<'n, 't, 'a> {
+    node: &'n Node,
+    taken: &'t mut Vec<Raw<'a>>,
+}
+
+impl<'a> Take<'_, '_, 'a> {
+    fn keep<E>(self, raw: Raw<'a>) -> Result<(), E> {
+        if let Some(index) = self.node.index {
+            self.taken[index] = raw;
+        }
+        Ok(())
+    }
+}
+
+impl<'a> DeserializeSeed<'a> for Take<'_, '_, 'a> {
+    type Value = ();
+    fn deserialize<D: de::Deserializer<'a>>(self, reader: D) -> Result<(), D::Error> {
+        reader.deserialize_any(self)
+    }
+}
+
+impl<'a> Visitor<'a> for Take<'_, '_, 'a> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+    fn visit_unit<E: de::Error>(self) -> Result<(), E> {
+        self.keep(Raw::Null)
+    }
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<(), E> {
+        self.keep(Raw::Boolean(value))
+    }
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<(), E> {
+        self.keep(Raw::Number(value.into()))
+    }
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<(), E> {
+        self.keep(Raw::Number(value.into()))
+    }
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<(), E> {
+        self.keep(serde_json::Number::from_f64(value).map_or(Raw::Compound, Raw::Number))
+    }
+    fn visit_borrowed_str<E: de::Error>(self, value: &'a str) -> Result<(), E> {
+        self.keep(Raw::Text(Cow::Borrowed(value)))
+    }
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<(), E> {
+        self.keep(Raw::Text(Cow::Owned(value.to_owned())))
+    }
+    fn visit_seq<A: SeqAccess<'a>>(self, mut items: A) -> Result<(), A::Error> {
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        self.keep(Raw::Compound)
+    }
+    fn visit_map<A: MapAccess<'a>>(self, mut fields: A) -> Result<(), A::Error> {
+        while let Some(name) = fields.next_key::<Key<'a>>()? {
+            let child = self.node.children.iter().find(|(known, _)| *known == name.0);
+            match child {
+                Some((_, node)) => fields.next_value_seed(Take { node, taken: self.taken })?,
+                None => drop(fields.next_value::<IgnoredAny>()?),
+            }
+        }
+        self.keep(Raw::Compound)
+    }
+}
+
+/// A field's name, borrowed where it has no escapes.
+#[derive(serde::Deserialize)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_named_fields_are_taken() {
+        let mut fields = Fields::default();
+        let path = |text: &str| text.split('.').map(str::to_owned).collect::<Vec<_>>();
+        let indices = ["a", "b.c", "b", "d.e.f", "gone"].map(|text| fields.index(&path(text)));
+        assert_eq!(fields.index(&path("b.c")), indices[1]);
+        let text = r#"{"x":[1,{"a":2}],"\u0061":"é\n","b":{"c":1.5,"y":{}},"d":{"e":7}}"#;
+        let mut taken = vec![Raw::Null; fields.count];
+        let mut reader = serde_json::Deserializer::from_str(text);
+        Take { node: &fields.root, taken: &mut taken }.deserialize(&mut reader).unwrap();
+        let cells = |kind| indices.map(|index| taken[index].cell(kind));
+        let texts = cells(ColumnKind::Text);
+        assert_eq!(texts[0], Some(Cell::Text("é\n".into())));
+        assert_eq!(texts[2], None, "an object is no text");
+        assert_eq!(texts[3], Some(Cell::Null), "a path through a number is absent");
+        assert_eq!(texts[4], Some(Cell::Null));
+        assert_eq!(cells(ColumnKind::Number)[1], Some(Cell::Number(1.5)));
+    }
+}

@@ -1,0 +1,80 @@
+//! Asking for a read model to be built anew, and watching it.
+
+use flexcore_domain::Name;
+use sqlx::Row as _;
+
+use crate::{Error, ReadModels, State, Status};
+
+/// How far a requested rebuild is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Rebuild {
+    /// No worker has taken it up yet.
+    Waiting,
+    /// It is being built.
+    Building {
+        /// The version being built.
+        version: i32,
+        /// Where it is in the log.
+        position: u64,
+        /// Where the version that serves is: what it has to reach.
+        target: u64,
+    },
+    /// The new version serves.
+    Done {
+        /// Its number.
+        version: i32,
+    },
+    /// The version is gone: the declaration changed, or the read model was removed meanwhile.
+    Superseded,
+}
+
+impl ReadModels {
+    /// Asks for a rebuild; returns the request's number. Fails with [`Error::UnknownReadModel`].
+    pub async fn request_rebuild(&self, name: &str) -> Result<i64, Error> {
+        let status = self.status().await?;
+        if !status.iter().any(|version| version.read_model.as_str() == name) {
+            let mut known: Vec<String> =
+                status.into_iter().map(|version| version.read_model.to_string()).collect();
+            known.dedup();
+            return Err(Error::UnknownReadModel { name: crate::error::cut(name), known });
+        }
+        let row =
+            sqlx::query("insert into flexcore.rebuilds (read_model) values ($1) returning id")
+                .bind(name)
+                .fetch_one(&self.pool)
+                .await?;
+        Ok(row.try_get(0)?)
+    }
+
+    /// How far a request is.
+    pub async fn rebuild(&self, request: i64) -> Result<Rebuild, Error> {
+        let row = sqlx::query("select read_model, version from flexcore.rebuilds where id = $1")
+            .bind(request)
+            .fetch_optional(&self.pool)
+            .await?;
+        let Some(row) = row else { return Ok(Rebuild::Superseded) };
+        let (name, version): (&str, Option<i32>) = (row.try_get(0)?, row.try_get(1)?);
+        let Some(version) = version else { return Ok(Rebuild::Waiting) };
+        let all = self.status().await?;
+        let of_model = |status: &&Status| status.read_model.as_str() == name;
+        let serving = all.iter().filter(of_model).find(|s| s.state == State::Serving);
+        let found = all.iter().filter(of_model).find(|s| s.version == version);
+        Ok(match found {
+            Some(status) if status.state == State::Building => Rebuild::Building {
+                version,
+                position: status.position_max,
+                target: serving.map_or(0, |serving| serving.position_max),
+            },
+            Some(_) => Rebuild::Done { version },
+            None => Rebuild::Superseded,
+        })
+    }
+
+    /// The read models that there are.
+    pub async fn names(&self) -> Result<Vec<Name>, Error> {
+        let mut names: Vec<Name> =
+            self.status().await?.into_iter().map(|version| version.read_model).collect();
+        names.dedup();
+        Ok(names)
+    }
+}

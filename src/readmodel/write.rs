@@ -1,0 +1,441 @@
+//! Applying a batch: rows and checkpoints in one transaction.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use flexcore_domain::{
+    Name, Slot,
+    definition::{Column, ColumnKind},
+};
+use futures::future::BoxFuture;
+use sqlx::{
+    Arguments as _, AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction,
+    postgres::PgArguments,
+};
+
+use crate::{
+    Error, ReadModels,
+    cell::{Cell, Days, Micros},
+    error::code,
+    fold::{self, Delta, Fate, Fold, Row},
+    plan::{Change, Layout},
+    version::Version,
+};
+
+/// What one version takes from a batch of the log.
+#[derive(Debug)]
+pub struct Part {
+    /// The version.
+    pub version: Arc<Version>,
+    /// What the batch's events do to its rows, in log order.
+    pub changes: Vec<Change>,
+    /// Events that it cannot apply; they are in FLEX_DEAD by now.
+    pub parked: Vec<Parked>,
+    /// Where its checkpoint is, and where it is after the batch, for each slot that moves.
+    pub moves: Vec<Move>,
+}
+
+/// A slot's checkpoint before and after a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// The slot.
+    pub slot: Slot,
+    /// Its position before.
+    pub from: u64,
+    /// Its position after.
+    pub to: u64,
+}
+
+/// An event that could not be applied.
+#[derive(Clone, Debug)]
+pub struct Parked {
+    /// Stream sequence of its commit.
+    pub sequence: u64,
+    /// The aggregate's version with it.
+    pub event_version: u64,
+    /// The aggregate.
+    pub key: flexcore_domain::AggregateKey,
+    /// The event's name.
+    pub event: flexcore_domain::EventName,
+    /// Why.
+    pub reason: String,
+}
+
+/// The start of every transaction that writes rows: as a role that owns nothing.
+const BEGIN: &str = "begin; set local role flexcore_projection";
+
+impl ReadModels {
+    /// Applies the parts and moves their checkpoints, all or nothing. `epoch` is the writer's.
+    /// Fails with [`Error::Fenced`] when another writer has taken over, with [`Error::Moved`] when
+    /// a checkpoint is not where the part says, and with [`Error::Unappliable`] when values fit
+    /// their columns but not the table: leave those changes out, and apply the rest.
+    pub async fn apply(&self, epoch: i64, parts: &[Part]) -> Result<(), Error> {
+        let mut transaction = self.pool.begin_with(BEGIN).await?;
+        move_checkpoints(&mut transaction, epoch, parts).await?;
+        for (index, part) in parts.iter().enumerate() {
+            let all: Vec<usize> = (0..part.changes.len()).collect();
+            match write(&mut transaction, part, &all).await {
+                Ok(()) => park(&mut transaction, part).await?,
+                Err(Failure::Unfit(_)) => {
+                    transaction.rollback().await?;
+                    let changes = self.offenders(part).await?;
+                    return Err(Error::Unappliable { part: index, changes });
+                }
+                Err(Failure::Other(error)) => return Err(error),
+            }
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Which changes the table refuses, found by halving in a transaction that is rolled back.
+    async fn offenders(&self, part: &Part) -> Result<Vec<(usize, String)>, Error> {
+        let mut transaction = self.pool.begin_with(BEGIN).await?;
+        let mut found = Vec::new();
+        let all: Vec<usize> = (0..part.changes.len()).collect();
+        halve(&mut transaction, part, &all, &mut found).await?;
+        transaction.rollback().await?;
+        Ok(found)
+    }
+}
+
+/// Moves the checkpoints from where the writer believes them to be. This comes first: it locks them,
+/// and a writer that was overtaken fails before it writes a row.
+async fn move_checkpoints(
+    transaction: &mut Transaction<'_, Postgres>,
+    epoch: i64,
+    parts: &[Part],
+) -> Result<(), Error> {
+    let (mut ids, mut slots, mut from, mut to) = (vec![], vec![], vec![], vec![]);
+    for part in parts {
+        for step in &part.moves {
+            ids.push(part.version.id);
+            slots.push(step.slot.number() as i16);
+            from.push(step.from.cast_signed());
+            to.push(step.to.cast_signed());
+        }
+    }
+    let moved = sqlx::query(
+        "update flexcore.checkpoints c set position = m.till, epoch = $5 \
+         from unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::bigint[]) \
+              as m(projection_id, slot, since, till) \
+         where c.projection_id = m.projection_id and c.slot = m.slot \
+           and c.epoch <= $5 and c.position = m.since",
+    )
+    .bind(&ids)
+    .bind(slots)
+    .bind(from)
+    .bind(to)
+    .bind(epoch)
+    .execute(&mut **transaction)
+    .await?;
+    if moved.rows_affected() == ids.len() as u64 {
+        return Ok(());
+    }
+    let found: Option<i64> =
+        sqlx::query("select max(epoch) from flexcore.checkpoints where projection_id = any($1)")
+            .bind(ids)
+            .fetch_one(&mut **transaction)
+            .await?
+            .try_get(0)?;
+    match found {
+        Some(found) if found > epoch => Err(Error::Fenced { held: epoch, found }),
+        _ => Err(Error::Moved),
+    }
+}
+
+/// Why rows were not written.
+enum Failure {
+    /// The table refuses a value: the data's fault.
+    Unfit(String),
+    Other(Error),
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        // 22 data exception, 23 constraint, 54 limits: an index entry that is too long.
+        match code(&error).as_deref() {
+            Some(code) if ["22", "23", "54"].contains(&&code[..2.min(code.len())]) => {
+                Self::Unfit(error.as_database_error().map_or_else(String::new, ToString::to_string))
+            }
+            _ => Self::Other(error.into()),
+        }
+    }
+}
+
+fn halve<'a>(
+    connection: &'a mut PgConnection,
+    part: &'a Part,
+    changes: &'a [usize],
+    found: &'a mut Vec<(usize, String)>,
+) -> BoxFuture<'a, Result<(), Error>> {
+    Box::pin(async move {
+        sqlx::raw_sql("savepoint half").execute(&mut *connection).await?;
+        match write(connection, part, changes).await {
+            Ok(()) => {
+                sqlx::raw_sql("release savepoint half").execute(&mut *connection).await?;
+                return Ok(());
+            }
+            Err(Failure::Other(error)) => return Err(error),
+            Err(Failure::Unfit(reason)) => {
+                sqlx::raw_sql("rollback to savepoint half; release savepoint half")
+                    .execute(&mut *connection)
+                    .await?;
+                if let [only] = changes {
+                    found.push((*only, reason));
+                    return Ok(());
+                }
+            }
+        }
+        let (left, right) = changes.split_at(changes.len() / 2);
+        halve(connection, part, left, found).await?;
+        halve(connection, part, right, found).await
+    })
+}
+
+/// Folds the changes with these indices and writes the rows: one statement for each set of columns
+/// that they touch, and one for deletions.
+async fn write(
+    connection: &mut PgConnection,
+    part: &Part,
+    indices: &[usize],
+) -> Result<(), Failure> {
+    let layout = &part.version.plan.layout;
+    let chosen = indices.iter().map(|index| (*index, &part.changes[*index]));
+    let mut fold = Fold::new(layout.columns.len(), chosen);
+    resolve(connection, part, &mut fold).await?;
+    let mut deleted = Vec::new();
+    let mut shapes: BTreeMap<Vec<u8>, Vec<(&Row<'_>, &[Delta])>> = BTreeMap::new();
+    for row in &fold.rows {
+        match &row.fate {
+            Fate::Delete => deleted.push(row),
+            Fate::Keep(deltas) => {
+                let shape = deltas.iter().map(operation).collect();
+                shapes.entry(shape).or_default().push((row, deltas));
+            }
+        }
+    }
+    let table = &part.version.table;
+    if !deleted.is_empty() {
+        let mut arguments = PgArguments::default();
+        let keys = bind_keys(&mut arguments, layout, deleted.iter().copied());
+        let on = matches(layout);
+        let sql = format!("delete from {table} t using {keys} where {on}");
+        sqlx::query_with(AssertSqlSafe(sql), arguments).execute(&mut *connection).await?;
+    }
+    for (shape, rows) in shapes {
+        let mut arguments = PgArguments::default();
+        let sql = upsert(table, layout, &shape, &rows, &mut arguments);
+        sqlx::query_with(AssertSqlSafe(sql), arguments).execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
+fn operation(delta: &Delta) -> u8 {
+    match delta {
+        Delta::Same => b'-',
+        Delta::Set(_) => b's',
+        Delta::Add(_) => b'a',
+        Delta::Min(_) => b'<',
+        Delta::Max(_) => b'>',
+        Delta::Replay(_) => unreachable!("BUG: replays are resolved before rows are written"),
+    }
+}
+
+/// Turns operations that depend on the old value into the value that they give.
+async fn resolve(
+    connection: &mut PgConnection,
+    part: &Part,
+    fold: &mut Fold<'_>,
+) -> Result<(), Failure> {
+    let layout = &part.version.plan.layout;
+    let is_replay = |delta: &Delta| matches!(delta, Delta::Replay(_));
+    let concerned: Vec<usize> = (0..fold.rows.len())
+        .filter(|at| matches!(&fold.rows[*at].fate, Fate::Keep(d) if d.iter().any(is_replay)))
+        .collect();
+    if concerned.is_empty() {
+        return Ok(());
+    }
+    let mut arguments = PgArguments::default();
+    let keys = bind_keys(&mut arguments, layout, concerned.iter().map(|at| &fold.rows[*at]));
+    let names: Vec<String> = layout.columns.iter().map(|c| format!("t.\"{}\"", c.name)).collect();
+    let sql = format!(
+        "select k.place, {} from {} t join {keys} on {}",
+        names.join(", "),
+        part.version.table,
+        matches(layout)
+    );
+    let old = sqlx::query_with(AssertSqlSafe(sql), arguments).fetch_all(connection).await?;
+    let mut by_place = vec![None; concerned.len()];
+    for row in &old {
+        let place = usize::try_from(row.try_get::<i64, _>(0)? - 1).unwrap_or(usize::MAX);
+        by_place[place] = Some(row);
+    }
+    for (at, old) in concerned.into_iter().zip(by_place) {
+        let Fate::Keep(deltas) = &mut fold.rows[at].fate else { continue };
+        for (index, delta) in deltas.iter_mut().enumerate() {
+            let Delta::Replay(operations) = delta else { continue };
+            let before = match old {
+                Some(row) => Cell::read(row, index + 1, layout.columns[index].kind)?,
+                None => Cell::Null,
+            };
+            let column = &layout.columns[index].name;
+            let after = fold::replay(before, operations)
+                .map_err(|_| Failure::Unfit(format!("column {column}: out of range")))?;
+            *delta = Delta::Set(after);
+        }
+    }
+    Ok(())
+}
+
+/// Binds the rows' keys; returns the table `k` of them.
+fn bind_keys<'r, 'a: 'r>(
+    arguments: &mut PgArguments,
+    layout: &Layout,
+    rows: impl Iterator<Item = &'r Row<'a>> + Clone,
+) -> String {
+    let tenants: Vec<&str> = rows.clone().map(|row| row.tenant.as_str()).collect();
+    arguments.add(tenants).expect("BUG: text encodes without fail");
+    let (mut types, mut names) = (vec!["$1::text[]".to_owned()], vec!["tenant".to_owned()]);
+    for (at, column) in layout.key.iter().enumerate() {
+        bind_column(arguments, column.kind, rows.clone().map(|row| &row.key[at]));
+        types.push(format!("${}::{}[]", at + 2, array_of(column.kind)));
+        names.push(format!("\"{}\"", column.name));
+    }
+    format!("unnest({}) with ordinality as k({}, place)", types.join(", "), names.join(", "))
+}
+
+/// The condition that a row of `t` is the one of `k`.
+fn matches(layout: &Layout) -> String {
+    let equal = |column: &Column| format!(" and t.\"{0}\" = k.\"{0}\"", column.name);
+    format!("t.tenant = k.tenant{}", layout.key.iter().map(equal).collect::<String>())
+}
+
+/// The statement that inserts or changes rows whose deltas touch the same columns the same way.
+fn upsert(
+    table: &str,
+    layout: &Layout,
+    shape: &[u8],
+    rows: &[(&Row<'_>, &[Delta])],
+    arguments: &mut PgArguments,
+) -> String {
+    let tenants: Vec<&str> = rows.iter().map(|(row, _)| row.tenant.as_str()).collect();
+    arguments.add(tenants).expect("BUG: text encodes without fail");
+    let (mut names, mut types) = (vec!["tenant".to_owned()], vec!["$1::text[]".to_owned()]);
+    let mut placed = |column: &Column| {
+        names.push(format!("\"{}\"", column.name));
+        types.push(format!("${}::{}[]", types.len() + 1, array_of(column.kind)));
+    };
+    for (at, column) in layout.key.iter().enumerate() {
+        bind_column(arguments, column.kind, rows.iter().map(|(row, _)| &row.key[at]));
+        placed(column);
+    }
+    let mut sets = Vec::new();
+    for (at, (column, operation)) in layout.columns.iter().zip(shape).enumerate() {
+        let name = format!("\"{}\"", column.name);
+        sets.push(match operation {
+            b'-' => continue,
+            b's' => format!("{name} = excluded.{name}"),
+            b'a' => format!("{name} = coalesce(t.{name}, 0) + excluded.{name}"),
+            b'<' => format!("{name} = least(t.{name}, excluded.{name})"),
+            _ => format!("{name} = greatest(t.{name}, excluded.{name})"),
+        });
+        placed(column);
+        if *operation == b'a' {
+            let sums = rows.iter().map(|(_, deltas)| match &deltas[at] {
+                Delta::Add(sum) => *sum,
+                _ => 0,
+            });
+            arguments.add(sums.collect::<Vec<i64>>()).expect("BUG: integers encode without fail");
+        } else {
+            bind_column(
+                arguments,
+                column.kind,
+                rows.iter().map(|(_, deltas)| operand(&deltas[at])),
+            );
+        }
+    }
+    let key: Vec<String> = layout.key.iter().map(|c| format!("\"{}\"", c.name)).collect();
+    let action = match sets.as_slice() {
+        [] => "nothing".to_owned(),
+        sets => format!("update set {}", sets.join(", ")),
+    };
+    format!(
+        "insert into {table} as t ({}) select * from unnest({}) \
+         on conflict (tenant, {}) do {action}",
+        names.join(", "),
+        types.join(", "),
+        key.join(", "),
+    )
+}
+
+fn operand(delta: &Delta) -> &Cell {
+    match delta {
+        Delta::Set(cell) | Delta::Min(cell) | Delta::Max(cell) => cell,
+        Delta::Same | Delta::Add(_) | Delta::Replay(_) => &Cell::Null,
+    }
+}
+
+fn array_of(kind: ColumnKind) -> &'static str {
+    match kind {
+        ColumnKind::Text => "text",
+        ColumnKind::Integer => "bigint",
+        ColumnKind::Number => "double precision",
+        ColumnKind::Boolean => "boolean",
+        ColumnKind::Timestamp => "timestamptz",
+        ColumnKind::Date => "date",
+    }
+}
+
+/// Binds a column of cells as one array of its native type.
+fn bind_column<'c>(
+    arguments: &mut PgArguments,
+    kind: ColumnKind,
+    cells: impl Iterator<Item = &'c Cell>,
+) {
+    macro_rules! array {
+        ($type:ty, $cell:pat => $value:expr) => {{
+            let values: Vec<Option<$type>> =
+                cells.map(|cell| if let $cell = cell { Some($value) } else { None }).collect();
+            arguments.add(values)
+        }};
+    }
+    let added = match kind {
+        ColumnKind::Text => array!(&str, Cell::Text(text) => &**text),
+        ColumnKind::Integer => array!(i64, Cell::Integer(value) => *value),
+        ColumnKind::Number => array!(f64, Cell::Number(value) => *value),
+        ColumnKind::Boolean => array!(bool, Cell::Boolean(value) => *value),
+        ColumnKind::Timestamp => array!(Micros, Cell::Timestamp(value) => *value),
+        ColumnKind::Date => array!(Days, Cell::Date(value) => *value),
+    };
+    added.expect("BUG: these types encode without fail");
+}
+
+/// Keeps a row for each event that was put aside.
+async fn park(connection: &mut PgConnection, part: &Part) -> Result<(), Error> {
+    for parked in &part.parked {
+        sqlx::query(
+            "insert into flexcore.parked (projection_id, sequence, event_version, slot, tenant, \
+             aggregate, aggregate_id, event, reason) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        )
+        .bind(part.version.id)
+        .bind(parked.sequence.cast_signed())
+        .bind(parked.event_version.cast_signed())
+        .bind(parked.key.slot().number() as i16)
+        .bind(parked.key.tenant().as_str())
+        .bind(parked.key.aggregate().as_str())
+        .bind(parked.key.id().as_str())
+        .bind(parked.event.as_str())
+        .bind(parked.reason.replace('\0', " "))
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
+impl Part {
+    /// The read model that it is for.
+    #[must_use]
+    pub fn read_model(&self) -> &Name {
+        &self.version.read_model
+    }
+}
