@@ -116,6 +116,7 @@ pub(crate) enum Command {
     Dead(Dead),
     Verify(Verify),
     Token(Token),
+    Doctor(Doctor),
     Completions(Completions),
 }
 
@@ -128,6 +129,7 @@ impl Command {
             | Self::Dead(_)
             | Self::Verify(_)
             | Self::Token(_)
+            | Self::Doctor(_)
             | Self::Completions(_) => "warn",
         }
     }
@@ -298,6 +300,15 @@ pub(crate) struct Token {
     #[arg(long, default_value_t = 3_600, value_name = "SECONDS")]
     pub(crate) lifetime: u64,
     /// In JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Check everything that FlexCore needs on this machine, and say what to do about what is missing
+#[derive(Args, Debug)]
+#[command(after_help = "Exit code 0: nothing is missing; 1: something is.")]
+pub(crate) struct Doctor {
+    /// Answer in JSON
     #[arg(long)]
     pub(crate) json: bool,
 }

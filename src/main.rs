@@ -3,6 +3,7 @@
 mod cli;
 mod config;
 mod dead;
+mod doctor;
 mod http;
 mod out;
 mod publish;
@@ -59,6 +60,9 @@ async fn run(command: Command, config: &Config, _telemetry: &Telemetry) -> anyho
         Command::Dead(command) => dead::run(config, command, &mut out).await,
         Command::Verify(args) => verify::run(config, args, &mut out).await,
         Command::Token(args) => token::run(config, &args, &mut out),
+        Command::Doctor(args) => {
+            doctor::run(&config.cache, &config.data, args.json, &mut out).await
+        }
         Command::Completions(args) => {
             // Into memory first: the generator does not survive a closed pipe.
             let mut script = Vec::new();

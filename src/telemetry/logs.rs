@@ -219,8 +219,12 @@ mod tests {
         let (before, after) = text.split_once("\",\"log.level\"").unwrap();
         let time = before.strip_prefix("{\"@timestamp\":\"").unwrap();
         assert!(OffsetDateTime::parse(time, &Rfc3339).is_ok(), "{time}");
-        let golden = r#":"warn","message":"refused","ecs.version":"8.17.0","service.name":"flexcore","log.logger":"flexcore_gateway","error.message":"no broker","trace.id":"4bf92f35","flexcore":{"tenant":"acme","status":503,"path":"a\r\n{\"forged\":1}"}}"#;
-        assert_eq!(after, format!("{golden}\n"));
+        let golden = [
+            r#":"warn","message":"refused","ecs.version":"8.17.0","service.name":"flexcore""#,
+            r#""log.logger":"flexcore_gateway","error.message":"no broker","trace.id":"4bf92f35""#,
+            r#""flexcore":{"tenant":"acme","status":503,"path":"a\r\n{\"forged\":1}"}}"#,
+        ];
+        assert_eq!(after, golden.join(",") + "\n");
     }
 
     #[test]

@@ -1,0 +1,409 @@
+//! House rules as a test: crate edges, banned calls and words, sizes, leftovers. Each failure says
+//! where, and what to do instead.
+
+#![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
+
+/// Which of our crates each may use, and why no more.
+const EDGES: &[(&str, &[&str], &str)] = &[
+    ("domain", &[], "the words of the domain are pure and know nobody"),
+    ("telemetry", &[], "everybody may use it, so it may use nobody"),
+    ("servers", &[], "it starts servers, whatever runs on them"),
+    ("script", &["domain"], "the engine knows the decider's interface and no infrastructure"),
+    ("eventstore", &["domain"], "the log holds commits, whoever makes or reads them"),
+    ("readmodel", &["domain"], "rows are folded from events, wherever these come from"),
+    ("auth", &["domain"], "identity has to be usable alone"),
+    (
+        "gateway",
+        &["auth", "domain", "eventstore", "readmodel", "telemetry"],
+        "it reaches the workers over NATS only, so that both scale alone",
+    ),
+    (
+        "workers",
+        &["domain", "eventstore", "readmodel", "script", "telemetry"],
+        "they are reached over NATS only, so that both scale alone",
+    ),
+];
+
+/// Dependencies that a crate of ours must never get, even through others.
+const KEPT_OUT: &[(&str, &[&str], &str)] = &[(
+    "flexcore-domain",
+    &["tokio", "sqlx", "async-nats", "axum"],
+    "domain is pure and synchronous: move what waits or talks to another crate",
+)];
+
+/// Crates that nobody may bring in.
+const REFUSED: &[(&str, &str)] = &[
+    ("ring", "aws-lc-rs is the one crypto stack: turn the feature off that brings it"),
+    ("openssl-sys", "rustls with aws-lc-rs is the one TLS stack"),
+    ("native-tls", "rustls with aws-lc-rs is the one TLS stack"),
+];
+
+/// Calls and attributes that are not used: pattern, folders where they are looked for, files that
+/// may have them, and what to write instead. Where `tests` is among the folders, unit tests count.
+const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
+    ("todo!(", &["src", "workers", "tests"], &[], "finish it or leave it out"),
+    ("unimplemented!(", &["src", "workers", "tests"], &[], "finish it or leave it out"),
+    ("dbg!(", &["src", "workers", "tests"], &[], "remove it"),
+    ("#[allow(", &["src", "workers", "tests"], &[], "#[expect(…, reason = \"…\")]"),
+    ("#![allow(", &["src", "workers", "tests"], &[], "#![expect(…, reason = \"…\")]"),
+    ("#[ignore", &["src", "workers", "tests"], &[], "make it fast enough to run, or delete it"),
+    ("println!(", &["src", "workers"], &[], "writeln! to the writer that was handed in"),
+    (
+        "env::var",
+        &["src", "workers"],
+        &["src/config.rs", "src/cli.rs"],
+        "read it in src/config.rs and hand it in",
+    ),
+    ("SystemTime::now", &["src/domain", "src/script"], &[], "take the time as an argument"),
+    ("now_utc()", &["src/domain", "src/script"], &[], "take the time as an argument"),
+    ("Instant::now", &["src/domain"], &[], "take the time as an argument"),
+    ("rand::", &["src/domain", "src/script"], &[], "take the random value as an argument"),
+    ("thread::sleep", &["src/gateway", "workers", "src/eventstore"], &[], "tokio::time::sleep"),
+];
+
+/// Words that say nothing about what a type is.
+const EMPTY_WORDS: &[&str] = &[
+    "Manager",
+    "Service",
+    "Helper",
+    "Helpers",
+    "Util",
+    "Utils",
+    "Orchestrator",
+    "Processor",
+    "Bus",
+    "Repository",
+    "Dto",
+    "DTO",
+];
+
+/// Longest file, in lines: beyond that it holds more than one concept.
+const FILE_LINES_MAX: usize = 500;
+
+/// Files that may be longer, each with its reason.
+const LONG_FILES: &[(&str, &str)] = &[];
+
+/// Longest line, in characters: what two windows side by side can show.
+const LINE_CHARS_MAX: usize = 120;
+
+/// Folders that are not ours to tidy.
+const SKIPPED: &[&str] = &[".git", "target", ".flexcore", "node_modules"];
+
+/// Where one person's machine shows. Spelled in two parts, so that this file passes.
+const MACHINE_PATHS: &[&str] =
+    &[concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/ho", "me/")];
+
+/// A text file of the project.
+struct Source {
+    /// From the project's folder, with `/`.
+    path: String,
+    text: String,
+}
+
+impl Source {
+    fn is(&self, extension: &str) -> bool {
+        Path::new(&self.path).extension().is_some_and(|found| found == extension)
+    }
+
+    /// Lines with their numbers, without comments; on demand with tests.
+    fn code(&self, with_tests: bool) -> impl Iterator<Item = (usize, &str)> {
+        let is_test = self.path.contains("tests/") || self.path.ends_with("tests.rs");
+        let lines = (1..).zip(self.text.lines());
+        lines
+            .take_while(move |(_, line)| with_tests || !is_test && *line != "#[cfg(test)]")
+            .filter(|(_, line)| !line.trim_start().starts_with("//"))
+    }
+
+    fn below(&self, folders: &[&str]) -> bool {
+        folders.iter().any(|folder| self.path.starts_with(&format!("{folder}/")))
+    }
+}
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every file, with a path relative to the project's folder.
+fn files() -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![root()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if SKIPPED.contains(&name.as_str()) {
+                continue;
+            }
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                found.push(path.strip_prefix(root()).unwrap().to_path_buf());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn sources() -> Vec<Source> {
+    const TEXT: &[&str] =
+        &["rs", "toml", "md", "yaml", "yml", "json", "js", "sql", "conf", "sh", "csv", ""];
+    let is_text = |path: &Path| {
+        let extension = path.extension().unwrap_or_default().to_string_lossy().into_owned();
+        TEXT.contains(&extension.as_str())
+    };
+    let read = |path: PathBuf| {
+        // A file that goes away while it is read is another test's temporary file.
+        let text = fs::read_to_string(root().join(&path)).ok()?;
+        Some(Source { path: path.to_string_lossy().into_owned(), text })
+    };
+    files().into_iter().filter(|path| is_text(path)).filter_map(read).collect()
+}
+
+/// Fails with every finding at once.
+fn none(findings: Vec<String>) {
+    assert!(findings.is_empty(), "\n{} finding(s):\n{}\n", findings.len(), findings.join("\n"));
+}
+
+fn metadata() -> Metadata {
+    MetadataCommand::new()
+        .manifest_path(root().join("Cargo.toml"))
+        .no_deps()
+        .exec()
+        .expect("cargo metadata works on what was just built")
+}
+
+#[test]
+fn crates_use_only_what_they_may() {
+    let metadata = metadata();
+    let mut findings = Vec::new();
+    for package in metadata.workspace_packages() {
+        let Some(name) = package.name.strip_prefix("flexcore-") else { continue };
+        let Some((_, may, reason)) = EDGES.iter().find(|(of, ..)| *of == name) else {
+            findings.push(format!("{name}: a new crate; say in EDGES what it may use, and why"));
+            continue;
+        };
+        for dependency in &package.dependencies {
+            let Some(used) = dependency.name.strip_prefix("flexcore-") else { continue };
+            let in_tests = dependency.kind == DependencyKind::Development;
+            if !(may.contains(&used) || in_tests && used == "servers") {
+                findings.push(format!("{name} → {used} is no edge of ours: {reason}"));
+            }
+        }
+    }
+    none(findings);
+}
+
+/// Names of what is linked into a crate. From `cargo tree`: the metadata's graph also has crates
+/// that only switched-off features would bring.
+fn linked_into(package: &str) -> BTreeSet<String> {
+    let options = ["--edges", "normal", "--prefix", "none", "--format", "{p}"];
+    let tree = Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--locked", "--package", package])
+        .args(options)
+        .current_dir(root())
+        .output()
+        .unwrap();
+    assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+    let tree = String::from_utf8(tree.stdout).unwrap();
+    tree.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned).collect()
+}
+
+#[test]
+fn the_dependency_graph_keeps_out_what_it_must() {
+    let linked = linked_into("flexcore");
+    assert!(linked.contains("tokio"), "the graph was read");
+    let refused = REFUSED.iter().filter(|(name, _)| linked.contains(*name));
+    let mut findings: Vec<_> =
+        refused.map(|(name, advice)| format!("{name} is linked: {advice}")).collect();
+    for (package, out, advice) in KEPT_OUT {
+        let linked = linked_into(package);
+        for name in out.iter().filter(|name| linked.contains(**name)) {
+            findings.push(format!("{package} brings in {name}: {advice}"));
+        }
+    }
+    none(findings);
+}
+
+#[test]
+fn every_dependency_is_used() {
+    let metadata = metadata();
+    let sources = sources();
+    let mut findings = Vec::new();
+    let mut used = BTreeSet::new();
+    for package in metadata.workspace_packages() {
+        let folder = package.manifest_path.parent().unwrap().strip_prefix(root()).unwrap();
+        let mine = |source: &&Source| {
+            let in_folder = match folder.as_str() {
+                "" => source.path.matches('/').count() <= 1 && source.path.starts_with("src/"),
+                folder => source.below(&[folder]),
+            };
+            source.is("rs") && (in_folder || folder == "" && source.below(&["tests"]))
+        };
+        let code: String = sources.iter().filter(mine).map(|source| source.text.as_str()).collect();
+        for dependency in &package.dependencies {
+            used.insert(dependency.name.clone());
+            let in_code = dependency.name.replace('-', "_");
+            if !code.contains(&in_code) {
+                let (name, manifest) = (&dependency.name, folder.join("Cargo.toml"));
+                findings.push(format!("{manifest}: {name} is not used by the code: remove it"));
+            }
+        }
+    }
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    let declared = manifest.split("\n[workspace.dependencies]\n").nth(1).unwrap();
+    let declared = declared.split("\n[").next().unwrap();
+    for line in declared.lines().filter(|line| !line.starts_with('#')) {
+        let name = line.split(" = ").next().unwrap_or_default();
+        if !name.is_empty() && !used.contains(name) {
+            findings
+                .push(format!("Cargo.toml: workspace dependency {name} has no user: remove it"));
+        }
+    }
+    none(findings);
+}
+
+#[test]
+fn banned_calls_have_replacements() {
+    let mut findings = Vec::new();
+    for source in sources().iter().filter(|source| source.is("rs")) {
+        if source.path == "tests/tidy.rs" {
+            continue;
+        }
+        for (pattern, folders, may, instead) in BANNED {
+            if !source.below(folders) || may.contains(&source.path.as_str()) {
+                continue;
+            }
+            let code = source.code(folders.contains(&"tests"));
+            for (number, line) in code.filter(|(_, line)| line.contains(pattern)) {
+                let path = &source.path;
+                findings.push(format!("{path}:{number}: {pattern} → {instead}: {}", line.trim()));
+            }
+        }
+    }
+    none(findings);
+}
+
+/// The parts of `HttpServer` are `Http` and `Server`.
+fn words(name: &str) -> Vec<&str> {
+    let starts = name.char_indices().filter(|(_, c)| c.is_uppercase()).map(|(index, _)| index);
+    let ends = starts.clone().skip(1).chain([name.len()]);
+    starts.zip(ends).map(|(start, end)| &name[start..end]).collect()
+}
+
+#[test]
+fn names_say_what_a_thing_is() {
+    let mut findings = Vec::new();
+    for source in sources().iter().filter(|source| source.is("rs")) {
+        let path = &source.path;
+        let stem = Path::new(path).file_stem().unwrap().to_string_lossy().to_lowercase();
+        if EMPTY_WORDS.iter().any(|word| word.to_lowercase() == stem) {
+            findings.push(format!("{path}: name the file after the concept that it holds"));
+        }
+        for (number, line) in source.code(true) {
+            let mut tokens = line.split(|c: char| !c.is_alphanumeric() && c != '_');
+            let declares = tokens.any(|t| ["struct", "enum", "trait", "type"].contains(&t));
+            let name = tokens.next().unwrap_or_default();
+            let empty = words(name).into_iter().find(|word| EMPTY_WORDS.contains(word));
+            if let (true, Some(word)) =
+                (declares, empty.or(EMPTY_WORDS.iter().copied().find(|w| *w == name)))
+            {
+                findings.push(format!(
+                    "{path}:{number}: {name}: {word} says nothing; say what it does"
+                ));
+            }
+        }
+    }
+    none(findings);
+}
+
+#[test]
+fn files_are_small_and_clean() {
+    let mut findings = Vec::new();
+    for source in sources() {
+        let path = &source.path;
+        let given = ["Cargo.lock", "LICENSE"].contains(&path.as_str());
+        if given || source.is("csv") || source.is("json") {
+            continue;
+        }
+        let lines = source.text.lines().count();
+        if lines > FILE_LINES_MAX && !LONG_FILES.iter().any(|(long, _)| long == path) {
+            findings.push(format!("{path}: {lines} lines; split it at a concept"));
+        }
+        for (number, line) in (1..).zip(source.text.lines()) {
+            let in_table = source.is("md") && line.starts_with('|');
+            let cannot_break = in_table || source.is("toml") || line.contains("://");
+            if line.chars().count() > LINE_CHARS_MAX && !cannot_break {
+                findings
+                    .push(format!("{path}:{number}: over {LINE_CHARS_MAX} characters; break it"));
+            }
+            if line.ends_with([' ', '\t']) || line.ends_with('\r') {
+                findings.push(format!("{path}:{number}: white space at the end; remove it"));
+            }
+            if let Some(found) = MACHINE_PATHS.iter().find(|found| line.contains(*found)) {
+                findings.push(format!(
+                    "{path}:{number}: {found}… is one machine's path; make it relative"
+                ));
+            }
+        }
+        if !source.text.is_empty() && !source.text.ends_with('\n') {
+            findings.push(format!("{path}: no line end at the end; add it"));
+        }
+    }
+    none(findings);
+}
+
+#[test]
+fn nothing_is_left_over() {
+    const LEFTOVERS: &[&str] = &["orig", "bak", "rej", "swp", "tmp", "unfinished"];
+    let leftover = |path: &PathBuf| {
+        let extension = path.extension().unwrap_or_default().to_string_lossy().into_owned();
+        let known = LEFTOVERS.contains(&extension.as_str()) || extension.ends_with('~');
+        known.then(|| format!("{}: delete it", path.display()))
+    };
+    none(files().iter().filter_map(leftover).collect());
+}
+
+#[test]
+fn every_contract_is_used() {
+    let sources = sources();
+    let code: String = sources
+        .iter()
+        .filter(|source| source.is("rs"))
+        .map(|source| source.text.as_str())
+        .collect();
+    let mut findings = Vec::new();
+    for source in sources.iter().filter(|source| source.below(&["schemas", "tests/golden"])) {
+        let path = Path::new(&source.path);
+        let name = path.file_name().unwrap().to_string_lossy();
+        let folder = path.parent().unwrap().to_string_lossy();
+        // An application or a folder of migrations is read whole, by its folder's name.
+        let whole = folder.contains('/') && code.contains(folder.as_ref());
+        if !whole && !code.contains(name.as_ref()) {
+            findings.push(format!(
+                "{}: no test reads it; hold it to the code or delete it",
+                source.path
+            ));
+        }
+    }
+    none(findings);
+}
+
+#[test]
+fn exceptions_are_still_needed() {
+    let lines: BTreeMap<_, _> =
+        sources().into_iter().map(|s| (s.path.clone(), s.text.lines().count())).collect();
+    let stale = LONG_FILES
+        .iter()
+        .filter(|(path, _)| lines.get(*path).is_none_or(|count| *count <= FILE_LINES_MAX));
+    none(stale.map(|(path, _)| format!("{path}: short enough; take it off LONG_FILES")).collect());
+}
