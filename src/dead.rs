@@ -10,6 +10,7 @@ use async_nats::{
 use flexcore_domain::command::header;
 use flexcore_eventstore::{EventStore, topology};
 use serde_json::{Value, json};
+use time::format_description::well_known::Rfc3339;
 
 use crate::{cli::Dead, config::Config, out};
 
@@ -90,10 +91,11 @@ fn show(dead: &StreamMessage, json: bool, out: &mut dyn Write) -> anyhow::Result
         out::json(out, &as_json(dead))?;
         return Ok(true);
     }
-    writeln!(out, "number   {}\nsince    {}\nkind     {}", dead.sequence, dead.time, kind(dead))?;
+    writeln!(out, "number   {}\nsince    {}\nkind     {}", dead.sequence, since(dead), kind(dead))?;
     writeln!(out, "subject  {}", header(dead, header::DEAD_SUBJECT))?;
     writeln!(out, "reason   {}\n", header(dead, header::DEAD_REASON))?;
-    for (name, values) in dead.headers.iter() {
+    let own = dead.headers.iter().filter(|(name, _)| !is_brokers(name.as_ref()));
+    for (name, values) in own {
         let values: Vec<_> = values.iter().map(|value| printable(value.as_str())).collect();
         writeln!(out, "{name}: {}", values.join(", "))?;
     }
@@ -120,7 +122,7 @@ async fn requeue(
     for (name, values) in dead.headers.iter() {
         let name: &str = name.as_ref();
         let ours = [header::DEAD_REASON, header::DEAD_SUBJECT].contains(&name);
-        if let (false, false, Some(value)) = (ours, name.starts_with("Nats-"), values.last()) {
+        if let (false, false, Some(value)) = (ours, is_brokers(name), values.last()) {
             headers.insert(name, value.as_str());
         }
     }
@@ -159,6 +161,17 @@ fn header(dead: &StreamMessage, name: &str) -> String {
     dead.headers.get_last(name).map(|value| printable(value.as_str())).unwrap_or_default()
 }
 
+/// Headers that the broker adds to what it hands out.
+fn is_brokers(name: &str) -> bool {
+    name.starts_with("Nats-")
+}
+
+/// When it was put aside, RFC 3339, to the second.
+fn since(dead: &StreamMessage) -> String {
+    let time = dead.time.replace_nanosecond(0).unwrap_or(dead.time);
+    time.format(&Rfc3339).unwrap_or_default()
+}
+
 fn kind(dead: &StreamMessage) -> &str {
     dead.subject.strip_prefix("dead.").unwrap_or(&dead.subject)
 }
@@ -171,7 +184,7 @@ fn row(dead: &StreamMessage) -> [String; 6] {
     }
     [
         dead.sequence.to_string(),
-        dead.time.to_string(),
+        since(dead),
         kind(dead).to_owned(),
         header(dead, header::DEAD_SUBJECT),
         header(dead, header::DEAD_REASON),
@@ -183,12 +196,13 @@ fn as_json(dead: &StreamMessage) -> Value {
     let headers: serde_json::Map<String, Value> = dead
         .headers
         .iter()
+        .filter(|(name, _)| !is_brokers(name.as_ref()))
         .filter_map(|(name, values)| Some((name.to_string(), values.last()?.as_str().into())))
         .collect();
     let text = String::from_utf8_lossy(&dead.payload);
     json!({
         "number": dead.sequence,
-        "time": dead.time.to_string(),
+        "time": since(dead),
         "kind": kind(dead),
         "subject": header(dead, header::DEAD_SUBJECT),
         "reason": header(dead, header::DEAD_REASON),

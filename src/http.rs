@@ -85,6 +85,11 @@ impl Answer {
         if self.status == StatusCode::UNAUTHORIZED {
             bail!("the gateway does not accept the token ({said}); `flexcore token` mints one");
         }
-        bail!("{} {said}", self.status.as_u16())
+        let known = body["known"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let errors = body["errors"].as_array().into_iter().flatten();
+        let errors = errors.map(|error| format!("{} {}", error["field"], error["reason"]));
+        let more: Vec<_> = known.map(str::to_owned).chain(errors).collect();
+        let more = if more.is_empty() { String::new() } else { format!(" ({})", more.join(", ")) };
+        bail!("{} {said}{more}", self.status.as_u16())
     }
 }

@@ -182,6 +182,9 @@ fn show(
             writeln!(out, "unknown command; there are: {}", known.join(", "))?;
         }
         Outcome::Pending => writeln!(out, "stored as {id}, and not processed yet")?,
+        Outcome::Unavailable { message } => {
+            writeln!(out, "stored as {id}, but no worker says what came of it ({message})")?;
+        }
         Outcome::Dead { reason } => {
             writeln!(out, "put aside: {reason}\n`flexcore dead list` shows it")?;
         }
