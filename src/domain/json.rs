@@ -1,1 +1,332 @@
 //! Reading JSON that strangers sent.
+
+use std::{borrow::Cow, collections::HashSet, fmt};
+
+use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::{
+    command::Violation,
+    limits::{JSON_DEPTH_MAX, PAYLOAD_BYTES_MAX},
+};
+
+/// Keys of an object that are compared one by one; beyond, a hash set keeps hostile objects linear.
+const KEYS_COMPARED_MAX: usize = 16;
+
+/// Violations that are listed: a person mends the first few and sends again.
+const VIOLATIONS_MAX: usize = 16;
+
+/// Start of the keys that serde_json gives a meaning of its own when it reads such an object, so
+/// that the schema would see another value than the decider.
+const PRIVATE_KEY: &str = "$serde_json::private::";
+
+/// Reads a payload: one JSON value and nothing behind it, within [`PAYLOAD_BYTES_MAX`] and
+/// [`JSON_DEPTH_MAX`], no key twice in an object, every number within the range of a double. Fails
+/// with what is wrong, and where.
+pub fn payload(bytes: &[u8]) -> Result<Box<RawValue>, Vec<Violation>> {
+    if bytes.len() > PAYLOAD_BYTES_MAX {
+        let size = bytes.len();
+        return Err(whole(format!("{size} bytes; at most {PAYLOAD_BYTES_MAX} are accepted")));
+    }
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| whole(format!("not UTF-8 at byte {}", error.valid_up_to())))?;
+    let trimmed = text.trim_ascii();
+    if trimmed.is_empty() {
+        return Err(whole("empty; send {} when there is nothing to say".to_owned()));
+    }
+    check(trimmed)?;
+    RawValue::from_string(trimmed.to_owned()).map_err(|error| whole(error.to_string()))
+}
+
+fn whole(reason: String) -> Vec<Violation> {
+    vec![Violation { field: String::new(), reason }]
+}
+
+fn check(text: &str) -> Result<(), Vec<Violation>> {
+    let mut walk = Walk { keys: Vec::new(), frames: Vec::new(), found: Vec::new() };
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let read = Node(&mut walk).deserialize(&mut reader).and_then(|()| reader.end());
+    match read {
+        _ if !walk.found.is_empty() => Err(walk.found),
+        Err(error) => Err(whole(format!("not valid JSON: {error}"))),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Where the reader is, and what it found. One stack of keys for all open objects.
+struct Walk<'de> {
+    keys: Vec<Cow<'de, str>>,
+    frames: Vec<Frame>,
+    found: Vec<Violation>,
+}
+
+/// An open array or object.
+#[derive(Clone, Copy)]
+enum Frame {
+    /// Index of the element that is being read.
+    Array(usize),
+    /// Where its keys begin on the stack.
+    Object(usize),
+}
+
+impl Walk<'_> {
+    fn open<E: serde::de::Error>(&mut self, frame: Frame) -> Result<(), E> {
+        if self.frames.len() == JSON_DEPTH_MAX {
+            self.report(format!("nested deeper than {JSON_DEPTH_MAX} levels"));
+            return Err(E::custom("too deep"));
+        }
+        self.frames.push(frame);
+        Ok(())
+    }
+
+    fn report(&mut self, reason: String) {
+        if self.found.len() < VIOLATIONS_MAX {
+            self.found.push(Violation { field: self.pointer(), reason });
+        }
+    }
+
+    /// JSON pointer to what is being read.
+    fn pointer(&self) -> String {
+        let mut pointer = String::new();
+        for (depth, frame) in self.frames.iter().enumerate() {
+            pointer.push('/');
+            match *frame {
+                Frame::Array(index) => pointer.push_str(&index.to_string()),
+                Frame::Object(_) => {
+                    let end = self.frames[depth + 1..].iter().find_map(|inner| match inner {
+                        Frame::Object(start) => Some(*start),
+                        Frame::Array(_) => None,
+                    });
+                    let key = &self.keys[end.unwrap_or(self.keys.len()) - 1];
+                    pointer.push_str(&key.replace('~', "~0").replace('/', "~1"));
+                }
+            }
+        }
+        pointer
+    }
+}
+
+/// One value, whatever it is.
+struct Node<'a, 'de>(&'a mut Walk<'de>);
+
+impl<'de> DeserializeSeed<'de> for Node<'_, 'de> {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, reader: D) -> Result<(), D::Error> {
+        reader.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Node<'_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<(), A::Error> {
+        let walk = self.0;
+        walk.open(Frame::Array(0))?;
+        while array.next_element_seed(Node(walk))?.is_some() {
+            if let Some(Frame::Array(index)) = walk.frames.last_mut() {
+                *index += 1;
+            }
+        }
+        walk.frames.pop();
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<(), A::Error> {
+        let walk = self.0;
+        let start = walk.keys.len();
+        let mut many: Option<HashSet<Cow<'de, str>>> = None;
+        // The keys stay on the stack: the deepest object's last key is the one being read.
+        walk.open(Frame::Object(start))?;
+        while let Some(key) = object.next_key_seed(Key)? {
+            let keys = &walk.keys[start..];
+            let seen = match &mut many {
+                Some(set) => !set.insert(key.clone()),
+                None => keys.contains(&key),
+            };
+            if many.is_none() && keys.len() == KEYS_COMPARED_MAX {
+                many = Some(keys.iter().cloned().chain([key.clone()]).collect());
+            }
+            let private = key.starts_with(PRIVATE_KEY);
+            walk.keys.push(key);
+            if seen {
+                walk.report("this key stands twice in its object".to_owned());
+            }
+            if private {
+                walk.report(format!("keys that begin with {PRIVATE_KEY} are not accepted"));
+                return Err(A::Error::custom("private key"));
+            }
+            object.next_value_seed(Node(walk))?;
+        }
+        walk.frames.pop();
+        walk.keys.truncate(start);
+        Ok(())
+    }
+}
+
+/// A key of an object, borrowed where it has no escapes.
+struct Key;
+
+impl<'de> DeserializeSeed<'de> for Key {
+    type Value = Cow<'de, str>;
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, reader: D) -> Result<Self::Value, D::Error> {
+        reader.deserialize_str(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Key {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a key")
+    }
+
+    fn visit_borrowed_str<E>(self, key: &'de str) -> Result<Self::Value, E> {
+        Ok(Cow::Borrowed(key))
+    }
+
+    fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+        Ok(Cow::Owned(key.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(text: &str) -> Vec<(String, String)> {
+        let violations = payload(text.as_bytes()).expect_err(text);
+        violations.into_iter().map(|violation| (violation.field, violation.reason)).collect()
+    }
+
+    #[test]
+    fn good_payloads_are_kept_as_they_were_sent() {
+        let odd =
+            r#"{"a":[1,-2.5e3,null,true,"\u00fc\ud83d\ude00"],"b":{"a":{}},"":"","é":"\u0000"}"#;
+        for text in [odd, "{}", "[]", "null", "7", r#""text""#, "18446744073709551616"] {
+            assert_eq!(payload(text.as_bytes()).unwrap().get(), text);
+        }
+        assert_eq!(payload(b" \r\n{\"a\" : 1}\t").unwrap().get(), r#"{"a" : 1}"#);
+    }
+
+    #[test]
+    fn an_empty_payload_says_what_to_send() {
+        for text in ["", " \n"] {
+            assert!(refused(text)[0].1.contains("send {}"));
+        }
+    }
+
+    #[test]
+    fn malformed_payloads_are_refused() {
+        let bad = [
+            "{",
+            "}",
+            "{]",
+            "[1,]",
+            r#"{"a":1,}"#,
+            "{a:1}",
+            "{'a':1}",
+            "01",
+            "+1",
+            ".5",
+            "1.",
+            "NaN",
+            "Infinity",
+            "-",
+            "1e999",
+            "tru",
+            "// x\n1",
+            r#""\ud800""#,
+            r#""\x""#,
+            "\"\n\"",
+            "{} {}",
+            "{}x",
+            "\u{feff}{}",
+            "\0",
+            "{}\0",
+            r#"{"a"}"#,
+            r#"{1:2}"#,
+        ];
+        for text in bad {
+            assert!(refused(text)[0].1.starts_with("not valid JSON: "), "{text:?}");
+        }
+        assert!(payload(b"\"\xff\"").unwrap_err()[0].reason.contains("UTF-8 at byte 1"));
+        assert!(payload(b"\"\xc0\x80\"").is_err(), "an overlong NUL");
+    }
+
+    #[test]
+    fn size_and_depth_are_limited() {
+        let text = |length: usize| format!("\"{}\"", "a".repeat(length - 2));
+        assert!(payload(text(PAYLOAD_BYTES_MAX).as_bytes()).is_ok());
+        assert!(refused(&text(PAYLOAD_BYTES_MAX + 1))[0].1.contains("at most 262144"));
+        let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+        assert!(payload(nested(JSON_DEPTH_MAX).as_bytes()).is_ok());
+        let (field, reason) = refused(&nested(JSON_DEPTH_MAX + 1)).remove(0);
+        assert_eq!(field, "/0".repeat(JSON_DEPTH_MAX));
+        assert_eq!(reason, "nested deeper than 32 levels");
+        let objects = r#"{"a":"#.repeat(JSON_DEPTH_MAX + 1);
+        assert_eq!(refused(&objects)[0].0, "/a".repeat(JSON_DEPTH_MAX));
+        assert!(refused(&"[".repeat(PAYLOAD_BYTES_MAX))[0].1.contains("nested"));
+    }
+
+    #[test]
+    fn duplicate_keys_are_all_found_with_their_pointers() {
+        let twice = r#"{"a":1,"b":[0,{"x/y~":1,"x\/y~":{"c":1,"c":2}}],"\u0061":3,"a":4}"#;
+        let fields: Vec<String> = refused(twice).into_iter().map(|(field, _)| field).collect();
+        assert_eq!(fields, ["/b/1/x~1y~0", "/b/1/x~1y~0/c", "/a", "/a"]);
+        let same_in_siblings = r#"{"a":{"a":[{"a":1},{"a":1}]},"b":{"a":1}}"#;
+        assert!(payload(same_in_siblings.as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn wide_objects_are_checked_in_linear_time() {
+        let mut wide = String::from("{");
+        for number in 0..20_000 {
+            wide.push_str(&format!("\"k{number}\":1,"));
+        }
+        assert!(payload(format!("{wide}\"last\":1}}").as_bytes()).is_ok());
+        for twice in ["k0", "k15", "k16", "k17", "k19999"] {
+            assert_eq!(refused(&format!("{wide}\"{twice}\":1}}"))[0].0, format!("/{twice}"));
+        }
+        let mut hostile = String::from("{");
+        for _ in 0..40_000 {
+            hostile.push_str("\"a\":1,");
+        }
+        assert_eq!(refused(&format!("{hostile}\"a\":1}}")).len(), VIOLATIONS_MAX);
+    }
+
+    #[test]
+    fn keys_that_the_reader_would_interpret_are_refused() {
+        let smuggled = r#"{"a":{"$serde_json::private::RawValue":"{\"b\":1}"}}"#;
+        assert_eq!(refused(smuggled)[0].0, "/a/$serde_json::private::RawValue");
+    }
+}
