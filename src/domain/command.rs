@@ -165,7 +165,7 @@ pub enum Outcome {
 
 /// The answer to a state request.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(tag = "status", rename_all = "snake_case")]
+#[serde(tag = "status", rename_all = "snake_case", try_from = "FlatStateReply")]
 pub enum StateReply {
     /// The aggregate, folded up to the version.
     Found {
@@ -181,4 +181,51 @@ pub enum StateReply {
         /// What went wrong.
         message: String,
     },
+}
+
+/// A [`StateReply`] as it is read: a tagged enum is read through a buffer, which raw JSON cannot
+/// pass.
+#[derive(Deserialize)]
+struct FlatStateReply {
+    status: String,
+    version: Option<u64>,
+    state: Option<Box<RawValue>>,
+    message: Option<String>,
+}
+
+impl TryFrom<FlatStateReply> for StateReply {
+    type Error = &'static str;
+
+    fn try_from(flat: FlatStateReply) -> Result<Self, Self::Error> {
+        match flat.status.as_str() {
+            "found" => Ok(Self::Found {
+                version: flat.version.ok_or("a state without its version")?,
+                // The state may be `null` itself.
+                state: flat.state.unwrap_or_else(|| RawValue::NULL.to_owned()),
+            }),
+            "not_found" => Ok(Self::NotFound),
+            "unavailable" => Ok(Self::Unavailable { message: flat.message.unwrap_or_default() }),
+            _ => Err("not the status of a state"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_replies_round_trip() {
+        let raw = |text: &str| RawValue::from_string(text.to_owned()).unwrap();
+        for reply in [
+            StateReply::Found { version: 3, state: raw(r#"{"a":[1.50]}"#) },
+            StateReply::Found { version: 1, state: raw("null") },
+            StateReply::NotFound,
+            StateReply::Unavailable { message: "why".to_owned() },
+        ] {
+            let text = serde_json::to_string(&reply).unwrap();
+            let read: StateReply = serde_json::from_str(&text).unwrap();
+            assert_eq!(serde_json::to_string(&read).unwrap(), text);
+        }
+    }
 }
