@@ -1,1 +1,103 @@
-//! gateway
+//! The gateway: commands, states, events and queries over HTTP, for those who hold a token.
+//!
+//! `router` lists every route, `request` is what every request goes through, `error` is the one
+//! place that knows status codes, `listen` the accept loop with its timers and caps.
+
+mod admission;
+mod asyncapi;
+mod error;
+mod extract;
+pub mod limits;
+mod listen;
+mod openapi;
+mod problems;
+mod request;
+mod router;
+mod routes;
+mod shared;
+
+use std::sync::Arc;
+
+use flexcore_auth::Verifier;
+use flexcore_domain::Catalog;
+use flexcore_eventstore::EventStore;
+use flexcore_readmodel::ReadModels;
+use tokio::{net::TcpListener, sync::watch};
+use tokio_util::sync::CancellationToken;
+
+pub use error::Error;
+
+pub use asyncapi::document as asyncapi;
+pub use openapi::document as openapi;
+
+/// Renders all metrics in Prometheus' text format.
+pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// What the gateway works with.
+pub struct State {
+    /// The log, and the connection over which workers are asked.
+    pub store: EventStore,
+    /// What queries read.
+    pub read_models: ReadModels,
+    /// What is deployed.
+    pub catalog: watch::Receiver<Arc<Catalog>>,
+    /// Accepts tokens.
+    pub verifier: Arc<Verifier>,
+    /// How it serves.
+    pub settings: Settings,
+    /// For `/metrics`; `None`: there is no such page.
+    pub metrics: Option<RenderMetrics>,
+}
+
+/// How the gateway serves. The defaults are those of [`limits`].
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Requests a second of one tenant, and as a burst.
+    pub requests_per_second: std::num::NonZeroU32,
+    /// Connections at once.
+    pub connections_max: usize,
+    /// Commands under way at once.
+    pub commands_max: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            requests_per_second: std::num::NonZeroU32::new(limits::REQUESTS_PER_SECOND)
+                .expect("BUG: the default rate is not zero"),
+            connections_max: limits::CONNECTIONS_MAX,
+            commands_max: limits::COMMANDS_MAX,
+        }
+    }
+}
+
+/// Where the gateway listens.
+pub struct Listeners {
+    /// For clients.
+    pub http: TcpListener,
+    /// For `/metrics` and health alone; `None`: they are on `http`, where health always is.
+    pub metrics: Option<TcpListener>,
+}
+
+/// Serves until `shutdown` is cancelled, then drains: readiness turns false, a moment later no more
+/// connections are taken, streams end, requests under way are finished. Fails when the listener is
+/// of no use.
+pub async fn serve(
+    listeners: Listeners,
+    state: State,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    let apart = listeners.metrics.is_some();
+    let shared = shared::Shared::new(state, shutdown.clone(), apart);
+    if let Some(listener) = listeners.metrics {
+        let router = router::of(router::METRICS, shared.clone());
+        let (shared, shutdown) = (shared.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            if let Err(error) = listen::run(listener, router, shared, shutdown).await {
+                tracing::error!(%error, "the metrics listener failed");
+            }
+        });
+    }
+    let router = router::of(router::ROUTES, shared.clone());
+    listen::run(listeners.http, router, shared, shutdown).await
+}

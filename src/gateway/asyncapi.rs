@@ -1,0 +1,156 @@
+//! The AsyncAPI 3 document: the subjects that clients publish commands to, and the events that come
+//! of them, made from what is deployed.
+
+use flexcore_domain::{Catalog, command::header, definition::AggregateDefinition};
+use serde_json::{Map, Value, json};
+
+use crate::openapi::pretty;
+
+/// The contract over NATS as an AsyncAPI 3 document. Same catalog, same text.
+#[must_use]
+pub fn document(catalog: &Catalog) -> String {
+    pretty(&value(catalog))
+}
+
+pub(crate) fn value(catalog: &Catalog) -> Value {
+    let (mut channels, mut operations, mut messages) = (Map::new(), Map::new(), Map::new());
+    for aggregate in catalog.applications.values().flat_map(|app| app.aggregates.values()) {
+        commands(aggregate, &mut channels, &mut operations, &mut messages);
+        events(aggregate, &mut channels, &mut operations, &mut messages);
+    }
+    json!({
+        "asyncapi": "3.0.0",
+        "info": {
+            "title": "FlexCore",
+            "version": env!("CARGO_PKG_VERSION"),
+            "description": "Commands over NATS JetStream. An acknowledged publication will be \
+                            processed; its outcome is at GET /v1/commands/{command_id}.",
+        },
+        "defaultContentType": "application/json",
+        "channels": channels,
+        "operations": operations,
+        "components": {"messages": messages},
+    })
+}
+
+fn commands(
+    aggregate: &AggregateDefinition,
+    channels: &mut Map<String, Value>,
+    operations: &mut Map<String, Value>,
+    messages: &mut Map<String, Value>,
+) {
+    for (name, command) in &aggregate.commands {
+        let key = format!("{}_{name}", aggregate.name);
+        channels.insert(
+            key.clone(),
+            json!({
+                "address": format!("cmd.{{tenant}}.{}.{{id}}.{name}", aggregate.name),
+                "parameters": parameters(),
+                "messages": {(name.as_str()): message_ref(&key)},
+            }),
+        );
+        operations.insert(
+            key.clone(),
+            json!({
+                "action": "receive",
+                "channel": {"$ref": format!("#/channels/{key}")},
+                "summary": command.description,
+            }),
+        );
+        messages.insert(
+            key,
+            json!({
+                "summary": command.description,
+                "headers": command_headers(),
+                "payload": command.payload.json,
+            }),
+        );
+    }
+}
+
+fn events(
+    aggregate: &AggregateDefinition,
+    channels: &mut Map<String, Value>,
+    operations: &mut Map<String, Value>,
+    messages: &mut Map<String, Value>,
+) {
+    let channel = format!("{}_events", aggregate.name);
+    let mut of_channel = Map::new();
+    for (name, event) in &aggregate.events {
+        let key = format!("{}_event_{name}", aggregate.name);
+        of_channel.insert(name.to_string(), message_ref(&key));
+        let described = json!({
+            "contentType": "application/cloudevents+json",
+            "payload": cloud_event(&format!("{}.{name}", aggregate.name), event.version,
+                &event.data.json),
+        });
+        messages.insert(key, described);
+    }
+    channels.insert(
+        channel.clone(),
+        json!({
+            "address": format!("evt.{{slot}}.{{tenant}}.{}.{{id}}", aggregate.name),
+            "description": "One message is one commit: a single CloudEvent, or a batch \
+                            (application/cloudevents-batch+json) of what one command produced.",
+            "parameters": with_slot(parameters()),
+            "messages": of_channel,
+        }),
+    );
+    operations.insert(
+        channel.clone(),
+        json!({
+            "action": "send",
+            "channel": {"$ref": format!("#/channels/{channel}")},
+            "summary": format!("What happened to one {}", aggregate.name),
+        }),
+    );
+}
+
+fn message_ref(key: &str) -> Value {
+    json!({"$ref": format!("#/components/messages/{key}")})
+}
+
+fn parameters() -> Value {
+    json!({
+        "tenant": {"description": "[a-z][a-z0-9_]{0,39}"},
+        "id": {"description": "The aggregate's id, [A-Za-z0-9_-]{1,128}"},
+    })
+}
+
+fn with_slot(mut parameters: Value) -> Value {
+    parameters["slot"] = json!({"description": "The aggregate's slot, 0 to 63"});
+    parameters
+}
+
+fn command_headers() -> Value {
+    let id = json!({"type": "string", "pattern": "^[A-Za-z0-9_:-]{1,128}$"});
+    json!({
+        "type": "object",
+        "required": [header::COMMAND_ID],
+        "properties": {
+            (header::COMMAND_ID): id,
+            (header::ACTOR): {"type": "string", "pattern": "^[A-Za-z0-9_:.@-]{1,128}$"},
+            (header::EXPECTED_VERSION): {"type": "string", "pattern": "^[0-9]+$"},
+            (header::CORRELATION_ID): id,
+            (header::CAUSATION_ID): id,
+            (header::TRACEPARENT): {"type": "string"},
+        },
+    })
+}
+
+fn cloud_event(kind: &str, version: u32, data: &Value) -> Value {
+    json!({
+        "type": "object",
+        "required": [
+            "specversion", "id", "source", "type", "subject", "time", "tenant", "sequence",
+            "dataversion", "commandid", "actor", "data",
+        ],
+        "properties": {
+            "specversion": {"const": "1.0"},
+            "type": {"const": kind},
+            "sequence": {"type": "integer", "description": "The aggregate's version with it."},
+            "dataversion": {"const": version},
+            "data": data,
+        },
+    })
+}

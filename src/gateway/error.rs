@@ -1,0 +1,218 @@
+//! What can go wrong, as HTTP says it: the one place that knows status codes. Every answer of 4xx
+//! and 5xx is a problem document (RFC 9457) with a stable `type` and the request's trace id.
+
+use std::borrow::Cow;
+
+use axum::{
+    body::Body,
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use flexcore_domain::{InvalidName, Outcome};
+use flexcore_readmodel as readmodel;
+use serde_json::{Value, json};
+
+use crate::problems::{self, Kind};
+
+/// Why the gateway stopped serving.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The listener's address could not be read.
+    #[error("the HTTP listener failed: {0}")]
+    Listen(#[from] std::io::Error),
+}
+
+/// An answer that says what is wrong. Travels in the response's extensions until the trace id is
+/// known and the body can be written.
+#[derive(Clone, Debug)]
+pub(crate) struct Problem {
+    kind: &'static Kind,
+    detail: Cow<'static, str>,
+    members: Vec<(&'static str, Value)>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+    /// For the log, never for the sender.
+    cause: Option<Box<str>>,
+}
+
+impl Problem {
+    pub(crate) fn new(kind: &'static Kind, detail: impl Into<Cow<'static, str>>) -> Self {
+        let mut problem = Self {
+            kind,
+            detail: detail.into(),
+            members: Vec::new(),
+            headers: Vec::new(),
+            cause: None,
+        };
+        if kind.retry_after_s > 0 {
+            problem = problem.header(header::RETRY_AFTER, kind.retry_after_s.into());
+        }
+        problem
+    }
+
+    /// A member beside the standard ones.
+    pub(crate) fn with(mut self, member: &'static str, value: impl Into<Value>) -> Self {
+        self.members.push((member, value.into()));
+        self
+    }
+
+    pub(crate) fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.retain(|(other, _)| *other != name);
+        self.headers.push((name, value));
+        self
+    }
+
+    #[cfg(test)]
+    pub(crate) fn status(&self) -> StatusCode {
+        self.kind.status
+    }
+
+    /// Something failed that should not. The cause goes to the log and is not told.
+    pub(crate) fn internal(cause: &dyn std::fmt::Display) -> Self {
+        Self::new(&problems::INTERNAL, "the cause is in the log, under this trace id").caused(cause)
+    }
+
+    /// The broker, a worker or Postgres does not answer; nothing was done.
+    pub(crate) fn unavailable(cause: &dyn std::fmt::Display) -> Self {
+        Self::new(&problems::UNAVAILABLE, "nothing was done; try again").caused(cause)
+    }
+
+    pub(crate) fn outcome_unknown(cause: &dyn std::fmt::Display) -> Self {
+        let detail = "the command may or may not have been recorded: send it again with the same \
+                      Idempotency-Key to learn which";
+        Self::new(&problems::OUTCOME_UNKNOWN, detail).caused(cause)
+    }
+
+    fn caused(mut self, cause: &dyn std::fmt::Display) -> Self {
+        self.cause = Some(cause.to_string().into());
+        self
+    }
+
+    /// Logs the cause, once, where the trace id is known.
+    pub(crate) fn log(&self, trace_id: &str) {
+        let (Some(error), code) = (&self.cause, self.kind.code) else { return };
+        if self.kind.status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!(trace_id, code, %error, "a request failed");
+        } else {
+            tracing::warn!(trace_id, code, %error, "a dependency did not answer");
+        }
+    }
+
+    /// The document with everything in it.
+    pub(crate) fn render(self, trace_id: Option<&str>) -> Response {
+        let mut document = json!({
+            "type": format!("/problems/{}", self.kind.code),
+            "title": self.kind.title,
+            "status": self.kind.status.as_u16(),
+            "detail": self.detail,
+        });
+        let members = document.as_object_mut().expect("BUG: made as an object just now");
+        if let Some(trace_id) = trace_id {
+            members.insert("trace_id".to_owned(), trace_id.into());
+        }
+        members.extend(self.members.into_iter().map(|(name, value)| (name.to_owned(), value)));
+        let mut response = Response::new(Body::from(document.to_string()));
+        *response.status_mut() = self.kind.status;
+        let json = HeaderValue::from_static("application/problem+json");
+        response.headers_mut().insert(header::CONTENT_TYPE, json);
+        response.headers_mut().extend(self.headers);
+        response
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = self.kind.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<InvalidName> for Problem {
+    fn from(error: InvalidName) -> Self {
+        Self::new(&problems::INVALID_NAME, error.to_string())
+    }
+}
+
+/// What came of a command that was not accepted. `if_match`: the request named a version.
+pub(crate) fn refused(outcome: Outcome, if_match: bool) -> Problem {
+    match outcome {
+        Outcome::Rejected { code, message } => {
+            Problem::new(&problems::REJECTED, message).with("code", code)
+        }
+        Outcome::InvalidPayload { violations } => {
+            Problem::new(&problems::INVALID_PAYLOAD, "errors says which field, and why")
+                .with("errors", violations_json(&violations))
+        }
+        Outcome::UnknownAggregate { known } => {
+            Problem::new(&problems::UNKNOWN_AGGREGATE, "known lists those that there are")
+                .with("known", known)
+        }
+        Outcome::UnknownCommand { known } => {
+            Problem::new(&problems::UNKNOWN_COMMAND, "known lists those that there are")
+                .with("known", known)
+        }
+        Outcome::Conflict { version } => {
+            let kind = if if_match { &problems::VERSION_MISMATCH } else { &problems::CONFLICT };
+            let detail = format!("the aggregate has version {version}");
+            Problem::new(kind, detail).with("version", version)
+        }
+        Outcome::IdMismatch => Problem::new(
+            &problems::IDEMPOTENCY_KEY_REUSED,
+            "this key was used for a command with another name or payload",
+        ),
+        Outcome::Faulty { message } => Problem::new(&problems::FAULTY_DECIDER, message),
+        Outcome::Overloaded { retry_after_s } => {
+            Problem::new(&problems::OVERLOADED, "too many commands wait; nothing was done")
+                .header(header::RETRY_AFTER, retry_after_s.max(1).into())
+        }
+        Outcome::Unavailable { message } => Problem::outcome_unknown(&message),
+        other @ (Outcome::Accepted { .. } | Outcome::Pending | Outcome::Dead { .. }) => {
+            Problem::internal(&format!("{other:?} is not the answer to a command"))
+        }
+    }
+}
+
+pub(crate) fn violations_json(violations: &[flexcore_domain::Violation]) -> Value {
+    let json = |v: &flexcore_domain::Violation| json!({"field": v.field, "reason": v.reason});
+    violations.iter().map(json).collect()
+}
+
+impl From<readmodel::Error> for Problem {
+    fn from(error: readmodel::Error) -> Self {
+        use readmodel::Error as E;
+        let text = error.to_string();
+        match error {
+            E::UnknownColumn { known, .. } => {
+                Self::new(&problems::UNKNOWN_COLUMN, text).with("known", known)
+            }
+            E::UnknownParameter { known, .. } => {
+                Self::new(&problems::INVALID_PARAMETER, text).with("known", known)
+            }
+            E::InvalidValue { .. }
+            | E::InvalidOption { .. }
+            | E::InvalidCursor
+            | E::MissingParameter { .. } => Self::new(&problems::INVALID_PARAMETER, text),
+            E::UnknownReadModel { known, .. } => {
+                Self::new(&problems::UNKNOWN_READ_MODEL, text).with("known", known)
+            }
+            E::QueryFailed { .. } | E::TooManyRows { .. } => {
+                Self::new(&problems::FAULTY_QUERY, text)
+            }
+            E::NotBuilt(_) => Self::new(&problems::READ_MODEL_BUILDING, text),
+            E::NotYet { .. } => Self::new(&problems::POSITION_NOT_REACHED, text),
+            E::TooManyWaiters => Self::new(&problems::OVERLOADED, text),
+            E::Timeout(_) => Self::new(&problems::QUERY_TIMEOUT, text),
+            E::Unavailable(_) | E::Moved => Self::unavailable(&text),
+            other => Self::internal(&other),
+        }
+    }
+}
+
+impl From<flexcore_eventstore::Error> for Problem {
+    fn from(error: flexcore_eventstore::Error) -> Self {
+        match error {
+            flexcore_eventstore::Error::Unavailable(cause) => Self::unavailable(&cause),
+            other => Self::internal(&other),
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! Every limit of the gateway, each with its reason.
+
+use std::time::Duration;
+
+/// Longest wait for a request's first byte and head, and between two requests of a connection: a
+/// client that says nothing holds a place that another could have.
+pub const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Longest pause between two pieces of a body.
+pub const BODY_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Longest time for a whole body, so that a byte every nine seconds does not last for ever.
+pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Longest time in which a connection neither sends nor takes a byte: streams send a heartbeat more
+/// often, everything else is answered sooner.
+pub const CONNECTION_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Connections at once. Each holds some 20 KiB; more are answered 503 and closed.
+pub const CONNECTIONS_MAX: usize = 4_096;
+
+/// Refusals of connections that are being written at once; beyond it connections are just closed.
+pub const REFUSALS_MAX: usize = 256;
+
+/// Requests at once on one HTTP/2 connection: what a browser or a proxy uses, not a flood.
+pub const HTTP2_STREAMS_MAX: u32 = 256;
+
+/// Streams that an HTTP/2 client may open and reset before they are taken up: the "rapid reset"
+/// attack is exactly more than this.
+pub const HTTP2_RESETS_MAX: usize = 32;
+
+/// How often an HTTP/2 connection is asked whether it still lives, and how long it may take.
+pub const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
+/// See [`HTTP2_PING_INTERVAL`].
+pub const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the HTTP/1 parser may hold of one head, in bytes. More than [`HEADERS_BYTES_MAX`], so that a
+/// head that is somewhat too long is answered with a problem document.
+pub const HEAD_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Longest head that is answered, in bytes: a token has one, a browser's cookies have four.
+pub const HEADERS_BYTES_MAX: usize = 24 * 1024;
+
+/// Longest path with query, in bytes: filters and cursors fit well.
+pub const URI_BYTES_MAX: usize = 8 * 1024;
+
+/// Most parameters of a query string; read models take 32 filters.
+pub const PARAMETERS_MAX: usize = 64;
+
+/// Commands under way at once. A worker answers some 10,000 a second here, so this many wait about
+/// 100 ms; more would only wait longer.
+pub const COMMANDS_MAX: usize = 1_024;
+
+/// Reads under way at once: states, events and queries. Postgres has a few connections, and
+/// requests that wait for a position need a place to wait in.
+pub const READS_MAX: usize = 1_024;
+
+/// Event streams of one tenant, and of all: each is a consumer at the broker, which has room for
+/// hundreds.
+pub const STREAMS_PER_TENANT_MAX: usize = 32;
+/// See [`STREAMS_PER_TENANT_MAX`].
+pub const STREAMS_MAX: usize = 256;
+
+/// How often an event stream says that it is there when there is nothing to tell.
+pub const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// Commits that an event stream reads at once, so that a slow reader holds little memory.
+pub const STREAM_COMMITS_MAX: usize = 64;
+
+/// Longest wait for a worker's answer: longer than a worker takes to give up, so that the worker's
+/// own answer, which says more, arrives first.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Longest `Prefer: wait=N` and `wait_ms` that are honoured.
+pub const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// How long a query with `min_position` waits when it does not say.
+pub const WAIT_DEFAULT: Duration = Duration::from_secs(5);
+
+/// Events of an aggregate in one answer.
+pub const EVENTS_PAGE_MAX: usize = 1_000;
+/// Events of an aggregate in one answer when the request does not say.
+pub const EVENTS_PAGE_DEFAULT: usize = 100;
+
+/// Requests a second of one tenant, and as a burst, unless configured: more than one installation
+/// of this size carries, so that only a run-away tenant meets it.
+pub const REQUESTS_PER_SECOND: u32 = 50_000;
+
+/// Tenants whose rate is remembered, about 100 bytes each; those that have been quiet for a second
+/// are forgotten first.
+pub const TENANTS_MAX: usize = 10_000;
+
+/// How long an answer about readiness is good for, so that asking often costs nothing.
+pub const READINESS_AGE: Duration = Duration::from_millis(500);
+
+/// Longest wait for one dependency's sign of life.
+pub const READINESS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long readiness is false before connections are no longer taken: load balancers look every
+/// second or so.
+pub const DRAIN_NOTICE: Duration = Duration::from_millis(500);
+
+/// Longest wait for requests under way when draining; with everything else within the 30 s after
+/// which a process is killed.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Bytes after which an answer with events ends early, saying that there are more: an event may
+/// have hundreds of kilobytes.
+pub const EVENTS_PAGE_BYTES: usize = 4 << 20;

@@ -1,0 +1,278 @@
+//! The accept loop: hyper under our own timers and caps, which `axum::serve` has not.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::Router;
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+    time::{Instant, Sleep, sleep_until, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    Error,
+    admission::shed,
+    limits::{
+        CONNECTION_IDLE_TIMEOUT, DRAIN_NOTICE, DRAIN_TIMEOUT, HEAD_BUFFER_BYTES, HEADERS_BYTES_MAX,
+        HEADERS_TIMEOUT, HTTP2_PING_INTERVAL, HTTP2_PING_TIMEOUT, HTTP2_RESETS_MAX,
+        HTTP2_STREAMS_MAX, REFUSALS_MAX,
+    },
+    shared::Shared,
+};
+
+/// How long a failing `accept` (file descriptors used up) is left alone before the next try.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How long a connection that is refused may take to read the refusal.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+const REFUSAL_BODY: &str = "{\"type\":\"/problems/overloaded\",\"title\":\"Too much is going on\",\
+    \"status\":503,\"detail\":\"there are too many connections; nothing was done\"}";
+
+/// Serves until `shutdown` is cancelled, then drains.
+pub(crate) async fn run(
+    listener: TcpListener,
+    router: Router,
+    shared: Arc<Shared>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
+    tracing::info!(address = %listener.local_addr()?, "HTTP is served");
+    let connections = TaskTracker::new();
+    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
+    let places = Arc::new(Semaphore::new(shared.settings.connections_max));
+    let closing = CancellationToken::new();
+    let server = Arc::new(server());
+    let stop = stop_accepting(&shared, &shutdown);
+    tokio::pin!(stop);
+    loop {
+        let stream = tokio::select! {
+            () = &mut stop => break,
+            accepted = accept(&listener) => accepted,
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else {
+            shed("connections");
+            refuse(stream, &refusals);
+            continue;
+        };
+        let (router, server, closing) = (router.clone(), server.clone(), closing.clone());
+        connections.spawn(async move {
+            let _open = Open::count();
+            converse(stream, router, &server, closing).await;
+            drop(place);
+        });
+    }
+    drop(listener);
+    closing.cancel();
+    connections.close();
+    if timeout(DRAIN_TIMEOUT, connections.wait()).await.is_err() {
+        tracing::warn!(left = connections.len(), "connections were still busy when time was up");
+    }
+    Ok(())
+}
+
+/// Readiness turns false at once; connections are taken a little longer, while load balancers learn
+/// of it.
+async fn stop_accepting(shared: &Shared, shutdown: &CancellationToken) {
+    shutdown.cancelled().await;
+    shared.drain();
+    tokio::time::sleep(DRAIN_NOTICE).await;
+}
+
+async fn accept(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn server() -> auto::Builder<TokioExecutor> {
+    let mut server = auto::Builder::new(TokioExecutor::new());
+    server
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_TIMEOUT)
+        .max_buf_size(HEAD_BUFFER_BYTES);
+    server
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(HTTP2_PING_INTERVAL)
+        .keep_alive_timeout(HTTP2_PING_TIMEOUT)
+        .max_concurrent_streams(HTTP2_STREAMS_MAX)
+        .max_pending_accept_reset_streams(HTTP2_RESETS_MAX)
+        .max_local_error_reset_streams(HTTP2_RESETS_MAX)
+        .max_header_list_size(u32::try_from(HEADERS_BYTES_MAX * 2).expect("BUG: it is small"));
+    server
+}
+
+/// One connection, from its first byte to its last.
+async fn converse(
+    stream: TcpStream,
+    router: Router,
+    server: &auto::Builder<TokioExecutor>,
+    closing: CancellationToken,
+) {
+    // Answers are small and whole: waiting to fill a segment only delays them.
+    let _ = stream.set_nodelay(true);
+    let mut first = [0];
+    let first = tokio::select! {
+        first = timeout(HEADERS_TIMEOUT, stream.peek(&mut first)) => first,
+        () = closing.cancelled() => return,
+    };
+    if !matches!(first, Ok(Ok(1))) {
+        return;
+    }
+    let stream = TokioIo::new(Watched::new(stream));
+    let connection = server.serve_connection(stream, TowerToHyperService::new(router));
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = closing.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
+
+/// Answers a connection for which there is no place, then closes it.
+fn refuse(mut stream: TcpStream, refusals: &Arc<Semaphore>) {
+    let Ok(place) = refusals.clone().try_acquire_owned() else { return };
+    tokio::spawn(async move {
+        let head = format!(
+            "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\n\
+             content-length: {}\r\nretry-after: 1\r\nconnection: close\r\n\r\n",
+            REFUSAL_BODY.len()
+        );
+        let answer = async {
+            stream.write_all(head.as_bytes()).await?;
+            stream.write_all(REFUSAL_BODY.as_bytes()).await?;
+            stream.shutdown().await?;
+            // Closing with unread bytes would reset the connection and the answer with it.
+            let mut sink = [0; 4096];
+            while stream.read(&mut sink).await? > 0 {}
+            io::Result::Ok(())
+        };
+        let _ = timeout(REFUSAL_TIMEOUT, answer).await;
+        drop(place);
+    });
+}
+
+/// Counts a connection while it is open.
+struct Open;
+
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+impl Open {
+    fn count() -> Self {
+        gauge(OPEN.fetch_add(1, Ordering::Relaxed) + 1);
+        Self
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        gauge(OPEN.fetch_sub(1, Ordering::Relaxed) - 1);
+    }
+}
+
+fn gauge(open: usize) {
+    metrics::gauge!("flexcore_http_connections").set(u32::try_from(open).unwrap_or(u32::MAX));
+}
+
+/// A connection that fails when for [`CONNECTION_IDLE_TIMEOUT`] no byte came in or went out. This
+/// ends readers that do not read, and openings that are no request.
+struct Watched {
+    stream: TcpStream,
+    active: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Watched {
+    fn new(stream: TcpStream) -> Self {
+        let now = Instant::now();
+        Self { stream, active: now, timer: Box::pin(sleep_until(now + CONNECTION_IDLE_TIMEOUT)) }
+    }
+
+    /// Passes a result on. Progress is noted; while there is none the timer runs.
+    fn watch<T>(&mut self, cx: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if poll.is_ready() {
+            self.active = Instant::now();
+            return poll;
+        }
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let due = self.active + CONNECTION_IDLE_TIMEOUT;
+            if due <= Instant::now() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            self.timer.as_mut().reset(due);
+        }
+        Poll::Pending
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let poll = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        self.watch(cx, poll)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write(cx, buffer);
+        self.watch(cx, poll)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffers: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write_vectored(cx, buffers);
+        self.watch(cx, poll)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

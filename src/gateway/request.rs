@@ -1,0 +1,222 @@
+//! What every request goes through: trace context, limits of its head, the token, the tenant's
+//! rate; and on the way back problem documents, common headers and metrics.
+
+use std::{
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    extract::{MatchedPath, Request, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
+use flexcore_auth::Identity;
+use flexcore_domain::TraceParent;
+use futures::FutureExt;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use crate::{
+    admission::Rate,
+    error::Problem,
+    extract::Known,
+    limits::{HEADERS_BYTES_MAX, URI_BYTES_MAX},
+    problems, router,
+    shared::Shared,
+};
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// Answers one request.
+pub(crate) async fn run(
+    State(shared): State<Arc<Shared>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let started = Instant::now();
+    let method = method_label(request.method());
+    let route = router::label(request.extensions().get().map(MatchedPath::as_str));
+    let parent = traceparent(request.headers());
+    let span = tracing::debug_span!("http.request", otel.kind = "server", method, route);
+    if let Some(parent) = &parent {
+        flexcore_telemetry::link(&span, parent.as_str());
+    }
+    let response = answer(&shared, request, next, parent).instrument(span).await;
+    shared.record(method, route, response.status().as_u16(), started.elapsed());
+    response
+}
+
+async fn answer(
+    shared: &Shared,
+    mut request: Request,
+    next: Next,
+    parent: Option<TraceParent>,
+) -> Response {
+    let own = flexcore_telemetry::current_traceparent().and_then(|text| text.parse().ok());
+    let trace = own.or(parent).unwrap_or_else(new_trace);
+    let protected = request.uri().path().starts_with("/v1/");
+    let (identity, rate) = match admit(shared, &request, protected) {
+        Ok(admitted) => admitted,
+        Err(problem) => return finish(problem.into_response(), &trace, None, protected),
+    };
+    request.extensions_mut().insert(Known { trace: trace.clone(), identity });
+    let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+    let response = answered.unwrap_or_else(|_| {
+        // The panic's own message is in the log already.
+        Problem::internal(&"a handler panicked").into_response()
+    });
+    finish(response, &trace, rate.as_ref(), protected)
+}
+
+type Admitted = (Option<Arc<Identity>>, Option<Rate>);
+
+fn admit(shared: &Shared, request: &Request, protected: bool) -> Result<Admitted, Problem> {
+    let uri = request.uri().path_and_query().map_or(0, |text| text.as_str().len());
+    if uri > URI_BYTES_MAX {
+        let detail = format!("path and query have at most {URI_BYTES_MAX} bytes");
+        return Err(Problem::new(&problems::URI_TOO_LONG, detail));
+    }
+    let fields = request.headers().iter();
+    if fields.map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>()
+        > HEADERS_BYTES_MAX
+    {
+        let detail = format!("headers have at most {HEADERS_BYTES_MAX} bytes");
+        return Err(Problem::new(&problems::HEADERS_TOO_LARGE, detail));
+    }
+    if !protected {
+        return Ok((None, None));
+    }
+    let identity = identify(shared, request.headers())?;
+    let rate = shared.admission.rate(&identity.tenant)?;
+    Ok((Some(identity), Some(rate)))
+}
+
+/// Who sends the request, by its bearer token (RFC 6750).
+fn identify(shared: &Shared, headers: &HeaderMap) -> Result<Arc<Identity>, Problem> {
+    let value = crate::extract::single(headers, &header::AUTHORIZATION)?;
+    let token = value.and_then(|value| {
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    });
+    let Some(token) = token else {
+        let detail = "send Authorization: Bearer TOKEN";
+        return Err(Problem::new(&problems::UNAUTHENTICATED, detail).header(
+            header::WWW_AUTHENTICATE,
+            HeaderValue::from_static("Bearer realm=\"flexcore\""),
+        ));
+    };
+    shared.verifier.verify(token, now_s()).map_err(|error| {
+        let challenge = format!(
+            "Bearer realm=\"flexcore\", error=\"invalid_token\", error_description=\"{error}\""
+        );
+        let challenge = HeaderValue::try_from(challenge).expect("BUG: errors are plain ASCII");
+        Problem::new(&problems::UNAUTHENTICATED, error.to_string())
+            .header(header::WWW_AUTHENTICATE, challenge)
+    })
+}
+
+pub(crate) fn now_s() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Writes the problem, if there is one, and the headers that every answer has.
+fn finish(
+    mut response: Response,
+    trace: &TraceParent,
+    rate: Option<&Rate>,
+    protected: bool,
+) -> Response {
+    let problem = response.extensions_mut().remove::<Problem>().or_else(|| stray(&response));
+    if let Some(problem) = problem {
+        problem.log(trace.trace_id());
+        let mut rendered = problem.render(Some(trace.trace_id()));
+        for name in router::KEPT_ON_PROBLEMS {
+            if let Some(value) = response.headers().get(name) {
+                rendered.headers_mut().insert(name, value.clone());
+            }
+        }
+        response = rendered;
+    }
+    let headers = response.headers_mut();
+    let value = HeaderValue::from_str(trace.as_str()).expect("BUG: a traceparent is ASCII");
+    headers.insert(TRACEPARENT, value);
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if protected && !headers.contains_key(header::CACHE_CONTROL) {
+        let value = HeaderValue::from_static("private, no-cache");
+        headers.insert(header::CACHE_CONTROL, value);
+    }
+    if let Some(rate) = rate {
+        rate.write(headers);
+    }
+    response
+}
+
+/// A problem for an error status that came without one, from the framework itself.
+fn stray(response: &Response) -> Option<Problem> {
+    match response.status() {
+        StatusCode::METHOD_NOT_ALLOWED => Some(Problem::new(
+            &problems::METHOD_NOT_ALLOWED,
+            "the header Allow lists those that are",
+        )),
+        status
+            if status.is_server_error()
+                && !response.headers().contains_key(header::CONTENT_TYPE) =>
+        {
+            Some(Problem::internal(&status))
+        }
+        status
+            if status.is_client_error()
+                && !response.headers().contains_key(header::CONTENT_TYPE) =>
+        {
+            Some(Problem::new(&problems::BAD_REQUEST, "the request cannot be read"))
+        }
+        _ => None,
+    }
+}
+
+fn traceparent(headers: &HeaderMap) -> Option<TraceParent> {
+    headers.get(TRACEPARENT)?.to_str().ok()?.parse().ok()
+}
+
+fn new_trace() -> TraceParent {
+    let (trace, span) = (Uuid::new_v4().as_u128(), Uuid::new_v4().as_u64_pair().1);
+    let text = format!("00-{trace:032x}-{span:016x}-00");
+    text.parse().expect("BUG: version and variant bits keep both ids from being zero")
+}
+
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::HEAD => "HEAD",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn new_traces_are_valid_and_differ() {
+        let (one, two) = (new_trace(), new_trace());
+        assert_ne!(one.trace_id(), two.trace_id());
+    }
+
+    #[test]
+    fn a_malformed_traceparent_is_ignored() {
+        let with =
+            |text: &str| traceparent(&HeaderMap::from_iter([(TRACEPARENT, text.parse().unwrap())]));
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert_eq!(with(good).unwrap().as_str(), good);
+        assert!(with("00-00000000000000000000000000000000-00f067aa0ba902b7-01").is_none());
+        assert!(with("x").is_none());
+    }
+}

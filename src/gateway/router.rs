@@ -1,0 +1,89 @@
+//! Every route, in one list. What is under `/v1/` needs a token, everything else needs none.
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    http::header,
+    middleware::from_fn_with_state,
+    routing::{MethodRouter, get, post},
+};
+
+use crate::{
+    error::Problem,
+    problems, request,
+    routes::{aggregates, commands, documents, events, health, queries},
+    shared::Shared,
+};
+
+/// A route: method, path, and what answers.
+pub(crate) struct Route {
+    #[cfg(test)]
+    pub(crate) method: &'static str,
+    pub(crate) path: &'static str,
+    handler: fn() -> MethodRouter<Arc<Shared>>,
+}
+
+macro_rules! routes {
+    ($($method:ident $path:literal $handler:path;)*) => {
+        &[$(Route {
+            #[cfg(test)]
+            method: stringify!($method),
+            path: $path,
+            handler: || $method($handler),
+        }),*]
+    };
+}
+
+/// What clients may ask for.
+pub(crate) static ROUTES: &[Route] = routes! {
+    post "/v1/commands/{aggregate}/{id}/{command}" commands::send;
+    get  "/v1/commands/{command_id}"               commands::outcome;
+    get  "/v1/aggregates/{aggregate}/{id}"         aggregates::state;
+    get  "/v1/aggregates/{aggregate}/{id}/events"  aggregates::events;
+    get  "/v1/query/{read_model}"                  queries::read_model;
+    get  "/v1/queries/{name}"                      queries::named;
+    get  "/v1/events"                              events::stream;
+    get  "/"                                       documents::index;
+    get  "/openapi.json"                           documents::openapi;
+    get  "/asyncapi.json"                          documents::asyncapi;
+    get  "/problems/{code}"                        documents::problem;
+    get  "/.well-known/jwks.json"                  documents::jwks;
+    get  "/livez"                                  health::live;
+    get  "/readyz"                                 health::ready;
+    get  "/startupz"                               health::started;
+    get  "/metrics"                                health::metrics;
+};
+
+/// What there is on the port for metrics, when it is another one.
+pub(crate) static METRICS: &[Route] = routes! {
+    get "/livez"   health::live;
+    get "/readyz"  health::ready;
+    get "/metrics" health::metrics_apart;
+};
+
+/// The router of these routes; every request goes through [`request::run`], those that match
+/// nothing included.
+pub(crate) fn of(routes: &'static [Route], shared: Arc<Shared>) -> Router {
+    let mut router = Router::new();
+    for route in routes {
+        router = router.route(route.path, (route.handler)());
+    }
+    router
+        .fallback(async || Problem::new(&problems::NOT_FOUND, "the index at / says what there is"))
+        .method_not_allowed_fallback(async || {
+            let detail = "the header Allow lists the methods that are allowed";
+            Problem::new(&problems::METHOD_NOT_ALLOWED, detail)
+        })
+        .layer(from_fn_with_state(shared.clone(), request::run))
+        .with_state(shared)
+}
+
+/// The path of the route that matched, as a word without end of life; `none` for no route.
+pub(crate) fn label(matched: Option<&str>) -> &'static str {
+    let route = matched.and_then(|path| ROUTES.iter().find(|route| route.path == path));
+    route.map_or("none", |route| route.path)
+}
+
+/// Headers that the router itself sets on problems.
+pub(crate) const KEPT_ON_PROBLEMS: &[header::HeaderName] = &[header::ALLOW];

@@ -1,0 +1,245 @@
+//! Commands: sent and waited for, or queued and asked for later.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::jetstream::context::PublishErrorKind;
+use axum::{
+    extract::State,
+    http::{HeaderName, HeaderValue, StatusCode, header},
+    response::Response,
+};
+use bytes::Bytes;
+use flexcore_domain::{
+    AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandId, CommandName, Outcome,
+    Position, command::header as field, json,
+};
+use serde::Serialize;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::{JSON, answer, ask, etag};
+use crate::{
+    error::{self, Problem},
+    extract::{self, Call},
+    problems,
+    shared::Shared,
+};
+
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// First and longest pause between two looks at a queued command's outcome.
+const LOOK_FIRST: Duration = Duration::from_millis(20);
+const LOOK_LONGEST: Duration = Duration::from_millis(500);
+
+/// What is answered to a command that was accepted.
+#[derive(Serialize)]
+struct Accepted<'a> {
+    version: u64,
+    position: Option<Position>,
+    command_id: &'a CommandId,
+    replayed: bool,
+}
+
+/// What is answered about a command by its id.
+#[derive(Serialize)]
+struct About<'a> {
+    command_id: &'a CommandId,
+    #[serde(flatten)]
+    outcome: &'a Outcome,
+}
+
+/// `POST /v1/commands/{aggregate}/{id}/{command}`
+pub(crate) async fn send(
+    State(shared): State<Arc<Shared>>,
+    mut call: Call,
+) -> Result<Response, Problem> {
+    let key = call.key()?;
+    let name = call.name("command", CommandName::parse)?;
+    call.parameters()?.finish(&[])?;
+    let id = match extract::idempotency_key(&call.headers)? {
+        Some(id) => id,
+        None => new_id(),
+    };
+    let expected = extract::if_match(&call.headers)?;
+    let preferences = extract::preferences(&call.headers);
+    let _place = shared.admission.command()?;
+    let payload = call.json_body().await?;
+    json::payload(&payload).map_err(|violations| {
+        Problem::new(&problems::MALFORMED_JSON, "errors says where it goes wrong")
+            .with("errors", error::violations_json(&violations))
+    })?;
+    let mut headers = headers(&call, expected)?;
+    if preferences.respond_async {
+        known(&shared.catalog(), &key, &name)?;
+        headers.insert(field::COMMIT_COMMAND_ID, id.as_str());
+        enqueue(&shared, &key, &name, headers, payload).await?;
+        return Ok(queued(&shared, &key, &id, preferences.wait).await);
+    }
+    headers.insert(field::COMMAND_ID, id.as_str());
+    let subject = Command::request_subject(&key, &name);
+    let outcome = ask(&shared, subject, headers, payload, Problem::outcome_unknown).await;
+    match outcome.and_then(|outcome| accepted(outcome, &id, expected.is_some())) {
+        Ok(response) => Ok(response),
+        // Whoever sent no key must learn it, to be able to repeat the command.
+        Err(problem) => Err(problem.header(IDEMPOTENCY_KEY, value(id.as_str()))),
+    }
+}
+
+/// `GET /v1/commands/{command_id}?aggregate=&id=`
+pub(crate) async fn outcome(
+    State(shared): State<Arc<Shared>>,
+    call: Call,
+) -> Result<Response, Problem> {
+    let id = call.name("command_id", CommandId::parse)?;
+    let mut parameters = call.parameters()?;
+    let missing = || {
+        let detail = "aggregate and id say which aggregate the command is for";
+        Problem::new(&problems::INVALID_PARAMETER, detail)
+    };
+    let aggregate = AggregateName::parse(&parameters.take("aggregate")?.ok_or_else(missing)?)?;
+    let aggregate_id = AggregateId::parse(&parameters.take("id")?.ok_or_else(missing)?)?;
+    parameters.finish(&["aggregate", "id"])?;
+    let _place = shared.admission.read()?;
+    let key = AggregateKey::new(call.tenant().clone(), aggregate, aggregate_id);
+    match outcome_of(&shared, &key, &id).await? {
+        Outcome::Overloaded { retry_after_s } => {
+            Err(error::refused(Outcome::Overloaded { retry_after_s }, false))
+        }
+        Outcome::Unavailable { message } => Err(Problem::unavailable(&message)),
+        outcome => Ok(about(&id, &outcome)),
+    }
+}
+
+fn new_id() -> CommandId {
+    CommandId::parse(&Uuid::now_v7().to_string()).expect("BUG: a UUID is a command id")
+}
+
+fn value(text: &str) -> HeaderValue {
+    HeaderValue::try_from(text).expect("BUG: names are ASCII")
+}
+
+fn accepted(outcome: Outcome, id: &CommandId, if_match: bool) -> Result<Response, Problem> {
+    let Outcome::Accepted { version, position, replayed } = outcome else {
+        return Err(error::refused(outcome, if_match));
+    };
+    let body = Accepted { version, position, command_id: id, replayed };
+    let body = serde_json::to_vec(&body).expect("BUG: numbers and names serialise");
+    let mut response = answer(StatusCode::OK, JSON, body);
+    response.headers_mut().insert(header::ETAG, etag(version));
+    response.headers_mut().insert(IDEMPOTENCY_KEY, value(id.as_str()));
+    Ok(response)
+}
+
+fn headers(call: &Call, expected: Option<u64>) -> Result<async_nats::HeaderMap, Problem> {
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert(field::ACTOR, call.identity().subject.as_str());
+    headers.insert(field::TRACEPARENT, call.trace().as_str());
+    if let Some(version) = expected {
+        headers.insert(field::EXPECTED_VERSION, version.to_string());
+    }
+    for (name, to) in [
+        ("flexcore-correlation-id", field::CORRELATION_ID),
+        ("flexcore-causation-id", field::CAUSATION_ID),
+    ] {
+        if let Some(text) = extract::single(&call.headers, &HeaderName::from_static(name))? {
+            headers.insert(to, CommandId::parse(text)?.as_str());
+        }
+    }
+    Ok(headers)
+}
+
+/// A queued command that cannot be meant for anything is refused while its sender is there.
+fn known(catalog: &Catalog, key: &AggregateKey, name: &CommandName) -> Result<(), Problem> {
+    let Some(aggregate) = catalog.aggregate(key.aggregate().as_str()) else {
+        return Err(super::aggregates::unknown(catalog));
+    };
+    if aggregate.commands.contains_key(name) {
+        return Ok(());
+    }
+    let known = aggregate.commands.keys().map(ToString::to_string).collect();
+    Err(error::refused(Outcome::UnknownCommand { known }, false))
+}
+
+async fn enqueue(
+    shared: &Shared,
+    key: &AggregateKey,
+    name: &CommandName,
+    headers: async_nats::HeaderMap,
+    payload: Bytes,
+) -> Result<(), Problem> {
+    if shared.store.client().connection_state() != async_nats::connection::State::Connected {
+        return Err(Problem::unavailable(&"not connected to the broker"));
+    }
+    let subject = Command::queue_subject(key, name);
+    let published = shared.store.jetstream().publish_with_headers(subject, headers, payload).await;
+    let stored = match published {
+        Ok(acknowledgement) => acknowledgement.await,
+        Err(error) => Err(error),
+    };
+    stored.map(|_| ()).map_err(|error| match error.kind() {
+        PublishErrorKind::StreamNotFound => Problem::unavailable(&error),
+        // What the broker says with an error code, it refused: the queue is full.
+        PublishErrorKind::Other => {
+            crate::admission::shed("queue");
+            Problem::new(&problems::OVERLOADED, "the queue is full; nothing was done")
+        }
+        _ => Problem::outcome_unknown(&error),
+    })
+}
+
+/// 202 with the place to ask at; 200 when the outcome comes within the time to wait.
+async fn queued(
+    shared: &Shared,
+    key: &AggregateKey,
+    id: &CommandId,
+    wait: Option<Duration>,
+) -> Response {
+    let mut outcome = Outcome::Pending;
+    if let Some(wait) = wait {
+        let (end, mut pause) = (Instant::now() + wait, LOOK_FIRST);
+        while matches!(outcome, Outcome::Pending | Outcome::Unavailable { .. })
+            && Instant::now() < end
+        {
+            tokio::time::sleep_until((Instant::now() + pause).min(end)).await;
+            pause = (pause * 2).min(LOOK_LONGEST);
+            // The command is stored: a question that fails is only a question.
+            outcome = outcome_of(shared, key, id).await.unwrap_or(Outcome::Pending);
+        }
+        if matches!(outcome, Outcome::Unavailable { .. } | Outcome::Overloaded { .. }) {
+            outcome = Outcome::Pending;
+        }
+    }
+    let mut response = about(id, &outcome);
+    let location = format!("/v1/commands/{id}?aggregate={}&id={}", key.aggregate(), key.id());
+    let applied = match wait {
+        Some(wait) => format!("respond-async, wait={}", wait.as_secs()),
+        None => "respond-async".to_owned(),
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::LOCATION, value(&location));
+    headers.insert(HeaderName::from_static("preference-applied"), value(&applied));
+    headers.insert(IDEMPOTENCY_KEY, value(id.as_str()));
+    response
+}
+
+async fn outcome_of(
+    shared: &Shared,
+    key: &AggregateKey,
+    id: &CommandId,
+) -> Result<Outcome, Problem> {
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert(field::COMMAND_ID, id.as_str());
+    let subject = Command::outcome_subject(key);
+    ask(shared, subject, headers, Bytes::new(), Problem::unavailable).await
+}
+
+fn about(id: &CommandId, outcome: &Outcome) -> Response {
+    let body = serde_json::to_vec(&About { command_id: id, outcome });
+    let body = body.expect("BUG: an outcome serialises");
+    if matches!(outcome, Outcome::Pending) {
+        let mut response = answer(StatusCode::ACCEPTED, JSON, body);
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        return response;
+    }
+    answer(StatusCode::OK, JSON, body)
+}

@@ -1,0 +1,124 @@
+//! Health: alive without looking at anything, ready when everything needed answers.
+
+use std::{
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use axum::{extract::State, http::StatusCode, response::Response};
+use serde_json::json;
+use tokio::sync::Mutex;
+
+use super::{JSON, answer};
+use crate::{
+    error::Problem,
+    limits::{READINESS_AGE, READINESS_TIMEOUT},
+    problems,
+    shared::Shared,
+};
+
+/// What was found last, and when.
+#[derive(Default)]
+pub(crate) struct Readiness {
+    found: Mutex<Option<(Instant, Arc<[Missing]>)>>,
+    /// Everything was there once.
+    started: AtomicBool,
+}
+
+struct Missing {
+    what: &'static str,
+    why: &'static str,
+}
+
+/// `GET /livez`: the process answers.
+pub(crate) async fn live() -> Response {
+    answer(StatusCode::OK, JSON, r#"{"status":"live"}"#)
+}
+
+/// `GET /readyz`: the gateway can do its work, or what is missing.
+pub(crate) async fn ready(State(shared): State<Arc<Shared>>) -> Response {
+    if shared.is_draining() {
+        return not_ready(&json!([{"what": "gateway", "why": "it is stopping"}]));
+    }
+    let missing = look(&shared).await;
+    if missing.is_empty() {
+        return answer(StatusCode::OK, JSON, r#"{"status":"ready"}"#);
+    }
+    not_ready(&missing.iter().map(|m| json!({"what": m.what, "why": m.why})).collect())
+}
+
+/// `GET /startupz`: everything needed was there once.
+pub(crate) async fn started(State(shared): State<Arc<Shared>>) -> Response {
+    if shared.readiness.started.load(Ordering::Relaxed) {
+        return answer(StatusCode::OK, JSON, r#"{"status":"started"}"#);
+    }
+    ready(State(shared)).await
+}
+
+/// `GET /metrics`
+pub(crate) async fn metrics(State(shared): State<Arc<Shared>>) -> Result<Response, Problem> {
+    if shared.metrics_apart {
+        let detail = "metrics are on a port of their own";
+        return Err(Problem::new(&problems::NOT_FOUND, detail));
+    }
+    metrics_apart(State(shared)).await
+}
+
+/// `GET /metrics`, where it is at home.
+pub(crate) async fn metrics_apart(State(shared): State<Arc<Shared>>) -> Result<Response, Problem> {
+    let Some(render) = &shared.metrics else {
+        return Err(Problem::new(&problems::NOT_FOUND, "metrics are switched off"));
+    };
+    Ok(answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", render()))
+}
+
+fn not_ready(missing: &serde_json::Value) -> Response {
+    let body = json!({"status": "not ready", "missing": missing}).to_string();
+    let mut response = answer(StatusCode::SERVICE_UNAVAILABLE, JSON, body);
+    let wait = axum::http::HeaderValue::from_static("1");
+    response.headers_mut().insert(axum::http::header::RETRY_AFTER, wait);
+    response
+}
+
+/// Asks what is needed, unless it was asked just now. One look at a time, whoever asks.
+async fn look(shared: &Shared) -> Arc<[Missing]> {
+    let mut found = shared.readiness.found.lock().await;
+    if let Some((at, missing)) = &*found
+        && at.elapsed() < READINESS_AGE
+    {
+        return missing.clone();
+    }
+    let log = check("nats", async {
+        shared.store.last_sequence().await.map_err(|error| error.to_string())
+    });
+    let rows = check("postgres", async {
+        shared.read_models.ping().await.map_err(|error| error.to_string())
+    });
+    let (log, rows) = tokio::join!(log, rows);
+    let missing: Arc<[Missing]> = log.into_iter().chain(rows).collect();
+    if missing.is_empty() {
+        shared.readiness.started.store(true, Ordering::Relaxed);
+    }
+    *found = Some((Instant::now(), missing.clone()));
+    missing
+}
+
+/// The cause goes to the log: it may name hosts, which strangers need not know.
+async fn check<T>(
+    what: &'static str,
+    asked: impl Future<Output = Result<T, String>>,
+) -> Option<Missing> {
+    let why = match tokio::time::timeout(READINESS_TIMEOUT, asked).await {
+        Ok(Ok(_)) => return None,
+        Ok(Err(error)) => {
+            tracing::warn!(what, %error, "not ready");
+            "it answers with an error"
+        }
+        Err(_) => "it does not answer",
+    };
+    Some(Missing { what, why })
+}

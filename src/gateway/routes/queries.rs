@@ -1,0 +1,67 @@
+//! Read models: rows by typed filters, and named queries. Either waits for a position when asked.
+
+use std::{fmt::Write, sync::Arc};
+
+use axum::{extract::State, http::StatusCode, response::Response};
+use flexcore_domain::{Name, definition};
+use flexcore_readmodel::Select;
+
+use super::{JSON, answer};
+use crate::{error::Problem, extract::Call, problems, shared::Shared};
+
+/// `GET /v1/query/{read_model}`
+pub(crate) async fn read_model(
+    State(shared): State<Arc<Shared>>,
+    call: Call,
+) -> Result<Response, Problem> {
+    let name = call.name("read_model", Name::parse)?;
+    let catalog = shared.catalog();
+    let Some(model) = catalog.read_model(name.as_str()) else {
+        let models = catalog.applications.values().flat_map(|app| app.read_models.keys());
+        let known: Vec<String> = models.map(ToString::to_string).collect();
+        return Err(Problem::new(
+            &problems::UNKNOWN_READ_MODEL,
+            "known lists those that there are",
+        )
+        .with("known", known));
+    };
+    let mut parameters = call.parameters()?;
+    let (positions, wait) = parameters.take_wait()?;
+    let select = Select::parse(model, &parameters.rest())?;
+    let _place = shared.admission.read()?;
+    if !positions.is_empty() {
+        shared.read_models.wait(std::slice::from_ref(&name), &positions, wait).await?;
+    }
+    let page = shared.read_models.select(call.tenant(), model, &select).await?;
+    let mut body = format!("{{\"rows\":{}", page.rows);
+    if let Some(cursor) = &page.next_cursor {
+        let cursor = serde_json::to_string(cursor).expect("BUG: text serialises");
+        write!(body, ",\"next_cursor\":{cursor}").expect("BUG: writing to a String succeeds");
+    }
+    body.push('}');
+    Ok(answer(StatusCode::OK, JSON, body))
+}
+
+/// `GET /v1/queries/{name}`
+pub(crate) async fn named(
+    State(shared): State<Arc<Shared>>,
+    call: Call,
+) -> Result<Response, Problem> {
+    let name = call.name("name", Name::parse)?;
+    let catalog = shared.catalog();
+    let Some(query) = catalog.query(name.as_str()) else {
+        let queries = catalog.applications.values().flat_map(|app| app.queries.keys());
+        let known: Vec<String> = queries.map(ToString::to_string).collect();
+        return Err(Problem::new(&problems::UNKNOWN_QUERY, "known lists those that there are")
+            .with("known", known));
+    };
+    let query: &definition::QueryDefinition = query;
+    let mut parameters = call.parameters()?;
+    let (positions, wait) = parameters.take_wait()?;
+    let _place = shared.admission.read()?;
+    if !positions.is_empty() {
+        shared.read_models.wait(&query.reads, &positions, wait).await?;
+    }
+    let rows = shared.read_models.run_query(call.tenant(), query, &parameters.rest()).await?;
+    Ok(answer(StatusCode::OK, JSON, format!("{{\"rows\":{rows}}}")))
+}

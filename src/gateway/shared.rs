@@ -1,0 +1,118 @@
+//! What the requests of one gateway share.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use flexcore_auth::Verifier;
+use flexcore_domain::Catalog;
+use flexcore_eventstore::EventStore;
+use flexcore_readmodel::ReadModels;
+use metrics::Histogram;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    RenderMetrics, State, admission::Admission, routes::documents::Documents,
+    routes::health::Readiness,
+};
+
+pub(crate) struct Shared {
+    pub(crate) store: EventStore,
+    pub(crate) read_models: ReadModels,
+    pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
+    pub(crate) verifier: Arc<Verifier>,
+    pub(crate) metrics: Option<RenderMetrics>,
+    /// `/metrics` has a port of its own.
+    pub(crate) metrics_apart: bool,
+    pub(crate) settings: crate::Settings,
+    pub(crate) admission: Admission,
+    pub(crate) readiness: Readiness,
+    pub(crate) documents: Documents,
+    /// Cancelled when draining begins: readiness turns false, streams end.
+    pub(crate) shutdown: CancellationToken,
+    draining: AtomicBool,
+    durations: RwLock<HashMap<(&'static str, &'static str, u16), Histogram>>,
+}
+
+impl Shared {
+    pub(crate) fn new(state: State, shutdown: CancellationToken, metrics_apart: bool) -> Arc<Self> {
+        Arc::new(Self {
+            admission: Admission::new(&state.settings),
+            store: state.store,
+            read_models: state.read_models,
+            catalog: state.catalog,
+            verifier: state.verifier,
+            metrics: state.metrics,
+            metrics_apart,
+            settings: state.settings,
+            readiness: Readiness::default(),
+            documents: Documents::default(),
+            shutdown,
+            draining: AtomicBool::new(false),
+            durations: RwLock::default(),
+        })
+    }
+
+    pub(crate) fn catalog(&self) -> Arc<Catalog> {
+        self.catalog.borrow().clone()
+    }
+
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Counts an answered request. Routes and methods are known ones, so the table stays small.
+    pub(crate) fn record(
+        &self,
+        method: &'static str,
+        route: &'static str,
+        status: u16,
+        duration: Duration,
+    ) {
+        let key = (method, route, status);
+        let known =
+            self.durations.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
+        let histogram = known.unwrap_or_else(|| {
+            let made = metrics::histogram!(
+                "http_server_request_duration_seconds",
+                "method" => method, "route" => route, "status" => status.to_string()
+            );
+            let mut table = self.durations.write().unwrap_or_else(PoisonError::into_inner);
+            table.entry(key).or_insert(made).clone()
+        });
+        histogram.record(duration.as_secs_f64());
+    }
+}
+
+/// A value computed from the catalog, kept until another deployment.
+pub(crate) struct Derived<T>(Mutex<Option<(Arc<Catalog>, T)>>);
+
+impl<T> Default for Derived<T> {
+    fn default() -> Self {
+        Self(Mutex::new(None))
+    }
+}
+
+impl<T: Clone> Derived<T> {
+    pub(crate) fn get(&self, catalog: Arc<Catalog>, compute: impl FnOnce(&Catalog) -> T) -> T {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, value)) = &*kept
+            && Arc::ptr_eq(of, &catalog)
+        {
+            return value.clone();
+        }
+        let value = compute(&catalog);
+        *kept = Some((catalog, value.clone()));
+        value
+    }
+}

@@ -1,0 +1,398 @@
+//! The gateway over sockets: what is answered to good, bad and hostile requests.
+
+#![expect(clippy::unwrap_used, reason = "the whole file is tests")]
+
+mod support;
+
+use std::{num::NonZeroU32, time::Duration};
+
+use flexcore_domain::{
+    ActorName, AggregateId, AggregateKey, AggregateName, CommandId, Commit, Event, EventName, Hash,
+    Tenant,
+};
+use flexcore_eventstore::Expected;
+use flexcore_gateway::Settings;
+use support::{Gateway, bearer, read, settings, start, token};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+const JSON: &str = "Content-Type: application/json\r\n";
+
+async fn accepts_commands(gateway: &Gateway) {
+    let parent = "traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\n";
+    let more = format!("Idempotency-Key: \"k-1\"\r\nIf-Match: \"4\"\r\n{parent}");
+    let answer = gateway.command("depart", &more, "{}").await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(
+        answer.body,
+        r#"{"version":5,"position":"1-7-42","command_id":"k-1","replayed":false}"#
+    );
+    assert_eq!(answer.header("etag"), Some("\"5\""));
+    assert_eq!(answer.header("idempotency-key"), Some("k-1"));
+    assert!(answer.header("traceparent").unwrap().contains("4bf92f3577b34da6a3ce929d0e0e4736"));
+    assert_eq!(answer.header("ratelimit-policy"), Some("\"tenant\";q=100000;w=1"));
+    assert!(answer.header("ratelimit").unwrap().starts_with("\"tenant\";r="));
+    assert_eq!(answer.header("cache-control"), Some("private, no-cache"));
+    let made = gateway.command("depart", "", "{}").await;
+    let id = made.json()["command_id"].as_str().unwrap().to_owned();
+    assert_eq!(made.header("idempotency-key"), Some(id.as_str()));
+}
+
+async fn says_what_came_of_commands(gateway: &Gateway) {
+    let rejected = gateway.command("reject", "", "{}").await.problem(409, "rejected");
+    assert_eq!((&rejected["code"], &rejected["detail"]), (&"gone".into(), &"It left.".into()));
+    let invalid = gateway.command("invalid", "", "{}").await.problem(422, "invalid-payload");
+    assert_eq!(invalid["errors"][0]["field"], "/a");
+    let unknown = gateway.command("unknown", "", "{}").await.problem(404, "unknown-command");
+    assert_eq!(unknown["known"][0], "depart");
+    gateway.command("unknown_kind", "", "{}").await.problem(404, "unknown-aggregate");
+    gateway.command("conflict", "", "{}").await.problem(409, "conflict");
+    let stale = gateway.command("conflict", "If-Match: \"4\"\r\n", "{}").await;
+    assert_eq!(stale.problem(412, "version-mismatch")["version"], 5);
+    gateway.command("mismatch", "", "{}").await.problem(422, "idempotency-key-reused");
+    gateway.command("faulty", "", "{}").await.problem(422, "faulty-decider");
+    let overloaded = gateway.command("overloaded", "", "{}").await;
+    overloaded.problem(503, "overloaded");
+    assert_eq!(overloaded.header("retry-after"), Some("3"));
+    let unknown = gateway.command("unavailable", "", "{}").await;
+    unknown.problem(503, "outcome-unknown");
+    assert!(!unknown.body.contains("secret") && unknown.header("idempotency-key").is_some());
+}
+
+async fn refuses_bad_commands(gateway: &Gateway) {
+    let plain = format!("{}Content-Type: text/plain\r\n", bearer());
+    let path = "/v1/commands/flight/UA1/depart";
+    gateway.send("POST", path, &plain, "{}").await.problem(415, "unsupported-media-type");
+    for body in ["", "{", "{}x", "\u{1}", "{\"a\":1"] {
+        gateway.command("depart", "", body).await.problem(400, "malformed-json");
+    }
+    let huge = format!("\"{}\"", "a".repeat(256 * 1024));
+    gateway.command("depart", "", &huge).await.problem(413, "payload-too-large");
+    let chunks = format!("{:x}\r\n{huge}\r\n0\r\n\r\n", huge.len());
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n{}{JSON}\r\n",
+        bearer()
+    );
+    gateway.raw(format!("{head}{chunks}").as_bytes()).await.problem(413, "payload-too-large");
+    for header in ["If-Match: *", "If-Match: W/\"1\"", "If-Match: 1", "Idempotency-Key: a b"] {
+        let answer = gateway.command("depart", &format!("{header}\r\n"), "{}").await;
+        answer.problem(400, "invalid-header");
+    }
+    let headers = format!("{}{JSON}", bearer());
+    let unknown = gateway.send("POST", &format!("{path}?x=1"), &headers, "{}").await;
+    unknown.problem(400, "invalid-parameter");
+}
+
+async fn refuses_hostile_paths(gateway: &Gateway) {
+    let headers = format!("{}{JSON}", bearer());
+    for id in ["%2e", "a%2Eb", "%2A", "%3E", "a%20b", "a%00b", "a%0d%0ab", "%C3%A4", "%2F", "%FF"] {
+        for path in [
+            format!("/v1/commands/flight/{id}/depart"),
+            format!("/v1/commands/{id}/UA1/depart"),
+            format!("/v1/commands/flight/UA1/{id}"),
+        ] {
+            let answer = gateway.send("POST", &path, &headers, "{}").await;
+            answer.problem(400, "invalid-name");
+        }
+        for path in ["/v1/aggregates/flight/", "/v1/query/", "/v1/queries/"] {
+            gateway.get(&format!("{path}{id}")).await.problem(400, "invalid-name");
+        }
+    }
+    let long = format!("/v1/commands/flight/{}/depart", "a".repeat(10_000));
+    gateway.send("POST", &long, &headers, "{}").await.problem(414, "uri-too-long");
+    let huge = format!("/v1/commands/flight/{}/depart", "a".repeat(1 << 20));
+    let refused = gateway.send("POST", &huge, &headers, "{}").await.status;
+    assert!([414, 431].contains(&refused), "{refused}");
+    let cookies = format!("{}Cookie: {}\r\n", bearer(), "a".repeat(30_000));
+    gateway.send("GET", "/v1/events", &cookies, "").await.problem(431, "headers-too-large");
+}
+
+async fn needs_a_token(gateway: &Gateway) {
+    let bare = gateway.send("GET", "/v1/events", "", "").await;
+    bare.problem(401, "unauthenticated");
+    assert_eq!(bare.header("www-authenticate"), Some("Bearer realm=\"flexcore\""));
+    gateway.send("GET", "/v1/nothing", "", "").await.problem(401, "unauthenticated");
+    for value in ["Basic YTpi", "Bearer", "Bearer a.b.c", "bearer x"] {
+        let header = format!("Authorization: {value}\r\n");
+        let answer = gateway.send("GET", "/v1/events", &header, "").await;
+        answer.problem(401, "unauthenticated");
+    }
+    let forged = bearer().replace(". ", ".").replacen("eyJ", "eyK", 1);
+    let answer = gateway.send("GET", "/v1/events", &forged, "").await;
+    answer.problem(401, "unauthenticated");
+    assert!(answer.header("www-authenticate").unwrap().contains("error=\"invalid_token\""));
+    let twice = format!("{0}{0}", bearer());
+    gateway.send("GET", "/v1/events", &twice, "").await.problem(400, "invalid-header");
+}
+
+async fn answers_what_is_not_there(gateway: &Gateway) {
+    gateway.get("/nothing").await.problem(404, "not-found");
+    let wrong = gateway.send("DELETE", "/v1/events", &bearer(), "").await;
+    wrong.problem(405, "method-not-allowed");
+    assert_eq!(wrong.header("allow"), Some("GET,HEAD"));
+    gateway.get("/v1/query/nothing").await.problem(404, "unknown-read-model");
+    gateway.get("/v1/queries/nothing").await.problem(404, "unknown-query");
+    let column = gateway.get("/v1/query/flights?colour=red").await.problem(400, "unknown-column");
+    assert_eq!(column["known"][1], "delay");
+    gateway.get("/v1/query/flights?delay=much").await.problem(400, "invalid-parameter");
+    gateway.get("/v1/query/flights?min_position=x").await.problem(400, "invalid-parameter");
+    gateway.get("/v1/queries/delays?other=1").await.problem(400, "invalid-parameter");
+    gateway.get("/v1/query/flights").await.problem(503, "unavailable");
+    gateway.get("/v1/events?colour=red").await.problem(400, "invalid-parameter");
+    gateway.get("/v1/events?after=x").await.problem(400, "invalid-parameter");
+}
+
+async fn shows_states(gateway: &Gateway) {
+    let state = gateway.get("/v1/aggregates/flight/UA1").await;
+    assert_eq!(state.body, r#"{"aggregate":"flight","id":"UA1","version":3,"state":{"a":1}}"#);
+    assert_eq!(state.header("etag"), Some("\"3\""));
+    let headers = format!("{}If-None-Match: \"3\"\r\n", bearer());
+    let same = gateway.send("GET", "/v1/aggregates/flight/UA1", &headers, "").await;
+    assert_eq!((same.status, same.body.as_str()), (304, ""));
+    let older = gateway.get("/v1/aggregates/flight/UA1?at_version=2").await;
+    assert_eq!(older.json()["version"], 2);
+    gateway.get("/v1/aggregates/flight/UA1?at_version=9").await.problem(400, "invalid-parameter");
+    gateway.get("/v1/aggregates/flight/missing").await.problem(404, "no-such-aggregate");
+    gateway.get("/v1/aggregates/ship/missing").await.problem(404, "unknown-aggregate");
+}
+
+async fn queues_commands(gateway: &Gateway) {
+    let queued = gateway.command("depart", "Prefer: respond-async\r\n", "{}").await;
+    assert_eq!(queued.status, 202, "{queued:?}");
+    assert_eq!(queued.header("preference-applied"), Some("respond-async"));
+    assert_eq!(queued.header("retry-after"), Some("1"));
+    let body = queued.json();
+    assert_eq!(body["status"], "pending");
+    let location = queued.header("location").unwrap();
+    let id = body["command_id"].as_str().unwrap();
+    assert_eq!(location, format!("/v1/commands/{id}?aggregate=flight&id=UA1"));
+    assert_eq!(gateway.get(location).await.json()["status"], "accepted");
+    let waited = gateway.command("depart", "Prefer: respond-async, wait=5\r\n", "{}").await;
+    assert_eq!((waited.status, &waited.json()["status"]), (200, &"accepted".into()));
+    let stream = gateway.store.jetstream().get_stream("FLEX_COMMANDS").await.unwrap();
+    let stored = stream.get_raw_message(1).await.unwrap();
+    assert!(stored.subject.ends_with(".acme.flight.UA1.depart"), "{}", stored.subject);
+    let unknown = gateway.command("fly", "Prefer: respond-async\r\n", "{}").await;
+    unknown.problem(404, "unknown-command");
+    let pending = gateway.get("/v1/commands/c?aggregate=flight&id=pending").await;
+    assert_eq!((pending.status, &pending.json()["status"]), (202, &"pending".into()));
+    let dead = gateway.get("/v1/commands/c?aggregate=flight&id=dead").await;
+    assert_eq!((dead.status, &dead.json()["reason"]), (200, &"why".into()));
+    gateway.get("/v1/commands/c?aggregate=flight").await.problem(400, "invalid-parameter");
+}
+
+async fn serves_documents_without_a_token(gateway: &Gateway) {
+    for path in ["/", "/openapi.json", "/asyncapi.json", "/.well-known/jwks.json", "/livez"] {
+        let answer = gateway.send("GET", path, "", "").await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json();
+    }
+    let advice = gateway.send("GET", "/problems/outcome-unknown", "", "").await;
+    assert!(advice.body.contains("same Idempotency-Key"));
+    gateway.send("GET", "/problems/nothing", "", "").await.problem(404, "not-found");
+    assert_eq!(gateway.send("GET", "/metrics", "", "").await.body, "# metrics\n");
+    let unready = gateway.send("GET", "/readyz", "", "").await;
+    assert_eq!(unready.status, 503);
+    assert_eq!(unready.json()["missing"][0]["what"], "postgres", "{unready:?}");
+    assert_eq!(gateway.send("GET", "/startupz", "", "").await.status, 503);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_request_gets_its_answer() {
+    let gateway = start(settings()).await;
+    accepts_commands(&gateway).await;
+    says_what_came_of_commands(&gateway).await;
+    refuses_bad_commands(&gateway).await;
+    refuses_hostile_paths(&gateway).await;
+    needs_a_token(&gateway).await;
+    answers_what_is_not_there(&gateway).await;
+    shows_states(&gateway).await;
+    queues_commands(&gateway).await;
+    serves_documents_without_a_token(&gateway).await;
+    gateway.servers.stop().await;
+}
+
+fn commit(tenant: &str, id: &str, versions: std::ops::RangeInclusive<u64>) -> Commit {
+    let event = |version| Event {
+        event: EventName::parse("departed").unwrap(),
+        version,
+        schema_version: 1,
+        data: serde_json::value::RawValue::from_string(format!("{{\"n\":{version}}}")).unwrap(),
+    };
+    Commit {
+        key: AggregateKey::new(
+            Tenant::parse(tenant).unwrap(),
+            AggregateName::parse("flight").unwrap(),
+            AggregateId::parse(id).unwrap(),
+        ),
+        command_id: CommandId::parse(&format!("c{}", versions.start())).unwrap(),
+        command_hash: Hash::ZERO,
+        actor: ActorName::parse("alice").unwrap(),
+        correlation_id: None,
+        causation_id: None,
+        traceparent: None,
+        time_ms: 0,
+        events: versions.map(event).collect(),
+    }
+}
+
+/// Reads until the text is there.
+async fn until(stream: &mut TcpStream, seen: &mut String, text: &str) {
+    let mut buffer = [0; 4096];
+    while !seen.contains(text) {
+        let read = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut buffer));
+        let length = read.await.unwrap_or_else(|_| panic!("no {text:?} in {seen:?}")).unwrap();
+        assert!(length > 0, "closed before {text:?}: {seen:?}");
+        seen.push_str(&String::from_utf8_lossy(&buffer[..length]));
+    }
+}
+
+async fn open_stream(gateway: &Gateway, token: &str, more: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    let request = format!(
+        "GET /v1/events?aggregate=flight HTTP/1.1\r\nHost: x\r\n\
+         Authorization: Bearer {token}\r\n{more}\r\n"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_stream_to_their_tenant_and_resume() {
+    let gateway = start(settings()).await;
+    let token_of = |tenant| token(tenant, Duration::from_secs(600));
+    let mut live = open_stream(&gateway, &token_of("acme"), "").await;
+    let mut seen = String::new();
+    until(&mut live, &mut seen, "retry: 1000").await;
+    let none = Expected::default();
+    gateway.store.append(&commit("other", "X1", 1..=1), none).await.unwrap();
+    let first = gateway.store.append(&commit("acme", "UA1", 1..=2), none).await.unwrap();
+    let expected = Expected { sequence: first.sequence, hash: first.hash };
+    gateway.store.append(&commit("acme", "UA1", 3..=3), expected).await.unwrap();
+    until(&mut live, &mut seen, "\"n\":3").await;
+    assert!(seen.contains("\"n\":1") && !seen.contains("X1"), "{seen}");
+
+    let id = seen.lines().find_map(|line| line.strip_prefix("id: ")).unwrap().trim().to_owned();
+    let again = format!("Last-Event-ID: {id}\r\n");
+    let mut resumed = open_stream(&gateway, &token_of("acme"), &again).await;
+    let mut rest = String::new();
+    until(&mut resumed, &mut rest, "\"n\":3").await;
+    assert!(!rest.contains("\"n\":2"), "{rest}");
+
+    let page = gateway.get("/v1/aggregates/flight/UA1/events?after_version=1&limit=1").await;
+    assert_eq!(page.header("content-type"), Some("application/cloudevents-batch+json"));
+    assert_eq!(
+        (page.json().as_array().unwrap().len(), &page.json()[0]["sequence"]),
+        (1, &2.into())
+    );
+    let next = "</v1/aggregates/flight/UA1/events?after_version=2&limit=1>; rel=\"next\"";
+    assert_eq!(page.header("link"), Some(next));
+    let all = gateway.get("/v1/aggregates/flight/UA1/events").await;
+    assert_eq!((all.json().as_array().unwrap().len(), all.header("link")), (3, None));
+    gateway.get("/v1/aggregates/flight/X1/events").await.problem(404, "no-such-aggregate");
+
+    let mut brief = open_stream(&gateway, &token("acme", Duration::from_secs(2)), "").await;
+    until(&mut brief, &mut String::new(), "the token has expired").await;
+    gateway.shutdown.cancel();
+    until(&mut live, &mut seen, "the gateway is stopping").await;
+    gateway.served.await.unwrap().unwrap();
+    gateway.servers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_much_is_turned_away_with_an_answer() {
+    let few = Settings {
+        requests_per_second: NonZeroU32::new(20).unwrap(),
+        connections_max: 4,
+        commands_max: 1,
+    };
+    let gateway = start(few).await;
+    // Holds the only place for a command: its body does not come.
+    let mut slow = TcpStream::connect(gateway.address).await.unwrap();
+    let head = format!(
+        "POST /v1/commands/flight/UA1/depart HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+         Content-Length: 2\r\n{}{JSON}\r\n",
+        bearer()
+    );
+    slow.write_all(head.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let shed = gateway.command("depart", "", "{}").await;
+    shed.problem(503, "overloaded");
+    assert_eq!(shed.header("retry-after"), Some("1"));
+    slow.write_all(b"{}").await.unwrap();
+    assert_eq!(read(&mut slow).await.status, 200);
+
+    let mut limited = None;
+    for _ in 0..40 {
+        let answer = gateway.get("/v1/commands/c?aggregate=flight&id=UA1").await;
+        if answer.status != 200 {
+            limited = Some(answer);
+            break;
+        }
+    }
+    let limited = limited.expect("40 requests at once are over a rate of 20 a second");
+    limited.problem(429, "rate-limited");
+    assert_eq!(limited.header("retry-after"), Some("1"));
+
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(TcpStream::connect(gateway.address).await.unwrap());
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let full = gateway.send("GET", "/livez", "", "").await;
+    assert_eq!((full.status, full.header("retry-after")), (503, Some("1")), "{full:?}");
+    drop(held);
+    gateway.servers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_dawdle_are_let_go() {
+    let gateway = start(settings()).await;
+    let started = std::time::Instant::now();
+    let mut dawdlers = Vec::new();
+    for opening in ["", "GET / HT"] {
+        let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+        stream.write_all(opening.as_bytes()).await.unwrap();
+        dawdlers.push(tokio::spawn(async move { read(&mut stream).await }));
+    }
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    let head = format!(
+        "POST /v1/commands/flight/UA1/depart HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+         Content-Length: 2\r\n{}{JSON}\r\n{{",
+        bearer()
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    read(&mut stream).await.problem(408, "request-timeout");
+    for dawdler in dawdlers {
+        dawdler.await.unwrap();
+    }
+    assert!(started.elapsed() < Duration::from_secs(20));
+    gateway.shutdown.cancel();
+    gateway.served.await.unwrap().unwrap();
+    gateway.servers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn draining_finishes_what_is_under_way() {
+    let gateway = start(settings()).await;
+    let mut slow = TcpStream::connect(gateway.address).await.unwrap();
+    let head = format!(
+        "POST /v1/commands/flight/UA1/depart HTTP/1.1\r\nHost: x\r\n\
+         Content-Length: 2\r\n{}{JSON}\r\n",
+        bearer()
+    );
+    slow.write_all(head.as_bytes()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    gateway.shutdown.cancel();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let unready = gateway.send("GET", "/readyz", "", "").await;
+    assert_eq!(unready.json()["missing"][0]["what"], "gateway");
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert!(TcpStream::connect(gateway.address).await.is_err(), "still listening");
+    slow.write_all(b"{}").await.unwrap();
+    assert_eq!(read(&mut slow).await.status, 200);
+    gateway.served.await.unwrap().unwrap();
+    gateway.servers.stop().await;
+}
