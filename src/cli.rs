@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use flexcore_domain::{ActorName, AggregateId, AggregateName, CommandId, CommandName, Tenant};
+use flexcore_domain::{ActorName, AggregateId, AggregateName, CommandId, CommandName, SLOTS, Tenant};
 use flexcore_eventstore::Profile;
 
 /// An event-driven application platform: commands become durable events become read models.
@@ -110,6 +110,11 @@ pub(crate) enum LogFormat {
 /// The roles.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    Dev(Dev),
+    Demo(Demo),
+    Gateway(Gateway),
+    Worker(Worker),
+    Apply(Apply),
     Publish(Publish),
     Query(Query),
     #[command(subcommand)]
@@ -124,7 +129,10 @@ impl Command {
     /// Roles that go on until they are stopped log what they do; tools only what is wrong.
     pub(crate) fn default_log_filter(&self) -> &'static str {
         match self {
-            Self::Publish(_)
+            Self::Dev(_) | Self::Gateway(_) | Self::Worker(_) => "info",
+            Self::Demo(_)
+            | Self::Apply(_)
+            | Self::Publish(_)
             | Self::Query(_)
             | Self::Dead(_)
             | Self::Verify(_)
@@ -133,6 +141,120 @@ impl Command {
             | Self::Completions(_) => "warn",
         }
     }
+}
+
+/// Serve everything from one process, with its own nats-server and Postgres
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  flexcore dev
+  flexcore dev --data /var/tmp/flexcore --http 127.0.0.1:8080 --ready-file ready.json
+
+The ready file is JSON, written once it serves: http, nats, nats_monitor, postgres (URLs), tenant,
+token, signing_key (a path). SIGTERM drains and exits 0.")]
+pub(crate) struct Dev {
+    /// Write where everything is to this file once it serves, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ready_file: Option<PathBuf>,
+}
+
+/// Run a month of real flights through everything, and keep serving
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  flexcore demo
+  flexcore demo --exit --json
+  flexcore demo --full --profile relaxed")]
+pub(crate) struct Demo {
+    /// The whole year, about a million commands, in place of January
+    #[arg(long)]
+    pub(crate) full: bool,
+    /// The sample in the repository, 1 January, with nothing to download
+    #[arg(long, conflicts_with = "full")]
+    pub(crate) sample: bool,
+    /// End after the tables in place of serving on
+    #[arg(long)]
+    pub(crate) exit: bool,
+    /// Print the figures as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The application's folder
+    #[arg(long, value_name = "DIR", default_value = "schemas/flights")]
+    pub(crate) application: PathBuf,
+}
+
+/// Serve HTTP
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  flexcore gateway --nats nats://10.0.0.1:4222 --nats-monitor http://10.0.0.1:8222 \\
+    --postgres postgres://flexcore@10.0.0.2/flexcore --http 0.0.0.0:8080 --verify-key public.pem
+
+Without --verify-key the signing key's public half accepts tokens.")]
+pub(crate) struct Gateway {
+    /// Public RSA key that accepts tokens, PEM; may be given more than once
+    #[arg(long, value_name = "FILE")]
+    pub(crate) verify_key: Vec<PathBuf>,
+    /// Serve /metrics and health here, and /metrics not on the main address
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics_http: Option<String>,
+}
+
+/// Run workers
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  flexcore worker                       every role
+  flexcore worker command --slots 0-31  half of the slots
+  flexcore worker projection
+
+A slot has one owner: give every slot to exactly one command worker.")]
+pub(crate) struct Worker {
+    /// Which [default: all]
+    #[arg(value_enum)]
+    pub(crate) roles: Vec<Role>,
+    /// Slots of the command worker, FIRST-LAST
+    #[arg(long, value_name = "RANGE", value_parser = slots)]
+    pub(crate) slots: Option<(u16, u16)>,
+    /// Serve /metrics and health here
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) metrics_http: Option<String>,
+}
+
+/// A worker's role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Role {
+    /// Decides commands.
+    Command,
+    /// Keeps read models.
+    Projection,
+}
+
+fn slots(text: &str) -> Result<(u16, u16), String> {
+    let advice = || format!("write FIRST-LAST, between 0 and {}", SLOTS - 1);
+    let (first, last) = text.split_once('-').ok_or_else(advice)?;
+    let number = |text: &str| text.parse::<u16>().map_err(|_| advice());
+    let range = (number(first)?, number(last)?);
+    if range.0 <= range.1 && range.1 < SLOTS { Ok(range) } else { Err(advice()) }
+}
+
+/// Check an application, show what changes, and deploy it
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  flexcore apply schemas/flights
+  flexcore apply schemas/flights --dry-run
+
+Every message points at a file and a line. Running workers pick the version up with no restart.")]
+pub(crate) struct Apply {
+    /// The application's folder
+    pub(crate) folder: PathBuf,
+    /// Only check, and show what would change
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Answer in JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Send a command, or many

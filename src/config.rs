@@ -12,7 +12,7 @@ use flexcore_eventstore::{EventStore, Profile, Settings};
 use flexcore_telemetry as telemetry;
 use serde::{Deserialize, Serialize};
 
-use crate::{cli, out};
+use crate::{cli, out, serve::Endpoints};
 
 /// File in the data folder by which the other subcommands find a running `dev` or `demo`.
 const READY_FILE: &str = "dev.json";
@@ -43,6 +43,8 @@ pub(crate) struct Ready {
     pub(crate) http: String,
     /// URL of the broker.
     pub(crate) nats: String,
+    /// URL of the broker's monitoring.
+    pub(crate) nats_monitor: String,
     /// URL of the database.
     pub(crate) postgres: String,
     /// The tenant that the token is for.
@@ -101,9 +103,43 @@ impl Config {
         self.given_or(self.tenant.clone(), "--tenant", |ready| ready.tenant)
     }
 
+    /// The tenant that was given.
+    pub(crate) fn tenant_given(&self) -> Option<Tenant> {
+        self.tenant.clone()
+    }
+
+    /// The address to listen on: as given, or a free port of this machine.
+    pub(crate) fn listen(&self) -> &str {
+        self.http.as_deref().unwrap_or("127.0.0.1:0")
+    }
+
+    /// The address to listen on that was given.
+    pub(crate) fn listen_given(&self) -> Option<&str> {
+        self.http.as_deref()
+    }
+
+    /// Where the servers are: as given, or those of the running `dev`.
+    pub(crate) fn endpoints(&self) -> anyhow::Result<Endpoints> {
+        let of_running = || self.running().ok().map(|ready| ready.nats_monitor);
+        let monitor = match &self.nats {
+            None => of_running(),
+            Some(_) => None,
+        };
+        Ok(Endpoints {
+            nats: self.nats()?,
+            nats_monitor: self.nats_monitor.clone().or(monitor),
+            postgres: self.postgres()?,
+        })
+    }
+
     /// The token that was given.
     pub(crate) fn token(&self) -> Option<&str> {
         self.token.as_deref()
+    }
+
+    /// Where the key of an own `dev` is to be.
+    pub(crate) fn own_signing_key(&self) -> PathBuf {
+        self.signing_key.clone().unwrap_or_else(|| self.data.join(SIGNING_KEY_FILE))
     }
 
     /// Where the key that signs tokens is, or is to be.
@@ -211,6 +247,7 @@ mod tests {
         let ready = Ready {
             http: "http://127.0.0.1:1/".to_owned(),
             nats: "nats://127.0.0.1:2".to_owned(),
+            nats_monitor: "http://127.0.0.1:4".to_owned(),
             postgres: "postgres://127.0.0.1:3/flexcore".to_owned(),
             tenant: Tenant::parse("demo").unwrap(),
             token: "t".to_owned(),

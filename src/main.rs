@@ -1,13 +1,23 @@
 //! `flexcore`: parse the command line, start telemetry, and do what the role says.
 
+mod application_folder;
+mod apply;
 mod cli;
 mod config;
+mod dataset;
+mod dataset_rows;
 mod dead;
+mod demo;
+mod demo_report;
+mod dev;
 mod doctor;
 mod http;
+mod metrics_http;
 mod out;
 mod publish;
 mod query;
+mod roles;
+mod serve;
 mod token;
 mod verify;
 
@@ -52,9 +62,14 @@ fn start(cli: cli::Cli) -> anyhow::Result<bool> {
     result
 }
 
-async fn run(command: Command, config: &Config, _telemetry: &Telemetry) -> anyhow::Result<bool> {
+async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow::Result<bool> {
     let mut out = out::stdout();
     match command {
+        Command::Dev(args) => dev::run(config, &args, telemetry, &mut out).await,
+        Command::Demo(args) => demo::run(config, &args, telemetry, &mut out).await,
+        Command::Gateway(args) => roles::gateway(config, &args, telemetry).await,
+        Command::Worker(args) => roles::worker(config, &args, telemetry).await,
+        Command::Apply(args) => apply::run(config, &args, &mut out).await,
         Command::Publish(args) => publish::run(config, args, &mut out).await,
         Command::Query(args) => query::run(config, &args, &mut out).await,
         Command::Dead(command) => dead::run(config, command, &mut out).await,

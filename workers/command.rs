@@ -7,6 +7,9 @@
 mod cache;
 mod deciders;
 mod lane;
+#[cfg(test)]
+mod lane_tests;
+mod messages;
 mod perform;
 mod queue;
 mod requests;
@@ -26,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use deciders::NativeDeciders;
 
-use lane::{Input, Work};
+use messages::{Input, Work};
 use perform::{LaneThread, Responder, ToLane};
 
 /// How a command worker runs.
@@ -82,7 +85,12 @@ impl Lanes {
         self.of(key).depth.load(Ordering::Relaxed) >= LANE_DEPTH_MAX
     }
 
-    fn ask(&self, key: AggregateKey, work: impl FnOnce(u64) -> Work + Send + 'static, to: Responder) {
+    fn ask(
+        &self,
+        key: AggregateKey,
+        work: impl FnOnce(u64) -> Work + Send + 'static,
+        to: Responder,
+    ) {
         let lane = self.of(&key);
         lane.depth.fetch_add(1, Ordering::Relaxed);
         // A lane ends only with the process.
@@ -174,8 +182,7 @@ async fn keep_house(store: EventStore, lanes: Lanes, stop: CancellationToken) {
         }
         for (number, lane) in lanes.lanes.iter().enumerate() {
             let depth = lane.depth.load(Ordering::Relaxed);
-            metrics::gauge!("flexcore_queue_depth", "lane" => number.to_string())
-                .set(depth as f64);
+            metrics::gauge!("flexcore_queue_depth", "lane" => number.to_string()).set(depth as f64);
         }
         match store.purge_queue().await {
             Ok(0) => {}

@@ -16,13 +16,13 @@ use serde_json::value::RawValue;
 
 /// An aggregate: its state, its place in the log, and its last command ids.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub(super) struct Entry {
     /// Events so far.
-    pub version: u64,
+    pub(super) version: u64,
     /// What its subject ends with.
-    pub expected: Expected,
+    pub(super) expected: Expected,
     /// What its decider's `evolve` returned last.
-    pub state: State,
+    pub(super) state: State,
     /// Oldest first. Shared with the entry that an append would make until one of them changes.
     commands: Arc<VecDeque<RememberedCommand>>,
 }
@@ -164,7 +164,7 @@ impl Entry {
 }
 
 /// Entries by aggregate, the least recently used going first.
-pub struct Cache {
+pub(super) struct Cache {
     entries: LruCache<AggregateKey, (Entry, usize)>,
     size_bytes: usize,
     size_bytes_max: usize,

@@ -15,7 +15,7 @@ pub type NativeDeciders = Arc<dyn Fn(&AggregateName) -> Option<Box<dyn Decider>>
 const NATIVE_FINGERPRINT: &str = concat!("rust-", env!("CARGO_PKG_VERSION"));
 
 /// The deciders of one lane.
-pub struct Deciders {
+pub(super) struct Deciders {
     catalog: Arc<Catalog>,
     native: NativeDeciders,
     made: HashMap<AggregateName, Made>,
@@ -30,7 +30,7 @@ struct Made {
 impl Deciders {
     /// Deciders of this catalog. Those in Rust go first.
     #[must_use]
-    pub fn new(catalog: Arc<Catalog>, native: NativeDeciders) -> Self {
+    pub(super) fn new(catalog: Arc<Catalog>, native: NativeDeciders) -> Self {
         Self { catalog, native, made: HashMap::new() }
     }
 

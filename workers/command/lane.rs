@@ -4,136 +4,23 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
     time::Duration,
 };
 
 use flexcore_domain::{
-    AggregateKey, Catalog, Command, Context, Decider, Hash, Outcome, Refusal, Slot,
-    StateReply, commit::Commit, position::Position,
+    AggregateKey, Command, Context, Hash, Outcome, Refusal, Slot, StateReply, commit::Commit,
+    position::Position,
 };
-use flexcore_eventstore::{Appended, Error, Expected, snapshot::Snapshot};
+use flexcore_eventstore::{Appended, Error, Expected};
 
 use super::{
     cache::{Cache, Entry},
     deciders::Deciders,
+    messages::{Action, Input, Loaded, Ticket, Work},
 };
 
-/// Answers that this lane owes, by number.
-pub type Ticket = u64;
-
-/// What an aggregate is asked.
-#[derive(Debug)]
-pub enum Work {
-    /// A command. `patient`: it came from the queue, so it is retried for ever where a waiting
-    /// client would be told to try again.
-    Command {
-        /// The command.
-        command: Box<Command>,
-        /// Whether it waits out an outage.
-        patient: bool,
-        /// Its answer's number.
-        ticket: Ticket,
-    },
-    /// Its state now.
-    State {
-        /// The answer's number.
-        ticket: Ticket,
-    },
-    /// What came of a command.
-    OutcomeOf {
-        /// The command's id.
-        id: flexcore_domain::CommandId,
-        /// The answer's number.
-        ticket: Ticket,
-    },
-}
-
-/// What a lane is told.
-#[derive(Debug)]
-pub enum Input {
-    /// Somebody asks an aggregate.
-    Work {
-        /// The aggregate.
-        key: AggregateKey,
-        /// What is asked.
-        work: Work,
-    },
-    /// A load has ended.
-    Loaded {
-        /// The aggregate.
-        key: AggregateKey,
-        /// What was found.
-        result: Result<Loaded, Error>,
-    },
-    /// An append has ended.
-    Appended {
-        /// The aggregate.
-        key: AggregateKey,
-        /// Where the commit is.
-        result: Result<Appended, Error>,
-    },
-    /// Other applications are in force.
-    Catalog(Arc<Catalog>),
-}
-
-/// Commits of an aggregate, and the snapshot that they follow.
-#[derive(Debug, Default)]
-pub struct Loaded {
-    /// The sequence after which commits were asked for.
-    pub after: u64,
-    /// A snapshot of the right fingerprint, when one was used.
-    pub snapshot: Option<Snapshot>,
-    /// The commits after it, or after that sequence.
-    pub commits: Vec<flexcore_eventstore::Recorded>,
-}
-
-/// What the shell shall do.
-#[derive(Debug)]
-pub enum Action {
-    /// Load the commits after this sequence, after a pause; from a snapshot if it is worth it.
-    Load {
-        /// The aggregate.
-        key: AggregateKey,
-        /// What is known already: later commits are wanted. 0: everything.
-        after: Expected,
-        /// Fingerprint that a snapshot must have.
-        fingerprint: String,
-        /// How long to wait first.
-        pause: Duration,
-    },
-    /// Append a commit.
-    Append {
-        /// The commit.
-        commit: Box<Commit>,
-        /// What the aggregate must end with.
-        expected: Expected,
-    },
-    /// Answer a command, or a question for one: `None` when the aggregate does not remember it.
-    Answer {
-        /// The answer's number.
-        ticket: Ticket,
-        /// What came of it.
-        outcome: Option<Outcome>,
-    },
-    /// Answer a question for a state.
-    AnswerState {
-        /// The answer's number.
-        ticket: Ticket,
-        /// The state.
-        reply: StateReply,
-    },
-    /// Keep a snapshot; nobody waits for it.
-    SaveSnapshot {
-        /// The aggregate.
-        key: AggregateKey,
-        /// The snapshot.
-        snapshot: Box<Snapshot>,
-    },
-}
-
 /// Events between two snapshots of an aggregate: folding this many takes about a millisecond.
-pub const SNAPSHOT_EVENTS: u64 = 256;
+pub(super) const SNAPSHOT_EVENTS: u64 = 256;
 /// Times that a command is decided again after a conflict or an unknown outcome before a waiting
 /// client is told.
 const ATTEMPTS_MAX: u32 = 4;
@@ -168,7 +55,7 @@ struct Busy {
 }
 
 /// The state machine of one lane.
-pub struct Lane {
+pub(super) struct Lane {
     deciders: Deciders,
     cache: Cache,
     busy: HashMap<AggregateKey, Busy>,
@@ -178,12 +65,12 @@ pub struct Lane {
 impl Lane {
     /// A lane without aggregates. Its cache keeps at most this many bytes.
     #[must_use]
-    pub fn new(deciders: Deciders, cache_bytes_max: usize) -> Self {
+    pub(super) fn new(deciders: Deciders, cache_bytes_max: usize) -> Self {
         Self { deciders, cache: Cache::new(cache_bytes_max), busy: HashMap::new(), generation: 0 }
     }
 
     /// Takes one input and returns what to do. `now_ms` is the time that deciders see.
-    pub fn handle(&mut self, input: Input, now_ms: i64) -> Vec<Action> {
+    pub(super) fn handle(&mut self, input: Input, now_ms: i64) -> Vec<Action> {
         let mut actions = Vec::with_capacity(1);
         match input {
             Input::Work { key, work } => self.take_up(key, work, now_ms, &mut actions),
@@ -355,7 +242,11 @@ impl Lane {
     }
 
     /// The aggregate as loaded: from a snapshot, from what the cache had, or from nothing.
-    fn fold(&mut self, key: &AggregateKey, loaded: Loaded) -> Result<Result<Entry, Refusal>, Error> {
+    fn fold(
+        &mut self,
+        key: &AggregateKey,
+        loaded: Loaded,
+    ) -> Result<Result<Entry, Refusal>, Error> {
         let mut entry = match (loaded.snapshot, self.cache.take(key)) {
             (Some(snapshot), _) => Entry::from_snapshot(&snapshot),
             (None, Some(entry)) => entry,

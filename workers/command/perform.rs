@@ -19,7 +19,8 @@ use tokio::{
 use super::{
     LaneHandle, Settings,
     deciders::Deciders,
-    lane::{Action, Input, Lane, Loaded, Ticket, Work},
+    lane::Lane,
+    messages::{Action, Input, Loaded, Ticket, Work},
     now_ms,
 };
 
@@ -62,22 +63,21 @@ impl LaneThread {
         let depth = Arc::new(AtomicUsize::new(0));
         let (store, catalog, settings) = (store.clone(), catalog.clone(), settings.clone());
         let (runtime, weak, counted) = (Handle::current(), inputs.downgrade(), depth.clone());
-        let spawned =
-            std::thread::Builder::new().name(format!("lane-{number}")).spawn(move || {
-                let cache_bytes = settings.cache_bytes_max / settings.lanes.max(1);
-                // The deciders are made here because an interpreter stays on its thread.
-                let lane = Lane::new(Deciders::new(catalog, settings.native), cache_bytes);
-                let thread = Self {
-                    lane,
-                    store,
-                    runtime,
-                    owed: HashMap::new(),
-                    next_ticket: 0,
-                    depth: counted,
-                    inputs: weak,
-                };
-                thread.run(receiver);
-            });
+        let spawned = std::thread::Builder::new().name(format!("lane-{number}")).spawn(move || {
+            let cache_bytes = settings.cache_bytes_max / settings.lanes.max(1);
+            // The deciders are made here because an interpreter stays on its thread.
+            let lane = Lane::new(Deciders::new(catalog, settings.native), cache_bytes);
+            let thread = Self {
+                lane,
+                store,
+                runtime,
+                owed: HashMap::new(),
+                next_ticket: 0,
+                depth: counted,
+                inputs: weak,
+            };
+            thread.run(receiver);
+        });
         spawned.expect("BUG: a thread can be started while the process starts");
         LaneHandle { inputs, depth }
     }

@@ -5,11 +5,8 @@ use std::sync::Arc;
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use flexcore_domain::{
-    AggregateKey, Catalog, Command, CommandId, CommandName, Outcome, StateReply,
-    command::header,
-    json,
-    names::ActorName,
-    position::Position,
+    AggregateKey, Catalog, Command, CommandId, CommandName, Outcome, StateReply, command::header,
+    json, names::ActorName, position::Position,
 };
 use flexcore_eventstore::{Error, EventStore};
 use flexcore_script::ScriptDecider;
@@ -164,10 +161,9 @@ impl Here {
 
     async fn outcome(&self, rest: &str, message: &Message) -> Outcome {
         let id = message.headers.as_ref().and_then(|headers| headers.get(header::COMMAND_ID));
-        let (Some(key), Some(Ok(id))) = (
-            AggregateKey::from_subject_part(rest),
-            id.map(|text| CommandId::parse(text.as_str())),
-        ) else {
+        let (Some(key), Some(Ok(id))) =
+            (AggregateKey::from_subject_part(rest), id.map(|text| CommandId::parse(text.as_str())))
+        else {
             return Outcome::Unavailable { message: "not a question for a command".to_owned() };
         };
         match self.lanes.outcome(key.clone(), id.clone()).await {
@@ -240,9 +236,8 @@ pub(super) fn read_command(
         violations: vec![flexcore_domain::Violation { field: field.to_owned(), reason }],
     };
     let subject = |reason: String| invalid("subject", reason);
-    let (part, name) = rest
-        .rsplit_once('.')
-        .ok_or_else(|| subject("it has too few parts".to_owned()))?;
+    let (part, name) =
+        rest.rsplit_once('.').ok_or_else(|| subject("it has too few parts".to_owned()))?;
     let name = CommandName::parse(name).map_err(|error| subject(error.to_string()))?;
     let key = AggregateKey::from_subject_part(part).ok_or_else(|| {
         subject("tenant and aggregate are [a-z][a-z0-9_]{0,39}, id [A-Za-z0-9_-]{1,128}".to_owned())

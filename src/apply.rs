@@ -1,0 +1,173 @@
+//! `flexcore apply`: checks an application, shows what changes, and deploys it as an event of the
+//! log. Running processes pick it up with no restart.
+
+use std::{
+    io::Write,
+    path::Path,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, bail};
+use flexcore_domain::{ActorName, Application, Catalog, definition};
+use flexcore_eventstore::{self as eventstore, EventStore, catalog};
+use flexcore_script as script;
+use serde::Serialize;
+
+use crate::{application_folder, cli, config::Config, out};
+
+/// What a deployment did.
+#[derive(Debug, Serialize)]
+pub(crate) struct Deployed {
+    pub(crate) application: String,
+    /// The version in force now.
+    pub(crate) version: u32,
+    /// In words; empty: nothing changed, and nothing was deployed.
+    pub(crate) changes: Vec<String>,
+    /// Milliseconds until a worker had it; `None`: none is running.
+    pub(crate) picked_up_ms: Option<u64>,
+}
+
+/// Longest wait for a worker to pick a version up.
+const PICKED_UP_WITHIN: Duration = Duration::from_secs(5);
+/// Pause between two questions for it.
+const ASK_EVERY: Duration = Duration::from_millis(20);
+
+pub(crate) async fn run(
+    config: &Config,
+    args: &cli::Apply,
+    out: &mut dyn Write,
+) -> anyhow::Result<bool> {
+    let application = read(&args.folder)?;
+    let store = config.event_store().await?;
+    if args.dry_run {
+        let changes = changes(&store, &application).await?.1;
+        report(
+            args,
+            &application,
+            &Deployed {
+                application: application.name.to_string(),
+                version: application.version,
+                changes,
+                picked_up_ms: None,
+            },
+            out,
+        )?;
+        return Ok(true);
+    }
+    let deployed = deploy(&store, &application).await?;
+    report(args, &application, &deployed, out)?;
+    Ok(true)
+}
+
+/// Reads and checks a folder, its JavaScript included.
+pub(crate) fn read(folder: &Path) -> anyhow::Result<Application> {
+    let application = application_folder::read(folder)?;
+    if let Err(problems) = script::check(&application) {
+        bail!(application_folder::listed(&problems));
+    }
+    Ok(application)
+}
+
+/// Deploys an application if it differs from the one in force, and waits until a worker has it.
+pub(crate) async fn deploy(
+    store: &EventStore,
+    application: &Application,
+) -> anyhow::Result<Deployed> {
+    let (before, changes) = changes(store, application).await?;
+    let mut version = before.application.as_ref().map_or(0, |application| application.version);
+    if !changes.is_empty() {
+        let actor = ActorName::parse("apply")?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock")?;
+        let now_ms = i64::try_from(now.as_millis())?;
+        version = catalog::deploy(store, application, &before, &actor, now_ms).await.map_err(
+            |error| match error {
+                eventstore::Error::Conflict => anyhow::anyhow!(
+                    "another deployment of {} came first: look at it and apply again",
+                    application.name
+                ),
+                other => other.into(),
+            },
+        )?;
+    }
+    let picked_up_ms = picked_up(store, application.name.as_str(), version).await;
+    Ok(Deployed { application: application.name.to_string(), version, changes, picked_up_ms })
+}
+
+/// What is in force, and what would change. Fails with the reasons when a change is incompatible or
+/// a name belongs to another application.
+async fn changes(
+    store: &EventStore,
+    application: &Application,
+) -> anyhow::Result<(catalog::Deployment, Vec<String>)> {
+    let before = catalog::deployment(store, &application.name).await?;
+    let others: std::sync::Arc<Catalog> = catalog::watch(store).await?.borrow().clone();
+    if let Err(problems) = others.with(application.clone()) {
+        bail!(application_folder::listed(&problems));
+    }
+    let changes = match &before.application {
+        None => vec![format!("application {} is new", application.name)],
+        Some(old) => {
+            let comparison = definition::compare(old, application);
+            if !comparison.refusals.is_empty() {
+                bail!(
+                    "version {} is in force, and this one is not compatible with it:\n{}",
+                    old.version,
+                    application_folder::listed(&comparison.refusals)
+                );
+            }
+            comparison.changes
+        }
+    };
+    Ok((before, changes))
+}
+
+/// Asks the workers until one has the version. Returns how long that took in milliseconds, or
+/// `None` when no worker answers.
+async fn picked_up(store: &EventStore, name: &str, version: u32) -> Option<u64> {
+    let since = Instant::now();
+    while since.elapsed() < PICKED_UP_WITHIN {
+        let asked = store.client().request(format!("ctl.catalog.{name}"), "".into()).await.ok()?;
+        let answer = std::str::from_utf8(&asked.payload).ok().and_then(|text| text.parse().ok());
+        if answer.is_some_and(|found: u32| found >= version) {
+            return u64::try_from(since.elapsed().as_millis()).ok();
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+    None
+}
+
+fn report(
+    args: &cli::Apply,
+    application: &Application,
+    deployed: &Deployed,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    if args.json {
+        return out::json(out, deployed);
+    }
+    let name = &application.name;
+    if deployed.changes.is_empty() {
+        writeln!(out, "{name}: nothing changed; version {} is in force", deployed.version)?;
+        return Ok(());
+    }
+    for change in &deployed.changes {
+        writeln!(out, "  {change}")?;
+    }
+    if args.dry_run {
+        writeln!(out, "{name}: not deployed (--dry-run)")?;
+        return Ok(());
+    }
+    match deployed.picked_up_ms {
+        Some(ms) => writeln!(
+            out,
+            "{name}: version {} deployed, in force at a worker after {ms} ms",
+            deployed.version
+        )?,
+        None => writeln!(
+            out,
+            "{name}: version {} deployed; no worker runs that could pick it up",
+            deployed.version
+        )?,
+    }
+    Ok(())
+}

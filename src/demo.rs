@@ -1,0 +1,290 @@
+//! `flexcore demo`: real flights through the whole path, checked against the data set.
+
+use std::{
+    io::Write,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail, ensure};
+use flexcore_domain::{
+    ActorName, AggregateId, AggregateKey, AggregateName, Command, CommandId, Name, Outcome, Tenant,
+    command::header,
+};
+use flexcore_readmodel::State;
+use flexcore_telemetry::Telemetry;
+use futures::{StreamExt, stream};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    apply, cli,
+    config::Config,
+    dataset::{self, Dataset},
+    demo_report,
+    dev::Dev,
+    out,
+    serve::stop_at_signals,
+};
+
+/// January: a month is the demo, the year is `--full`.
+const MONTH: u8 = 1;
+/// Commands in flight while they are published as fast as the broker takes them.
+const WINDOW: usize = 2_048;
+/// Commands at the end that are sent at a steady rate, to measure the time until a row is readable
+/// without the queue of a bulk load in it.
+const PACED: usize = 2_000;
+/// That rate, a second.
+const PACED_PER_S: u32 = 500;
+/// Longest wait for the next sign of progress of the read models.
+const STALLED: Duration = Duration::from_secs(60);
+
+/// What the demo measured.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Figures {
+    pub(crate) profile: String,
+    pub(crate) flights: u64,
+    pub(crate) commands: u64,
+    /// Why only the sample was used.
+    pub(crate) only_sample: Option<String>,
+    /// Commands a second from the first publish until the broker had all of the bulk.
+    pub(crate) published_per_s: f64,
+    /// Commands a second from the first publish until every row of the bulk was readable.
+    pub(crate) readable_per_s: f64,
+    /// From sending a command to its row being readable, at the steady rate.
+    pub(crate) end_to_end_p50_ms: f64,
+    pub(crate) end_to_end_p99_ms: f64,
+    pub(crate) paced_per_s: u32,
+    /// Every count and sum equals the one computed from the data set.
+    pub(crate) equal_to_data_set: bool,
+}
+
+pub(crate) async fn run(
+    config: &Config,
+    args: &cli::Demo,
+    telemetry: &Telemetry,
+    out: &mut dyn Write,
+) -> anyhow::Result<bool> {
+    let stop = CancellationToken::new();
+    stop_at_signals(&stop)?;
+    let cache = config.cache.clone();
+    let sample = args.sample;
+    let application = apply::read(&args.application)
+        .context("the demo deploys schemas/flights: start it in a clone, or give --application")?;
+    let loading =
+        tokio::task::spawn_blocking(
+            move || {
+                if sample { Dataset::sample() } else { Dataset::load(&cache) }
+            },
+        );
+    let dev = Dev::start(config, telemetry, stop.clone(), None).await?;
+    let dataset = loading.await.context("reading the data set")??;
+    let month = (!args.full).then_some(MONTH);
+    let work = async {
+        let deployed = apply::deploy(&dev.installation.store, &application).await?;
+        ensure!(
+            deployed.picked_up_ms.is_some(),
+            "the command worker did not pick the application up"
+        );
+        let demo = Demo { dev: &dev, tenant: dev.ready.tenant.clone() };
+        let figures = demo.run_through(&dataset, month, config.profile.to_string()).await?;
+        let equal = demo_report::print(&dev, &dataset, month, &figures, args, out).await?;
+        anyhow::Ok(equal)
+    };
+    let result = tokio::select! {
+        result = work => result,
+        () = stop.cancelled() => Ok(true),
+    };
+    if args.exit || result.is_err() {
+        stop.cancel();
+    }
+    let served = dev.serve().await?;
+    Ok(result? && served)
+}
+
+struct Demo<'a> {
+    dev: &'a Dev,
+    tenant: Tenant,
+}
+
+impl Demo<'_> {
+    async fn run_through(
+        &self,
+        dataset: &Dataset,
+        month: Option<u8>,
+        profile: String,
+    ) -> anyhow::Result<Figures> {
+        let commands = dataset.commands(month);
+        let total = commands.len();
+        let paced = PACED.min(total / 4);
+        let mut commands = commands;
+        let bulk = total - paced;
+        let started = Instant::now();
+        self.publish(commands.by_ref().take(bulk), bulk).await?;
+        let published = started.elapsed();
+        self.caught_up("projecting").await?;
+        let readable = started.elapsed();
+        let mut latencies = self.paced(commands).await?;
+        self.caught_up("projecting").await?;
+        latencies.sort_unstable();
+        let percentile = |percent: usize| {
+            let at = (latencies.len() * percent / 100).min(latencies.len().saturating_sub(1));
+            latencies.get(at).map_or(0.0, |latency| latency.as_secs_f64() * 1_000.0)
+        };
+        Ok(Figures {
+            profile,
+            flights: dataset.flights(month).count() as u64,
+            commands: total as u64,
+            only_sample: dataset.only_sample.clone(),
+            published_per_s: bulk as f64 / published.as_secs_f64(),
+            readable_per_s: bulk as f64 / readable.as_secs_f64(),
+            end_to_end_p50_ms: percentile(50),
+            end_to_end_p99_ms: percentile(99),
+            paced_per_s: PACED_PER_S,
+            equal_to_data_set: false,
+        })
+    }
+
+    /// Publishes asynchronous commands in order, as fast as the broker takes them.
+    async fn publish(
+        &self,
+        commands: impl Iterator<Item = dataset::Command>,
+        total: usize,
+    ) -> anyhow::Result<()> {
+        let bar = out::progress(total as u64, "publishing");
+        let publisher = self.dev.installation.store.command_publisher();
+        let (publisher, bar) = (&publisher, &bar);
+        let mut published = stream::iter(commands)
+            .map(|command| async move {
+                let (key, id) = self.address(&command)?;
+                loop {
+                    let mut headers = async_nats::HeaderMap::new();
+                    headers.insert(header::ACTOR, "demo");
+                    let payload = command.payload.clone();
+                    match publisher.publish(&key, &command.name, &id, headers, payload).await {
+                        Ok(()) => break,
+                        Err(error) => {
+                            tracing::warn!(%error, "publishing again");
+                            tokio::time::sleep(Duration::from_millis(200)).await;
+                        }
+                    }
+                }
+                bar.inc(1);
+                anyhow::Ok(())
+            })
+            .buffered(WINDOW);
+        while let Some(result) = published.next().await {
+            result?;
+        }
+        bar.finish();
+        Ok(())
+    }
+
+    /// The same command has the same id in every run, so a second demo on the same data changes
+    /// nothing.
+    fn address(&self, command: &dataset::Command) -> anyhow::Result<(AggregateKey, CommandId)> {
+        let id = CommandId::parse(&format!("{}:{}", command.id, command.name))?;
+        Ok((flight(&self.tenant, command.id.clone()), id))
+    }
+
+    /// Waits until the queue is empty and every read model has read the whole log.
+    async fn caught_up(&self, what: &'static str) -> anyhow::Result<()> {
+        let store = &self.dev.installation.store;
+        let mut bar: Option<indicatif::ProgressBar> = None;
+        let mut last = (u64::MAX, u64::MAX, Instant::now());
+        loop {
+            let waiting = store.queue_depth().await?;
+            let end = store.last_sequence().await?;
+            let behind = self.behind(end).await?;
+            if waiting == 0 && behind == 0 {
+                if let Some(bar) = bar {
+                    bar.finish();
+                }
+                return Ok(());
+            }
+            let bar = bar.get_or_insert_with(|| out::progress(0, what));
+            bar.set_length(end + waiting);
+            bar.set_position(end - behind.min(end));
+            if (waiting, behind) != (last.0, last.1) {
+                last = (waiting, behind, Instant::now());
+            } else if last.2.elapsed() > STALLED {
+                bail!(
+                    "{waiting} commands and {behind} commits are left, and none moves: see the log"
+                );
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Commits that the slowest read model has yet to read.
+    async fn behind(&self, end: u64) -> anyhow::Result<u64> {
+        let statuses = self.dev.installation.read_models.status().await?;
+        let behind = demo_report::read_models(self.dev).into_iter().map(|name| {
+            let serving = statuses
+                .iter()
+                .find(|status| status.read_model == name && status.state == State::Serving);
+            serving.map_or(end, |status| status.lag(end))
+        });
+        Ok(behind.max().unwrap_or(end))
+    }
+
+    /// Sends commands at the steady rate. Returns, for each, the time from sending it until its row
+    /// was readable.
+    async fn paced(
+        &self,
+        commands: impl Iterator<Item = dataset::Command>,
+    ) -> anyhow::Result<Vec<Duration>> {
+        let read_models: Arc<[Name]> = Arc::from([Name::parse("flights")?]);
+        let commands: Vec<_> = commands.collect();
+        let bar = out::progress(commands.len() as u64, "pacing");
+        let mut ticks = tokio::time::interval(Duration::from_secs(1) / PACED_PER_S);
+        let mut under_way = stream::FuturesUnordered::new();
+        let mut latencies = Vec::with_capacity(commands.len());
+        let mut commands = commands.into_iter();
+        loop {
+            tokio::select! {
+                _ = ticks.tick(), if commands.len() > 0 => {
+                    if let Some(command) = commands.next() {
+                        under_way.push(self.until_readable(command, read_models.clone()));
+                    }
+                }
+                Some(latency) = under_way.next() => {
+                    latencies.push(latency?);
+                    bar.inc(1);
+                }
+                else => break,
+            }
+        }
+        bar.finish();
+        Ok(latencies)
+    }
+
+    async fn until_readable(
+        &self,
+        command: dataset::Command,
+        read_models: Arc<[Name]>,
+    ) -> anyhow::Result<Duration> {
+        let installation = &self.dev.installation;
+        let (key, id) = self.address(&command)?;
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert(header::COMMAND_ID, id.as_str());
+        headers.insert(header::ACTOR, ActorName::parse("demo")?.as_str());
+        let sent = Instant::now();
+        let subject = Command::request_subject(&key, &command.name);
+        let client = installation.store.client();
+        let reply = client.request_with_headers(subject, headers, command.payload.into()).await?;
+        let position = match serde_json::from_slice(&reply.payload)? {
+            Outcome::Accepted { position, .. } => position,
+            other => bail!("{key}: {other:?}"),
+        };
+        if let Some(position) = position {
+            installation.read_models.wait(&read_models, &[position], STALLED).await?;
+        }
+        Ok(sent.elapsed())
+    }
+}
+
+fn flight(tenant: &Tenant, id: AggregateId) -> AggregateKey {
+    let aggregate = AggregateName::parse("flight").expect("BUG: a valid name");
+    AggregateKey::new(tenant.clone(), aggregate, id)
+}

@@ -1,0 +1,215 @@
+//! What `dev`, `demo`, `gateway`, `worker` and the benches have in common: an open installation, and
+//! the roles that serve from it until they are told to stop.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context;
+use flexcore_auth::Verifier;
+use flexcore_domain::Catalog;
+use flexcore_eventstore::{self as eventstore, EventStore, Profile};
+use flexcore_gateway::{self as gateway, RenderMetrics};
+use flexcore_readmodel::{self as readmodel, ReadModels};
+use flexcore_workers as workers;
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::metrics_http;
+
+/// Where the servers are.
+#[derive(Clone, Debug)]
+pub(crate) struct Endpoints {
+    pub(crate) nats: String,
+    pub(crate) nats_monitor: Option<String>,
+    pub(crate) postgres: String,
+}
+
+/// An installation: the log is open and checked, the read models are migrated, what is deployed is
+/// followed.
+#[derive(Clone)]
+pub(crate) struct Installation {
+    pub(crate) store: EventStore,
+    pub(crate) read_models: ReadModels,
+    pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
+}
+
+/// A cut connection is noticed after two of these; the client's own default takes minutes.
+const PING_INTERVAL: Duration = Duration::from_secs(3);
+/// Longest pause between two tries to reach a server.
+const RETRY_LONGEST: Duration = Duration::from_secs(5);
+/// Requests that may wait inside the client: what the gateway and the lanes have under way.
+const CLIENT_CAPACITY: usize = 65_536;
+/// The first moments of an outage look like this many quick tries.
+const RETRY_FIRST: Duration = Duration::from_millis(100);
+
+/// A connection that comes back by itself, with backoff and jitter.
+pub(crate) async fn connect(url: &str) -> anyhow::Result<async_nats::Client> {
+    async_nats::ConnectOptions::new()
+        .name("flexcore")
+        .ping_interval(PING_INTERVAL)
+        .client_capacity(CLIENT_CAPACITY)
+        .subscription_capacity(CLIENT_CAPACITY)
+        .reconnect_delay_callback(|attempts| backoff(u32::try_from(attempts).unwrap_or(u32::MAX)))
+        .connect(url)
+        .await
+        .with_context(|| format!("no connection to the broker at {url}"))
+}
+
+/// Doubling from the first pause to the longest, and a part of it left to chance.
+fn backoff(attempts: u32) -> Duration {
+    let full = RETRY_FIRST.saturating_mul(2_u32.saturating_pow(attempts.min(10)));
+    let full = full.min(RETRY_LONGEST);
+    let chance = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
+    full / 2 + full / 2 * (chance % 1_000) / 1_000
+}
+
+impl Installation {
+    /// Opens once. Fails when a server is away or contradicts the profile.
+    pub(crate) async fn open(endpoints: &Endpoints, profile: Profile) -> anyhow::Result<Self> {
+        if profile == Profile::Relaxed {
+            tracing::warn!(
+                "profile relaxed: what is acknowledged may be lost in a power cut; \
+                 for benches and data that may be lost"
+            );
+        }
+        let client = connect(&endpoints.nats).await?;
+        let settings = eventstore::Settings {
+            profile,
+            replicas: 1,
+            monitor_url: endpoints.nats_monitor.clone(),
+        };
+        let store = EventStore::open(client, settings).await?;
+        let read_models =
+            ReadModels::connect(&endpoints.postgres, readmodel::Settings::default()).await?;
+        read_models.migrate().await.context("no read models")?;
+        let catalog = eventstore::catalog::watch(&store).await?;
+        Ok(Self { store, read_models, catalog })
+    }
+
+    /// Opens as soon as the servers are there, saying meanwhile what is missing. Fails when the
+    /// token is cancelled first, and when the servers contradict the profile: waiting mends that
+    /// never.
+    pub(crate) async fn open_when_there(
+        endpoints: &Endpoints,
+        profile: Profile,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let mut attempts = 0;
+        loop {
+            let error = match Self::open(endpoints, profile).await {
+                Ok(installation) => return Ok(installation),
+                Err(error) => error,
+            };
+            let ours = error.downcast_ref::<eventstore::Error>();
+            if matches!(ours, Some(eventstore::Error::Misconfigured(_))) {
+                return Err(error);
+            }
+            tracing::warn!(error = format!("{error:#}"), "waiting for the servers");
+            tokio::select! {
+                () = stop.cancelled() => return Err(error),
+                () = tokio::time::sleep(backoff(attempts)) => attempts += 1,
+            }
+        }
+    }
+}
+
+/// Roles that run until the token is cancelled.
+pub(crate) struct Roles {
+    stop: CancellationToken,
+    tasks: JoinSet<anyhow::Result<()>>,
+}
+
+impl Roles {
+    pub(crate) fn new(stop: CancellationToken) -> Self {
+        Self { stop, tasks: JoinSet::new() }
+    }
+
+    /// The gateway on this listener, and `/metrics` on another when one is given.
+    pub(crate) fn gateway(
+        &mut self,
+        installation: &Installation,
+        http: TcpListener,
+        metrics_apart: Option<TcpListener>,
+        verifier: Verifier,
+        metrics: RenderMetrics,
+    ) {
+        let state = gateway::State {
+            store: installation.store.clone(),
+            read_models: installation.read_models.clone(),
+            catalog: installation.catalog.clone(),
+            verifier: Arc::new(verifier),
+            settings: gateway::Settings::default(),
+            metrics: Some(metrics),
+        };
+        let listeners = gateway::Listeners { http, metrics: metrics_apart };
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            gateway::serve(listeners, state, stop).await.context("the gateway stopped")
+        });
+    }
+
+    /// The command worker.
+    pub(crate) fn commands(
+        &mut self,
+        installation: &Installation,
+        settings: workers::command::Settings,
+    ) {
+        let (store, catalog) = (installation.store.clone(), installation.catalog.clone());
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            let running = workers::command::run(store, catalog, settings, stop);
+            running.await.context("the command worker stopped")
+        });
+    }
+
+    /// The projection worker.
+    pub(crate) fn projections(&mut self, installation: &Installation) {
+        let Installation { store, read_models, catalog } = installation.clone();
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            let running = workers::projection::run(store, read_models, catalog, stop);
+            running.await.context("the projection worker stopped")
+        });
+    }
+
+    /// `/metrics` of a process without a gateway.
+    pub(crate) fn metrics(&mut self, listener: TcpListener, render: RenderMetrics) {
+        self.tasks.spawn(metrics_http::serve(listener, render, self.stop.clone()));
+    }
+
+    /// Waits until every role has ended. A role that fails stops the others, and is what this
+    /// fails with.
+    pub(crate) async fn ended(mut self) -> anyhow::Result<()> {
+        let mut result = Ok(());
+        while let Some(ended) = self.tasks.join_next().await {
+            let ended = ended.context("a role panicked").and_then(|inner| inner);
+            if let Err(error) = ended {
+                self.stop.cancel();
+                result = result.and(Err(error));
+            }
+        }
+        result
+    }
+}
+
+/// Cancels the token at SIGTERM or SIGINT.
+pub(crate) fn stop_at_signals(stop: &CancellationToken) -> anyhow::Result<JoinHandle<()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = stop.clone();
+    Ok(tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("draining");
+        stop.cancel();
+    }))
+}

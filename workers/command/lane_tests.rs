@@ -1,0 +1,279 @@
+//! The lane's returned actions, with a decider in Rust and no server.
+
+use std::sync::Arc;
+
+use flexcore_domain::{
+    ActorName, AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandId, CommandName,
+    Context, Outcome, StateReply, Tenant,
+    commit::Commit,
+    decider::{Native, Rules},
+};
+use flexcore_eventstore::{Appended, Error, Expected, Recorded};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::{
+    deciders::Deciders,
+    lane::{Lane, SNAPSHOT_EVENTS},
+    messages::{Action, Input, Loaded, Work},
+};
+
+/// Counts up, never beyond its limit.
+struct Counter;
+
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Count {
+    Up(By),
+    Nothing(#[expect(dead_code, reason = "that it was asked is all there is to it")] By),
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Counted {
+    Raised(By),
+}
+
+#[derive(Clone, Copy, Default, Deserialize, Serialize)]
+struct By {
+    by: u64,
+}
+
+impl Rules for Counter {
+    type State = u64;
+    type Command = Count;
+    type Event = Counted;
+    const COMMANDS: &'static [&'static str] = &["up", "nothing"];
+
+    fn decide(
+        state: &u64,
+        command: Count,
+        _: &Context,
+    ) -> Result<Vec<Counted>, (&'static str, String)> {
+        match command {
+            Count::Nothing(_) => Ok(vec![]),
+            Count::Up(by) if state + by.by > 1_000 => Err(("too_high", "above 1,000".to_owned())),
+            Count::Up(by) => Ok(vec![Counted::Raised(by)]),
+        }
+    }
+
+    fn evolve(state: u64, Counted::Raised(by): &Counted) -> u64 {
+        state + by.by
+    }
+}
+
+fn lane() -> Lane {
+    let native: super::NativeDeciders = Arc::new(|name: &AggregateName| {
+        let counter = || Box::new(Native::<Counter>::default()) as Box<_>;
+        (name.as_str() == "counter").then(counter)
+    });
+    Lane::new(Deciders::new(Arc::new(Catalog::default()), native), 1 << 20)
+}
+
+fn key() -> AggregateKey {
+    AggregateKey::new(
+        Tenant::parse("acme").unwrap(),
+        AggregateName::parse("counter").unwrap(),
+        AggregateId::parse("c1").unwrap(),
+    )
+}
+
+fn up(id: &str, by: u64, ticket: u64, patient: bool) -> Input {
+    let command = Command {
+        key: key(),
+        name: CommandName::parse("up").unwrap(),
+        id: CommandId::parse(id).unwrap(),
+        payload: RawValue::from_string(format!("{{\"by\":{by}}}")).unwrap(),
+        actor: ActorName::parse("alice").unwrap(),
+        correlation_id: None,
+        causation_id: None,
+        traceparent: None,
+        expected_version: None,
+    };
+    Input::Work { key: key(), work: Work::Command { command: Box::new(command), patient, ticket } }
+}
+
+fn loaded(after: u64, commits: Vec<Recorded>) -> Input {
+    Input::Loaded { key: key(), result: Ok(Loaded { after, snapshot: None, commits }) }
+}
+
+fn append(actions: Vec<Action>) -> (Commit, Expected) {
+    match <[Action; 1]>::try_from(actions) {
+        Ok([Action::Append { commit, expected }]) => (*commit, expected),
+        other => panic!("not one append: {other:?}"),
+    }
+}
+
+fn outcomes(actions: &[Action]) -> Vec<(u64, Outcome)> {
+    let answers = actions.iter().filter_map(|action| match action {
+        Action::Answer { ticket, outcome } => Some((*ticket, outcome.clone()?)),
+        _ => None,
+    });
+    answers.collect()
+}
+
+fn recorded(commit: &Commit, expected: Expected, sequence: u64) -> Recorded {
+    let encoded = commit.encode(&expected.hash);
+    Recorded { sequence, hash: encoded.hash, body: encoded.body.into(), commit: commit.clone() }
+}
+
+fn appended(recorded: &Recorded) -> Input {
+    let place = Appended { sequence: recorded.sequence, hash: recorded.hash };
+    Input::Appended { key: key(), result: Ok(place) }
+}
+
+/// A lane whose counter stands at 1 with command `a`, and that commit.
+fn started() -> (Lane, Recorded) {
+    let mut lane = lane();
+    lane.handle(up("a", 1, 0, false), 0);
+    let (commit, expected) = append(lane.handle(loaded(0, vec![]), 0));
+    let first = recorded(&commit, expected, 10);
+    let answered = outcomes(&lane.handle(appended(&first), 0));
+    assert!(matches!(answered[..], [(0, Outcome::Accepted { version: 1, replayed: false, .. })]));
+    (lane, first)
+}
+
+#[test]
+fn commands_of_one_aggregate_go_one_by_one_in_order() {
+    let (mut lane, first) = started();
+    let (commit, expected) = append(lane.handle(up("b", 2, 1, false), 0));
+    assert_eq!(expected, Expected { sequence: 10, hash: first.hash });
+    assert!(lane.handle(up("c", 3, 2, false), 0).is_empty(), "c waits for b");
+    let second = recorded(&commit, expected, 11);
+    let actions = lane.handle(appended(&second), 0);
+    assert!(matches!(outcomes(&actions)[..], [(1, Outcome::Accepted { version: 2, .. })]));
+    assert!(
+        matches!(actions.last(), Some(Action::Append { expected, .. }) if expected.sequence == 11)
+    );
+}
+
+#[test]
+fn the_same_command_again_gets_the_first_outcome_and_another_payload_is_refused() {
+    let (mut lane, _) = started();
+    let again = outcomes(&lane.handle(up("a", 1, 5, false), 0));
+    assert!(
+        matches!(&again[..], [(5, Outcome::Accepted { version: 1, position: Some(position), replayed: true })]
+            if position.sequence == 10)
+    );
+    let other = outcomes(&lane.handle(up("a", 2, 6, false), 0));
+    assert_eq!(other, vec![(6, Outcome::IdMismatch)]);
+}
+
+#[test]
+fn rejections_and_empty_decisions_append_nothing() {
+    let (mut lane, _) = started();
+    let rejected = outcomes(&lane.handle(up("b", 5_000, 1, false), 0));
+    assert!(matches!(&rejected[..], [(1, Outcome::Rejected { code, .. })] if code == "too_high"));
+    let Input::Work { work: Work::Command { mut command, .. }, .. } = up("n", 1, 2, false) else {
+        panic!("a command");
+    };
+    command.name = CommandName::parse("nothing").unwrap();
+    let work = Work::Command { command, patient: false, ticket: 2 };
+    let empty = outcomes(&lane.handle(Input::Work { key: key(), work }, 0));
+    assert!(matches!(empty[..], [(2, Outcome::Accepted { version: 1, position: None, .. })]));
+}
+
+#[test]
+fn a_conflict_reloads_and_decides_again() {
+    let (mut lane, first) = started();
+    let (lost, expected) = append(lane.handle(up("b", 2, 1, false), 0));
+    // Another owner wrote `x` meanwhile.
+    let mut others = lost.clone();
+    others.command_id = CommandId::parse("x").unwrap();
+    let others = recorded(&others, expected, 11);
+    let actions = lane.handle(Input::Appended { key: key(), result: Err(Error::Conflict) }, 0);
+    assert!(
+        matches!(&actions[..], [Action::Load { after, .. }] if after.sequence == first.sequence)
+    );
+    let (commit, expected) = append(lane.handle(loaded(10, vec![others.clone()]), 0));
+    assert_eq!((commit.version(), expected.hash), (3, others.hash));
+}
+
+#[test]
+fn an_unknown_outcome_is_resolved_by_the_command_id_in_the_log() {
+    let (mut lane, _) = started();
+    let (commit, expected) = append(lane.handle(up("b", 2, 1, false), 0));
+    let written = recorded(&commit, expected, 11);
+    let lost = Error::Unavailable("the acknowledgement was lost".to_owned());
+    let actions = lane.handle(Input::Appended { key: key(), result: Err(lost) }, 0);
+    assert!(matches!(actions[..], [Action::Load { .. }]), "{actions:?}");
+    let actions = lane.handle(loaded(10, vec![written]), 0);
+    assert!(
+        matches!(&outcomes(&actions)[..], [(1, Outcome::Accepted { version: 2, position: Some(position), .. })]
+            if position.sequence == 11)
+    );
+}
+
+#[test]
+fn an_outage_is_told_to_waiting_clients_and_waited_out_for_the_queue() {
+    let mut lane = lane();
+    lane.handle(up("a", 1, 0, false), 0);
+    lane.handle(up("b", 1, 1, true), 0);
+    let away = Error::Unavailable("the broker is away".to_owned());
+    let actions = lane.handle(Input::Loaded { key: key(), result: Err(away) }, 0);
+    assert!(matches!(&outcomes(&actions)[..], [(0, Outcome::Unavailable { .. })]));
+    assert!(matches!(actions.last(), Some(Action::Load { pause, .. }) if !pause.is_zero()));
+    let (commit, _) = append(lane.handle(loaded(0, vec![]), 0));
+    assert_eq!(commit.command_id.as_str(), "b");
+}
+
+#[test]
+fn a_changed_commit_is_noticed_and_answers_no_command() {
+    let (_, first) = started();
+    let mut broken = first.clone();
+    broken.body =
+        String::from_utf8(first.body.to_vec()).unwrap().replace("\"by\":1", "\"by\":7").into();
+    let mut lane = lane();
+    lane.handle(up("b", 1, 1, false), 0);
+    let actions = lane.handle(loaded(0, vec![broken]), 0);
+    assert!(
+        matches!(&outcomes(&actions)[..], [(1, Outcome::Faulty { message })] if message.contains("hash chain"))
+    );
+}
+
+#[test]
+fn another_expected_version_is_a_conflict() {
+    let (mut lane, _) = started();
+    let Input::Work { work: Work::Command { mut command, .. }, .. } = up("b", 1, 1, false) else {
+        panic!("a command");
+    };
+    command.expected_version = Some(7);
+    let work = Work::Command { command, patient: false, ticket: 1 };
+    let actions = lane.handle(Input::Work { key: key(), work }, 0);
+    assert_eq!(outcomes(&actions), vec![(1, Outcome::Conflict { version: 1 })]);
+}
+
+#[test]
+fn long_aggregates_are_snapshotted_and_start_from_there() {
+    let (mut lane, mut last) = started();
+    let mut snapshots = Vec::new();
+    for n in 2..=SNAPSHOT_EVENTS {
+        let (commit, expected) = append(lane.handle(up(&format!("n{n}"), 1, n, false), 0));
+        last = recorded(&commit, expected, last.sequence + 1);
+        for action in lane.handle(appended(&last), 0) {
+            if let Action::SaveSnapshot { snapshot, .. } = action {
+                snapshots.push(*snapshot);
+            }
+        }
+    }
+    let [snapshot] = <[_; 1]>::try_from(snapshots).expect("one snapshot");
+    assert_eq!((snapshot.version, snapshot.state.get()), (SNAPSHOT_EVENTS, "256"));
+    let mut fresh = self::lane();
+    fresh.handle(Input::Work { key: key(), work: Work::State { ticket: 1 } }, 0);
+    let from = Loaded { after: snapshot.sequence, snapshot: Some(snapshot), commits: vec![] };
+    let actions = fresh.handle(Input::Loaded { key: key(), result: Ok(from) }, 0);
+    assert!(
+        matches!(&actions[..], [Action::AnswerState { reply: StateReply::Found { version: 256, state }, .. }]
+        if state.get() == "256")
+    );
+}
+
+#[test]
+fn a_deployment_voids_what_was_folded_before() {
+    let (mut lane, first) = started();
+    lane.handle(Input::Catalog(Arc::new(Catalog::default())), 0);
+    let actions = lane.handle(up("b", 1, 1, false), 0);
+    assert!(matches!(&actions[..], [Action::Load { after, .. }] if after.sequence == 0));
+    let (commit, expected) = append(lane.handle(loaded(0, vec![first]), 0));
+    assert_eq!((commit.version(), expected.sequence), (2, 10));
+}

@@ -1,0 +1,119 @@
+//! What a lane is told, and what it wants done.
+
+use std::{sync::Arc, time::Duration};
+
+use flexcore_domain::{AggregateKey, Catalog, Command, Outcome, StateReply, commit::Commit};
+use flexcore_eventstore::{Appended, Error, Expected, snapshot::Snapshot};
+
+/// Answers that this lane owes, by number.
+pub(super) type Ticket = u64;
+
+/// What an aggregate is asked.
+#[derive(Debug)]
+pub(super) enum Work {
+    /// A command. `patient`: it came from the queue, so it is retried for ever where a waiting
+    /// client would be told to try again.
+    Command {
+        /// The command.
+        command: Box<Command>,
+        /// Whether it waits out an outage.
+        patient: bool,
+        /// Its answer's number.
+        ticket: Ticket,
+    },
+    /// Its state now.
+    State {
+        /// The answer's number.
+        ticket: Ticket,
+    },
+    /// What came of a command.
+    OutcomeOf {
+        /// The command's id.
+        id: flexcore_domain::CommandId,
+        /// The answer's number.
+        ticket: Ticket,
+    },
+}
+
+/// What a lane is told.
+#[derive(Debug)]
+pub(super) enum Input {
+    /// Somebody asks an aggregate.
+    Work {
+        /// The aggregate.
+        key: AggregateKey,
+        /// What is asked.
+        work: Work,
+    },
+    /// A load has ended.
+    Loaded {
+        /// The aggregate.
+        key: AggregateKey,
+        /// What was found.
+        result: Result<Loaded, Error>,
+    },
+    /// An append has ended.
+    Appended {
+        /// The aggregate.
+        key: AggregateKey,
+        /// Where the commit is.
+        result: Result<Appended, Error>,
+    },
+    /// Other applications are in force.
+    Catalog(Arc<Catalog>),
+}
+
+/// Commits of an aggregate, and the snapshot that they follow.
+#[derive(Debug, Default)]
+pub(super) struct Loaded {
+    /// The sequence after which commits were asked for.
+    pub(super) after: u64,
+    /// A snapshot of the right fingerprint, when one was used.
+    pub(super) snapshot: Option<Snapshot>,
+    /// The commits after it, or after that sequence.
+    pub(super) commits: Vec<flexcore_eventstore::Recorded>,
+}
+
+/// What the shell shall do.
+#[derive(Debug)]
+pub(super) enum Action {
+    /// Load the commits after this sequence, after a pause; from a snapshot if it is worth it.
+    Load {
+        /// The aggregate.
+        key: AggregateKey,
+        /// What is known already: later commits are wanted. 0: everything.
+        after: Expected,
+        /// Fingerprint that a snapshot must have.
+        fingerprint: String,
+        /// How long to wait first.
+        pause: Duration,
+    },
+    /// Append a commit.
+    Append {
+        /// The commit.
+        commit: Box<Commit>,
+        /// What the aggregate must end with.
+        expected: Expected,
+    },
+    /// Answer a command, or a question for one: `None` when the aggregate does not remember it.
+    Answer {
+        /// The answer's number.
+        ticket: Ticket,
+        /// What came of it.
+        outcome: Option<Outcome>,
+    },
+    /// Answer a question for a state.
+    AnswerState {
+        /// The answer's number.
+        ticket: Ticket,
+        /// The state.
+        reply: StateReply,
+    },
+    /// Keep a snapshot; nobody waits for it.
+    SaveSnapshot {
+        /// The aggregate.
+        key: AggregateKey,
+        /// The snapshot.
+        snapshot: Box<Snapshot>,
+    },
+}

@@ -1,0 +1,329 @@
+//! A reader: one subscription to the log, and the versions that it feeds. While Postgres commits one
+//! batch, the next is fetched and folded.
+
+use std::{sync::Arc, time::Duration};
+
+use flexcore_domain::{Catalog, Name};
+use flexcore_eventstore::{self as eventstore, EventStore, Filter, Recorded, Subscription};
+use flexcore_readmodel::{Error, ReadModels, State, Version};
+use metrics::counter;
+use tokio::{task::JoinHandle, time::Instant};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::{
+    batch::{self, Batch, Dead, Model},
+    upcast::Upcasts,
+};
+
+/// Most commits of a batch: larger ones gain nothing (measured: 183k rows/s at 1,000, 200k at
+/// 5,000) and make a failure dearer.
+const BATCH_COMMITS_MAX: usize = 5_000;
+/// From this many commits on, every slot's checkpoint moves: fewer move only their own, which is
+/// less to write at the live end.
+const ALL_SLOTS_FROM: usize = 64;
+/// How long the other slots' checkpoints may stay behind: what is read again after a restart.
+const ALL_SLOTS_EVERY: Duration = Duration::from_secs(1);
+/// Longest wait for commits, and so for the end of a reader that is told to stop.
+const WAIT: Duration = Duration::from_millis(200);
+/// A version this close to the log's end takes over: the rest is a batch.
+const CAUGHT_UP_COMMITS: u64 = 1_000;
+/// Traces that a batch's span names: a batch at the live end has few, a catching-up one thousands.
+const TRACES_MAX: usize = 16;
+
+/// What a reader is made of.
+pub(super) struct Reader {
+    pub(super) store: EventStore,
+    pub(super) read_models: ReadModels,
+    pub(super) catalog: Arc<Catalog>,
+    pub(super) epoch: i64,
+    pub(super) versions: Vec<Arc<Version>>,
+}
+
+/// Why a reader ended.
+pub(super) enum End {
+    /// It was told to.
+    Stopped,
+    /// The version that it built serves now.
+    CaughtUp,
+    /// Postgres or the broker was away.
+    Retry {
+        reason: String,
+        /// Whether it had applied something before.
+        progressed: bool,
+    },
+    /// Another worker has taken over.
+    Fenced(Error),
+    /// Postgres refuses, and will again.
+    Refused { reason: String, names: Vec<(i64, Name)> },
+    /// The log is damaged.
+    Broken { reason: String, names: Vec<(i64, Name)> },
+}
+
+/// Why a step failed.
+enum Failure {
+    ReadModel(Error),
+    Log(eventstore::Error),
+    /// The log ends before what was read from it.
+    LogReplaced {
+        position: u64,
+        last: u64,
+    },
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::ReadModel(error)
+    }
+}
+
+impl From<eventstore::Error> for Failure {
+    fn from(error: eventstore::Error) -> Self {
+        Self::Log(error)
+    }
+}
+
+/// What came of a step.
+enum Progress {
+    /// Commits were read.
+    Some,
+    /// There were none.
+    None,
+    /// The version that was built serves.
+    CaughtUp,
+}
+
+/// A reader at work.
+struct Running<'a> {
+    reader: &'a Reader,
+    subscription: Subscription,
+    models: Vec<Model>,
+    upcasts: Upcasts,
+    /// The batch that Postgres has at hand.
+    committing: Option<JoinHandle<Result<(), Failure>>>,
+    read_to: u64,
+    all_slots_at: Instant,
+    look_at: Instant,
+    progressed: bool,
+}
+
+impl Reader {
+    /// Reads and applies until the token is cancelled, the version has caught up, or it fails.
+    pub(super) async fn run(self, stop: CancellationToken) -> End {
+        let mut progressed = false;
+        match self.follow(&stop, &mut progressed).await {
+            Ok(end) => end,
+            Err(failure) => self.end(failure, progressed),
+        }
+    }
+
+    async fn follow(
+        &self,
+        stop: &CancellationToken,
+        progressed: &mut bool,
+    ) -> Result<End, Failure> {
+        let mut running = self.open().await?;
+        loop {
+            if stop.is_cancelled() {
+                running.finish().await?;
+                return Ok(End::Stopped);
+            }
+            let result = running.tick(Instant::now()).await;
+            *progressed = running.progressed;
+            if let Progress::CaughtUp = result? {
+                return Ok(End::CaughtUp);
+            }
+        }
+    }
+
+    async fn open(&self) -> Result<Running<'_>, Failure> {
+        let mut models = Vec::with_capacity(self.versions.len());
+        for version in &self.versions {
+            let positions = self.read_models.take_over(version, self.epoch).await?;
+            models.push(Model { version: version.clone(), positions });
+        }
+        let last = self.store.last_sequence().await?;
+        let foremost = models.iter().flat_map(|model| model.positions.iter().copied()).max();
+        if let Some(position) = foremost.filter(|position| *position > last) {
+            return Err(Failure::LogReplaced { position, last });
+        }
+        let read_to = models.iter().map(Model::position).min().unwrap_or(0);
+        let subscription = self.store.subscribe(Filter::Everything, read_to + 1).await?;
+        let now = Instant::now();
+        Ok(Running {
+            reader: self,
+            subscription,
+            models,
+            upcasts: Upcasts::new(self.catalog.clone()),
+            committing: None,
+            read_to,
+            all_slots_at: now,
+            look_at: now,
+            progressed: false,
+        })
+    }
+
+    fn end(&self, failure: Failure, progressed: bool) -> End {
+        let names =
+            || self.versions.iter().map(|v| (v.id(), v.read_model.clone())).collect::<Vec<_>>();
+        match failure {
+            Failure::ReadModel(error @ Error::Fenced { .. }) => End::Fenced(error),
+            Failure::ReadModel(error) if error.is_passing() => {
+                End::Retry { reason: error.to_string(), progressed }
+            }
+            Failure::ReadModel(error) => End::Refused { reason: error.to_string(), names: names() },
+            Failure::Log(eventstore::Error::Unavailable(reason)) => {
+                End::Retry { reason, progressed }
+            }
+            Failure::Log(error) => End::Broken { reason: error.to_string(), names: names() },
+            Failure::LogReplaced { position, last } => End::Broken {
+                reason: format!(
+                    "the log ends at {last}, before the checkpoint at {position}: it is another \
+                     log, or it lost its end"
+                ),
+                names: names(),
+            },
+        }
+    }
+}
+
+impl Running<'_> {
+    /// Reads what there is, folds it while the batch before is being committed, and has it
+    /// committed in turn.
+    async fn tick(&mut self, now: Instant) -> Result<Progress, Failure> {
+        let commits = self.subscription.next_batch(BATCH_COMMITS_MAX, WAIT).await?;
+        let (read, full) = (commits.len(), commits.len() == BATCH_COMMITS_MAX);
+        if read > 0 {
+            self.read_to = commits.last().map_or(self.read_to, |last| last.sequence);
+            let all_slots = read >= ALL_SLOTS_FROM || now - self.all_slots_at >= ALL_SLOTS_EVERY;
+            if all_slots {
+                self.all_slots_at = now;
+            }
+            let upcasted = self.upcasts.run(&commits).await;
+            let batch = batch::make(&mut self.models, commits, all_slots, &upcasted);
+            self.finish().await?;
+            if batch.parts.iter().any(|part| !part.moves.is_empty()) {
+                self.commit(batch);
+            }
+        } else {
+            self.finish().await?;
+        }
+        if !full && self.is_building() && now >= self.look_at {
+            self.look_at = now + WAIT;
+            self.finish().await?;
+            if self.promote().await? {
+                return Ok(Progress::CaughtUp);
+            }
+        }
+        Ok(if read > 0 { Progress::Some } else { Progress::None })
+    }
+
+    /// Waits for the batch that is being committed.
+    async fn finish(&mut self) -> Result<(), Failure> {
+        if let Some(committing) = self.committing.take() {
+            let ended = committing.await;
+            ended.map_err(|error| Error::Unavailable(format!("committing: {error}")))??;
+            self.progressed = true;
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self, batch: Batch) {
+        let span = tracing::info_span!("project", commits = batch.commits.len());
+        let traces = batch.commits.iter().filter_map(|c| c.commit.traceparent.as_ref());
+        for traceparent in traces.take(TRACES_MAX) {
+            flexcore_telemetry::add_link(&span, traceparent.as_str());
+        }
+        let Reader { store, read_models, epoch, .. } = self.reader;
+        let task = commit(store.clone(), read_models.clone(), *epoch, batch);
+        self.committing = Some(tokio::spawn(task.instrument(span)));
+    }
+
+    fn is_building(&self) -> bool {
+        self.models.iter().any(|model| model.version.state == State::Building)
+    }
+
+    /// Lets the version take over when it is close enough to the log's end.
+    async fn promote(&mut self) -> Result<bool, Failure> {
+        let last = self.reader.store.last_sequence().await?;
+        if self.read_to + CAUGHT_UP_COMMITS < last {
+            return Ok(false);
+        }
+        let version = &self.models[0].version;
+        let promoted = self.reader.read_models.promote(version).await?;
+        if promoted {
+            tracing::info!(
+                read_model = %version.read_model,
+                version = version.number,
+                "read model serves"
+            );
+        }
+        Ok(promoted)
+    }
+}
+
+/// Puts aside what cannot be applied, then applies the rest. What the table refuses is found in the
+/// attempt, and put aside before the next: each round leaves fewer changes.
+async fn commit(
+    store: EventStore,
+    read_models: ReadModels,
+    epoch: i64,
+    mut batch: Batch,
+) -> Result<(), Failure> {
+    let mut dead = std::mem::take(&mut batch.dead);
+    loop {
+        for dead in dead.drain(..) {
+            bury(&store, &mut batch, dead).await?;
+        }
+        match read_models.apply(epoch, &batch.parts).await {
+            Ok(()) => break,
+            Err(Error::Unappliable { part, changes }) if !changes.is_empty() => {
+                dead = take_out(&mut batch, part, changes);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    for part in &batch.parts {
+        let name = part.read_model().to_string();
+        counter!("flexcore_projection_events_total", "read_model" => name.clone())
+            .increment(part.changes.len() as u64);
+        counter!("flexcore_projection_parked_total", "read_model" => name)
+            .increment(part.parked.len() as u64);
+    }
+    Ok(())
+}
+
+/// Publishes an event to FLEX_DEAD; returns when the broker has it.
+async fn bury(store: &EventStore, batch: &mut Batch, dead: Dead) -> Result<(), Failure> {
+    let part = &mut batch.parts[dead.part];
+    let parked = dead.parked;
+    let kind = format!("projection.{}.{}", part.read_model(), parked.key.slot());
+    let subject = eventstore::subject(&parked.key);
+    store.bury(&kind, &parked.reason, &subject, None, dead.body).await?;
+    tracing::warn!(
+        read_model = %part.read_model(),
+        sequence = parked.sequence,
+        event = %parked.event,
+        reason = parked.reason,
+        "an event cannot be applied and was put aside"
+    );
+    part.parked.push(parked);
+    Ok(())
+}
+
+/// Takes changes out of a part; returns their events.
+fn take_out(batch: &mut Batch, part: usize, changes: Vec<(usize, String)>) -> Vec<Dead> {
+    let mut dead = Vec::with_capacity(changes.len());
+    let mut gone = vec![false; batch.parts[part].changes.len()];
+    for (index, reason) in changes {
+        let (commit, event) = batch.origins[part][index];
+        let recorded = &batch.commits[commit];
+        dead.push(Dead::new(part, recorded, &recorded.commit.events[event], reason));
+        gone[index] = true;
+    }
+    let mut keep = gone.iter().map(|gone| !gone);
+    batch.parts[part].changes.retain(|_| keep.next().unwrap_or(true));
+    let mut keep = gone.iter().map(|gone| !gone);
+    batch.origins[part].retain(|_| keep.next().unwrap_or(true));
+    dead
+}
