@@ -83,7 +83,11 @@ impl ReadModels {
         let options: PgConnectOptions = url
             .parse()
             .map_err(|error: sqlx::Error| Error::Database(format!("database URL: {error}")))?;
-        let options = options.application_name("flexcore").options([("timezone", "UTC")]);
+        // By default a user's own schema comes first in the search path; for a user `flexcore` that
+        // would be ours from the first migration on.
+        let options = options
+            .application_name("flexcore")
+            .options([("timezone", "UTC"), ("search_path", "public")]);
         let pool = PgPoolOptions::new()
             .max_connections(settings.connections_max)
             .acquire_timeout(settings.acquire_timeout)

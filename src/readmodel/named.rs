@@ -32,8 +32,8 @@ impl ReadModels {
         }
         // The statement may end in a comment: hence the line's end after it.
         let sql = format!(
-            "select coalesce(json_agg(row_to_json(q)), '[]')::text as rows, count(*) as count \
-             from (select * from ({sql}\n) as statement limit {}) as q",
+            "select coalesce(json_agg(row_to_json(_q)), '[]')::text as rows, count(*) as count \
+             from (select * from ({sql}\n) as _statement limit {}) as _q",
             ROWS_MAX + 1
         );
         let mut transaction = self.read_as(tenant).await?;

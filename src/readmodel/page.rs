@@ -126,22 +126,22 @@ fn statement(
     }
     let quoted = |name: &Name| format!("\"{name}\"");
     let fields: Vec<String> = match select.fields.as_slice() {
-        [] => model.columns.iter().map(|column| format!("m.{}", quoted(&column.name))).collect(),
-        fields => fields.iter().map(|name| format!("m.{}", quoted(name))).collect(),
+        [] => model.columns.iter().map(|column| format!("_m.{}", quoted(&column.name))).collect(),
+        fields => fields.iter().map(|name| format!("_m.{}", quoted(name))).collect(),
     };
-    let places: Vec<String> = order.iter().map(|o| format!("m.{}", quoted(o.column))).collect();
+    let places: Vec<String> = order.iter().map(|o| format!("_m.{}", quoted(o.column))).collect();
     let sort: Vec<String> = order
         .iter()
         .map(|o| match (o.descends, o.nullable) {
-            (false, _) => format!("m.{}", quoted(o.column)),
-            (true, true) => format!("m.{} desc nulls last", quoted(o.column)),
-            (true, false) => format!("m.{} desc", quoted(o.column)),
+            (false, _) => format!("_m.{}", quoted(o.column)),
+            (true, true) => format!("_m.{} desc nulls last", quoted(o.column)),
+            (true, false) => format!("_m.{} desc", quoted(o.column)),
         })
         .collect();
     statement.sql = format!(
-        "select (select row_to_json(f) from (select {}) f)::text as row, \
+        "select (select row_to_json(_row) from (select {}) _row)::text as row, \
                 json_build_array({})::text as after \
-         from rm.\"{}\" m where {} order by {} limit {}",
+         from rm.\"{}\" _m where {} order by {} limit {}",
         fields.join(", "),
         places.join(", "),
         model.name,
@@ -158,7 +158,7 @@ fn condition(
     filter: &Filter,
 ) -> Result<String, Error> {
     let (kind, cells) = select::cells(model, filter)?;
-    let column = format!("m.\"{}\"", filter.column);
+    let column = format!("_m.\"{}\"", filter.column);
     let operator = match filter.op {
         Op::IsNull => return Ok(format!("{column} is null")),
         Op::IsNotNull => return Ok(format!("{column} is not null")),
@@ -183,17 +183,17 @@ fn beyond(statement: &mut Statement, order: &[Order<'_>], after: &[Cell]) -> Str
     let placeholders: Vec<String> =
         order.iter().zip(after).map(|(o, cell)| statement.bind(o.kind, cell)).collect();
     if order.iter().all(|o| !o.nullable && !o.descends) {
-        let columns: Vec<String> = order.iter().map(|o| format!("m.\"{}\"", o.column)).collect();
+        let columns: Vec<String> = order.iter().map(|o| format!("_m.\"{}\"", o.column)).collect();
         return format!("({}) > ({})", columns.join(", "), placeholders.join(", "));
     }
     let mut alternatives = Vec::new();
     for (at, (o, cell)) in order.iter().zip(after).enumerate() {
-        let column = format!("m.\"{}\"", o.column);
+        let column = format!("_m.\"{}\"", o.column);
         let sign = if o.descends { '<' } else { '>' };
         let mut parts: Vec<String> = (0..at)
             .map(|before| {
                 let column = order[before].column;
-                format!("m.\"{column}\" is not distinct from {}", placeholders[before])
+                format!("_m.\"{column}\" is not distinct from {}", placeholders[before])
             })
             .collect();
         parts.push(match (cell, o.nullable) {

@@ -39,6 +39,7 @@ pub struct Version {
     pub plan: Plan,
     /// Its table, quoted.
     pub(crate) table: String,
+    columns: Vec<Column>,
 }
 
 impl Version {
@@ -124,6 +125,7 @@ impl ReadModels {
                     number: registered.number,
                     state: registered.state,
                     plan: Plan::new(&definition),
+                    columns: definition.columns.clone(),
                 }));
             }
         }
@@ -160,9 +162,9 @@ impl ReadModels {
 
     /// Makes a version that has caught up the one that serves. Returns false when the view is in
     /// use just now, or something that hangs on it stands in the way: try again. Queries go on.
-    pub async fn promote(&self, version: &Version, model: &[Column]) -> Result<bool, Error> {
+    pub async fn promote(&self, version: &Version) -> Result<bool, Error> {
         let mut transaction = self.pool.begin().await?;
-        match swap(&mut transaction, version, model).await {
+        match swap(&mut transaction, version).await {
             Ok(()) => {
                 transaction.commit().await?;
                 Ok(true)
@@ -351,12 +353,9 @@ async fn drop_version(
 }
 
 /// Points the view at the version. A view whose columns stay keeps what hangs on it.
-async fn swap(
-    connection: &mut PgConnection,
-    version: &Version,
-    columns: &[Column],
-) -> Result<(), sqlx::Error> {
-    let names: String = columns.iter().map(|column| format!(", \"{}\"", column.name)).collect();
+async fn swap(connection: &mut PgConnection, version: &Version) -> Result<(), sqlx::Error> {
+    let names: String =
+        version.columns.iter().map(|column| format!(", \"{}\"", column.name)).collect();
     let (view, id) = (format!("rm.\"{}\"", version.read_model), version.id);
     let create = format!(
         "view {view} with (security_invoker = true) as select tenant{names} from {}; \

@@ -1,0 +1,8 @@
+//! Read models on a real Postgres: one server for all tests, a database for each.
+#![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
+
+mod database;
+mod fold;
+mod isolation;
+mod reading;
+mod versions;

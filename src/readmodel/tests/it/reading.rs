@@ -1,0 +1,233 @@
+//! Selections, cursors, named queries, and waiting for one's own writes.
+
+use std::{sync::Arc, time::Duration};
+
+use flexcore_domain::{
+    Position, Slot,
+    definition::{ColumnKind, Operation, Parameter, Place, QueryDefinition, ReadModelDefinition},
+};
+use flexcore_readmodel::{Error, ReadModels, Select, Settings};
+use serde_json::{Value, json};
+
+use crate::database::{Database, change, changes, commit, data, model, name, part, tenant};
+
+const COLUMNS: [(&str, ColumnKind); 5] = [
+    ("k", ColumnKind::Text),
+    ("n", ColumnKind::Integer),
+    ("f", ColumnKind::Number),
+    ("t", ColumnKind::Timestamp),
+    ("user", ColumnKind::Text),
+];
+
+/// Forty rows of tenant a, of which every third has no n, and one of tenant b.
+async fn filled() -> (Database, Arc<ReadModelDefinition>) {
+    let set = ["n", "f", "t", "user"].map(|column| (column, Operation::Set, data(column)));
+    let model = model("things", "f", &COLUMNS, [("set", change(&set))]);
+    let database = Database::new().await;
+    let version = database.serving(&model).await;
+    let row = |of: &str, at: u64| {
+        let n = if at % 3 == 0 { Value::Null } else { json!(at / 7) };
+        let time = format!("2013-01-01T00:{at:02}:00.000001+00:00");
+        let data = json!({"k": format!("k{at:02}"), "n": n, "f": at as f64 / 3.0, "t": time,
+                          "user": if at % 2 == 0 { "é's \"" } else { "eq.x" }});
+        changes(&version, &commit(of, "set", at + 1, &data)).unwrap().unwrap()
+    };
+    let mut rows: Vec<_> = (0..40).map(|at| row("a", at)).collect();
+    rows.push(row("b", 50));
+    database.models.apply(1, &[part(&version, rows, 0, 41)]).await.unwrap();
+    (database, model)
+}
+
+async fn get(
+    database: &Database,
+    model: &ReadModelDefinition,
+    query: &[(&str, &str)],
+) -> Result<(Vec<Value>, Option<String>), Error> {
+    let pairs: Vec<_> =
+        query.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let select = Select::parse(model, &pairs)?;
+    let page = database.models.select(&tenant("a"), model, &select).await?;
+    Ok((serde_json::from_str(&page.rows).unwrap(), page.next_cursor))
+}
+
+#[tokio::test]
+async fn filters_compare_by_the_columns_type() {
+    let (database, model) = filled().await;
+    for (query, expected) in [
+        (vec![], 40),
+        (vec![("k", "k07")], 1),
+        (vec![("k", "k50")], 0),
+        (vec![("n", "2")], 5),
+        (vec![("n", "gte.2"), ("n", "lt.4")], 9),
+        (vec![("n", "ne.2")], 21),
+        (vec![("n", "in.0,1")], 9),
+        (vec![("n", "is.null")], 14),
+        (vec![("n", "is.not_null")], 26),
+        (vec![("k", "prefix.k0")], 10),
+        (vec![("k", "prefix.%")], 0),
+        (vec![("user", "eq.eq.x")], 20),
+        (vec![("user", "é's \"")], 20),
+        (vec![("user", "' or true --")], 0),
+        (vec![("t", "lt.2013-01-01T01:05:00+01:00")], 5),
+        (vec![("f", "gt.12.9")], 1),
+        (vec![("limit", "7")], 7),
+    ] {
+        let (rows, _) = get(&database, &model, &query).await.unwrap();
+        assert_eq!(rows.len(), expected, "{query:?}");
+    }
+    let query = [("k", "k07"), ("fields", "t,n")];
+    let (rows, _) = get(&database, &model, &query).await.unwrap();
+    let expected = r#"{"t":"2013-01-01T00:07:00.000001+00:00","n":1}"#;
+    assert_eq!(rows[0].to_string(), expected);
+}
+
+#[tokio::test]
+async fn mistakes_are_named() {
+    let (database, model) = filled().await;
+    for (query, expected) in [
+        (("tenant", "b"), "things has no column tenant; it has: k, n, f, t, user"),
+        (("n\"; drop table x", "1"), "has no column"),
+        (("n", "gte.x"), "n: \"x\" is not an integer of 64 bits"),
+        (("n", "in."), "n: \"\" is not an integer"),
+        (("t", "2013-01-01"), "is not a time as in"),
+        (("k", "a\0"), "is not text without NUL"),
+        (("n", "prefix.1"), "prefix compares text columns only"),
+        (("limit", "0"), "limit: must be a number from 1 to 1000"),
+        (("limit", "1001"), "limit: must be"),
+        (("sort", "k,-k"), "sort: k is named twice"),
+        (("fields", ""), "has no column"),
+        (("cursor", "x"), "not the cursor of this query"),
+    ] {
+        let error = get(&database, &model, &[query]).await.unwrap_err().to_string();
+        assert!(error.contains(expected), "{query:?}: {error}");
+    }
+    let (_, cursor) = get(&database, &model, &[("limit", "2")]).await.unwrap();
+    let query = [("cursor", cursor.as_deref().unwrap()), ("sort", "n")];
+    let error = get(&database, &model, &query).await.unwrap_err();
+    assert!(matches!(error, Error::InvalidCursor), "{error:?}");
+    let missing = crate::database::model("other", "f", &COLUMNS, []);
+    let error = get(&database, &missing, &[]).await.unwrap_err();
+    assert!(matches!(error, Error::NotBuilt(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn pages_in_any_order_show_every_row_once() {
+    let (database, model) = filled().await;
+    for sort in ["k", "-k", "n", "-n", "user,-n", "-t,n", "f", "n,-f"] {
+        let (whole, none) = get(&database, &model, &[("sort", sort)]).await.unwrap();
+        assert_eq!((whole.len(), none), (40, None));
+        let mut paged = Vec::new();
+        let mut cursor: Option<String> = None;
+        loop {
+            let mut query = vec![("sort", sort), ("limit", "3")];
+            query.extend(cursor.as_deref().map(|cursor| ("cursor", cursor)));
+            let (rows, next) = get(&database, &model, &query).await.unwrap();
+            paged.extend(rows);
+            match next {
+                Some(next) => cursor = Some(next),
+                None => break,
+            }
+        }
+        assert_eq!(paged, whole, "sort={sort}");
+    }
+}
+
+fn query(sql: &str) -> QueryDefinition {
+    let parameter = |text, kind, default| Parameter { name: name(text), kind, default };
+    QueryDefinition {
+        name: name("q"),
+        description: String::new(),
+        place: Place::default(),
+        sql: sql.to_owned(),
+        reads: vec![name("things")],
+        parameters: vec![
+            parameter("least", ColumnKind::Integer, None),
+            parameter("who", ColumnKind::Text, Some(json!("eq.x"))),
+        ],
+    }
+}
+
+#[tokio::test]
+async fn named_queries_are_typed_bounded_and_read_only() {
+    let (database, _) = filled().await;
+    let run = |sql: &'static str, params: &'static [(&'static str, &'static str)]| {
+        let models = &database.models;
+        async move {
+            let params: Vec<_> =
+                params.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+            models.run_query(&tenant("a"), &query(sql), &params).await.map_err(|e| e.to_string())
+        }
+    };
+    let sql = "select n, count(*) as c from things -- of one tenant: \n\
+               where n >= :least and \"user\" = :who group by n order by n;";
+    let rows: Value = serde_json::from_str(&run(sql, &[("least", "4")]).await.unwrap()).unwrap();
+    assert_eq!(rows, json!([{"n": 4, "c": 2}, {"n": 5, "c": 2}]));
+    for (sql, params, expected) in [
+        (sql, &[][..], "q needs the parameter least"),
+        (sql, &[("least", "x")], "least: \"x\" is not an integer"),
+        (sql, &[("least", "1"), ("most", "1")], "has no parameter most; it has: least, who"),
+        (sql, &[("least", "1"), ("least", "2")], "is given twice"),
+        ("select 1 / 0 + :least", &[("least", "1")], "division by zero"),
+        (
+            "select * from generate_series(1, 20000) where :least = 1",
+            &[("least", "1")],
+            "more than 10000 rows",
+        ),
+        ("select 1) x; drop table rm.things_v1; select (:least", &[("least", "1")], "fails"),
+        (
+            "select set_config('flexcore.tenant', 'b', true), :least",
+            &[("least", "1")],
+            "not allowed",
+        ),
+        (
+            "select * from flexcore.rebuilds where :least = 1",
+            &[("least", "1")],
+            "permission denied",
+        ),
+        ("select * from no_such where :least = 1", &[("least", "1")], "is being built"),
+    ] {
+        let error = run(sql, params).await.unwrap_err();
+        assert!(error.contains(expected), "{sql}: {error}");
+    }
+    let settings = Settings { statement_timeout: Duration::from_millis(50), ..Settings::default() };
+    let hasty = ReadModels::connect(&database.url, settings).await.unwrap();
+    let slow = query("select pg_sleep(5) where :least = 1 and :who <> ''");
+    let params = [("least".to_owned(), "1".to_owned())];
+    let error = hasty.run_query(&tenant("a"), &slow, &params).await.unwrap_err();
+    assert!(matches!(error, Error::Timeout(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn one_waits_for_ones_own_writes() {
+    let database = Database::new().await;
+    let model = model("things", "f", &COLUMNS, []);
+    let version = database.serving(&model).await;
+    let position = |sequence| Position { slot: Slot::new(3).unwrap(), sequence };
+    let models = database.models.clone();
+    let short = Duration::from_millis(60);
+    models.wait(&[name("things")], &[], short).await.unwrap();
+    let error = models.wait(&[name("things")], &[position(1)], short).await.unwrap_err();
+    assert!(matches!(error, Error::NotYet { wanted: 1, passed: 0, .. }), "{error:?}");
+    let error = models.wait(&[name("nothing")], &[position(1)], short).await.unwrap_err();
+    assert!(matches!(error, Error::NotBuilt(_)), "{error:?}");
+    let waiters: Vec<_> = (1..=200)
+        .map(|sequence| {
+            let models = models.clone();
+            let long = Duration::from_secs(20);
+            let at = [position(sequence), position(1)];
+            tokio::spawn(async move { models.wait(&[name("things")], &at, long).await })
+        })
+        .collect();
+    tokio::time::sleep(short).await;
+    models.apply(1, &[part(&version, Vec::new(), 0, 100)]).await.unwrap();
+    let finished = || waiters.iter().filter(|waiter| waiter.is_finished()).count();
+    while finished() < 100 {
+        tokio::time::sleep(short).await;
+    }
+    tokio::time::sleep(short).await;
+    assert_eq!(finished(), 100);
+    models.apply(1, &[part(&version, Vec::new(), 100, 200)]).await.unwrap();
+    for waiter in waiters {
+        waiter.await.unwrap().unwrap();
+    }
+}

@@ -1,0 +1,147 @@
+//! Versions side by side, checkpoints and epochs.
+
+use flexcore_domain::{
+    Slot,
+    definition::{ColumnKind, Operation},
+};
+use flexcore_readmodel::{Error, Move, Rebuild, State, check_names};
+use serde_json::json;
+
+use crate::database::{Database, catalog, change, changes, commit, data, model, part};
+
+const COLUMNS: [(&str, ColumnKind); 2] = [("k", ColumnKind::Text), ("n", ColumnKind::Integer)];
+
+#[tokio::test]
+async fn a_changed_declaration_is_built_beside_and_swapped_in() {
+    let database = Database::new().await;
+    let add = || [("sum", change(&[("n", Operation::Add, data("n"))]))];
+    let old = model("sums", "old", &COLUMNS, add());
+    let first = database.serving(&old).await;
+    assert_eq!((first.number, first.state), (1, State::Serving));
+    let row = |version: &_| {
+        changes(version, &commit("a", "sum", 1, &json!({"k": "x", "n": 7, "extra": 8})))
+            .unwrap()
+            .unwrap()
+    };
+    database.models.apply(1, &[part(&first, vec![row(&first)], 0, 1)]).await.unwrap();
+
+    // A column more, and another order: the view cannot just be replaced.
+    let columns =
+        [("k", ColumnKind::Text), ("extra", ColumnKind::Text), ("n", ColumnKind::Integer)];
+    let new = model("sums", "new", &columns, add());
+    let known = old.clone();
+    let versions = database
+        .models
+        .versions(&catalog([new.clone()]), &|f| (f == "old").then(|| known.clone()))
+        .await
+        .unwrap();
+    let states: Vec<_> = versions.run.iter().map(|v| (v.number, v.state)).collect();
+    assert_eq!(states, [(1, State::Serving), (2, State::Building)]);
+    let second = versions.run[1].clone();
+    assert_eq!(database.one("select n::text from rm.sums").await, "7", "the old one serves");
+    database.models.apply(1, &[part(&second, vec![row(&second)], 0, 1)]).await.unwrap();
+
+    // A query that reads the view keeps it from being changed, and is not disturbed.
+    let mut reader = database.admin.begin().await.unwrap();
+    sqlx::query("select * from rm.sums").execute(&mut *reader).await.unwrap();
+    assert!(!database.models.promote(&second).await.unwrap());
+    reader.rollback().await.unwrap();
+    assert!(database.models.promote(&second).await.unwrap());
+    assert_eq!(
+        database.one("select row_to_json(s)::text from rm.sums s").await,
+        r#"{"tenant":"a","k":"x","extra":null,"n":7}"#
+    );
+    database.models.sweep().await.unwrap();
+    assert_eq!(database.one("select to_regclass('rm.sums_v1')::text").await, "");
+
+    // Taken back half built: the version in between leaves nothing.
+    let third = model("sums", "third", &COLUMNS, add());
+    assert_eq!(database.versions(&catalog([third])).await.len(), 1);
+    let run = database.versions(&catalog([new])).await;
+    assert_eq!(run.iter().map(|v| v.number).collect::<Vec<_>>(), [2]);
+    assert_eq!(database.one("select to_regclass('rm.sums_v3')::text").await, "");
+
+    // No longer declared.
+    assert!(database.versions(&catalog([])).await.is_empty());
+    assert_eq!(
+        database
+            .one(
+                "select count(*)::text from pg_class c join pg_namespace n \
+        on n.oid = c.relnamespace where n.nspname = 'rm'"
+            )
+            .await,
+        "0"
+    );
+}
+
+#[tokio::test]
+async fn a_rebuild_is_a_new_version_of_the_same_declaration() {
+    let database = Database::new().await;
+    let sums = model("sums", "f", &COLUMNS, []);
+    let first = database.serving(&sums).await;
+    database.models.apply(1, &[part(&first, Vec::new(), 0, 9)]).await.unwrap();
+    let error = database.models.request_rebuild("summs").await.unwrap_err();
+    assert_eq!(error.to_string(), "no read model summs; there are: sums");
+    let request = database.models.request_rebuild("sums").await.unwrap();
+    assert_eq!(database.models.rebuild(request).await.unwrap(), Rebuild::Waiting);
+    let run = database.versions(&catalog([sums.clone()])).await;
+    assert_eq!(run.len(), 2);
+    let second = &run[1];
+    let building = Rebuild::Building { version: 2, position: 0, target: 9 };
+    assert_eq!(database.models.rebuild(request).await.unwrap(), building);
+    assert!(database.models.promote(second).await.unwrap());
+    let done = Rebuild::Done { version: 2 };
+    assert_eq!(database.models.rebuild(request).await.unwrap(), done);
+    database.models.sweep().await.unwrap();
+    assert_eq!(database.models.rebuild(request).await.unwrap(), done);
+    assert_eq!(database.versions(&catalog([sums])).await.len(), 1, "one request, one rebuild");
+}
+
+#[tokio::test]
+async fn checkpoints_move_once_and_never_for_an_older_epoch() {
+    let database = Database::new().await;
+    let add = [("sum", change(&[("n", Operation::Add, data("n"))]))];
+    let version = database.serving(&model("sums", "f", &COLUMNS, add)).await;
+    let row =
+        || changes(&version, &commit("a", "sum", 1, &json!({"k": "x", "n": 1}))).unwrap().unwrap();
+    let mut lead = database.models.lead().await.unwrap().expect("nobody leads");
+    assert!(database.models.lead().await.unwrap().is_none(), "there is one at a time");
+    lead.check().await.unwrap();
+    let old = lead.epoch();
+    assert_eq!(database.models.take_over(&version, old).await.unwrap(), [0; 64]);
+    let slot = Slot::new(7).unwrap();
+    let mut once = part(&version, vec![row()], 0, 0);
+    once.moves = vec![Move { slot, from: 0, to: 5 }];
+    database.models.apply(old, std::slice::from_ref(&once)).await.unwrap();
+    let again = database.models.apply(old, std::slice::from_ref(&once)).await.unwrap_err();
+    assert!(matches!(again, Error::Moved), "{again:?}");
+
+    lead.release().await;
+    let lead = loop {
+        // The server notices the end of the connection when it does.
+        if let Some(lead) = database.models.lead().await.unwrap() {
+            break lead;
+        }
+    };
+    assert!(lead.epoch() > old);
+    let positions = database.models.take_over(&version, lead.epoch()).await.unwrap();
+    assert_eq!((positions[7], positions[8]), (5, 0));
+    once.moves = vec![Move { slot, from: 5, to: 6 }];
+    let late = database.models.apply(old, &[once]).await.unwrap_err();
+    assert!(matches!(late, Error::Fenced { .. }), "{late:?}");
+    let late = database.models.take_over(&version, old).await.unwrap_err();
+    assert!(matches!(late, Error::Fenced { .. }), "{late:?}");
+    assert_eq!(database.one("select n::text from rm.sums").await, "1", "applied exactly once");
+}
+
+#[test]
+fn names_that_are_taken_are_refused() {
+    for column in ["tenant", "xmin", "ctid"] {
+        let columns = [("k", ColumnKind::Text), (column, ColumnKind::Text)];
+        assert!(check_names(&model("m", "f", &columns, [])).is_err(), "{column}");
+    }
+    assert!(check_names(&model("m_v2", "f", &COLUMNS, [])).is_err());
+    for fine in ["m_v", "m_v2x", "order", "user"] {
+        check_names(&model(fine, "f", &COLUMNS, [])).unwrap();
+    }
+}
