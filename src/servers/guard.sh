@@ -10,10 +10,13 @@ last=$1 remove=$2
 shift 2
 gone=
 trap 'gone=1' USR1
+# systemd and terminals signal every process of a group: this one stays until its program has ended.
+trap : TERM INT HUP
 exec 3<&0
 "$@" 3<&- >&2 &
 pid=$!
 (
+  trap '' TERM INT HUP
   while read -r signal <&3; do kill -s "$signal" "$pid"; done
   kill -s USR1 $$
   kill -s "$last" "$pid"
@@ -37,5 +40,5 @@ if [ -n "$gone" ] && [ -n "$remove" ]; then
     tries=$((tries - 1))
   done
 fi
-kill "$reader" 2>/dev/null
+kill -s KILL "$reader" 2>/dev/null
 exit "$status"

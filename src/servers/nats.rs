@@ -20,6 +20,8 @@ const CONFIG: &str = include_str!("../../nats.conf");
 const LAZY_SYNC: &str = "\"2m\"";
 /// How long it may take to open its store: a second for a million messages, with room.
 const READY_WAIT: Duration = Duration::from_secs(60);
+/// Panics and what it says before it opens its log; locked while the server lives.
+const STDERR: &str = "nats.stderr.log";
 const POLL: Duration = Duration::from_millis(5);
 /// How long it may take to end when asked.
 const STOP_WAIT: Duration = Duration::from_secs(10);
@@ -51,6 +53,8 @@ impl Nats {
         remove: Option<PathBuf>,
     ) -> Result<Self, Error> {
         account::passable_folder(&folder)?;
+        // An earlier server of this folder must be gone before anything in it is touched.
+        guard::wait_until_gone(&folder.join(STDERR)).await?;
         let config = config(&folder.join("store"), sync)?;
         std::fs::write(folder.join("nats.conf"), config).map_err(io_error("write nats.conf"))?;
         let ports = Ports { clients: port.unwrap_or(0), monitor: 0 };
@@ -172,7 +176,7 @@ impl Nats {
     }
 
     fn stderr(&self) -> PathBuf {
-        self.folder.join("nats.stderr.log")
+        self.folder.join(STDERR)
     }
 }
 

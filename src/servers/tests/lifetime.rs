@@ -108,6 +108,21 @@ async fn data_survives_a_stop_a_kill_and_a_second_start() {
 }
 
 #[tokio::test]
+async fn a_second_start_on_the_same_data_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = Some(folder.path().join("data"));
+    let options = Options { data, want: Want::Nats, ..options() };
+    let servers = Servers::start(&options).await.unwrap();
+    let config = folder.path().join("data/nats/nats.conf");
+    let before = std::fs::read_to_string(&config).unwrap();
+    let other = Options { sync: Sync::Lazy, ..options };
+    let error = Servers::start(&other).await.expect_err("it is in use");
+    assert!(matches!(error, Error::InUse { .. }), "{error}");
+    assert_eq!(std::fs::read_to_string(&config).unwrap(), before);
+    servers.stop().await;
+}
+
+#[tokio::test]
 async fn the_sync_asked_for_is_the_one_that_the_server_uses() {
     for (sync, always) in [(Sync::Always, true), (Sync::Lazy, false)] {
         let options = Options { sync, want: Want::Nats, ..options() };
