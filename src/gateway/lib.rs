@@ -7,6 +7,8 @@ mod admission;
 mod asyncapi;
 mod error;
 mod extract;
+#[cfg(test)]
+mod fixture;
 pub mod limits;
 mod listen;
 mod openapi;

@@ -87,3 +87,89 @@ pub(crate) fn label(matched: Option<&str>) -> &'static str {
 
 /// Headers that the router itself sets on problems.
 pub(crate) const KEPT_ON_PROBLEMS: &[header::HeaderName] = &[header::ALLOW];
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use flexcore_domain::Catalog;
+    use serde_json::Value;
+
+    use super::*;
+
+    /// Whether a documented path is one of the route's: `{…}` stands for any part, and the document
+    /// may name what the route leaves open.
+    fn covers(route: &str, documented: &str) -> bool {
+        let (route, documented): (Vec<_>, Vec<_>) =
+            (route.split('/').collect(), documented.split('/').collect());
+        route.len() == documented.len()
+            && route.iter().zip(&documented).all(|(r, d)| r.starts_with('{') || r == d)
+    }
+
+    fn operations(document: &Value) -> BTreeSet<(String, String)> {
+        let paths = document["paths"].as_object().unwrap();
+        let of_path = |(path, item): (&String, &Value)| {
+            let methods = item.as_object().unwrap().keys();
+            methods.map(|method| (method.clone(), path.clone())).collect::<Vec<_>>()
+        };
+        paths.iter().flat_map(of_path).collect()
+    }
+
+    #[test]
+    fn every_route_is_documented_and_every_documented_path_is_a_route() {
+        let catalog = crate::fixture::catalog();
+        let documented = operations(&crate::openapi::value(&catalog));
+        for (method, path) in &documented {
+            let found = ROUTES.iter().any(|r| r.method == method && covers(r.path, path));
+            assert!(found, "{method} {path} is documented, and there is no such route");
+        }
+        for route in ROUTES {
+            let found = documented.iter().any(|(m, p)| route.method == m && covers(route.path, p));
+            assert!(found, "{} {} is not documented", route.method, route.path);
+        }
+    }
+
+    #[test]
+    fn without_an_application_only_what_is_always_there_is_documented() {
+        for (method, path) in operations(&crate::openapi::value(&Catalog::default())) {
+            assert!(ROUTES.iter().any(|r| r.method == method && r.path == path), "{path}");
+        }
+    }
+
+    #[test]
+    fn every_reference_leads_somewhere() {
+        let catalog = crate::fixture::catalog();
+        for text in [crate::openapi(&catalog), crate::asyncapi(&catalog)] {
+            let document: Value = serde_json::from_str(&text).unwrap();
+            let references: Vec<_> = text.split("\"$ref\": \"#").skip(1).collect();
+            assert!(references.len() > 2);
+            for reference in references {
+                let pointer = reference.split('"').next().unwrap();
+                assert!(document.pointer(pointer).is_some(), "{pointer}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_v1_is_behind_a_token_and_all_of_it_is() {
+        let open = [
+            "/",
+            "/openapi.json",
+            "/asyncapi.json",
+            "/problems/{code}",
+            "/.well-known/jwks.json",
+            "/livez",
+            "/readyz",
+            "/startupz",
+            "/metrics",
+        ];
+        for route in ROUTES {
+            assert_ne!(
+                route.path.starts_with("/v1/"),
+                open.contains(&route.path),
+                "{}",
+                route.path
+            );
+        }
+    }
+}

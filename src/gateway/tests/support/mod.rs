@@ -2,7 +2,6 @@
 //! sends bytes as they are.
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
     num::NonZeroU32,
     path::{Path, PathBuf},
@@ -10,23 +9,20 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+#[path = "../../fixture.rs"]
+mod fixture;
+
 use async_nats::Message;
 use flexcore_auth::{Grant, Issuer, SigningKey, Verifier};
 use flexcore_domain::{
-    ActorName, AggregateName, Application, Catalog, CommandName, EventName, Name, Outcome,
-    Position, StateReply, Tenant, Violation,
-    command::header,
-    definition::{
-        AggregateDefinition, Column, ColumnKind, CommandDefinition, EventDefinition, Function,
-        Parameter, Place, QueryDefinition, ReadModelDefinition, Schema,
-    },
+    ActorName, Outcome, Position, StateReply, Tenant, Violation, command::header,
 };
 use flexcore_eventstore::{EventStore, Profile};
 use flexcore_gateway::{Listeners, Settings, State};
 use flexcore_readmodel::ReadModels;
 use flexcore_servers::{Options, Servers, Sync, Want};
 use futures::StreamExt;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -64,7 +60,7 @@ pub(crate) async fn start(settings: Settings) -> Gateway {
         ReadModels::connect(nowhere, flexcore_readmodel::Settings::default()).await.unwrap();
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = http.local_addr().unwrap();
-    let (catalog_sender, catalog) = watch::channel(Arc::new(catalog()));
+    let (catalog_sender, catalog) = watch::channel(Arc::new(fixture::catalog()));
     let shutdown = CancellationToken::new();
     let verifier = Verifier::new(vec![KEY.public().clone()], "flexcore", "flexcore");
     let state = State {
@@ -240,65 +236,4 @@ fn outcome(command: &str, field: &impl Fn(&str) -> Option<String>) -> Option<Out
 
 fn raw(text: &str) -> Box<serde_json::value::RawValue> {
     serde_json::value::RawValue::from_string(text.to_owned()).unwrap()
-}
-
-fn schema(json: Value) -> Schema {
-    let validator = Arc::new(jsonschema::validator_for(&json).unwrap());
-    Schema { json, place: Place::default(), validator }
-}
-
-/// One application with one of everything.
-pub(crate) fn catalog() -> Catalog {
-    let function = || Function { source: "() => 0".into(), place: Place::default() };
-    let name = |text: &str| Name::parse(text).unwrap();
-    let flight = AggregateName::parse("flight").unwrap();
-    let command = CommandDefinition {
-        description: "The flight leaves.".to_owned(),
-        payload: schema(json!({"type": "object", "properties": {"at": {"type": "string"}}})),
-        decide: function(),
-    };
-    let event = EventDefinition {
-        version: 1,
-        data: schema(json!({"type": "object"})),
-        evolve: function(),
-        upcast: BTreeMap::new(),
-    };
-    let aggregate = AggregateDefinition {
-        name: flight.clone(),
-        description: "A flight.".to_owned(),
-        place: Place::default(),
-        commands: BTreeMap::from([(CommandName::parse("depart").unwrap(), command)]),
-        events: BTreeMap::from([(EventName::parse("departed").unwrap(), event)]),
-    };
-    let kinds = [("id", ColumnKind::Text), ("delay", ColumnKind::Integer)];
-    let model = ReadModelDefinition {
-        name: name("flights"),
-        description: "A row a flight.".to_owned(),
-        place: Place::default(),
-        columns: kinds.map(|(text, kind)| Column { name: name(text), kind }).into(),
-        key: vec![name("id")],
-        on: BTreeMap::new(),
-        fingerprint: String::new(),
-    };
-    let query = QueryDefinition {
-        name: name("delays"),
-        description: "Delays.".to_owned(),
-        place: Place::default(),
-        sql: "select 1".to_owned(),
-        reads: vec![name("flights")],
-        parameters: vec![Parameter {
-            name: name("least"),
-            kind: ColumnKind::Integer,
-            default: Some(json!(0)),
-        }],
-    };
-    let application = Application {
-        name: name("flights"),
-        version: 1,
-        files: Vec::new(),
-        aggregates: BTreeMap::from([(flight, Arc::new(aggregate))]),
-        read_models: BTreeMap::from([(model.name.clone(), Arc::new(model))]),
-        queries: BTreeMap::from([(query.name.clone(), Arc::new(query))]),
-    };
-    Catalog { applications: BTreeMap::from([(application.name.clone(), Arc::new(application))]) }
 }

@@ -1,0 +1,73 @@
+//! One application with one of everything, for tests.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use flexcore_domain::{
+    AggregateName, Application, Catalog, CommandName, EventName, Name,
+    definition::{
+        AggregateDefinition, Column, ColumnKind, CommandDefinition, EventDefinition, Function,
+        Parameter, Place, QueryDefinition, ReadModelDefinition, Schema,
+    },
+};
+use serde_json::{Value, json};
+
+fn schema(json: Value) -> Schema {
+    let validator = Arc::new(jsonschema::validator_for(&json).unwrap());
+    Schema { json, place: Place::default(), validator }
+}
+
+/// One application with one of everything.
+pub(crate) fn catalog() -> Catalog {
+    let function = || Function { source: "() => 0".into(), place: Place::default() };
+    let name = |text: &str| Name::parse(text).unwrap();
+    let flight = AggregateName::parse("flight").unwrap();
+    let command = CommandDefinition {
+        description: "The flight leaves.".to_owned(),
+        payload: schema(json!({"type": "object", "properties": {"at": {"type": "string"}}})),
+        decide: function(),
+    };
+    let event = EventDefinition {
+        version: 1,
+        data: schema(json!({"type": "object"})),
+        evolve: function(),
+        upcast: BTreeMap::new(),
+    };
+    let aggregate = AggregateDefinition {
+        name: flight.clone(),
+        description: "A flight.".to_owned(),
+        place: Place::default(),
+        commands: BTreeMap::from([(CommandName::parse("depart").unwrap(), command)]),
+        events: BTreeMap::from([(EventName::parse("departed").unwrap(), event)]),
+    };
+    let kinds = [("id", ColumnKind::Text), ("delay", ColumnKind::Integer)];
+    let model = ReadModelDefinition {
+        name: name("flights"),
+        description: "A row a flight.".to_owned(),
+        place: Place::default(),
+        columns: kinds.map(|(text, kind)| Column { name: name(text), kind }).into(),
+        key: vec![name("id")],
+        on: BTreeMap::new(),
+        fingerprint: String::new(),
+    };
+    let query = QueryDefinition {
+        name: name("delays"),
+        description: "Delays.".to_owned(),
+        place: Place::default(),
+        sql: "select 1".to_owned(),
+        reads: vec![name("flights")],
+        parameters: vec![Parameter {
+            name: name("least"),
+            kind: ColumnKind::Integer,
+            default: Some(json!(0)),
+        }],
+    };
+    let application = Application {
+        name: name("flights"),
+        version: 1,
+        files: Vec::new(),
+        aggregates: BTreeMap::from([(flight, Arc::new(aggregate))]),
+        read_models: BTreeMap::from([(model.name.clone(), Arc::new(model))]),
+        queries: BTreeMap::from([(query.name.clone(), Arc::new(query))]),
+    };
+    Catalog { applications: BTreeMap::from([(application.name.clone(), Arc::new(application))]) }
+}
