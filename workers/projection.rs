@@ -33,38 +33,25 @@ const RETRY_LONGEST: Duration = Duration::from_secs(5);
 const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Keeps read models up to date until the token is cancelled; then finishes the batch at hand.
-/// Outages of the broker or of Postgres are waited out. `read_models` is migrated.
+/// Outages of the broker or of Postgres are waited out. `read_models` is migrated. Fails when
+/// deployments are not followed any more.
 pub async fn run(
     store: EventStore,
     read_models: ReadModels,
     catalog: watch::Receiver<Arc<Catalog>>,
     stop: CancellationToken,
-) {
+) -> anyhow::Result<()> {
     let mut worker = Worker { store, read_models, catalog, known: HashMap::new() };
     let mut attempt = 0;
     while !stop.is_cancelled() {
-        let pause = match worker.read_models.lead().await {
-            Ok(Some(mut lead)) => {
-                tracing::info!(epoch = lead.epoch(), "projecting");
-                let led_since = Instant::now();
-                if let Err(error) = worker.project(&mut lead, &stop).await {
-                    tracing::warn!(%error, "projecting was interrupted");
-                }
-                lead.release().await;
-                attempt = if led_since.elapsed() > RETRY_LONGEST { 0 } else { attempt + 1 };
-                backoff(attempt)
-            }
-            Ok(None) => STANDBY_INTERVAL,
-            Err(error) => {
-                if attempt == 0 {
-                    tracing::warn!(%error, "cannot project yet");
-                }
-                attempt += 1;
-                backoff(attempt)
-            }
-        };
+        let pause = worker.lead(&mut attempt, &stop).await;
+        anyhow::ensure!(
+            worker.catalog.has_changed().is_ok(),
+            "deployments are not followed any more"
+        );
         let _ = tokio::time::timeout(pause, stop.cancelled()).await;
     }
+    Ok(())
 }
 
 /// Doubling, with jitter, so that many workers do not come back in step.
@@ -102,6 +89,29 @@ struct Readers {
 }
 
 impl Worker {
+    /// Leads if nobody else does, for as long as it may. Returns the pause before the next attempt.
+    async fn lead(&mut self, attempt: &mut u32, stop: &CancellationToken) -> Duration {
+        let mut lead = match self.read_models.lead().await {
+            Ok(Some(lead)) => lead,
+            Ok(None) => return STANDBY_INTERVAL,
+            Err(error) => {
+                *attempt += 1;
+                if *attempt == 1 {
+                    tracing::warn!(%error, "cannot project yet");
+                }
+                return backoff(*attempt);
+            }
+        };
+        tracing::info!(epoch = lead.epoch(), "projecting");
+        let since = Instant::now();
+        if let Err(error) = self.project(&mut lead, stop).await {
+            tracing::warn!(%error, "projecting was interrupted");
+        }
+        lead.release().await;
+        *attempt = if since.elapsed() > RETRY_LONGEST { 0 } else { *attempt + 1 };
+        backoff(*attempt)
+    }
+
     /// Projects while this worker leads. Fails when it may no longer.
     async fn project(&mut self, lead: &mut Lead, stop: &CancellationToken) -> Result<(), Error> {
         let mut readers = Readers::default();
@@ -250,18 +260,21 @@ impl Readers {
                 self.apart.extend(group);
             }
             End::Refused { reason, names } | End::Broken { reason, names } => {
-                for (id, name) in names {
-                    tracing::error!(
-                        read_model = %name,
-                        reason,
-                        "the projection has stopped; mend the cause and start the worker again"
-                    );
-                    gauge!("flexcore_projection_stopped", "read_model" => name.to_string())
-                        .set(1.0);
-                    self.broken.insert(id, name);
-                }
+                self.stopped(&reason, names);
             }
         }
         Ok(())
+    }
+
+    fn stopped(&mut self, reason: &str, names: Vec<(i64, Name)>) {
+        for (id, name) in names {
+            tracing::error!(
+                read_model = %name,
+                reason,
+                "the projection has stopped; mend the cause and start the worker again"
+            );
+            gauge!("flexcore_projection_stopped", "read_model" => name.to_string()).set(1.0);
+            self.broken.insert(id, name);
+        }
     }
 }

@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use flexcore_domain::{Catalog, Name};
-use flexcore_eventstore::{self as eventstore, EventStore, Filter, Recorded, Subscription};
+use flexcore_eventstore::{self as eventstore, EventStore, Filter, Subscription};
 use flexcore_readmodel::{Error, ReadModels, State, Version};
 use metrics::counter;
 use tokio::{task::JoinHandle, time::Instant};
