@@ -11,7 +11,7 @@ use std::{
 
 use flexcore_auth::Verifier;
 use flexcore_domain::Catalog;
-use flexcore_eventstore::EventStore;
+use flexcore_eventstore::{EventStore, queue::CommandPublisher};
 use flexcore_readmodel::ReadModels;
 use metrics::Histogram;
 use tokio::sync::watch;
@@ -24,6 +24,7 @@ use crate::{
 
 pub(crate) struct Shared {
     pub(crate) store: EventStore,
+    pub(crate) publisher: CommandPublisher,
     pub(crate) read_models: ReadModels,
     pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
     pub(crate) verifier: Arc<Verifier>,
@@ -44,6 +45,7 @@ impl Shared {
     pub(crate) fn new(state: State, shutdown: CancellationToken, metrics_apart: bool) -> Arc<Self> {
         Arc::new(Self {
             admission: Admission::new(&state.settings),
+            publisher: state.store.command_publisher(),
             store: state.store,
             read_models: state.read_models,
             catalog: state.catalog,

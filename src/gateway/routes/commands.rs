@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use async_nats::jetstream::context::PublishErrorKind;
 use axum::{
     extract::State,
     http::{HeaderName, HeaderValue, StatusCode, header},
@@ -170,21 +169,11 @@ async fn enqueue(
     if shared.store.client().connection_state() != async_nats::connection::State::Connected {
         return Err(Problem::unavailable(&"not connected to the broker"));
     }
-    let subject = Command::queue_subject(key, name);
-    let published = shared.store.jetstream().publish_with_headers(subject, headers, payload).await;
-    let stored = match published {
-        Ok(acknowledgement) => acknowledgement.await,
-        Err(error) => Err(error),
-    };
-    stored.map(|_| ()).map_err(|error| match error.kind() {
-        PublishErrorKind::StreamNotFound => Problem::unavailable(&error),
-        // What the broker says with an error code, it refused: the queue is full.
-        PublishErrorKind::Other => {
-            crate::admission::shed("queue");
-            Problem::new(&problems::OVERLOADED, "the queue is full; nothing was done")
-        }
-        _ => Problem::outcome_unknown(&error),
-    })
+    let payload =
+        String::from_utf8(payload.into()).expect("BUG: JSON was read from it, so it is text");
+    // The broker's own check for duplicates spans all aggregates: it gets an id that never repeats.
+    let published = shared.publisher.publish(key, name, &new_id(), headers, payload).await;
+    published.map_err(|error| Problem::outcome_unknown(&error))
 }
 
 /// 202 with the place to ask at; 200 when the outcome comes within the time to wait.
