@@ -44,7 +44,18 @@ pub async fn run(
     let mut worker = Worker { store, read_models, catalog, known: HashMap::new() };
     let mut attempt = 0;
     while !stop.is_cancelled() {
-        let pause = worker.lead(&mut attempt, &stop).await;
+        let since = Instant::now();
+        let pause = match worker.lead(&stop).await {
+            Ok(true) => Duration::ZERO,
+            Ok(false) => STANDBY_INTERVAL,
+            Err(error) => {
+                attempt = if since.elapsed() > RETRY_LONGEST { 1 } else { attempt + 1 };
+                if attempt == 1 {
+                    tracing::warn!(%error, "read models stay as they are for now");
+                }
+                backoff(attempt)
+            }
+        };
         anyhow::ensure!(
             worker.catalog.has_changed().is_ok(),
             "deployments are not followed any more"
@@ -89,27 +100,13 @@ struct Readers {
 }
 
 impl Worker {
-    /// Leads if nobody else does, for as long as it may. Returns the pause before the next attempt.
-    async fn lead(&mut self, attempt: &mut u32, stop: &CancellationToken) -> Duration {
-        let mut lead = match self.read_models.lead().await {
-            Ok(Some(lead)) => lead,
-            Ok(None) => return STANDBY_INTERVAL,
-            Err(error) => {
-                *attempt += 1;
-                if *attempt == 1 {
-                    tracing::warn!(%error, "cannot project yet");
-                }
-                return backoff(*attempt);
-            }
-        };
+    /// Leads until told to stop; false: another worker does. Fails when it may lead no longer.
+    async fn lead(&mut self, stop: &CancellationToken) -> Result<bool, Error> {
+        let Some(mut lead) = self.read_models.lead().await? else { return Ok(false) };
         tracing::info!(epoch = lead.epoch(), "projecting");
-        let since = Instant::now();
-        if let Err(error) = self.project(&mut lead, stop).await {
-            tracing::warn!(%error, "projecting was interrupted");
-        }
+        let result = self.project(&mut lead, stop).await;
         lead.release().await;
-        *attempt = if since.elapsed() > RETRY_LONGEST { 0 } else { *attempt + 1 };
-        backoff(*attempt)
+        result.map(|()| true)
     }
 
     /// Projects while this worker leads. Fails when it may no longer.
@@ -149,8 +146,7 @@ impl Worker {
                 self.known.entry(model.fingerprint.clone()).or_insert_with(|| model.clone());
             }
         }
-        let known = |fingerprint: &str| self.known.get(fingerprint).cloned();
-        let versions = self.read_models.versions(&catalog, &known).await?;
+        let versions = self.read_models.versions(&catalog, &self.known).await?;
         for (name, error) in &versions.refused {
             if readers.broken.insert(refused_id(name), name.clone()).is_none() {
                 tracing::error!(%error, "a read model cannot be created");

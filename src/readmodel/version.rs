@@ -5,7 +5,7 @@
 //! as no query reads it. Nothing here waits for a lock longer than [`LOCK_TIMEOUT_MS`]: a reader is
 //! never kept waiting behind it, it is tried again instead.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use flexcore_domain::{
     Catalog, Name, SLOTS,
@@ -95,12 +95,13 @@ pub fn check_names(model: &ReadModelDefinition) -> Result<(), Error> {
 
 impl ReadModels {
     /// Brings versions in line with what is deployed and with requested rebuilds: registers new
-    /// ones, drops what a deployed application no longer declares. `known` gives the declaration
-    /// of a serving version whose successor is being built, when this process has seen it.
+    /// ones, drops what a deployed application no longer declares. `known` has, by
+    /// fingerprint, the declarations that this process has seen: what serves is filled while its
+    /// successor is being built.
     pub async fn versions(
         &self,
         catalog: &Catalog,
-        known: &dyn Fn(&str) -> Option<Arc<ReadModelDefinition>>,
+        known: &HashMap<String, Arc<ReadModelDefinition>>,
     ) -> Result<Versions, Error> {
         let mut transaction = self.pool.begin().await?;
         let mut versions = Versions::default();
@@ -112,8 +113,8 @@ impl ReadModels {
             for registered in register(&mut transaction, application, model).await? {
                 let definition = if registered.fingerprint == model.fingerprint {
                     Arc::clone(model)
-                } else if let Some(definition) = known(&registered.fingerprint) {
-                    definition
+                } else if let Some(definition) = known.get(&registered.fingerprint) {
+                    Arc::clone(definition)
                 } else {
                     // Its declaration is gone: it serves as it is until its successor is built.
                     continue;

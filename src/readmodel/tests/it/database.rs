@@ -1,7 +1,7 @@
 //! What the tests share: a database of their own, and read models to fill.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::Path,
     sync::{
         Arc, OnceLock,
@@ -81,7 +81,7 @@ impl Database {
 
     /// The versions to run of this catalog.
     pub(crate) async fn versions(&self, catalog: &Catalog) -> Vec<Arc<Version>> {
-        let versions = self.models.versions(catalog, &|_| None).await.unwrap();
+        let versions = self.models.versions(catalog, &HashMap::new()).await.unwrap();
         assert!(versions.refused.is_empty(), "{:?}", versions.refused);
         versions.run
     }

@@ -1,0 +1,252 @@
+//! The projection worker on a real broker and a real Postgres.
+#![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
+
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+
+use flexcore_domain::{
+    ActorName, AggregateId, AggregateKey, AggregateName, Application, Catalog, CommandId, Commit,
+    Event, EventName, Hash, Name, Position, Tenant,
+    definition::{
+        Column, ColumnKind, Expression, Operation, Place, ReadModelDefinition, RowChange,
+    },
+};
+use flexcore_eventstore::{EventStore, Expected, Profile};
+use flexcore_readmodel::{ReadModels, Rebuild, Select};
+use flexcore_servers::{Options, Servers, Sync};
+use flexcore_workers::projection;
+use serde_json::{Value, json, value::to_raw_value};
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+/// Long enough for a server that starts again on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn name(text: &str) -> Name {
+    Name::parse(text).unwrap()
+}
+
+fn tenant() -> Tenant {
+    Tenant::parse("acme").unwrap()
+}
+
+/// `sums`: how often and how much, by the aggregate's group; `fingerprint` makes it another version.
+fn sums(fingerprint: &str) -> ReadModelDefinition {
+    let column = |text, kind| Column { name: name(text), kind };
+    let data = |text: &str| Expression::Data(vec![text.to_owned()]);
+    let change = RowChange {
+        key: vec![data("group")],
+        delete: false,
+        operations: vec![
+            (name("count"), Operation::Add, Expression::Literal(json!(1))),
+            (name("total"), Operation::Add, data("amount")),
+        ],
+    };
+    ReadModelDefinition {
+        name: name("sums"),
+        description: String::new(),
+        place: Place::default(),
+        columns: vec![
+            column("group", ColumnKind::Text),
+            column("count", ColumnKind::Integer),
+            column("total", ColumnKind::Integer),
+        ],
+        key: vec![name("group")],
+        on: BTreeMap::from([((aggregate(), EventName::parse("paid").unwrap()), change)]),
+        fingerprint: fingerprint.to_owned(),
+    }
+}
+
+fn aggregate() -> AggregateName {
+    AggregateName::parse("account").unwrap()
+}
+
+fn catalog(model: ReadModelDefinition) -> Arc<Catalog> {
+    let application = Application {
+        name: name("bank"),
+        version: 1,
+        files: Vec::new(),
+        aggregates: BTreeMap::new(),
+        read_models: BTreeMap::from([(model.name.clone(), Arc::new(model))]),
+        queries: BTreeMap::new(),
+    };
+    Arc::new(Catalog { applications: BTreeMap::from([(name("bank"), Arc::new(application))]) })
+}
+
+struct Rig {
+    servers: Servers,
+    store: EventStore,
+    read_models: ReadModels,
+    catalog: watch::Sender<Arc<Catalog>>,
+}
+
+impl Rig {
+    async fn start() -> Self {
+        let cache = std::env::var("FLEXCORE_CACHE").unwrap_or_else(|_| {
+            let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers-cache");
+            cache.to_string_lossy().into_owned()
+        });
+        let options = Options { sync: Sync::Lazy, ..Options::new(cache) };
+        let servers = Servers::start(&options).await.unwrap();
+        let client = async_nats::connect(servers.nats_url()).await.unwrap();
+        let settings = flexcore_eventstore::Settings {
+            profile: Profile::Relaxed,
+            replicas: 1,
+            monitor_url: Some(servers.nats_monitor_url()),
+        };
+        let store = EventStore::open(client, settings).await.unwrap();
+        let url = servers.postgres_url().unwrap();
+        let settings = flexcore_readmodel::Settings::default();
+        let read_models = ReadModels::connect(&url, settings).await.unwrap();
+        read_models.migrate().await.unwrap();
+        Self { servers, store, read_models, catalog: watch::channel(catalog(sums("1"))).0 }
+    }
+
+    fn work(&self) -> (CancellationToken, JoinHandle<()>) {
+        let stop = CancellationToken::new();
+        let running = projection::run(
+            self.store.clone(),
+            self.read_models.clone(),
+            self.catalog.subscribe(),
+            stop.clone(),
+        );
+        (stop, tokio::spawn(async move { running.await.unwrap() }))
+    }
+
+    /// Records that the account was paid these amounts, each in a commit of its own.
+    async fn pay(&self, id: &str, group: &str, amounts: &[Value]) -> Position {
+        let key = AggregateKey::new(tenant(), aggregate(), AggregateId::parse(id).unwrap());
+        let mut expected = Expected::default();
+        for (version, amount) in (1..).zip(amounts) {
+            let commit = Commit {
+                key: key.clone(),
+                command_id: CommandId::parse(&format!("{id}-{version}")).unwrap(),
+                command_hash: Hash::ZERO,
+                actor: ActorName::parse("a").unwrap(),
+                correlation_id: None,
+                causation_id: None,
+                traceparent: None,
+                time_ms: 0,
+                events: vec![Event {
+                    event: EventName::parse("paid").unwrap(),
+                    version,
+                    schema_version: 1,
+                    data: to_raw_value(&json!({"group": group, "amount": amount})).unwrap(),
+                }],
+            };
+            let appended = self.store.append(&commit, expected).await.unwrap();
+            expected = Expected { sequence: appended.sequence, hash: appended.hash };
+        }
+        Position { slot: key.slot(), sequence: expected.sequence }
+    }
+
+    async fn rows(&self) -> Value {
+        let model = sums("any");
+        let page = self.read_models.select(&tenant(), &model, &Select::default()).await.unwrap();
+        serde_json::from_str(&page.rows).unwrap()
+    }
+
+    /// Waits until read models serve and have passed the position.
+    async fn caught_up(&self, position: Position) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        loop {
+            let wait = self.read_models.wait(&[name("sums")], &[position], PATIENCE).await;
+            match wait {
+                Ok(()) => return,
+                Err(error) if tokio::time::Instant::now() > deadline => panic!("{error}"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        }
+    }
+}
+
+fn ones(count: usize) -> Vec<Value> {
+    vec![json!(1); count]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_become_rows_and_bad_ones_are_parked() {
+    let rig = Rig::start().await;
+    rig.pay("a", "x", &ones(20)).await;
+    let (stop, worker) = rig.work();
+    let second = rig.work();
+    let amounts = [json!(5), json!("five"), json!(i64::MAX), json!(7)];
+    let position = rig.pay("b", "y", &amounts).await;
+    rig.caught_up(position).await;
+    let max = i64::MAX;
+    // 5 + MAX does not fit; what came after it does.
+    let folded = json!([{"group": "x", "count": 20, "total": 20},
+                        {"group": "y", "count": 2, "total": 12}]);
+    assert_eq!(rig.rows().await, folded, "without {max}");
+    let status = rig.read_models.status().await.unwrap();
+    assert_eq!((status.len(), status[0].parked), (1, 2));
+    let mut dead = rig.store.jetstream().get_stream("FLEX_DEAD").await.unwrap();
+    assert_eq!(dead.info().await.unwrap().state.messages, 2);
+
+    // Told to stop, the worker ends, and the one that stood by takes over.
+    stop.cancel();
+    worker.await.unwrap();
+    let position = rig.pay("c", "x", &ones(3)).await;
+    rig.caught_up(position).await;
+    assert_eq!(rig.rows().await[0], json!({"group": "x", "count": 23, "total": 23}));
+    second.0.cancel();
+    second.1.await.unwrap();
+    rig.servers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changed_and_rebuilt_while_it_serves() {
+    let rig = Rig::start().await;
+    let (stop, worker) = rig.work();
+    let position = rig.pay("a", "x", &ones(30)).await;
+    rig.caught_up(position).await;
+    let before = rig.rows().await;
+    let request = rig.read_models.request_rebuild("sums").await.unwrap();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while rig.read_models.rebuild(request).await.unwrap() != (Rebuild::Done { version: 2 }) {
+        assert_eq!(rig.rows().await, before, "it serves all the while");
+        assert!(tokio::time::Instant::now() < deadline);
+    }
+    assert_eq!(rig.rows().await, before);
+    rig.catalog.send_replace(catalog(sums("2")));
+    loop {
+        let status = rig.read_models.status().await.unwrap();
+        assert_eq!(rig.rows().await, before);
+        if status.len() == 1 && status[0].version == 3 {
+            break;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{status:?}");
+    }
+    let position = rig.pay("b", "x", &ones(3)).await;
+    rig.caught_up(position).await;
+    assert_eq!(rig.rows().await, json!([{"group": "x", "count": 33, "total": 33}]));
+    stop.cancel();
+    worker.await.unwrap();
+    rig.servers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_and_the_broker_may_die_and_come_back() {
+    let mut rig = Rig::start().await;
+    let (stop, worker) = rig.work();
+    let mut paid = 0;
+    for round in 0..3 {
+        let position = rig.pay(&format!("a{round}"), "x", &ones(50)).await;
+        if round == 1 {
+            rig.caught_up(position).await;
+        }
+        rig.servers.postgres.as_mut().unwrap().kill().await.unwrap();
+        rig.pay(&format!("b{round}"), "x", &ones(50)).await;
+        rig.servers.postgres.as_mut().unwrap().start_again().await.unwrap();
+        rig.servers.nats.kill().await.unwrap();
+        rig.servers.nats.start_again().await.unwrap();
+        paid += 100;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let position = rig.pay("last", "x", &ones(1)).await;
+    rig.caught_up(position).await;
+    let expected = json!([{"group": "x", "count": paid + 1, "total": paid + 1}]);
+    assert_eq!(rig.rows().await, expected, "each exactly once");
+    stop.cancel();
+    worker.await.unwrap();
+    rig.servers.stop().await;
+}
