@@ -1,11 +1,28 @@
 //! Definitions: an application as its authors declare it, read from YAML, checked, and deployed as
 //! events of the log.
 
+mod aggregate;
+mod compare;
+mod expression;
+mod fields;
+mod kind;
+mod problem;
+mod query;
+mod read;
+mod read_model;
+mod schema;
+mod sql;
+mod yaml;
+
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use self::{
+    compare::{Comparison, compare},
+    problem::Problem,
+};
 use crate::names::{AggregateName, CommandName, EventName, Name};
 
 /// One file of an application's folder, as it was deployed.
@@ -211,7 +228,7 @@ pub struct QueryDefinition {
 }
 
 /// A parameter of a named query.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Parameter {
     /// Its name.
     pub name: Name,
@@ -246,5 +263,37 @@ impl Catalog {
     #[must_use]
     pub fn query(&self, name: &str) -> Option<&Arc<QueryDefinition>> {
         self.applications.values().find_map(|app| app.queries.get(name))
+    }
+
+    /// The catalog with this application in place of its former version. Fails when a name of an
+    /// aggregate, read model or query belongs to another application.
+    pub fn with(&self, application: Application) -> Result<Self, Vec<Problem>> {
+        let others = || self.applications.values().filter(|other| other.name != application.name);
+        let mut problems = Vec::new();
+        let mut taken = |what: &str, name: &str, owner: &Application, place: &Place| {
+            let message = format!("{what} `{name}` belongs to application `{}`", owner.name);
+            problems.push(Problem { place: place.clone(), message });
+        };
+        for (name, own) in &application.aggregates {
+            if let Some(owner) = others().find(|other| other.aggregates.contains_key(name)) {
+                taken("aggregate", name.as_str(), owner, &own.place);
+            }
+        }
+        for (name, own) in &application.read_models {
+            if let Some(owner) = others().find(|other| other.read_models.contains_key(name)) {
+                taken("read model", name.as_str(), owner, &own.place);
+            }
+        }
+        for (name, own) in &application.queries {
+            if let Some(owner) = others().find(|other| other.queries.contains_key(name)) {
+                taken("query", name.as_str(), owner, &own.place);
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let mut applications = self.applications.clone();
+        applications.insert(application.name.clone(), Arc::new(application));
+        Ok(Self { applications })
     }
 }

@@ -1,0 +1,149 @@
+//! Reading an aggregate: its commands and its events.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde_json::Value;
+
+use super::{
+    AggregateDefinition, CommandDefinition, EventDefinition, Function,
+    fields::{Fields, entries},
+    problem::Notes,
+    schema,
+    yaml::{Data, Node},
+};
+use crate::names::{AggregateName, CommandName, EventName};
+
+/// Most commands of an aggregate, and most events: a table of each is kept by every worker.
+const MEMBERS_MAX: usize = 256;
+
+/// Highest version of an event: that many upcasts one after the other.
+const EVENT_VERSION_MAX: u32 = 100;
+
+pub(super) fn read(node: &Node, notes: &mut Notes) -> Option<AggregateDefinition> {
+    let known = ["aggregate", "description", "commands", "events"];
+    let fields = Fields::of(node, "an aggregate", &known, notes)?;
+    let name = fields.required("aggregate", notes)?;
+    let text = notes.text(name, "an aggregate's name")?;
+    let name = notes.name(AggregateName::parse, text, name.line);
+    let commands = fields
+        .required("commands", notes)
+        .and_then(|node| members(node, "command", CommandName::parse, command, notes));
+    let events = fields
+        .required("events", notes)
+        .and_then(|node| members(node, "event", EventName::parse, event, notes));
+    Some(AggregateDefinition {
+        name: name?,
+        description: fields.text_or_empty("description", notes),
+        place: notes.place(node.line),
+        commands: commands?,
+        events: events?,
+    })
+}
+
+/// The members of `commands` or `events`, by name.
+fn members<K: Ord, V, E: std::fmt::Display>(
+    node: &Node,
+    what: &str,
+    parse: impl Fn(&str) -> Result<K, E>,
+    read: impl Fn(&Node, &str, &mut Notes) -> Option<V>,
+    notes: &mut Notes,
+) -> Option<BTreeMap<K, V>> {
+    let entries = entries(node, &format!("`{what}s`"), notes)?;
+    if entries.is_empty() || entries.len() > MEMBERS_MAX {
+        return notes.add(node.line, format!("an aggregate has 1 to {MEMBERS_MAX} {what}s"));
+    }
+    let mut found = BTreeMap::new();
+    for (key, node) in entries {
+        let name = notes.name(&parse, &key.text, key.line);
+        let member = read(node, &format!("{what} `{}`", key.text), notes);
+        if let (Some(name), Some(member)) = (name, member) {
+            found.insert(name, member);
+        }
+    }
+    // Incomplete only when a note says so; the whole is refused then.
+    Some(found)
+}
+
+fn command(node: &Node, what: &str, notes: &mut Notes) -> Option<CommandDefinition> {
+    let fields = Fields::of(node, what, &["description", "payload", "decide"], notes)?;
+    let payload = match fields.get("payload") {
+        Some(node) => schema::read(node, notes),
+        None => Some(schema::empty(notes.place(node.line))),
+    };
+    let decide = fields.required("decide", notes).and_then(|node| function(node, notes));
+    let description = fields.text_or_empty("description", notes);
+    Some(CommandDefinition { description, payload: payload?, decide: decide? })
+}
+
+fn event(node: &Node, what: &str, notes: &mut Notes) -> Option<EventDefinition> {
+    let known = ["description", "version", "data", "evolve", "upcast"];
+    let fields = Fields::of(node, what, &known, notes)?;
+    fields.text_or_empty("description", notes);
+    let version = match fields.get("version") {
+        Some(node) => version(node, notes),
+        None => Some(1),
+    };
+    let data = match fields.get("data") {
+        Some(node) => schema::read(node, notes),
+        None => Some(schema::empty(notes.place(node.line))),
+    };
+    let evolve = fields.required("evolve", notes).and_then(|node| function(node, notes));
+    let upcast = upcasts(&fields, version.unwrap_or(1), notes);
+    Some(EventDefinition { version: version?, data: data?, evolve: evolve?, upcast: upcast? })
+}
+
+fn version(node: &Node, notes: &mut Notes) -> Option<u32> {
+    let number = match &node.data {
+        Data::Scalar(Value::Number(number)) => number.as_u64(),
+        _ => None,
+    };
+    match number.and_then(|number| u32::try_from(number).ok()) {
+        Some(version) if (1..=EVENT_VERSION_MAX).contains(&version) => Some(version),
+        _ => notes.add(node.line, format!("`version` is a whole number, 1 to {EVENT_VERSION_MAX}")),
+    }
+}
+
+/// One upcast from each older version to the next.
+fn upcasts(
+    fields: &Fields<'_>,
+    version: u32,
+    notes: &mut Notes,
+) -> Option<BTreeMap<u32, Function>> {
+    let mut found = BTreeMap::new();
+    let node = fields.get("upcast");
+    let entries = node.map_or(Some([].as_slice()), |node| entries(node, "`upcast`", notes))?;
+    for (key, node) in entries {
+        match key.text.parse::<u32>() {
+            Ok(from) if (1..version).contains(&from) => {
+                if let Some(function) = function(node, notes) {
+                    found.insert(from, function);
+                }
+            }
+            _ => {
+                let message = format!(
+                    "`upcast` has the older versions as keys, of which version {version} has {}",
+                    version - 1
+                );
+                notes.add::<()>(key.line, message);
+            }
+        }
+    }
+    for from in
+        (1..version).filter(|from| !entries.iter().any(|(key, _)| key.text == from.to_string()))
+    {
+        let line = node.map_or(fields.line, |node| node.line);
+        let message =
+            format!("`upcast` from version {from} is missing: events of it may be in the log");
+        notes.add::<()>(line, message);
+    }
+    Some(found)
+}
+
+fn function(node: &Node, notes: &mut Notes) -> Option<Function> {
+    let text = notes.text(node, "a function")?;
+    let trimmed = text.trim_end().trim_end_matches(';');
+    if trimmed.trim().is_empty() {
+        return notes.add(node.line, "a function is missing here");
+    }
+    Some(Function { source: Arc::from(trimmed), place: notes.place(node.text_line) })
+}

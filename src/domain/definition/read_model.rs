@@ -1,0 +1,274 @@
+//! Reading a read model: its columns, its key, and what each event does to a row.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde_json::{Value, json};
+
+use super::{
+    AggregateDefinition, Column, ColumnKind, Expression, Operation, ReadModelDefinition, RowChange,
+    Schema, expression,
+    fields::{Fields, entries},
+    problem::{Notes, did_you_mean},
+    yaml::{Data, Key, Node},
+};
+use crate::{
+    commit::Hash,
+    names::{AggregateName, EventName, Name},
+};
+
+/// Most columns: a row must stay far below the 8 kB page of Postgres.
+const COLUMNS_MAX: usize = 100;
+/// Most key columns, all of them in the primary key's index.
+const KEY_COLUMNS_MAX: usize = 8;
+/// Most events that one read model follows.
+const EVENTS_MAX: usize = 256;
+/// Column names that are taken: the tenant's, and Postgres' own hidden columns.
+const RESERVED: [&str; 7] = ["tenant", "tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"];
+
+pub(super) type Aggregates = BTreeMap<AggregateName, Arc<AggregateDefinition>>;
+
+pub(super) fn read(
+    node: &Node,
+    aggregates: &Aggregates,
+    notes: &mut Notes,
+) -> Option<ReadModelDefinition> {
+    let known = ["read_model", "description", "columns", "key", "on"];
+    let fields = Fields::of(node, "a read model", &known, notes)?;
+    let name = fields.required("read_model", notes)?;
+    let text = notes.text(name, "a read model's name")?;
+    let name = notes.name(Name::parse, text, name.line);
+    let description = fields.text_or_empty("description", notes);
+    let columns = fields.required("columns", notes).and_then(|node| columns(node, notes));
+    let (key_node, on) = (fields.required("key", notes), fields.required("on", notes));
+    let columns = columns?;
+    let key = key(key_node?, &columns, notes)?;
+    let shape = Shape { columns: &columns, key: &key };
+    let on = changes(on?, &shape, aggregates, notes)?;
+    let fingerprint = fingerprint(&columns, &key, &on);
+    let place = notes.place(node.line);
+    Some(ReadModelDefinition { name: name?, description, place, columns, key, on, fingerprint })
+}
+
+fn columns(node: &Node, notes: &mut Notes) -> Option<Vec<Column>> {
+    let entries = entries(node, "`columns`", notes)?;
+    if entries.is_empty() || entries.len() > COLUMNS_MAX {
+        return notes.add(node.line, format!("a read model has 1 to {COLUMNS_MAX} columns"));
+    }
+    let mut columns = Vec::with_capacity(entries.len());
+    for (key, node) in entries {
+        if RESERVED.contains(&key.text.as_str()) {
+            let message = format!("`{}` is taken; choose another name for the column", key.text);
+            notes.add::<()>(key.line, message);
+        }
+        let name = notes.name(Name::parse, &key.text, key.line);
+        if let (Some(kind), Some(name)) = (kind(node, notes), name) {
+            columns.push(Column { name, kind });
+        }
+    }
+    Some(columns)
+}
+
+/// Reads the type of a column or parameter.
+pub(super) fn kind(node: &Node, notes: &mut Notes) -> Option<ColumnKind> {
+    let word = notes.text(node, "a type")?;
+    ColumnKind::parse(word).or_else(|| {
+        let hint = did_you_mean(word, ColumnKind::NAMES);
+        let known = ColumnKind::NAMES.join(", ");
+        notes.add(node.line, format!("`{word}` is no type{hint}; there are {known}"))
+    })
+}
+
+fn key(node: &Node, columns: &[Column], notes: &mut Notes) -> Option<Vec<Name>> {
+    let Data::List(nodes) = &node.data else {
+        return notes
+            .add(node.line, format!("`key` must be a list of columns, and is {}", node.kind()));
+    };
+    if nodes.is_empty() || nodes.len() > KEY_COLUMNS_MAX {
+        return notes.add(node.line, format!("`key` has 1 to {KEY_COLUMNS_MAX} columns"));
+    }
+    let mut key: Vec<Name> = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        let Some(name) = notes.text(node, "a key column") else { continue };
+        match columns.iter().find(|column| column.name.as_str() == name) {
+            None => unknown_column(node.line, name, columns, notes),
+            Some(column) if key.contains(&column.name) => {
+                notes.add::<()>(node.line, format!("`{name}` is in the key twice"));
+            }
+            Some(column) => key.push(column.name.clone()),
+        }
+    }
+    Some(key)
+}
+
+fn unknown_column(line: usize, name: &str, columns: &[Column], notes: &mut Notes) {
+    let hint = did_you_mean(name, columns.iter().map(|column| column.name.as_str()));
+    notes.add::<()>(line, format!("`columns` has no `{name}`{hint}"));
+}
+
+type Changes = BTreeMap<(AggregateName, EventName), RowChange>;
+
+fn changes(
+    node: &Node,
+    shape: &Shape<'_>,
+    aggregates: &Aggregates,
+    notes: &mut Notes,
+) -> Option<Changes> {
+    let entries = entries(node, "`on`", notes)?;
+    if entries.is_empty() || entries.len() > EVENTS_MAX {
+        return notes.add(node.line, format!("`on` has 1 to {EVENTS_MAX} events"));
+    }
+    let mut changes = BTreeMap::new();
+    for (key, node) in entries {
+        let Some((event, data)) = followed(key, aggregates, notes) else { continue };
+        if let Some(change) = shape.change(node, data, notes) {
+            changes.insert(event, change);
+        }
+    }
+    Some(changes)
+}
+
+/// The event that a key of `on` names, and the schema of its data.
+fn followed<'a>(
+    key: &Key,
+    aggregates: &'a Aggregates,
+    notes: &mut Notes,
+) -> Option<((AggregateName, EventName), &'a Schema)> {
+    let Some((aggregate, event)) = key.text.split_once('.') else {
+        let message = format!("`{}` is no event; write it as in `flight.departed`", key.text);
+        return notes.add(key.line, message);
+    };
+    let Some((aggregate, definition)) = aggregates.get_key_value(aggregate) else {
+        let hint = did_you_mean(aggregate, aggregates.keys().map(AggregateName::as_str));
+        return notes.add(key.line, format!("there is no aggregate `{aggregate}`{hint}"));
+    };
+    let Some((event, definition)) = definition.events.get_key_value(event) else {
+        let hint = did_you_mean(event, definition.events.keys().map(EventName::as_str));
+        return notes
+            .add(key.line, format!("aggregate `{aggregate}` has no event `{event}`{hint}"));
+    };
+    Some(((aggregate.clone(), event.clone()), &definition.data))
+}
+
+/// What a change is held to.
+struct Shape<'a> {
+    columns: &'a [Column],
+    key: &'a [Name],
+}
+
+type Operations = Vec<(Name, Operation, Expression)>;
+
+impl Shape<'_> {
+    fn change(&self, node: &Node, data: &Schema, notes: &mut Notes) -> Option<RowChange> {
+        let known = ["key", "set", "add", "min", "max", "delete"];
+        let fields = Fields::of(node, "a row change", &known, notes)?;
+        let key = fields.required("key", notes).and_then(|node| self.key(node, data, notes));
+        let delete = match fields.get("delete").map(|node| &node.data) {
+            None => false,
+            Some(Data::Scalar(Value::Bool(delete))) => *delete,
+            Some(_) => return notes.add(node.line_at("/delete"), "`delete` is true or false"),
+        };
+        let mut operations = Operations::new();
+        for operation in [Operation::Set, Operation::Add, Operation::Min, Operation::Max] {
+            let word = operation.as_str();
+            let Some(node) = fields.get(word) else { continue };
+            if delete {
+                notes.add::<()>(node.line, format!("`delete` and `{word}` exclude each other"));
+            }
+            for (column, value) in entries(node, &format!("`{word}`"), notes).unwrap_or_default() {
+                self.operation(operation, (column, value), data, &mut operations, notes);
+            }
+        }
+        Some(RowChange { key: key?, delete, operations })
+    }
+
+    /// A value for each key column.
+    fn key(&self, node: &Node, data: &Schema, notes: &mut Notes) -> Option<Vec<Expression>> {
+        let names: Vec<&str> = self.key.iter().map(Name::as_str).collect();
+        let fields = Fields::of(node, "the key", &names, notes)?;
+        let mut values = Vec::with_capacity(self.key.len());
+        for name in names {
+            let Some(value) = fields.required(name, notes) else { continue };
+            let Some(read) = expression::read(value, notes) else { continue };
+            if let Some(column) = self.columns.iter().find(|column| column.name.as_str() == name) {
+                expression::check(&read, (name, column.kind), true, data, (value.line, notes));
+            }
+            values.push(read);
+        }
+        Some(values)
+    }
+
+    fn operation(
+        &self,
+        operation: Operation,
+        (key, value): (&Key, &Node),
+        data: &Schema,
+        operations: &mut Operations,
+        notes: &mut Notes,
+    ) {
+        let word = operation.as_str();
+        let known = self.columns.iter().find(|known| known.name.as_str() == key.text);
+        let Some(Column { name, kind }) = known else {
+            return unknown_column(key.line, &key.text, self.columns, notes);
+        };
+        if self.key.contains(name) {
+            notes.add::<()>(key.line, format!("`{name}` is part of the key and can't change"));
+        }
+        if operations.iter().any(|(other, ..)| other == name) {
+            notes.add::<()>(key.line, format!("`{name}` has two operations in one change"));
+        }
+        if !kind.allows(operation) {
+            let kind = kind.as_str();
+            notes.add::<()>(key.line, format!("`{word}` does not work on a {kind} column"));
+        }
+        let Some(read) = expression::read(value, notes) else { return };
+        if operation != Operation::Set && read == Expression::Literal(Value::Null) {
+            notes.add::<()>(value.line, format!("`{word}` of null does nothing"));
+        }
+        expression::check(&read, (name.as_str(), *kind), false, data, (value.line, notes));
+        operations.push((name.clone(), operation, read));
+    }
+}
+
+impl Operation {
+    /// The word that declares it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Set => "set",
+            Self::Add => "add",
+            Self::Min => "min",
+            Self::Max => "max",
+        }
+    }
+}
+
+/// SHA-256 over what decides on the rows. The form is fixed: another one would rebuild every read
+/// model of every installation.
+fn fingerprint(columns: &[Column], key: &[Name], on: &Changes) -> String {
+    let columns: Vec<Value> = columns.iter().map(|c| json!([c.name, c.kind])).collect();
+    let changes: Vec<Value> = on
+        .iter()
+        .map(|((aggregate, event), change)| {
+            let key: Vec<Value> = change.key.iter().map(canonical).collect();
+            let mut operations: Vec<_> = change.operations.iter().collect();
+            operations.sort_by(|a, b| a.0.cmp(&b.0));
+            let operations: Vec<Value> = operations
+                .into_iter()
+                .map(|(name, operation, value)| json!([name, operation.as_str(), canonical(value)]))
+                .collect();
+            json!([aggregate, event, key, change.delete, operations])
+        })
+        .collect();
+    let text = json!([columns, key, changes]).to_string();
+    Hash::chain(&Hash::ZERO, text.as_bytes()).to_string()
+}
+
+fn canonical(expression: &Expression) -> Value {
+    match expression {
+        Expression::Literal(value) => json!(["literal", value]),
+        Expression::Data(path) => json!(["data", path]),
+        Expression::Id => json!(["id"]),
+        Expression::Time => json!(["time"]),
+        Expression::Version => json!(["version"]),
+    }
+}
