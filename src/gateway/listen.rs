@@ -34,6 +34,7 @@ use crate::{
         HEADERS_TIMEOUT, HTTP2_PING_INTERVAL, HTTP2_PING_TIMEOUT, HTTP2_RESETS_MAX,
         HTTP2_STREAMS_MAX, REFUSALS_MAX,
     },
+    problems::{self, Kind},
     shared::Shared,
 };
 
@@ -42,9 +43,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// How long a connection that is refused may take to read the refusal.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
-
-const REFUSAL_BODY: &str = "{\"type\":\"/problems/overloaded\",\"title\":\"Too much is going on\",\
-    \"status\":503,\"detail\":\"there are too many connections; nothing was done\"}";
 
 /// Serves until `shutdown` is cancelled, then drains.
 pub(crate) async fn run(
@@ -162,14 +160,9 @@ async fn converse(
 fn refuse(mut stream: TcpStream, refusals: &Arc<Semaphore>) {
     let Ok(place) = refusals.clone().try_acquire_owned() else { return };
     tokio::spawn(async move {
-        let head = format!(
-            "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\n\
-             content-length: {}\r\nretry-after: 1\r\nconnection: close\r\n\r\n",
-            REFUSAL_BODY.len()
-        );
+        let text = bare_answer(&problems::OVERLOADED, "there are too many connections");
         let answer = async {
-            stream.write_all(head.as_bytes()).await?;
-            stream.write_all(REFUSAL_BODY.as_bytes()).await?;
+            stream.write_all(text.as_bytes()).await?;
             stream.shutdown().await?;
             // Closing with unread bytes would reset the connection and the answer with it.
             let mut sink = [0; 4096];
@@ -179,6 +172,39 @@ fn refuse(mut stream: TcpStream, refusals: &Arc<Semaphore>) {
         let _ = timeout(REFUSAL_TIMEOUT, answer).await;
         drop(place);
     });
+}
+
+/// A whole answer with a problem document, for where there is no request to speak of.
+fn bare_answer(kind: &Kind, detail: &str) -> String {
+    let body = format!(
+        "{{\"type\":\"/problems/{}\",\"title\":\"{}\",\"status\":{},\"detail\":\"{detail}\"}}",
+        kind.code,
+        kind.title,
+        kind.status.as_u16()
+    );
+    let retry = if kind.retry_after_s > 0 { "retry-after: 1\r\n" } else { "" };
+    format!(
+        "HTTP/1.1 {}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\
+         {retry}connection: close\r\n\r\n{body}",
+        kind.status,
+        body.len()
+    )
+}
+
+/// What to send in place of hyper's own answer to a head that it cannot read, which has no body.
+/// Every answer of ours that is an error has one.
+fn instead_of(head: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(head).ok()?;
+    let status = text.strip_prefix("HTTP/1.1 ")?.get(..3)?;
+    if !text.contains("content-length: 0\r\n") || !text.ends_with("\r\n\r\n") {
+        return None;
+    }
+    match status {
+        "400" => Some(bare_answer(&problems::BAD_REQUEST, "this is not HTTP/1.1")),
+        "414" => Some(bare_answer(&problems::URI_TOO_LONG, "path and query are too long")),
+        "431" => Some(bare_answer(&problems::HEADERS_TOO_LARGE, "path or headers are too long")),
+        _ => None,
+    }
 }
 
 /// Counts a connection while it is open.
@@ -209,12 +235,19 @@ struct Watched {
     stream: TcpStream,
     active: Instant,
     timer: Pin<Box<Sleep>>,
+    /// What is sent in place of hyper's answer, and how much of it has gone.
+    substitute: Option<(String, usize)>,
 }
 
 impl Watched {
     fn new(stream: TcpStream) -> Self {
         let now = Instant::now();
-        Self { stream, active: now, timer: Box::pin(sleep_until(now + CONNECTION_IDLE_TIMEOUT)) }
+        Self {
+            stream,
+            active: now,
+            timer: Box::pin(sleep_until(now + CONNECTION_IDLE_TIMEOUT)),
+            substitute: None,
+        }
     }
 
     /// Passes a result on. Progress is noted; while there is none the timer runs.
@@ -251,8 +284,22 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         buffer: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.stream).poll_write(cx, buffer);
-        self.watch(cx, poll)
+        let this = &mut *self;
+        if buffer.starts_with(b"HTTP/1.1 4") && this.substitute.is_none() {
+            this.substitute = instead_of(buffer).map(|text| (text, 0));
+        }
+        while let Some((text, sent)) = &mut this.substitute {
+            match Pin::new(&mut this.stream).poll_write(cx, &text.as_bytes()[*sent..]) {
+                Poll::Ready(Ok(more)) if more > 0 => *sent += more,
+                other => return this.watch(cx, other),
+            }
+            if *sent == text.len() {
+                this.substitute = None;
+                return this.watch(cx, Poll::Ready(Ok(buffer.len())));
+            }
+        }
+        let poll = Pin::new(&mut this.stream).poll_write(cx, buffer);
+        this.watch(cx, poll)
     }
 
     fn poll_write_vectored(
@@ -260,6 +307,9 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if let [head] = buffers {
+            return self.poll_write(cx, head);
+        }
         let poll = Pin::new(&mut self.stream).poll_write_vectored(cx, buffers);
         self.watch(cx, poll)
     }
