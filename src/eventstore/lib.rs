@@ -4,7 +4,6 @@
 //! sequence that the subject must end with, so that of two writers one wins; commits are chained by
 //! hash, so that a reader sees what is missing or changed.
 
-#[cfg(any())]
 pub mod catalog;
 pub mod dead;
 mod inbox;

@@ -32,7 +32,8 @@ impl CommandPublisher {
         mut headers: HeaderMap,
         payload: String,
     ) -> Result<(), Error> {
-        headers.insert(header::COMMAND_ID, id.as_str());
+        // Not `Nats-Msg-Id`: the broker would swallow another aggregate's command of the same id.
+        headers.insert(header::COMMIT_COMMAND_ID, id.as_str());
         self.0.publish(Command::queue_subject(key, name), headers, payload.into()).await?;
         Ok(())
     }

@@ -31,7 +31,7 @@ impl Filter {
         match self {
             Self::Everything => "evt.>".to_owned(),
             Self::Tenant(tenant) => format!("evt.*.{tenant}.>"),
-            Self::Applications => "evt.*.flexcore.application.*".to_owned(),
+            Self::Applications => crate::catalog::SUBJECTS.to_owned(),
         }
     }
 }

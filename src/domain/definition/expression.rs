@@ -76,7 +76,7 @@ pub(super) fn check(
                 true
             }
             Found::Here { types, always } => {
-                if in_key && !(always && !types.contains(&"null")) {
+                if in_key && (!always || types.contains(&"null")) {
                     let message = format!(
                         "`$.{}` may be absent or null by the event's schema, and \
                          column `{column}` is part of the key",
