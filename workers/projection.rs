@@ -163,7 +163,7 @@ impl Worker {
                 let reader = Reader {
                     store: self.store.clone(),
                     read_models: self.read_models.clone(),
-                    catalog: catalog.clone(),
+                    catalog: self.catalog.clone(),
                     epoch: lead.epoch(),
                     versions: members,
                 };

@@ -7,7 +7,7 @@ use flexcore_domain::{Catalog, Name};
 use flexcore_eventstore::{self as eventstore, EventStore, Filter, Subscription};
 use flexcore_readmodel::{Error, ReadModels, State, Version};
 use metrics::counter;
-use tokio::{task::JoinHandle, time::Instant};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
@@ -35,7 +35,7 @@ const TRACES_MAX: usize = 16;
 pub(super) struct Reader {
     pub(super) store: EventStore,
     pub(super) read_models: ReadModels,
-    pub(super) catalog: Arc<Catalog>,
+    pub(super) catalog: watch::Receiver<Arc<Catalog>>,
     pub(super) epoch: i64,
     pub(super) versions: Vec<Arc<Version>>,
 }

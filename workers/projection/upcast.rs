@@ -11,7 +11,7 @@ use flexcore_domain::{AggregateName, Catalog, Event};
 use flexcore_eventstore::Recorded;
 use flexcore_script::ScriptDecider;
 use serde_json::value::RawValue;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// New data of events, by commit and event; or why there is none.
 pub(super) type Upcasted = HashMap<(usize, usize), Result<Box<RawValue>, String>>;
@@ -25,19 +25,26 @@ struct Old {
 
 type Request = (Vec<Old>, oneshot::Sender<Upcasted>);
 
-/// The upcasts of a catalog.
+/// The upcasts of what is deployed.
 pub(super) struct Upcasts {
+    deployed: watch::Receiver<Arc<Catalog>>,
+    /// As it was with the last batch.
     catalog: Arc<Catalog>,
     thread: Option<mpsc::Sender<Request>>,
 }
 
 impl Upcasts {
-    pub(super) fn new(catalog: Arc<Catalog>) -> Self {
-        Self { catalog, thread: None }
+    pub(super) fn new(deployed: watch::Receiver<Arc<Catalog>>) -> Self {
+        let catalog = deployed.borrow().clone();
+        Self { deployed, catalog, thread: None }
     }
 
     /// Upcasts the batch's events that need it.
     pub(super) async fn run(&mut self, commits: &[Recorded]) -> Upcasted {
+        let now = self.deployed.borrow().clone();
+        if !Arc::ptr_eq(&now, &self.catalog) {
+            (self.catalog, self.thread) = (now, None);
+        }
         let mut old = Vec::new();
         for (at, recorded) in commits.iter().enumerate() {
             for (nth, event) in recorded.commit.events.iter().enumerate() {
@@ -102,7 +109,10 @@ fn serve(mut requests: mpsc::Receiver<Request>, catalog: &Catalog) {
                     }
                 };
                 let data = match decider {
-                    Ok(decider) => decider.upcast(&old.event).map_err(|e| format!("upcast: {e}")),
+                    Ok(decider) => match decider.upcast(&old.event) {
+                        Ok(newest) => Ok(newest.data),
+                        Err(error) => Err(format!("upcast: {error}")),
+                    },
                     Err(reason) => Err(reason.clone()),
                 };
                 (old.place, data)

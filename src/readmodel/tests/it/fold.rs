@@ -68,7 +68,6 @@ const ROWS: &str = "select coalesce(json_agg(r order by r.tenant, r.k), '[]')::t
 #[tokio::test(flavor = "multi_thread")]
 async fn batches_of_any_size_give_the_same_rows() {
     let seed: [u8; 32] = std::array::from_fn(|at| (std::process::id() >> (at % 4 * 8)) as u8);
-    println_seed(&seed);
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
     let database = Database::new().await;
@@ -104,14 +103,8 @@ async fn batches_of_any_size_give_the_same_rows() {
         }
         let expected = database.one(&format!("{ROWS} rm.one_v1 r")).await;
         let got = database.one(&format!("{ROWS} rm.folded_v1 r")).await;
-        assert_eq!(got, expected, "cuts {cuts:?} of {list:?}");
+        assert_eq!(got, expected, "seed {seed:?}, cuts {cuts:?} of {list:?}");
     }
-}
-
-/// The run can be repeated with it: the seed is made from this number alone.
-fn println_seed(seed: &[u8; 32]) {
-    use std::io::Write as _;
-    writeln!(std::io::stdout(), "seed: {seed:?}").unwrap();
 }
 
 #[tokio::test]

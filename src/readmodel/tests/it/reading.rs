@@ -26,10 +26,10 @@ async fn filled() -> (Database, Arc<ReadModelDefinition>) {
     let database = Database::new().await;
     let version = database.serving(&model).await;
     let row = |of: &str, at: u64| {
-        let n = if at % 3 == 0 { Value::Null } else { json!(at / 7) };
+        let n = if at.is_multiple_of(3) { Value::Null } else { json!(at / 7) };
         let time = format!("2013-01-01T00:{at:02}:00.000001+00:00");
         let data = json!({"k": format!("k{at:02}"), "n": n, "f": at as f64 / 3.0, "t": time,
-                          "user": if at % 2 == 0 { "é's \"" } else { "eq.x" }});
+                          "user": if at.is_multiple_of(2) { "é's \"" } else { "eq.x" }});
         changes(&version, &commit(of, "set", at + 1, &data)).unwrap().unwrap()
     };
     let mut rows: Vec<_> = (0..40).map(|at| row("a", at)).collect();
