@@ -1,5 +1,7 @@
 //! Tokens that somebody made up, forged, bent or kept too long.
 
+#![expect(clippy::unwrap_used, reason = "the whole file is tests")]
+
 use std::{sync::LazyLock, time::Duration};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -119,7 +121,7 @@ fn other_algorithms_are_refused() {
     let claims: serde_json::Value = serde_json::from_str(&claims(&[])).unwrap();
     let token = jsonwebtoken::encode(&hs256, &claims, &EncodingKey::from_secret(&secret)).unwrap();
     assert_eq!(refusal(&token), Error::Malformed("its algorithm is not RS256"));
-    let renamed = token.splitn(2, '.').nth(1).unwrap();
+    let renamed = token.split_once('.').unwrap().1;
     let relabelled = format!("{}.{renamed}", URL_SAFE_NO_PAD.encode(header("")));
     assert_eq!(refusal(&relabelled), Error::WrongSignature);
 }
@@ -210,7 +212,7 @@ fn another_key_is_refused_even_under_our_key_id() {
     let issuer = Issuer::new(other.clone(), "flexcore", "flexcore");
     let token = issuer.mint(&grant(), NOW_S).unwrap();
     assert_eq!(refusal(&token), Error::UnknownKey);
-    let rest = token.splitn(2, '.').nth(1).unwrap();
+    let rest = token.split_once('.').unwrap().1;
     let disguised = format!("{}.{rest}", URL_SAFE_NO_PAD.encode(header("")));
     assert_eq!(refusal(&disguised), Error::WrongSignature);
     let both =
