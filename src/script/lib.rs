@@ -1,1 +1,10 @@
-//! script
+//! Deciders in JavaScript: the functions of a deployed definition, run by QuickJS with a cap on
+//! memory, stack and time, and with nothing that could make the same input give another answer.
+
+mod answer;
+mod decider;
+mod limits;
+mod sandbox;
+mod violations;
+
+pub use decider::{ScriptDecider, check};

@@ -1,0 +1,72 @@
+//! What the glue answers, as text.
+
+use flexcore_domain::limits::JSON_DEPTH_MAX;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// The answer of one call.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Answer<'a> {
+    /// Events, and the state after them.
+    Decided {
+        #[serde(borrow)]
+        events: Vec<Decided<'a>>,
+        #[serde(borrow)]
+        state: &'a RawValue,
+    },
+    /// What a fold or an upcast made.
+    #[serde(borrow)]
+    Folded(&'a RawValue),
+    /// `reject` was called.
+    Rejected { code: String, message: String },
+    /// It threw, or returned what it must not.
+    Faulty {
+        /// The event whose `evolve` it was; empty: the called function itself.
+        at: String,
+        message: String,
+        stack: String,
+    },
+}
+
+/// An event that `decide` returned.
+#[derive(Deserialize)]
+pub(crate) struct Decided<'a> {
+    pub(crate) event: &'a str,
+    #[serde(borrow)]
+    pub(crate) data: &'a RawValue,
+}
+
+/// What serde_json and every strict reader must be able to read: no deeper than [`JSON_DEPTH_MAX`],
+/// no half of a surrogate pair, and none of the keys that serde_json gives a meaning of its own.
+/// Fails with what is wrong.
+pub(crate) fn check_json(text: &str) -> Result<(), String> {
+    let (mut depth, mut deepest, mut quoted, mut suspicious) = (0_usize, 0, false, false);
+    let bytes = text.as_bytes();
+    let mut at = 0;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => quoted = !quoted,
+            b'\\' => {
+                at += 1;
+                // JSON.stringify writes whole pairs as they are, and halves as escapes.
+                suspicious |= bytes[at..].starts_with(b"ud");
+            }
+            b'$' => suspicious |= bytes[at..].starts_with(b"$serde_json::private::"),
+            b'{' | b'[' if !quoted => {
+                depth += 1;
+                deepest = deepest.max(depth);
+            }
+            b'}' | b']' if !quoted => depth -= 1,
+            _ => {}
+        }
+        at += 1;
+    }
+    if deepest > JSON_DEPTH_MAX {
+        return Err(format!("nested deeper than {JSON_DEPTH_MAX} levels"));
+    }
+    if suspicious {
+        return Err("a text in it is half a character, or a key that is reserved".to_owned());
+    }
+    Ok(())
+}

@@ -1,0 +1,325 @@
+//! [`Decider`] over a sandbox.
+
+use std::{borrow::Cow, sync::Arc, time::Duration};
+
+use flexcore_domain::{
+    Application, CommandName, Context, Decider, Decision, Event, NewEvent, Refusal, State,
+    commit::rfc3339,
+    definition::{AggregateDefinition, EventDefinition, Function, Problem, Schema},
+    limits::{COMMIT_BYTES_MAX, STATE_BYTES_MAX},
+};
+use serde::Serialize;
+use serde_json::{Value, value::RawValue};
+
+use crate::{
+    answer::{Answer, Decided, check_json},
+    limits::{DECIDE_MAX, EVOLVE_MAX, FOLD_EVENTS_MAX, MEMORY_BYTES_MAX},
+    sandbox::{Broken, Compiled, Sandbox, line_in},
+    violations,
+};
+
+/// An aggregate's rules in JavaScript. It stays on the thread that made it.
+pub struct ScriptDecider {
+    definition: Arc<AggregateDefinition>,
+    /// `None` after a script used it up: the next call makes another.
+    sandbox: Option<Sandbox>,
+}
+
+/// Compiles every function of an application. Fails with what is no JavaScript, and where.
+pub fn check(application: &Application) -> Result<(), Vec<Problem>> {
+    let failures = application.aggregates.values().filter_map(|it| Sandbox::new(it).err());
+    let problems: Vec<Problem> = failures.flatten().collect();
+    if problems.is_empty() { Ok(()) } else { Err(problems) }
+}
+
+impl ScriptDecider {
+    /// Compiles an aggregate's functions. Fails with what is no JavaScript, and where.
+    pub fn new(definition: Arc<AggregateDefinition>) -> Result<Self, Vec<Problem>> {
+        let sandbox = Some(Sandbox::new(&definition)?);
+        Ok(Self { definition, sandbox })
+    }
+
+    /// The event as the current version of its schema has it. Fails with [`Refusal::Faulty`] when
+    /// its `upcast` throws or makes data that do not match the schema, and when the event is not
+    /// declared or of a later version.
+    pub fn upcast(&mut self, event: &Event) -> Result<Event, Refusal> {
+        let definition = self.definition.clone();
+        let declared = declared(&definition, event)?;
+        let mut now = event.clone();
+        if now.schema_version == declared.version {
+            return Ok(now);
+        }
+        while now.schema_version < declared.version {
+            let from = now.schema_version;
+            let what = What { verb: "upcast", of: format!("{} from {from}", event.event) };
+            let function = declared.upcast.get(&from).ok_or_else(|| {
+                Refusal::Faulty(format!("event {} has no upcast from {from}", event.event))
+            })?;
+            let key = (event.event.clone(), from);
+            let text = self.run(
+                &what,
+                |sandbox| sandbox.upcast.get(&key),
+                (now.data.get(),),
+                DECIDE_MAX,
+                function,
+            )?;
+            let Answer::Folded(data) = self.read(&what, function, &text)? else {
+                return Err(what.at(function, "no answer"));
+            };
+            now.data = data.to_owned();
+            now.schema_version += 1;
+        }
+        let what = What { verb: "upcast", of: event.event.to_string() };
+        let function = declared.upcast.values().next_back().unwrap_or(&declared.evolve);
+        matches_schema(&declared.data, now.data.get()).map_err(|why| what.at(function, &why))?;
+        Ok(now)
+    }
+
+    /// Calls a function of the sandbox, which is made anew when a script used the last one up.
+    fn run<A>(
+        &mut self,
+        what: &What,
+        compiled: impl Fn(&Sandbox) -> Option<&Compiled>,
+        arguments: A,
+        within: Duration,
+        function: &Function,
+    ) -> Result<String, Refusal>
+    where
+        A: for<'js> rquickjs::function::IntoArgs<'js>,
+    {
+        if self.sandbox.is_none() {
+            let made = Sandbox::new(&self.definition);
+            self.sandbox = Some(made.map_err(|problems| {
+                let first = problems.first().map(ToString::to_string).unwrap_or_default();
+                Refusal::Faulty(first)
+            })?);
+        }
+        let sandbox = self.sandbox.as_ref().expect("BUG: just made");
+        let compiled = compiled(sandbox).expect("BUG: every declared function is compiled");
+        let broken = match sandbox.call(compiled, arguments, within) {
+            Ok(text) => return Ok(text),
+            Err(broken) => broken,
+        };
+        self.sandbox = None;
+        let why = match broken {
+            Broken::Late(within) => format!("ran for longer than {} ms", within.as_millis()),
+            Broken::Memory => format!("asked for more than {} MiB", MEMORY_BYTES_MAX >> 20),
+            Broken::Asynchronous => "left a promise behind; nothing here may be async".to_owned(),
+        };
+        Err(what.at(function, &why))
+    }
+
+    /// Reads an answer; a fault becomes a refusal with its place.
+    fn read<'a>(
+        &mut self,
+        what: &What,
+        function: &Function,
+        text: &'a str,
+    ) -> Result<Answer<'a>, Refusal> {
+        let answer =
+            serde_json::from_str(text).map_err(|error| what.at(function, &error.to_string()));
+        let (at, message, stack) = match answer? {
+            Answer::Faulty { at, message, stack } => (at, message, stack),
+            answer => return Ok(answer),
+        };
+        if message.contains("out of memory") {
+            self.sandbox = None;
+        }
+        let inner = self.definition.events.iter().find(|(name, _)| name.as_str() == at);
+        let (what, function) = match inner {
+            Some((name, event)) => (&What { verb: "evolve", of: name.to_string() }, &event.evolve),
+            None => (what, function),
+        };
+        let mut function = function.clone();
+        if let Some(line) = line_in(&stack, &function.place.file) {
+            function.place.line = line;
+        }
+        Err(what.at(&function, &message))
+    }
+
+    fn checked_state(
+        &self,
+        what: &What,
+        function: &Function,
+        state: &RawValue,
+    ) -> Result<State, Refusal> {
+        let text = state.get();
+        if text.len() > STATE_BYTES_MAX {
+            let why = format!("the state has {} bytes; at most {STATE_BYTES_MAX}", text.len());
+            return Err(what.at(function, &why));
+        }
+        check_json(text).map_err(|why| what.at(function, &format!("the state: {why}")))?;
+        Ok(State::from_json(text))
+    }
+}
+
+impl Decider for ScriptDecider {
+    fn decide(
+        &mut self,
+        state: &State,
+        command: &CommandName,
+        payload: &RawValue,
+        context: &Context,
+    ) -> Result<Decision, Refusal> {
+        let definition = self.definition.clone();
+        let declared = definition.commands.get(command).ok_or_else(|| Refusal::UnknownCommand {
+            known: definition.commands.keys().map(ToString::to_string).collect(),
+        })?;
+        check_payload(&declared.payload, payload)?;
+        let function = &declared.decide;
+        let what = What { verb: "decide", of: command.to_string() };
+        let context = context_json(context);
+        let text = self.run(
+            &what,
+            |sandbox| sandbox.decide.get(command),
+            (state.as_str(), payload.get(), context.as_str()),
+            DECIDE_MAX,
+            function,
+        )?;
+        match self.read(&what, function, &text)? {
+            Answer::Decided { events, state } => {
+                let events =
+                    new_events(&definition, &events).map_err(|why| what.at(function, &why))?;
+                Ok(Decision { events, state: self.checked_state(&what, function, state)? })
+            }
+            Answer::Rejected { code, message } => Err(Refusal::Rejected { code, message }),
+            Answer::Folded(_) | Answer::Faulty { .. } => Err(what.at(function, "no answer")),
+        }
+    }
+
+    fn evolve(&mut self, state: &State, events: &[Event]) -> Result<State, Refusal> {
+        let definition = self.definition.clone();
+        let mut after = state.clone();
+        for some in events.chunks(FOLD_EVENTS_MAX) {
+            let mut text = String::from("[");
+            for event in some {
+                let current = if declared(&definition, event)?.version == event.schema_version {
+                    Cow::Borrowed(event)
+                } else {
+                    Cow::Owned(self.upcast(event)?)
+                };
+                let comma = if text.len() > 1 { "," } else { "" };
+                let (name, version, data) = (&current.event, current.version, current.data.get());
+                text += comma;
+                text += &format!("{{\"event\":\"{name}\",\"version\":{version},\"data\":{data}}}");
+            }
+            text.push(']');
+            let last = &some[some.len() - 1].event;
+            let function = &definition.events[last].evolve;
+            let what = What { verb: "evolve", of: last.to_string() };
+            let share = EVOLVE_MAX * u32::try_from(some.len()).expect("BUG: a chunk is small");
+            let folded = self.run(
+                &what,
+                |sandbox| Some(&sandbox.fold),
+                (after.as_str(), text.as_str()),
+                DECIDE_MAX + share,
+                function,
+            )?;
+            let Answer::Folded(state) = self.read(&what, function, &folded)? else {
+                return Err(what.at(function, "no answer"));
+            };
+            after = self.checked_state(&what, function, state)?;
+        }
+        Ok(after)
+    }
+}
+
+/// A function in words, for messages.
+struct What {
+    verb: &'static str,
+    of: String,
+}
+
+impl What {
+    fn at(&self, function: &Function, why: &str) -> Refusal {
+        let Self { verb, of } = self;
+        Refusal::Faulty(format!("{}: {verb} of {of}: {why}", function.place))
+    }
+}
+
+fn declared<'a>(
+    definition: &'a AggregateDefinition,
+    event: &Event,
+) -> Result<&'a EventDefinition, Refusal> {
+    let declared = definition.events.get(&event.event).ok_or_else(|| {
+        let (name, place) = (&definition.name, &definition.place);
+        Refusal::Faulty(format!("{place}: aggregate {name} declares no event {}", event.event))
+    })?;
+    if event.schema_version > declared.version {
+        let (name, place) = (&event.event, &declared.data.place);
+        return Err(Refusal::Faulty(format!(
+            "{place}: event {name} was recorded with version {}, and {} is declared",
+            event.schema_version, declared.version
+        )));
+    }
+    Ok(declared)
+}
+
+fn check_payload(schema: &Schema, payload: &RawValue) -> Result<(), Refusal> {
+    let value: Value = serde_json::from_str(payload.get()).map_err(|error| {
+        let reason = error.to_string();
+        let violations = vec![flexcore_domain::Violation { field: String::new(), reason }];
+        Refusal::InvalidPayload { violations }
+    })?;
+    violations::check(schema, &value).map_err(|violations| Refusal::InvalidPayload { violations })
+}
+
+/// Fails with what does not match, in words.
+fn matches_schema(schema: &Schema, data: &str) -> Result<(), String> {
+    check_json(data)?;
+    let value: Value = serde_json::from_str(data).map_err(|error| error.to_string())?;
+    violations::check(schema, &value).map_err(|violations| {
+        let listed = violations.iter().map(|it| format!("{} {}", it.field, it.reason));
+        listed.collect::<Vec<_>>().join("; ").trim_start().to_owned()
+    })
+}
+
+fn new_events(
+    definition: &AggregateDefinition,
+    decided: &[Decided<'_>],
+) -> Result<Vec<NewEvent>, String> {
+    let bytes: usize = decided.iter().map(|it| it.data.get().len()).sum();
+    if bytes > COMMIT_BYTES_MAX {
+        return Err(format!("the events have {bytes} bytes; at most {COMMIT_BYTES_MAX}"));
+    }
+    let mut events = Vec::with_capacity(decided.len());
+    for Decided { event, data } in decided {
+        let (name, declared) = definition
+            .events
+            .get_key_value(*event)
+            .ok_or_else(|| format!("the event {event} is not declared"))?;
+        matches_schema(&declared.data, data.get())
+            .map_err(|why| format!("the event {name} does not match its schema: {why}"))?;
+        let (event, data) = (name.clone(), (*data).to_owned());
+        events.push(NewEvent { event, schema_version: declared.version, data });
+    }
+    Ok(events)
+}
+
+/// What `decide` gets as its third argument.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ContextJson<'a> {
+    tenant: &'a str,
+    id: &'a str,
+    version: u64,
+    command_id: &'a str,
+    actor: &'a str,
+    /// RFC 3339, as events carry times.
+    now: String,
+    /// The same in milliseconds since 1970, to reckon with.
+    now_ms: i64,
+}
+
+fn context_json(context: &Context) -> String {
+    let json = ContextJson {
+        tenant: context.tenant.as_str(),
+        id: context.id.as_str(),
+        version: context.version,
+        command_id: context.command_id.as_str(),
+        actor: context.actor.as_str(),
+        now: rfc3339(context.now_ms),
+        now_ms: context.now_ms,
+    };
+    serde_json::to_string(&json).expect("BUG: texts and numbers are JSON")
+}

@@ -1,0 +1,260 @@
+//! One QuickJS runtime with an aggregate's functions, compiled once.
+
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    rc::Rc,
+    time::{Duration, Instant},
+};
+
+use flexcore_domain::{
+    CommandName, EventName,
+    definition::{AggregateDefinition, Function, Problem},
+    limits::{COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX},
+};
+use rquickjs::{
+    Array, Context, Ctx, Object, Persistent, Runtime,
+    context::{EvalOptions, intrinsic},
+    function::IntoArgs,
+};
+
+use crate::limits::{
+    CODE_CHARS_MAX, COMPILE_MAX, MEMORY_BYTES_MAX, MESSAGE_CHARS_MAX, STACK_BYTES_MAX,
+};
+
+/// The part of the language that needs neither a clock nor chance. `Promise` is there because the
+/// syntax is; a job that it leaves behind is an error.
+type Intrinsics = (
+    intrinsic::Eval,
+    intrinsic::RegExpCompiler,
+    intrinsic::RegExp,
+    intrinsic::Json,
+    intrinsic::MapSet,
+    intrinsic::Promise,
+);
+
+/// A compiled function of text and text.
+pub(crate) type Compiled = Persistent<rquickjs::Function<'static>>;
+
+/// Why a call has no answer: the runtime is of no use any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Broken {
+    /// The deadline has passed.
+    Late(Duration),
+    /// No memory, or a failure inside the engine.
+    Memory,
+    /// It left a promise behind.
+    Asynchronous,
+}
+
+/// A runtime. The functions go before the context, and that before the runtime.
+pub(crate) struct Sandbox {
+    pub(crate) decide: BTreeMap<CommandName, Compiled>,
+    pub(crate) fold: Compiled,
+    pub(crate) upcast: BTreeMap<(EventName, u32), Compiled>,
+    context: Context,
+    runtime: Runtime,
+    deadline: Rc<Cell<Instant>>,
+}
+
+impl Sandbox {
+    /// Makes a runtime and compiles all functions. Fails with what does not compile.
+    pub(crate) fn new(definition: &AggregateDefinition) -> Result<Self, Vec<Problem>> {
+        let failed = |error: rquickjs::Error| {
+            let message = format!("no JavaScript runtime: {error}");
+            vec![Problem { place: definition.place.clone(), message }]
+        };
+        let deadline = Rc::new(Cell::new(Instant::now() + COMPILE_MAX));
+        let runtime = Runtime::new().map_err(failed)?;
+        runtime.set_memory_limit(MEMORY_BYTES_MAX);
+        runtime.set_max_stack_size(STACK_BYTES_MAX);
+        let until = deadline.clone();
+        runtime.set_interrupt_handler(Some(Box::new(move || Instant::now() > until.get())));
+        let context = Context::custom::<Intrinsics>(&runtime).map_err(failed)?;
+        let compiled = context.with(|ctx| compile(&ctx, definition, &failed))?;
+        let (decide, fold, upcast) = compiled;
+        Ok(Self { decide, fold, upcast, context, runtime, deadline })
+    }
+
+    /// Calls a function, for at most `within`. After a failure the runtime must not be used again.
+    pub(crate) fn call<A>(
+        &self,
+        function: &Compiled,
+        arguments: A,
+        within: Duration,
+    ) -> Result<String, Broken>
+    where
+        A: for<'js> IntoArgs<'js>,
+    {
+        self.deadline.set(Instant::now() + within);
+        let returned = self.context.with(|ctx| {
+            let function = function.clone().restore(&ctx)?;
+            let returned = function.call::<_, String>(arguments);
+            if returned.is_err() {
+                // The exception is dropped unseen: looking at it could run the script's code.
+                drop(ctx.catch());
+            }
+            returned
+        });
+        match returned {
+            Err(_) if Instant::now() > self.deadline.get() => Err(Broken::Late(within)),
+            Err(_) => Err(Broken::Memory),
+            Ok(_) if self.runtime.is_job_pending() => Err(Broken::Asynchronous),
+            Ok(text) => Ok(text),
+        }
+    }
+}
+
+type Functions = (BTreeMap<CommandName, Compiled>, Compiled, BTreeMap<(EventName, u32), Compiled>);
+
+fn compile<'js>(
+    ctx: &Ctx<'js>,
+    definition: &AggregateDefinition,
+    failed: &impl Fn(rquickjs::Error) -> Vec<Problem>,
+) -> Result<Functions, Vec<Problem>> {
+    let glue = Glue::new(ctx).map_err(failed)?;
+    let mut problems = Vec::new();
+    let evolves = Object::new(ctx.clone()).map_err(failed)?;
+    evolves.set_prototype(None).map_err(failed)?;
+    let mut decide = BTreeMap::new();
+    let mut upcast = BTreeMap::new();
+    for (name, event) in &definition.events {
+        match glue.compile(&event.evolve) {
+            Ok(function) => evolves.set(name.as_str(), function).map_err(failed)?,
+            Err(problem) => problems.push(problem),
+        }
+        for (version, function) in &event.upcast {
+            match glue.compile(function) {
+                Ok(function) => {
+                    let wrapped = glue.keep(&glue.upcaster, (function,)).map_err(failed)?;
+                    upcast.insert((name.clone(), *version), wrapped);
+                }
+                Err(problem) => problems.push(problem),
+            }
+        }
+    }
+    for (name, command) in &definition.commands {
+        match glue.compile(&command.decide) {
+            Ok(function) => {
+                let arguments = (function, evolves.clone());
+                let wrapped = glue.keep(&glue.decider, arguments).map_err(failed)?;
+                decide.insert(name.clone(), wrapped);
+            }
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let fold = glue.keep(&glue.folder, (evolves,)).map_err(failed)?;
+    Ok((decide, fold, upcast))
+}
+
+/// The functions of `glue.js`.
+struct Glue<'js> {
+    ctx: Ctx<'js>,
+    decider: rquickjs::Function<'js>,
+    folder: rquickjs::Function<'js>,
+    upcaster: rquickjs::Function<'js>,
+    inspect: rquickjs::Function<'js>,
+}
+
+impl<'js> Glue<'js> {
+    fn new(ctx: &Ctx<'js>) -> rquickjs::Result<Self> {
+        let limits = Object::new(ctx.clone())?;
+        limits.set("codeChars", CODE_CHARS_MAX)?;
+        limits.set("messageChars", MESSAGE_CHARS_MAX)?;
+        limits.set("events", COMMIT_EVENTS_MAX)?;
+        limits.set("commitChars", COMMIT_BYTES_MAX)?;
+        let glue: rquickjs::Function<'js> = ctx.eval(include_str!("glue.js"))?;
+        let parts: Array<'js> = glue.call((limits,))?;
+        let (decider, folder) = (parts.get(0)?, parts.get(1)?);
+        Ok(Self {
+            ctx: ctx.clone(),
+            decider,
+            folder,
+            upcaster: parts.get(2)?,
+            inspect: parts.get(3)?,
+        })
+    }
+
+    /// What a function of the glue makes of an application's functions.
+    fn keep<A>(&self, make: &rquickjs::Function<'js>, arguments: A) -> rquickjs::Result<Compiled>
+    where
+        A: IntoArgs<'js>,
+    {
+        let made: rquickjs::Function<'js> = make.call(arguments)?;
+        Ok(Persistent::save(&self.ctx, made))
+    }
+
+    fn compile(&self, function: &Function) -> Result<rquickjs::Function<'js>, Problem> {
+        // Empty lines before it make the engine's line numbers those of the file.
+        let source = &function.source;
+        let text = format!("{}({source}\n)", "\n".repeat(function.place.line.saturating_sub(1)));
+        let mut options = EvalOptions::default();
+        options.filename = Some(function.place.file.to_string());
+        let problem =
+            |message: &str| Problem { place: function.place.clone(), message: message.to_owned() };
+        let value: rquickjs::Value<'js> =
+            self.ctx.eval_with_options(text, options).map_err(|_| self.syntax_error(function))?;
+        let (text, plain): (Option<String>, bool) = self
+            .inspect
+            .call::<_, Array<'js>>((value.clone(),))
+            .and_then(|known| Ok((known.get(0)?, known.get(1)?)))
+            .map_err(|_| problem("not a function that can be used"))?;
+        let only = text.is_some_and(|text| is_only(source, &text));
+        match value.into_function() {
+            Some(compiled) if only && plain => Ok(compiled),
+            Some(_) if only => {
+                Err(problem("must be a plain function, neither async nor a generator"))
+            }
+            _ => Err(problem("must be one function, such as `(state, event) => ({ ...state })`")),
+        }
+    }
+
+    fn syntax_error(&self, function: &Function) -> Problem {
+        let thrown = self.ctx.catch();
+        let Some(exception) = thrown.into_exception() else {
+            let message = "not JavaScript, or too much of it".to_owned();
+            return Problem { place: function.place.clone(), message };
+        };
+        let mut place = function.place.clone();
+        let lines = function.source.lines().count().max(1);
+        if let Some(line) = exception.stack().and_then(|stack| line_in(&stack, &place.file)) {
+            place.line = line.clamp(place.line, place.line + lines - 1);
+        }
+        let message = format!("JavaScript: {}", exception.message().unwrap_or_default());
+        Problem { place, message }
+    }
+}
+
+/// Whether the text of a function is all there is in a source, but for comments and parentheses:
+/// `(() => { let n = 0; return () => n++ })()` is a function, too, and one that remembers.
+fn is_only(source: &str, function: &str) -> bool {
+    let Some(at) = source.find(function) else { return false };
+    is_blank(&source[..at]) && is_blank(&source[at + function.len()..])
+}
+
+fn is_blank(text: &str) -> bool {
+    let mut rest = text;
+    loop {
+        rest = rest.trim_start_matches(|c: char| c.is_whitespace() || c == '(' || c == ')');
+        let after = if let Some(comment) = rest.strip_prefix("//") {
+            comment.split_once('\n').map_or("", |(_, after)| after)
+        } else if let Some(comment) = rest.strip_prefix("/*") {
+            comment.split_once("*/").map_or("", |(_, after)| after)
+        } else {
+            return rest.is_empty();
+        };
+        rest = after;
+    }
+}
+
+/// The first line of a file that a stack trace names.
+pub(crate) fn line_in(stack: &str, file: &str) -> Option<usize> {
+    stack.lines().find_map(|frame| {
+        let (_, after) = frame.split_once(&format!("{file}:"))?;
+        let digits = after.split(|c: char| !c.is_ascii_digit()).next()?;
+        digits.parse().ok()
+    })
+}

@@ -1,0 +1,87 @@
+//! Applications in a line, and deciders of them.
+
+#![expect(dead_code, unreachable_pub, reason = "each test binary uses its part of this module")]
+
+use std::sync::Arc;
+
+use flexcore_domain::{
+    ActorName, AggregateId, Application, CommandId, CommandName, Context, Decider, Decision, Event,
+    EventName, Name, Refusal, State, Tenant, definition::SourceFile,
+};
+use flexcore_script::ScriptDecider;
+use serde_json::value::RawValue;
+
+pub fn application(text: &str) -> Application {
+    let file = SourceFile { path: "app.yaml".to_owned(), text: text.to_owned() };
+    Application::read(Name::parse("app").unwrap(), vec![file]).unwrap()
+}
+
+pub fn decider(text: &str) -> ScriptDecider {
+    let application = application(text);
+    let aggregate: &Arc<_> = application.aggregates.values().next().unwrap();
+    ScriptDecider::new(aggregate.clone()).unwrap()
+}
+
+/// An aggregate with one command, `go`, and one event, `gone`, whose data are free.
+pub fn yaml(decide: &str, evolve: &str) -> String {
+    let block = |text: &str| text.replace('\n', "\n      ");
+    format!(
+        "aggregate: thing
+commands:
+  go:
+    payload: {{ type: object }}
+    decide: |
+      {}
+events:
+  gone:
+    data: {{ type: object }}
+    evolve: |
+      {}
+",
+        block(decide),
+        block(evolve)
+    )
+}
+
+pub fn thing(decide: &str, evolve: &str) -> ScriptDecider {
+    decider(&yaml(decide, evolve))
+}
+
+pub fn name(name: &str) -> CommandName {
+    CommandName::parse(name).unwrap()
+}
+
+pub fn raw(text: &str) -> Box<RawValue> {
+    RawValue::from_string(text.to_owned()).unwrap()
+}
+
+pub fn context() -> Context {
+    Context {
+        tenant: Tenant::parse("acme").unwrap(),
+        id: AggregateId::parse("x-1").unwrap(),
+        version: 4,
+        command_id: CommandId::parse("c-1").unwrap(),
+        actor: ActorName::parse("somebody").unwrap(),
+        now_ms: 1_356_998_400_123,
+    }
+}
+
+pub fn run(
+    decider: &mut ScriptDecider,
+    state: &State,
+    command: &str,
+    payload: &str,
+) -> Result<Decision, Refusal> {
+    decider.decide(state, &name(command), &raw(payload), &context())
+}
+
+pub fn event(event: &str, version: u64, schema_version: u32, data: &str) -> Event {
+    Event { event: EventName::parse(event).unwrap(), version, schema_version, data: raw(data) }
+}
+
+pub fn faulty<T: std::fmt::Debug>(result: Result<T, Refusal>) -> String {
+    match result {
+        Err(Refusal::Faulty(message)) => message,
+        other => panic!("not faulty: {other:?}"),
+    }
+}
