@@ -16,6 +16,7 @@ mod metrics_http;
 mod out;
 mod publish;
 mod query;
+mod rebuild;
 mod roles;
 mod serve;
 mod token;

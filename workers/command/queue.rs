@@ -188,7 +188,8 @@ impl Settled {
 /// Whose outcome it is, for a command whose payload or headers are wrong.
 fn identify(message: &jetstream::Message) -> Option<(AggregateKey, CommandId)> {
     let (part, _) = message.subject.strip_prefix("cmdq.")?.rsplit_once('.')?;
-    let id = message.headers.as_ref()?.get(header::COMMAND_ID)?;
+    let headers = message.headers.as_ref()?;
+    let id = headers.get(header::COMMIT_COMMAND_ID).or_else(|| headers.get(header::COMMAND_ID))?;
     Some((AggregateKey::from_subject_part(part)?, CommandId::parse(id.as_str()).ok()?))
 }
 

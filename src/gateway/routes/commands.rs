@@ -70,8 +70,7 @@ pub(crate) async fn send(
     let mut headers = headers(&call, expected)?;
     if preferences.respond_async {
         known(&shared.catalog(), &key, &name)?;
-        headers.insert(field::COMMIT_COMMAND_ID, id.as_str());
-        enqueue(&shared, &key, &name, headers, payload).await?;
+        enqueue(&shared, &key, &name, &id, headers, payload).await?;
         return Ok(queued(&shared, &key, &id, preferences.wait).await);
     }
     headers.insert(field::COMMAND_ID, id.as_str());
@@ -163,6 +162,7 @@ async fn enqueue(
     shared: &Shared,
     key: &AggregateKey,
     name: &CommandName,
+    id: &CommandId,
     headers: async_nats::HeaderMap,
     payload: Bytes,
 ) -> Result<(), Problem> {
@@ -171,8 +171,7 @@ async fn enqueue(
     }
     let payload =
         String::from_utf8(payload.into()).expect("BUG: JSON was read from it, so it is text");
-    // The broker's own check for duplicates spans all aggregates: it gets an id that never repeats.
-    let published = shared.publisher.publish(key, name, &new_id(), headers, payload).await;
+    let published = shared.publisher.publish(key, name, id, headers, payload).await;
     published.map_err(|error| Problem::outcome_unknown(&error))
 }
 
