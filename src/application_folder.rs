@@ -1,46 +1,68 @@
-//! An application's folder on disk.
+//! An application's folder: the YAML files at its top level. What lies deeper, its tests and
+//! samples, is not deployed.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use flexcore_domain::{
     Application, Name,
     definition::{Problem, SourceFile},
 };
 
-/// Most files of one application: its definitions are deployed in one message.
-const FILES_MAX: usize = 256;
+/// Most files of one kind in a folder: more is another folder, named by mistake.
+const FILES_MAX: usize = 1_000;
+/// Largest file, in bytes: it is read whole, and people write them.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Reads every `*.yaml` and `*.yml` directly in the folder; the folder's name is the application's.
-/// Fails with every problem there is, one on a line.
+/// Reads and checks an application; its name is that of the folder. Fails with all problems that
+/// were found, one a line.
 pub(crate) fn read(folder: &Path) -> anyhow::Result<Application> {
-    let absolute = fs::canonicalize(folder)
-        .with_context(|| format!("no application at {}", folder.display()))?;
-    let name = absolute.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let name = Name::parse(name).context("an application is named like its folder")?;
-    let mut files = Vec::new();
-    for entry in fs::read_dir(&absolute)? {
-        let path = entry?.path();
-        let yaml = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
-        if !yaml || !path.is_file() {
-            continue;
-        }
-        if files.len() == FILES_MAX {
-            bail!("{} has more than {FILES_MAX} YAML files", folder.display());
-        }
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-        let path = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-        files.push(SourceFile { path, text });
-    }
-    if files.is_empty() {
-        bail!("{} has no *.yaml file: schemas/flights is an example", folder.display());
-    }
-    files.sort_by(|one, other| one.path.cmp(&other.path));
+    let files = files(folder)?;
+    ensure!(!files.is_empty(), "{} has no .yaml files", folder.display());
+    // Whatever the folder was called by: `.` has a name, too.
+    let whole = folder.canonicalize().with_context(|| folder.display().to_string())?;
+    let name = whole.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let name = Name::parse(name)
+        .with_context(|| format!("the folder's name, {name:?}, is the application's"))?;
     Application::read(name, files).map_err(|problems| anyhow::anyhow!(listed(&problems)))
 }
 
-/// Problems, one on a line.
+/// The YAML files of a folder, by name, without those of folders in it.
+pub(crate) fn files(folder: &Path) -> anyhow::Result<Vec<SourceFile>> {
+    let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    let mut paths = Vec::new();
+    for entry in entries {
+        let path = entry.with_context(|| folder.display().to_string())?.path();
+        if is_yaml(&path) && path.is_file() {
+            paths.push(path);
+        }
+        if paths.len() > FILES_MAX {
+            bail!("{} has more than {FILES_MAX} .yaml files", folder.display());
+        }
+    }
+    paths.sort();
+    paths.iter().map(|path| file(path)).collect()
+}
+
+fn is_yaml(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
+}
+
+fn file(path: &Path) -> anyhow::Result<SourceFile> {
+    let shown = path.display();
+    let size = fs::metadata(path).with_context(|| shown.to_string())?.len();
+    ensure!(size <= FILE_BYTES_MAX, "{shown} has {size} bytes; at most {FILE_BYTES_MAX} are read");
+    let text = fs::read_to_string(path).with_context(|| shown.to_string())?;
+    let name = path.file_name().and_then(|name| name.to_str());
+    let name = name.with_context(|| format!("{shown}: the name is not UTF-8"))?;
+    Ok(SourceFile { path: name.to_owned(), text })
+}
+
+/// Problems, one a line.
 pub(crate) fn listed(problems: &[Problem]) -> String {
-    problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    lines.join("\n")
 }
