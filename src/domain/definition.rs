@@ -14,6 +14,9 @@ mod schema;
 mod sql;
 mod yaml;
 
+#[cfg(test)]
+mod tests;
+
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};

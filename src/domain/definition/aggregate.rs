@@ -19,6 +19,9 @@ const MEMBERS_MAX: usize = 256;
 /// Highest version of an event: that many upcasts one after the other.
 const EVENT_VERSION_MAX: u32 = 100;
 
+/// Longest function, in bytes: every worker compiles it, and larger ones hold data, not rules.
+const FUNCTION_BYTES_MAX: usize = 64 * 1024;
+
 pub(super) fn read(node: &Node, notes: &mut Notes) -> Option<AggregateDefinition> {
     let known = ["aggregate", "description", "commands", "events"];
     let fields = Fields::of(node, "an aggregate", &known, notes)?;
@@ -144,6 +147,11 @@ fn function(node: &Node, notes: &mut Notes) -> Option<Function> {
     let trimmed = text.trim_end().trim_end_matches(';');
     if trimmed.trim().is_empty() {
         return notes.add(node.line, "a function is missing here");
+    }
+    if trimmed.len() > FUNCTION_BYTES_MAX {
+        let size = trimmed.len();
+        let message = format!("a function of {size} bytes; at most {FUNCTION_BYTES_MAX}");
+        return notes.add(node.line, message);
     }
     Some(Function { source: Arc::from(trimmed), place: notes.place(node.text_line) })
 }

@@ -51,9 +51,10 @@ impl ColumnKind {
     pub(super) fn accepts(self, value: &Value) -> bool {
         match (self, value) {
             (_, Value::Null)
-            | (Self::Text, Value::String(_))
             | (Self::Number, Value::Number(_))
             | (Self::Boolean, Value::Bool(_)) => true,
+            // Postgres' text can't hold NUL.
+            (Self::Text, Value::String(text)) => !text.contains('\0'),
             (Self::Integer, Value::Number(number)) => number.as_i64().is_some(),
             (Self::Timestamp, Value::String(text)) => OffsetDateTime::parse(text, &Rfc3339).is_ok(),
             (Self::Date, Value::String(text)) => {

@@ -8,6 +8,7 @@ use super::{
     ColumnKind, Parameter, QueryDefinition, ReadModelDefinition,
     fields::{Fields, entries},
     problem::{Notes, did_you_mean},
+    read::Known,
     read_model::kind,
     sql,
     yaml::{Data, Node},
@@ -23,14 +24,19 @@ const READS_MAX: usize = 16;
 
 pub(super) type ReadModels = BTreeMap<Name, Arc<ReadModelDefinition>>;
 
-pub(super) fn read(node: &Node, models: &ReadModels, notes: &mut Notes) -> Option<QueryDefinition> {
-    let known = ["query", "description", "reads", "parameters", "sql"];
-    let fields = Fields::of(node, "a query", &known, notes)?;
+pub(super) fn read(
+    node: &Node,
+    models: &ReadModels,
+    known: &Known<'_>,
+    notes: &mut Notes,
+) -> Option<QueryDefinition> {
+    let words = ["query", "description", "reads", "parameters", "sql"];
+    let fields = Fields::of(node, "a query", &words, notes)?;
     let name = fields.required("query", notes)?;
     let text = notes.text(name, "a query's name")?;
     let name = notes.name(Name::parse, text, name.line);
     let description = fields.text_or_empty("description", notes);
-    let reads = fields.required("reads", notes).and_then(|node| reads(node, models, notes));
+    let reads = fields.required("reads", notes).and_then(|node| reads(node, models, known, notes));
     let declared = match fields.get("parameters") {
         Some(node) => parameters(node, notes),
         None => Some(Vec::new()),
@@ -49,7 +55,12 @@ pub(super) fn read(node: &Node, models: &ReadModels, notes: &mut Notes) -> Optio
     Some(QueryDefinition { name: name?, description, place, sql, reads, parameters })
 }
 
-fn reads(node: &Node, models: &ReadModels, notes: &mut Notes) -> Option<Vec<Name>> {
+fn reads(
+    node: &Node,
+    models: &ReadModels,
+    known: &Known<'_>,
+    notes: &mut Notes,
+) -> Option<Vec<Name>> {
     let Data::List(nodes) = &node.data else {
         let message = format!("`reads` must be a list of read models, and is {}", node.kind());
         return notes.add(node.line, message);
@@ -61,6 +72,7 @@ fn reads(node: &Node, models: &ReadModels, notes: &mut Notes) -> Option<Vec<Name
     for node in nodes {
         let Some(name) = notes.text(node, "a read model") else { continue };
         match models.get_key_value(name) {
+            None if known.declares("read_model", name) => return None,
             None => {
                 let hint = did_you_mean(name, models.keys().map(Name::as_str));
                 notes.add::<()>(node.line, format!("there is no read model `{name}`{hint}"));
@@ -71,7 +83,7 @@ fn reads(node: &Node, models: &ReadModels, notes: &mut Notes) -> Option<Vec<Name
             Some((name, _)) => reads.push(name.clone()),
         }
     }
-    Some(reads)
+    (reads.len() == nodes.len()).then_some(reads)
 }
 
 /// The parameters, each with its line.
@@ -88,7 +100,7 @@ fn parameters(node: &Node, notes: &mut Notes) -> Option<Vec<(Parameter, usize)>>
             parameters.push((Parameter { name, kind, default }, key.line));
         }
     }
-    Some(parameters)
+    (parameters.len() == entries.len()).then_some(parameters)
 }
 
 /// The type and default of a parameter: `integer`, or `{ type: integer, default: 0 }`.

@@ -7,13 +7,15 @@ use std::{
     sync::Arc,
 };
 
+use serde_json::Value;
+
 use super::{
-    Application, Place, SourceFile, aggregate,
+    AggregateDefinition, Application, Place, SourceFile, aggregate,
     problem::{Notes, Problem, did_you_mean},
     query, read_model,
     yaml::{self, Data, Node},
 };
-use crate::names::Name;
+use crate::names::{AggregateName, Name};
 
 /// Most files of an application.
 const FILES_MAX: usize = 100;
@@ -36,15 +38,16 @@ impl Application {
             |it| (it.name.clone(), &it.place),
             &mut problems,
         );
+        let known = Known { documents: &documents, aggregates: &aggregates };
         let read_models = gather(
             of_kind(&documents, "read_model"),
-            |node, notes| read_model::read(node, &aggregates, notes),
+            |node, notes| read_model::read(node, &known, notes),
             |it| (it.name.clone(), &it.place),
             &mut problems,
         );
         let queries = gather(
             of_kind(&documents, "query"),
-            |node, notes| query::read(node, &read_models, notes),
+            |node, notes| query::read(node, &read_models, &known, notes),
             |it| (it.name.clone(), &it.place),
             &mut problems,
         );
@@ -67,6 +70,32 @@ struct Document {
     file: Arc<str>,
     kind: &'static str,
     node: Node,
+}
+
+/// What other documents declare, whether it could be read or not: what is declared with a mistake
+/// is not reported a second time as missing.
+pub(super) struct Known<'a> {
+    documents: &'a [Document],
+    pub(super) aggregates: &'a BTreeMap<AggregateName, Arc<AggregateDefinition>>,
+}
+
+impl Known<'_> {
+    pub(super) fn declares(&self, kind: &'static str, name: &str) -> bool {
+        self.declared(kind, name).is_some()
+    }
+
+    pub(super) fn declares_event(&self, aggregate: &str, event: &str) -> bool {
+        let node = self.declared("aggregate", aggregate);
+        node.and_then(|node| node.get("events")?.get(event)).is_some()
+    }
+
+    fn declared(&self, kind: &'static str, name: &str) -> Option<&Node> {
+        let named = |document: &&Document| {
+            let text = document.node.get(kind).map(Node::json);
+            text.as_ref().and_then(Value::as_str) == Some(name)
+        };
+        of_kind(self.documents, kind).find(named).map(|document| &document.node)
+    }
 }
 
 fn of_kind<'d>(

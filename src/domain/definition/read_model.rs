@@ -1,14 +1,14 @@
 //! Reading a read model: its columns, its key, and what each event does to a row.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
 use super::{
-    AggregateDefinition, Column, ColumnKind, Expression, Operation, ReadModelDefinition, RowChange,
-    Schema, expression,
+    Column, ColumnKind, Expression, Operation, ReadModelDefinition, RowChange, Schema, expression,
     fields::{Fields, entries},
     problem::{Notes, did_you_mean},
+    read::Known,
     yaml::{Data, Key, Node},
 };
 use crate::{
@@ -25,15 +25,13 @@ const EVENTS_MAX: usize = 256;
 /// Column names that are taken: the tenant's, and Postgres' own hidden columns.
 const RESERVED: [&str; 7] = ["tenant", "tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"];
 
-pub(super) type Aggregates = BTreeMap<AggregateName, Arc<AggregateDefinition>>;
-
 pub(super) fn read(
     node: &Node,
-    aggregates: &Aggregates,
+    known: &Known<'_>,
     notes: &mut Notes,
 ) -> Option<ReadModelDefinition> {
-    let known = ["read_model", "description", "columns", "key", "on"];
-    let fields = Fields::of(node, "a read model", &known, notes)?;
+    let words = ["read_model", "description", "columns", "key", "on"];
+    let fields = Fields::of(node, "a read model", &words, notes)?;
     let name = fields.required("read_model", notes)?;
     let text = notes.text(name, "a read model's name")?;
     let name = notes.name(Name::parse, text, name.line);
@@ -43,7 +41,7 @@ pub(super) fn read(
     let columns = columns?;
     let key = key(key_node?, &columns, notes)?;
     let shape = Shape { columns: &columns, key: &key };
-    let on = changes(on?, &shape, aggregates, notes)?;
+    let on = changes(on?, &shape, known, notes)?;
     let fingerprint = fingerprint(&columns, &key, &on);
     let place = notes.place(node.line);
     Some(ReadModelDefinition { name: name?, description, place, columns, key, on, fingerprint })
@@ -65,7 +63,8 @@ fn columns(node: &Node, notes: &mut Notes) -> Option<Vec<Column>> {
             columns.push(Column { name, kind });
         }
     }
-    Some(columns)
+    // With a column missing here, its every use would be a problem, too.
+    (columns.len() == entries.len()).then_some(columns)
 }
 
 /// Reads the type of a column or parameter.
@@ -110,7 +109,7 @@ type Changes = BTreeMap<(AggregateName, EventName), RowChange>;
 fn changes(
     node: &Node,
     shape: &Shape<'_>,
-    aggregates: &Aggregates,
+    known: &Known<'_>,
     notes: &mut Notes,
 ) -> Option<Changes> {
     let entries = entries(node, "`on`", notes)?;
@@ -119,7 +118,7 @@ fn changes(
     }
     let mut changes = BTreeMap::new();
     for (key, node) in entries {
-        let Some((event, data)) = followed(key, aggregates, notes) else { continue };
+        let Some((event, data)) = followed(key, known, notes) else { continue };
         if let Some(change) = shape.change(node, data, notes) {
             changes.insert(event, change);
         }
@@ -130,18 +129,25 @@ fn changes(
 /// The event that a key of `on` names, and the schema of its data.
 fn followed<'a>(
     key: &Key,
-    aggregates: &'a Aggregates,
+    known: &Known<'a>,
     notes: &mut Notes,
 ) -> Option<((AggregateName, EventName), &'a Schema)> {
     let Some((aggregate, event)) = key.text.split_once('.') else {
         let message = format!("`{}` is no event; write it as in `flight.departed`", key.text);
         return notes.add(key.line, message);
     };
+    let aggregates = known.aggregates;
     let Some((aggregate, definition)) = aggregates.get_key_value(aggregate) else {
+        if known.declares("aggregate", aggregate) {
+            return None;
+        }
         let hint = did_you_mean(aggregate, aggregates.keys().map(AggregateName::as_str));
         return notes.add(key.line, format!("there is no aggregate `{aggregate}`{hint}"));
     };
     let Some((event, definition)) = definition.events.get_key_value(event) else {
+        if known.declares_event(aggregate.as_str(), event) {
+            return None;
+        }
         let hint = did_you_mean(event, definition.events.keys().map(EventName::as_str));
         return notes
             .add(key.line, format!("aggregate `{aggregate}` has no event `{event}`{hint}"));

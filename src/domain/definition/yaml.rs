@@ -15,7 +15,7 @@ const DEPTH_MAX: usize = 64;
 pub(super) struct Node {
     /// Where it begins.
     pub(super) line: usize,
-    /// Where its text begins: below the `|` of a block.
+    /// Where its text begins: of a block the line below the `|`, blank or not.
     pub(super) text_line: usize,
     pub(super) data: Data,
 }
@@ -68,6 +68,14 @@ impl Node {
             (line, node) = found;
         }
         line
+    }
+
+    /// The value of a key, when this is a map that has it.
+    pub(super) fn get(&self, name: &str) -> Option<&Self> {
+        match &self.data {
+            Data::Map(entries) => entries.iter().find(|(key, _)| key.text == name).map(|e| &e.1),
+            _ => None,
+        }
     }
 
     /// What it is, for messages.
@@ -178,7 +186,9 @@ impl Tree {
             ScalarStyle::Plain => plain(text)?,
             _ => Value::String(text.to_owned()),
         };
-        let text_line = if block { line + 1 } else { line };
+        // The parser places a block at its first line that is not blank.
+        let blank = text.bytes().take_while(|byte| *byte == b'\n').count();
+        let text_line = if block { line.saturating_sub(blank).max(1) } else { line };
         self.put(Node { line, text_line, data: Data::Scalar(value) });
         Ok(())
     }
@@ -247,11 +257,14 @@ mod tests {
         );
         let Data::Map(entries) = &documents[1].data else { panic!("a map") };
         assert_eq!((entries[0].0.line, entries[0].1.text_line), (11, 12));
+        let documents = read("a: |\n\n\n  x\nb: |2 # c\n\n   x\n").unwrap();
+        let Data::Map(entries) = &documents[0].data else { panic!("a map") };
+        assert_eq!((entries[0].1.text_line, entries[1].1.text_line), (2, 6));
     }
 
     #[test]
     fn plain_texts_are_resolved() {
-        let text = "[~, true, 1, -2.5, +3, 1e3, 'a', \"1\", no, on, 1.2.3, 2013-01-01, -, e1]";
+        let text = "[~, true, 1, -2.5, +3, 1e3, 'a', \"1\", no, on, 1.2.3, 2013-01-01, -x, e1]";
         let json = serde_json::json!([
             null,
             true,
@@ -265,7 +278,7 @@ mod tests {
             "on",
             "1.2.3",
             "2013-01-01",
-            "-",
+            "-x",
             "e1"
         ]);
         assert_eq!(read(text).unwrap()[0].json(), json);
@@ -277,7 +290,7 @@ mod tests {
     #[test]
     fn hostile_files_are_refused() {
         for (text, message) in [
-            ("a: [", "a.yaml:1: not valid YAML"),
+            ("a: [", "a.yaml:2: not valid YAML"),
             ("a: 1\nb:\n  c: 1\n  c: 2", "a.yaml:4: `c` is here twice"),
             ("a: &x 1\nb: *x", "a.yaml:2: aliases"),
             ("a: !!str 1", "a.yaml:1: tags"),

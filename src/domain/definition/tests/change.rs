@@ -1,0 +1,106 @@
+//! Versions of an application side by side.
+
+use super::*;
+use crate::definition::{Catalog, Comparison, compare};
+
+/// What changes when one text stands in place of another.
+fn changed(from: &str, to: &str) -> Comparison {
+    assert!(SHOP.contains(from), "{from}");
+    let old = read(&[("shop.yaml", SHOP)]).unwrap();
+    let new = match read(&[("shop.yaml", &SHOP.replacen(from, to, 1))]) {
+        Ok(new) => new,
+        Err(problems) => panic!("{to}: {problems:?}"),
+    };
+    compare(&old, &new)
+}
+
+fn refusal(from: &str, to: &str) -> String {
+    let refusals = changed(from, to).refusals;
+    assert_eq!(refusals.len(), 1, "{to}: {refusals:?}");
+    refusals[0].to_string()
+}
+
+#[test]
+fn what_does_not_matter_is_no_change() {
+    assert_eq!(changed("aggregate: order", "# a comment\naggregate: order"), Comparison::default());
+    assert_eq!(changed("reads: [customers]", "reads:\n- customers"), Comparison::default());
+}
+
+#[test]
+fn changes_are_said() {
+    for (from, to, said) in [
+        (
+            "customer: { type: string }, total",
+            "customer: { minLength: 1 }, total",
+            "command order.place has another payload",
+        ),
+        ("data: payload", "data: { ...payload }", "command order.place has other rules"),
+        ("=> event.data", "=> ({ ...event.data })", "event order.placed evolves"),
+        ("vip: boolean", "vip: text", "read model customers changes"),
+        ("orders: 1, total", "orders: 2, total", "read model customers changes"),
+        ("select customer,", "select lower(customer),", "query best changes"),
+        ("default: 0", "default: 1", "query best changes"),
+        ("An order", "One order", "aggregate order has another description"),
+        ("events:\n", "events:\n  paid: { evolve: (state) => state }\n", "event order.paid is new"),
+    ] {
+        let found = changed(from, to);
+        assert!(found.refusals.is_empty(), "{to}: {:?}", found.refusals);
+        assert!(found.changes.len() == 1 && found.changes[0].starts_with(said), "{to}: {found:?}");
+    }
+    let (start, end) = (SHOP.find("query: best").unwrap(), SHOP.len());
+    let found = changed(&SHOP[start..end], "");
+    assert_eq!(found.changes, ["query best is removed"]);
+    let start = SHOP.find("read_model: customers").unwrap();
+    let found = changed(&SHOP[start..end], "");
+    assert_eq!(found.changes.len(), 2, "{found:?}");
+}
+
+#[test]
+fn incompatible_changes_are_refused() {
+    let schema = ("lines: { type: integer }", "lines: { type: number }");
+    assert!(refusal(schema.0, schema.1).contains("another schema"));
+    assert!(refusal("({ ...data, lines: 1 })", "({ ...data, lines: 2 })").contains("upcast"));
+    let raised = SHOP.replace("version: 2", "version: 4").replace(
+        "    upcast:\n",
+        "    upcast:\n      2: (data) => data\n      3: (data) => data\n",
+    );
+    assert!(refusal(SHOP, &raised).contains("one at a time"));
+    let start = SHOP.find("    upcast:").unwrap();
+    let end = SHOP.find("---\nread_model").unwrap();
+    let lowered = SHOP.replace("version: 2", "version: 1").replace(&SHOP[start..end], "");
+    assert!(refusal(SHOP, &lowered).contains("goes back from version 2 to 1"));
+    let renamed = SHOP.replace("placed", "ordered");
+    assert!(refusal(SHOP, &renamed).contains("event `order.placed` is gone"));
+    let renamed = SHOP.replace("aggregate: order", "aggregate: sale").replace("order.p", "sale.p");
+    assert!(refusal(SHOP, &renamed).contains("aggregate `order` is gone"));
+}
+
+#[test]
+fn a_schema_changes_with_its_version_and_an_upcast() {
+    let raised = SHOP
+        .replace("version: 2", "version: 3")
+        .replace("lines: { type: integer }", "lines: { type: integer, minimum: 1 }")
+        .replace("    upcast:\n", "    upcast:\n      2: (data) => data\n");
+    let found = changed(SHOP, &raised);
+    assert_eq!(found.refusals, []);
+    assert_eq!(found.changes, ["event order.placed goes from version 2 to 3"]);
+}
+
+#[test]
+fn names_belong_to_one_application() {
+    let shop = read(&[("shop.yaml", SHOP)]).unwrap();
+    let catalog = Catalog::default().with(shop.clone()).unwrap();
+    let again = catalog.with(Application { version: 2, ..shop.clone() }).unwrap();
+    assert_eq!((again.applications.len(), again.applications["shop"].version), (1, 2));
+    let other = Application { name: Name::parse("copy").unwrap(), ..shop };
+    let problems = catalog.with(other).unwrap_err();
+    let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        [
+            "shop.yaml:1: aggregate `order` belongs to application `shop`",
+            "shop.yaml:30: read model `customers` belongs to application `shop`",
+            "shop.yaml:39: query `best` belongs to application `shop`",
+        ]
+    );
+}
