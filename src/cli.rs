@@ -122,6 +122,9 @@ pub(crate) enum Command {
     Verify(Verify),
     Token(Token),
     Doctor(Doctor),
+    Bench(crate::bench::BenchArgs),
+    #[command(hide = true)]
+    BenchClient(crate::bench_client::ClientArgs),
     Completions(Completions),
 }
 
@@ -138,6 +141,8 @@ impl Command {
             | Self::Verify(_)
             | Self::Token(_)
             | Self::Doctor(_)
+            | Self::Bench(_)
+            | Self::BenchClient(_)
             | Self::Completions(_) => "warn",
         }
     }

@@ -2,6 +2,22 @@
 
 mod application_folder;
 mod apply;
+mod bench;
+mod bench_append;
+mod bench_application;
+mod bench_bare;
+mod bench_client;
+mod bench_commands;
+mod bench_growth;
+mod bench_http;
+mod bench_latency;
+mod bench_load;
+mod bench_overload;
+mod bench_projection;
+mod bench_raw;
+mod bench_rebuild;
+mod bench_rig;
+mod bench_rows;
 mod cli;
 mod config;
 mod dataset;
@@ -79,6 +95,8 @@ async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow
         Command::Doctor(args) => {
             doctor::run(&config.cache, &config.data, args.json, &mut out).await
         }
+        Command::Bench(args) => bench::run(config, &args, telemetry, &mut out).await,
+        Command::BenchClient(args) => bench_client::run(config, &args, &mut out).await,
         Command::Completions(args) => {
             // Into memory first: the generator does not survive a closed pipe.
             let mut script = Vec::new();

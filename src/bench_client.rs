@@ -1,0 +1,281 @@
+//! The load on the gateway: connections that send one request after the other. It runs in a process
+//! of its own (`flexcore bench-client`, hidden), so that it shares no threads with what is measured.
+
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    process::Stdio,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use clap::Args;
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use serde::{Deserialize, Serialize};
+use tokio::{io::AsyncReadExt, net::TcpStream, process, task::JoinSet};
+
+use crate::{bench_append::payload, bench_rig::Latencies, config::Config, out};
+
+/// Load the gateway, for `bench`
+#[derive(Args, Clone, Debug)]
+pub(crate) struct ClientArgs {
+    /// HOST:PORT of the gateway
+    #[arg(long)]
+    pub(crate) authority: String,
+    /// Connections, each with one request at a time
+    #[arg(long)]
+    pub(crate) connections: u64,
+    /// How long, in milliseconds
+    #[arg(long)]
+    pub(crate) lasting_ms: u64,
+    /// How long before that, in milliseconds, without counting
+    #[arg(long, default_value_t = 0)]
+    pub(crate) warm_up_ms: u64,
+    /// What the aggregates' ids begin with: another one each time
+    #[arg(long, default_value = "c")]
+    pub(crate) prefix: String,
+    /// Get this path in place of sending commands
+    #[arg(long)]
+    pub(crate) get: Option<String>,
+}
+
+/// Commands that an aggregate gets: one in so many has to load it.
+pub(crate) const PER_AGGREGATE: u64 = 4;
+/// Longest wait for an answer, and for a connection.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Pause before a connection that was refused is made again.
+const RECONNECT_AFTER: Duration = Duration::from_millis(50);
+
+/// What was answered.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Report {
+    /// Measured time.
+    pub(crate) seconds: f64,
+    /// Answers in the measured time, by status.
+    pub(crate) answers: BTreeMap<u16, u64>,
+    /// Requests without an answer, over all.
+    pub(crate) unanswered: u64,
+    /// Connections that were refused or closed before a request was sent on them, over all.
+    pub(crate) refused: u64,
+    /// Successes over all, those of the warm-up included.
+    pub(crate) acknowledged: u64,
+    /// Refusals over all that lack `Retry-After`.
+    pub(crate) without_retry_after: u64,
+    /// Of successes in the measured time.
+    pub(crate) p50_ms: Option<f64>,
+    pub(crate) p99_ms: Option<f64>,
+    pub(crate) longest_ms: Option<f64>,
+    /// Of every answer in the measured time.
+    pub(crate) longest_answer_ms: Option<f64>,
+}
+
+impl Report {
+    pub(crate) fn successes(&self) -> u64 {
+        self.answers.iter().filter(|(status, _)| (200..300).contains(*status)).map(|(_, n)| n).sum()
+    }
+
+    pub(crate) fn answered(&self) -> u64 {
+        self.answers.values().sum()
+    }
+
+    pub(crate) fn per_s(&self) -> f64 {
+        self.successes() as f64 / self.seconds.max(f64::EPSILON)
+    }
+}
+
+/// Runs the load in a child process; `started` learns its process id.
+pub(crate) async fn spawn(args: &ClientArgs, token: &str) -> anyhow::Result<Child> {
+    let mut command = process::Command::new(std::env::current_exe()?);
+    command
+        .args(["bench-client", "--authority", &args.authority])
+        .args(["--connections", &args.connections.to_string()])
+        .args(["--lasting-ms", &args.lasting_ms.to_string()])
+        .args(["--warm-up-ms", &args.warm_up_ms.to_string()])
+        .args(["--prefix", &args.prefix])
+        .env("FLEXCORE_TOKEN", token)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true);
+    if let Some(path) = &args.get {
+        command.args(["--get", path]);
+    }
+    Ok(Child(command.spawn().context("starting the load")?))
+}
+
+pub(crate) struct Child(process::Child);
+
+impl Child {
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.0.id()
+    }
+
+    pub(crate) async fn report(mut self) -> anyhow::Result<Report> {
+        let mut text = Vec::new();
+        let mut output = self.0.stdout.take().context("BUG: the output is piped")?;
+        output.read_to_end(&mut text).await?;
+        let status = self.0.wait().await?;
+        if !status.success() {
+            bail!("the load ended with {status}");
+        }
+        serde_json::from_slice(&text).context("the load's report")
+    }
+}
+
+/// In the child.
+pub(crate) async fn run(
+    config: &Config,
+    args: &ClientArgs,
+    out: &mut dyn Write,
+) -> anyhow::Result<bool> {
+    let token = config.token().context("FLEXCORE_TOKEN is missing")?;
+    let start = Instant::now() + Duration::from_millis(args.warm_up_ms);
+    let plan = Arc::new(Plan {
+        args: args.clone(),
+        authorization: format!("Bearer {token}"),
+        start,
+        end: start + Duration::from_millis(args.lasting_ms),
+    });
+    let mut connections = JoinSet::new();
+    for number in 0..args.connections {
+        connections.spawn(connection(plan.clone(), number));
+    }
+    let mut all = Counts::default();
+    while let Some(ended) = connections.join_next().await {
+        all.add(ended?);
+    }
+    all.report.seconds = plan.start.elapsed().as_secs_f64();
+    all.report.p50_ms = all.successes.percentile_ms(50);
+    all.report.p99_ms = all.successes.percentile_ms(99);
+    all.report.longest_ms = all.successes.percentile_ms(100);
+    all.report.longest_answer_ms = all.answers.percentile_ms(100);
+    out::json(out, &all.report)?;
+    Ok(true)
+}
+
+struct Plan {
+    args: ClientArgs,
+    authorization: String,
+    start: Instant,
+    end: Instant,
+}
+
+#[derive(Default)]
+struct Counts {
+    report: Report,
+    successes: Latencies,
+    answers: Latencies,
+}
+
+impl Counts {
+    fn add(&mut self, other: Self) {
+        for (status, count) in other.report.answers {
+            *self.report.answers.entry(status).or_default() += count;
+        }
+        self.report.unanswered += other.report.unanswered;
+        self.report.refused += other.report.refused;
+        self.report.acknowledged += other.report.acknowledged;
+        self.report.without_retry_after += other.report.without_retry_after;
+        self.successes.append(other.successes);
+        self.answers.append(other.answers);
+    }
+}
+
+type Sender = http1::SendRequest<Full<Bytes>>;
+
+/// One connection, made anew when it breaks, until the time is over.
+async fn connection(plan: Arc<Plan>, number: u64) -> Counts {
+    let mut counts = Counts::default();
+    let mut sender: Option<Sender> = None;
+    let mut nth = 0;
+    while Instant::now() < plan.end {
+        let ready = match sender.take() {
+            Some(mut open) => open.ready().await.is_ok().then_some(open),
+            None => None,
+        };
+        let mut open = match ready {
+            Some(open) => open,
+            None => match connect(&plan.args.authority).await {
+                Ok(open) => open,
+                Err(_) => {
+                    counts.report.refused += 1;
+                    tokio::time::sleep(RECONNECT_AFTER).await;
+                    continue;
+                }
+            },
+        };
+        let request = plan.request(number, nth);
+        nth += 1;
+        let sent = Instant::now();
+        match tokio::time::timeout(ANSWER_WITHIN, exchange(&mut open, request)).await {
+            Ok(Ok((status, has_retry_after))) => {
+                counts.answered(status, has_retry_after, sent, &plan);
+                sender = Some(open);
+            }
+            Ok(Err(_)) | Err(_) => counts.report.unanswered += 1,
+        }
+    }
+    counts
+}
+
+impl Counts {
+    fn answered(&mut self, status: u16, has_retry_after: bool, sent: Instant, plan: &Plan) {
+        let success = (200..300).contains(&status);
+        self.report.acknowledged += u64::from(success);
+        let refusal = matches!(status, 429 | 503);
+        self.report.without_retry_after += u64::from(refusal && !has_retry_after);
+        // What was sent in time counts; so does the time until it was answered.
+        if sent < plan.start {
+            return;
+        }
+        *self.report.answers.entry(status).or_default() += 1;
+        self.answers.add(sent.elapsed());
+        if success {
+            self.successes.add(sent.elapsed());
+        }
+    }
+}
+
+async fn connect(authority: &str) -> anyhow::Result<Sender> {
+    let stream = tokio::time::timeout(ANSWER_WITHIN, TcpStream::connect(authority)).await??;
+    stream.set_nodelay(true)?;
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+/// The status, and whether the answer says when to come back.
+async fn exchange(
+    sender: &mut Sender,
+    request: Request<Full<Bytes>>,
+) -> anyhow::Result<(u16, bool)> {
+    let answer = sender.send_request(request).await?;
+    let status = answer.status().as_u16();
+    let has_retry_after = answer.headers().contains_key(header::RETRY_AFTER);
+    answer.into_body().collect().await?;
+    Ok((status, has_retry_after))
+}
+
+impl Plan {
+    fn request(&self, connection: u64, nth: u64) -> Request<Full<Bytes>> {
+        let request = Request::builder()
+            .header(header::HOST, &self.args.authority)
+            .header(header::AUTHORIZATION, &self.authorization);
+        let request = match &self.args.get {
+            Some(path) => request.uri(path).body(Full::default()),
+            None => {
+                let aggregate = nth / PER_AGGREGATE;
+                let id = format!("{}-{connection}-{aggregate}", self.args.prefix);
+                request
+                    .method(Method::POST)
+                    .uri(format!("/v1/commands/counter/{id}/add"))
+                    .header(header::CONTENT_TYPE, "application/json")
+                    .body(Full::from(payload(nth)))
+            }
+        };
+        request.expect("BUG: the request is well-formed")
+    }
+}

@@ -1,0 +1,162 @@
+//! `bench http`: synchronous commands through the gateway, the worker and the log.
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use flexcore_auth::{Grant, Issuer, SigningKey, Verifier};
+use flexcore_domain::ActorName;
+use flexcore_servers::Want;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    bench::{Figure, Run, round},
+    bench_append::{otherwise, payload, tenant},
+    bench_application,
+    bench_bare::Bare,
+    bench_client::{self, ClientArgs, PER_AGGREGATE, Report},
+    bench_raw::Raw,
+    bench_rig::{Rig, median},
+    out,
+    serve::{Installation, Roles},
+    token,
+};
+
+/// Connections of the main measurement.
+const CONNECTIONS: u64 = 256;
+/// Before each measurement: connections are made, aggregates are met.
+const WARM_UP: Duration = Duration::from_millis(1_000);
+/// How long the token is good: longer than any bench.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(3_600);
+/// What ought to be reached.
+const GOAL_PER_S: f64 = 8_000.0;
+const GOAL_P99_MS: f64 = 100.0;
+const GOAL_SINGLE_P50_MS: f64 = 3.0;
+
+pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
+    let mut rig = Rig::start(run, Want::Both).await?;
+    let raw = Raw::open(&rig).await?;
+    let bare = Bare::start(&rig, run.profile(), payload(0).len()).await?;
+    let gateway = Gateway::start(run, &rig).await?;
+    let (mut ours_per_s, mut raw_per_s, mut reports) = (vec![], vec![], vec![]);
+    let bar = out::progress(run.rounds() as u64 + 2, "http");
+    for _ in 0..run.rounds() {
+        let report = gateway.load(run, &mut rig, CONNECTIONS, None).await?;
+        ours_per_s.push(report.per_s());
+        reports.push(report);
+        raw_per_s.push(bare.ask(CONNECTIONS as usize, run.measure()).await?);
+        bar.inc(1);
+    }
+    let single = gateway.load(run, &mut rig, 1, None).await?;
+    bar.inc(1);
+    let livez = gateway.load(run, &mut rig, CONNECTIONS, Some("/livez")).await?;
+    bar.finish_and_clear();
+    let mut figure = Figure::new("http", run);
+    figure.rates(median(ours_per_s), median(raw_per_s));
+    let of =
+        |figure: fn(&Report) -> Option<f64>| median(reports.iter().filter_map(figure).collect());
+    figure.p50_ms = Some(round(of(|report| report.p50_ms)));
+    figure.p99_ms = Some(round(of(|report| report.p99_ms)));
+    let failed = |report: &Report| report.answered() - report.successes() + report.unanswered;
+    figure.errors = reports.iter().chain([&single, &livez]).map(failed).sum();
+    figure.more("connections", CONNECTIONS);
+    figure.more("answers", reports.iter().map(Report::answered).sum::<u64>());
+    figure.more("single_per_s", round(single.per_s()));
+    figure.more("single_p50_ms", single.p50_ms);
+    figure.more("single_p99_ms", single.p99_ms);
+    figure.more("livez_per_s", round(livez.per_s()));
+    figure.measured = format!(
+        "synchronous commands of {} bytes, {PER_AGGREGATE} an aggregate, decided in JavaScript, over \
+         {CONNECTIONS} connections (single: over 1), token and schema checked, answered when the \
+         commit is durable; the load comes from a process of its own on this machine",
+        payload(0).len()
+    );
+    figure.raw = format!(
+        "{CONNECTIONS} requests over NATS at once, published in groups and answered; no HTTP, \
+         checks, decider or hashes (livez: plain GETs, what HTTP alone does)"
+    );
+    goals(&mut figure, single.p50_ms);
+    rig.meter.report(&mut figure, otherwise(run.profile()));
+    gateway.stop().await?;
+    drop((raw, bare));
+    rig.stop().await;
+    Ok(figure)
+}
+
+fn goals(figure: &mut Figure, single_p50_ms: Option<f64>) {
+    let enough = figure.ours_per_s.is_some_and(|rate| rate >= GOAL_PER_S);
+    figure.goal(format!("at least {GOAL_PER_S}/s"), enough);
+    figure.goal("100 % success", figure.errors == 0);
+    let soon = figure.p99_ms.is_some_and(|ms| ms > 0.0 && ms <= GOAL_P99_MS);
+    figure.goal(format!("p99 at most {GOAL_P99_MS} ms"), soon);
+    let quick = single_p50_ms.is_some_and(|ms| ms <= GOAL_SINGLE_P50_MS);
+    figure.goal(format!("p50 at most {GOAL_SINGLE_P50_MS} ms on one connection"), quick);
+}
+
+/// A gateway and a command worker in this process.
+pub(crate) struct Gateway {
+    installation: Installation,
+    roles: Roles,
+    stop: CancellationToken,
+    pub(crate) authority: String,
+    pub(crate) token: String,
+    loads: std::sync::atomic::AtomicU64,
+}
+
+impl Gateway {
+    pub(crate) async fn start(run: &Run<'_>, rig: &Rig) -> anyhow::Result<Self> {
+        let installation = rig.installation().await?;
+        let stop = CancellationToken::new();
+        let mut roles = Roles::new(stop.clone());
+        roles.commands(&installation, flexcore_workers::command::Settings::default());
+        bench_application::deploy(rig).await?;
+        let (key, _) = SigningKey::generate();
+        let verifier = Verifier::new(vec![key.public().clone()], token::ISSUER, token::AUDIENCE);
+        let subject = ActorName::parse("bench")?;
+        let grant = Grant { tenant: tenant(), subject, lifetime: TOKEN_LIFETIME };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+        let token = Issuer::new(key, token::ISSUER, token::AUDIENCE).mint(&grant, now)?;
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let authority = listener.local_addr()?.to_string();
+        let metrics = run.telemetry.metrics();
+        let render = Arc::new(move || metrics.render());
+        roles.gateway(&installation, listener, None, verifier, render);
+        Ok(Self { installation, roles, stop, authority, token, loads: 0.into() })
+    }
+
+    /// Has a child process load it, with aggregates of its own.
+    pub(crate) async fn load(
+        &self,
+        run: &Run<'_>,
+        rig: &mut Rig,
+        connections: u64,
+        get: Option<&str>,
+    ) -> anyhow::Result<Report> {
+        let load = self.loads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let warm_up = if run.quick { WARM_UP / 10 } else { WARM_UP };
+        let args = ClientArgs {
+            authority: self.authority.clone(),
+            connections,
+            lasting_ms: u64::try_from(run.measure().as_millis())?,
+            warm_up_ms: u64::try_from(warm_up.as_millis())?,
+            prefix: format!("l{load}"),
+            get: get.map(str::to_owned),
+        };
+        let child = bench_client::spawn(&args, &self.token).await?;
+        let pid = child.pid();
+        if get.is_some() || connections == 1 {
+            // Not what the figure's use of processors is about.
+            return child.report().await;
+        }
+        rig.meter.during(pid, child.report()).await
+    }
+
+    pub(crate) async fn stop(self) -> anyhow::Result<()> {
+        self.stop.cancel();
+        self.roles.ended().await?;
+        self.installation.read_models.close().await;
+        Ok(())
+    }
+}
