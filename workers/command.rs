@@ -25,7 +25,10 @@ use std::{
 use flexcore_domain::{AggregateKey, Catalog, Command, CommandId, Outcome, Slot, StateReply};
 use flexcore_eventstore::{Error, EventStore};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 pub use deciders::NativeDeciders;
 
@@ -151,27 +154,33 @@ pub async fn run(
         .collect();
     let lanes = Lanes { lanes };
     let tasks = TaskTracker::new();
-    requests::serve(&store, &lanes, &settings, catalog.clone(), &tasks, &stop).await?;
+    // Before anybody can ask, since a deployment may come while the consumers are being made.
+    let (told, in_force) = watch::channel(now);
+    let following = tokio::spawn(follow(catalog, lanes.clone(), told));
+    let _following = AbortOnDropHandle::new(following);
+    requests::serve(&store, &lanes, &settings, in_force, &tasks, &stop).await?;
     queue::serve(&store, &lanes, &settings, &tasks, &stop).await?;
     tasks.spawn(keep_house(store.clone(), lanes.clone(), stop.clone()));
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => break,
-            changed = catalog.changed() => {
-                if changed.is_err() {
-                    stop.cancelled().await;
-                    break;
-                }
-                let now = catalog.borrow_and_update().clone();
-                lanes.follow(&now);
-            }
-        }
-    }
+    stop.cancelled().await;
     tasks.close();
     if tokio::time::timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
         tracing::warn!(left = lanes.depth(), "stopped before every answer was given");
     }
     Ok(())
+}
+
+/// Tells the lanes what is deployed, and then the others that the lanes have been told: what is
+/// asked of a lane after that meets the new version.
+async fn follow(
+    mut catalog: watch::Receiver<Arc<Catalog>>,
+    lanes: Lanes,
+    told: watch::Sender<Arc<Catalog>>,
+) {
+    while catalog.changed().await.is_ok() {
+        let now = catalog.borrow_and_update().clone();
+        lanes.follow(&now);
+        told.send_replace(now);
+    }
 }
 
 async fn keep_house(store: EventStore, lanes: Lanes, stop: CancellationToken) {

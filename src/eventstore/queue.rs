@@ -34,7 +34,9 @@ impl CommandPublisher {
     ) -> Result<(), Error> {
         // Not `Nats-Msg-Id`: the broker would swallow another aggregate's command of the same id.
         headers.insert(header::COMMIT_COMMAND_ID, id.as_str());
-        self.0.publish(Command::queue_subject(key, name), headers, payload.into()).await?;
+        let publishing = self.0.publish(Command::queue_subject(key, name), headers, payload.into());
+        // A future that has to yield because its task did much comes after those behind it.
+        tokio::task::unconstrained(publishing).await?;
         Ok(())
     }
 }

@@ -1,0 +1,11 @@
+//! The executable as its users meet it: real processes, a real nats-server and a real Postgres.
+//!
+//! Tests that need no process of their own share one `flexcore dev` and are kept apart by tenant.
+//! A randomised test prints its seed; `FLEXCORE_TEST_SEED` repeats it.
+#![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
+
+mod support;
+
+mod dev;
+mod http_commands;
+mod slots;
