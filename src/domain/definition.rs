@@ -12,7 +12,7 @@ mod read;
 mod read_model;
 mod schema;
 mod sql;
-mod yaml;
+pub mod yaml;
 
 #[cfg(test)]
 mod tests;

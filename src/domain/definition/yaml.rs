@@ -12,32 +12,39 @@ const DEPTH_MAX: usize = 64;
 
 /// A value.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
+pub struct Node {
     /// Where it begins.
-    pub(super) line: usize,
+    pub line: usize,
     /// Where its text begins: of a block the line below the `|`, blank or not.
-    pub(super) text_line: usize,
-    pub(super) data: Data,
+    pub text_line: usize,
+    /// What it is.
+    pub data: Data,
 }
 
+/// What a value is.
 #[derive(Clone, Debug)]
-pub(super) enum Data {
+pub enum Data {
     /// `null`, a boolean, a number or a text.
     Scalar(Value),
+    /// Of values.
     List(Vec<Node>),
+    /// In the order of the file.
     Map(Vec<(Key, Node)>),
 }
 
 /// A key of a map, as it is written.
 #[derive(Clone, Debug)]
-pub(super) struct Key {
-    pub(super) line: usize,
-    pub(super) text: String,
+pub struct Key {
+    /// Where it stands.
+    pub line: usize,
+    /// As it is written.
+    pub text: String,
 }
 
 impl Node {
     /// The value as JSON.
-    pub(super) fn json(&self) -> Value {
+    #[must_use]
+    pub fn json(&self) -> Value {
         match &self.data {
             Data::Scalar(value) => value.clone(),
             Data::List(nodes) => Value::Array(nodes.iter().map(Self::json).collect()),
@@ -49,7 +56,8 @@ impl Node {
     }
 
     /// The line of what a JSON pointer points to, or of the nearest thing around it.
-    pub(super) fn line_at(&self, pointer: &str) -> usize {
+    #[must_use]
+    pub fn line_at(&self, pointer: &str) -> usize {
         let (mut node, mut line) = (self, self.line);
         for step in pointer.split('/').skip(1) {
             let step = step.replace("~1", "/").replace("~0", "~");
@@ -71,7 +79,7 @@ impl Node {
     }
 
     /// The value of a key, when this is a map that has it.
-    pub(super) fn get(&self, name: &str) -> Option<&Self> {
+    pub fn get(&self, name: &str) -> Option<&Self> {
         match &self.data {
             Data::Map(entries) => entries.iter().find(|(key, _)| key.text == name).map(|e| &e.1),
             _ => None,
@@ -79,7 +87,8 @@ impl Node {
     }
 
     /// What it is, for messages.
-    pub(super) fn kind(&self) -> &'static str {
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
         match &self.data {
             Data::List(_) => "a list",
             Data::Map(_) => "a map",
@@ -91,8 +100,9 @@ impl Node {
     }
 }
 
-/// Reads the documents of a file, empty ones being left out.
-pub(super) fn documents(file: &Arc<str>, text: &str) -> Result<Vec<Node>, Problem> {
+/// Reads the documents of a file, empty ones being left out. Fails where it is not YAML, uses what
+/// is not supported here, or says the same key twice.
+pub fn documents(file: &Arc<str>, text: &str) -> Result<Vec<Node>, Problem> {
     let at = |line: usize, message: &str| {
         Err(Problem { place: Place { file: file.clone(), line }, message: message.to_owned() })
     };

@@ -162,3 +162,19 @@ fn what_is_too_large_is_refused() {
     let found = problems("city: { type: string }", &schema);
     assert!(found[0].contains("a schema of"), "{found:?}");
 }
+
+/// A payload must never exhaust a worker's stack, whatever its schema refers to.
+#[test]
+fn a_schema_that_refers_to_itself_ends() {
+    let (start, end) = (SHOP.find("    payload:").unwrap(), SHOP.find("    decide:").unwrap());
+    for schema in [
+        "{ $ref: '#' }",
+        "{ allOf: [{ $ref: '#' }] }",
+        "{ $ref: '#/$defs/a', $defs: { a: { $ref: '#/$defs/b' }, b: { $ref: '#/$defs/a' } } }",
+    ] {
+        let text = SHOP.replace(&SHOP[start..end], &format!("    payload: {schema}\n"));
+        let shop = read(&[("a.yaml", &text)]).unwrap();
+        let payload = &shop.aggregates["order"].commands["place"].payload;
+        assert!(payload.validator.is_valid(&serde_json::json!({"a": 1})), "{schema}");
+    }
+}
