@@ -118,6 +118,60 @@
     return [textOf(value), plain];
   };
 
+  // The engine looks at its deadline in loops of the script, but not in some loops of its own, and
+  // `a.length = 4294967295` costs nothing.
+  const { apply } = Reflect;
+  const guard = (prototype, name, make) => {
+    const original = prototype[name];
+    const guarded = { [name](...given) { return make(original, this, given); } }[name];
+    Object.defineProperty(prototype, name, { value: guarded });
+  };
+  const small = (list) => {
+    if (!isArray(list) || list.length > limits.elements) {
+      throw new RangeError(`here only lists of at most ${limits.elements} elements`);
+    }
+  };
+  const onLists = ["copyWithin", "fill", "join", "reverse", "shift", "slice", "sort", "splice", "toLocaleString"];
+  onLists.push("toReversed", "toSorted", "toSpliced", "toString", "unshift", "with");
+  for (const name of onLists) {
+    guard(Array.prototype, name, (original, list, given) => {
+      small(list);
+      return apply(original, list, given);
+    });
+  }
+  guard(Array.prototype, "concat", (_, list, given) => {
+    const all = [];
+    for (const more of [list, ...given]) {
+      if (isArray(more)) flatten(more, 0, all);
+      else all.push(more);
+    }
+    return all;
+  });
+  const flatten = (list, depth, into) => {
+    small(list);
+    for (const each of list) {
+      if (depth > 0 && isArray(each)) flatten(each, depth - 1, into);
+      else into.push(each);
+    }
+    return into;
+  };
+  guard(Array.prototype, "flat", (_, list, [depth = 1]) => flatten(list, +depth, []));
+  guard(Array.prototype, "flatMap", (_, list, [change, self]) => {
+    small(list);
+    return flatten(list.map(change, self), 1, []);
+  });
+  for (const name of ["includes", "indexOf", "lastIndexOf", "replace", "replaceAll", "split"]) {
+    guard(String.prototype, name, (original, self, given) => {
+      const text = `${self}`;
+      const [sought] = given;
+      if ((typeof sought === "object" && sought !== null) || typeof sought === "function") {
+        if (!(sought instanceof RegExp)) throw new TypeError(`${name} needs a text or a regular expression`);
+      } else if (sought !== undefined && text.length * `${sought}`.length > limits.comparisons) {
+        throw new RangeError(`${name} of a text of ${text.length} characters takes too long`);
+      }
+      return apply(original, text, given);
+    });
+  }
   delete Math.random;
   // Accessors that keep what is assigned to them.
   delete Error.prepareStackTrace;

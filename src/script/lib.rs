@@ -5,6 +5,7 @@ mod answer;
 mod decider;
 mod limits;
 mod sandbox;
+pub mod scenario;
 mod violations;
 
 pub use decider::{ScriptDecider, check};

@@ -28,3 +28,11 @@ pub(crate) const CODE_CHARS_MAX: usize = 64;
 
 /// Longest message that leaves a script, in characters: it is a sentence, and travels in a header.
 pub(crate) const MESSAGE_CHARS_MAX: usize = 500;
+
+/// Longest list that the engine's uninterruptible loops are let loose on: a hundred times the
+/// elements that a state of the largest size could hold usefully, and milliseconds of work.
+pub(crate) const ELEMENTS_MAX: usize = 1_000_000;
+
+/// Most comparisons of characters in one search for a text, which cannot be interrupted: some
+/// 100 ms.
+pub(crate) const COMPARISONS_MAX: usize = 100_000_000;

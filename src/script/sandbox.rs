@@ -19,7 +19,8 @@ use rquickjs::{
 };
 
 use crate::limits::{
-    CODE_CHARS_MAX, COMPILE_MAX, MEMORY_BYTES_MAX, MESSAGE_CHARS_MAX, STACK_BYTES_MAX,
+    CODE_CHARS_MAX, COMPARISONS_MAX, COMPILE_MAX, ELEMENTS_MAX, MEMORY_BYTES_MAX,
+    MESSAGE_CHARS_MAX, STACK_BYTES_MAX,
 };
 
 /// The part of the language that needs neither a clock nor chance. `Promise` is there because the
@@ -166,6 +167,8 @@ impl<'js> Glue<'js> {
         limits.set("messageChars", MESSAGE_CHARS_MAX)?;
         limits.set("events", COMMIT_EVENTS_MAX)?;
         limits.set("commitChars", COMMIT_BYTES_MAX)?;
+        limits.set("elements", ELEMENTS_MAX)?;
+        limits.set("comparisons", COMPARISONS_MAX)?;
         let glue: rquickjs::Function<'js> = ctx.eval(include_str!("glue.js"))?;
         let parts: Array<'js> = glue.call((limits,))?;
         let (decider, folder) = (parts.get(0)?, parts.get(1)?);

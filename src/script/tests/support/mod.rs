@@ -1,7 +1,5 @@
 //! Applications in a line, and deciders of them.
 
-#![expect(dead_code, unreachable_pub, reason = "each test binary uses its part of this module")]
-
 use std::sync::Arc;
 
 use flexcore_domain::{
@@ -11,51 +9,26 @@ use flexcore_domain::{
 use flexcore_script::ScriptDecider;
 use serde_json::value::RawValue;
 
-pub fn application(text: &str) -> Application {
+pub(crate) fn application(text: &str) -> Application {
     let file = SourceFile { path: "app.yaml".to_owned(), text: text.to_owned() };
     Application::read(Name::parse("app").unwrap(), vec![file]).unwrap()
 }
 
-pub fn decider(text: &str) -> ScriptDecider {
+pub(crate) fn decider(text: &str) -> ScriptDecider {
     let application = application(text);
     let aggregate: &Arc<_> = application.aggregates.values().next().unwrap();
     ScriptDecider::new(aggregate.clone()).unwrap()
 }
 
-/// An aggregate with one command, `go`, and one event, `gone`, whose data are free.
-pub fn yaml(decide: &str, evolve: &str) -> String {
-    let block = |text: &str| text.replace('\n', "\n      ");
-    format!(
-        "aggregate: thing
-commands:
-  go:
-    payload: {{ type: object }}
-    decide: |
-      {}
-events:
-  gone:
-    data: {{ type: object }}
-    evolve: |
-      {}
-",
-        block(decide),
-        block(evolve)
-    )
-}
-
-pub fn thing(decide: &str, evolve: &str) -> ScriptDecider {
-    decider(&yaml(decide, evolve))
-}
-
-pub fn name(name: &str) -> CommandName {
+pub(crate) fn name(name: &str) -> CommandName {
     CommandName::parse(name).unwrap()
 }
 
-pub fn raw(text: &str) -> Box<RawValue> {
+pub(crate) fn raw(text: &str) -> Box<RawValue> {
     RawValue::from_string(text.to_owned()).unwrap()
 }
 
-pub fn context() -> Context {
+pub(crate) fn context() -> Context {
     Context {
         tenant: Tenant::parse("acme").unwrap(),
         id: AggregateId::parse("x-1").unwrap(),
@@ -66,7 +39,7 @@ pub fn context() -> Context {
     }
 }
 
-pub fn run(
+pub(crate) fn run(
     decider: &mut ScriptDecider,
     state: &State,
     command: &str,
@@ -75,11 +48,11 @@ pub fn run(
     decider.decide(state, &name(command), &raw(payload), &context())
 }
 
-pub fn event(event: &str, version: u64, schema_version: u32, data: &str) -> Event {
+pub(crate) fn event(event: &str, version: u64, schema_version: u32, data: &str) -> Event {
     Event { event: EventName::parse(event).unwrap(), version, schema_version, data: raw(data) }
 }
 
-pub fn faulty<T: std::fmt::Debug>(result: Result<T, Refusal>) -> String {
+pub(crate) fn faulty<T: std::fmt::Debug>(result: Result<T, Refusal>) -> String {
     match result {
         Err(Refusal::Faulty(message)) => message,
         other => panic!("not faulty: {other:?}"),

@@ -1,0 +1,82 @@
+//! `flexcore test`: runs the tests of an application, which stand in its folder's `tests/`. Needs
+//! neither broker nor database: decisions are pure.
+
+use std::{io::Write, path::Path};
+
+use anyhow::{bail, ensure};
+use flexcore_domain::definition::SourceFile;
+use flexcore_script::scenario::{self, Failure, Scenario};
+use serde::Serialize;
+
+use crate::{application_folder, apply, out};
+
+/// The folder of tests inside that of the application.
+const TESTS: &str = "tests";
+
+/// What came of one test.
+#[derive(Serialize)]
+struct Tested {
+    test: String,
+    place: String,
+    passed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failure: Option<Failure>,
+}
+
+/// Runs all tests and prints what came of each. Returns whether all passed; fails when there is
+/// none, or one that cannot be read.
+pub(crate) fn run(dir: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result<bool> {
+    let application = apply::read(dir)?;
+    let (mut scenarios, mut problems) = (Vec::new(), Vec::new());
+    for SourceFile { path, text } in application_folder::files(&dir.join(TESTS))? {
+        let file = SourceFile { path: format!("{TESTS}/{path}"), text };
+        match scenario::read(&application, &file) {
+            Ok(read) => scenarios.extend(read),
+            Err(wrong) => problems.extend(wrong),
+        }
+    }
+    if !problems.is_empty() {
+        bail!(application_folder::listed(&problems));
+    }
+    ensure!(!scenarios.is_empty(), "{} has no tests", dir.join(TESTS).display());
+    let mut failed = 0;
+    for scenario in &scenarios {
+        let tested = test(scenario);
+        failed += usize::from(!tested.passed);
+        if json {
+            out::json(out, &tested)?;
+        } else {
+            print(&tested, out)?;
+        }
+    }
+    if !json {
+        let passed = scenarios.len() - failed;
+        writeln!(out, "{}: {passed} passed, {failed} failed", application.name)?;
+    }
+    Ok(failed == 0)
+}
+
+fn test(scenario: &Scenario) -> Tested {
+    let failure = scenario::run(scenario).err();
+    Tested {
+        test: scenario.name.clone(),
+        place: scenario.place.to_string(),
+        passed: failure.is_none(),
+        failure,
+    }
+}
+
+fn print(tested: &Tested, out: &mut dyn Write) -> anyhow::Result<()> {
+    let Some(failure) = &tested.failure else {
+        writeln!(out, "ok      {}", tested.test)?;
+        return Ok(());
+    };
+    writeln!(out, "FAILED  {}", tested.test)?;
+    writeln!(out, "  {}", failure.place)?;
+    for (label, text) in [("expected", &failure.expected), ("actual", &failure.actual)] {
+        for (nth, line) in text.lines().enumerate() {
+            writeln!(out, "  {:<9} {line}", if nth == 0 { label } else { "" })?;
+        }
+    }
+    Ok(())
+}

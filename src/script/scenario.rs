@@ -1,0 +1,78 @@
+//! Tests of applications: given these events, when this command comes, then these events follow or
+//! the command is rejected. One YAML document a test:
+//!
+//! ```yaml
+//! test: a lamp is switched on once
+//! aggregate: lamp              # may be left out when the application has only one
+//! given: [ { switched: { on: false } } ]
+//! commands: [ { switch: { on: true } } ]   # each must be accepted; they come after `given`
+//! when: { switch: { on: true } }
+//! rejected: already            # or `invalid: /on`, or `then:` with a list of events
+//! state: { on: true }          # optional: the state afterwards
+//! ```
+//!
+//! The context is always that of aggregate `test`, actor `test`, 2013-01-01T00:00:00Z.
+
+mod read;
+mod run;
+
+use std::sync::Arc;
+
+use flexcore_domain::{
+    CommandName, Event,
+    definition::{AggregateDefinition, Place},
+};
+use serde::Serialize;
+use serde_json::{Value, value::RawValue};
+
+pub use read::read;
+pub use run::run;
+
+/// One test.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// What it shows.
+    pub name: String,
+    /// Where it stands.
+    pub place: Place,
+    aggregate: Arc<AggregateDefinition>,
+    given: Vec<Event>,
+    commands: Vec<Step>,
+    when: Step,
+    then: Then,
+    state: Option<(Value, Place)>,
+}
+
+/// A command, with its place.
+#[derive(Clone, Debug)]
+struct Step {
+    command: CommandName,
+    payload: Box<RawValue>,
+    place: Place,
+}
+
+/// What must come of the command.
+#[derive(Clone, Debug)]
+struct Then {
+    place: Place,
+    expected: Expected,
+}
+
+#[derive(Clone, Debug)]
+enum Expected {
+    Events(Vec<(String, Value)>),
+    Rejected(String),
+    /// JSON pointer to a field of the payload that does not match its schema.
+    Invalid(String),
+}
+
+/// What was expected, and what happened instead.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Failure {
+    /// `file:line` of the expectation.
+    pub place: String,
+    /// What was expected, as text.
+    pub expected: String,
+    /// What happened, as text.
+    pub actual: String,
+}
