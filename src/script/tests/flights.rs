@@ -1,5 +1,7 @@
 //! The example application passes its own tests, and a wrong test fails with its line.
 
+#![expect(clippy::unwrap_used, reason = "the whole file is tests")]
+
 use std::{fs, path::PathBuf};
 
 use flexcore_domain::{Application, Name, definition::SourceFile};

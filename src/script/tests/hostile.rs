@@ -1,5 +1,7 @@
 //! Scripts that mean harm, or that were written without thinking: each is an answer, in time.
 
+#![expect(clippy::unwrap_used, reason = "the whole file is tests")]
+
 mod support;
 
 use std::time::{Duration, Instant};

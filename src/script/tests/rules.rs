@@ -1,5 +1,7 @@
 //! What deciders decide, refuse and fold.
 
+#![expect(clippy::unwrap_used, reason = "the whole file is tests")]
+
 mod support;
 
 use flexcore_domain::{Decider, Refusal, State};
