@@ -115,6 +115,7 @@ pub(crate) enum Command {
     Gateway(Gateway),
     Worker(Worker),
     Apply(Apply),
+    Test(Test),
     Publish(Publish),
     Query(Query),
     #[command(subcommand)]
@@ -135,6 +136,7 @@ impl Command {
             Self::Dev(_) | Self::Gateway(_) | Self::Worker(_) => "info",
             Self::Demo(_)
             | Self::Apply(_)
+            | Self::Test(_)
             | Self::Publish(_)
             | Self::Query(_)
             | Self::Dead(_)
@@ -258,6 +260,23 @@ pub(crate) struct Apply {
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Answer in JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Run an application's own tests: given, when, then
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  flexcore test schemas/flights
+  flexcore test schemas/flights --json
+
+The tests are the YAML files in the folder's tests/. Needs neither broker nor database. Exits with 1
+when one fails.")]
+pub(crate) struct Test {
+    /// The application's folder
+    pub(crate) folder: PathBuf,
+    /// A line of JSON for each test
     #[arg(long)]
     pub(crate) json: bool,
 }

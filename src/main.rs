@@ -2,6 +2,7 @@
 
 mod application_folder;
 mod apply;
+mod apptest;
 mod bench;
 mod bench_append;
 mod bench_application;
@@ -87,6 +88,7 @@ async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow
         Command::Gateway(args) => roles::gateway(config, &args, telemetry).await,
         Command::Worker(args) => roles::worker(config, &args, telemetry).await,
         Command::Apply(args) => apply::run(config, &args, &mut out).await,
+        Command::Test(args) => apptest::run(&args.folder, args.json, &mut out),
         Command::Publish(args) => publish::run(config, args, &mut out).await,
         Command::Query(args) => query::run(config, &args, &mut out).await,
         Command::Dead(command) => dead::run(config, command, &mut out).await,
