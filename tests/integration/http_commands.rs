@@ -231,7 +231,15 @@ async fn json_that_is_none_is_refused() {
         http.command("a-1", "deposit", &[], b"{\"amount\":1,\"note\":\"\xff\"}".to_vec());
     not_text.await.problem(400, "malformed-json");
     let huge = format!(r#"{{"amount":1,"note":"{}"}}"#, "x".repeat(1 << 20));
-    http.command("a-1", "deposit", &[], huge).await.problem(413, "payload-too-large");
+    let head = format!(
+        "POST /v1/commands/account/a-1/deposit HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\n\
+         content-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        http.authority(),
+        http.token(),
+        huge.len()
+    );
+    let answer = raw(http.authority(), (head + &huge).as_bytes()).await;
+    answer.problem(413, "payload-too-large");
     let path = "/v1/commands/account/a-1/deposit";
     for media in ["text/plain", "application/xml", "application/json; charset=utf-16", ""] {
         let answer = http.send("POST", path, &[("content-type", media)], ONE).await;
@@ -256,7 +264,6 @@ async fn hostile_names_reach_nothing() {
         "a%2Eb",
         "*",
         "%2A",
-        ">",
         "%3E",
         "a%20b",
         "%00",
@@ -320,7 +327,12 @@ async fn hostile_bytes_get_an_answer_or_nothing() {
     let answer = post("/v1/commands/account/a-1/open", &header).await;
     assert_eq!(answer.status, 431, "{answer:?}");
     // Real spaces, line ends and NUL in the request line end the request; nobody is called.
-    for path in ["/v1/commands/account/a b/open", "/v1/aggregates/account/\0", "/\r\n/v1/events"] {
+    for path in [
+        "/v1/commands/account/a b/open",
+        "/v1/aggregates/account/\0",
+        "/v1/aggregates/account/>",
+        "/\r\n/v1/events",
+    ] {
         let answer = post(path, "").await;
         assert_eq!(answer.status, 400, "{path:?}: {answer:?}");
     }
@@ -351,7 +363,7 @@ async fn without_a_good_token_nothing_is_told() {
         format!("{head}.{claims}.{}", &signature[..signature.len() - 4]),
         "a".repeat(20_000),
     ];
-    forged.extend(["tokens", "\u{e4}", "a b"].map(str::to_owned));
+    forged.extend(["tokens", "a b"].map(str::to_owned));
     for token in forged {
         let header = format!("Bearer {token}");
         let bare = Http::new(&dev.ready.http, "");

@@ -6,6 +6,8 @@
 
 mod support;
 
+mod definitions;
 mod dev;
 mod http_commands;
+mod nats_commands;
 mod slots;

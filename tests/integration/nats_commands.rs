@@ -1,0 +1,283 @@
+//! Commands over NATS: stored, processed, asked for later; and what becomes of those that can't be.
+
+use async_nats::{HeaderMap, jetstream};
+use serde_json::{Value, json};
+
+use crate::support::{Dev, Http, app, eventually};
+
+/// A client of the queue.
+struct Queue {
+    jetstream: jetstream::Context,
+}
+
+impl Queue {
+    async fn of(dev: &Dev) -> Self {
+        Self { jetstream: jetstream::new(dev.nats().await) }
+    }
+
+    /// Publishes a command; the PubAck is awaited, so it is stored.
+    async fn put(&self, subject: &str, headers: &[(&str, &str)], payload: impl Into<bytes::Bytes>) {
+        let mut all = HeaderMap::new();
+        for (name, value) in headers {
+            all.insert(*name, *value);
+        }
+        let sent = self.jetstream.publish_with_headers(subject.to_owned(), all, payload.into());
+        sent.await.unwrap().await.unwrap_or_else(|error| panic!("{subject}: {error}"));
+    }
+}
+
+/// What came of a command, once it is known.
+async fn outcome(http: &Http, aggregate: &str, id: &str, command_id: &str) -> Value {
+    let path = format!("/v1/commands/{command_id}?aggregate={aggregate}&id={id}");
+    eventually(&path, async || {
+        let answer = http.get(&path).await;
+        match answer.status {
+            200 => Ok(answer.json()),
+            _ => Err(format!("{answer:?}")),
+        }
+    })
+    .await
+}
+
+/// Dead commands of a tenant, as `dead list --json` has them.
+async fn dead(dev: &Dev, tenant: &str) -> Vec<Value> {
+    let arguments = ["dead", "list", "--kind", "command", "--limit", "10000", "--json"];
+    let output = dev.run_async(&arguments).await;
+    let printed = crate::support::process::succeeded(&arguments, &output);
+    let all = printed.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let prefix = format!("cmd.{tenant}.");
+    all.filter(|dead| dead["subject"].as_str().unwrap().starts_with(&prefix)).collect()
+}
+
+/// The dead commands of a tenant, once there are so many.
+async fn dead_of(dev: &Dev, tenant: &str, count: usize) -> Vec<Value> {
+    eventually("dead commands", async || {
+        let found = dead(dev, tenant).await;
+        if found.len() >= count { Ok(found) } else { Err(format!("{found:?}")) }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_stored_command_is_processed_and_its_outcome_is_known() {
+    let dev = Dev::shared();
+    let (queue, http) = (Queue::of(&dev).await, dev.http("queued"));
+    let open = r#"{"owner":"Ann","team":"red"}"#;
+    queue.put("cmd.queued.account.a-1.open", &[("Nats-Msg-Id", "c-1")], open).await;
+    let accepted = outcome(&http, "account", "a-1", "c-1").await;
+    assert_eq!((&accepted["status"], &accepted["version"]), (&json!("accepted"), &json!(1)));
+    // In order, whatever their number.
+    for number in 1..=300 {
+        let id = format!("d-{number}");
+        let subject = "cmd.queued.account.a-1.deposit";
+        queue.put(subject, &[("Nats-Msg-Id", &id)], format!(r#"{{"amount":{number}}}"#)).await;
+    }
+    let last = outcome(&http, "account", "a-1", "d-300").await;
+    assert_eq!(last["version"], json!(301), "{last}");
+    let events = http.get("/v1/aggregates/account/a-1/events?limit=1000").await.ok();
+    let amounts =
+        events.as_array().unwrap().iter().skip(1).map(|event| event["data"]["amount"].as_u64());
+    assert!(amounts.eq((1..=300).map(Some)), "they keep their order");
+    // The same id again changes nothing, and the outcome stays.
+    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+    queue.put("cmd.queued.account.a-1.open", &[("Nats-Msg-Id", "c-1")], open).await;
+    queue
+        .put("cmd.queued.account.a-1.withdraw", &[("Nats-Msg-Id", "w-1")], r#"{"amount":99999}"#)
+        .await;
+    let rejected = outcome(&http, "account", "a-1", "w-1").await;
+    assert_eq!(
+        (&rejected["status"], &rejected["code"]),
+        (&json!("rejected"), &json!("too_little"))
+    );
+    assert_eq!(outcome(&http, "account", "a-1", "c-1").await, accepted);
+    assert_eq!(http.get("/v1/aggregates/account/a-1").await.header("etag"), "\"301\"");
+    // A version to hold to, and who sent it.
+    let headers =
+        [("Nats-Msg-Id", "e-1"), ("Flexcore-Expected-Version", "7"), ("Flexcore-Actor", "ann")];
+    queue.put("cmd.queued.account.a-1.deposit", &headers, r#"{"amount":1}"#).await;
+    assert_eq!(outcome(&http, "account", "a-1", "e-1").await["status"], json!("conflict"));
+    let headers = [("Nats-Msg-Id", "e-2"), ("Flexcore-Actor", "ann@example.org")];
+    queue.put("cmd.queued.account.a-1.deposit", &headers, r#"{"amount":1}"#).await;
+    assert_eq!(outcome(&http, "account", "a-1", "e-2").await["status"], json!("accepted"));
+    let events = http.get("/v1/aggregates/account/a-1/events?after_version=301").await.ok();
+    assert_eq!(events[0]["actor"], json!("ann@example.org"));
+    assert!(dead(&dev, "queued").await.is_empty(), "rejections are answers");
+}
+
+#[tokio::test]
+async fn what_cannot_be_processed_is_put_aside_with_its_reason() {
+    let dev = Dev::shared();
+    let (queue, http) = (Queue::of(&dev).await, dev.http("poison"));
+    let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
+    let huge = format!(r#"{{"amount":1,"note":"{}"}}"#, "x".repeat(300 * 1024));
+    let account = "cmd.poison.account.a-1";
+    let deposit = format!("{account}.deposit");
+    let long_id = "k".repeat(129);
+    let cases: Vec<(String, Vec<(&str, &str)>, bytes::Bytes, &str)> = vec![
+        (deposit.clone(), vec![("Nats-Msg-Id", "p-1")], "".into(), "invalid payload"),
+        (deposit.clone(), vec![("Nats-Msg-Id", "p-2")], "{".into(), "invalid payload"),
+        (deposit.clone(), vec![("Nats-Msg-Id", "p-3")], "{}".into(), "amount"),
+        (deposit.clone(), vec![("Nats-Msg-Id", "p-4")], deep.into(), "invalid payload"),
+        (deposit.clone(), vec![("Nats-Msg-Id", "p-5")], huge.into(), "invalid payload"),
+        (
+            deposit.clone(),
+            vec![("Nats-Msg-Id", "p-6")],
+            r#"{"amount":1,"amount":2}"#.into(),
+            "amount",
+        ),
+        (deposit.clone(), vec![("Nats-Msg-Id", "p-7")], b"\xff\xfe"[..].into(), "invalid payload"),
+        (
+            format!("{account}.nothing"),
+            vec![("Nats-Msg-Id", "p-8")],
+            "{}".into(),
+            "unknown command",
+        ),
+        (
+            "cmd.poison.nobody.a-1.open".to_owned(),
+            vec![("Nats-Msg-Id", "p-9")],
+            "{}".into(),
+            "unknown aggregate",
+        ),
+        (deposit.clone(), vec![], r#"{"amount":1}"#.into(), "Nats-Msg-Id"),
+        (deposit.clone(), vec![("Nats-Msg-Id", "a b")], r#"{"amount":1}"#.into(), "Nats-Msg-Id"),
+        (deposit.clone(), vec![("Nats-Msg-Id", &long_id)], r#"{"amount":1}"#.into(), "Nats-Msg-Id"),
+        (
+            deposit.clone(),
+            vec![("Nats-Msg-Id", "p-10"), ("Flexcore-Actor", "a b")],
+            r#"{"amount":1}"#.into(),
+            "Flexcore-Actor",
+        ),
+        (
+            deposit.clone(),
+            vec![("Nats-Msg-Id", "p-11"), ("Flexcore-Expected-Version", "x")],
+            r#"{"amount":1}"#.into(),
+            "Flexcore-Expected-Version",
+        ),
+    ];
+    // The broker's tokens may hold what our names may not.
+    let names = ["a\u{e4}b", "a%2Eb", "a$b", "a/b", "a'b", "a;b", "\u{1}", "a=b"];
+    let hostile = names.map(|name| format!("cmd.poison.account.{name}.open"));
+    for (subject, headers, payload, _) in &cases {
+        queue.put(subject, headers, payload.clone()).await;
+    }
+    for (number, subject) in hostile.iter().enumerate() {
+        let id = format!("h-{number}");
+        queue.put(subject, &[("Nats-Msg-Id", &id)], "{}").await;
+    }
+    let found = dead_of(&dev, "poison", cases.len() + hostile.len()).await;
+    assert_eq!(found.len(), cases.len() + hostile.len(), "each once: {found:?}");
+    for (subject, headers, _, reason) in &cases {
+        let id = headers.iter().find(|(name, _)| *name == "Nats-Msg-Id").map(|(_, id)| *id);
+        let of_id = |dead: &&Value| {
+            let ids =
+                ["Flexcore-Command-Id", "Nats-Msg-Id"].map(|name| dead["headers"][name].as_str());
+            ids.contains(&id) && (id.is_some() || ids == [None, None])
+        };
+        let dead = found.iter().find(of_id).unwrap_or_else(|| panic!("{headers:?}: {found:?}"));
+        let said = dead["reason"].as_str().unwrap();
+        assert!(said.contains(reason) && !said.contains('\n'), "{headers:?}: {said}");
+        assert_eq!(dead["subject"], json!(subject));
+    }
+    let outcome = outcome(&http, "account", "a-1", "p-3").await;
+    assert_eq!(outcome["status"], json!("dead"), "{outcome}");
+    assert!(outcome["reason"].as_str().unwrap().contains("amount"), "{outcome}");
+    http.get("/v1/aggregates/account/a-1").await.problem(404, "no-such-aggregate");
+    // Others go on.
+    let open = r#"{"owner":"Ann","team":"red"}"#;
+    http.command("a-1", "open", &[], open).await.ok();
+    // A person reads one whole; what a stranger wrote does not steer the terminal.
+    let number = found[0]["number"].to_string();
+    let shown = dev.json(&["dead", "show", &number, "--json"]);
+    assert_eq!(shown, found[0]);
+    let text = dev.succeed(&["dead", "show", &number]);
+    assert!(text.contains("reason") && !text.contains('\u{1}'), "{text}");
+    let missing = dev.run(&["dead", "show", "999999999"]);
+    let (_, err) = crate::support::process::texts(&missing);
+    assert!(!missing.status.success() && err.contains("no dead message 999999999"), "{err}");
+}
+
+#[tokio::test]
+async fn subjects_that_are_no_commands_are_not_taken() {
+    let dev = Dev::shared();
+    let jetstream = jetstream::new(dev.nats().await);
+    for subject in ["cmd.poison", "cmd.a.b.c", "cmd.a.b.c.d.e"] {
+        let sent = jetstream.publish(subject, "{}".into()).await.unwrap();
+        assert!(sent.await.is_err(), "{subject} must have no PubAck");
+    }
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Msg-Id", "too-large");
+    let large = vec![b'x'; (1 << 20) + 1];
+    let sent = jetstream.publish_with_headers("cmd.a.b.c.d", headers, large.into()).await;
+    let refused = match sent {
+        Ok(acknowledged) => acknowledged.await.is_err(),
+        Err(_) => true,
+    };
+    assert!(refused, "a message over the broker's limit has no PubAck");
+}
+
+const BROKEN: &str = r#"
+aggregate: machine
+commands:
+  start:
+    payload:
+      type: object
+      required: [speed]
+      properties: { speed: { type: integer } }
+    decide: |
+      (state, { speed }) => {
+        if (speed > 10) throw new Error("too fast to think");
+        return [{ event: "started", data: { speed } }];
+      }
+events:
+  started:
+    data: { type: object, required: [speed], properties: { speed: { type: integer } } }
+    evolve: |
+      (state, event) => event.data
+---
+read_model: machines
+columns: { id: text, starts: integer, speed: integer }
+key: [id]
+on:
+  machine.started:
+    key: { id: $id }
+    add: { starts: 1, speed: $.speed }
+"#;
+
+#[tokio::test]
+async fn a_dead_command_is_requeued_once_its_cause_is_mended() {
+    let dev = Dev::shared();
+    let (queue, http) = (Queue::of(&dev).await, dev.http("mended"));
+    let broken = app::Files::one("machines", BROKEN);
+    app::deploy(&dev, &broken);
+    let start = "cmd.mended.machine.m-1.start";
+    queue.put(start, &[("Nats-Msg-Id", "s-1")], r#"{"speed":3}"#).await;
+    queue.put(start, &[("Nats-Msg-Id", "s-2")], r#"{"speed":30}"#).await;
+    queue.put(start, &[("Nats-Msg-Id", "s-3")], r#"{"speed":4}"#).await;
+    assert_eq!(outcome(&http, "machine", "m-1", "s-3").await["version"], json!(2), "others go on");
+    let dead = &dead_of(&dev, "mended", 1).await[0];
+    let reason = dead["reason"].as_str().unwrap();
+    assert!(reason.contains("too fast to think") && reason.contains("main.yaml:11"), "{reason}");
+    assert_eq!(outcome(&http, "machine", "m-1", "s-2").await["status"], json!("dead"));
+
+    let mended = broken.with("throw new Error(\"too fast to think\")", "speed = 10");
+    let deployed = app::deploy(&dev, &mended);
+    assert_eq!(deployed["version"], json!(2));
+    let number = dead["number"].to_string();
+    dev.succeed(&["dead", "requeue", &number]);
+    let accepted = eventually("the requeued command", async || {
+        let found = outcome(&http, "machine", "m-1", "s-2").await;
+        if found["status"] == json!("accepted") { Ok(found) } else { Err(found.to_string()) }
+    })
+    .await;
+    assert_eq!(accepted["version"], json!(3));
+    let again = dev.run(&["dead", "requeue", &number]);
+    assert!(!again.status.success(), "it is off the list");
+    // The same command sent once more is recognised.
+    queue.put(start, &[("Nats-Msg-Id", "s-2")], r#"{"speed":30}"#).await;
+    queue.put(start, &[("Nats-Msg-Id", "s-4")], r#"{"speed":5}"#).await;
+    assert_eq!(outcome(&http, "machine", "m-1", "s-4").await["version"], json!(4));
+    let position = outcome(&http, "machine", "m-1", "s-4").await["position"].clone();
+    let position = position.as_str().unwrap();
+    let rows = http.rows(&format!("/v1/query/machines?min_position={position}")).await;
+    assert_eq!(rows, [json!({"id": "m-1", "starts": 4, "speed": 3 + 10 + 4 + 5})]);
+}
