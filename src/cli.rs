@@ -118,6 +118,7 @@ pub(crate) enum Command {
     Test(Test),
     Publish(Publish),
     Query(Query),
+    Rebuild(Rebuild),
     #[command(subcommand)]
     Dead(Dead),
     Verify(Verify),
@@ -139,6 +140,7 @@ impl Command {
             | Self::Test(_)
             | Self::Publish(_)
             | Self::Query(_)
+            | Self::Rebuild(_)
             | Self::Dead(_)
             | Self::Verify(_)
             | Self::Token(_)
@@ -363,6 +365,21 @@ pub(crate) struct Query {
 fn pair(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
     Ok((name.to_owned(), value.to_owned()))
+}
+
+/// Build a read model anew from the log, beside the one that serves, and let it take over
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  flexcore rebuild carriers
+
+Queries go on meanwhile; they see the new rows all at once, when it has caught up.")]
+pub(crate) struct Rebuild {
+    /// The read model
+    pub(crate) name: flexcore_domain::Name,
+    /// Answer in JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Look at what could not be processed, and requeue it
