@@ -41,8 +41,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     raw.publish(Publish::Expecting, DATA_BYTES, WINDOW, warm).await?;
     for _ in 0..run.rounds() {
         let store = rig.store.clone();
-        let mut appended =
-            rig.meter.during(None, appends(&store, &next, WINDOW, run.measure())).await;
+        let mut appended = rig.meter.during(appends(&store, &next, WINDOW, run.measure())).await;
         ours_per_s.push(appended.per_s);
         errors += appended.errors;
         latencies.append(std::mem::take(&mut appended.latencies));

@@ -18,7 +18,12 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncReadExt, net::TcpStream, process, task::JoinSet};
 
-use crate::{bench_append::payload, bench_rig::Latencies, config::Config, out};
+use crate::{
+    bench_append::payload,
+    bench_rig::{Latencies, process_s},
+    config::Config,
+    out,
+};
 
 /// Load the gateway, for `bench`
 #[derive(Args, Clone, Debug)]
@@ -53,6 +58,8 @@ const RECONNECT_AFTER: Duration = Duration::from_millis(50);
 /// What was answered.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Report {
+    /// Processor time that the load took, over all.
+    pub(crate) processor_s: f64,
     /// Measured time.
     pub(crate) seconds: f64,
     /// Answers in the measured time, by status.
@@ -87,7 +94,7 @@ impl Report {
     }
 }
 
-/// Runs the load in a child process; `started` learns its process id.
+/// Runs the load in a child process.
 pub(crate) async fn spawn(args: &ClientArgs, token: &str) -> anyhow::Result<Child> {
     let mut command = process::Command::new(std::env::current_exe()?);
     command
@@ -109,10 +116,6 @@ pub(crate) async fn spawn(args: &ClientArgs, token: &str) -> anyhow::Result<Chil
 pub(crate) struct Child(process::Child);
 
 impl Child {
-    pub(crate) fn pid(&self) -> Option<u32> {
-        self.0.id()
-    }
-
     pub(crate) async fn report(mut self) -> anyhow::Result<Report> {
         let mut text = Vec::new();
         let mut output = self.0.stdout.take().context("BUG: the output is piped")?;
@@ -148,6 +151,7 @@ pub(crate) async fn run(
         all.add(ended?);
     }
     all.report.seconds = plan.start.elapsed().as_secs_f64();
+    all.report.processor_s = process_s(std::process::id());
     all.report.p50_ms = all.successes.percentile_ms(50);
     all.report.p99_ms = all.successes.percentile_ms(99);
     all.report.longest_ms = all.successes.percentile_ms(100);

@@ -51,7 +51,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     raw.publish(how, size, WINDOW, run.measure() / 5).await?;
     for _ in 0..run.rounds() {
         let store = rig.store.clone();
-        let processed = rig.meter.during(None, process(&store, &mut first, count)).await?;
+        let processed = rig.meter.during(process(&store, &mut first, count)).await?;
         ours_per_s.push(processed.per_s);
         publish_per_s.push(processed.published_per_s);
         raw_per_s.push(raw.publish(how, size, WINDOW, run.measure()).await?);

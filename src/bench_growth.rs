@@ -96,11 +96,11 @@ async fn measure(
     let more = run.scale(SAMPLE) / COMMITS / run.rounds() as u64;
     for at in 0..run.rounds() as u64 {
         let store = rig.store.clone();
-        let took = rig.meter.during(None, fill(&store, *aggregates, more)).await?;
+        let took = rig.meter.during(fill(&store, *aggregates, more)).await?;
         append_per_s.push((more * COMMITS) as f64 / took.as_secs_f64());
         let numbers = scattered(*aggregates, at * more, more);
         *aggregates += more;
-        load_per_s.push(rig.meter.during(None, load(&store, numbers, IN_FLIGHT)).await?.per_s);
+        load_per_s.push(rig.meter.during(load(&store, numbers, IN_FLIGHT)).await?.per_s);
         let started = Instant::now();
         catch_up(rig, installation).await?;
         projection_per_s.push((more * COMMITS) as f64 / started.elapsed().as_secs_f64());

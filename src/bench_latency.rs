@@ -53,7 +53,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let count = run.scale(COMMANDS);
     let started = Instant::now();
     let (mut acknowledged, mut readable, errors) =
-        rig.meter.during(None, paced.send(warm_up, count)).await?;
+        rig.meter.during(paced.send(warm_up, count)).await?;
     let per_s = count as f64 / started.elapsed().as_secs_f64();
     let mut figure = Figure::new("latency", run);
     figure.rounds = 1;

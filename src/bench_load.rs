@@ -42,7 +42,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     for round in 0..run.rounds() as u64 {
         let numbers = scattered(aggregates, 2 * round * loads, loads);
         let store = rig.store.clone();
-        let mut loaded = rig.meter.during(None, load(&store, numbers, IN_FLIGHT)).await?;
+        let mut loaded = rig.meter.during(load(&store, numbers, IN_FLIGHT)).await?;
         ours_per_s.push(loaded.per_s);
         latencies.append(std::mem::take(&mut loaded.latencies));
         let numbers = scattered(aggregates, (2 * round + 1) * loads, loads);

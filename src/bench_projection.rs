@@ -37,7 +37,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
         let end = rig.store.last_sequence().await?;
         let projecting = Projecting::start(&installation);
         let started = Instant::now();
-        rig.meter.during(None, caught_up(&installation.read_models, end)).await?;
+        rig.meter.during(caught_up(&installation.read_models, end)).await?;
         ours_per_s.push((aggregates * COMMITS) as f64 / started.elapsed().as_secs_f64());
         projecting.stop().await?;
         raw_per_s.push(raw.write(round * aggregates, aggregates, COMMITS).await?);

@@ -49,7 +49,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     for round in 0..run.rounds() as u64 {
         let started = Instant::now();
         queries.go();
-        rig.meter.during(None, rebuild(&installation.read_models)).await?;
+        rig.meter.during(rebuild(&installation.read_models)).await?;
         ours_per_s.push((aggregates * COMMITS) as f64 / started.elapsed().as_secs_f64());
         queries.pause();
         raw_per_s.push(raw.write(round * aggregates, aggregates, COMMITS).await?);

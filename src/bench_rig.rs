@@ -97,14 +97,9 @@ impl Meter {
         }
     }
 
-    /// Runs something, and adds what was used meanwhile. `load`: a process that makes the load.
-    pub(crate) async fn during<T>(
-        &mut self,
-        load: Option<u32>,
-        work: impl Future<Output = T>,
-    ) -> T {
-        let mut processes = self.processes.clone();
-        processes.extend(load.map(|pid| ("load_generator", pid)));
+    /// Runs something, and adds what was used meanwhile.
+    pub(crate) async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let processes = self.processes.clone();
         let before: Vec<f64> = processes.iter().map(|(_, pid)| tree_s(*pid)).collect();
         let (machine, started) = (machine_s(), Instant::now());
         let result = work.await;
@@ -114,6 +109,11 @@ impl Meter {
             *self.used_s.entry(name).or_default() += (tree_s(pid) - before).max(0.0);
         }
         result
+    }
+
+    /// Adds what a process used that is gone by now.
+    pub(crate) fn add(&mut self, name: &'static str, used_s: f64) {
+        *self.used_s.entry(name).or_default() += used_s;
     }
 
     /// Writes into the figure who used the processors, and what follows from it.
@@ -150,7 +150,8 @@ fn tree_s(pid: u32) -> f64 {
     process_s(pid) + of_children
 }
 
-fn process_s(pid: u32) -> f64 {
+/// Processor time of a process; of another one with those that it has waited for.
+pub(crate) fn process_s(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name before the parenthesis may hold anything; after it come numbers: user and system
     // time as the 12th and 13th, then those of children that it has waited for.

@@ -50,10 +50,12 @@ impl RawRows {
         times: u64,
     ) -> anyhow::Result<f64> {
         let total = aggregates * times;
-        let batches = total.div_ceil(BATCH);
+        // A statement can touch a row once.
+        let size = BATCH.min(aggregates);
+        let batches = total.div_ceil(size);
         let mut busy_s = 0.0;
         for batch in 0..batches {
-            let numbers = (batch * BATCH)..((batch + 1) * BATCH).min(total);
+            let numbers = (batch * size)..((batch + 1) * size).min(total);
             let rows: Vec<Row> =
                 numbers.map(|n| row(first + n % aggregates, 1 + n / aggregates)).collect();
             // Making rows up is not what Postgres is measured by.
