@@ -1,6 +1,7 @@
 //! `flexcore demo`: real flights through the whole path, checked against the data set.
 
 use std::{
+    collections::VecDeque,
     io::Write,
     sync::Arc,
     time::{Duration, Instant},
@@ -10,6 +11,10 @@ use anyhow::{Context, bail, ensure};
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Command, CommandId, Name, Outcome, Tenant,
     command::header,
+};
+use flexcore_eventstore::{
+    self as eventstore,
+    queue::{CommandPublisher, SentCommand},
 };
 use flexcore_readmodel::State;
 use flexcore_telemetry::Telemetry;
@@ -36,6 +41,8 @@ const WINDOW: usize = 2_048;
 const PACED: usize = 2_000;
 /// That rate, a second.
 const PACED_PER_S: u32 = 500;
+/// Pause before commands are sent again whose fate is unknown.
+const REPUBLISH_PAUSE: Duration = Duration::from_millis(500);
 /// Longest wait for the next sign of progress of the read models.
 const STALLED: Duration = Duration::from_secs(60);
 
@@ -102,6 +109,8 @@ pub(crate) async fn run(
     Ok(result? && served)
 }
 
+type UnderWay = (dataset::Command, Result<SentCommand, eventstore::Error>);
+
 struct Demo<'a> {
     dev: &'a Dev,
     tenant: Tenant,
@@ -153,30 +162,61 @@ impl Demo<'_> {
     ) -> anyhow::Result<()> {
         let bar = out::progress(total as u64, "publishing");
         let publisher = self.dev.installation.store.command_publisher();
-        let (publisher, bar) = (&publisher, &bar);
-        let mut published = stream::iter(commands)
-            .map(|command| async move {
-                let (key, id) = self.address(&command)?;
-                loop {
-                    let mut headers = async_nats::HeaderMap::new();
-                    headers.insert(header::ACTOR, "demo");
-                    let payload = command.payload.clone();
-                    match publisher.publish(&key, &command.name, &id, headers, payload).await {
-                        Ok(()) => break,
-                        Err(error) => {
-                            tracing::warn!(%error, "publishing again");
-                            tokio::time::sleep(Duration::from_millis(200)).await;
-                        }
-                    }
-                }
-                bar.inc(1);
-                anyhow::Ok(())
-            })
-            .buffered(WINDOW);
-        while let Some(result) = published.next().await {
-            result?;
+        let mut under_way = VecDeque::with_capacity(WINDOW);
+        for command in commands {
+            if under_way.len() == WINDOW {
+                self.settle(&publisher, &mut under_way).await?;
+                bar.set_position(bar.position() + 1);
+            }
+            let sent = self.send(&publisher, &command).await;
+            under_way.push_back((command, sent));
         }
+        while !under_way.is_empty() {
+            self.settle(&publisher, &mut under_way).await?;
+        }
+        bar.set_position(total as u64);
         bar.finish();
+        Ok(())
+    }
+
+    async fn send(
+        &self,
+        publisher: &CommandPublisher,
+        command: &dataset::Command,
+    ) -> Result<SentCommand, eventstore::Error> {
+        let unusable = |error: anyhow::Error| eventstore::Error::Misconfigured(error.to_string());
+        let (key, id) = self.address(command).map_err(unusable)?;
+        let mut headers = async_nats::HeaderMap::new();
+        headers.insert(header::ACTOR, "demo");
+        publisher.send(&key, &command.name, &id, headers, command.payload.clone()).await
+    }
+
+    /// Waits until the oldest command is stored. When that is unknown, it and all after it are sent
+    /// again: in their order, under their ids, so none is applied twice.
+    async fn settle(
+        &self,
+        publisher: &CommandPublisher,
+        under_way: &mut VecDeque<UnderWay>,
+    ) -> anyhow::Result<()> {
+        let Some((command, sent)) = under_way.pop_front() else { return Ok(()) };
+        let stored = match sent {
+            Ok(sent) => sent.stored().await,
+            Err(error) => Err(error),
+        };
+        let error = match stored {
+            Ok(()) => return Ok(()),
+            Err(error @ eventstore::Error::Misconfigured(_)) => return Err(error.into()),
+            Err(error) => error,
+        };
+        tracing::warn!(%error, "publishing again");
+        tokio::time::sleep(REPUBLISH_PAUSE).await;
+        let again: Vec<_> = std::iter::once(command)
+            .chain(under_way.drain(..).map(|(command, _)| command))
+            .collect();
+        for command in again {
+            let sent = self.send(publisher, &command).await;
+            under_way.push_back((command, sent));
+        }
         Ok(())
     }
 

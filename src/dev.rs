@@ -33,7 +33,6 @@ const TOKEN_LIFETIME: Duration = Duration::from_secs(12 * 3600);
 pub(crate) struct Dev {
     pub(crate) installation: Installation,
     pub(crate) ready: Ready,
-    pub(crate) stop: CancellationToken,
     roles: Roles,
     servers: Servers,
     ready_files: Vec<PathBuf>,
@@ -88,7 +87,7 @@ impl Dev {
             .await
             .with_context(|| format!("cannot listen on {}", config.listen()))?;
         let http = format!("http://{}", listener.local_addr()?);
-        let mut roles = Roles::new(stop.clone());
+        let mut roles = Roles::new(stop);
         roles.commands(&installation, flexcore_workers::command::Settings::default());
         roles.projections(&installation);
         let verifier = Verifier::new(vec![key.public().clone()], token::ISSUER, token::AUDIENCE);
@@ -109,7 +108,7 @@ impl Dev {
             tenant,
             signing_key: key_path,
         };
-        let mut dev = Self { installation, ready, stop, roles, servers, ready_files: Vec::new() };
+        let mut dev = Self { installation, ready, roles, servers, ready_files: Vec::new() };
         dev.announce(&config.ready_file())?;
         if let Some(path) = ready_file {
             dev.announce(path)?;

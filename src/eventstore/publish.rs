@@ -76,29 +76,50 @@ impl Publisher {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<u64, Error> {
+        self.send(subject, headers, body).await?.stored().await
+    }
+
+    /// Hands a message over, in order with those before it, and does not wait until it is stored.
+    pub(crate) async fn send(
+        &self,
+        subject: String,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Sent, Error> {
         match &self.strategy {
-            Strategy::Pipelined(jetstream) => single(jetstream, subject, headers, body).await,
+            Strategy::Pipelined(jetstream) => {
+                let sent = jetstream.publish_with_headers(subject, headers, body).await;
+                Ok(Sent::Pipelined(Box::new(sent.map_err(unavailable)?)))
+            }
             Strategy::Grouped(sender) => {
                 let (answer, answered) = oneshot::channel();
                 let waiting = Waiting { subject, headers, body, answer };
                 sender.send(waiting).await.map_err(|_| unavailable("shutting down"))?;
-                answered.await.map_err(|_| unavailable("shutting down"))?
+                Ok(Sent::Grouped(answered))
             }
         }
     }
 }
 
-async fn single(
-    jetstream: &jetstream::Context,
-    subject: String,
-    headers: HeaderMap,
-    body: Bytes,
+/// A message on its way.
+pub(crate) enum Sent {
+    Grouped(oneshot::Receiver<Result<u64, Error>>),
+    Pipelined(Box<jetstream::context::PublishAckFuture>),
+}
+
+impl Sent {
+    /// Its stream sequence, once it is stored.
+    pub(crate) async fn stored(self) -> Result<u64, Error> {
+        match self {
+            Self::Grouped(answered) => answered.await.map_err(|_| unavailable("shutting down"))?,
+            Self::Pipelined(acknowledgement) => outcome((*acknowledgement).await),
+        }
+    }
+}
+
+fn outcome(
+    acknowledged: Result<jetstream::publish::PublishAck, jetstream::context::PublishError>,
 ) -> Result<u64, Error> {
-    let sent = jetstream.publish_with_headers(subject, headers, body).await;
-    let acknowledged = match sent {
-        Ok(acknowledgement) => acknowledgement.await,
-        Err(error) => Err(error),
-    };
     match acknowledged {
         Ok(acknowledgement) => Ok(acknowledgement.sequence),
         Err(error) if error.kind() == jetstream::context::PublishErrorKind::WrongLastSequence => {
@@ -148,6 +169,10 @@ fn take_batch(waiting: Vec<Waiting>, groups: Groups) -> (Vec<Waiting>, Vec<Waiti
     let mut size_bytes = 0;
     let (mut batch, mut rest) = (Vec::with_capacity(waiting.len()), Vec::new());
     for one in waiting {
+        if groups == Groups::Ordered && !rest.is_empty() {
+            rest.push(one);
+            continue;
+        }
         size_bytes += one.body.len();
         let fits = batch.is_empty() || size_bytes <= BATCH_BYTES_MAX;
         let once = groups == Groups::Ordered || subjects.insert(one.subject.clone());
@@ -185,8 +210,7 @@ impl Sending {
         let mut left = vec![batch];
         while let Some(mut batch) = left.pop() {
             if batch.len() <= SINGLES_MAX {
-                let singles = batch.into_iter().map(|one| self.publish_single(one));
-                futures::future::join_all(singles).await;
+                self.publish_singly(batch).await;
                 continue;
             }
             match self.publish_atomically(&batch).await {
@@ -211,9 +235,22 @@ impl Sending {
         }
     }
 
-    async fn publish_single(&self, one: Waiting) {
-        let result = single(&self.jetstream, one.subject, one.headers, one.body).await;
-        let _ = one.answer.send(result);
+    /// Sends one after another, so that they keep their order, and then waits for all.
+    async fn publish_singly(&self, batch: Vec<Waiting>) {
+        let mut sent = Vec::with_capacity(batch.len());
+        for one in batch {
+            let publishing =
+                self.jetstream.publish_with_headers(one.subject, one.headers, one.body).await;
+            sent.push((publishing, one.answer));
+        }
+        for (publishing, answer) in sent {
+            let result = match publishing {
+                Ok(acknowledgement) => outcome(acknowledgement.await),
+                Err(error) => Err(unavailable(error)),
+            };
+            // An appender that has gone away does not need the answer.
+            let _ = answer.send(result);
+        }
     }
 
     /// Returns the stream sequence of the batch's last message.

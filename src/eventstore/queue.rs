@@ -21,23 +21,45 @@ pub const ACK_WAIT: Duration = Duration::from_secs(120);
 pub struct CommandPublisher(publish::Publisher);
 
 impl CommandPublisher {
-    /// Publishes a command with its payload, JSON text. Commands whose futures are polled in order
-    /// are stored in order. Returns when the broker has it: then it will be processed. Fails with
-    /// [`Error::Unavailable`] when that is unknown: publish it again with the same id.
+    /// Publishes a command with its payload, JSON text. Returns when the broker has it: then it will
+    /// be processed. Fails with [`Error::Unavailable`] when that is unknown: publish it again with
+    /// the same id.
     pub async fn publish(
+        &self,
+        key: &AggregateKey,
+        name: &CommandName,
+        id: &CommandId,
+        headers: HeaderMap,
+        payload: String,
+    ) -> Result<(), Error> {
+        self.send(key, name, id, headers, payload).await?.stored().await
+    }
+
+    /// Sends a command behind those that were sent before it, and does not wait until the broker
+    /// has it. Await this before the next call: that keeps their order.
+    pub async fn send(
         &self,
         key: &AggregateKey,
         name: &CommandName,
         id: &CommandId,
         mut headers: HeaderMap,
         payload: String,
-    ) -> Result<(), Error> {
+    ) -> Result<SentCommand, Error> {
         // Not `Nats-Msg-Id`: the broker would swallow another aggregate's command of the same id.
         headers.insert(header::COMMIT_COMMAND_ID, id.as_str());
-        let publishing = self.0.publish(Command::queue_subject(key, name), headers, payload.into());
-        // A future that has to yield because its task did much comes after those behind it.
-        tokio::task::unconstrained(publishing).await?;
-        Ok(())
+        let subject = Command::queue_subject(key, name);
+        Ok(SentCommand(self.0.send(subject, headers, payload.into()).await?))
+    }
+}
+
+/// A command on its way to the broker.
+pub struct SentCommand(publish::Sent);
+
+impl SentCommand {
+    /// Returns when the broker has it: then it will be processed. Fails with
+    /// [`Error::Unavailable`] when that is unknown.
+    pub async fn stored(self) -> Result<(), Error> {
+        self.0.stored().await.map(|_| ())
     }
 }
 
