@@ -161,15 +161,23 @@ impl ReadModels {
         Ok(positions)
     }
 
-    /// Makes a version that has caught up the one that serves. Returns false when the view is in
-    /// use just now, or something that hangs on it stands in the way: try again. Queries go on.
+    /// Makes a version that has caught up the one that serves. Returns false when the one that
+    /// serves is ahead, when the view is in use just now, or when something that hangs on it stands
+    /// in the way: try again. Queries go on, and never see an earlier state than before.
     pub async fn promote(&self, version: &Version) -> Result<bool, Error> {
         let mut transaction = self.pool.begin().await?;
-        match swap(&mut transaction, version).await {
-            Ok(()) => {
+        let swapped = async {
+            if is_behind(&mut transaction, version).await? {
+                return Ok(false);
+            }
+            swap(&mut transaction, version).await.map(|()| true)
+        };
+        match swapped.await {
+            Ok(true) => {
                 transaction.commit().await?;
                 Ok(true)
             }
+            Ok(false) => Ok(false),
             Err(error) if in_the_way(&error) => {
                 tracing::info!(read_model = %version.read_model, %error, "the view cannot be changed yet");
                 Ok(false)
@@ -351,6 +359,27 @@ async fn drop_version(
     );
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
     Ok(())
+}
+
+/// Whether the version that serves has read further. It can't read on until the transaction ends.
+async fn is_behind(connection: &mut PgConnection, version: &Version) -> Result<bool, sqlx::Error> {
+    let timeout = format!("set local lock_timeout = {LOCK_TIMEOUT_MS}");
+    sqlx::raw_sql(AssertSqlSafe(timeout)).execute(&mut *connection).await?;
+    let row = sqlx::query(
+        "with serving as ( \
+             select position from flexcore.checkpoints where projection_id = ( \
+                 select id from flexcore.projections \
+                 where read_model = $1 and state = 'serving' and id <> $2 \
+             ) for update \
+         ) \
+         select coalesce((select max(position) from serving), 0) > coalesce( \
+             (select max(position) from flexcore.checkpoints where projection_id = $2), 0)",
+    )
+    .bind(version.read_model.as_str())
+    .bind(version.id)
+    .fetch_one(connection)
+    .await?;
+    row.try_get(0)
 }
 
 /// Points the view at the version. A view whose columns stay keeps what hangs on it.

@@ -118,10 +118,13 @@ async fn what_would_make_recorded_events_unreadable_is_refused() {
     app::deploy(&dev, &first);
     raise(&http, "sheep", "c-1", r#"{"by":2}"#).await.ok();
     // The event's schema, with no new version of it.
-    let other = first.clone().with(
-        "required: [by]\n      properties:\n        by: { type: integer }\n    evolve",
-        "required: [by]\n      properties:\n        by: { type: number }\n    evolve",
-    );
+    let other = first
+        .clone()
+        .with(
+            "required: [by]\n      properties:\n        by: { type: integer }\n    evolve",
+            "required: [by]\n      properties:\n        by: { type: number }\n    evolve",
+        )
+        .with("sum: integer }", "sum: number }");
     let said = app::refused(&dev, &other);
     let place = other.place("by: { type: number }");
     let (file, line) = place.split_once(':').unwrap();
@@ -175,7 +178,7 @@ async fn mistakes_are_shown_with_file_and_line() {
         ("payload:", "paylod:", "did you mean `payload`"),
         ("add: { sum: $.by }", "add: { sum: $.bye }", "did you mean `by`"),
         ("add: { sum: $.by }", "add: { summ: $.by }", "did you mean `sum`"),
-        ("typos.raised:", "typos.razed:", "did you mean `raised`"),
+        ("typos.raised:", "typos.raisd:", "did you mean `raised`"),
         ("key: [id]", "key: [", "YAML"),
         ("sum: integer }", "sum: intger }", "did you mean `integer`"),
         ("columns: { id: text, sum: integer }", "columns: { id: text, tenant: text }", "taken"),

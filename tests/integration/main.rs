@@ -8,6 +8,9 @@ mod support;
 
 mod definitions;
 mod dev;
+mod flights;
 mod http_commands;
+mod kill;
 mod nats_commands;
+mod read_models;
 mod slots;

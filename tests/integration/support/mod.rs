@@ -1,12 +1,17 @@
 //! What the tests share: processes, an HTTP client, an example application.
 
 pub(crate) mod app;
+pub(crate) mod check;
 pub(crate) mod http;
+pub(crate) mod load;
 pub(crate) mod process;
 
 use std::time::{Duration, Instant};
 
-pub(crate) use self::{http::Http, process::Dev};
+pub(crate) use self::{
+    http::{Answer, Http},
+    process::Dev,
+};
 
 /// Long enough for anything that is going to happen, on a machine that is busy with other tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
