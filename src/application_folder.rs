@@ -1,10 +1,7 @@
 //! An application's folder: the YAML files at its top level. What lies deeper, its tests and
 //! samples, is not deployed.
 
-use std::{
-    fs,
-    path::Path,
-};
+use std::{fs, path::Path};
 
 use anyhow::{Context, bail, ensure};
 use flexcore_domain::{

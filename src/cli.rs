@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use flexcore_domain::{ActorName, AggregateId, AggregateName, CommandId, CommandName, SLOTS, Tenant};
+use flexcore_domain::{
+    ActorName, AggregateId, AggregateName, CommandId, CommandName, SLOTS, Tenant,
+};
 use flexcore_eventstore::Profile;
 
 /// An event-driven application platform: commands become durable events become read models.

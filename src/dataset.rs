@@ -250,7 +250,11 @@ mod tests {
             commands.map(|c| (c.at_ms / 60_000, c.name.to_string(), c.payload)).collect()
         };
         let flight = of("UA1545-20130101-EWR");
-        let schedule = r#"{"carrier":"UA","number":1545,"tailnum":"N14228","origin":"EWR","destination":"IAH","scheduled_departure":"2013-01-01T05:15:00Z","scheduled_arrival":"2013-01-01T08:19:00Z","distance_miles":1400}"#;
+        let schedule = concat!(
+            r#"{"carrier":"UA","number":1545,"tailnum":"N14228","origin":"EWR","#,
+            r#""destination":"IAH","scheduled_departure":"2013-01-01T05:15:00Z","#,
+            r#""scheduled_arrival":"2013-01-01T08:19:00Z","distance_miles":1400}"#
+        );
         let depart = r#"{"departed_at":"2013-01-01T05:17:00Z","delay_minutes":2}"#;
         let arrive =
             r#"{"arrived_at":"2013-01-01T08:30:00Z","delay_minutes":11,"air_time_minutes":227}"#;

@@ -90,7 +90,7 @@ const EMPTY_WORDS: &[&str] = &[
 const FILE_LINES_MAX: usize = 500;
 
 /// Files that may be longer, each with its reason.
-const LONG_FILES: &[(&str, &str)] = &[];
+const LONG_FILES: &[(&str, &str)] = &[("src/cli.rs", "the command line, a flat table")];
 
 /// Longest line, in characters: what two windows side by side can show.
 const LINE_CHARS_MAX: usize = 120;
@@ -341,6 +341,8 @@ fn files_are_small_and_clean() {
         }
         for (number, line) in (1..).zip(source.text.lines()) {
             let in_table = source.is("md") && line.starts_with('|');
+            // A case of an application's tests is read like a row.
+            let in_table = in_table || source.below(&["schemas"]) && source.is("yaml");
             let cannot_break = in_table || source.is("toml") || line.contains("://");
             if line.chars().count() > LINE_CHARS_MAX && !cannot_break {
                 findings
@@ -387,7 +389,8 @@ fn every_contract_is_used() {
         let name = path.file_name().unwrap().to_string_lossy();
         let folder = path.parent().unwrap().to_string_lossy();
         // An application or a folder of migrations is read whole, by its folder's name.
-        let whole = folder.contains('/') && code.contains(folder.as_ref());
+        let folder = folder.strip_suffix("/tests").unwrap_or(&folder);
+        let whole = folder.contains('/') && code.contains(folder) || source.is("md");
         if !whole && !code.contains(name.as_ref()) {
             findings.push(format!(
                 "{}: no test reads it; hold it to the code or delete it",
