@@ -72,6 +72,8 @@ impl EventStore {
     }
 
     /// The durable consumer of a slot's asynchronous commands, `slot_<n>`, made when it is missing.
+    /// It begins after the last command that was acknowledged: an acknowledgement covers all before
+    /// it, so what an earlier reader took and did not see through has to come first.
     pub async fn queue(&self, slot: Slot) -> Result<Consumer<pull::Config>, Error> {
         let config = pull::Config {
             durable_name: Some(format!("slot_{slot}")),
@@ -81,10 +83,12 @@ impl EventStore {
             max_ack_pending: SLOT_IN_FLIGHT_MAX,
             ..pull::Config::default()
         };
-        self.jetstream
-            .create_consumer_on_stream(config, topology::COMMANDS)
-            .await
-            .map_err(unavailable)
+        let consumer = self.jetstream.create_consumer_on_stream(config, topology::COMMANDS);
+        let mut consumer = consumer.await.map_err(unavailable)?;
+        if consumer.cached_info().num_ack_pending > 0 {
+            consumer.reset(None).await.map_err(unavailable)?;
+        }
+        Ok(consumer)
     }
 
     /// Removes the commands that every slot has acknowledged. Returns how many went.
@@ -92,9 +96,10 @@ impl EventStore {
         let stream = self.jetstream.get_stream(topology::COMMANDS).await.map_err(unavailable)?;
         let mut lowest = stream.cached_info().state.last_sequence;
         for slot in Slot::all() {
+            // A slot that cannot be looked at, or that nobody has read yet, may have commands.
             let consumer: Result<Consumer<pull::Config>, _> =
                 stream.get_consumer(&format!("slot_{slot}")).await;
-            let Ok(consumer) = consumer else { continue };
+            let consumer = consumer.map_err(unavailable)?;
             let info = consumer.cached_info();
             let idle = info.num_pending == 0 && info.num_ack_pending == 0;
             if !idle {

@@ -6,8 +6,10 @@
 
 mod support;
 
+mod damage;
 mod definitions;
 mod dev;
+mod faults;
 mod flights;
 mod http_commands;
 mod kill;

@@ -276,6 +276,11 @@ async fn a_dead_command_is_requeued_once_its_cause_is_mended() {
     queue.put(start, &[("Nats-Msg-Id", "s-2")], r#"{"speed":30}"#).await;
     queue.put(start, &[("Nats-Msg-Id", "s-4")], r#"{"speed":5}"#).await;
     assert_eq!(outcome(&http, "machine", "m-1", "s-4").await["version"], json!(4));
+    eventually("the read model to serve", async || {
+        let answer = http.get("/v1/query/machines").await;
+        if answer.status == 200 { Ok(()) } else { Err(format!("{answer:?}")) }
+    })
+    .await;
     let position = outcome(&http, "machine", "m-1", "s-4").await["position"].clone();
     let position = position.as_str().unwrap();
     let rows = http.rows(&format!("/v1/query/machines?min_position={position}")).await;

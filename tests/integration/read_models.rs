@@ -369,6 +369,12 @@ async fn an_event_that_cannot_be_applied_is_parked_and_the_rest_goes_on() {
         let answer = http.send("POST", &path, &[("content-type", "application/json")], body).await;
         answer.ok()["position"].as_str().unwrap().to_owned()
     };
+    eventually("the read models to serve", async || {
+        let answers = [http.get("/v1/query/lots").await, http.get("/v1/query/cars").await];
+        let served = answers.iter().all(|answer| answer.status == 200);
+        if served { Ok(()) } else { Err(format!("{answers:?}")) }
+    })
+    .await;
     park("c-1", "north", 1.5).await;
     let bad = [
         park("c-2", &"x".repeat(3_000), 1.0).await,

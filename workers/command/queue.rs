@@ -53,9 +53,9 @@ impl Reader {
         let mut pause = RETRY_FIRST;
         while !stop.is_cancelled() {
             match self.open().await {
-                Ok(messages) => {
+                Ok((messages, delivered)) => {
                     pause = RETRY_FIRST;
-                    self.read(messages, &stop).await;
+                    self.read(messages, delivered, &stop).await;
                 }
                 Err(error) => {
                     tracing::debug!(%error, slot = %self.slot, "the queue cannot be read yet");
@@ -69,20 +69,23 @@ impl Reader {
         }
     }
 
-    async fn open(&self) -> Result<pull::Stream, Error> {
+    /// Messages, and how many were handed out before.
+    async fn open(&self) -> Result<(pull::Stream, u64), Error> {
         let consumer = self.store.queue(self.slot).await?;
-        consumer
+        let delivered = consumer.cached_info().delivered.consumer_sequence;
+        let messages = consumer
             .stream()
             .max_messages_per_batch(SLOT_CONCURRENCY)
             .heartbeat(HEARTBEAT)
             .expires(Duration::from_secs(30))
             .messages()
             .await
-            .map_err(|error| Error::Unavailable(error.to_string()))
+            .map_err(|error| Error::Unavailable(error.to_string()))?;
+        Ok((messages, delivered))
     }
 
     /// Works until the stream breaks or the worker stops; what is under way is settled either way.
-    async fn read(&self, mut messages: pull::Stream, stop: &CancellationToken) {
+    async fn read(&self, mut messages: pull::Stream, mut delivered: u64, stop: &CancellationToken) {
         let mut under_way = FuturesOrdered::new();
         let mut settled = Settled::default();
         let mut open = true;
@@ -91,7 +94,15 @@ impl Reader {
                 () = stop.cancelled(), if open => open = false,
                 next = messages.next(), if open && under_way.len() < SLOT_CONCURRENCY => {
                     match next {
-                        Some(Ok(message)) => under_way.push_back(self.settle(message)),
+                        Some(Ok(message)) => {
+                            delivered += 1;
+                            if follows(&message, delivered) {
+                                under_way.push_back(self.settle(message));
+                            } else {
+                                tracing::warn!(slot = %self.slot, "commands went elsewhere");
+                                open = false;
+                            }
+                        }
                         Some(Err(error)) => {
                             tracing::debug!(%error, slot = %self.slot, "reading was interrupted");
                             open = false;
@@ -164,6 +175,12 @@ impl Reader {
             None => Ok(()),
         }
     }
+}
+
+/// Whether nothing was handed out between this message and the one before. What was (to a reader
+/// that is gone, or over a connection that broke) must not be acknowledged with the next.
+fn follows(message: &jetstream::Message, delivered: u64) -> bool {
+    message.info().is_ok_and(|info| info.consumer_sequence == delivered)
 }
 
 /// Acknowledgements cover all messages before them, so only every hundredth is sent, and the last.

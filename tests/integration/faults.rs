@@ -1,0 +1,214 @@
+//! Servers that die: the roles as processes of their own, a broker and a Postgres that are killed
+//! under them and started again.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use flexcore_auth::SigningKey;
+use flexcore_servers::{Options, Servers, Sync, Want};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::support::{
+    Http, app,
+    check::Place,
+    eventually,
+    load::{self, Load, Target},
+    process::{Process, cache, flexcore, folder, succeeded, texts},
+    seed,
+};
+
+const TENANT: &str = "demo";
+
+/// A gateway and a worker on servers that the test holds in its hand.
+struct Cluster {
+    // The processes end before their servers: fields are dropped in order.
+    roles: Vec<Process>,
+    servers: Servers,
+    http: String,
+    key: PathBuf,
+    folder: TempDir,
+}
+
+impl Cluster {
+    /// Starts the servers; no role yet.
+    async fn new() -> Self {
+        let servers = Servers::start(&Options::new(cache())).await.unwrap();
+        let folder = folder();
+        let key = folder.path().join("key.pem");
+        std::fs::write(&key, SigningKey::generate().1.as_bytes()).unwrap();
+        // Free just now, and bound again at once.
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let http = free.local_addr().unwrap().to_string();
+        Self { roles: Vec::new(), servers, http, key, folder }
+    }
+
+    /// Options that say where everything is.
+    fn options(&self) -> Vec<String> {
+        let options = [
+            ("--nats", self.servers.nats_url()),
+            ("--nats-monitor", self.servers.nats_monitor_url()),
+            ("--postgres", self.servers.postgres_url().unwrap()),
+            ("--http", self.http.clone()),
+            ("--signing-key", self.key.to_str().unwrap().to_owned()),
+            ("--tenant", TENANT.to_owned()),
+            ("--data", self.folder.path().join("none").to_str().unwrap().to_owned()),
+        ];
+        options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
+    }
+
+    fn start_roles(&mut self) {
+        for role in ["gateway", "worker"] {
+            let mut command = flexcore();
+            command.arg(role).args(self.options());
+            let log = self.folder.path().join(format!("{role}.log"));
+            self.roles.push(Process::start(command, &log, Path::new("")));
+        }
+    }
+
+    fn tails(&self) -> String {
+        self.roles.iter().map(Process::tail).collect::<Vec<_>>().join("\n")
+    }
+
+    fn run(&self, arguments: &[&str]) -> String {
+        let mut command = flexcore();
+        command.args(self.options()).args(arguments);
+        succeeded(arguments, &command.output().unwrap())
+    }
+
+    fn target(&self) -> Target {
+        let token = self.run(&["token"]).trim().to_owned();
+        let (http, nats) = (self.http.clone(), self.servers.nats_url());
+        Target { http, token, nats, tenant: TENANT.to_owned() }
+    }
+
+    fn place(&self) -> Place {
+        let postgres = self.servers.postgres_url().unwrap();
+        Place { target: self.target(), postgres, options: self.options() }
+    }
+
+    /// Waits until `/readyz` says this.
+    async fn readiness(&mut self, ready: bool, missing: &str) {
+        let http = Http::new(&self.http, "");
+        eventually("readiness", async || {
+            for role in &mut self.roles {
+                assert!(role.ended().is_none(), "a role ended\n{}", role.tail());
+            }
+            let answer = http.try_send("GET", "/readyz", &[], "").await?;
+            let found = answer.status == if ready { 200 } else { 503 };
+            let named = ready || answer.json()["missing"].to_string().contains(missing);
+            if found && named { Ok(()) } else { Err(format!("{answer:?}")) }
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_that_die_under_load_lose_nothing() {
+    let seed = seed("faults");
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut cluster = Cluster::new().await;
+    // Down at the start: the roles wait, and say what for.
+    cluster.servers.nats.kill().await.unwrap();
+    cluster.servers.postgres.as_mut().unwrap().kill().await.unwrap();
+    cluster.start_roles();
+    eventually("the roles to say what they wait for", async || {
+        let waiting =
+            cluster.roles.iter().all(|role| role.log().contains("waiting for the servers"));
+        if waiting { Ok(()) } else { Err(cluster.tails()) }
+    })
+    .await;
+    cluster.servers.nats.start_again().await.unwrap();
+    cluster.servers.postgres.as_mut().unwrap().start_again().await.unwrap();
+    cluster.readiness(true, "").await;
+    let (_folder, bank) = app::bank().write();
+    eventually("a worker to take the application up", async || {
+        let deployed = cluster.run(&["apply", &bank, "--json"]);
+        if deployed.contains("\"picked_up_ms\":null") { Err(deployed) } else { Ok(()) }
+    })
+    .await;
+    let target = cluster.target();
+    load::open(&target).await;
+    let load = Load::start(seed, 6, 2, target);
+    for round in 0..6 {
+        tokio::time::sleep(Duration::from_millis(random.random_range(300..1_500))).await;
+        let down = Duration::from_millis(random.random_range(100..1_500));
+        if round % 2 == 0 {
+            cluster.servers.nats.kill().await.unwrap();
+            if round == 0 {
+                cluster.readiness(false, "nats").await;
+            }
+            tokio::time::sleep(down).await;
+            cluster.servers.nats.start_again().await.unwrap();
+        } else {
+            cluster.servers.postgres.as_mut().unwrap().kill().await.unwrap();
+            if round == 1 {
+                cluster.readiness(false, "postgres").await;
+            }
+            tokio::time::sleep(down).await;
+            cluster.servers.postgres.as_mut().unwrap().start_again().await.unwrap();
+        }
+        cluster.readiness(true, "").await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let history = load.finish().await;
+    let accepted =
+        history.iter().filter(|sent| matches!(sent.fate, load::Fate::Accepted(_))).count();
+    assert!(accepted > 100, "there was load: {accepted}");
+    cluster.place().check(&history).await;
+    for role in &mut cluster.roles {
+        role.terminate();
+    }
+}
+
+#[tokio::test]
+async fn a_broker_that_does_not_sync_is_refused_under_power_loss() {
+    let options = Options { sync: Sync::Lazy, want: Want::Nats, ..Options::new(cache()) };
+    let servers = Servers::start(&options).await.unwrap();
+    let folder = folder();
+    let run = async |monitor: &[&str], profile: &str| {
+        let mut command = flexcore();
+        command.args(["worker", "command", "--postgres", "postgres://127.0.0.1:1/none"]);
+        command.args(["--nats", &servers.nats_url(), "--profile", profile]).args(monitor);
+        command.arg("--data").arg(folder.path());
+        let log = folder.path().join(format!("{profile}.log"));
+        let mut worker = Process::start(command, &log, Path::new(""));
+        eventually("the worker to refuse or to go on", async || match worker.ended() {
+            Some(status) => Ok((Some(status), worker.log())),
+            None if worker.log().contains("waiting for the servers") => Ok((None, worker.log())),
+            None => Err(worker.log()),
+        })
+        .await
+    };
+    let monitor = servers.nats_monitor_url();
+    let (status, log) = run(&["--nats-monitor", &monitor], "power-loss").await;
+    assert_eq!(status.and_then(|status| status.code()), Some(1), "{log}");
+    assert!(log.contains("does not sync") && log.contains("sync_interval: always"), "{log}");
+    let (status, log) = run(&[], "power-loss").await;
+    assert_eq!(status.and_then(|status| status.code()), Some(1), "what can't be checked: {log}");
+    assert!(log.contains("--nats-monitor"), "{log}");
+    // With the other profile it goes on, says what that means, and waits for Postgres.
+    let (status, log) = run(&[], "relaxed").await;
+    assert!(status.is_none() && log.contains("may be lost in a power cut"), "{log}");
+    servers.stop().await;
+}
+
+#[tokio::test]
+async fn without_servers_a_tool_says_what_to_do() {
+    let folder = folder();
+    for arguments in [["verify", "--json"], ["query", "flights"], ["dead", "list"]] {
+        let mut command = flexcore();
+        let output = command.arg("--data").arg(folder.path()).args(arguments).output().unwrap();
+        let (out, err) = texts(&output);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {out}");
+        assert!(err.contains("flexcore dev") && !err.contains("panicked"), "{arguments:?}: {err}");
+    }
+    assert_eq!(
+        json!(std::fs::read_dir(folder.path()).unwrap().count()),
+        json!(0),
+        "nothing is made"
+    );
+}
