@@ -261,8 +261,8 @@ async fn a_script_that_misbehaves_is_answered_in_time_and_hurts_nobody() {
     for how in bad {
         let (answer, took) = spring("t-1", how).await;
         let problem = answer.problem(422, "faulty-decider");
-        // The limit of a decision is a tenth of a second; this machine is busy with other tests.
-        assert!(took < Duration::from_secs(2), "{how} took {took:?}");
+        // Its deadline of a tenth of a second, and one more.
+        assert!(took < Duration::from_millis(1_100), "{how} took {took:?}");
         let detail = problem["detail"].as_str().unwrap();
         assert!(detail.contains("main.yaml:"), "{how}: {detail}");
     }

@@ -104,74 +104,82 @@ async fn a_stored_command_is_processed_and_its_outcome_is_known() {
     assert!(dead(&dev, "queued").await.is_empty(), "rejections are answers");
 }
 
+/// A command that cannot be processed, and what its reason must say.
+struct Poison {
+    subject: String,
+    headers: Vec<(&'static str, String)>,
+    payload: bytes::Bytes,
+    reason: &'static str,
+}
+
+/// The id that a command was given, wherever it is kept.
+const ID: &str = "Nats-Msg-Id";
+
+fn poison() -> Vec<Poison> {
+    let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
+    let huge = format!(r#"{{"amount":1,"note":"{}"}}"#, "x".repeat(300 * 1024));
+    let deposit = "account.a-1.deposit";
+    let payloads: [(&str, bytes::Bytes, &str); 9] = [
+        (deposit, "".into(), "invalid payload"),
+        (deposit, "{".into(), "invalid payload"),
+        (deposit, "{}".into(), "amount"),
+        (deposit, deep.into(), "invalid payload"),
+        (deposit, huge.into(), "invalid payload"),
+        (deposit, r#"{"amount":1,"amount":2}"#.into(), "amount"),
+        (deposit, b"\xff\xfe"[..].into(), "invalid payload"),
+        ("account.a-1.nothing", "{}".into(), "unknown command"),
+        ("nobody.a-1.open", "{}".into(), "unknown aggregate"),
+    ];
+    let with_payload =
+        payloads.into_iter().zip(1..).map(|((rest, payload, reason), number)| Poison {
+            subject: format!("cmd.poison.{rest}"),
+            headers: vec![(ID, format!("p-{number}"))],
+            payload,
+            reason,
+        });
+    let id = |text: &str| (ID, text.to_owned());
+    let headers: [(Vec<(&'static str, String)>, &str); 5] = [
+        (vec![], ID),
+        (vec![id("a b")], ID),
+        (vec![id(&"k".repeat(129))], ID),
+        (vec![id("p-10"), ("Flexcore-Actor", "a b".to_owned())], "Flexcore-Actor"),
+        (
+            vec![id("p-11"), ("Flexcore-Expected-Version", "x".to_owned())],
+            "Flexcore-Expected-Version",
+        ),
+    ];
+    let with_headers = headers.into_iter().map(|(headers, reason)| Poison {
+        subject: format!("cmd.poison.{deposit}"),
+        headers,
+        payload: r#"{"amount":1}"#.into(),
+        reason,
+    });
+    with_payload.chain(with_headers).collect()
+}
+
 #[tokio::test]
 async fn what_cannot_be_processed_is_put_aside_with_its_reason() {
     let dev = Dev::shared();
     let (queue, http) = (Queue::of(&dev).await, dev.http("poison"));
-    let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
-    let huge = format!(r#"{{"amount":1,"note":"{}"}}"#, "x".repeat(300 * 1024));
-    let account = "cmd.poison.account.a-1";
-    let deposit = format!("{account}.deposit");
-    let long_id = "k".repeat(129);
-    let cases: Vec<(String, Vec<(&str, &str)>, bytes::Bytes, &str)> = vec![
-        (deposit.clone(), vec![("Nats-Msg-Id", "p-1")], "".into(), "invalid payload"),
-        (deposit.clone(), vec![("Nats-Msg-Id", "p-2")], "{".into(), "invalid payload"),
-        (deposit.clone(), vec![("Nats-Msg-Id", "p-3")], "{}".into(), "amount"),
-        (deposit.clone(), vec![("Nats-Msg-Id", "p-4")], deep.into(), "invalid payload"),
-        (deposit.clone(), vec![("Nats-Msg-Id", "p-5")], huge.into(), "invalid payload"),
-        (
-            deposit.clone(),
-            vec![("Nats-Msg-Id", "p-6")],
-            r#"{"amount":1,"amount":2}"#.into(),
-            "amount",
-        ),
-        (deposit.clone(), vec![("Nats-Msg-Id", "p-7")], b"\xff\xfe"[..].into(), "invalid payload"),
-        (
-            format!("{account}.nothing"),
-            vec![("Nats-Msg-Id", "p-8")],
-            "{}".into(),
-            "unknown command",
-        ),
-        (
-            "cmd.poison.nobody.a-1.open".to_owned(),
-            vec![("Nats-Msg-Id", "p-9")],
-            "{}".into(),
-            "unknown aggregate",
-        ),
-        (deposit.clone(), vec![], r#"{"amount":1}"#.into(), "Nats-Msg-Id"),
-        (deposit.clone(), vec![("Nats-Msg-Id", "a b")], r#"{"amount":1}"#.into(), "Nats-Msg-Id"),
-        (deposit.clone(), vec![("Nats-Msg-Id", &long_id)], r#"{"amount":1}"#.into(), "Nats-Msg-Id"),
-        (
-            deposit.clone(),
-            vec![("Nats-Msg-Id", "p-10"), ("Flexcore-Actor", "a b")],
-            r#"{"amount":1}"#.into(),
-            "Flexcore-Actor",
-        ),
-        (
-            deposit.clone(),
-            vec![("Nats-Msg-Id", "p-11"), ("Flexcore-Expected-Version", "x")],
-            r#"{"amount":1}"#.into(),
-            "Flexcore-Expected-Version",
-        ),
-    ];
+    let poison = poison();
+    for Poison { subject, headers, payload, .. } in &poison {
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        queue.put(subject, &headers, payload.clone()).await;
+    }
     // The broker's tokens may hold what our names may not.
-    let names = ["a\u{e4}b", "a%2Eb", "a$b", "a/b", "a'b", "a;b", "\u{1}", "a=b"];
-    let hostile = names.map(|name| format!("cmd.poison.account.{name}.open"));
-    for (subject, headers, payload, _) in &cases {
-        queue.put(subject, headers, payload.clone()).await;
+    let hostile = ["a\u{e4}b", "a%2Eb", "a$b", "a/b", "a'b", "a;b", "\u{1}", "a=b"];
+    for (number, name) in hostile.iter().enumerate() {
+        let (subject, id) = (format!("cmd.poison.account.{name}.open"), format!("h-{number}"));
+        queue.put(&subject, &[(ID, &id)], "{}").await;
     }
-    for (number, subject) in hostile.iter().enumerate() {
-        let id = format!("h-{number}");
-        queue.put(subject, &[("Nats-Msg-Id", &id)], "{}").await;
-    }
-    let found = dead_of(&dev, "poison", cases.len() + hostile.len()).await;
-    assert_eq!(found.len(), cases.len() + hostile.len(), "each once: {found:?}");
-    for (subject, headers, _, reason) in &cases {
-        let id = headers.iter().find(|(name, _)| *name == "Nats-Msg-Id").map(|(_, id)| *id);
+    let count = poison.len() + hostile.len();
+    let found = dead_of(&dev, "poison", count).await;
+    assert_eq!(found.len(), count, "each once: {found:?}");
+    for Poison { subject, headers, reason, .. } in &poison {
+        let id = headers.iter().find(|(name, _)| *name == ID).map(|(_, id)| id.as_str());
         let of_id = |dead: &&Value| {
-            let ids =
-                ["Flexcore-Command-Id", "Nats-Msg-Id"].map(|name| dead["headers"][name].as_str());
-            ids.contains(&id) && (id.is_some() || ids == [None, None])
+            let kept = ["Flexcore-Command-Id", ID].map(|name| dead["headers"][name].as_str());
+            if id.is_some() { kept.contains(&id) } else { kept == [None, None] }
         };
         let dead = found.iter().find(of_id).unwrap_or_else(|| panic!("{headers:?}: {found:?}"));
         let said = dead["reason"].as_str().unwrap();
@@ -183,12 +191,14 @@ async fn what_cannot_be_processed_is_put_aside_with_its_reason() {
     assert!(outcome["reason"].as_str().unwrap().contains("amount"), "{outcome}");
     http.get("/v1/aggregates/account/a-1").await.problem(404, "no-such-aggregate");
     // Others go on.
-    let open = r#"{"owner":"Ann","team":"red"}"#;
-    http.command("a-1", "open", &[], open).await.ok();
-    // A person reads one whole; what a stranger wrote does not steer the terminal.
-    let number = found[0]["number"].to_string();
-    let shown = dev.json(&["dead", "show", &number, "--json"]);
-    assert_eq!(shown, found[0]);
+    http.command("a-1", "open", &[], r#"{"owner":"Ann","team":"red"}"#).await.ok();
+    check_shown(&dev, &found[0]);
+}
+
+/// A person reads one whole; what a stranger wrote does not steer the terminal.
+fn check_shown(dev: &Dev, dead: &Value) {
+    let number = dead["number"].to_string();
+    assert_eq!(dev.json(&["dead", "show", &number, "--json"]), *dead);
     let text = dev.succeed(&["dead", "show", &number]);
     assert!(text.contains("reason") && !text.contains('\u{1}'), "{text}");
     let missing = dev.run(&["dead", "show", "999999999"]);

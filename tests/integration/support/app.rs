@@ -31,10 +31,6 @@ impl Files {
         Self { name: name.to_owned(), files: vec![("main.yaml".to_owned(), text.to_owned())] }
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
     /// The same with one text in place of another, which must be there.
     pub(crate) fn with(mut self, old: &str, new: &str) -> Self {
         let found = self.files.iter_mut().find(|(_, text)| text.contains(old));

@@ -222,14 +222,6 @@ impl Dev {
         self.process.as_ref().expect("it runs").pid()
     }
 
-    pub(crate) fn tail(&self) -> String {
-        self.process.as_ref().map(Process::tail).unwrap_or_default()
-    }
-
-    pub(crate) fn folder(&self) -> &Path {
-        self.folder.path()
-    }
-
     pub(crate) fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
