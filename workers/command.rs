@@ -141,7 +141,7 @@ impl Lanes {
 }
 
 /// Serves commands until the token is cancelled; then answers what it has taken on and returns.
-/// Fails when the broker refuses a subscription or a consumer at the start.
+/// Fails when the broker refuses a subscription at the start.
 pub async fn run(
     store: EventStore,
     mut catalog: watch::Receiver<Arc<Catalog>>,
@@ -159,7 +159,7 @@ pub async fn run(
     let following = tokio::spawn(follow(catalog, lanes.clone(), told));
     let _following = AbortOnDropHandle::new(following);
     requests::serve(&store, &lanes, &settings, in_force, &tasks, &stop).await?;
-    queue::serve(&store, &lanes, &settings, &tasks, &stop).await?;
+    queue::serve(&store, &lanes, &settings, &tasks, &stop);
     tasks.spawn(keep_house(store.clone(), lanes.clone(), stop.clone()));
     stop.cancelled().await;
     tasks.close();

@@ -50,7 +50,7 @@ fn verify(dev: &Dev, more: &[&str]) -> (bool, String) {
 #[tokio::test]
 async fn a_flipped_byte_is_named_and_never_called_whole() {
     let mut dev = Dev::start(&[]);
-    app::deploy(&dev, &app::bank());
+    app::deploy_bank(&dev);
     let http = dev.http("demo");
     http.command("a-1", "open", &[], r#"{"owner":"Ann","team":"red"}"#).await.ok();
     for amount in 1..=40 {

@@ -37,7 +37,7 @@ async fn the_ready_file_leads_to_everything() {
 #[tokio::test]
 async fn sigterm_ends_it_whole_and_a_restart_keeps_everything() {
     let mut dev = Dev::start(&[]);
-    app::deploy(&dev, &app::bank());
+    app::deploy_bank(&dev);
     let http = dev.http("demo");
     http.command("a-1", "open", &[], r#"{"owner":"Ann","team":"red"}"#).await.ok();
     let deposited = http.command("a-1", "deposit", &[], r#"{"amount":7}"#).await.ok();

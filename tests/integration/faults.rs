@@ -95,7 +95,8 @@ impl Cluster {
         let http = Http::new(&self.http, "");
         eventually("readiness", async || {
             for role in &mut self.roles {
-                assert!(role.ended().is_none(), "a role ended\n{}", role.tail());
+                let ended = role.ended();
+                assert!(ended.is_none(), "a role ended, {ended:?}\n{}", role.tail());
             }
             let answer = http.try_send("GET", "/readyz", &[], "").await?;
             let found = answer.status == if ready { 200 } else { 503 };

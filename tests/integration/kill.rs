@@ -31,7 +31,7 @@ async fn nothing_acknowledged_is_lost_or_doubled_by_sigkill() {
     let seed = seed("kill");
     let mut random = StdRng::seed_from_u64(seed);
     let mut dev = Dev::start(&[]);
-    app::deploy(&dev, &app::bank());
+    app::deploy_bank(&dev);
     let target = place(&dev).target;
     load::open(&target).await;
     let load = Load::start(seed, 6, 2, target);

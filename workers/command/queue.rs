@@ -25,21 +25,18 @@ const RETRY_LONGEST: Duration = Duration::from_secs(2);
 /// How often the server says that it is there.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// Starts a reader for each slot.
-pub(super) async fn serve(
+/// Starts a reader for each slot. A broker that is away just now is waited for.
+pub(super) fn serve(
     store: &EventStore,
     lanes: &Lanes,
     settings: &Settings,
     tasks: &TaskTracker,
     stop: &CancellationToken,
-) -> Result<(), Error> {
+) {
     for slot in &settings.slots {
-        // Made here, so that a broker that refuses is an error at the start.
-        store.queue(*slot).await?;
         let reader = Reader { store: store.clone(), lanes: lanes.clone(), slot: *slot };
         tasks.spawn(reader.run(stop.clone()));
     }
-    Ok(())
 }
 
 struct Reader {

@@ -5,7 +5,10 @@ use std::{fs, path::Path};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Dev, process::folder};
+use super::{
+    Dev,
+    process::{folder, wait_until},
+};
 
 /// The files of an application, by path in its folder.
 #[derive(Clone, Debug)]
@@ -65,6 +68,16 @@ impl Files {
 pub(crate) fn deploy(dev: &Dev, files: &Files) -> Value {
     let (_folder, path) = files.write();
     dev.json(&["apply", &path, "--json"])
+}
+
+/// Deploys the bank and waits until its read models serve.
+pub(crate) fn deploy_bank(dev: &Dev) {
+    deploy(dev, &bank());
+    for read_model in ["accounts", "teams"] {
+        wait_until("read models to serve", || {
+            dev.run(&["query", read_model, "--tenant", "nobody"]).status.success()
+        });
+    }
 }
 
 /// Tries to deploy it; returns what `apply` says when it refuses.

@@ -208,7 +208,7 @@ impl Dev {
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         let started = shared.get_or_insert_with(|| {
             let dev = Self::start(&[]);
-            app::deploy(&dev, &app::bank());
+            app::deploy_bank(&dev);
             Arc::new(dev)
         });
         started.clone()
