@@ -147,7 +147,13 @@ async fn what_would_make_recorded_events_unreadable_is_refused() {
 
     // With a new version of the event and its upcast it is accepted, and old events are read.
     let raised = first
-        .with("  raised:\n", "  raised:\n    version: 2\n    upcast:\n      1: |\n        (data) => ({ by: data.by + 0.5 })\n")
+        .with(
+            "  raised:\n",
+            concat!(
+                "  raised:\n    version: 2\n    upcast:\n      1: |\n",
+                "        (data) => ({ by: data.by + 0.5 })\n"
+            ),
+        )
         .with(
             "required: [by]\n      properties:\n        by: { type: integer }\n    evolve",
             "required: [by]\n      properties:\n        by: { type: number }\n    evolve",
