@@ -67,9 +67,12 @@ impl Config {
             sample_ratio: global.trace_ratio,
             colours: out::on_terminal() && !no_colour,
         };
+        // Servers are started from another folder than ours.
+        let cache = std::path::absolute(global.cache.map_or_else(user_cache, Ok)?)
+            .context("finding the cache folder")?;
         Ok(Self {
             data: global.data,
-            cache: global.cache.map_or_else(user_cache, Ok)?,
+            cache,
             profile: global.profile,
             telemetry,
             nats: global.nats,
