@@ -1,7 +1,7 @@
 //! `flexcore demo`: real flights through the whole path, checked against the data set.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     io::Write,
     sync::Arc,
     time::{Duration, Instant},
@@ -20,6 +20,7 @@ use flexcore_readmodel::State;
 use flexcore_telemetry::Telemetry;
 use futures::{StreamExt, stream};
 use serde::Serialize;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -281,11 +282,16 @@ impl Demo<'_> {
         let mut under_way = stream::FuturesUnordered::new();
         let mut latencies = Vec::with_capacity(commands.len());
         let mut commands = commands.into_iter();
+        // Requests may overtake each other, and a flight can't arrive before it has departed.
+        let mut answered: HashMap<AggregateId, oneshot::Receiver<()>> = HashMap::new();
         loop {
             tokio::select! {
                 _ = ticks.tick(), if commands.len() > 0 => {
                     if let Some(command) = commands.next() {
-                        under_way.push(self.until_readable(command, read_models.clone()));
+                        let (answers, next) = oneshot::channel();
+                        let before = answered.insert(command.id.clone(), next);
+                        let turn = Turn { before, answers };
+                        under_way.push(self.until_readable(command, turn, read_models.clone()));
                     }
                 }
                 Some(latency) = under_way.next() => {
@@ -302,8 +308,13 @@ impl Demo<'_> {
     async fn until_readable(
         &self,
         command: dataset::Command,
+        turn: Turn,
         read_models: Arc<[Name]>,
     ) -> anyhow::Result<Duration> {
+        if let Some(before) = turn.before {
+            // What ends it is that its sender is dropped.
+            let _ = before.await;
+        }
         let installation = &self.dev.installation;
         let (key, id) = self.address(&command)?;
         let mut headers = async_nats::HeaderMap::new();
@@ -317,11 +328,18 @@ impl Demo<'_> {
             Outcome::Accepted { position, .. } => position,
             other => bail!("{key}: {other:?}"),
         };
+        drop(turn.answers);
         if let Some(position) = position {
             installation.read_models.wait(&read_models, &[position], STALLED).await?;
         }
         Ok(sent.elapsed())
     }
+}
+
+/// The order of one flight's commands: each is sent when the one before is answered.
+struct Turn {
+    before: Option<oneshot::Receiver<()>>,
+    answers: oneshot::Sender<()>,
 }
 
 fn flight(tenant: &Tenant, id: AggregateId) -> AggregateKey {

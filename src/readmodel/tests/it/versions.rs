@@ -87,6 +87,9 @@ async fn a_rebuild_is_a_new_version_of_the_same_declaration() {
     let second = &run[1];
     let building = Rebuild::Building { version: 2, position: 0, target: 9 };
     assert_eq!(database.models.rebuild(request).await.unwrap(), building);
+    database.models.apply(1, &[part(second, Vec::new(), 0, 8)]).await.unwrap();
+    assert!(!database.models.promote(second).await.unwrap(), "rows would go back in time");
+    database.models.apply(1, &[part(second, Vec::new(), 8, 9)]).await.unwrap();
     assert!(database.models.promote(second).await.unwrap());
     let done = Rebuild::Done { version: 2 };
     assert_eq!(database.models.rebuild(request).await.unwrap(), done);
