@@ -135,6 +135,7 @@ async fn servers_that_die_under_load_lose_nothing() {
     load::open(&target).await;
     let load = Load::start(seed, 6, 2, target);
     for round in 0..6 {
+        load.goes_on(20).await;
         tokio::time::sleep(Duration::from_millis(random.random_range(300..1_500))).await;
         let down = Duration::from_millis(random.random_range(100..1_500));
         if round % 2 == 0 {
@@ -154,7 +155,7 @@ async fn servers_that_die_under_load_lose_nothing() {
         }
         cluster.readiness(true, "").await;
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    load.goes_on(20).await;
     let history = load.finish().await;
     let accepted =
         history.iter().filter(|sent| matches!(sent.fate, load::Fate::Accepted(_))).count();

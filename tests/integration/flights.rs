@@ -11,7 +11,7 @@ use sqlx::{PgConnection, Row as _};
 
 use crate::support::{
     Dev, Http, app,
-    process::{cache, flexcore, folder, succeeded},
+    process::{cache, flexcore, folder, succeeded, texts},
     say,
 };
 
@@ -142,6 +142,12 @@ async fn a_month_of_flights_gives_the_numbers_of_the_data_set() {
     let mut demo = flexcore();
     demo.args(["demo", "--exit", "--json", "--data"]).arg(place.path().join("data"));
     let output = tokio::task::spawn_blocking(move || demo.output().unwrap()).await.unwrap();
+    if !output.status.success() {
+        let (out, err) = texts(&output);
+        let dev = Dev::start_on(place, &[]);
+        let dead = dev.succeed(&["dead", "list", "--json"]);
+        panic!("the demo failed: {err}\nfound dead: {dead}\n{out}");
+    }
     let printed = succeeded(&["demo", "--exit", "--json"], &output);
     let report: Value = serde_json::from_str(&printed).unwrap();
     let seconds = started.elapsed().as_secs_f64();

@@ -60,7 +60,7 @@ async fn nothing_acknowledged_is_lost_or_doubled_by_sigkill() {
         checkpoints = now;
     }
     say(&format!("{KILLS} kills in {:.1} s", started.elapsed().as_secs_f64()));
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    load.goes_on(20).await;
     let history = load.finish().await;
     assert!(history.len() > KILLS * 20, "there was load: {}", history.len());
     place(&dev).check(&history).await;

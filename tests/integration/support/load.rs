@@ -1,6 +1,12 @@
 //! Load on overlapping accounts, over HTTP and NATS, with a history of what each client was told.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use async_nats::{HeaderMap, jetstream};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -70,6 +76,7 @@ pub(crate) async fn open(target: &Target) {
 
 /// Clients at work.
 pub(crate) struct Load {
+    accepted: Arc<AtomicUsize>,
     targets: watch::Sender<Option<Target>>,
     clients: JoinSet<Vec<Sent>>,
     stop: CancellationToken,
@@ -80,6 +87,7 @@ impl Load {
     pub(crate) fn start(seed: u64, over_http: u64, over_nats: u64, target: Target) -> Self {
         let (targets, target) = watch::channel(Some(target));
         let stop = CancellationToken::new();
+        let accepted = Arc::new(AtomicUsize::new(0));
         let mut clients = JoinSet::new();
         for number in 0..over_http + over_nats {
             let client = Client {
@@ -88,6 +96,7 @@ impl Load {
                 target: target.clone(),
                 stop: stop.clone(),
                 history: Vec::new(),
+                accepted: accepted.clone(),
             };
             if number < over_http {
                 clients.spawn(client.over_http());
@@ -95,7 +104,17 @@ impl Load {
                 clients.spawn(client.over_nats());
             }
         }
-        Self { targets, clients, stop }
+        Self { accepted, targets, clients, stop }
+    }
+
+    /// Waits until so many more commands have been accepted over HTTP.
+    pub(crate) async fn goes_on(&self, more: usize) {
+        let before = self.accepted.load(Ordering::Relaxed);
+        super::eventually("commands to be accepted", async || {
+            let now = self.accepted.load(Ordering::Relaxed) - before;
+            if now >= more { Ok(()) } else { Err(format!("{now} of {more}")) }
+        })
+        .await;
     }
 
     /// Another place, or nowhere for now.
@@ -118,6 +137,7 @@ struct Client {
     target: watch::Receiver<Option<Target>>,
     stop: CancellationToken,
     history: Vec<Sent>,
+    accepted: Arc<AtomicUsize>,
 }
 
 impl Client {
@@ -169,6 +189,9 @@ impl Client {
                 let fate = send(&http, &self.history[index]).await;
                 let sent = &mut self.history[index];
                 sent.fate = fate;
+                if matches!(fate, Fate::Accepted(_)) {
+                    self.accepted.fetch_add(1, Ordering::Relaxed);
+                }
                 if fate == Fate::Unknown {
                     sent.unknown += 1;
                     tokio::time::sleep(AWAY_PAUSE).await;
