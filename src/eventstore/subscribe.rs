@@ -11,7 +11,7 @@ use async_nats::jetstream::{
     consumer::{AckPolicy, DeliverPolicy, pull},
 };
 use flexcore_domain::{AggregateKey, Hash, Tenant};
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt};
 
 use crate::{Error, EventStore, Recorded, load, topology, unavailable};
 
@@ -113,7 +113,8 @@ impl Subscription {
                     Err(_) => return Ok(batch),
                 }
             } else {
-                match futures::FutureExt::now_or_never(messages.next()) {
+                // Unconstrained: tokio's cooperative budget would end every batch at 128.
+                match tokio::task::unconstrained(messages.next()).now_or_never() {
                     Some(received) => received,
                     None => return Ok(batch),
                 }

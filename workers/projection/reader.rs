@@ -4,10 +4,10 @@
 use std::{sync::Arc, time::Duration};
 
 use flexcore_domain::{Catalog, Name};
-use flexcore_eventstore::{self as eventstore, EventStore, Filter, Subscription};
+use flexcore_eventstore::{self as eventstore, EventStore, Filter, Recorded, Subscription};
 use flexcore_readmodel::{Error, ReadModels, State, Version};
 use metrics::counter;
-use tokio::{sync::watch, task::JoinHandle, time::Instant};
+use tokio::{sync::watch, task::{JoinError, JoinHandle}, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
@@ -191,7 +191,8 @@ impl Running<'_> {
     /// Reads what there is, folds it while the batch before is being committed, and has it
     /// committed in turn.
     async fn tick(&mut self, now: Instant) -> Result<Progress, Failure> {
-        let commits = self.subscription.next_batch(BATCH_COMMITS_MAX, WAIT).await?;
+        let mut commits = self.subscription.next_batch(BATCH_COMMITS_MAX, WAIT).await?;
+        self.gather(&mut commits).await?;
         let (read, full) = (commits.len(), commits.len() == BATCH_COMMITS_MAX);
         if read > 0 {
             self.read_to = commits.last().map_or(self.read_to, |last| last.sequence);
@@ -218,13 +219,42 @@ impl Running<'_> {
         Ok(if read > 0 { Progress::Some } else { Progress::None })
     }
 
+    /// Reads on while the batch before is being committed: the larger a batch, the less a row costs.
+    async fn gather(&mut self, commits: &mut Vec<Recorded>) -> Result<(), Failure> {
+        while let Some(committing) = &mut self.committing
+            && commits.len() < BATCH_COMMITS_MAX
+        {
+            let room = BATCH_COMMITS_MAX - commits.len();
+            tokio::select! {
+                ended = committing => {
+                    self.committing = None;
+                    self.committed(ended)?;
+                }
+                more = self.subscription.next_batch(room, WAIT) => match more {
+                    Ok(more) => commits.extend(more),
+                    Err(error) if commits.is_empty() => return Err(error.into()),
+                    // It comes again with the next batch; what was read before it goes first.
+                    Err(_) => return Ok(()),
+                },
+            }
+        }
+        Ok(())
+    }
+
     /// Waits for the batch that is being committed.
     async fn finish(&mut self) -> Result<(), Failure> {
-        if let Some(committing) = self.committing.take() {
-            let ended = committing.await;
-            ended.map_err(|error| Error::Unavailable(format!("committing: {error}")))??;
-            self.progressed = true;
+        match self.committing.take() {
+            Some(committing) => {
+                let ended = committing.await;
+                self.committed(ended)
+            }
+            None => Ok(()),
         }
+    }
+
+    fn committed(&mut self, ended: Result<Result<(), Failure>, JoinError>) -> Result<(), Failure> {
+        ended.map_err(|error| Error::Unavailable(format!("committing: {error}")))??;
+        self.progressed = true;
         Ok(())
     }
 
