@@ -24,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 use reader::{End, Reader};
 
-/// Between two looks at what is to be run: how soon a requested rebuild begins.
+/// Between two looks at what is to be run, when nothing tells of a change: how soon a reader that
+/// failed may start again.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// First and longest pause before a reader that failed starts again.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
@@ -119,6 +120,7 @@ impl Worker {
             tokio::select! {
                 () = stop.cancelled() => break Ok(()),
                 () = tokio::time::sleep(LOOK_INTERVAL) => {}
+                () = lead.rebuild_requested() => {}
                 changed = self.catalog.changed() => if changed.is_err() { break Ok(()) },
                 Some(ended) = readers.tasks.join_next() => {
                     let Ok((group, end)) = ended else {

@@ -1,16 +1,20 @@
 //! Who projects: one worker at a time, by a lock that Postgres frees when the worker's connection
 //! ends. The lock keeps order; what makes it safe is the epoch, which every write checks.
 
-use sqlx::{Connection as _, PgConnection, Row as _};
+use sqlx::{Connection as _, PgConnection, Row as _, postgres::PgListener};
 
 use crate::{Error, ReadModels};
 
 /// The lock's name: FNV-1a of `flexcore projections`, as any number of ours alone would do.
 const LOCK: i64 = 0x666c_6578_7072_6f6a;
 
+/// Where Postgres is told that somebody wants a rebuild.
+pub(crate) const REBUILDS: &str = "flexcore_rebuilds";
+
 /// The right to project.
 pub struct Lead {
     connection: PgConnection,
+    rebuilds: PgListener,
     epoch: i64,
 }
 
@@ -31,7 +35,9 @@ impl ReadModels {
             .fetch_one(&mut connection)
             .await?
             .try_get(0)?;
-        Ok(Some(Lead { connection, epoch }))
+        let mut rebuilds = PgListener::connect_with(&self.pool).await?;
+        rebuilds.listen(REBUILDS).await?;
+        Ok(Some(Lead { connection, rebuilds, epoch }))
     }
 }
 
@@ -47,8 +53,18 @@ impl Lead {
         Ok(self.connection.ping().await?)
     }
 
+    /// Returns when a rebuild was asked for. A request made while Postgres was away may go
+    /// unnoticed here, so look from time to time as well.
+    pub async fn rebuild_requested(&mut self) {
+        if self.rebuilds.recv().await.is_err() {
+            // What the outage means is for `check` to find out.
+            std::future::pending::<()>().await;
+        }
+    }
+
     /// Gives the right up.
     pub async fn release(self) {
+        drop(self.rebuilds);
         // A connection that is broken has freed the lock already.
         let _ = self.connection.close().await;
     }

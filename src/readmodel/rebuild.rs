@@ -3,7 +3,7 @@
 use flexcore_domain::Name;
 use sqlx::Row as _;
 
-use crate::{Error, ReadModels, State, Status};
+use crate::{Error, ReadModels, State, Status, lead::REBUILDS};
 
 /// How far a requested rebuild is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,11 +38,14 @@ impl ReadModels {
             known.dedup();
             return Err(Error::UnknownReadModel { name: crate::error::cut(name), known });
         }
-        let row =
-            sqlx::query("insert into flexcore.rebuilds (read_model) values ($1) returning id")
-                .bind(name)
-                .fetch_one(&self.pool)
-                .await?;
+        let row = sqlx::query(
+            "with asked as (insert into flexcore.rebuilds (read_model) values ($1) returning id) \
+             select id, pg_notify($2, '')::text from asked",
+        )
+        .bind(name)
+        .bind(REBUILDS)
+        .fetch_one(&self.pool)
+        .await?;
         Ok(row.try_get(0)?)
     }
 
