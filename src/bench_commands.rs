@@ -1,14 +1,20 @@
 //! `bench commands`: asynchronous commands over NATS, from the first publish until each one's
 //! outcome is durable.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use anyhow::{bail, ensure};
 use async_nats::HeaderMap;
 use flexcore_domain::{AggregateKey, CommandId, CommandName, command::header};
-use flexcore_eventstore::{EventStore, Profile, catalog, queue::CommandPublisher, topology};
+use flexcore_eventstore::{
+    EventStore, Profile, catalog,
+    queue::{CommandPublisher, SentCommand},
+    topology,
+};
 use flexcore_servers::Want;
-use futures::{StreamExt, stream};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -98,14 +104,20 @@ async fn process(store: &EventStore, first: &mut u64, count: u64) -> anyhow::Res
     let before = store.last_sequence().await?;
     let publisher = store.command_publisher();
     let started = Instant::now();
+    let mut in_flight: VecDeque<SentCommand> = VecDeque::with_capacity(WINDOW);
     // One round through all aggregates after the other: those of one are far apart.
-    let mut published = stream::iter(0..count)
-        .map(|number| publish(&publisher, from + number % aggregates, number / aggregates))
-        .buffered(WINDOW);
-    while let Some(result) = published.next().await {
-        result?;
+    for number in 0..count {
+        if in_flight.len() == WINDOW
+            && let Some(oldest) = in_flight.pop_front()
+        {
+            oldest.stored().await?;
+        }
+        in_flight
+            .push_back(send(&publisher, from + number % aggregates, number / aggregates).await?);
     }
-    drop(published);
+    for sent in in_flight {
+        sent.stored().await?;
+    }
     let published_s = started.elapsed().as_secs_f64();
     let mut last = (0, Instant::now());
     loop {
@@ -125,11 +137,15 @@ async fn process(store: &EventStore, first: &mut u64, count: u64) -> anyhow::Res
     Ok(Processed { per_s, published_per_s: count as f64 / published_s })
 }
 
-async fn publish(publisher: &CommandPublisher, aggregate: u64, number: u64) -> anyhow::Result<()> {
+async fn send(
+    publisher: &CommandPublisher,
+    aggregate: u64,
+    number: u64,
+) -> anyhow::Result<SentCommand> {
     let (key, id) = address(aggregate, number)?;
     let mut headers = HeaderMap::new();
     headers.insert(header::ACTOR, "bench");
-    Ok(publisher.publish(&key, &command(), &id, headers, payload(number)).await?)
+    Ok(publisher.send(&key, &command(), &id, headers, payload(number)).await?)
 }
 
 /// The aggregate, and the id of its command of this number.

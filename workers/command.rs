@@ -17,7 +17,7 @@ mod requests;
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -76,6 +76,7 @@ pub(crate) struct Lanes {
 struct LaneHandle {
     inputs: mpsc::UnboundedSender<ToLane>,
     depth: Arc<AtomicUsize>,
+    next_ticket: AtomicU64,
 }
 
 impl Lanes {
@@ -88,43 +89,48 @@ impl Lanes {
         self.of(key).depth.load(Ordering::Relaxed) >= LANE_DEPTH_MAX
     }
 
-    fn ask(
-        &self,
-        key: AggregateKey,
-        work: impl FnOnce(u64) -> Work + Send + 'static,
-        to: Responder,
-    ) {
+    fn ask(&self, key: AggregateKey, work: impl FnOnce(u64) -> Work, to: Responder) {
         let lane = self.of(&key);
         lane.depth.fetch_add(1, Ordering::Relaxed);
+        let ticket = lane.next_ticket.fetch_add(1, Ordering::Relaxed);
         // A lane ends only with the process.
-        let _ = lane.inputs.send(ToLane::Ask { key, work: Box::new(work), to });
+        let _ = lane.inputs.send(ToLane::Ask { key, work: work(ticket), ticket, to });
     }
 
-    /// What comes of a command. `patient`: it waits out an outage.
-    pub(crate) async fn command(&self, command: Command, patient: bool) -> Outcome {
+    /// What comes of a command whose sender waits.
+    pub(crate) async fn command(&self, command: Command) -> Outcome {
         let (to, answer) = oneshot::channel();
-        let key = command.key.clone();
-        let command = Box::new(command);
-        self.ask(
-            key,
-            move |ticket| Work::Command { command, patient, ticket },
-            Responder::Outcome(to),
-        );
+        let (key, command) = (command.key.clone(), Box::new(command));
+        let work = |ticket| Work::Command { command, patient: false, ticket };
+        self.ask(key, work, Responder::Outcome(to));
         let lost = || Outcome::Unavailable { message: "the worker is stopping".to_owned() };
         answer.await.ok().flatten().unwrap_or_else(lost)
+    }
+
+    /// Takes up a command from the queue, which waits out an outage. What comes of it is sent to
+    /// its reader, with the number that it has there.
+    pub(crate) fn queued(
+        &self,
+        command: Command,
+        number: u64,
+        to: mpsc::UnboundedSender<(u64, Outcome)>,
+    ) {
+        let (key, command) = (command.key.clone(), Box::new(command));
+        let work = |ticket| Work::Command { command, patient: true, ticket };
+        self.ask(key, work, Responder::Queue(to, number));
     }
 
     /// What the aggregate remembers of a command.
     pub(crate) async fn outcome(&self, key: AggregateKey, id: CommandId) -> Option<Outcome> {
         let (to, answer) = oneshot::channel();
-        self.ask(key, move |ticket| Work::OutcomeOf { id, ticket }, Responder::Outcome(to));
+        self.ask(key, |ticket| Work::OutcomeOf { id, ticket }, Responder::Outcome(to));
         answer.await.ok().flatten()
     }
 
     /// The aggregate's state now.
     pub(crate) async fn state(&self, key: AggregateKey) -> StateReply {
         let (to, answer) = oneshot::channel();
-        self.ask(key, move |ticket| Work::State { ticket }, Responder::State(to));
+        self.ask(key, |ticket| Work::State { ticket }, Responder::State(to));
         let lost = || StateReply::Unavailable { message: "the worker is stopping".to_owned() };
         answer.await.unwrap_or_else(|_| lost())
     }

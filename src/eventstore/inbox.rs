@@ -13,6 +13,7 @@ use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use futures::StreamExt;
 use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{Error, unavailable};
 
@@ -24,15 +25,7 @@ pub(crate) struct Inbox {
     prefix: Arc<str>,
     next: Arc<AtomicU64>,
     waiting: Waiting,
-    _dispatch: Arc<AbortOnDrop>,
-}
-
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+    _dispatch: Arc<AbortOnDropHandle<()>>,
 }
 
 /// The replies to one request. Bounded by what the request asked for.
@@ -66,7 +59,7 @@ impl Inbox {
             prefix: prefix.into(),
             next: Arc::default(),
             waiting,
-            _dispatch: Arc::new(AbortOnDrop(dispatch)),
+            _dispatch: Arc::new(AbortOnDropHandle::new(dispatch)),
         })
     }
 

@@ -4,6 +4,7 @@
 //! sequence that the subject must end with, so that of two writers one wins; commits are chained by
 //! hash, so that a reader sees what is missing or changed.
 
+mod acknowledged;
 pub mod catalog;
 pub mod dead;
 mod inbox;
@@ -191,6 +192,7 @@ pub struct EventStore {
     client: async_nats::Client,
     jetstream: jetstream::Context,
     settings: Arc<Settings>,
+    acknowledged: acknowledged::Acknowledged,
     events: publish::Publisher,
     inbox: inbox::Inbox,
 }
@@ -212,10 +214,11 @@ impl EventStore {
             .ack_timeout(REQUEST_TIMEOUT)
             .build(client.clone());
         let inbox = inbox::Inbox::open(&client).await?;
-        let grouped = settings.groups();
-        let groups = grouped.then_some(publish::Groups::Expecting);
-        let events = publish::Publisher::start(&client, &jetstream, groups);
-        Ok(Self { client, jetstream, settings: Arc::new(settings), events, inbox })
+        let acknowledged = acknowledged::Acknowledged::open(&client).await?;
+        let groups = settings.groups().then_some(publish::Groups::Expecting);
+        let events = publish::Publisher::start(&acknowledged, groups);
+        let settings = Arc::new(settings);
+        Ok(Self { client, jetstream, settings, acknowledged, events, inbox })
     }
 
     /// The connection below.
@@ -240,6 +243,20 @@ impl EventStore {
     /// with [`Error::Conflict`] when the aggregate does not end with `expected`, and with
     /// [`Error::Unavailable`] when the outcome is unknown.
     pub async fn append(&self, commit: &Commit, expected: Expected) -> Result<Appended, Error> {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        // A caller that has gone away does not need the answer.
+        self.append_then(commit, expected, move |result| drop(answer.send(result)));
+        answered.await.map_err(|_| unavailable("shutting down"))?
+    }
+
+    /// Hands a commit over to be appended, and returns at once: the caller bounds how many are under
+    /// way. `then` is told what [`Self::append`] would return; it must not block.
+    pub fn append_then(
+        &self,
+        commit: &Commit,
+        expected: Expected,
+        then: impl FnOnce(Result<Appended, Error>) + Send + 'static,
+    ) {
         let encoded = commit.encode(&expected.hash);
         let started = std::time::Instant::now();
         let mut headers = async_nats::HeaderMap::new();
@@ -247,12 +264,15 @@ impl EventStore {
             headers.insert(name, value);
         }
         headers.insert("Nats-Expected-Last-Subject-Sequence", expected.sequence.to_string());
-        let result = self.events.publish(subject(&commit.key), headers, encoded.body.into()).await;
-        metrics::histogram!("flexcore_append_seconds").record(started.elapsed().as_secs_f64());
-        if matches!(result, Err(Error::Conflict)) {
-            metrics::counter!("flexcore_append_conflicts_total").increment(1);
-        }
-        Ok(Appended { sequence: result?, hash: encoded.hash })
+        let hash = encoded.hash;
+        let told = move |result: Result<u64, Error>| {
+            metrics::histogram!("flexcore_append_seconds").record(started.elapsed().as_secs_f64());
+            if matches!(result, Err(Error::Conflict)) {
+                metrics::counter!("flexcore_append_conflicts_total").increment(1);
+            }
+            then(result.map(|sequence| Appended { sequence, hash }));
+        };
+        self.events.publish(subject(&commit.key), headers, encoded.body.into(), Box::new(told));
     }
 
     /// Stream sequence of the log's last message; 0 when it is empty.

@@ -6,12 +6,15 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use async_nats::{HeaderMap, jetstream};
+use async_nats::HeaderMap;
 use bytes::Bytes;
-use serde::Deserialize;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
-use crate::{Error, REQUEST_TIMEOUT, unavailable};
+use crate::{
+    Error,
+    acknowledged::{Acknowledged, Outgoing, Told},
+    unavailable,
+};
 
 /// Most messages of one batch; the broker's own limit.
 const BATCH_MESSAGES_MAX: usize = 1_000;
@@ -20,19 +23,14 @@ const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Up to this many waiting messages go out one by one: a batch has a fixed cost of a millisecond,
 /// a synced message a fifth of that.
 const SINGLES_MAX: usize = 4;
-/// Messages that wait for a batch before publishers wait in turn.
-const WAITING_MAX: usize = 8_192;
+/// Messages under way before publishers wait in turn.
+const UNDER_WAY_MAX: usize = 8_192;
 
 /// Publishes to one stream; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Publisher {
-    strategy: Strategy,
-}
-
-#[derive(Clone)]
-enum Strategy {
-    Grouped(mpsc::Sender<Waiting>),
-    Pipelined(Box<jetstream::Context>),
+    outgoing: mpsc::UnboundedSender<Outgoing>,
+    places: Arc<Semaphore>,
 }
 
 /// What groups may look like.
@@ -45,100 +43,74 @@ pub(crate) enum Groups {
     Ordered,
 }
 
-struct Waiting {
-    subject: String,
-    headers: HeaderMap,
-    body: Bytes,
-    answer: oneshot::Sender<Result<u64, Error>>,
-}
-
 impl Publisher {
     /// Publishes one by one when `groups` is `None`.
-    pub(crate) fn start(
-        client: &async_nats::Client,
-        jetstream: &jetstream::Context,
-        groups: Option<Groups>,
-    ) -> Self {
-        let Some(groups) = groups else {
-            return Self { strategy: Strategy::Pipelined(Box::new(jetstream.clone())) };
+    pub(crate) fn start(acknowledged: &Acknowledged, groups: Option<Groups>) -> Self {
+        let (outgoing, receiver) = mpsc::unbounded_channel();
+        let acknowledged = acknowledged.clone();
+        match groups {
+            Some(groups) => tokio::spawn(group(acknowledged, groups, receiver)),
+            None => tokio::spawn(one_by_one(acknowledged, receiver)),
         };
-        let (sender, receiver) = mpsc::channel(WAITING_MAX);
-        let sending = Sending { client: client.clone(), jetstream: jetstream.clone() };
-        tokio::spawn(group(sending, groups, receiver));
-        Self { strategy: Strategy::Grouped(sender) }
+        Self { outgoing, places: Arc::new(Semaphore::new(UNDER_WAY_MAX)) }
     }
 
-    /// Returns the stream sequence. Fails with [`Error::Conflict`] when an expectation in the
-    /// headers does not hold, and with [`Error::Unavailable`] when the outcome is unknown.
-    pub(crate) async fn publish(
-        &self,
-        subject: String,
-        headers: HeaderMap,
-        body: Bytes,
-    ) -> Result<u64, Error> {
-        self.send(subject, headers, body).await?.stored().await
+    /// Hands a message over, in order with those before it, and returns at once: the caller bounds
+    /// what is under way. `told` learns the stream sequence, [`Error::Conflict`] when an
+    /// expectation in the headers does not hold, or [`Error::Unavailable`] when the outcome is
+    /// unknown.
+    pub(crate) fn publish(&self, subject: String, headers: HeaderMap, body: Bytes, told: Told) {
+        if let Err(mpsc::error::SendError(message)) =
+            self.outgoing.send(Outgoing { subject, headers, body, told })
+        {
+            (message.told)(Err(unavailable("shutting down")));
+        }
     }
 
-    /// Hands a message over, in order with those before it, and does not wait until it is stored.
+    /// Hands a message over when there is a place, in order with those before it, and does not wait
+    /// until it is stored.
     pub(crate) async fn send(
         &self,
         subject: String,
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<Sent, Error> {
-        match &self.strategy {
-            Strategy::Pipelined(jetstream) => {
-                let sent = jetstream.publish_with_headers(subject, headers, body).await;
-                Ok(Sent::Pipelined(Box::new(sent.map_err(unavailable)?)))
-            }
-            Strategy::Grouped(sender) => {
-                let (answer, answered) = oneshot::channel();
-                let waiting = Waiting { subject, headers, body, answer };
-                sender.send(waiting).await.map_err(|_| unavailable("shutting down"))?;
-                Ok(Sent::Grouped(answered))
-            }
-        }
+        let place = self.places.clone().acquire_owned().await.expect("BUG: never closed");
+        let (answer, answered) = oneshot::channel();
+        // A publisher that has gone away does not need the answer.
+        let told = move |result| drop(answer.send(result));
+        self.publish(subject, headers, body, Box::new(told));
+        Ok(Sent { answered, _place: place })
     }
 }
 
 /// A message on its way.
-pub(crate) enum Sent {
-    Grouped(oneshot::Receiver<Result<u64, Error>>),
-    Pipelined(Box<jetstream::context::PublishAckFuture>),
+pub(crate) struct Sent {
+    answered: oneshot::Receiver<Result<u64, Error>>,
+    _place: OwnedSemaphorePermit,
 }
 
 impl Sent {
     /// Its stream sequence, once it is stored.
     pub(crate) async fn stored(self) -> Result<u64, Error> {
-        match self {
-            Self::Grouped(answered) => answered.await.map_err(|_| unavailable("shutting down"))?,
-            Self::Pipelined(acknowledgement) => outcome((*acknowledgement).await),
-        }
+        self.answered.await.map_err(|_| unavailable("shutting down"))?
     }
 }
 
-fn outcome(
-    acknowledged: Result<jetstream::publish::PublishAck, jetstream::context::PublishError>,
-) -> Result<u64, Error> {
-    match acknowledged {
-        Ok(acknowledgement) => Ok(acknowledgement.sequence),
-        Err(error) if error.kind() == jetstream::context::PublishErrorKind::WrongLastSequence => {
-            Err(Error::Conflict)
-        }
-        Err(error) => Err(unavailable(error)),
+async fn one_by_one(acknowledged: Acknowledged, mut receiver: mpsc::UnboundedReceiver<Outgoing>) {
+    while let Some(message) = receiver.recv().await {
+        acknowledged.publish(message).await;
     }
-}
-
-#[derive(Clone)]
-struct Sending {
-    client: async_nats::Client,
-    jetstream: jetstream::Context,
 }
 
 /// Gathers what waits and sends it off, until every handle is gone.
-async fn group(sending: Sending, groups: Groups, mut receiver: mpsc::Receiver<Waiting>) {
+async fn group(
+    acknowledged: Acknowledged,
+    groups: Groups,
+    mut receiver: mpsc::UnboundedReceiver<Outgoing>,
+) {
     let batches_in_flight = if groups == Groups::Expecting { 2 } else { 1 };
-    let in_flight = Arc::new(tokio::sync::Semaphore::new(batches_in_flight));
+    let in_flight = Arc::new(Semaphore::new(batches_in_flight));
     let mut gathered = Vec::with_capacity(BATCH_MESSAGES_MAX);
     loop {
         let permit = in_flight.clone().acquire_owned().await.expect("BUG: never closed");
@@ -155,16 +127,16 @@ async fn group(sending: Sending, groups: Groups, mut receiver: mpsc::Receiver<Wa
         if groups == Groups::Expecting {
             metrics::histogram!("flexcore_append_batch_commits").record(batch.len() as f64);
         }
-        let sending = sending.clone();
+        let acknowledged = acknowledged.clone();
         tokio::spawn(async move {
-            sending.publish(batch).await;
+            publish_group(&acknowledged, batch).await;
             drop(permit);
         });
     }
 }
 
 /// Splits off what can go out as one batch; the rest keeps its order.
-fn take_batch(waiting: Vec<Waiting>, groups: Groups) -> (Vec<Waiting>, Vec<Waiting>) {
+fn take_batch(waiting: Vec<Outgoing>, groups: Groups) -> (Vec<Outgoing>, Vec<Outgoing>) {
     let mut subjects = HashSet::new();
     let mut size_bytes = 0;
     let (mut batch, mut rest) = (Vec::with_capacity(waiting.len()), Vec::new());
@@ -185,116 +157,76 @@ fn take_batch(waiting: Vec<Waiting>, groups: Groups) -> (Vec<Waiting>, Vec<Waiti
     (batch, rest)
 }
 
-#[derive(Deserialize)]
-struct Acknowledgement {
-    #[serde(default)]
-    seq: u64,
-    error: Option<ApiError>,
-}
-
-#[derive(Deserialize)]
-struct ApiError {
-    #[serde(default)]
-    err_code: u64,
-    #[serde(default)]
-    description: String,
-}
-
-/// The server's code for an expected sequence that does not hold.
-const WRONG_LAST_SEQUENCE: u64 = 10_071;
-
-impl Sending {
-    /// Publishes a batch and answers each of its appenders. A batch with a conflict is not recorded
-    /// at all: it is split, until the conflict stands alone.
-    async fn publish(&self, batch: Vec<Waiting>) {
-        let mut left = vec![batch];
-        while let Some(mut batch) = left.pop() {
-            if batch.len() <= SINGLES_MAX {
-                self.publish_singly(batch).await;
-                continue;
-            }
-            match self.publish_atomically(&batch).await {
-                Ok(last) => {
-                    let first = last + 1 - batch.len() as u64;
-                    for (one, sequence) in batch.into_iter().zip(first..) {
-                        // An appender that has gone away does not need the answer.
-                        let _ = one.answer.send(Ok(sequence));
-                    }
-                }
-                Err(Error::Conflict) => {
-                    let half = batch.split_off(batch.len() / 2);
-                    left.push(half);
-                    left.push(batch);
-                }
-                Err(error) => {
-                    for one in batch {
-                        let _ = one.answer.send(Err(error.clone()));
-                    }
+/// Publishes a batch and tells each of its publishers. A batch with a conflict is not recorded at
+/// all: it is split, until the conflict stands alone.
+async fn publish_group(acknowledged: &Acknowledged, batch: Vec<Outgoing>) {
+    let mut left = vec![batch];
+    while let Some(mut batch) = left.pop() {
+        if batch.len() <= SINGLES_MAX {
+            publish_singly(acknowledged, batch).await;
+            continue;
+        }
+        let inbox = acknowledged.client().new_inbox();
+        let id = inbox.rsplit('.').next().unwrap_or(&inbox);
+        match publish_atomically(acknowledged, numbered(&batch, id)).await {
+            Ok(last) => {
+                let first = last + 1 - batch.len() as u64;
+                for (one, sequence) in batch.into_iter().zip(first..) {
+                    (one.told)(Ok(sequence));
                 }
             }
+            Err(Error::Conflict) => {
+                let half = batch.split_off(batch.len() / 2);
+                left.push(half);
+                left.push(batch);
+            }
+            Err(error) => batch.into_iter().for_each(|one| (one.told)(Err(error.clone()))),
         }
     }
+}
 
-    /// Sends one after another, so that they keep their order, and then waits for all.
-    async fn publish_singly(&self, batch: Vec<Waiting>) {
-        let mut sent = Vec::with_capacity(batch.len());
-        for one in batch {
-            let publishing =
-                self.jetstream.publish_with_headers(one.subject, one.headers, one.body).await;
-            sent.push((publishing, one.answer));
-        }
-        for (publishing, answer) in sent {
-            let result = match publishing {
-                Ok(acknowledgement) => outcome(acknowledgement.await),
-                Err(error) => Err(unavailable(error)),
-            };
-            // An appender that has gone away does not need the answer.
-            let _ = answer.send(result);
-        }
+/// Sends one after another, so that they keep their order, and then waits for all.
+async fn publish_singly(acknowledged: &Acknowledged, batch: Vec<Outgoing>) {
+    let (under_way, mut all_told) = mpsc::channel::<()>(1);
+    for one in batch {
+        let (told, under_way) = (one.told, under_way.clone());
+        let told = move |result| {
+            told(result);
+            drop(under_way);
+        };
+        acknowledged.publish(Outgoing { told: Box::new(told), ..one }).await;
     }
+    drop(under_way);
+    // Nothing is ever sent: it ends with the last sender.
+    all_told.recv().await;
+}
 
-    /// Returns the stream sequence of the batch's last message.
-    async fn publish_atomically(&self, batch: &[Waiting]) -> Result<u64, Error> {
-        let id = self.client.new_inbox();
-        let id = id.rsplit('.').next().unwrap_or(&id).to_owned();
-        for (one, number) in batch.iter().zip(1_usize..) {
-            let mut headers = one.headers.clone();
-            headers.insert("Nats-Batch-Id", id.as_str());
-            headers.insert("Nats-Batch-Sequence", number.to_string());
-            let (subject, body) = (one.subject.clone(), one.body.clone());
-            if number < batch.len() {
-                self.client
-                    .publish_with_headers(subject, headers, body)
-                    .await
-                    .map_err(unavailable)?;
-                continue;
-            }
+/// A batch as the server wants it: every message with its number, the last one closing the batch.
+fn numbered(batch: &[Outgoing], id: &str) -> Vec<(String, HeaderMap, Bytes)> {
+    let number = |(one, number): (&Outgoing, usize)| {
+        let mut headers = one.headers.clone();
+        headers.insert("Nats-Batch-Id", id);
+        headers.insert("Nats-Batch-Sequence", number.to_string());
+        if number == batch.len() {
             headers.insert("Nats-Batch-Commit", "1");
-            return self.commit_batch(subject, headers, body).await;
         }
-        Err(unavailable("an empty batch"))
-    }
+        (one.subject.clone(), headers, one.body.clone())
+    };
+    batch.iter().zip(1..).map(number).collect()
+}
 
-    async fn commit_batch(
-        &self,
-        subject: String,
-        headers: HeaderMap,
-        body: Bytes,
-    ) -> Result<u64, Error> {
-        let request = async_nats::Request::new()
-            .headers(headers)
-            .payload(body)
-            .timeout(Some(REQUEST_TIMEOUT));
-        let reply = self.client.send_request(subject, request).await.map_err(unavailable)?;
-        let acknowledgement: Acknowledgement =
-            serde_json::from_slice(&reply.payload).map_err(unavailable)?;
-        match acknowledgement.error {
-            None if acknowledgement.seq > 0 => Ok(acknowledgement.seq),
-            None => Err(unavailable("the batch was not acknowledged")),
-            Some(error) if error.err_code == WRONG_LAST_SEQUENCE => Err(Error::Conflict),
-            Some(error) => {
-                Err(unavailable(format!("{} (error {})", error.description, error.err_code)))
-            }
-        }
+/// Returns the stream sequence of the batch's last message.
+async fn publish_atomically(
+    acknowledged: &Acknowledged,
+    mut batch: Vec<(String, HeaderMap, Bytes)>,
+) -> Result<u64, Error> {
+    let (subject, headers, body) = batch.pop().ok_or_else(|| unavailable("an empty batch"))?;
+    for (subject, headers, body) in batch {
+        let sent = acknowledged.client().publish_with_headers(subject, headers, body).await;
+        sent.map_err(unavailable)?;
     }
+    let (answer, answered) = oneshot::channel();
+    let told = Box::new(move |result| drop(answer.send(result)));
+    acknowledged.publish(Outgoing { subject, headers, body, told }).await;
+    answered.await.map_err(|_| unavailable("shutting down"))?
 }

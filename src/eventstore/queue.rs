@@ -68,7 +68,7 @@ impl EventStore {
     #[must_use]
     pub fn command_publisher(&self) -> CommandPublisher {
         let groups = self.settings.groups().then_some(publish::Groups::Ordered);
-        CommandPublisher(publish::Publisher::start(&self.client, &self.jetstream, groups))
+        CommandPublisher(publish::Publisher::start(&self.acknowledged, groups))
     }
 
     /// The durable consumer of a slot's asynchronous commands, `slot_<n>`, made when it is missing.

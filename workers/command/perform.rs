@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -30,12 +30,14 @@ pub(super) enum Responder {
     Outcome(oneshot::Sender<Option<Outcome>>),
     /// For a state.
     State(oneshot::Sender<StateReply>),
+    /// For a queued command: its reader, with the command's number there.
+    Queue(mpsc::UnboundedSender<(u64, Outcome)>, u64),
 }
 
 /// What comes into a lane's thread.
 pub(super) enum ToLane {
     /// A question, with who waits for its answer.
-    Ask { key: AggregateKey, work: Box<dyn FnOnce(Ticket) -> Work + Send>, to: Responder },
+    Ask { key: AggregateKey, work: Work, ticket: Ticket, to: Responder },
     /// What became of an action, or news.
     Told(Input),
 }
@@ -45,7 +47,6 @@ pub(super) struct LaneThread {
     store: EventStore,
     runtime: Handle,
     owed: HashMap<Ticket, (Responder, Instant)>,
-    next_ticket: Ticket,
     depth: Arc<AtomicUsize>,
     /// Weak, so that the thread ends when nobody can ask any more.
     inputs: mpsc::WeakUnboundedSender<ToLane>,
@@ -67,30 +68,21 @@ impl LaneThread {
             let cache_bytes = settings.cache_bytes_max / settings.lanes.max(1);
             // The deciders are made here because an interpreter stays on its thread.
             let lane = Lane::new(Deciders::new(catalog, settings.native), cache_bytes);
-            let thread = Self {
-                lane,
-                store,
-                runtime,
-                owed: HashMap::new(),
-                next_ticket: 0,
-                depth: counted,
-                inputs: weak,
-            };
+            let thread =
+                Self { lane, store, runtime, owed: HashMap::new(), depth: counted, inputs: weak };
             thread.run(receiver);
         });
         spawned.expect("BUG: a thread can be started while the process starts");
-        LaneHandle { inputs, depth }
+        LaneHandle { inputs, depth, next_ticket: AtomicU64::new(0) }
     }
 
     fn run(mut self, mut receiver: mpsc::UnboundedReceiver<ToLane>) {
         while let Some(message) = receiver.blocking_recv() {
             let input = match message {
                 ToLane::Told(input) => input,
-                ToLane::Ask { key, work, to } => {
-                    let ticket = self.next_ticket;
-                    self.next_ticket += 1;
+                ToLane::Ask { key, work, ticket, to } => {
                     self.owed.insert(ticket, (to, Instant::now()));
-                    Input::Work { key, work: work(ticket) }
+                    Input::Work { key, work }
                 }
             };
             for action in self.lane.handle(input, now_ms()) {
@@ -110,10 +102,11 @@ impl LaneThread {
                 });
             }
             Action::Append { commit, expected } => {
-                let store = self.store.clone();
-                self.tell(async move {
-                    let result = store.append(&commit, expected).await;
-                    Input::Appended { key: commit.key, result }
+                let (inputs, key) = (self.inputs.clone(), commit.key.clone());
+                self.store.append_then(&commit, expected, move |result| {
+                    if let Some(inputs) = inputs.upgrade() {
+                        let _ = inputs.send(ToLane::Told(Input::Appended { key, result }));
+                    }
                 });
             }
             Action::SaveSnapshot { key, snapshot } => {
@@ -124,11 +117,13 @@ impl LaneThread {
                     }
                 });
             }
-            Action::Answer { ticket, outcome } => {
-                if let Some(Responder::Outcome(to)) = self.settle(ticket) {
-                    let _ = to.send(outcome);
+            Action::Answer { ticket, outcome } => match (self.settle(ticket), outcome) {
+                (Some(Responder::Outcome(to)), outcome) => drop(to.send(outcome)),
+                (Some(Responder::Queue(to, number)), Some(outcome)) => {
+                    drop(to.send((number, outcome)));
                 }
-            }
+                _ => {}
+            },
             Action::AnswerState { ticket, reply } => {
                 if let Some(Responder::State(to)) = self.settle(ticket) {
                     let _ = to.send(reply);

@@ -1,11 +1,12 @@
 //! Asynchronous commands from FLEX_COMMANDS, one reader a slot.
 
-use std::time::Duration;
+use std::{collections::VecDeque, fmt::Display, time::Duration};
 
 use async_nats::jetstream::{self, AckKind, consumer::pull};
 use flexcore_domain::{AggregateKey, CommandId, Outcome, Slot, command::header};
 use flexcore_eventstore::{Error, EventStore};
-use futures::{StreamExt, stream::FuturesOrdered};
+use futures::{StreamExt, stream::FuturesUnordered};
+use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -83,61 +84,102 @@ impl Reader {
 
     /// Works until the stream breaks or the worker stops; what is under way is settled either way.
     async fn read(&self, mut messages: pull::Stream, mut delivered: u64, stop: &CancellationToken) {
-        let mut under_way = FuturesOrdered::new();
-        let mut settled = Settled::default();
+        let (to, mut outcomes) = mpsc::unbounded_channel();
+        let mut under_way = UnderWay::default();
+        let mut keeping = FuturesUnordered::new();
         let mut open = true;
         while open || !under_way.is_empty() {
-            tokio::select! {
-                () = stop.cancelled(), if open => open = false,
+            let settled = tokio::select! {
+                () = stop.cancelled(), if open => {
+                    open = false;
+                    continue;
+                }
                 next = messages.next(), if open && under_way.len() < SLOT_CONCURRENCY => {
-                    match next {
-                        Some(Ok(message)) => {
-                            delivered += 1;
-                            if follows(&message, delivered) {
-                                under_way.push_back(self.settle(message));
-                            } else {
-                                tracing::warn!(slot = %self.slot, "commands went elsewhere");
-                                open = false;
-                            }
-                        }
-                        Some(Err(error)) => {
-                            tracing::debug!(%error, slot = %self.slot, "reading was interrupted");
-                            open = false;
-                        }
+                    delivered += 1;
+                    match self.next(next, delivered) {
+                        Some(message) => self.take_up(message, &mut under_way, &to),
                         None => open = false,
                     }
+                    continue;
                 }
-                Some(message) = under_way.next() => {
-                    settled.add(message, under_way.is_empty()).await;
+                Some((number, outcome)) = outcomes.recv() => {
+                    count(&outcome);
+                    if !matches!(outcome, Outcome::Accepted { .. }) {
+                        let message = under_way.message(number).clone();
+                        keeping.push(self.keep_at_last(number, message, outcome));
+                        continue;
+                    }
+                    number
                 }
+                Some(number) = keeping.next() => number,
+            };
+            if let Some(message) = under_way.settle(settled)
+                // A lost acknowledgement means that the commands come again and are recognised.
+                && let Err(error) = message.ack_with(AckKind::Ack).await
+            {
+                tracing::debug!(%error, "an acknowledgement was lost");
             }
         }
     }
 
-    /// Sees a command through: returns its message when its outcome is durable.
-    async fn settle(&self, message: jetstream::Message) -> jetstream::Message {
+    /// The next message; `None` when the reader has to begin anew.
+    fn next<E: Display>(
+        &self,
+        next: Option<Result<jetstream::Message, E>>,
+        delivered: u64,
+    ) -> Option<jetstream::Message> {
+        match next? {
+            Ok(message) if follows(&message, delivered) => Some(message),
+            Ok(_) => {
+                tracing::warn!(slot = %self.slot, "commands went elsewhere");
+                None
+            }
+            Err(error) => {
+                tracing::debug!(%error, slot = %self.slot, "reading was interrupted");
+                None
+            }
+        }
+    }
+
+    /// Gives a command to its lane; what comes of it arrives with its number.
+    fn take_up(
+        &self,
+        message: jetstream::Message,
+        under_way: &mut UnderWay,
+        to: &mpsc::UnboundedSender<(u64, Outcome)>,
+    ) {
         let rest = message.subject.strip_prefix("cmdq.").unwrap_or_default();
         let deliveries = message.info().map_or(0, |info| info.delivered);
         let read = read_command(rest, message.headers.as_ref(), &message.payload);
-        let (known, outcome) = match read {
+        let number = under_way.add(message);
+        let outcome = match read {
             Ok(command) if deliveries <= DELIVERIES_MAX => {
-                let known = Some((command.key.clone(), command.id.clone()));
-                (known, self.lanes.command(command, true).await)
+                return self.lanes.queued(command, number, to.clone());
             }
-            Ok(command) => {
-                let message = format!("delivered {deliveries} times without an outcome");
-                (Some((command.key, command.id)), Outcome::Faulty { message })
-            }
-            Err(outcome) => (identify(&message), outcome),
+            Ok(_) => Outcome::Faulty {
+                message: format!("delivered {deliveries} times without an outcome"),
+            },
+            Err(outcome) => outcome,
         };
-        count(&outcome);
+        // The receiver is the caller's own.
+        let _ = to.send((number, outcome));
+    }
+
+    /// Sees to it that an outcome is durable, however long that takes. Returns the number.
+    async fn keep_at_last(
+        &self,
+        number: u64,
+        message: jetstream::Message,
+        outcome: Outcome,
+    ) -> u64 {
+        let known = identify(&message);
         let mut pause = RETRY_FIRST;
         while let Err(error) = self.keep(&message, known.as_ref(), &outcome).await {
             tracing::debug!(%error, "what came of a command cannot be kept yet");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_LONGEST);
         }
-        message
+        number
     }
 
     /// Makes an outcome durable: accepted commands are in the log, rejections are answers to look
@@ -180,26 +222,60 @@ fn follows(message: &jetstream::Message, delivered: u64) -> bool {
     message.info().is_ok_and(|info| info.consumer_sequence == delivered)
 }
 
-/// Acknowledgements cover all messages before them, so only every hundredth is sent, and the last.
+/// Commands under way, in order. Acknowledgements cover all messages before them, so only every
+/// hundredth is sent, and the last.
 #[derive(Default)]
-struct Settled {
+struct UnderWay {
+    /// Number of the first message.
+    first: u64,
+    /// Each with whether its outcome is durable.
+    messages: VecDeque<(jetstream::Message, bool)>,
+    /// Settled since the last acknowledgement.
     since: usize,
 }
 
-impl Settled {
-    async fn add(&mut self, message: jetstream::Message, last: bool) {
-        self.since += 1;
-        if last || self.since >= ACK_EVERY {
-            self.since = 0;
-            // A lost acknowledgement means that the commands come again and are recognised.
-            if let Err(error) = message.ack_with(AckKind::Ack).await {
-                tracing::debug!(%error, "an acknowledgement was lost");
-            }
+impl UnderWay {
+    fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    fn add(&mut self, message: jetstream::Message) -> u64 {
+        self.messages.push_back((message, false));
+        self.first + self.messages.len() as u64 - 1
+    }
+
+    fn place(&self, number: u64) -> usize {
+        usize::try_from(number - self.first).expect("BUG: few are under way")
+    }
+
+    fn message(&self, number: u64) -> &jetstream::Message {
+        &self.messages[self.place(number)].0
+    }
+
+    /// The outcome of this message is durable. Returns the message to acknowledge, when it is time.
+    fn settle(&mut self, number: u64) -> Option<jetstream::Message> {
+        let place = self.place(number);
+        self.messages[place].1 = true;
+        let mut last = None;
+        while matches!(self.messages.front(), Some((_, true))) {
+            last = self.messages.pop_front().map(|(message, _)| message);
+            self.first += 1;
+            self.since += 1;
         }
+        if self.since < ACK_EVERY && !self.messages.is_empty() {
+            return None;
+        }
+        let last = last?;
+        self.since = 0;
+        Some(last)
     }
 }
 
-/// Whose outcome it is, for a command whose payload or headers are wrong.
+/// Whose outcome it is; `None` for a command that does not say so.
 fn identify(message: &jetstream::Message) -> Option<(AggregateKey, CommandId)> {
     let (part, _) = message.subject.strip_prefix("cmdq.")?.rsplit_once('.')?;
     let headers = message.headers.as_ref()?;

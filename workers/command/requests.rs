@@ -99,7 +99,7 @@ impl Here {
         if let Some(parent) = &command.traceparent {
             flexcore_telemetry::link(&span, parent.as_str());
         }
-        let answer = tracing::Instrument::instrument(self.lanes.command(command, false), span);
+        let answer = tracing::Instrument::instrument(self.lanes.command(command), span);
         let outcome = tokio::time::timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_| {
             Outcome::Unavailable { message: "the log did not answer in time".to_owned() }
         });

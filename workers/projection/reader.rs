@@ -7,7 +7,11 @@ use flexcore_domain::{Catalog, Name};
 use flexcore_eventstore::{self as eventstore, EventStore, Filter, Recorded, Subscription};
 use flexcore_readmodel::{Error, ReadModels, State, Version};
 use metrics::counter;
-use tokio::{sync::watch, task::{JoinError, JoinHandle}, time::Instant};
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinHandle},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 

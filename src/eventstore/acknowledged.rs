@@ -1,0 +1,214 @@
+//! Publishing with an acknowledgement each, over one subscription and without a task a message: at
+//! 30,000 messages a second a task, its timer and its handles cost more than the message.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_nats::{HeaderMap, Message, Subscriber};
+use bytes::Bytes;
+use futures::StreamExt;
+use serde::Deserialize;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{Error, REQUEST_TIMEOUT, unavailable};
+
+/// Between two looks for acknowledgements that do not come.
+const SWEEP_EVERY: Duration = Duration::from_millis(500);
+
+/// Is told the stream sequence of a message, or why there is none. It must not block.
+pub(crate) type Told = Box<dyn FnOnce(Result<u64, Error>) + Send>;
+
+/// A message, and who is told what became of it.
+pub(crate) struct Outgoing {
+    pub(crate) subject: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+    pub(crate) told: Told,
+}
+
+/// Publishes to streams and passes on their acknowledgements; cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Acknowledged {
+    client: async_nats::Client,
+    prefix: Arc<str>,
+    waiting: Arc<Mutex<Waiting>>,
+    _dispatch: Arc<AbortOnDropHandle<()>>,
+}
+
+impl Acknowledged {
+    pub(crate) async fn open(client: &async_nats::Client) -> Result<Self, Error> {
+        let prefix = client.new_inbox();
+        let replies = client.subscribe(format!("{prefix}.*")).await.map_err(unavailable)?;
+        let waiting = Arc::<Mutex<Waiting>>::default();
+        let dispatch = tokio::spawn(dispatch(replies, prefix.len() + 1, waiting.clone()));
+        Ok(Self {
+            client: client.clone(),
+            prefix: prefix.into(),
+            waiting,
+            _dispatch: Arc::new(AbortOnDropHandle::new(dispatch)),
+        })
+    }
+
+    /// The connection below, for messages without an acknowledgement of their own.
+    pub(crate) fn client(&self) -> &async_nats::Client {
+        &self.client
+    }
+
+    /// Hands a message over, in order with those before it. Who waits is told [`Error::Conflict`]
+    /// when an expectation in the headers does not hold, and [`Error::Unavailable`] when the outcome
+    /// is unknown: at the latest after [`REQUEST_TIMEOUT`].
+    pub(crate) async fn publish(&self, message: Outgoing) {
+        let Outgoing { subject, headers, body, told } = message;
+        let token = lock(&self.waiting).add(told);
+        let reply = format!("{}.{token}", self.prefix);
+        let sent = self.client.publish_with_reply_and_headers(subject, reply, headers, body).await;
+        if let Err(error) = sent
+            && let Some(told) = lock(&self.waiting).take(token)
+        {
+            told(Err(unavailable(error)));
+        }
+    }
+}
+
+fn lock(waiting: &Mutex<Waiting>) -> std::sync::MutexGuard<'_, Waiting> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn dispatch(mut replies: Subscriber, skip: usize, waiting: Arc<Mutex<Waiting>>) {
+    let mut sweep = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        tokio::select! {
+            reply = replies.next() => {
+                let Some(reply) = reply else { break };
+                let token = reply.subject.get(skip..).and_then(|text| text.parse().ok());
+                let told = token.and_then(|token| lock(&waiting).take(token));
+                // Nobody: it came after its time.
+                if let Some(told) = told {
+                    told(outcome(&reply));
+                }
+            }
+            now = sweep.tick() => {
+                let late = lock(&waiting).sent_before(now - REQUEST_TIMEOUT);
+                for told in late {
+                    told(Err(unavailable("no acknowledgement in time")));
+                }
+            }
+        }
+    }
+    for told in lock(&waiting).sent_before(Instant::now()) {
+        told(Err(unavailable("the connection was closed")));
+    }
+}
+
+#[derive(Deserialize)]
+struct Acknowledgement {
+    #[serde(default)]
+    seq: u64,
+    error: Option<ApiError>,
+}
+
+#[derive(Deserialize)]
+struct ApiError {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+/// The server's code for an expected sequence that does not hold.
+const WRONG_LAST_SEQUENCE: u64 = 10_071;
+
+fn outcome(reply: &Message) -> Result<u64, Error> {
+    if let Some(status) = reply.status {
+        // 503: nobody serves the stream at the moment.
+        return Err(unavailable(format!("publishing was answered {status}")));
+    }
+    let acknowledgement: Acknowledgement =
+        serde_json::from_slice(&reply.payload).map_err(unavailable)?;
+    match acknowledgement.error {
+        None if acknowledgement.seq > 0 => Ok(acknowledgement.seq),
+        None => Err(unavailable("the message was not acknowledged")),
+        Some(error) if error.err_code == WRONG_LAST_SEQUENCE => Err(Error::Conflict),
+        Some(error) => {
+            Err(unavailable(format!("{} (error {})", error.description, error.err_code)))
+        }
+    }
+}
+
+/// Those who wait, by the number of their message. Numbers follow one another, and so do times.
+#[derive(Default)]
+struct Waiting {
+    first: u64,
+    sent: VecDeque<(Instant, Option<Told>)>,
+}
+
+impl Waiting {
+    fn add(&mut self, told: Told) -> u64 {
+        self.sent.push_back((Instant::now(), Some(told)));
+        self.first + self.sent.len() as u64 - 1
+    }
+
+    fn take(&mut self, token: u64) -> Option<Told> {
+        let at = usize::try_from(token.checked_sub(self.first)?).ok()?;
+        let told = self.sent.get_mut(at)?.1.take();
+        while matches!(self.sent.front(), Some((_, None))) {
+            self.sent.pop_front();
+            self.first += 1;
+        }
+        told
+    }
+
+    fn sent_before(&mut self, limit: Instant) -> Vec<Told> {
+        let mut late = Vec::new();
+        while self.sent.front().is_some_and(|(sent, _)| *sent <= limit) {
+            late.extend(self.sent.pop_front().and_then(|(_, told)| told));
+            self.first += 1;
+        }
+        late
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn waiting() -> (Waiting, std::sync::mpsc::Receiver<(u64, Result<u64, Error>)>) {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        let mut waiting = Waiting::default();
+        for number in 0..4 {
+            let sender = sender.clone();
+            let token = waiting.add(Box::new(move |result| sender.send((number, result)).unwrap()));
+            assert_eq!(token, number);
+        }
+        (waiting, receiver)
+    }
+
+    #[test]
+    fn each_is_told_once_in_any_order() {
+        let (mut waiting, told) = waiting();
+        for token in [2, 0, 3, 1] {
+            waiting.take(token).unwrap()(Ok(10 + token));
+            assert!(waiting.take(token).is_none(), "{token} a second time");
+        }
+        let numbers: Vec<_> =
+            told.try_iter().map(|(number, result)| (number, result.ok())).collect();
+        assert_eq!(numbers, [(2, Some(12)), (0, Some(10)), (3, Some(13)), (1, Some(11))]);
+        assert_eq!((waiting.first, waiting.sent.len()), (4, 0));
+        assert!(waiting.take(9).is_none(), "a number that nobody has");
+    }
+
+    #[test]
+    fn what_is_late_is_given_up_and_may_come_later_still() {
+        let (mut waiting, _told) = waiting();
+        drop(waiting.take(1));
+        assert!(waiting.sent_before(Instant::now() - Duration::from_secs(1)).is_empty());
+        assert_eq!(waiting.sent_before(Instant::now()).len(), 3);
+        assert!(waiting.take(2).is_none());
+        assert_eq!(waiting.add(Box::new(|_| {})), 4);
+        assert!(waiting.take(4).is_some());
+    }
+}
