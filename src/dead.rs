@@ -126,7 +126,7 @@ async fn requeue(
             headers.insert(name, value.as_str());
         }
     }
-    let id = header(dead, header::COMMIT_COMMAND_ID);
+    let id = header(dead, header::OWN_COMMAND_ID);
     headers.insert(header::COMMAND_ID, format!("{id}:requeue:{number}"));
     let sent = store.jetstream().publish_with_headers(subject, headers, dead.payload.clone());
     sent.await?.await.context("the command was not requeued; try again")?;

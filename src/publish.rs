@@ -111,7 +111,7 @@ async fn publish(
     actor: &ActorName,
 ) -> anyhow::Result<PublishAckFuture> {
     let mut headers = HeaderMap::new();
-    headers.insert(header::COMMAND_ID, outgoing.id.as_str());
+    headers.insert(header::OWN_COMMAND_ID, outgoing.id.as_str());
     headers.insert(header::ACTOR, actor.as_str());
     let subject = Command::queue_subject(&outgoing.key, &outgoing.name);
     let body = outgoing.payload.get().to_owned().into();

@@ -63,10 +63,9 @@ impl Command {
 pub mod header {
     /// The command id.
     pub const COMMAND_ID: &str = "Nats-Msg-Id";
-    /// SHA-256 of command name and payload, hexadecimal: the same id with another one is refused.
-    pub const COMMAND_HASH: &str = "Flexcore-Command-Hash";
-    /// The command id in a commit, where `Nats-Msg-Id` would make the broker keep a window of them.
-    pub const COMMIT_COMMAND_ID: &str = "Flexcore-Command-Id";
+    /// The command id where `Nats-Msg-Id` would make the broker take another aggregate's command of
+    /// the same id for a repetition: what we publish to the queue, and what lies in FLEX_DEAD.
+    pub const OWN_COMMAND_ID: &str = "Flexcore-Command-Id";
     /// The commit's link in the aggregate's hash chain.
     pub const HASH: &str = "Flexcore-Hash";
     /// Who sent the command.

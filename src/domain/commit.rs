@@ -57,7 +57,7 @@ pub struct InvalidCommit(pub String);
 #[derive(Clone, Debug)]
 pub struct Encoded {
     /// Headers, in order.
-    pub headers: Vec<(&'static str, String)>,
+    pub headers: [(&'static str, String); 2],
     /// CloudEvents JSON: one event structured, several in the batch format.
     pub body: Vec<u8>,
     /// The commit's link in the hash chain.
@@ -155,11 +155,11 @@ struct CloudEvent<'a> {
     r#type: String,
     subject: &'a str,
     time: String,
-    datacontenttype: &'a str,
     tenant: &'a str,
     sequence: u64,
     dataversion: u32,
     commandid: &'a str,
+    commandhash: Hash,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     correlationid: Option<&'a str>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -206,21 +206,12 @@ impl Commit {
         };
         let body = body.expect("BUG: a CloudEvent serialises");
         let hash = Hash::chain(previous, &body);
-        let headers = vec![
-            ("Content-Type", content_type.to_owned()),
-            (header::COMMIT_COMMAND_ID, self.command_id.to_string()),
-            (header::COMMAND_HASH, self.command_hash.to_string()),
-            (header::HASH, hash.to_string()),
-        ];
+        let headers = [("Content-Type", content_type.to_owned()), (header::HASH, hash.to_string())];
         Encoded { headers, body, hash }
     }
 
     /// Reads a message of the log. Fails when it is no commit of this aggregate.
-    pub fn decode(
-        key: AggregateKey,
-        command_hash: Hash,
-        body: &[u8],
-    ) -> Result<Self, InvalidCommit> {
+    pub fn decode(key: AggregateKey, body: &[u8]) -> Result<Self, InvalidCommit> {
         let bad = |error: &dyn fmt::Display| InvalidCommit(error.to_string());
         let wrapped: Vec<CloudEvent<'_>> = if body.first() == Some(&b'[') {
             serde_json::from_slice(body).map_err(|e| bad(&e))?
@@ -231,7 +222,7 @@ impl Commit {
         let prefix = format!("{}.", key.aggregate());
         let mut commit = Self {
             command_id: CommandId::parse(first.commandid).map_err(|e| bad(&e))?,
-            command_hash,
+            command_hash: first.commandhash,
             actor: ActorName::parse(first.actor).map_err(|e| bad(&e))?,
             correlation_id: optional(first.correlationid, CommandId::parse)?,
             causation_id: optional(first.causationid, CommandId::parse)?,
@@ -268,11 +259,11 @@ impl Commit {
             r#type: format!("{}.{}", key.aggregate(), event.event),
             subject: key.id().as_str(),
             time: self.time(),
-            datacontenttype: "application/json",
             tenant: key.tenant().as_str(),
             sequence: event.version,
             dataversion: event.schema_version,
             commandid: self.command_id.as_str(),
+            commandhash: self.command_hash,
             correlationid: self.correlation_id.as_ref().map(CommandId::as_str),
             causationid: self.causation_id.as_ref().map(CommandId::as_str),
             actor: self.actor.as_str(),
@@ -354,8 +345,8 @@ mod tests {
             let commit = commit(events);
             let encoded = commit.encode(&Hash::ZERO);
             assert_eq!(encoded.hash, Hash::chain(&Hash::ZERO, &encoded.body));
-            let read =
-                Commit::decode(commit.key.clone(), commit.command_hash, &encoded.body).unwrap();
+            let read = Commit::decode(commit.key.clone(), &encoded.body).unwrap();
+            assert_eq!(read.command_hash, commit.command_hash);
             assert_eq!(read.encode(&Hash::ZERO).body, encoded.body);
             assert_eq!((read.version_before(), read.version()), (3, 3 + events as u64));
             assert_eq!(read.time(), "2013-01-01T00:00:00.123Z");
@@ -382,7 +373,7 @@ mod tests {
             commit.key.aggregate().clone(),
             commit.key.id().clone(),
         );
-        assert!(Commit::decode(other, commit.command_hash, &body).is_err());
+        assert!(Commit::decode(other, &body).is_err());
     }
 
     #[test]

@@ -25,8 +25,7 @@ impl EventStore {
             if let (false, Some(value)) = (brokers, values.last()) {
                 // The id moves to another header, or the broker would take a second burial of the
                 // same id for a repetition of the first.
-                let name =
-                    if name == header::COMMAND_ID { header::COMMIT_COMMAND_ID } else { name };
+                let name = if name == header::COMMAND_ID { header::OWN_COMMAND_ID } else { name };
                 all.insert(name, value.as_str());
             }
         }

@@ -122,15 +122,11 @@ pub(crate) fn decode(
         sequence,
         reason,
     };
-    let hash = |name: &str| {
-        let headers = message.headers.as_ref()?;
-        Hash::parse(headers.get(name)?.as_str())
-    };
-    let link =
-        hash(header::HASH).ok_or_else(|| corrupt(&key, format!("no header {}", header::HASH)))?;
-    let command_hash = hash(header::COMMAND_HASH)
-        .ok_or_else(|| corrupt(&key, format!("no header {}", header::COMMAND_HASH)))?;
-    let commit = Commit::decode(key.clone(), command_hash, &message.payload)
+    let link = message.headers.as_ref().and_then(|headers| headers.get(header::HASH));
+    let link = link
+        .and_then(|text| Hash::parse(text.as_str()))
+        .ok_or_else(|| corrupt(&key, format!("no header {}", header::HASH)))?;
+    let commit = Commit::decode(key.clone(), &message.payload)
         .map_err(|error| corrupt(&key, error.to_string()))?;
     Ok(Recorded { sequence, hash: link, body: message.payload.clone(), commit })
 }

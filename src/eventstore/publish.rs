@@ -37,9 +37,9 @@ pub(crate) struct Publisher {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Groups {
     /// Each subject once in a batch, since a subject that the batch has written can't be checked
-    /// again within it. Two batches in flight: while the server syncs one, the next is sent.
+    /// again within it.
     Expecting,
-    /// One batch in flight, since two might change places.
+    /// Whatever comes, in its order.
     Ordered,
 }
 
@@ -103,17 +103,16 @@ async fn one_by_one(acknowledged: Acknowledged, mut receiver: mpsc::UnboundedRec
     }
 }
 
-/// Gathers what waits and sends it off, until every handle is gone.
+/// Gathers what waits while a batch is in flight and sends it off as the next, until every handle is
+/// gone. One batch in flight: two would halve them, and what a batch costs the server hardly depends
+/// on its length (measured: 57,000 commits a second against 53,000, 1,024 waiting).
 async fn group(
     acknowledged: Acknowledged,
     groups: Groups,
     mut receiver: mpsc::UnboundedReceiver<Outgoing>,
 ) {
-    let batches_in_flight = if groups == Groups::Expecting { 2 } else { 1 };
-    let in_flight = Arc::new(Semaphore::new(batches_in_flight));
     let mut gathered = Vec::with_capacity(BATCH_MESSAGES_MAX);
     loop {
-        let permit = in_flight.clone().acquire_owned().await.expect("BUG: never closed");
         if gathered.is_empty() && receiver.recv_many(&mut gathered, BATCH_MESSAGES_MAX).await == 0 {
             return;
         }
@@ -127,11 +126,7 @@ async fn group(
         if groups == Groups::Expecting {
             metrics::histogram!("flexcore_append_batch_commits").record(batch.len() as f64);
         }
-        let acknowledged = acknowledged.clone();
-        tokio::spawn(async move {
-            publish_group(&acknowledged, batch).await;
-            drop(permit);
-        });
+        publish_group(&acknowledged, batch).await;
     }
 }
 

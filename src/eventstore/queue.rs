@@ -46,7 +46,7 @@ impl CommandPublisher {
         payload: String,
     ) -> Result<SentCommand, Error> {
         // Not `Nats-Msg-Id`: the broker would swallow another aggregate's command of the same id.
-        headers.insert(header::COMMIT_COMMAND_ID, id.as_str());
+        headers.insert(header::OWN_COMMAND_ID, id.as_str());
         let subject = Command::queue_subject(key, name);
         Ok(SentCommand(self.0.send(subject, headers, payload.into()).await?))
     }

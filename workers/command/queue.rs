@@ -279,7 +279,7 @@ impl UnderWay {
 fn identify(message: &jetstream::Message) -> Option<(AggregateKey, CommandId)> {
     let (part, _) = message.subject.strip_prefix("cmdq.")?.rsplit_once('.')?;
     let headers = message.headers.as_ref()?;
-    let id = headers.get(header::COMMIT_COMMAND_ID).or_else(|| headers.get(header::COMMAND_ID))?;
+    let id = headers.get(header::OWN_COMMAND_ID).or_else(|| headers.get(header::COMMAND_ID))?;
     Some((AggregateKey::from_subject_part(part)?, CommandId::parse(id.as_str()).ok()?))
 }
 

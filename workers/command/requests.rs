@@ -247,7 +247,7 @@ pub(super) fn read_command(
         let parsed = header(name).map(CommandId::parse).transpose();
         parsed.map_err(|error| invalid(name, error.to_string()))
     };
-    let id = match id_of(header::COMMIT_COMMAND_ID)? {
+    let id = match id_of(header::OWN_COMMAND_ID)? {
         Some(id) => id,
         None => id_of(header::COMMAND_ID)?.ok_or_else(|| {
             invalid(header::COMMAND_ID, "every command needs an id in this header".to_owned())
