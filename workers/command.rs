@@ -6,6 +6,7 @@
 
 mod cache;
 mod deciders;
+mod guesses;
 mod lane;
 #[cfg(test)]
 mod lane_tests;

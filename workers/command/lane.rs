@@ -16,6 +16,7 @@ use flexcore_eventstore::{Appended, Error, Expected};
 use super::{
     cache::{Cache, Entry},
     deciders::Deciders,
+    guesses::Guesses,
     messages::{Action, Input, Loaded, Ticket, Work},
 };
 
@@ -44,6 +45,8 @@ struct Appending {
     ticket: Ticket,
     /// Deployments seen when it was decided: a state folded by older functions is void.
     generation: u64,
+    /// It was not loaded before, in the belief that there is nothing to load.
+    guessed: bool,
 }
 
 /// An aggregate that something is under way for. What comes meanwhile waits in order.
@@ -58,6 +61,7 @@ struct Busy {
 pub(super) struct Lane {
     deciders: Deciders,
     cache: Cache,
+    guesses: Guesses,
     busy: HashMap<AggregateKey, Busy>,
     generation: u64,
 }
@@ -66,7 +70,13 @@ impl Lane {
     /// A lane without aggregates. Its cache keeps at most this many bytes.
     #[must_use]
     pub(super) fn new(deciders: Deciders, cache_bytes_max: usize) -> Self {
-        Self { deciders, cache: Cache::new(cache_bytes_max), busy: HashMap::new(), generation: 0 }
+        Self {
+            deciders,
+            cache: Cache::new(cache_bytes_max),
+            guesses: Guesses::default(),
+            busy: HashMap::new(),
+            generation: 0,
+        }
     }
 
     /// Takes one input and returns what to do. `now_ms` is the time that deciders see.
@@ -95,7 +105,36 @@ impl Lane {
             self.drain(key, entry, VecDeque::from([work]), 0, now_ms, actions);
             return;
         }
-        self.load(key, VecDeque::from([work]), Expected::default(), 0, actions);
+        match work {
+            Work::Command { command, patient, ticket } if self.guesses.is_new(&command) => {
+                self.guess(key, command, patient, ticket, now_ms, actions);
+            }
+            work => self.load(key, VecDeque::from([work]), Expected::default(), 0, actions),
+        }
+    }
+
+    /// Decides as if the aggregate were new. Only a commit counts: the log refuses it when there is
+    /// one already. Any other answer may be wrong, and needs the load after all.
+    fn guess(
+        &mut self,
+        key: AggregateKey,
+        command: Box<Command>,
+        patient: bool,
+        ticket: Ticket,
+        now_ms: i64,
+        actions: &mut Vec<Action>,
+    ) {
+        let before = Entry::default();
+        if let Ok((commit, after)) = self.decide(&before, &command, now_ms) {
+            let generation = self.generation;
+            let appending =
+                Appending { before, after, command, patient, ticket, generation, guessed: true };
+            self.append(key, commit, appending, VecDeque::new(), 0, actions);
+            return;
+        }
+        self.guesses.learn(&key, &command.name, false);
+        let waiting = VecDeque::from([Work::Command { command, patient, ticket }]);
+        self.load(key, waiting, Expected::default(), 0, actions);
     }
 
     fn load(
@@ -137,8 +176,6 @@ impl Lane {
                 Work::Command { command, patient, ticket } => {
                     match self.decide(&entry, &command, now_ms) {
                         Ok((commit, after)) => {
-                            let expected = entry.expected;
-                            actions.push(Action::Append { commit: Box::new(commit), expected });
                             let appending = Appending {
                                 before: entry,
                                 after,
@@ -146,9 +183,9 @@ impl Lane {
                                 patient,
                                 ticket,
                                 generation: self.generation,
+                                guessed: false,
                             };
-                            let phase = Phase::Appending(Box::new(appending));
-                            self.busy.insert(key, Busy { phase, waiting, attempts });
+                            self.append(key, commit, appending, waiting, attempts, actions);
                             return;
                         }
                         Err(outcome) => {
@@ -160,6 +197,21 @@ impl Lane {
             }
         }
         self.cache.put(key, entry);
+    }
+
+    fn append(
+        &mut self,
+        key: AggregateKey,
+        commit: Commit,
+        appending: Appending,
+        waiting: VecDeque<Work>,
+        attempts: u32,
+        actions: &mut Vec<Action>,
+    ) {
+        let expected = appending.before.expected;
+        actions.push(Action::Append { commit: Box::new(commit), expected });
+        let phase = Phase::Appending(Box::new(appending));
+        self.busy.insert(key, Busy { phase, waiting, attempts });
     }
 
     /// The commit and the aggregate after it, or the answer when there is nothing to append.
@@ -217,6 +269,9 @@ impl Lane {
         let folded = result.and_then(|loaded| self.fold(&key, loaded));
         match folded {
             Ok(Ok(entry)) => {
+                if let Some(Work::Command { command, .. }) = busy.waiting.front() {
+                    self.guesses.learn(&key, &command.name, entry.version == 0);
+                }
                 self.drain(key, entry, busy.waiting, busy.attempts, now_ms, actions);
             }
             Ok(Err(refusal)) => {
@@ -292,7 +347,9 @@ impl Lane {
         match result {
             Ok(appended) => self.recorded(key, *appending, appended, waiting, now_ms, actions),
             Err(error) => {
-                self.not_recorded(key, *appending, &error, waiting, attempts + 1, actions);
+                let wrong_guess = appending.guessed && matches!(error, Error::Conflict);
+                let attempts = if wrong_guess { 0 } else { attempts + 1 };
+                self.not_recorded(key, *appending, &error, waiting, attempts, actions);
             }
         }
     }

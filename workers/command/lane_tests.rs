@@ -71,16 +71,24 @@ fn lane() -> Lane {
 }
 
 fn key() -> AggregateKey {
+    key_of("c1")
+}
+
+fn key_of(id: &str) -> AggregateKey {
     AggregateKey::new(
         Tenant::parse("acme").unwrap(),
         AggregateName::parse("counter").unwrap(),
-        AggregateId::parse("c1").unwrap(),
+        AggregateId::parse(id).unwrap(),
     )
 }
 
 fn up(id: &str, by: u64, ticket: u64, patient: bool) -> Input {
+    up_of(key(), id, by, ticket, patient)
+}
+
+fn up_of(key: AggregateKey, id: &str, by: u64, ticket: u64, patient: bool) -> Input {
     let command = Command {
-        key: key(),
+        key: key.clone(),
         name: CommandName::parse("up").unwrap(),
         id: CommandId::parse(id).unwrap(),
         payload: RawValue::from_string(format!("{{\"by\":{by}}}")).unwrap(),
@@ -90,7 +98,7 @@ fn up(id: &str, by: u64, ticket: u64, patient: bool) -> Input {
         traceparent: None,
         expected_version: None,
     };
-    Input::Work { key: key(), work: Work::Command { command: Box::new(command), patient, ticket } }
+    Input::Work { key, work: Work::Command { command: Box::new(command), patient, ticket } }
 }
 
 fn loaded(after: u64, commits: Vec<Recorded>) -> Input {
@@ -276,4 +284,54 @@ fn a_deployment_voids_what_was_folded_before() {
     assert!(matches!(&actions[..], [Action::Load { after, .. }] if after.sequence == 0));
     let (commit, expected) = append(lane.handle(loaded(0, vec![first]), 0));
     assert_eq!((commit.version(), expected.sequence), (2, 10));
+}
+
+/// A lane that has met only new aggregates for a while.
+fn expecting_new_ones() -> Lane {
+    let mut lane = lane();
+    for n in 0..32 {
+        let key = key_of(&format!("new{n}"));
+        let actions = lane.handle(up_of(key.clone(), "a", 1, n, false), 0);
+        assert!(matches!(actions[..], [Action::Load { .. }]), "{n}: {actions:?}");
+        let nothing = Loaded { after: 0, snapshot: None, commits: vec![] };
+        append(lane.handle(Input::Loaded { key, result: Ok(nothing) }, 0));
+    }
+    lane
+}
+
+#[test]
+fn after_many_new_aggregates_the_next_is_appended_without_a_load() {
+    let mut lane = expecting_new_ones();
+    let (commit, expected) = append(lane.handle(up("a", 1, 50, false), 0));
+    assert_eq!((commit.version(), expected), (1, Expected::default()));
+    let answered = outcomes(&lane.handle(appended(&recorded(&commit, expected, 99)), 0));
+    assert!(matches!(answered[..], [(50, Outcome::Accepted { version: 1, .. })]));
+}
+
+#[test]
+fn a_wrong_guess_is_a_conflict_that_loads_at_once_and_ends_the_guessing() {
+    let (_, first) = started();
+    let mut lane = expecting_new_ones();
+    append(lane.handle(up("b", 2, 50, false), 0));
+    let actions = lane.handle(Input::Appended { key: key(), result: Err(Error::Conflict) }, 0);
+    assert!(
+        matches!(&actions[..], [Action::Load { after, pause, .. }]
+            if after.sequence == 0 && pause.is_zero()),
+        "{actions:?}"
+    );
+    let (commit, expected) = append(lane.handle(loaded(0, vec![first.clone()]), 0));
+    assert_eq!((commit.version(), expected.sequence), (2, first.sequence));
+    let other = lane.handle(up_of(key_of("other"), "a", 1, 51, false), 0);
+    assert!(matches!(other[..], [Action::Load { .. }]), "{other:?}");
+}
+
+#[test]
+fn a_guess_is_never_an_answer() {
+    let (_, first) = started();
+    let mut lane = expecting_new_ones();
+    // Too high for a new counter; what stands in the log is the first outcome of `a`.
+    let actions = lane.handle(up("a", 5_000, 50, false), 0);
+    assert!(matches!(actions[..], [Action::Load { .. }]), "{actions:?}");
+    let answered = outcomes(&lane.handle(loaded(0, vec![first]), 0));
+    assert_eq!(answered, vec![(50, Outcome::IdMismatch)]);
 }
