@@ -9,8 +9,8 @@ use std::{
 };
 
 use flexcore_domain::{
-    ActorName, AggregateId, AggregateKey, AggregateName, CommandId, Commit, Event, EventName, Hash,
-    Tenant,
+    ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit, Event,
+    EventName, Hash, Tenant,
 };
 use flexcore_eventstore::{EventStore, Expected, Profile};
 use flexcore_servers::Want;
@@ -147,7 +147,7 @@ pub(crate) fn commit(key: &AggregateKey, version: u64) -> Commit {
     Commit {
         key: key.clone(),
         command_id: CommandId::parse(&name("add")).expect("BUG: a valid id"),
-        command_hash: Hash::of_command("add", &data),
+        command_hash: CommandHash::of("add", &data),
         actor: ActorName::parse("bench").expect("BUG: a valid name"),
         correlation_id: None,
         causation_id: None,

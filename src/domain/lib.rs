@@ -5,6 +5,7 @@ pub mod command;
 pub mod commit;
 pub mod decider;
 pub mod definition;
+mod hash;
 pub mod json;
 pub mod limits;
 pub mod names;
@@ -13,9 +14,10 @@ pub mod slot;
 pub mod trace;
 
 pub use command::{Command, Outcome, StateReply, Violation};
-pub use commit::{Commit, Event, Hash};
+pub use commit::{Commit, Event};
 pub use decider::{Context, Decider, Decision, NewEvent, Refusal, State};
 pub use definition::{Application, Catalog};
+pub use hash::{CommandHash, Digest, Hash};
 pub use names::{
     ActorName, AggregateId, AggregateKey, AggregateName, CommandId, CommandName, EventName,
     InvalidName, Name, Tenant,

@@ -3,8 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use flexcore_domain::{
-    ActorName, AggregateId, AggregateKey, AggregateName, Application, Catalog, CommandId, Commit,
-    Event, EventName, Hash, Name, Tenant, definition::SourceFile,
+    ActorName, AggregateId, AggregateKey, AggregateName, Application, Catalog, CommandHash,
+    CommandId, Commit, Event, EventName, Name, Tenant, definition::SourceFile,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -74,7 +74,7 @@ pub async fn deploy(
     let commit = Commit {
         key: key(&application.name),
         command_id: CommandId::parse(&format!("deploy-{version}")).expect("BUG: a valid id"),
-        command_hash: Hash::of_command(DEPLOYED, data.get()),
+        command_hash: CommandHash::of(DEPLOYED, data.get()),
         actor: actor.clone(),
         correlation_id: None,
         causation_id: None,

@@ -1,7 +1,7 @@
 //! Snapshots: an aggregate's state at a version. Losing one costs a longer load, nothing else.
 
 use bytes::Bytes;
-use flexcore_domain::{AggregateKey, CommandId, Hash};
+use flexcore_domain::{AggregateKey, CommandHash, CommandId, Hash};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -30,7 +30,7 @@ pub struct RememberedCommand {
     /// Its id.
     pub id: CommandId,
     /// Hash of its name and payload.
-    pub hash: Hash,
+    pub hash: CommandHash,
     /// The aggregate's version after it.
     pub version: u64,
     /// Stream sequence of its commit.

@@ -3,7 +3,7 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use flexcore_domain::{
-    AggregateKey, Command, CommandId, Decision, Hash, Outcome, Position, State, StateReply,
+    AggregateKey, Command, CommandHash, CommandId, Decision, Outcome, Position, State, StateReply,
     commit::{Commit, Event},
     limits,
 };
@@ -68,7 +68,7 @@ impl Entry {
     pub(super) fn commit(
         &self,
         command: &Command,
-        hash: Hash,
+        hash: CommandHash,
         decision: Decision,
         now_ms: i64,
     ) -> (Commit, Self) {
@@ -104,9 +104,8 @@ impl Entry {
     }
 
     /// The commit was appended there.
-    pub(super) fn appended(&mut self, appended: Appended, command: &Command) {
+    pub(super) fn appended(&mut self, appended: Appended, command: &Command, hash: CommandHash) {
         self.expected = Expected { sequence: appended.sequence, hash: appended.hash };
-        let hash = Hash::of_command(command.name.as_str(), command.payload.get());
         self.remember(RememberedCommand {
             id: command.id.clone(),
             hash,

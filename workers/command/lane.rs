@@ -8,8 +8,8 @@ use std::{
 };
 
 use flexcore_domain::{
-    AggregateKey, Command, Context, Hash, Outcome, Refusal, Slot, StateReply, commit::Commit,
-    position::Position,
+    AggregateKey, Command, CommandHash, Context, Outcome, Refusal, Slot, StateReply,
+    commit::Commit, position::Position,
 };
 use flexcore_eventstore::{Appended, Error, Expected};
 
@@ -41,6 +41,7 @@ struct Appending {
     /// The aggregate when it has, but for its place in the log.
     after: Entry,
     command: Box<Command>,
+    hash: CommandHash,
     patient: bool,
     ticket: Ticket,
     /// Deployments seen when it was decided: a state folded by older functions is void.
@@ -126,9 +127,16 @@ impl Lane {
     ) {
         let before = Entry::default();
         if let Ok((commit, after)) = self.decide(&before, &command, now_ms) {
-            let generation = self.generation;
-            let appending =
-                Appending { before, after, command, patient, ticket, generation, guessed: true };
+            let appending = Appending {
+                before,
+                after,
+                command,
+                hash: commit.command_hash,
+                patient,
+                ticket,
+                generation: self.generation,
+                guessed: true,
+            };
             self.append(key, commit, appending, VecDeque::new(), 0, actions);
             return;
         }
@@ -180,6 +188,7 @@ impl Lane {
                                 before: entry,
                                 after,
                                 command,
+                                hash: commit.command_hash,
                                 patient,
                                 ticket,
                                 generation: self.generation,
@@ -221,7 +230,7 @@ impl Lane {
         command: &Command,
         now_ms: i64,
     ) -> Result<(Commit, Entry), Outcome> {
-        let hash = Hash::of_command(command.name.as_str(), command.payload.get());
+        let hash = CommandHash::of(command.name.as_str(), command.payload.get());
         if let Some(first) = entry.remembered(&command.id) {
             let same = first.hash == hash;
             return Err(if same { replay(command.key.slot(), first) } else { Outcome::IdMismatch });
@@ -363,8 +372,8 @@ impl Lane {
         now_ms: i64,
         actions: &mut Vec<Action>,
     ) {
-        let Appending { before, mut after, command, ticket, generation, .. } = appending;
-        after.appended(appended, &command);
+        let Appending { before, mut after, command, hash, ticket, generation, .. } = appending;
+        after.appended(appended, &command, hash);
         actions.push(Action::Answer { ticket, outcome: Some(after.accepted(&key)) });
         if generation != self.generation {
             if !waiting.is_empty() {

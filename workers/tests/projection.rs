@@ -4,8 +4,8 @@
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use flexcore_domain::{
-    ActorName, AggregateId, AggregateKey, AggregateName, Application, Catalog, CommandId, Commit,
-    Event, EventName, Hash, Name, Position, Tenant,
+    ActorName, AggregateId, AggregateKey, AggregateName, Application, Catalog, CommandHash,
+    CommandId, Commit, Event, EventName, Name, Position, Tenant,
     definition::{
         Column, ColumnKind, Expression, Operation, Place, ReadModelDefinition, RowChange,
     },
@@ -120,7 +120,7 @@ impl Rig {
             let commit = Commit {
                 key: key.clone(),
                 command_id: CommandId::parse(&format!("{id}-{version}")).unwrap(),
-                command_hash: Hash::ZERO,
+                command_hash: CommandHash::of("", ""),
                 actor: ActorName::parse("a").unwrap(),
                 correlation_id: None,
                 causation_id: None,

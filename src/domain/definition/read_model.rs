@@ -12,7 +12,7 @@ use super::{
     yaml::{Data, Key, Node},
 };
 use crate::{
-    commit::Hash,
+    hash::Hash,
     names::{AggregateName, EventName, Name},
 };
 

@@ -166,7 +166,8 @@ fn write_commit(text: &mut String, recorded: &Recorded) {
 #[cfg(test)]
 mod tests {
     use flexcore_domain::{
-        ActorName, AggregateId, AggregateKey, CommandId, Commit, Event, EventName, Hash, Tenant,
+        ActorName, AggregateId, AggregateKey, CommandHash, CommandId, Commit, Event, EventName,
+        Hash, Tenant,
     };
     use serde_json::value::RawValue;
 
@@ -187,7 +188,7 @@ mod tests {
                 AggregateId::parse("UA1").unwrap(),
             ),
             command_id: CommandId::parse("c").unwrap(),
-            command_hash: Hash::ZERO,
+            command_hash: CommandHash::of("", ""),
             actor: ActorName::parse("a").unwrap(),
             correlation_id: None,
             causation_id: None,

@@ -7,8 +7,8 @@ mod support;
 use std::{num::NonZeroU32, time::Duration};
 
 use flexcore_domain::{
-    ActorName, AggregateId, AggregateKey, AggregateName, CommandId, Commit, Event, EventName, Hash,
-    Tenant,
+    ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit, Event,
+    EventName, Tenant,
 };
 use flexcore_eventstore::Expected;
 use flexcore_gateway::Settings;
@@ -230,7 +230,7 @@ fn commit(tenant: &str, id: &str, versions: std::ops::RangeInclusive<u64>) -> Co
             AggregateId::parse(id).unwrap(),
         ),
         command_id: CommandId::parse(&format!("c{}", versions.start())).unwrap(),
-        command_hash: Hash::ZERO,
+        command_hash: CommandHash::of("", ""),
         actor: ActorName::parse("alice").unwrap(),
         correlation_id: None,
         causation_id: None,

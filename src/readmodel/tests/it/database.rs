@@ -10,8 +10,8 @@ use std::{
 };
 
 use flexcore_domain::{
-    ActorName, AggregateId, AggregateKey, AggregateName, Application, Catalog, CommandId, Commit,
-    Event, EventName, Hash, Name, Slot, Tenant,
+    ActorName, AggregateId, AggregateKey, AggregateName, Application, Catalog, CommandHash,
+    CommandId, Commit, Event, EventName, Name, Slot, Tenant,
     definition::{
         Column, ColumnKind, Expression, Operation, Place, ReadModelDefinition, RowChange,
     },
@@ -161,7 +161,7 @@ pub(crate) fn commit(of: &str, event: &str, version: u64, data: &Value) -> Commi
             AggregateId::parse("1").unwrap(),
         ),
         command_id: CommandId::parse("c").unwrap(),
-        command_hash: Hash::ZERO,
+        command_hash: CommandHash::of("", ""),
         actor: ActorName::parse("a").unwrap(),
         correlation_id: None,
         causation_id: None,
