@@ -4,11 +4,14 @@
 //! flight, and one atomic batch takes one sync. So there what waits while a batch is in flight goes
 //! out as the next batch. Otherwise each message is published by itself and many are in flight.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::Instant,
+};
 
 use crate::{
     Error,
@@ -23,6 +26,8 @@ const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Up to this many waiting messages go out one by one: a batch has a fixed cost of a millisecond,
 /// a synced message a fifth of that.
 const SINGLES_MAX: usize = 4;
+/// Longest wait for a batch to grow: a fraction of what it takes to store one.
+const LINGER_MAX: Duration = Duration::from_millis(2);
 /// Messages under way before publishers wait in turn.
 const UNDER_WAY_MAX: usize = 8_192;
 
@@ -112,9 +117,13 @@ async fn group(
     mut receiver: mpsc::UnboundedReceiver<Outgoing>,
 ) {
     let mut gathered = Vec::with_capacity(BATCH_MESSAGES_MAX);
+    let mut last = 0;
     loop {
         if gathered.is_empty() && receiver.recv_many(&mut gathered, BATCH_MESSAGES_MAX).await == 0 {
             return;
+        }
+        if last > SINGLES_MAX {
+            linger(last * 3 / 4, &mut gathered, &mut receiver).await;
         }
         let room = BATCH_MESSAGES_MAX.saturating_sub(gathered.len());
         for _ in 0..room {
@@ -123,10 +132,28 @@ async fn group(
         }
         let (batch, rest) = take_batch(std::mem::take(&mut gathered), groups);
         gathered = rest;
+        last = batch.len();
         if groups == Groups::Expecting {
             metrics::histogram!("flexcore_append_batch_commits").record(batch.len() as f64);
         }
         publish_group(&acknowledged, batch).await;
+    }
+}
+
+/// Waits a little until so many have gathered: those whom the last batch has answered come back
+/// within it, and would otherwise find a batch of a few just gone, at the price of a whole one.
+async fn linger(
+    enough: usize,
+    gathered: &mut Vec<Outgoing>,
+    receiver: &mut mpsc::UnboundedReceiver<Outgoing>,
+) {
+    let until = Instant::now() + LINGER_MAX;
+    while gathered.len() < enough {
+        let room = BATCH_MESSAGES_MAX - gathered.len();
+        let received = tokio::time::timeout_at(until, receiver.recv_many(gathered, room)).await;
+        if !matches!(received, Ok(1..)) {
+            return;
+        }
     }
 }
 
