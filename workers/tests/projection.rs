@@ -10,7 +10,7 @@ use flexcore_domain::{
         Column, ColumnKind, Expression, Operation, Place, ReadModelDefinition, RowChange,
     },
 };
-use flexcore_eventstore::{EventStore, Expected, Profile};
+use flexcore_eventstore::{EventStore, Expected, Filter, Profile};
 use flexcore_readmodel::{ReadModels, Rebuild, Select};
 use flexcore_servers::{Options, Servers, Sync};
 use flexcore_workers::projection;
@@ -190,6 +190,20 @@ async fn events_become_rows_and_bad_ones_are_parked() {
     assert_eq!(rig.rows().await[0], json!({"group": "x", "count": 23, "total": 23}));
     second.0.cancel();
     second.1.await.unwrap();
+    rig.servers.stop().await;
+}
+
+/// The scheduler's cooperative budget once ended every batch at 128 commits.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_takes_all_that_is_there() {
+    let rig = Rig::start().await;
+    rig.pay("a", "x", &ones(600)).await;
+    let mut log = rig.store.subscribe(Filter::Everything, 1).await.unwrap();
+    let first = log.next_batch(1, PATIENCE).await.unwrap();
+    assert_eq!(first[0].sequence, 1);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let rest = log.next_batch(1_000, PATIENCE).await.unwrap();
+    assert_eq!((rest.len(), rest[598].sequence), (599, 600));
     rig.servers.stop().await;
 }
 
