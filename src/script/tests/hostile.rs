@@ -71,6 +71,11 @@ fn endless_loops_end() {
         "const a = []; a.length = 4294967295; return a.reverse();",
         "const a = []; a.length = 4294967295; return a.flat();",
         "const a = []; a.length = 4294967295; return a.join('').length;",
+        "const a = []; a.length = 4294967295; return new Set(a);",
+        "const a = [], i = a.values(); a.length = 4294967295; return new Set(i);",
+        "const a = []; a.length = 4294967295; const keys = () => a.values();
+         return new Set([undefined]).isSupersetOf({ size: 1, has: () => true, keys });",
+        "const a = []; a.length = 4294967295; return a.values().drop(4294967290).next();",
         "return [].includes.call({ length: 2 ** 53 - 1 }, 1);",
         "return [].copyWithin.call({ length: 2 ** 53 - 1 }, 0, 1);",
         "return [].unshift.call({ length: 2 ** 53 - 2 }, 1);",
