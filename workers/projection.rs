@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use flexcore_domain::{Catalog, Name, definition::ReadModelDefinition};
+use flexcore_domain::{Catalog, Name};
 use flexcore_eventstore::EventStore;
 use flexcore_readmodel::{Error, Lead, ReadModels, State, Version};
 use metrics::gauge;
@@ -42,7 +42,7 @@ pub async fn run(
     catalog: watch::Receiver<Arc<Catalog>>,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut worker = Worker { store, read_models, catalog, known: HashMap::new() };
+    let mut worker = Worker { store, read_models, catalog };
     let mut attempt = 0;
     while !stop.is_cancelled() {
         let since = Instant::now();
@@ -78,9 +78,6 @@ struct Worker {
     store: EventStore,
     read_models: ReadModels,
     catalog: watch::Receiver<Arc<Catalog>>,
-    /// Declarations by fingerprint, those included that were replaced while this process ran: what
-    /// serves goes on being filled while its successor is built.
-    known: HashMap<String, Arc<ReadModelDefinition>>,
 }
 
 /// The versions that one reader feeds, by id.
@@ -143,12 +140,7 @@ impl Worker {
     async fn look(&mut self, lead: &mut Lead, readers: &mut Readers) -> Result<(), Error> {
         lead.check().await?;
         let catalog = self.catalog.borrow_and_update().clone();
-        for app in catalog.applications.values() {
-            for model in app.read_models.values() {
-                self.known.entry(model.fingerprint.clone()).or_insert_with(|| model.clone());
-            }
-        }
-        let versions = self.read_models.versions(&catalog, &self.known).await?;
+        let versions = self.read_models.versions(&catalog).await?;
         for (name, error) in &versions.refused {
             if readers.broken.insert(refused_id(name), name.clone()).is_none() {
                 tracing::error!(%error, "a read model cannot be created");

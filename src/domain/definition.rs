@@ -247,6 +247,9 @@ pub struct Parameter {
 pub struct Catalog {
     /// By name.
     pub applications: BTreeMap<Name, Arc<Application>>,
+    /// Read models as they were ever declared, by fingerprint: a version that serves goes on being
+    /// filled while its successor is built, also by a worker that starts meanwhile.
+    pub declarations: BTreeMap<String, Arc<ReadModelDefinition>>,
 }
 
 impl Catalog {
@@ -295,8 +298,16 @@ impl Catalog {
         if !problems.is_empty() {
             return Err(problems);
         }
-        let mut applications = self.applications.clone();
-        applications.insert(application.name.clone(), Arc::new(application));
-        Ok(Self { applications })
+        let mut catalog = self.clone();
+        catalog.put(application);
+        Ok(catalog)
+    }
+
+    /// Puts an application, already checked against the others, in place of its former version.
+    pub fn put(&mut self, application: Application) {
+        for model in application.read_models.values() {
+            self.declarations.entry(model.fingerprint.clone()).or_insert_with(|| model.clone());
+        }
+        self.applications.insert(application.name.clone(), Arc::new(application));
     }
 }

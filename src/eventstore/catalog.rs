@@ -155,7 +155,7 @@ fn put(catalog: &mut Catalog, batch: &[Recorded]) {
                     version = application.version,
                     "application in force"
                 );
-                catalog.applications.insert(application.name.clone(), Arc::new(application));
+                catalog.put(application);
             }
             Err(error) => tracing::error!(%error, "a deployed application cannot be read"),
         }

@@ -69,5 +69,7 @@ pub(crate) fn catalog() -> Catalog {
         read_models: BTreeMap::from([(model.name.clone(), Arc::new(model))]),
         queries: BTreeMap::from([(query.name.clone(), Arc::new(query))]),
     };
-    Catalog { applications: BTreeMap::from([(application.name.clone(), Arc::new(application))]) }
+    let mut catalog = Catalog::default();
+    catalog.put(application);
+    catalog
 }

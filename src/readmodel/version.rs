@@ -5,7 +5,7 @@
 //! as no query reads it. Nothing here waits for a lock longer than [`LOCK_TIMEOUT_MS`]: a reader is
 //! never kept waiting behind it, it is tried again instead.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use flexcore_domain::{
     Catalog, Name, SLOTS,
@@ -95,14 +95,9 @@ pub fn check_names(model: &ReadModelDefinition) -> Result<(), Error> {
 
 impl ReadModels {
     /// Brings versions in line with what is deployed and with requested rebuilds: registers new
-    /// ones, drops what a deployed application no longer declares. `known` has, by
-    /// fingerprint, the declarations that this process has seen: what serves is filled while its
-    /// successor is being built.
-    pub async fn versions(
-        &self,
-        catalog: &Catalog,
-        known: &HashMap<String, Arc<ReadModelDefinition>>,
-    ) -> Result<Versions, Error> {
+    /// ones, drops what a deployed application no longer declares. What serves is to be filled
+    /// while its successor is being built.
+    pub async fn versions(&self, catalog: &Catalog) -> Result<Versions, Error> {
         let mut transaction = self.pool.begin().await?;
         let mut versions = Versions::default();
         for (application, model) in declared(catalog) {
@@ -113,10 +108,11 @@ impl ReadModels {
             for registered in register(&mut transaction, application, model).await? {
                 let definition = if registered.fingerprint == model.fingerprint {
                     Arc::clone(model)
-                } else if let Some(definition) = known.get(&registered.fingerprint) {
+                } else if let Some(definition) = catalog.declarations.get(&registered.fingerprint) {
                     Arc::clone(definition)
                 } else {
-                    // Its declaration is gone: it serves as it is until its successor is built.
+                    // Declared by a deployment that this executable cannot read: it serves as it
+                    // is until its successor is built.
                     continue;
                 };
                 versions.run.push(Arc::new(Version {

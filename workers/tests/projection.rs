@@ -11,10 +11,11 @@ use flexcore_domain::{
     },
 };
 use flexcore_eventstore::{EventStore, Expected, Filter, Profile};
-use flexcore_readmodel::{ReadModels, Rebuild, Select};
+use flexcore_readmodel::{ReadModels, Rebuild, Select, State};
 use flexcore_servers::{Options, Servers, Sync};
 use flexcore_workers::projection;
 use serde_json::{Value, json, value::to_raw_value};
+use sqlx::{Connection as _, PgConnection};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -60,16 +61,22 @@ fn aggregate() -> AggregateName {
     AggregateName::parse("account").unwrap()
 }
 
-fn catalog(model: ReadModelDefinition) -> Arc<Catalog> {
-    let application = Application {
+/// What is deployed after the declarations were put in force one after the other.
+fn catalog(models: impl IntoIterator<Item = ReadModelDefinition>) -> Arc<Catalog> {
+    let mut catalog = Catalog::default();
+    models.into_iter().for_each(|model| catalog.put(bank(model)));
+    Arc::new(catalog)
+}
+
+fn bank(model: ReadModelDefinition) -> Application {
+    Application {
         name: name("bank"),
         version: 1,
         files: Vec::new(),
         aggregates: BTreeMap::new(),
         read_models: BTreeMap::from([(model.name.clone(), Arc::new(model))]),
         queries: BTreeMap::new(),
-    };
-    Arc::new(Catalog { applications: BTreeMap::from([(name("bank"), Arc::new(application))]) })
+    }
 }
 
 struct Rig {
@@ -98,7 +105,7 @@ impl Rig {
         let settings = flexcore_readmodel::Settings::default();
         let read_models = ReadModels::connect(&url, settings).await.unwrap();
         read_models.migrate().await.unwrap();
-        Self { servers, store, read_models, catalog: watch::channel(catalog(sums("1"))).0 }
+        Self { servers, store, read_models, catalog: watch::channel(catalog([sums("1")])).0 }
     }
 
     fn work(&self) -> (CancellationToken, JoinHandle<()>) {
@@ -221,7 +228,7 @@ async fn changed_and_rebuilt_while_it_serves() {
         assert!(tokio::time::Instant::now() < deadline);
     }
     assert_eq!(rig.rows().await, before);
-    rig.catalog.send_replace(catalog(sums("2")));
+    rig.catalog.send_replace(catalog([sums("1"), sums("2")]));
     loop {
         let status = rig.read_models.status().await.unwrap();
         assert_eq!(rig.rows().await, before);
@@ -233,6 +240,35 @@ async fn changed_and_rebuilt_while_it_serves() {
     let position = rig.pay("b", "x", &ones(3)).await;
     rig.caught_up(position).await;
     assert_eq!(rig.rows().await, json!([{"group": "x", "count": 33, "total": 33}]));
+    stop.cancel();
+    worker.await.unwrap();
+    rig.servers.stop().await;
+}
+
+/// A worker that started while a changed declaration was being built once left the old version as
+/// it stood until the new one served.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_starts_while_a_successor_is_built_fills_both() {
+    let rig = Rig::start().await;
+    let (stop, worker) = rig.work();
+    let position = rig.pay("a", "x", &ones(3)).await;
+    rig.caught_up(position).await;
+    stop.cancel();
+    worker.await.unwrap();
+    rig.catalog.send_replace(catalog([sums("1"), sums("2")]));
+    // The view stays as it is while somebody reads it in a transaction, so the new version cannot
+    // take over.
+    let url = rig.servers.postgres_url().unwrap();
+    let mut reader = PgConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql("begin; select * from rm.sums").execute(&mut reader).await.unwrap();
+    let (stop, worker) = rig.work();
+    let position = rig.pay("b", "x", &ones(3)).await;
+    rig.caught_up(position).await;
+    assert_eq!(rig.rows().await, json!([{"group": "x", "count": 6, "total": 6}]));
+    let status = rig.read_models.status().await.unwrap();
+    let serving = status.iter().find(|status| status.state == State::Serving).unwrap();
+    assert_eq!((status.len(), serving.version), (2, 1));
+    reader.close().await.unwrap();
     stop.cancel();
     worker.await.unwrap();
     rig.servers.stop().await;

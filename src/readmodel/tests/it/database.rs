@@ -1,7 +1,7 @@
 //! What the tests share: a database of their own, and read models to fill.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     path::Path,
     sync::{
         Arc, OnceLock,
@@ -81,7 +81,7 @@ impl Database {
 
     /// The versions to run of this catalog.
     pub(crate) async fn versions(&self, catalog: &Catalog) -> Vec<Arc<Version>> {
-        let versions = self.models.versions(catalog, &HashMap::new()).await.unwrap();
+        let versions = self.models.versions(catalog).await.unwrap();
         assert!(versions.refused.is_empty(), "{:?}", versions.refused);
         versions.run
     }
@@ -113,7 +113,9 @@ pub(crate) fn catalog(models: impl IntoIterator<Item = Arc<ReadModelDefinition>>
         read_models: models.into_iter().map(|model| (model.name.clone(), model)).collect(),
         queries: BTreeMap::new(),
     };
-    Catalog { applications: BTreeMap::from([(name("app"), Arc::new(application))]) }
+    let mut catalog = Catalog::default();
+    catalog.put(application);
+    catalog
 }
 
 /// A read model over the events of aggregate `thing`.

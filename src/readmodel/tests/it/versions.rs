@@ -1,7 +1,5 @@
 //! Versions side by side, checkpoints and epochs.
 
-use std::collections::HashMap;
-
 use flexcore_domain::{
     Slot,
     definition::{ColumnKind, Operation},
@@ -31,8 +29,9 @@ async fn a_changed_declaration_is_built_beside_and_swapped_in() {
     let columns =
         [("k", ColumnKind::Text), ("extra", ColumnKind::Text), ("n", ColumnKind::Integer)];
     let new = model("sums", "new", &columns, add());
-    let known = HashMap::from([("old".to_owned(), old.clone())]);
-    let versions = database.models.versions(&catalog([new.clone()]), &known).await.unwrap();
+    let mut after = catalog([new.clone()]);
+    after.declarations.insert("old".to_owned(), old.clone());
+    let versions = database.models.versions(&after).await.unwrap();
     let states: Vec<_> = versions.run.iter().map(|v| (v.number, v.state)).collect();
     assert_eq!(states, [(1, State::Serving), (2, State::Building)]);
     let second = versions.run[1].clone();
