@@ -80,7 +80,6 @@ struct CloudEvent<'a> {
     time: String,
     tenant: &'a str,
     sequence: u64,
-    #[serde(default = "first", skip_serializing_if = "is_first")]
     dataversion: u32,
     commandid: &'a str,
     commandhash: CommandHash,
@@ -93,16 +92,6 @@ struct CloudEvent<'a> {
     traceparent: Option<&'a str>,
     #[serde(borrow)]
     data: &'a RawValue,
-}
-
-/// The version of a schema that does not say it.
-fn first() -> u32 {
-    1
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
-fn is_first(version: &u32) -> bool {
-    *version == 1
 }
 
 impl Commit {

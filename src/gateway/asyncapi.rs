@@ -128,7 +128,13 @@ fn command_headers() -> Value {
         "type": "object",
         "required": [header::COMMAND_ID],
         "properties": {
-            (header::COMMAND_ID): id,
+            (header::COMMAND_ID): {
+                "type": "string",
+                "pattern": "^[A-Za-z0-9_:-]{1,128}$",
+                "description": "The command's id: the same command again has the same. Do not use \
+                                one id for two aggregates; the broker itself takes a second message \
+                                with it for a repetition, for 100 ms.",
+            },
             (header::ACTOR): {"type": "string", "pattern": "^[A-Za-z0-9_:.@-]{1,128}$"},
             (header::EXPECTED_VERSION): {"type": "string", "pattern": "^[0-9]+$"},
             (header::CORRELATION_ID): id,
@@ -143,13 +149,19 @@ fn cloud_event(kind: &str, version: u32, data: &Value) -> Value {
         "type": "object",
         "required": [
             "specversion", "id", "source", "type", "subject", "time", "tenant", "sequence",
-            "dataversion", "commandid", "actor", "data",
+            "dataversion", "commandid", "commandhash", "actor", "data",
         ],
         "properties": {
             "specversion": {"const": "1.0"},
             "type": {"const": kind},
             "sequence": {"type": "integer", "description": "The aggregate's version with it."},
             "dataversion": {"const": version},
+            "commandhash": {
+                "type": "string",
+                "pattern": "^[0-9a-f]{32}$",
+                "description": "First half of the SHA-256 over the command's name, a zero byte and \
+                                its payload.",
+            },
             "data": data,
         },
     })

@@ -5,7 +5,11 @@
 
 use std::{fs, path::Path};
 
-use flexcore_domain::{Application, Catalog, Name, definition::SourceFile};
+use flexcore_domain::{
+    ActorName, AggregateId, AggregateKey, AggregateName, Application, Catalog, CommandHash,
+    CommandId, Commit, Event, EventName, Name, Tenant, definition::SourceFile,
+};
+use serde_json::{Value, value::to_raw_value};
 
 /// The repository's folder of contracts.
 fn schemas() -> std::path::PathBuf {
@@ -47,4 +51,43 @@ fn openapi_is_as_it_was() {
 #[test]
 fn asyncapi_is_as_it_was() {
     check("asyncapi.json", &flexcore_gateway::asyncapi(&catalog()));
+}
+
+#[test]
+fn an_event_is_as_it_was_and_as_asyncapi_says() {
+    let data = serde_json::json!({
+        "carrier": "UA", "number": 1, "tailnum": null, "origin": "EWR", "destination": "IAH",
+        "scheduled_departure": "2013-01-01T05:15:00Z", "scheduled_arrival": null,
+        "distance_miles": 1400,
+    });
+    let event = Event {
+        event: EventName::parse("scheduled").unwrap(),
+        version: 1,
+        schema_version: 1,
+        data: to_raw_value(&data).unwrap(),
+    };
+    let id = |text: &str| CommandId::parse(text).unwrap();
+    let commit = Commit {
+        key: AggregateKey::new(
+            Tenant::parse("demo").unwrap(),
+            AggregateName::parse("flight").unwrap(),
+            AggregateId::parse("UA1-20130101-EWR").unwrap(),
+        ),
+        command_id: id("c-1"),
+        command_hash: CommandHash::of("schedule", &data.to_string()),
+        actor: ActorName::parse("alice").unwrap(),
+        correlation_id: Some(id("import-7")),
+        causation_id: Some(id("file-3")),
+        traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().ok(),
+        time_ms: 1_357_017_300_000,
+        events: vec![event],
+    };
+    let event: Value = serde_json::from_str(&commit.cloud_event(&commit.events[0])).unwrap();
+    check("event.json", &format!("{event:#}\n"));
+    let document: Value = serde_json::from_str(&flexcore_gateway::asyncapi(&catalog())).unwrap();
+    let payload = &document["components"]["messages"]["flight_event_scheduled"]["payload"];
+    let required = payload["required"].as_array().unwrap();
+    assert!(required.len() > 10);
+    let payload = jsonschema::validator_for(payload).unwrap();
+    assert!(payload.is_valid(&event), "{:?}", payload.iter_errors(&event).next());
 }
