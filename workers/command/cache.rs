@@ -23,7 +23,7 @@ pub(super) struct Entry {
     pub(super) expected: Expected,
     /// What its decider's `evolve` returned last.
     pub(super) state: State,
-    /// Oldest first. Shared with the entry that an append would make until one of them changes.
+    /// Oldest first. Shared with the entry that an append would make until that one is recorded.
     commands: Arc<VecDeque<RememberedCommand>>,
 }
 
@@ -178,11 +178,6 @@ impl Cache {
         let (entry, size) = self.entries.pop(key)?;
         self.size_bytes -= size;
         Some(entry)
-    }
-
-    /// Stream sequence that the entry of this aggregate stands at; 0 without one.
-    pub(super) fn sequence(&self, key: &AggregateKey) -> u64 {
-        self.entries.peek(key).map_or(0, |(entry, _)| entry.expected.sequence)
     }
 
     pub(super) fn put(&mut self, key: AggregateKey, entry: Entry) {

@@ -19,6 +19,8 @@ pub(super) struct Deciders {
     catalog: Arc<Catalog>,
     native: NativeDeciders,
     made: HashMap<AggregateName, Made>,
+    /// Of the aggregates that are declared, once they are asked for.
+    fingerprints: HashMap<AggregateName, String>,
 }
 
 struct Made {
@@ -31,7 +33,7 @@ impl Deciders {
     /// Deciders of this catalog. Those in Rust go first.
     #[must_use]
     pub(super) fn new(catalog: Arc<Catalog>, native: NativeDeciders) -> Self {
-        Self { catalog, native, made: HashMap::new() }
+        Self { catalog, native, made: HashMap::new(), fingerprints: HashMap::new() }
     }
 
     /// Goes over to another catalog. Unchanged deciders are kept.
@@ -40,6 +42,7 @@ impl Deciders {
             (Some(old), Some(new)) => Arc::ptr_eq(old, new),
             (definition, _) => definition.is_none(),
         });
+        self.fingerprints.clear();
         self.catalog = catalog;
     }
 
@@ -70,10 +73,16 @@ impl Deciders {
     }
 
     /// What a snapshot must carry to be used: it names the functions that folded it.
-    pub(super) fn fingerprint(&self, name: &AggregateName) -> String {
-        self.catalog
-            .aggregate(name.as_str())
-            .map_or_else(|| NATIVE_FINGERPRINT.to_owned(), |definition| of_events(definition))
+    pub(super) fn fingerprint(&mut self, name: &AggregateName) -> String {
+        if let Some(known) = self.fingerprints.get(name) {
+            return known.clone();
+        }
+        let Some(definition) = self.catalog.aggregate(name.as_str()) else {
+            return NATIVE_FINGERPRINT.to_owned();
+        };
+        let fingerprint = of_events(definition);
+        self.fingerprints.insert(name.clone(), fingerprint.clone());
+        fingerprint
     }
 }
 

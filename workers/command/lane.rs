@@ -30,7 +30,13 @@ const PAUSE_FIRST: Duration = Duration::from_millis(50);
 const PAUSE_LONGEST: Duration = Duration::from_secs(2);
 
 enum Phase {
-    Loading,
+    Loading {
+        /// The aggregate as it was known, to put later commits on; `None`: all are asked for. Not in
+        /// the cache: until the log has answered it may be out of date.
+        base: Option<Box<Entry>>,
+        /// Deployments seen when it was asked for: what older functions folded is void.
+        generation: u64,
+    },
     Appending(Box<Appending>),
 }
 
@@ -110,7 +116,7 @@ impl Lane {
             Work::Command { command, patient, ticket } if self.guesses.is_new(&command) => {
                 self.guess(key, command, patient, ticket, now_ms, actions);
             }
-            work => self.load(key, VecDeque::from([work]), Expected::default(), 0, actions),
+            work => self.load(key, VecDeque::from([work]), None, 0, actions),
         }
     }
 
@@ -127,6 +133,7 @@ impl Lane {
     ) {
         let before = Entry::default();
         if let Ok((commit, after)) = self.decide(&before, &command, now_ms) {
+            self.guesses.begin();
             let appending = Appending {
                 before,
                 after,
@@ -140,26 +147,28 @@ impl Lane {
             self.append(key, commit, appending, VecDeque::new(), 0, actions);
             return;
         }
-        self.guesses.learn(&key, &command.name, false);
+        self.guesses.learn(&command, false);
         let waiting = VecDeque::from([Work::Command { command, patient, ticket }]);
-        self.load(key, waiting, Expected::default(), 0, actions);
+        self.load(key, waiting, None, 0, actions);
     }
 
     fn load(
         &mut self,
         key: AggregateKey,
         waiting: VecDeque<Work>,
-        after: Expected,
+        base: Option<Box<Entry>>,
         attempts: u32,
         actions: &mut Vec<Action>,
     ) {
+        let after = base.as_ref().map_or_else(Expected::default, |base| base.expected);
         let fingerprint = self.deciders.fingerprint(key.aggregate());
         let pause = match attempts {
             0 => Duration::ZERO,
             n => (PAUSE_FIRST * 2_u32.pow(n.min(10) - 1)).min(PAUSE_LONGEST),
         };
         actions.push(Action::Load { key: key.clone(), after, fingerprint, pause });
-        self.busy.insert(key, Busy { phase: Phase::Loading, waiting, attempts });
+        let phase = Phase::Loading { base, generation: self.generation };
+        self.busy.insert(key, Busy { phase, waiting, attempts });
     }
 
     /// Works off what waits for an aggregate until something has to be appended.
@@ -267,53 +276,67 @@ impl Lane {
         now_ms: i64,
         actions: &mut Vec<Action>,
     ) {
-        let Some(busy) = self.busy.remove(&key) else { return };
-        if let Ok(loaded) = &result
-            && loaded.snapshot.is_none()
-            && loaded.after != self.cache.sequence(&key)
-        {
-            // What the commits follow went out of the cache meanwhile.
-            return self.load(key, busy.waiting, Expected::default(), 0, actions);
+        let Some(Busy { phase, waiting, attempts }) = self.busy.remove(&key) else { return };
+        let Phase::Loading { base, generation } = phase else { return };
+        let void = |loaded: &Loaded| base.is_some() || loaded.snapshot.is_some();
+        if generation != self.generation && result.as_ref().is_ok_and(void) {
+            return self.load(key, waiting, None, 0, actions);
         }
-        let folded = result.and_then(|loaded| self.fold(&key, loaded));
+        let folded = match result {
+            Ok(loaded) => self.fold(&key, base.map(|base| *base), loaded),
+            Err(Error::Unavailable(message)) => {
+                return self.not_loaded(key, base, waiting, attempts, message, actions);
+            }
+            Err(broken) => Err(broken),
+        };
         match folded {
             Ok(Ok(entry)) => {
-                if let Some(Work::Command { command, .. }) = busy.waiting.front() {
-                    self.guesses.learn(&key, &command.name, entry.version == 0);
+                if let Some(Work::Command { command, .. }) = waiting.front() {
+                    self.guesses.learn(command, entry.version == 0);
                 }
-                self.drain(key, entry, busy.waiting, busy.attempts, now_ms, actions);
+                self.drain(key, entry, waiting, attempts, now_ms, actions);
             }
             Ok(Err(refusal)) => {
                 let outcome = refused(refusal);
                 let message = "the state cannot be computed".to_owned();
-                answer_all(busy.waiting, &outcome, &message, actions);
-            }
-            Err(Error::Unavailable(message)) => {
-                let outcome = Outcome::Unavailable { message: message.clone() };
-                let (patient, others) = busy.waiting.into_iter().partition(is_patient);
-                answer_all(others, &outcome, &message, actions);
-                let patient: VecDeque<Work> = patient;
-                if !patient.is_empty() {
-                    self.load(key, patient, Expected::default(), busy.attempts + 1, actions);
-                }
+                answer_all(waiting, &outcome, &message, actions);
             }
             Err(broken) => {
                 let message = broken.to_string();
                 let outcome = Outcome::Faulty { message: message.clone() };
-                answer_all(busy.waiting, &outcome, &message, actions);
+                answer_all(waiting, &outcome, &message, actions);
             }
         }
     }
 
-    /// The aggregate as loaded: from a snapshot, from what the cache had, or from nothing.
+    /// The log did not answer: waiting clients are told, the queue waits it out.
+    fn not_loaded(
+        &mut self,
+        key: AggregateKey,
+        base: Option<Box<Entry>>,
+        waiting: VecDeque<Work>,
+        attempts: u32,
+        message: String,
+        actions: &mut Vec<Action>,
+    ) {
+        let (patient, others): (VecDeque<Work>, _) = waiting.into_iter().partition(is_patient);
+        let outcome = Outcome::Unavailable { message: message.clone() };
+        answer_all(others, &outcome, &message, actions);
+        if !patient.is_empty() {
+            self.load(key, patient, base, attempts + 1, actions);
+        }
+    }
+
+    /// The aggregate as loaded: from a snapshot, from what was known of it, or from nothing.
     fn fold(
         &mut self,
         key: &AggregateKey,
+        base: Option<Entry>,
         loaded: Loaded,
     ) -> Result<Result<Entry, Refusal>, Error> {
-        let mut entry = match (loaded.snapshot, self.cache.take(key)) {
+        let mut entry = match (loaded.snapshot, base) {
             (Some(snapshot), _) => Entry::from_snapshot(&snapshot),
-            (None, Some(entry)) => entry,
+            (None, Some(base)) => base,
             (None, None) => Entry::default(),
         };
         if let Some(first) = loaded.commits.first()
@@ -353,10 +376,16 @@ impl Lane {
     ) {
         let Some(Busy { phase, waiting, attempts }) = self.busy.remove(&key) else { return };
         let Phase::Appending(appending) = phase else { return };
+        if appending.guessed {
+            self.guesses.end();
+        }
         match result {
             Ok(appended) => self.recorded(key, *appending, appended, waiting, now_ms, actions),
             Err(error) => {
                 let wrong_guess = appending.guessed && matches!(error, Error::Conflict);
+                if wrong_guess {
+                    self.guesses.wrong(&appending.command);
+                }
                 let attempts = if wrong_guess { 0 } else { attempts + 1 };
                 self.not_recorded(key, *appending, &error, waiting, attempts, actions);
             }
@@ -373,15 +402,19 @@ impl Lane {
         actions: &mut Vec<Action>,
     ) {
         let Appending { before, mut after, command, hash, ticket, generation, .. } = appending;
+        let snapshots_before = before.version / SNAPSHOT_EVENTS;
+        // First, since the two share the commands that they remember: a list of one owner grows in
+        // place, one of two is copied.
+        drop(before);
         after.appended(appended, &command, hash);
         actions.push(Action::Answer { ticket, outcome: Some(after.accepted(&key)) });
         if generation != self.generation {
             if !waiting.is_empty() {
-                self.load(key, waiting, Expected::default(), 0, actions);
+                self.load(key, waiting, None, 0, actions);
             }
             return;
         }
-        if after.version / SNAPSHOT_EVENTS > before.version / SNAPSHOT_EVENTS {
+        if after.version / SNAPSHOT_EVENTS > snapshots_before {
             let fingerprint = self.deciders.fingerprint(key.aggregate());
             let snapshot = Box::new(after.snapshot(fingerprint));
             actions.push(Action::SaveSnapshot { key: key.clone(), snapshot });
@@ -400,7 +433,7 @@ impl Lane {
         attempts: u32,
         actions: &mut Vec<Action>,
     ) {
-        let Appending { before, command, patient, ticket, generation, .. } = appending;
+        let Appending { before, command, patient, ticket, generation, guessed, .. } = appending;
         if attempts >= ATTEMPTS_MAX && !patient {
             let outcome = Some(match error {
                 Error::Conflict => Outcome::Conflict { version: before.version },
@@ -410,13 +443,10 @@ impl Lane {
         } else {
             waiting.push_front(Work::Command { command, patient, ticket });
         }
-        let mut after = Expected::default();
-        if generation == self.generation {
-            after = before.expected;
-            self.cache.put(key.clone(), before);
-        }
         if !waiting.is_empty() {
-            self.load(key, waiting, after, attempts, actions);
+            // A guess knows nothing, and what older functions folded is void.
+            let known = !guessed && generation == self.generation;
+            self.load(key, waiting, known.then(|| Box::new(before)), attempts, actions);
         }
     }
 }

@@ -101,8 +101,8 @@ fn up_of(key: AggregateKey, id: &str, by: u64, ticket: u64, patient: bool) -> In
     Input::Work { key, work: Work::Command { command: Box::new(command), patient, ticket } }
 }
 
-fn loaded(after: u64, commits: Vec<Recorded>) -> Input {
-    Input::Loaded { key: key(), result: Ok(Loaded { after, snapshot: None, commits }) }
+fn loaded(commits: Vec<Recorded>) -> Input {
+    Input::Loaded { key: key(), result: Ok(Loaded { snapshot: None, commits }) }
 }
 
 fn append(actions: Vec<Action>) -> (Commit, Expected) {
@@ -134,7 +134,7 @@ fn appended(recorded: &Recorded) -> Input {
 fn started() -> (Lane, Recorded) {
     let mut lane = lane();
     lane.handle(up("a", 1, 0, false), 0);
-    let (commit, expected) = append(lane.handle(loaded(0, vec![]), 0));
+    let (commit, expected) = append(lane.handle(loaded(vec![]), 0));
     let first = recorded(&commit, expected, 10);
     let answered = outcomes(&lane.handle(appended(&first), 0));
     assert!(matches!(answered[..], [(0, Outcome::Accepted { version: 1, replayed: false, .. })]));
@@ -193,7 +193,7 @@ fn a_conflict_reloads_and_decides_again() {
     assert!(
         matches!(&actions[..], [Action::Load { after, .. }] if after.sequence == first.sequence)
     );
-    let (commit, expected) = append(lane.handle(loaded(10, vec![others.clone()]), 0));
+    let (commit, expected) = append(lane.handle(loaded(vec![others.clone()]), 0));
     assert_eq!((commit.version(), expected.hash), (3, others.hash));
 }
 
@@ -205,7 +205,7 @@ fn an_unknown_outcome_is_resolved_by_the_command_id_in_the_log() {
     let lost = Error::Unavailable("the acknowledgement was lost".to_owned());
     let actions = lane.handle(Input::Appended { key: key(), result: Err(lost) }, 0);
     assert!(matches!(actions[..], [Action::Load { .. }]), "{actions:?}");
-    let actions = lane.handle(loaded(10, vec![written]), 0);
+    let actions = lane.handle(loaded(vec![written]), 0);
     assert!(
         matches!(&outcomes(&actions)[..], [(1, Outcome::Accepted { version: 2, position: Some(position), .. })]
             if position.sequence == 11)
@@ -221,7 +221,7 @@ fn an_outage_is_told_to_waiting_clients_and_waited_out_for_the_queue() {
     let actions = lane.handle(Input::Loaded { key: key(), result: Err(away) }, 0);
     assert!(matches!(&outcomes(&actions)[..], [(0, Outcome::Unavailable { .. })]));
     assert!(matches!(actions.last(), Some(Action::Load { pause, .. }) if !pause.is_zero()));
-    let (commit, _) = append(lane.handle(loaded(0, vec![]), 0));
+    let (commit, _) = append(lane.handle(loaded(vec![]), 0));
     assert_eq!(commit.command_id.as_str(), "b");
 }
 
@@ -233,7 +233,7 @@ fn a_changed_commit_is_noticed_and_answers_no_command() {
         String::from_utf8(first.body.to_vec()).unwrap().replace("\"by\":1", "\"by\":7").into();
     let mut lane = lane();
     lane.handle(up("b", 1, 1, false), 0);
-    let actions = lane.handle(loaded(0, vec![broken]), 0);
+    let actions = lane.handle(loaded(vec![broken]), 0);
     assert!(
         matches!(&outcomes(&actions)[..], [(1, Outcome::Faulty { message })] if message.contains("hash chain"))
     );
@@ -268,7 +268,7 @@ fn long_aggregates_are_snapshotted_and_start_from_there() {
     assert_eq!((snapshot.version, snapshot.state.get()), (SNAPSHOT_EVENTS, "256"));
     let mut fresh = self::lane();
     fresh.handle(Input::Work { key: key(), work: Work::State { ticket: 1 } }, 0);
-    let from = Loaded { after: snapshot.sequence, snapshot: Some(snapshot), commits: vec![] };
+    let from = Loaded { snapshot: Some(snapshot), commits: vec![] };
     let actions = fresh.handle(Input::Loaded { key: key(), result: Ok(from) }, 0);
     assert!(
         matches!(&actions[..], [Action::AnswerState { reply: StateReply::Found { version: 256, state }, .. }]
@@ -282,7 +282,7 @@ fn a_deployment_voids_what_was_folded_before() {
     lane.handle(Input::Catalog(Arc::new(Catalog::default())), 0);
     let actions = lane.handle(up("b", 1, 1, false), 0);
     assert!(matches!(&actions[..], [Action::Load { after, .. }] if after.sequence == 0));
-    let (commit, expected) = append(lane.handle(loaded(0, vec![first]), 0));
+    let (commit, expected) = append(lane.handle(loaded(vec![first]), 0));
     assert_eq!((commit.version(), expected.sequence), (2, 10));
 }
 
@@ -293,7 +293,7 @@ fn expecting_new_ones() -> Lane {
         let key = key_of(&format!("new{n}"));
         let actions = lane.handle(up_of(key.clone(), "a", 1, n, false), 0);
         assert!(matches!(actions[..], [Action::Load { .. }]), "{n}: {actions:?}");
-        let nothing = Loaded { after: 0, snapshot: None, commits: vec![] };
+        let nothing = Loaded { snapshot: None, commits: vec![] };
         append(lane.handle(Input::Loaded { key, result: Ok(nothing) }, 0));
     }
     lane
@@ -319,7 +319,7 @@ fn a_wrong_guess_is_a_conflict_that_loads_at_once_and_ends_the_guessing() {
             if after.sequence == 0 && pause.is_zero()),
         "{actions:?}"
     );
-    let (commit, expected) = append(lane.handle(loaded(0, vec![first.clone()]), 0));
+    let (commit, expected) = append(lane.handle(loaded(vec![first.clone()]), 0));
     assert_eq!((commit.version(), expected.sequence), (2, first.sequence));
     let other = lane.handle(up_of(key_of("other"), "a", 1, 51, false), 0);
     assert!(matches!(other[..], [Action::Load { .. }]), "{other:?}");
@@ -332,6 +332,86 @@ fn a_guess_is_never_an_answer() {
     // Too high for a new counter; what stands in the log is the first outcome of `a`.
     let actions = lane.handle(up("a", 5_000, 50, false), 0);
     assert!(matches!(actions[..], [Action::Load { .. }]), "{actions:?}");
-    let answered = outcomes(&lane.handle(loaded(0, vec![first]), 0));
+    let answered = outcomes(&lane.handle(loaded(vec![first]), 0));
     assert_eq!(answered, vec![(50, Outcome::IdMismatch)]);
+}
+
+fn unavailable() -> Error {
+    Error::Unavailable("the broker is away".to_owned())
+}
+
+/// What failed to be appended was once kept as the base of a load from elsewhere, which then never
+/// ended.
+#[test]
+fn an_outage_between_append_and_load_is_waited_out_once() {
+    let (mut lane, first) = started();
+    let (_, expected) = append(lane.handle(up("b", 2, 1, true), 0));
+    assert_eq!(expected.sequence, 10);
+    let actions = lane.handle(Input::Appended { key: key(), result: Err(unavailable()) }, 0);
+    assert!(matches!(actions[..], [Action::Load { .. }]), "{actions:?}");
+    let actions = lane.handle(Input::Loaded { key: key(), result: Err(unavailable()) }, 0);
+    assert!(
+        matches!(&actions[..], [Action::Load { after, pause, .. }]
+            if after.sequence == 10 && !pause.is_zero()),
+        "{actions:?}"
+    );
+    // There is nothing new after it.
+    let (commit, expected) = append(lane.handle(loaded(vec![]), 0));
+    assert_eq!((commit.version(), expected.hash), (2, first.hash));
+}
+
+/// A guess whose append failed was once kept as an aggregate without events.
+#[test]
+fn a_guess_that_failed_leaves_nothing_behind() {
+    let (_, first) = started();
+    for error in [Error::Conflict, unavailable()] {
+        let mut lane = expecting_new_ones();
+        append(lane.handle(up("b", 2, 50, false), 0));
+        lane.handle(Input::Appended { key: key(), result: Err(error) }, 0);
+        let actions = lane.handle(Input::Loaded { key: key(), result: Err(unavailable()) }, 0);
+        assert!(matches!(&outcomes(&actions)[..], [(50, Outcome::Unavailable { .. })]));
+        let work = Work::State { ticket: 51 };
+        let actions = lane.handle(Input::Work { key: key(), work }, 0);
+        assert!(matches!(&actions[..], [Action::Load { after, .. }] if after.sequence == 0));
+        let actions = lane.handle(loaded(vec![first.clone()]), 0);
+        assert!(matches!(
+            &actions[..],
+            [Action::AnswerState { reply: StateReply::Found { version: 1, .. }, .. }]
+        ));
+    }
+}
+
+/// A load that began before a deployment must not use what older functions folded.
+#[test]
+fn a_deployment_voids_what_a_load_builds_on() {
+    let (mut lane, first) = started();
+    append(lane.handle(up("b", 2, 1, true), 0));
+    lane.handle(Input::Appended { key: key(), result: Err(Error::Conflict) }, 0);
+    lane.handle(Input::Catalog(Arc::new(Catalog::default())), 0);
+    let actions = lane.handle(loaded(vec![]), 0);
+    assert!(
+        matches!(&actions[..], [Action::Load { after, .. }] if after.sequence == 0),
+        "{actions:?}"
+    );
+    let (commit, _) = append(lane.handle(loaded(vec![first]), 0));
+    assert_eq!(commit.version(), 2);
+}
+
+#[test]
+fn the_more_guesses_were_wrong_the_longer_they_must_be_right() {
+    let mut lane = expecting_new_ones();
+    append(lane.handle(up("b", 2, 50, false), 0));
+    lane.handle(Input::Appended { key: key(), result: Err(Error::Conflict) }, 0);
+    let mut loads = 0;
+    for n in 0..100 {
+        let key = key_of(&format!("later{n}"));
+        let actions = lane.handle(up_of(key.clone(), "a", 1, 100 + n, false), 0);
+        if !matches!(actions[..], [Action::Load { .. }]) {
+            break;
+        }
+        loads += 1;
+        let nothing = Loaded { snapshot: None, commits: vec![] };
+        append(lane.handle(Input::Loaded { key, result: Ok(nothing) }, 0));
+    }
+    assert_eq!(loads, 64);
 }

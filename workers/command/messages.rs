@@ -66,8 +66,6 @@ pub(super) enum Input {
 /// Commits of an aggregate, and the snapshot that they follow.
 #[derive(Debug, Default)]
 pub(super) struct Loaded {
-    /// The sequence after which commits were asked for.
-    pub(super) after: u64,
     /// A snapshot of the right fingerprint, when one was used.
     pub(super) snapshot: Option<Snapshot>,
     /// The commits after it, or after that sequence.

@@ -160,14 +160,14 @@ async fn load(
 ) -> Result<Loaded, Error> {
     let first = store.load_page(key, after.sequence).await?;
     if !first.more {
-        return Ok(Loaded { after: after.sequence, snapshot: None, commits: first.commits });
+        return Ok(Loaded { snapshot: None, commits: first.commits });
     }
     let snapshot = store.snapshot(key).await.unwrap_or_default().filter(|snapshot| {
         snapshot.fingerprint == fingerprint && snapshot.sequence > after.sequence
     });
     let from = snapshot.as_ref().map_or(after.sequence, |snapshot| snapshot.sequence);
     let commits = store.load(key, from).await?;
-    Ok(Loaded { after: from, snapshot, commits })
+    Ok(Loaded { snapshot, commits })
 }
 
 /// Longest that a waiting client's command is worked on; then it learns that the outcome is
