@@ -60,16 +60,18 @@ impl Acknowledged {
 
     /// Hands a message over, in order with those before it. Who waits is told [`Error::Conflict`]
     /// when an expectation in the headers does not hold, and [`Error::Unavailable`] when the outcome
-    /// is unknown: at the latest after [`REQUEST_TIMEOUT`].
+    /// is unknown: at the latest half a second after [`REQUEST_TIMEOUT`].
     pub(crate) async fn publish(&self, message: Outgoing) {
         let Outgoing { subject, headers, body, told } = message;
         let token = lock(&self.waiting).add(told);
         let reply = format!("{}.{token}", self.prefix);
         let sent = self.client.publish_with_reply_and_headers(subject, reply, headers, body).await;
-        if let Err(error) = sent
-            && let Some(told) = lock(&self.waiting).take(token)
-        {
-            told(Err(unavailable(error)));
+        if let Err(error) = sent {
+            // Told after the lock is free, since it may publish in turn.
+            let told = lock(&self.waiting).take(token);
+            if let Some(told) = told {
+                told(Err(unavailable(error)));
+            }
         }
     }
 }
@@ -99,7 +101,8 @@ async fn dispatch(mut replies: Subscriber, skip: usize, waiting: Arc<Mutex<Waiti
             }
         }
     }
-    for told in lock(&waiting).sent_before(Instant::now()) {
+    let left = lock(&waiting).sent_before(Instant::now());
+    for told in left {
         told(Err(unavailable("the connection was closed")));
     }
 }
@@ -119,8 +122,9 @@ struct ApiError {
     description: String,
 }
 
-/// The server's code for an expected sequence that does not hold.
-const WRONG_LAST_SEQUENCE: u64 = 10_071;
+/// The server's codes for an expected sequence that does not hold, and for one that can't be checked
+/// because the subject is being written just now.
+const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
 
 fn outcome(reply: &Message) -> Result<u64, Error> {
     if let Some(status) = reply.status {
@@ -132,7 +136,7 @@ fn outcome(reply: &Message) -> Result<u64, Error> {
     match acknowledgement.error {
         None if acknowledgement.seq > 0 => Ok(acknowledgement.seq),
         None => Err(unavailable("the message was not acknowledged")),
-        Some(error) if error.err_code == WRONG_LAST_SEQUENCE => Err(Error::Conflict),
+        Some(error) if WRONG_LAST_SEQUENCE.contains(&error.err_code) => Err(Error::Conflict),
         Some(error) => {
             Err(unavailable(format!("{} (error {})", error.description, error.err_code)))
         }

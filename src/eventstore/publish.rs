@@ -9,7 +9,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     time::Instant,
 };
 
@@ -28,6 +28,9 @@ const BATCH_BYTES_MAX: usize = 8 << 20;
 const SINGLES_MAX: usize = 4;
 /// Longest wait for a batch to grow: a fraction of what it takes to store one.
 const LINGER_MAX: Duration = Duration::from_millis(2);
+/// Messages that are published one by one and not acknowledged: well below the 10,000 that the
+/// server takes in before it refuses some.
+const IN_FLIGHT_MAX: usize = 4_096;
 /// Messages under way before publishers wait in turn.
 const UNDER_WAY_MAX: usize = 8_192;
 
@@ -82,17 +85,19 @@ impl Publisher {
     ) -> Result<Sent, Error> {
         let place = self.places.clone().acquire_owned().await.expect("BUG: never closed");
         let (answer, answered) = oneshot::channel();
-        // A publisher that has gone away does not need the answer.
-        let told = move |result| drop(answer.send(result));
+        let told = move |result| {
+            drop(place);
+            // A publisher that has gone away does not need the answer.
+            drop(answer.send(result));
+        };
         self.publish(subject, headers, body, Box::new(told));
-        Ok(Sent { answered, _place: place })
+        Ok(Sent { answered })
     }
 }
 
 /// A message on its way.
 pub(crate) struct Sent {
     answered: oneshot::Receiver<Result<u64, Error>>,
-    _place: OwnedSemaphorePermit,
 }
 
 impl Sent {
@@ -103,8 +108,15 @@ impl Sent {
 }
 
 async fn one_by_one(acknowledged: Acknowledged, mut receiver: mpsc::UnboundedReceiver<Outgoing>) {
+    let places = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
     while let Some(message) = receiver.recv().await {
-        acknowledged.publish(message).await;
+        let place = places.clone().acquire_owned().await.expect("BUG: never closed");
+        let told = message.told;
+        let told = Box::new(move |result| {
+            drop(place);
+            told(result);
+        });
+        acknowledged.publish(Outgoing { told, ..message }).await;
     }
 }
 
