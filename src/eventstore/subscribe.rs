@@ -38,7 +38,8 @@ impl Filter {
 
 /// Messages of one pull request: enough to keep reading while a batch is folded.
 const PULL_MESSAGES_MAX: usize = 2_000;
-/// Bytes of one pull request, so that large commits do not pile up in memory.
+/// Bytes of one pull request, and after which a batch ends, so that large commits do not pile up in
+/// memory.
 const PULL_BYTES_MAX: usize = 16 << 20;
 /// How often the server says that it is there; two missed mean a new consumer.
 const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -99,8 +100,8 @@ impl Subscription {
     /// comes again on the next call.
     pub async fn next_batch(&mut self, max: usize, wait: Duration) -> Result<Vec<Recorded>, Error> {
         let deadline = tokio::time::Instant::now() + wait;
-        let mut batch = Vec::new();
-        while batch.len() < max {
+        let (mut batch, mut size_bytes) = (Vec::new(), 0);
+        while batch.len() < max && size_bytes < PULL_BYTES_MAX {
             let Some(messages) = &mut self.messages else {
                 if !batch.is_empty() || !self.reconnect(deadline).await {
                     return Ok(batch);
@@ -121,7 +122,10 @@ impl Subscription {
             };
             match received {
                 Some(Ok(message)) => match self.read(&message) {
-                    Ok(Some(recorded)) => batch.push(recorded),
+                    Ok(Some(recorded)) => {
+                        size_bytes += recorded.body.len();
+                        batch.push(recorded);
+                    }
                     Ok(None) => {}
                     Err(error) => return self.stop_at(error, batch),
                 },

@@ -23,6 +23,11 @@ use super::{
 /// Most commits of a batch: larger ones gain nothing (measured: 183k rows/s at 1,000, 200k at
 /// 5,000) and make a failure dearer.
 const BATCH_COMMITS_MAX: usize = 5_000;
+/// Commits that are decoded in a row before other tasks have their turn.
+const CHUNK_COMMITS: usize = 1_000;
+/// Bytes of commits after which a batch is not read on: what is decoded, folded and sent to Postgres
+/// takes several times as much.
+const BATCH_BYTES_MAX: usize = 16 << 20;
 /// From this many commits on, every slot's checkpoint moves: fewer move only their own, which is
 /// less to write at the live end.
 const ALL_SLOTS_FROM: usize = 64;
@@ -195,9 +200,9 @@ impl Running<'_> {
     /// Reads what there is, folds it while the batch before is being committed, and has it
     /// committed in turn.
     async fn tick(&mut self, now: Instant) -> Result<Progress, Failure> {
-        let mut commits = self.subscription.next_batch(BATCH_COMMITS_MAX, WAIT).await?;
+        let mut commits = self.subscription.next_batch(CHUNK_COMMITS, WAIT).await?;
         self.gather(&mut commits).await?;
-        let (read, full) = (commits.len(), commits.len() == BATCH_COMMITS_MAX);
+        let (read, full) = (commits.len(), commits.len() >= CHUNK_COMMITS);
         if read > 0 {
             self.read_to = commits.last().map_or(self.read_to, |last| last.sequence);
             let all_slots = read >= ALL_SLOTS_FROM || now - self.all_slots_at >= ALL_SLOTS_EVERY;
@@ -225,17 +230,24 @@ impl Running<'_> {
 
     /// Reads on while the batch before is being committed: the larger a batch, the less a row costs.
     async fn gather(&mut self, commits: &mut Vec<Recorded>) -> Result<(), Failure> {
+        let mut size_bytes = bytes_of(commits);
         while let Some(committing) = &mut self.committing
             && commits.len() < BATCH_COMMITS_MAX
+            && size_bytes < BATCH_BYTES_MAX
         {
-            let room = BATCH_COMMITS_MAX - commits.len();
+            let room = CHUNK_COMMITS.min(BATCH_COMMITS_MAX - commits.len());
+            // Between two chunks, since what was read must not be lost with a future.
+            tokio::task::yield_now().await;
             tokio::select! {
                 ended = committing => {
                     self.committing = None;
                     self.committed(ended)?;
                 }
                 more = self.subscription.next_batch(room, WAIT) => match more {
-                    Ok(more) => commits.extend(more),
+                    Ok(more) => {
+                        size_bytes += bytes_of(&more);
+                        commits.extend(more);
+                    }
                     Err(error) if commits.is_empty() => return Err(error.into()),
                     // It comes again with the next batch; what was read before it goes first.
                     Err(_) => return Ok(()),
@@ -294,6 +306,10 @@ impl Running<'_> {
         }
         Ok(promoted)
     }
+}
+
+fn bytes_of(commits: &[Recorded]) -> usize {
+    commits.iter().map(|commit| commit.body.len()).sum()
 }
 
 /// Puts aside what cannot be applied, then applies the rest. What the table refuses is found in the
