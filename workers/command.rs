@@ -136,6 +136,12 @@ impl Lanes {
         answer.await.unwrap_or_else(|_| lost())
     }
 
+    /// Returns when the thread of a lane has ended.
+    async fn ended(&self) {
+        let lanes = self.lanes.iter().map(|lane| Box::pin(lane.inputs.closed()));
+        futures::future::select_all(lanes).await;
+    }
+
     fn depth(&self) -> usize {
         self.lanes.iter().map(|lane| lane.depth.load(Ordering::Relaxed)).sum()
     }
@@ -148,7 +154,7 @@ impl Lanes {
 }
 
 /// Serves commands until the token is cancelled; then answers what it has taken on and returns.
-/// Fails when the broker refuses a subscription at the start.
+/// Fails when the broker refuses a subscription at the start, and when a lane has panicked.
 pub async fn run(
     store: EventStore,
     mut catalog: watch::Receiver<Arc<Catalog>>,
@@ -168,7 +174,13 @@ pub async fn run(
     requests::serve(&store, &lanes, &settings, in_force, &tasks, &stop).await?;
     queue::serve(&store, &lanes, &settings, &tasks, &stop);
     tasks.spawn(keep_house(store.clone(), lanes.clone(), stop.clone()));
-    stop.cancelled().await;
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = lanes.ended() => {
+            // Its panic is in the log. Nobody else would answer for its slots.
+            return Err(Error::Unavailable("a lane's thread has ended".to_owned()));
+        }
+    }
     tasks.close();
     if tokio::time::timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
         tracing::warn!(left = lanes.depth(), "stopped before every answer was given");

@@ -20,7 +20,7 @@ use super::{JSON, answer, ask, etag};
 use crate::{
     error::{self, Problem},
     extract::{self, Call},
-    problems,
+    limits, problems,
     shared::Shared,
 };
 
@@ -171,8 +171,11 @@ async fn enqueue(
     }
     let payload =
         String::from_utf8(payload.into()).expect("BUG: JSON was read from it, so it is text");
-    let published = shared.publisher.publish(key, name, id, headers, payload).await;
-    published.map_err(|error| Problem::outcome_unknown(&error))
+    let publishing = shared.publisher.publish(key, name, id, headers, payload);
+    let published = tokio::time::timeout(limits::ANSWER_TIMEOUT, publishing).await;
+    published
+        .map_err(|_| Problem::outcome_unknown(&"the broker did not answer in time"))?
+        .map_err(|error| Problem::outcome_unknown(&error))
 }
 
 /// 202 with the place to ask at; 200 when the outcome comes within the time to wait.
