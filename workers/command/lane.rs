@@ -279,9 +279,11 @@ impl Lane {
         let Some(Busy { phase, waiting, attempts }) = self.busy.remove(&key) else { return };
         let Phase::Loading { base, generation } = phase else { return };
         let void = |loaded: &Loaded| base.is_some() || loaded.snapshot.is_some();
-        if generation != self.generation && result.as_ref().is_ok_and(void) {
+        let deployed = generation != self.generation;
+        if deployed && result.as_ref().is_ok_and(void) {
             return self.load(key, waiting, None, 0, actions);
         }
+        let base = base.filter(|_| !deployed);
         let folded = match result {
             Ok(loaded) => self.fold(&key, base.map(|base| *base), loaded),
             Err(Error::Unavailable(message)) => {

@@ -384,17 +384,21 @@ fn a_guess_that_failed_leaves_nothing_behind() {
 /// A load that began before a deployment must not use what older functions folded.
 #[test]
 fn a_deployment_voids_what_a_load_builds_on() {
-    let (mut lane, first) = started();
-    append(lane.handle(up("b", 2, 1, true), 0));
-    lane.handle(Input::Appended { key: key(), result: Err(Error::Conflict) }, 0);
-    lane.handle(Input::Catalog(Arc::new(Catalog::default())), 0);
-    let actions = lane.handle(loaded(vec![]), 0);
-    assert!(
-        matches!(&actions[..], [Action::Load { after, .. }] if after.sequence == 0),
-        "{actions:?}"
-    );
-    let (commit, _) = append(lane.handle(loaded(vec![first]), 0));
-    assert_eq!(commit.version(), 2);
+    let nothing_new = || loaded(vec![]);
+    let away = || Input::Loaded { key: key(), result: Err(unavailable()) };
+    for answer in [nothing_new(), away()] {
+        let (mut lane, first) = started();
+        append(lane.handle(up("b", 2, 1, true), 0));
+        lane.handle(Input::Appended { key: key(), result: Err(Error::Conflict) }, 0);
+        lane.handle(Input::Catalog(Arc::new(Catalog::default())), 0);
+        let actions = lane.handle(answer, 0);
+        assert!(
+            matches!(&actions[..], [Action::Load { after, .. }] if after.sequence == 0),
+            "{actions:?}"
+        );
+        let (commit, _) = append(lane.handle(loaded(vec![first]), 0));
+        assert_eq!(commit.version(), 2);
+    }
 }
 
 #[test]
