@@ -14,6 +14,9 @@ use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+/// Long enough for a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// A decider with a bug.
 struct Panics;
 
@@ -65,7 +68,9 @@ async fn a_lane_that_panics_ends_the_worker() {
     let mut headers = HeaderMap::new();
     headers.insert(header::COMMAND_ID, "c-1");
     // Until the worker has subscribed, nobody gets the request.
+    let deadline = tokio::time::Instant::now() + PATIENCE;
     while !worker.is_finished() {
+        assert!(tokio::time::Instant::now() < deadline, "the worker goes on without its lane");
         let request = client.request_with_headers(subject.clone(), headers.clone(), "{}".into());
         let _ = tokio::time::timeout(Duration::from_millis(200), request).await;
     }
