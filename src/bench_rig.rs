@@ -35,9 +35,9 @@ impl Rig {
         let settings = Settings {
             profile: run.profile(),
             replicas: 1,
-            monitor_url: Some(servers.nats_monitor_url()),
+            monitor_urls: vec![servers.nats_monitor_url()],
         };
-        let client = serve::connect(&servers.nats_url()).await?;
+        let client = serve::connect(&[servers.nats_url()]).await?;
         let store = EventStore::open(client, settings).await?;
         let meter = Meter::new([
             ("flexcore", Some(std::process::id())),
@@ -49,7 +49,7 @@ impl Rig {
 
     /// A connection of its own, so that it does not wait behind ours.
     pub(crate) async fn connect(&self) -> anyhow::Result<async_nats::Client> {
-        serve::connect(&self.servers.nats_url()).await
+        serve::connect(&[self.servers.nats_url()]).await
     }
 
     /// URL of the database.
@@ -60,8 +60,9 @@ impl Rig {
     /// Everything that roles work with.
     pub(crate) async fn installation(&self) -> anyhow::Result<Installation> {
         let endpoints = Endpoints {
-            nats: self.servers.nats_url(),
-            nats_monitor: Some(self.servers.nats_monitor_url()),
+            nats: vec![self.servers.nats_url()],
+            nats_monitors: vec![self.servers.nats_monitor_url()],
+            replicas: 1,
             postgres: self.postgres()?,
         };
         Installation::open(&endpoints, self.profile).await

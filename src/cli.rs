@@ -36,13 +36,36 @@ pub(crate) struct Cli {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// The broker, such as nats://127.0.0.1:4222
-    #[arg(long, global = true, env = "FLEXCORE_NATS", value_name = "URL")]
-    pub(crate) nats: Option<String>,
-    /// The broker's monitoring address, such as http://127.0.0.1:8222; needed to check the profile
+    /// The broker, such as nats://127.0.0.1:4222; several servers with commas
+    #[arg(
+        long,
+        global = true,
+        env = "FLEXCORE_NATS",
+        value_name = "URL",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub(crate) nats: Vec<String>,
+    /// Each server's monitoring address, such as http://127.0.0.1:8222; needed to check the profile
     /// power-loss
-    #[arg(long, global = true, env = "FLEXCORE_NATS_MONITOR", value_name = "URL")]
-    pub(crate) nats_monitor: Option<String>,
+    #[arg(
+        long,
+        global = true,
+        env = "FLEXCORE_NATS_MONITOR",
+        value_name = "URL",
+        value_delimiter = ','
+    )]
+    pub(crate) nats_monitor: Vec<String>,
+    /// Copies of each stream, on as many servers: 1, 3 or 5
+    #[arg(
+        long,
+        global = true,
+        env = "FLEXCORE_REPLICAS",
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = replicas
+    )]
+    pub(crate) replicas: usize,
     /// The read models' database, such as postgres://flexcore@127.0.0.1/flexcore
     #[arg(
         long,
@@ -100,6 +123,15 @@ pub(crate) struct Global {
     pub(crate) signing_key: Option<PathBuf>,
 }
 
+fn replicas(text: &str) -> Result<usize, String> {
+    match text {
+        "1" => Ok(1),
+        "3" => Ok(3),
+        "5" => Ok(5),
+        _ => Err("write 1, 3 or 5: an even number survives no more losses".to_owned()),
+    }
+}
+
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
@@ -126,6 +158,7 @@ pub(crate) enum Command {
     Verify(Verify),
     Token(Token),
     Doctor(Doctor),
+    Healthcheck(Healthcheck),
     Bench(crate::bench::BenchArgs),
     #[command(hide = true)]
     BenchClient(crate::bench_client::ClientArgs),
@@ -147,6 +180,7 @@ impl Command {
             | Self::Verify(_)
             | Self::Token(_)
             | Self::Doctor(_)
+            | Self::Healthcheck(_)
             | Self::Bench(_)
             | Self::BenchClient(_)
             | Self::Completions(_) => "warn",
@@ -204,10 +238,10 @@ Examples:
 Without --verify-key the signing key's public half accepts tokens.")]
 pub(crate) struct Gateway {
     /// Public RSA key that accepts tokens, PEM; may be given more than once
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, env = "FLEXCORE_VERIFY_KEY", value_name = "FILE", value_delimiter = ',')]
     pub(crate) verify_key: Vec<PathBuf>,
     /// Serve /metrics and health here, and /metrics not on the main address
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, env = "FLEXCORE_METRICS_HTTP", value_name = "ADDR")]
     pub(crate) metrics_http: Option<String>,
 }
 
@@ -228,7 +262,7 @@ pub(crate) struct Worker {
     #[arg(long, value_name = "RANGE", value_parser = slots)]
     pub(crate) slots: Option<(u16, u16)>,
     /// Serve /metrics and health here
-    #[arg(long, value_name = "ADDR")]
+    #[arg(long, env = "FLEXCORE_METRICS_HTTP", value_name = "ADDR")]
     pub(crate) metrics_http: Option<String>,
 }
 
@@ -476,6 +510,22 @@ pub(crate) struct Doctor {
     /// Answer in JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Ask a gateway or a worker whether it is well, for containers without a shell
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  flexcore healthcheck 127.0.0.1:9090
+  flexcore healthcheck 127.0.0.1:9090 --live
+
+Exit code 0: it answers that it is; 1: it does not.")]
+pub(crate) struct Healthcheck {
+    /// Where it serves its health, HOST:PORT
+    pub(crate) address: String,
+    /// Ask whether the process answers (/livez), not whether it can work (/readyz)
+    #[arg(long)]
+    pub(crate) live: bool,
 }
 
 /// Print the completion script of a shell

@@ -2,11 +2,14 @@
 //! the command line's own variables.
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsString,
+    fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, anyhow};
+use clap::{CommandFactory, FromArgMatches};
 use flexcore_domain::Tenant;
 use flexcore_eventstore::{EventStore, Profile, Settings};
 use flexcore_telemetry as telemetry;
@@ -27,13 +30,56 @@ pub(crate) struct Config {
     pub(crate) cache: PathBuf,
     pub(crate) profile: Profile,
     pub(crate) telemetry: telemetry::Settings,
-    nats: Option<String>,
-    nats_monitor: Option<String>,
+    nats: Vec<String>,
+    nats_monitors: Vec<String>,
+    replicas: usize,
     postgres: Option<String>,
     http: Option<String>,
     tenant: Option<Tenant>,
     token: Option<String>,
     signing_key: Option<PathBuf>,
+}
+
+/// The command line, parsed; each option that a variable may give may also be given by a file whose
+/// path is in the variable of that name with `_FILE`: secrets stay out of the environment. Ends the
+/// process when the line is wrong or only asks for help. Fails when such a file cannot be read.
+pub(crate) fn command_line() -> anyhow::Result<cli::Cli> {
+    let mut command = with_files(cli::Cli::command(), &|name| env::var_os(name))?;
+    let matches = command.get_matches_mut();
+    cli::Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command).exit())
+}
+
+/// Sets the content of `<variable>_FILE` as the option's default: the line and the variable itself
+/// still win.
+fn with_files(
+    command: clap::Command,
+    variable: &dyn Fn(&str) -> Option<OsString>,
+) -> anyhow::Result<clap::Command> {
+    let mut problem = Ok(());
+    let command = command.mut_args(|argument| {
+        let name =
+            argument.get_env().and_then(|name| name.to_str()).map(|name| format!("{name}_FILE"));
+        let Some((path, name)) = name.and_then(|name| Some((variable(&name)?, name))) else {
+            return argument;
+        };
+        match fs::read_to_string(&path) {
+            Ok(text) => argument.default_value(text.trim_end().to_owned()).hide_default_value(true),
+            Err(error) => {
+                let path = PathBuf::from(&path);
+                problem = Err(error).with_context(|| format!("{name} says {}", path.display()));
+                argument
+            }
+        }
+    });
+    problem?;
+    let mut problem = Ok(());
+    let command = command.mut_subcommands(|subcommand| {
+        with_files(subcommand.clone(), variable).unwrap_or_else(|error| {
+            problem = Err(error);
+            subcommand
+        })
+    });
+    problem.map(|()| command)
 }
 
 /// A running `dev` or `demo`: the content of its ready file.
@@ -76,7 +122,8 @@ impl Config {
             profile: global.profile,
             telemetry,
             nats: global.nats,
-            nats_monitor: global.nats_monitor,
+            nats_monitors: global.nats_monitor,
+            replicas: global.replicas,
             postgres: global.postgres,
             http: global.http,
             tenant: global.tenant,
@@ -85,9 +132,10 @@ impl Config {
         })
     }
 
-    /// URL of the broker: as given, or that of the running `dev`.
-    pub(crate) fn nats(&self) -> anyhow::Result<String> {
-        self.given_or(self.nats.clone(), "--nats", |ready| ready.nats)
+    /// URLs of the broker's servers: as given, or that of the running `dev`.
+    pub(crate) fn nats(&self) -> anyhow::Result<Vec<String>> {
+        let given = (!self.nats.is_empty()).then(|| self.nats.clone());
+        self.given_or(given, "--nats", |ready| vec![ready.nats])
     }
 
     /// URL of the database: as given, or that of the running `dev`.
@@ -123,14 +171,14 @@ impl Config {
 
     /// Where the servers are: as given, or those of the running `dev`.
     pub(crate) fn endpoints(&self) -> anyhow::Result<Endpoints> {
-        let of_running = || self.running().ok().map(|ready| ready.nats_monitor);
-        let monitor = match &self.nats {
-            None => of_running(),
-            Some(_) => None,
-        };
+        let mut nats_monitors = self.nats_monitors.clone();
+        if nats_monitors.is_empty() && self.nats.is_empty() {
+            nats_monitors.extend(self.running().ok().map(|ready| ready.nats_monitor));
+        }
         Ok(Endpoints {
             nats: self.nats()?,
-            nats_monitor: self.nats_monitor.clone().or(monitor),
+            nats_monitors,
+            replicas: self.replicas,
             postgres: self.postgres()?,
         })
     }
@@ -167,16 +215,22 @@ impl Config {
 
     /// A connection to the broker.
     pub(crate) async fn connect(&self) -> anyhow::Result<async_nats::Client> {
-        let url = self.nats()?;
-        async_nats::connect(&url).await.with_context(|| {
-            format!("no connection to the broker at {url}: is it running? `flexcore doctor` checks")
+        let urls = self.nats()?;
+        async_nats::connect(&urls).await.with_context(|| {
+            let urls = urls.join(", ");
+            format!(
+                "no connection to the broker at {urls}: is it running? `flexcore doctor` checks"
+            )
         })
     }
 
     /// The log of a running installation, for tools: nothing is created or checked.
     pub(crate) async fn event_store(&self) -> anyhow::Result<EventStore> {
-        let settings =
-            Settings { profile: self.profile, replicas: 1, monitor_url: self.nats_monitor.clone() };
+        let settings = Settings {
+            profile: self.profile,
+            replicas: self.replicas,
+            monitor_urls: self.nats_monitors.clone(),
+        };
         Ok(EventStore::attach(self.connect().await?, settings).await?)
     }
 
@@ -262,7 +316,28 @@ mod tests {
         assert_eq!(found.tenant().unwrap().as_str(), "demo");
         assert_eq!(found.signing_key(), ready.signing_key);
         let given = config(folder.path(), &["--nats", "nats://other:4222"]);
-        assert_eq!(given.nats().unwrap(), "nats://other:4222");
+        assert_eq!(given.nats().unwrap(), ["nats://other:4222"]);
+    }
+
+    #[test]
+    fn a_file_gives_what_its_variable_would() {
+        let folder = tempfile::tempdir().unwrap();
+        let (secret, gone) = (folder.path().join("secret"), folder.path().join("gone"));
+        fs::write(&secret, "postgres://from/file\n").unwrap();
+        let parse = |file: &Path, line: &[&str]| {
+            let file = file.as_os_str().to_owned();
+            let asked = move |name: &str| (name == "FLEXCORE_POSTGRES_FILE").then(|| file.clone());
+            let command = with_files(cli::Cli::command(), &asked)?;
+            let matches = command.try_get_matches_from(line)?;
+            anyhow::Ok(cli::Cli::from_arg_matches(&matches)?.global.postgres)
+        };
+        let given = parse(&secret, &["flexcore", "worker"]).unwrap();
+        assert_eq!(given.as_deref(), Some("postgres://from/file"));
+        let given =
+            parse(&secret, &["flexcore", "worker", "--postgres", "postgres://line"]).unwrap();
+        assert_eq!(given.as_deref(), Some("postgres://line"));
+        let error = format!("{:#}", parse(&gone, &["flexcore", "worker"]).unwrap_err());
+        assert!(error.contains("FLEXCORE_POSTGRES_FILE says"), "{error}");
     }
 
     #[test]

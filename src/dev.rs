@@ -77,8 +77,9 @@ impl Dev {
         };
         let servers = Servers::start(&options).await?;
         let endpoints = Endpoints {
-            nats: servers.nats_url(),
-            nats_monitor: Some(servers.nats_monitor_url()),
+            nats: vec![servers.nats_url()],
+            nats_monitors: vec![servers.nats_monitor_url()],
+            replicas: 1,
             postgres: servers.postgres_url().context("BUG: both servers were asked for")?,
         };
         let (key, key_path) = signing_key(config)?;
@@ -101,7 +102,7 @@ impl Dev {
         let subject = ActorName::parse("dev")?;
         let ready = Ready {
             http,
-            nats: endpoints.nats,
+            nats: servers.nats_url(),
             nats_monitor: servers.nats_monitor_url(),
             postgres: endpoints.postgres,
             token: token::mint(config, &tenant, &subject, TOKEN_LIFETIME)?,

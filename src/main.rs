@@ -28,6 +28,7 @@ mod demo;
 mod demo_report;
 mod dev;
 mod doctor;
+mod healthcheck;
 mod http;
 mod metrics_http;
 mod out;
@@ -41,7 +42,7 @@ mod verify;
 
 use std::{io::Write, process::ExitCode, time::Duration};
 
-use clap::{CommandFactory, Parser};
+use clap::CommandFactory;
 use cli::Command;
 use config::Config;
 use flexcore_telemetry::{self as telemetry, Telemetry};
@@ -54,8 +55,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const TELEMETRY_SHUTDOWN_MAX: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
-    match start(cli) {
+    match config::command_line().and_then(start) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) if out::is_closed_pipe(&error) => ExitCode::SUCCESS,
@@ -97,6 +97,7 @@ async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow
         Command::Dead(command) => dead::run(config, command, &mut out).await,
         Command::Verify(args) => verify::run(config, args, &mut out).await,
         Command::Token(args) => token::run(config, &args, &mut out),
+        Command::Healthcheck(args) => healthcheck::run(&args, &mut out).await,
         Command::Doctor(args) => {
             doctor::run(&config.cache, &config.data, args.json, &mut out).await
         }

@@ -25,8 +25,12 @@ use crate::metrics_http;
 /// Where the servers are.
 #[derive(Clone, Debug)]
 pub(crate) struct Endpoints {
-    pub(crate) nats: String,
-    pub(crate) nats_monitor: Option<String>,
+    /// URLs of the broker's servers.
+    pub(crate) nats: Vec<String>,
+    /// Where each server's monitoring answers.
+    pub(crate) nats_monitors: Vec<String>,
+    /// Copies of each stream.
+    pub(crate) replicas: usize,
     pub(crate) postgres: String,
 }
 
@@ -48,17 +52,21 @@ const CLIENT_CAPACITY: usize = 65_536;
 /// The first moments of an outage look like this many quick tries.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 
-/// A connection that comes back by itself, with backoff and jitter.
-pub(crate) async fn connect(url: &str) -> anyhow::Result<async_nats::Client> {
+/// Longest wait for one server to take a connection: another one may.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A connection to one of these servers, that comes back by itself, with backoff and jitter.
+pub(crate) async fn connect(urls: &[String]) -> anyhow::Result<async_nats::Client> {
     async_nats::ConnectOptions::new()
         .name("flexcore")
         .ping_interval(PING_INTERVAL)
+        .connection_timeout(CONNECT_TIMEOUT)
         .client_capacity(CLIENT_CAPACITY)
         .subscription_capacity(CLIENT_CAPACITY)
         .reconnect_delay_callback(|attempts| backoff(u32::try_from(attempts).unwrap_or(u32::MAX)))
-        .connect(url)
+        .connect(urls)
         .await
-        .with_context(|| format!("no connection to the broker at {url}"))
+        .with_context(|| format!("no connection to the broker at {}", urls.join(", ")))
 }
 
 /// Doubling from the first pause to the longest, and a part of it left to chance.
@@ -81,12 +89,15 @@ impl Installation {
         let client = connect(&endpoints.nats).await?;
         let settings = eventstore::Settings {
             profile,
-            replicas: 1,
-            monitor_url: endpoints.nats_monitor.clone(),
+            replicas: endpoints.replicas,
+            monitor_urls: endpoints.nats_monitors.clone(),
         };
         let store = EventStore::open(client, settings).await?;
         let read_models =
             ReadModels::connect(&endpoints.postgres, readmodel::Settings::default()).await?;
+        if profile == Profile::PowerLoss {
+            read_models.check_durable().await?;
+        }
         read_models.migrate().await.context("no read models")?;
         let catalog = eventstore::catalog::watch(&store).await?;
         Ok(Self { store, read_models, catalog })
@@ -106,8 +117,11 @@ impl Installation {
                 Ok(installation) => return Ok(installation),
                 Err(error) => error,
             };
-            let ours = error.downcast_ref::<eventstore::Error>();
-            if matches!(ours, Some(eventstore::Error::Misconfigured(_))) {
+            let log = error.downcast_ref::<eventstore::Error>();
+            let rows = error.downcast_ref::<readmodel::Error>();
+            if matches!(log, Some(eventstore::Error::Misconfigured(_)))
+                || matches!(rows, Some(readmodel::Error::Misconfigured(_)))
+            {
                 return Err(error);
             }
             tracing::warn!(error = format!("{error:#}"), "waiting for the servers");

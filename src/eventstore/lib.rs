@@ -61,9 +61,9 @@ pub struct Settings {
     pub profile: Profile,
     /// Copies of each stream: 1, 3 or 5.
     pub replicas: usize,
-    /// Where the server's monitoring answers, such as `http://127.0.0.1:8222`: there the profile is
+    /// Where each server's monitoring answers, such as `http://127.0.0.1:8222`: there the profile is
     /// checked.
-    pub monitor_url: Option<String>,
+    pub monitor_urls: Vec<String>,
 }
 
 impl Settings {

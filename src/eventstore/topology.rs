@@ -176,22 +176,38 @@ pub(crate) async fn check_profile(
     if settings.profile == Profile::Relaxed {
         return Ok(());
     }
-    let url = settings.monitor_url.as_deref().ok_or_else(|| {
-        Error::Misconfigured(
-            "the profile power-loss is checked at the server's monitoring address: \
-             give it with --nats-monitor (nats.conf: `http`), or use --profile relaxed"
+    if settings.monitor_urls.is_empty() {
+        return Err(Error::Misconfigured(
+            "the profile power-loss is checked at the servers' monitoring addresses: \
+             give them with --nats-monitor (nats.conf: `http`), or use --profile relaxed"
                 .to_owned(),
-        )
-    })?;
-    let varz = varz(url).await?;
-    if varz["jetstream"]["config"]["sync_always"] == true {
-        return Ok(());
+        ));
     }
-    Err(Error::Misconfigured(format!(
-        "the server at {url} does not sync before it acknowledges, so the profile power-loss would \
-         be a false promise: set `jetstream {{ sync_interval: always }}` in nats.conf, or start \
-         with --profile relaxed"
-    )))
+    let asked = settings.monitor_urls.iter().map(|url| async move { (url, varz(url).await) });
+    syncs(futures::future::join_all(asked).await)
+}
+
+/// Whether servers that answered at these addresses sync before they acknowledge. One that is away
+/// is not in the way of the others' work as long as most of them answer.
+fn syncs(answers: Vec<(&String, Result<serde_json::Value, Error>)>) -> Result<(), Error> {
+    let (asked, mut well, mut away) = (answers.len(), 0, None);
+    for (url, answer) in answers {
+        match answer {
+            Ok(varz) if varz["jetstream"]["config"]["sync_always"] == true => well += 1,
+            Ok(_) => {
+                return Err(Error::Misconfigured(format!(
+                    "the server at {url} does not sync before it acknowledges, so the profile \
+                     power-loss would be a false promise: set `jetstream {{ sync_interval: \
+                     always }}` in nats.conf, or start with --profile relaxed"
+                )));
+            }
+            Err(error) => away = Some(error),
+        }
+    }
+    match away {
+        Some(error) if well * 2 <= asked => Err(error),
+        _ => Ok(()),
+    }
 }
 
 async fn varz(url: &str) -> Result<serde_json::Value, Error> {
@@ -212,4 +228,31 @@ async fn varz(url: &str) -> Result<serde_json::Value, Error> {
         .map_err(|error| bad(&error))?;
     let body = answer.windows(4).position(|four| four == b"\r\n\r\n").map_or(0, |at| at + 4);
     serde_json::from_slice(&answer[body..]).map_err(|error| bad(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn checked(answers: &[Option<bool>]) -> Result<(), Error> {
+        let urls: Vec<String> = (0..answers.len()).map(|n| format!("http://n{n}")).collect();
+        let answers = answers.iter().map(|answer| match answer {
+            Some(syncs) => Ok(json!({"jetstream": {"config": {"sync_always": syncs}}})),
+            None => Err(Error::Unavailable("away".to_owned())),
+        });
+        syncs(urls.iter().zip(answers).collect())
+    }
+
+    #[test]
+    fn most_servers_must_answer_and_all_that_do_must_sync() {
+        assert!(checked(&[Some(true)]).is_ok());
+        assert!(checked(&[Some(true), None, Some(true)]).is_ok());
+        for too_few in [&[None][..], &[Some(true), None], &[Some(true), None, None]] {
+            assert!(matches!(checked(too_few), Err(Error::Unavailable(_))), "{too_few:?}");
+        }
+        let lazy = checked(&[Some(true), Some(true), Some(false)]).unwrap_err().to_string();
+        assert!(lazy.contains("http://n2 does not sync"), "{lazy}");
+    }
 }

@@ -67,6 +67,9 @@ pub enum Error {
         /// What Postgres says.
         message: String,
     },
+    /// The server's settings contradict what its acknowledgements are to promise.
+    #[error("{0}")]
+    Misconfigured(String),
     /// The query has more rows than are returned at once.
     #[error("query {query} has more than {max} rows; add a limit to its statement")]
     TooManyRows {

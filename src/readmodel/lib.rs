@@ -112,6 +112,24 @@ impl ReadModels {
         })
     }
 
+    /// Checks that what Postgres acknowledges survives a power cut. Fails with
+    /// [`Error::Misconfigured`] when a setting of the server contradicts that: a checkpoint that is
+    /// lost with its rows is read again, one that survives them is not.
+    pub async fn check_durable(&self) -> Result<(), Error> {
+        let lax: Vec<(String, String)> = sqlx::query_as(
+            "select name, setting from pg_settings \
+             where name in ('fsync', 'full_page_writes', 'synchronous_commit') and setting = 'off' \
+             order by name",
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let Some((name, setting)) = lax.first() else { return Ok(()) };
+        Err(Error::Misconfigured(format!(
+            "Postgres has {name} {setting}, so the profile power-loss would be a false promise: \
+             `alter system set {name} = on` and reload, or start with --profile relaxed"
+        )))
+    }
+
     /// Asks Postgres whether it answers.
     pub async fn ping(&self) -> Result<(), Error> {
         sqlx::query("select 1").execute(&self.pool).await?;

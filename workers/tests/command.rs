@@ -49,7 +49,7 @@ async fn a_lane_that_panics_ends_the_worker() {
     let settings = flexcore_eventstore::Settings {
         profile: Profile::Relaxed,
         replicas: 1,
-        monitor_url: Some(servers.nats_monitor_url()),
+        monitor_urls: vec![servers.nats_monitor_url()],
     };
     let store = EventStore::open(client.clone(), settings).await.unwrap();
     let settings = command::Settings {

@@ -98,7 +98,7 @@ impl Rig {
         let settings = flexcore_eventstore::Settings {
             profile: Profile::Relaxed,
             replicas: 1,
-            monitor_url: Some(servers.nats_monitor_url()),
+            monitor_urls: vec![servers.nats_monitor_url()],
         };
         let store = EventStore::open(client, settings).await.unwrap();
         let url = servers.postgres_url().unwrap();

@@ -51,8 +51,11 @@ pub(crate) async fn start(settings: Settings) -> Gateway {
     let options = Options { sync: Sync::Lazy, want: Want::Nats, ..Options::new(cache()) };
     let servers = Servers::start(&options).await.unwrap();
     let client = async_nats::connect(servers.nats_url()).await.unwrap();
-    let how =
-        flexcore_eventstore::Settings { profile: Profile::Relaxed, replicas: 1, monitor_url: None };
+    let how = flexcore_eventstore::Settings {
+        profile: Profile::Relaxed,
+        replicas: 1,
+        monitor_urls: vec![],
+    };
     let store = EventStore::open(client, how).await.unwrap();
     tokio::spawn(work(async_nats::connect(servers.nats_url()).await.unwrap()));
     let nowhere = "postgres://nobody:nothing@127.0.0.1:1/none";

@@ -4,8 +4,9 @@ use flexcore_domain::{
     Slot,
     definition::{ColumnKind, Operation},
 };
-use flexcore_readmodel::{Error, Move, Rebuild, State, check_names};
+use flexcore_readmodel::{Error, Move, ReadModels, Rebuild, Settings, State, check_names};
 use serde_json::json;
+use sqlx::AssertSqlSafe;
 
 use crate::database::{Database, catalog, change, changes, commit, data, model, part};
 
@@ -144,4 +145,17 @@ fn names_that_are_taken_are_refused() {
     for fine in ["m_v", "m_v2x", "order", "user"] {
         check_names(&model(fine, "f", &COLUMNS, [])).unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_database_that_acknowledges_before_it_writes_is_refused() {
+    let database = Database::empty().await;
+    database.models.check_durable().await.unwrap();
+    let name = database.one("select current_database()").await;
+    let alter = AssertSqlSafe(format!("alter database {name} set synchronous_commit = off"));
+    sqlx::raw_sql(alter).execute(&database.admin).await.unwrap();
+    let models = ReadModels::connect(&database.url, Settings::default()).await.unwrap();
+    let error = models.check_durable().await.unwrap_err();
+    assert!(matches!(error, Error::Misconfigured(_)), "{error}");
+    assert!(error.to_string().contains("alter system set synchronous_commit = on"), "{error}");
 }
