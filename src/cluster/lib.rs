@@ -1,0 +1,166 @@
+//! Membership, leader election and slot assignment, in one KV bucket of the broker.
+//!
+//! Every process is a member: a record under a key of its own, with a lease. One member leads, by a
+//! lease on one key, and writes the map that says who serves which slot. Members follow the map, and
+//! say in their records what they serve.
+//!
+//! | key | holds |
+//! | --- | --- |
+//! | `leader` | who leads, with the epoch: the sequence of the write that won |
+//! | `member.<id>` | a member's record |
+//! | `map` | who serves which place; written only while `leader` is at the leader's own sequence |
+//! | `drain.<id>` | that this member is to serve nothing any more |
+//!
+//! Leases keep two members from the same work for most of the time. What makes it safe is the epoch:
+//! the resource that a member works on refuses what comes under an older one.
+
+mod bucket;
+mod lease;
+mod member;
+mod node;
+mod plan;
+mod view;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+
+pub use lease::{Found, Lease, Step, Terms, Written};
+pub use member::{Assigned, Guard, Member, Settings};
+pub use plan::{Map, Place, plan};
+pub use view::{Seat, View, drain, look, reset, undrain};
+
+/// How long a lease is good for unless configured: longer than the broker needs to elect a leader of
+/// a stream after a server's death (4 to 7 s), so that this does not cost anybody a lease.
+pub const LEASE: Duration = Duration::from_secs(12);
+/// Shortest lease: renewed several times, with room for an answer that is slow.
+pub const LEASE_MIN: Duration = Duration::from_secs(3);
+/// Longest lease: what a dead member's slots would stand still.
+pub const LEASE_MAX: Duration = Duration::from_secs(60);
+
+/// The name of the bucket's stream.
+pub const STREAM: &str = "KV_flex_cluster";
+
+/// Why the cluster's state could not be read or written.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// The broker did not answer, or not in time.
+    #[error("the cluster's state is unavailable: {0}")]
+    Unavailable(String),
+    /// There is no such member.
+    #[error("no member {id:?}; there are: {}", known.join(", "))]
+    UnknownMember {
+        /// As it was given.
+        id: String,
+        /// Those that there are.
+        known: Vec<String>,
+    },
+}
+
+fn unavailable(error: impl fmt::Display) -> Error {
+    Error::Unavailable(error.to_string())
+}
+
+/// What is shared out among members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// The slots of the command workers.
+    Command,
+    /// The shares of the projection workers: a read model belongs to one, by its name.
+    Projection,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Command, Self::Projection];
+
+    /// How many places there are of it.
+    #[must_use]
+    pub fn places(self) -> u16 {
+        match self {
+            Self::Command => 64,
+            Self::Projection => 16,
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Command => "command",
+            Self::Projection => "projection",
+        }
+    }
+}
+
+/// A member's id: its name and a random part, so that a process that was started again is another
+/// member.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct MemberId(String);
+
+impl MemberId {
+    /// An id of this name, which is cut down to what a subject may hold.
+    #[must_use]
+    pub fn new(name: &str, random: &str) -> Self {
+        let fits =
+            |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
+        let name: String = name.chars().take(40).map(fits).collect();
+        Self(format!("{name}-{random}"))
+    }
+
+    /// As text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for MemberId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a member says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// What it can serve; empty for a gateway.
+    pub kinds: BTreeSet<Kind>,
+    /// What it is, for people: `gateway`, `worker`, `dev`.
+    pub role: String,
+    /// The version of the executable.
+    pub version: String,
+    /// When it started, seconds since 1970-01-01 UTC.
+    pub started_s: u64,
+    /// What it serves, by kind.
+    pub serves: BTreeMap<Kind, Serves>,
+    /// The number of the attempt that wrote this.
+    #[serde(default)]
+    beat: u64,
+    /// The sequence of the member's first record.
+    #[serde(default)]
+    epoch: Option<u64>,
+}
+
+/// What a member serves of one kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Serves {
+    /// The sequence of the map that it has followed.
+    pub followed: u64,
+    /// The places that it serves, or is just leaving.
+    pub places: BTreeSet<u16>,
+}
+
+impl Record {
+    /// Whether it knows that it was to leave a place, and has left.
+    fn has_left(&self, kind: Kind, number: u16, since: u64) -> bool {
+        self.serves
+            .get(&kind)
+            .is_some_and(|serves| serves.followed > since && !serves.places.contains(&number))
+    }
+}

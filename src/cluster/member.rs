@@ -1,0 +1,165 @@
+//! The handle that a process has on its membership.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{mpsc, watch};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{Error, Kind, LEASE, Map, MemberId, Serves, bucket::Bucket, node::Node};
+
+/// How a process is a member.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Its name, for people; its id is this and a random part.
+    pub name: String,
+    /// What it is, for people: `gateway`, `worker`, `dev`.
+    pub role: String,
+    /// What it can serve. One that serves something can lead.
+    pub kinds: BTreeSet<Kind>,
+    /// How long its leases are good for, in whole seconds.
+    pub lease: Duration,
+    /// Copies of the bucket, when it has to be made.
+    pub replicas: usize,
+}
+
+impl Settings {
+    /// A member of this name and role that serves these kinds.
+    #[must_use]
+    pub fn new(name: &str, role: &str, kinds: impl IntoIterator<Item = Kind>) -> Self {
+        Self {
+            name: name.to_owned(),
+            role: role.to_owned(),
+            kinds: kinds.into_iter().collect(),
+            lease: LEASE,
+            replicas: 1,
+        }
+    }
+}
+
+/// What a member is to serve.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Assigned {
+    /// The sequence of the map that says so; to be reported.
+    pub followed: u64,
+    /// The places by number, each with the epoch of the ownership.
+    pub places: BTreeMap<Kind, BTreeMap<u16, u64>>,
+}
+
+impl Assigned {
+    /// The places of one kind.
+    #[must_use]
+    pub fn of(&self, kind: Kind) -> BTreeMap<u16, u64> {
+        self.places.get(&kind).cloned().unwrap_or_default()
+    }
+}
+
+/// A monotonic clock in milliseconds that every part of the process reads alike.
+pub(crate) fn now_ms(origin: Instant) -> u64 {
+    u64::try_from(origin.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Whether the process may act as a member just now; cheap to clone and to ask.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    pub(crate) origin: Instant,
+    pub(crate) until_ms: Arc<AtomicU64>,
+}
+
+impl Guard {
+    /// Whether the member's lease holds: to be asked right before each effect.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        now_ms(self.origin) < self.until_ms.load(Ordering::Acquire)
+    }
+}
+
+/// A membership. Cheap to clone; it ends with [`Self::leave`], or with the process.
+#[derive(Clone)]
+pub struct Member {
+    id: MemberId,
+    guard: Guard,
+    map: watch::Receiver<Arc<Map>>,
+    assigned: watch::Receiver<Assigned>,
+    reports: mpsc::UnboundedSender<(Kind, Serves)>,
+    looks: mpsc::UnboundedSender<()>,
+    leaving: CancellationToken,
+    gone: CancellationToken,
+    _task: Arc<AbortOnDropHandle<()>>,
+}
+
+impl Member {
+    /// Joins. Returns when the member's record is stored. Fails when the broker does not answer.
+    pub async fn join(client: &async_nats::Client, settings: Settings) -> Result<Self, Error> {
+        let bucket = Bucket::open(client, settings.replicas).await?;
+        let random = uuid::Uuid::new_v4().simple().to_string();
+        let id = MemberId::new(&settings.name, &random[..8]);
+        let (tell_map, map) = watch::channel(Arc::default());
+        let (tell_assigned, assigned) = watch::channel(Assigned::default());
+        let (reports, reported) = mpsc::unbounded_channel();
+        let (looks, wanted) = mpsc::unbounded_channel();
+        let (leaving, gone) = (CancellationToken::new(), CancellationToken::new());
+        let guard = Guard { origin: Instant::now(), until_ms: Arc::default() };
+        let mut node = Node::new(bucket, id.clone(), &settings, guard.clone());
+        node.told = Some((tell_map, tell_assigned));
+        let hints = node.start().await?;
+        let task = tokio::spawn({
+            let (leaving, gone) = (leaving.clone(), gone.clone());
+            async move {
+                node.run(hints, reported, wanted, leaving).await;
+                gone.cancel();
+            }
+        });
+        let task = Arc::new(AbortOnDropHandle::new(task));
+        Ok(Self { id, guard, map, assigned, reports, looks, leaving, gone, _task: task })
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> &MemberId {
+        &self.id
+    }
+
+    /// Whether it may act just now.
+    #[must_use]
+    pub fn guard(&self) -> Guard {
+        self.guard.clone()
+    }
+
+    /// What it is to serve. Empty while its lease does not hold.
+    #[must_use]
+    pub fn assigned(&self) -> watch::Receiver<Assigned> {
+        self.assigned.clone()
+    }
+
+    /// The map as last read.
+    #[must_use]
+    pub fn map(&self) -> watch::Receiver<Arc<Map>> {
+        self.map.clone()
+    }
+
+    /// Says what it serves of a kind, having followed a map: what is not in it, and was to be left,
+    /// is given to others.
+    pub fn report(&self, kind: Kind, followed: u64, places: BTreeSet<u16>) {
+        // The task ends last: then nobody reads reports any more.
+        let _ = self.reports.send((kind, Serves { followed, places }));
+    }
+
+    /// Asks for a look at the map soon: something suggests that it has changed.
+    pub fn look(&self) {
+        let _ = self.looks.send(());
+    }
+
+    /// Leaves: gives the leadership up, then the record. What it served is given to others. To be
+    /// called when it serves nothing any more.
+    pub async fn leave(&self) {
+        self.leaving.cancel();
+        self.gone.cancelled().await;
+    }
+}

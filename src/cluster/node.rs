@@ -1,0 +1,425 @@
+//! A member's task: keeps its leases, follows the map, and leads when it is its turn.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    hash::{BuildHasher as _, RandomState},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use async_nats::{Subscriber, connection::State};
+use futures::StreamExt;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    Assigned, Error, Kind, MemberId, Record, Serves, Settings,
+    bucket::{Bucket, Condition, Entry, LEADER, MAP},
+    lease::{Found, Lease, Step, Terms, Written},
+    member::{Guard, now_ms},
+    plan::{Map, plan},
+    unavailable,
+};
+
+/// Renewals in the time of a lease: some may be lost.
+const RENEWALS: u32 = 6;
+/// How often a member looks whether something has changed that no hint told of.
+const LOOK_EVERY: Duration = Duration::from_millis(1_000);
+/// How long the leader waits for more news after some, so that many members cost one look.
+const GATHER: Duration = Duration::from_millis(20);
+/// Pause after a write or a look without an answer.
+const RETRY: Duration = Duration::from_millis(250);
+/// Answers in a row that do not come before another server is tried: more than the broker's election
+/// of a leader takes.
+const SILENCES_MAX: u32 = 5;
+/// Longest time for taking leave.
+const LEAVE_MAX: Duration = Duration::from_secs(5);
+
+/// What the key `leader` holds.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Leadership {
+    /// `None`: it was given up.
+    pub(crate) member: Option<MemberId>,
+    /// Of the leader; `None`: the sequence of this message.
+    pub(crate) epoch: Option<u64>,
+    #[serde(default)]
+    pub(crate) beat: u64,
+}
+
+/// Who is told of a change.
+type Told = (watch::Sender<Arc<Map>>, watch::Sender<Assigned>);
+
+pub(crate) struct Node {
+    bucket: Bucket,
+    id: MemberId,
+    record: Record,
+    ttl: Duration,
+    renew_every: Duration,
+    guard: Guard,
+    own: Lease,
+    renew_at: Instant,
+    lead: Lease,
+    lead_at: Instant,
+    may_lead: bool,
+    /// The map as last read, with its sequence.
+    map: (Arc<Map>, u64),
+    look_at: Instant,
+    /// The map was written under our present epoch.
+    taken_over: Option<u64>,
+    silences: u32,
+    pub(crate) told: Option<Told>,
+}
+
+impl Node {
+    pub(crate) fn new(bucket: Bucket, id: MemberId, settings: &Settings, guard: Guard) -> Self {
+        let ttl_ms = u64::try_from(settings.lease.as_millis()).unwrap_or(u64::MAX);
+        let terms = Terms { ttl_ms, margin_ms: ttl_ms / u64::from(RENEWALS) };
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let record = Record {
+            kinds: settings.kinds.clone(),
+            role: settings.role.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            started_s: started.as_secs(),
+            serves: settings.kinds.iter().map(|kind| (*kind, Serves::default())).collect(),
+            ..Record::default()
+        };
+        let now = Instant::now();
+        Self {
+            bucket,
+            id,
+            record,
+            ttl: settings.lease,
+            renew_every: settings.lease / RENEWALS,
+            guard,
+            own: Lease::own(terms),
+            renew_at: now,
+            lead: Lease::new(terms),
+            lead_at: now,
+            may_lead: !settings.kinds.is_empty(),
+            map: (Arc::default(), 0),
+            look_at: now,
+            taken_over: None,
+            silences: 0,
+            told: None,
+        }
+    }
+
+    /// Stores the first record. Returns hints: whatever is published to the bucket.
+    pub(crate) async fn start(&mut self) -> Result<Subscriber, Error> {
+        let hints =
+            self.bucket.client.subscribe("$KV.flex_cluster.>").await.map_err(unavailable)?;
+        self.bucket.client.flush().await.map_err(unavailable)?;
+        self.renew().await;
+        if !self.own.holds(self.now_ms()) {
+            return Err(Error::Unavailable("the member's record is not stored".to_owned()));
+        }
+        self.tick().await;
+        Ok(hints)
+    }
+
+    fn now_ms(&self) -> u64 {
+        now_ms(self.guard.origin)
+    }
+
+    pub(crate) async fn run(
+        mut self,
+        mut hints: Subscriber,
+        mut reports: mpsc::UnboundedReceiver<(Kind, Serves)>,
+        mut looks: mpsc::UnboundedReceiver<()>,
+        leaving: CancellationToken,
+    ) {
+        loop {
+            let wake = self.wake_at();
+            tokio::select! {
+                () = leaving.cancelled() => break,
+                () = tokio::time::sleep_until(wake) => {}
+                Some(hint) = hints.next() => self.hinted(hint.subject.as_str()),
+                Some(()) = looks.recv() => self.look_at = Instant::now(),
+                Some((kind, serves)) = reports.recv() => {
+                    if self.record.serves.insert(kind, serves.clone()) != Some(serves) {
+                        self.renew_at = Instant::now();
+                    }
+                }
+            }
+            self.tick().await;
+        }
+        let _ = tokio::time::timeout(LEAVE_MAX, self.leave()).await;
+    }
+
+    /// When something is due. The end of the lease is: what was assigned is void then.
+    fn wake_at(&self) -> Instant {
+        let next = self.renew_at.min(self.look_at);
+        let next = if self.may_lead { next.min(self.lead_at) } else { next };
+        let left_ms = self.own.until_ms().saturating_sub(self.now_ms());
+        if left_ms == 0 { next } else { next.min(Instant::now() + Duration::from_millis(left_ms)) }
+    }
+
+    /// Something was published to a key. It may have been refused, so it is only a reason to look.
+    fn hinted(&mut self, subject: &str) {
+        let now = Instant::now();
+        let key = subject.strip_prefix("$KV.flex_cluster.").unwrap_or_default();
+        let leads = self.lead.holds(self.now_ms());
+        match key.split('.').next() {
+            Some("map") => self.look_at = now,
+            Some("leader") if !leads => self.lead_at = self.lead_at.min(now + jitter(RETRY / 10)),
+            Some("member" | "drain") if leads => self.look_at = self.look_at.min(now + GATHER),
+            _ => {}
+        }
+    }
+
+    async fn tick(&mut self) {
+        let now = Instant::now();
+        if self.renew_at <= now {
+            self.renew().await;
+        }
+        if self.may_lead && self.lead_at <= now {
+            self.contend().await;
+        }
+        if self.look_at <= now {
+            self.look_at = now + jitter(LOOK_EVERY);
+            self.follow().await;
+            if let Some(epoch) = self.lead.epoch(self.now_ms()) {
+                self.assign(epoch).await;
+            }
+        }
+        self.tell();
+    }
+
+    /// Renews the member's record.
+    async fn renew(&mut self) {
+        let key = format!("member.{}", self.id);
+        let at = Instant::now();
+        let again = match self.own.step(self.now_ms()) {
+            Step::Read => match self.bucket.read(&key).await {
+                Ok(entry) => {
+                    let found = found(entry, |record: Record| Some((record.beat, record.epoch)));
+                    self.own.found(found);
+                    Duration::ZERO
+                }
+                Err(error) => self.silent(&error),
+            },
+            Step::Write { expected, beat, epoch } => {
+                (self.record.beat, self.record.epoch) = (beat, epoch);
+                let condition = Condition { key: &key, sequence: expected };
+                let written =
+                    self.bucket.write(&key, &self.record, Some(condition), Some(self.ttl)).await;
+                self.own.written(written);
+                self.answered(written, self.renew_every)
+            }
+        };
+        self.renew_at = at + again;
+        self.guard.until_ms.store(self.own.until_ms(), Ordering::Release);
+    }
+
+    /// Wins the leadership, keeps it, or looks whether it is free.
+    async fn contend(&mut self) {
+        let at = Instant::now();
+        let led = self.lead.holds(self.now_ms());
+        let again = match self.lead.step(self.now_ms()) {
+            Step::Read => match self.bucket.read(LEADER).await {
+                Ok(entry) => {
+                    let found = found(entry, |leader: Leadership| match &leader.member {
+                        None => Some((0, None)),
+                        Some(member) if *member == self.id => Some((leader.beat, leader.epoch)),
+                        Some(_) => None,
+                    });
+                    self.lead.found(found);
+                    if found == Found::Taken { jitter(LOOK_EVERY) } else { Duration::ZERO }
+                }
+                Err(error) => self.silent(&error),
+            },
+            Step::Write { expected, beat, epoch } => {
+                let value = Leadership { member: Some(self.id.clone()), epoch, beat };
+                let condition = Condition { key: LEADER, sequence: expected };
+                let written =
+                    self.bucket.write(LEADER, &value, Some(condition), Some(self.ttl)).await;
+                self.lead.written(written);
+                self.answered(written, self.renew_every)
+            }
+        };
+        self.lead_at = at + again;
+        let epoch = self.lead.epoch(self.now_ms());
+        match (led, epoch) {
+            (false, Some(epoch)) => {
+                tracing::info!(member = %self.id, epoch, "leads");
+                metrics::counter!("flexcore_leader_changes_total").increment(1);
+                self.look_at = at;
+            }
+            (true, None) => tracing::warn!(member = %self.id, "leads no longer"),
+            _ => {}
+        }
+        metrics::gauge!("flexcore_leader").set(f64::from(u8::from(epoch.is_some())));
+    }
+
+    /// Reads the map.
+    async fn follow(&mut self) {
+        match self.bucket.read(MAP).await {
+            Ok(Some(entry)) if entry.sequence != self.map.1 => {
+                self.silences = 0;
+                if let Some(map) = entry.parse::<Map>() {
+                    self.map = (Arc::new(map), entry.sequence);
+                }
+            }
+            Ok(Some(_)) => self.silences = 0,
+            Ok(None) => self.map = (Arc::default(), 0),
+            Err(error) => {
+                self.look_at = Instant::now() + self.silent(&error);
+            }
+        }
+    }
+
+    /// As the leader: writes the map that follows from who is there. The write is refused unless the
+    /// key `leader` is still at the sequence of our own last write.
+    async fn assign(&mut self, epoch: u64) {
+        let Ok((members, leaving)) = self.members().await else { return };
+        let Some(sequence) = self.lead.sequence() else { return };
+        if !members.contains_key(&self.id) && self.own.holds(self.now_ms()) {
+            // A look that is older than our own record.
+            return;
+        }
+        let (map, at) = &self.map;
+        if *at == 0 && self.taken_over == Some(epoch) {
+            // It was deleted: epochs have to go on above those that it had.
+            self.lead_at = Instant::now();
+            self.taken_over = None;
+            return;
+        }
+        let mut next = plan(map, &members, &leaving, sequence.max(*at));
+        (next.epoch, next.leader) = (epoch, self.id.clone());
+        if next == **map {
+            return;
+        }
+        let condition = Condition { key: LEADER, sequence };
+        match self.bucket.write(MAP, &next, Some(condition), None).await {
+            Written::Stored(at) => {
+                self.taken_over = Some(epoch);
+                self.map = (Arc::new(next), at);
+            }
+            Written::Refused => {
+                self.lead.written(Written::Refused);
+                self.lead_at = Instant::now();
+            }
+            Written::Unknown => self.look_at = Instant::now() + jitter(RETRY),
+        }
+    }
+
+    /// The members that there are, and those that are to serve nothing.
+    async fn members(&self) -> Result<(BTreeMap<MemberId, Record>, BTreeSet<MemberId>), Error> {
+        let mut members = BTreeMap::new();
+        for id in self.bucket.keys("member").await? {
+            let entry = self.bucket.read(&format!("member.{id}")).await?;
+            if let Some(record) = entry.and_then(|entry| entry.parse()) {
+                members.insert(MemberId(id), record);
+            }
+        }
+        let mut leaving = BTreeSet::new();
+        for id in self.bucket.keys("drain").await? {
+            let key = format!("drain.{id}");
+            let wanted = self.bucket.read(&key).await?.is_some_and(|entry| entry.value.is_some());
+            let id = MemberId(id);
+            match (wanted, members.contains_key(&id)) {
+                (true, true) => drop(leaving.insert(id)),
+                // Ids are not used again.
+                (true, false) => drop(self.bucket.delete(&key, None).await),
+                (false, _) => {}
+            }
+        }
+        Ok((members, leaving))
+    }
+
+    /// Tells what is assigned, if that has changed: nothing, while our lease does not hold.
+    fn tell(&self) {
+        let Some((map, assigned)) = &self.told else { return };
+        let holds = self.own.holds(self.now_ms());
+        map.send_if_modified(|known| {
+            let changed = *known != self.map.0;
+            *known = self.map.0.clone();
+            changed
+        });
+        let now = Assigned {
+            followed: if holds { self.map.1 } else { 0 },
+            places: if holds { self.places() } else { BTreeMap::new() },
+        };
+        assigned.send_if_modified(|known| {
+            let changed = *known != now;
+            *known = now;
+            changed
+        });
+    }
+
+    fn places(&self) -> BTreeMap<Kind, BTreeMap<u16, u64>> {
+        self.record.kinds.iter().map(|kind| (*kind, self.map.0.of(&self.id, *kind))).collect()
+    }
+
+    /// Counts answers. Returns when to try next.
+    fn answered(&mut self, written: Written, next: Duration) -> Duration {
+        match written {
+            Written::Stored(_) => {
+                self.silences = 0;
+                next
+            }
+            Written::Refused => Duration::ZERO,
+            Written::Unknown => self.silent(&"no answer"),
+        }
+    }
+
+    /// After some answers that did not come the connection is made anew: a server that is cut off
+    /// from the others may still talk to us.
+    fn silent(&mut self, error: &dyn std::fmt::Display) -> Duration {
+        self.silences += 1;
+        tracing::debug!(%error, silences = self.silences, "the cluster's bucket does not answer");
+        let client = &self.bucket.client;
+        if self.silences >= SILENCES_MAX && client.connection_state() == State::Connected {
+            self.silences = 0;
+            tracing::warn!("the broker does not answer: another server is tried");
+            let client = client.clone();
+            tokio::spawn(async move { client.force_reconnect().await });
+        }
+        jitter(RETRY)
+    }
+
+    /// Gives up the leadership, then the record.
+    async fn leave(&mut self) {
+        if let Some(sequence) = self.lead.sequence() {
+            let condition = Condition { key: LEADER, sequence };
+            let free = Leadership::default();
+            self.bucket.write(LEADER, &free, Some(condition), Some(self.ttl)).await;
+        }
+        self.guard.until_ms.store(0, Ordering::Release);
+        if let Some(sequence) = self.own.sequence() {
+            let key = format!("member.{}", self.id);
+            self.bucket.delete(&key, Some(Condition { key: &key, sequence })).await;
+        }
+    }
+}
+
+/// What an entry says about its key. `ours` gives beat and epoch; `None`: somebody else's. A beat of
+/// 0, which no attempt has, says that the key was given up.
+fn found<T: for<'a> Deserialize<'a>>(
+    entry: Option<Entry>,
+    ours: impl FnOnce(T) -> Option<(u64, Option<u64>)>,
+) -> Found {
+    let Some(entry) = entry else { return Found::Free(0) };
+    let sequence = entry.sequence;
+    // One that does not parse is of a later version, or foreign: it ends with its time to live.
+    match (entry.value.is_some(), entry.parse::<T>()) {
+        (false, _) => Found::Free(sequence),
+        (true, None) => Found::Taken,
+        (true, Some(value)) => match ours(value) {
+            None => Found::Taken,
+            Some((0, _)) => Found::Free(sequence),
+            Some((beat, epoch)) => Found::Ours { sequence, beat, epoch },
+        },
+    }
+}
+
+/// Between half of it and all of it, so that members do not act in step.
+fn jitter(full: Duration) -> Duration {
+    // A fresh RandomState is seeded anew: randomness enough for a pause.
+    let part = RandomState::new().hash_one(0) % 1_000;
+    full / 2 + full.mul_f64(part as f64 / 2_000.0)
+}

@@ -1,0 +1,118 @@
+//! The cluster as people see it, and what they may ask of it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    Error, Kind, Map, MemberId, Record,
+    bucket::{Bucket, LEADER, MAP},
+    lease::Written,
+    node::Leadership,
+};
+
+/// A member and what it serves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seat {
+    /// Its id.
+    pub id: MemberId,
+    /// `gateway`, `worker`, `dev`.
+    pub role: String,
+    /// The version of its executable.
+    pub version: String,
+    /// When it started, seconds since 1970-01-01 UTC.
+    pub started_s: u64,
+    /// Whether it leads.
+    pub leads: bool,
+    /// It is to serve nothing any more.
+    pub draining: bool,
+    /// The places that it owns, by kind.
+    pub owns: BTreeMap<Kind, Vec<u16>>,
+}
+
+/// The cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// Who leads; `None`: nobody just now.
+    pub leader: Option<MemberId>,
+    /// The leader's epoch.
+    pub epoch: Option<u64>,
+    /// The members that hold their leases.
+    pub members: Vec<Seat>,
+    /// Places without an owner, by kind.
+    pub unowned: BTreeMap<Kind, Vec<u16>>,
+}
+
+/// Looks at the cluster. Fails when the broker does not answer.
+pub async fn look(client: &async_nats::Client) -> Result<View, Error> {
+    let bucket = Bucket::attach(client).await?;
+    let leader = bucket.read(LEADER).await?;
+    let sequence = leader.as_ref().map(|entry| entry.sequence);
+    let leader = leader.and_then(|entry| entry.parse::<Leadership>()).unwrap_or_default();
+    let map: Map = bucket.read(MAP).await?.and_then(|entry| entry.parse()).unwrap_or_default();
+    let drained = bucket.keys("drain").await?;
+    let mut members = Vec::new();
+    for id in bucket.keys("member").await? {
+        let entry = bucket.read(&format!("member.{id}")).await?;
+        let Some(record) = entry.and_then(|entry| entry.parse::<Record>()) else { continue };
+        let draining = drained.contains(&id);
+        let id = MemberId(id);
+        members.push(Seat {
+            leads: leader.member.as_ref() == Some(&id),
+            owns: Kind::ALL
+                .into_iter()
+                .filter(|kind| record.kinds.contains(kind))
+                .map(|kind| (kind, owned(&map, kind, Some(&id))))
+                .collect(),
+            role: record.role,
+            version: record.version,
+            started_s: record.started_s,
+            draining,
+            id,
+        });
+    }
+    let unowned = Kind::ALL.into_iter().map(|kind| (kind, owned(&map, kind, None))).collect();
+    let epoch = leader.member.as_ref().and(leader.epoch.or(sequence));
+    Ok(View { leader: leader.member, epoch, members, unowned })
+}
+
+fn owned(map: &Map, kind: Kind, by: Option<&MemberId>) -> Vec<u16> {
+    (0..kind.places())
+        .filter(|number| map.owner(kind, *number).map(|(owner, _)| owner) == by)
+        .collect()
+}
+
+/// Asks that a member serves nothing any more; it stays a member. Fails with
+/// [`Error::UnknownMember`].
+pub async fn drain(client: &async_nats::Client, id: &str) -> Result<(), Error> {
+    let bucket = Bucket::attach(client).await?;
+    let known = bucket.keys("member").await?;
+    if !known.iter().any(|known| known == id) {
+        return Err(Error::UnknownMember { id: id.to_owned(), known });
+    }
+    stored(bucket.write(&format!("drain.{id}"), &true, None, None).await)
+}
+
+/// Takes [`drain`] back.
+pub async fn undrain(client: &async_nats::Client, id: &str) -> Result<(), Error> {
+    let bucket = Bucket::attach(client).await?;
+    let known = bucket.keys("drain").await?;
+    if !known.iter().any(|known| known == id) {
+        return Err(Error::UnknownMember { id: id.to_owned(), known });
+    }
+    stored(bucket.delete(&format!("drain.{id}"), None).await)
+}
+
+fn stored(written: Written) -> Result<(), Error> {
+    match written {
+        Written::Stored(_) => Ok(()),
+        Written::Refused | Written::Unknown => {
+            Err(Error::Unavailable("the request has no answer: make it again".to_owned()))
+        }
+    }
+}
+
+/// Forgets every member: for the one process that owns the broker, when it starts.
+pub async fn reset(client: &async_nats::Client, replicas: usize) -> Result<(), Error> {
+    Bucket::open(client, replicas).await?.clear().await
+}
