@@ -41,7 +41,8 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let stop = CancellationToken::new();
     let catalog = catalog::watch(&rig.store).await?;
     let settings = flexcore_workers::command::Settings::default();
-    let worker = flexcore_workers::command::run(rig.store.clone(), catalog, settings, stop.clone());
+    let (store, member) = (rig.store.clone(), rig.member().await?);
+    let worker = flexcore_workers::command::run(store, catalog, member, settings, stop.clone());
     let worker = tokio::spawn(worker);
     bench_application::deploy(&rig).await?;
     let how = match run.profile() {

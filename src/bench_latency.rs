@@ -131,10 +131,10 @@ impl Paced {
         let mut headers = HeaderMap::new();
         headers.insert(header::COMMAND_ID, id.as_str());
         headers.insert(header::ACTOR, "bench");
-        let subject = Command::request_subject(&key, &command());
+        let question =
+            |epoch, _| (Command::request_subject(epoch, &key, &command()), headers.clone());
         let sent = Instant::now();
-        let client = self.installation.store.client();
-        let reply = client.request_with_headers(subject, headers, payload(nth).into()).await?;
+        let reply = self.installation.ask(&key, payload(nth).into(), question).await?;
         let answered = Instant::now();
         let (position, version) = match serde_json::from_slice(&reply.payload)? {
             Outcome::Accepted { position: Some(position), version, .. } => (position, version),

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::Context;
+use flexcore_cluster::{self as cluster, Kind, Member};
 use flexcore_eventstore::{EventStore, Profile, Settings};
 use flexcore_servers::{Options, Servers, Sync, Want};
 
@@ -65,7 +66,12 @@ impl Rig {
             replicas: 1,
             postgres: self.postgres()?,
         };
-        Installation::open(&endpoints, self.profile).await
+        Installation::open(&endpoints, self.profile, &membership()).await
+    }
+
+    /// A member that serves everything.
+    pub(crate) async fn member(&self) -> anyhow::Result<Member> {
+        Ok(Member::join(self.store.client(), membership()).await?)
     }
 
     /// Ends the servers and removes their data.
@@ -74,6 +80,10 @@ impl Rig {
         drop(store);
         servers.stop().await;
     }
+}
+
+fn membership() -> cluster::Settings {
+    cluster::Settings::new("bench", "bench", Kind::ALL)
 }
 
 /// Adds up the processor time of processes while something of interest runs.

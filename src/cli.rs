@@ -4,9 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use flexcore_domain::{
-    ActorName, AggregateId, AggregateName, CommandId, CommandName, SLOTS, Tenant,
-};
+use flexcore_domain::{ActorName, AggregateId, AggregateName, CommandId, CommandName, Tenant};
 use flexcore_eventstore::Profile;
 
 /// An event-driven application platform: commands become durable events become read models.
@@ -90,6 +88,20 @@ pub(crate) struct Global {
     /// What an acknowledgement promises: power-loss (synced to disk) or relaxed (may be lost)
     #[arg(long, global = true, env = "FLEXCORE_PROFILE", default_value_t = Profile::PowerLoss)]
     pub(crate) profile: Profile,
+    /// Name of this process among the members; a random part is added [default: the host's name]
+    #[arg(long, global = true, env = "FLEXCORE_MEMBER", value_name = "NAME")]
+    pub(crate) member: Option<String>,
+    /// How long a member that is not heard of keeps its slots, in seconds, 3 to 60
+    #[arg(
+        long,
+        global = true,
+        env = "FLEXCORE_LEASE",
+        value_name = "SECONDS",
+        default_value_t = flexcore_cluster::LEASE.as_secs(),
+        value_parser = clap::value_parser!(u64)
+            .range(flexcore_cluster::LEASE_MIN.as_secs()..=flexcore_cluster::LEASE_MAX.as_secs())
+    )]
+    pub(crate) lease: u64,
     /// What is logged: error, warn, info, debug, trace, or target=level pairs [default: info for
     /// servers, warn for tools]
     #[arg(long, global = true, env = "FLEXCORE_LOG", value_name = "FILTER")]
@@ -156,6 +168,7 @@ pub(crate) enum Command {
     #[command(subcommand)]
     Dead(Dead),
     Verify(Verify),
+    Cluster(Cluster),
     Token(Token),
     Doctor(Doctor),
     Healthcheck(Healthcheck),
@@ -178,6 +191,7 @@ impl Command {
             | Self::Rebuild(_)
             | Self::Dead(_)
             | Self::Verify(_)
+            | Self::Cluster(_)
             | Self::Token(_)
             | Self::Doctor(_)
             | Self::Healthcheck(_)
@@ -249,18 +263,16 @@ pub(crate) struct Gateway {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  flexcore worker                       every role
-  flexcore worker command --slots 0-31  half of the slots
+  flexcore worker             every role
+  flexcore worker command
   flexcore worker projection
 
-A slot has one owner: give every slot to exactly one command worker.")]
+Start as many as you like: the cluster's leader, one of them, shares the slots out among those that
+are there. SIGTERM hands over what the worker has and exits 0.")]
 pub(crate) struct Worker {
     /// Which [default: all]
     #[arg(value_enum)]
     pub(crate) roles: Vec<Role>,
-    /// Slots of the command worker, FIRST-LAST
-    #[arg(long, value_name = "RANGE", value_parser = slots)]
-    pub(crate) slots: Option<(u16, u16)>,
     /// Serve /metrics and health here
     #[arg(long, env = "FLEXCORE_METRICS_HTTP", value_name = "ADDR")]
     pub(crate) metrics_http: Option<String>,
@@ -273,14 +285,6 @@ pub(crate) enum Role {
     Command,
     /// Keeps read models.
     Projection,
-}
-
-fn slots(text: &str) -> Result<(u16, u16), String> {
-    let advice = || format!("write FIRST-LAST, between 0 and {}", SLOTS - 1);
-    let (first, last) = text.split_once('-').ok_or_else(advice)?;
-    let number = |text: &str| text.parse::<u16>().map_err(|_| advice());
-    let range = (number(first)?, number(last)?);
-    if range.0 <= range.1 && range.1 < SLOTS { Ok(range) } else { Err(advice()) }
 }
 
 /// Check an application, show what changes, and deploy it
@@ -483,6 +487,41 @@ fn aggregate(text: &str) -> Result<(AggregateName, AggregateId), String> {
         text.split_once('/').ok_or("write KIND/ID, such as flight/UA1-20130101-EWR")?;
     let kind = AggregateName::parse(kind).map_err(|error| error.to_string())?;
     Ok((kind, AggregateId::parse(id).map_err(|error| error.to_string())?))
+}
+
+/// Show the cluster: members, leader, who owns which slots, lag, servers
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  flexcore cluster
+  flexcore cluster --json
+  flexcore cluster drain worker-1-0a1b2c3d
+
+Exit code 0: there is a leader, every slot has an owner, and the servers are well; 1: not so.")]
+pub(crate) struct Cluster {
+    #[command(subcommand)]
+    pub(crate) action: Option<ClusterAction>,
+    /// Answer in JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// What is done with a member.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClusterAction {
+    /// Move everything that a member serves to others, and give it nothing more; it stays a member
+    Drain {
+        /// Its id
+        member: String,
+        /// Return at once, and not when it serves nothing any more
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Take a drain back
+    Undrain {
+        /// Its id
+        member: String,
+    },
 }
 
 /// Mint a token for the gateway

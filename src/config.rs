@@ -6,10 +6,12 @@ use std::{
     ffi::OsString,
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, anyhow};
 use clap::{CommandFactory, FromArgMatches};
+use flexcore_cluster::{self as cluster, Kind};
 use flexcore_domain::Tenant;
 use flexcore_eventstore::{EventStore, Profile, Settings};
 use flexcore_telemetry as telemetry;
@@ -30,6 +32,8 @@ pub(crate) struct Config {
     pub(crate) cache: PathBuf,
     pub(crate) profile: Profile,
     pub(crate) telemetry: telemetry::Settings,
+    member: Option<String>,
+    lease: Duration,
     nats: Vec<String>,
     nats_monitors: Vec<String>,
     replicas: usize,
@@ -121,6 +125,8 @@ impl Config {
             cache,
             profile: global.profile,
             telemetry,
+            member: global.member,
+            lease: Duration::from_secs(global.lease),
             nats: global.nats,
             nats_monitors: global.nats_monitor,
             replicas: global.replicas,
@@ -181,6 +187,22 @@ impl Config {
             replicas: self.replicas,
             postgres: self.postgres()?,
         })
+    }
+
+    /// This process as a member of the cluster: what it is, and what it can serve.
+    pub(crate) fn membership(
+        &self,
+        role: &str,
+        kinds: impl IntoIterator<Item = Kind>,
+    ) -> cluster::Settings {
+        let host = || fs::read_to_string("/proc/sys/kernel/hostname").ok();
+        let name = self.member.clone().or_else(|| Some(host()?.trim().to_owned()));
+        let name = name.unwrap_or_else(|| role.to_owned());
+        cluster::Settings {
+            lease: self.lease,
+            replicas: self.replicas,
+            ..cluster::Settings::new(&name, role, kinds)
+        }
     }
 
     /// The token that was given.

@@ -321,9 +321,9 @@ impl Demo<'_> {
         headers.insert(header::COMMAND_ID, id.as_str());
         headers.insert(header::ACTOR, ActorName::parse("demo")?.as_str());
         let sent = Instant::now();
-        let subject = Command::request_subject(&key, &command.name);
-        let client = installation.store.client();
-        let reply = client.request_with_headers(subject, headers, command.payload.into()).await?;
+        let question =
+            |epoch, _| (Command::request_subject(epoch, &key, &command.name), headers.clone());
+        let reply = installation.ask(&key, command.payload.into(), question).await?;
         let position = match serde_json::from_slice(&reply.payload)? {
             Outcome::Accepted { position, .. } => position,
             other => bail!("{key}: {other:?}"),

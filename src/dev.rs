@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::Context;
 use flexcore_auth::{SigningKey, Verifier};
+use flexcore_cluster::{self as cluster, Kind};
 use flexcore_domain::{ActorName, Tenant};
 use flexcore_eventstore::Profile;
 use flexcore_servers::{Options, Servers, Sync};
@@ -20,7 +21,7 @@ use crate::{
     cli,
     config::{Config, Ready, write_private},
     out,
-    serve::{Endpoints, Installation, Roles, stop_at_signals},
+    serve::{Endpoints, Installation, Roles, connect, stop_at_signals},
     token,
 };
 
@@ -83,7 +84,11 @@ impl Dev {
             postgres: servers.postgres_url().context("BUG: both servers were asked for")?,
         };
         let (key, key_path) = signing_key(config)?;
-        let installation = Installation::open_when_there(&endpoints, config.profile, &stop).await?;
+        // The broker is ours alone: members of an earlier run are gone, whatever their leases say.
+        cluster::reset(&connect(&endpoints.nats).await?, endpoints.replicas).await?;
+        let membership = config.membership("dev", Kind::ALL);
+        let installation =
+            Installation::open_when_there(&endpoints, config.profile, &membership, &stop).await?;
         let listener = TcpListener::bind(config.listen())
             .await
             .with_context(|| format!("cannot listen on {}", config.listen()))?;
@@ -130,6 +135,7 @@ impl Dev {
             // Gone already, or a new process wrote it: either way not ours to mend.
             let _ = fs::remove_file(path);
         }
+        self.installation.member.leave().await;
         self.installation.read_models.close().await;
         self.servers.stop().await;
         result.map(|()| true)

@@ -20,6 +20,7 @@ mod bench_rebuild;
 mod bench_rig;
 mod bench_rows;
 mod cli;
+mod cluster;
 mod config;
 mod dataset;
 mod dataset_rows;
@@ -96,6 +97,7 @@ async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow
         }
         Command::Dead(command) => dead::run(config, command, &mut out).await,
         Command::Verify(args) => verify::run(config, args, &mut out).await,
+        Command::Cluster(args) => cluster::run(config, &args, &mut out).await,
         Command::Token(args) => token::run(config, &args, &mut out),
         Command::Healthcheck(args) => healthcheck::run(&args, &mut out).await,
         Command::Doctor(args) => {

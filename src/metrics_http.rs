@@ -1,7 +1,8 @@
-//! `/metrics` and `/livez` of a process without a gateway.
+//! `/metrics`, `/livez` and `/readyz` of a process without a gateway.
 
 use std::{convert::Infallible, time::Duration};
 
+use flexcore_cluster::Guard;
 use flexcore_gateway::RenderMetrics;
 use http_body_util::Full;
 use hyper::{Request, Response, StatusCode, body::Bytes, body::Incoming, service::service_fn};
@@ -18,6 +19,7 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 pub(crate) async fn serve(
     listener: TcpListener,
     render: RenderMetrics,
+    guard: Guard,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     loop {
@@ -29,10 +31,10 @@ pub(crate) async fn serve(
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let render = render.clone();
+        let (render, guard) = (render.clone(), guard.clone());
         tokio::spawn(async move {
             let answer = service_fn(move |request: Request<Incoming>| {
-                let response = respond(request.uri().path(), &render);
+                let response = respond(request.uri().path(), &render, &guard);
                 async { Ok::<_, Infallible>(response) }
             });
             let conversation = hyper::server::conn::http1::Builder::new()
@@ -45,11 +47,15 @@ pub(crate) async fn serve(
     }
 }
 
-fn respond(path: &str, render: &RenderMetrics) -> Response<Full<Bytes>> {
+fn respond(path: &str, render: &RenderMetrics, guard: &Guard) -> Response<Full<Bytes>> {
     let (status, body) = match path {
         "/metrics" => (StatusCode::OK, render()),
-        "/livez" => (StatusCode::OK, "ok\n".to_owned()),
-        _ => (StatusCode::NOT_FOUND, "here are /metrics and /livez\n".to_owned()),
+        "/livez" => (StatusCode::OK, "live\n".to_owned()),
+        "/readyz" if guard.holds() => (StatusCode::OK, "ready\n".to_owned()),
+        "/readyz" => {
+            (StatusCode::SERVICE_UNAVAILABLE, "no member: the broker does not answer\n".to_owned())
+        }
+        _ => (StatusCode::NOT_FOUND, "here are /metrics, /livez and /readyz\n".to_owned()),
     };
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;

@@ -13,6 +13,7 @@ use async_nats::{
     HeaderMap,
     jetstream::{self, context::PublishAckFuture},
 };
+use flexcore_cluster::{Kind, Owners};
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Command, CommandId, CommandName, Outcome,
     Tenant, command::header,
@@ -36,6 +37,9 @@ const LINE_BYTES_MAX: u64 = 512 * 1024;
 
 /// Time between two questions for an outcome.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Longest wait for one answer: the question is asked again.
+const ASK_MAX: Duration = Duration::from_secs(10);
 
 /// A command as it is published.
 struct Outgoing {
@@ -128,13 +132,15 @@ async fn wait(
     outgoing: &Outgoing,
     longest: Duration,
 ) -> anyhow::Result<Outcome> {
-    let subject = Command::outcome_subject(&outgoing.key);
-    let started = Instant::now();
+    let owners = Owners::attach(client).await?;
+    let (slot, started) = (outgoing.key.slot().number(), Instant::now());
     loop {
-        let mut headers = HeaderMap::new();
-        headers.insert(header::COMMAND_ID, outgoing.id.as_str());
-        let asked =
-            client.request_with_headers(subject.clone(), headers, bytes::Bytes::new()).await;
+        let question = |epoch, _| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::COMMAND_ID, outgoing.id.as_str());
+            (Command::outcome_subject(epoch, &outgoing.key), headers)
+        };
+        let asked = owners.ask(Kind::Command, slot, ASK_MAX, bytes::Bytes::new(), question).await;
         let outcome = match asked {
             Ok(reply) => serde_json::from_slice(&reply.payload).context("the worker's answer")?,
             // No worker owns the slot at the moment: one will.

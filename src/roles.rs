@@ -4,7 +4,7 @@ use std::{fs, sync::Arc};
 
 use anyhow::{Context, bail};
 use flexcore_auth::{PublicKey, SigningKey, Verifier};
-use flexcore_domain::Slot;
+use flexcore_cluster::Kind;
 use flexcore_telemetry::Telemetry;
 use flexcore_workers as workers;
 use tokio::net::TcpListener;
@@ -34,13 +34,17 @@ pub(crate) async fn gateway(
         None => None,
     };
     let endpoints = config.endpoints()?;
-    let installation = Installation::open_when_there(&endpoints, config.profile, &stop).await?;
+    let membership = config.membership("gateway", []);
+    let installation =
+        Installation::open_when_there(&endpoints, config.profile, &membership, &stop).await?;
     tracing::info!(address = %http.local_addr()?, "gateway serves");
     let mut roles = Roles::new(stop);
     let metrics = telemetry.metrics();
     let render = Arc::new(move || metrics.render());
     roles.gateway(&installation, http, apart, verifier, render);
-    roles.ended().await.map(|()| true)
+    let result = roles.ended().await;
+    installation.member.leave().await;
+    result.map(|()| true)
 }
 
 pub(crate) async fn worker(
@@ -51,15 +55,15 @@ pub(crate) async fn worker(
     let stop = CancellationToken::new();
     stop_at_signals(&stop)?;
     let endpoints = config.endpoints()?;
-    let installation = Installation::open_when_there(&endpoints, config.profile, &stop).await?;
     let has = |role| args.roles.is_empty() || args.roles.contains(&role);
+    let kinds = [(Role::Command, Kind::Command), (Role::Projection, Kind::Projection)];
+    let kinds = kinds.into_iter().filter(|(role, _)| has(*role)).map(|(_, kind)| kind);
+    let membership = config.membership("worker", kinds);
+    let installation =
+        Installation::open_when_there(&endpoints, config.profile, &membership, &stop).await?;
     let mut roles = Roles::new(stop);
     if has(Role::Command) {
-        let mut settings = workers::command::Settings::default();
-        if let Some((first, last)) = args.slots {
-            settings.slots = (first..=last).filter_map(Slot::new).collect();
-        }
-        roles.commands(&installation, settings);
+        roles.commands(&installation, workers::command::Settings::default());
     }
     if has(Role::Projection) {
         roles.projections(&installation);
@@ -67,10 +71,12 @@ pub(crate) async fn worker(
     if let Some(address) = &args.metrics_http {
         let metrics = telemetry.metrics();
         let render = Arc::new(move || metrics.render());
-        roles.metrics(listen(address).await?, render);
+        roles.metrics(&installation, listen(address).await?, render);
     }
-    tracing::info!(roles = ?args.roles, "worker serves");
-    roles.ended().await.map(|()| true)
+    tracing::info!(roles = ?args.roles, member = %installation.member.id(), "worker serves");
+    let result = roles.ended().await;
+    installation.member.leave().await;
+    result.map(|()| true)
 }
 
 async fn listen(address: &str) -> anyhow::Result<TcpListener> {

@@ -8,7 +8,8 @@ use std::{
 
 use anyhow::Context;
 use flexcore_auth::Verifier;
-use flexcore_domain::Catalog;
+use flexcore_cluster::{self as cluster, Kind, Member, Owners};
+use flexcore_domain::{AggregateKey, Catalog};
 use flexcore_eventstore::{self as eventstore, EventStore, Profile};
 use flexcore_gateway::{self as gateway, RenderMetrics};
 use flexcore_readmodel::{self as readmodel, ReadModels};
@@ -41,6 +42,8 @@ pub(crate) struct Installation {
     pub(crate) store: EventStore,
     pub(crate) read_models: ReadModels,
     pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
+    /// This process in the cluster.
+    pub(crate) member: Member,
 }
 
 /// A cut connection is noticed after two of these; the client's own default takes minutes.
@@ -79,7 +82,11 @@ fn backoff(attempts: u32) -> Duration {
 
 impl Installation {
     /// Opens once. Fails when a server is away or contradicts the profile.
-    pub(crate) async fn open(endpoints: &Endpoints, profile: Profile) -> anyhow::Result<Self> {
+    pub(crate) async fn open(
+        endpoints: &Endpoints,
+        profile: Profile,
+        membership: &cluster::Settings,
+    ) -> anyhow::Result<Self> {
         if profile == Profile::Relaxed {
             tracing::warn!(
                 "profile relaxed: what is acknowledged may be lost in a power cut; \
@@ -100,7 +107,8 @@ impl Installation {
         }
         read_models.migrate().await.context("no read models")?;
         let catalog = eventstore::catalog::watch(&store).await?;
-        Ok(Self { store, read_models, catalog })
+        let member = Member::join(store.client(), membership.clone()).await?;
+        Ok(Self { store, read_models, catalog, member })
     }
 
     /// Opens as soon as the servers are there, saying meanwhile what is missing. Fails when the
@@ -109,12 +117,20 @@ impl Installation {
     pub(crate) async fn open_when_there(
         endpoints: &Endpoints,
         profile: Profile,
+        membership: &cluster::Settings,
         stop: &CancellationToken,
     ) -> anyhow::Result<Self> {
         let mut attempts = 0;
         loop {
-            let error = match Self::open(endpoints, profile).await {
-                Ok(installation) => return Ok(installation),
+            let error = match Self::open(endpoints, profile, membership).await {
+                Ok(installation) => {
+                    let (member, stop) = (installation.member.clone(), stop.clone());
+                    tokio::spawn(async move {
+                        stop.cancelled().await;
+                        member.resign();
+                    });
+                    return Ok(installation);
+                }
                 Err(error) => error,
             };
             let log = error.downcast_ref::<eventstore::Error>();
@@ -130,6 +146,25 @@ impl Installation {
                 () = tokio::time::sleep(backoff(attempts)) => attempts += 1,
             }
         }
+    }
+}
+
+/// Longest wait for a worker's answer.
+const ANSWER_MAX: Duration = Duration::from_secs(15);
+
+impl Installation {
+    /// Asks the worker that owns the aggregate's slot; `question` makes subject and headers for the
+    /// owner's epoch.
+    pub(crate) async fn ask(
+        &self,
+        key: &AggregateKey,
+        payload: bytes::Bytes,
+        question: impl Fn(u64, Duration) -> (String, async_nats::HeaderMap),
+    ) -> anyhow::Result<async_nats::Message> {
+        let owners = Owners::of(self.store.client(), &self.member);
+        let number = key.slot().number();
+        let asked = owners.ask(Kind::Command, number, ANSWER_MAX, payload, question);
+        asked.await.map_err(|error| anyhow::anyhow!("{key}: {error}"))
     }
 }
 
@@ -155,6 +190,7 @@ impl Roles {
     ) {
         let state = gateway::State {
             store: installation.store.clone(),
+            owners: Owners::of(installation.store.client(), &installation.member),
             read_models: installation.read_models.clone(),
             catalog: installation.catalog.clone(),
             verifier: Arc::new(verifier),
@@ -174,27 +210,33 @@ impl Roles {
         installation: &Installation,
         settings: workers::command::Settings,
     ) {
-        let (store, catalog) = (installation.store.clone(), installation.catalog.clone());
+        let Installation { store, catalog, member, .. } = installation.clone();
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
-            let running = workers::command::run(store, catalog, settings, stop);
+            let running = workers::command::run(store, catalog, member, settings, stop);
             running.await.context("the command worker stopped")
         });
     }
 
     /// The projection worker.
     pub(crate) fn projections(&mut self, installation: &Installation) {
-        let Installation { store, read_models, catalog } = installation.clone();
+        let Installation { store, read_models, catalog, member } = installation.clone();
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
-            let running = workers::projection::run(store, read_models, catalog, stop);
+            let running = workers::projection::run(store, read_models, catalog, member, stop);
             running.await.context("the projection worker stopped")
         });
     }
 
-    /// `/metrics` of a process without a gateway.
-    pub(crate) fn metrics(&mut self, listener: TcpListener, render: RenderMetrics) {
-        self.tasks.spawn(metrics_http::serve(listener, render, self.stop.clone()));
+    /// `/metrics` and health of a process without a gateway: it is ready while it is a member.
+    pub(crate) fn metrics(
+        &mut self,
+        installation: &Installation,
+        listener: TcpListener,
+        render: RenderMetrics,
+    ) {
+        let guard = installation.member.guard();
+        self.tasks.spawn(metrics_http::serve(listener, render, guard, self.stop.clone()));
     }
 
     /// Waits until every role has ended. A role that fails stops the others, and is what this

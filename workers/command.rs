@@ -14,6 +14,7 @@ mod messages;
 mod perform;
 mod queue;
 mod requests;
+mod slots;
 
 use std::{
     sync::{
@@ -23,6 +24,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use flexcore_cluster::{Kind, Member};
 use flexcore_domain::{AggregateKey, Catalog, Command, CommandId, Outcome, Slot, StateReply};
 use flexcore_eventstore::{Error, EventStore};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -35,12 +37,11 @@ pub use deciders::NativeDeciders;
 
 use messages::{Input, Work};
 use perform::{LaneThread, Responder, ToLane};
+use requests::Here;
 
 /// How a command worker runs.
 #[derive(Clone)]
 pub struct Settings {
-    /// The slots that it owns.
-    pub slots: Vec<Slot>,
     /// Threads that decide.
     pub lanes: usize,
     /// Bytes of aggregates kept at hand, over all lanes.
@@ -52,7 +53,6 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            slots: Slot::all().collect(),
             lanes: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8),
             cache_bytes_max: 128 << 20,
             native: Arc::new(|_| None),
@@ -121,6 +121,12 @@ impl Lanes {
         self.ask(key, work, Responder::Queue(to, number));
     }
 
+    /// Drops what is kept of a slot's aggregates: another worker will change them.
+    pub(crate) fn forget(&self, slot: Slot) {
+        let lane = &self.lanes[usize::from(slot.number()) % self.lanes.len()];
+        let _ = lane.inputs.send(ToLane::Told(Input::Left(slot)));
+    }
+
     /// What the aggregate remembers of a command.
     pub(crate) async fn outcome(&self, key: AggregateKey, id: CommandId) -> Option<Outcome> {
         let (to, answer) = oneshot::channel();
@@ -153,17 +159,19 @@ impl Lanes {
     }
 }
 
-/// Serves commands until the token is cancelled; then answers what it has taken on and returns.
-/// Fails when the broker refuses a subscription at the start, and when a lane has panicked.
+/// Serves the commands of the slots that the member is assigned until the token is cancelled; then
+/// answers what it has taken on and returns. Fails when the broker refuses a subscription at the
+/// start, and when a lane has panicked.
 pub async fn run(
     store: EventStore,
     mut catalog: watch::Receiver<Arc<Catalog>>,
+    member: Member,
     settings: Settings,
     stop: CancellationToken,
 ) -> Result<(), Error> {
     let now = catalog.borrow_and_update().clone();
     let lanes: Arc<[LaneHandle]> = (0..settings.lanes.max(1))
-        .map(|number| LaneThread::start(&store, number, &now, &settings))
+        .map(|number| LaneThread::start(&store, number, &now, &settings, member.guard()))
         .collect();
     let lanes = Lanes { lanes };
     let tasks = TaskTracker::new();
@@ -171,9 +179,10 @@ pub async fn run(
     let (told, in_force) = watch::channel(now);
     let following = tokio::spawn(follow(catalog, lanes.clone(), told));
     let _following = AbortOnDropHandle::new(following);
-    requests::serve(&store, &lanes, &settings, in_force, &tasks, &stop).await?;
-    queue::serve(&store, &lanes, &settings, &tasks, &stop);
-    tasks.spawn(keep_house(store.clone(), lanes.clone(), stop.clone()));
+    let here = Here { store: store.clone(), lanes: lanes.clone(), catalog: in_force };
+    requests::serve_catalog(&here, &tasks, &stop).await?;
+    tasks.spawn(slots::follow(here, member.clone(), stop.clone()));
+    tasks.spawn(keep_house(store, lanes.clone(), member, stop.clone()));
     tokio::select! {
         () = stop.cancelled() => {}
         () = lanes.ended() => {
@@ -202,7 +211,8 @@ async fn follow(
     }
 }
 
-async fn keep_house(store: EventStore, lanes: Lanes, stop: CancellationToken) {
+async fn keep_house(store: EventStore, lanes: Lanes, member: Member, stop: CancellationToken) {
+    let assigned = member.assigned();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -211,6 +221,10 @@ async fn keep_house(store: EventStore, lanes: Lanes, stop: CancellationToken) {
         for (number, lane) in lanes.lanes.iter().enumerate() {
             let depth = lane.depth.load(Ordering::Relaxed);
             metrics::gauge!("flexcore_queue_depth", "lane" => number.to_string()).set(depth as f64);
+        }
+        // One worker does it for all.
+        if !assigned.borrow().of(Kind::Command).contains_key(&0) {
+            continue;
         }
         match store.purge_queue().await {
             Ok(0) => {}

@@ -1,23 +1,26 @@
 //! The projection worker: follows the log and keeps read models up to date.
 //!
-//! One worker at a time projects; others stand by. What serves is read together, from one
-//! subscription into one transaction a batch; what is being built has a reader of its own until it
-//! has caught up, takes over, and joins the others.
+//! A read model belongs to a share, by its name, and a share to one worker, as the cluster's map says:
+//! a row is written by one worker, in the order of the log. What serves of a worker's shares is read
+//! together, from one subscription into one transaction a batch; what is being built has a reader of
+//! its own until it has caught up, takes over, and joins the others.
 
 mod batch;
 mod reader;
 mod upcast;
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     hash::{BuildHasher as _, RandomState},
     sync::Arc,
     time::Duration,
 };
 
+use anyhow::Context as _;
+use flexcore_cluster::{Assigned, Kind, Member};
 use flexcore_domain::{Catalog, Name};
 use flexcore_eventstore::EventStore;
-use flexcore_readmodel::{Error, Lead, ReadModels, State, Version};
+use flexcore_readmodel::{Error, Owned, ReadModels, Requests, State, Version};
 use metrics::gauge;
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -30,40 +33,37 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// First and longest pause before a reader that failed starts again.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(5);
-/// How often a worker that stands by tries to lead.
-const STANDBY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Keeps read models up to date until the token is cancelled; then finishes the batch at hand.
-/// Outages of the broker or of Postgres are waited out. `read_models` is migrated. Fails when
-/// deployments are not followed any more.
+/// Keeps the read models of its shares up to date until the token is cancelled; then finishes the
+/// batch at hand. Outages of the broker or of Postgres are waited out. `read_models` is migrated.
+/// Fails when deployments are not followed any more.
 pub async fn run(
     store: EventStore,
     read_models: ReadModels,
     catalog: watch::Receiver<Arc<Catalog>>,
+    member: Member,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut worker = Worker { store, read_models, catalog };
-    let mut attempt = 0;
-    while !stop.is_cancelled() {
-        let since = Instant::now();
-        let pause = match worker.lead(&stop).await {
-            Ok(true) => Duration::ZERO,
-            Ok(false) => STANDBY_INTERVAL,
-            Err(error) => {
-                attempt = if since.elapsed() > RETRY_LONGEST { 1 } else { attempt + 1 };
-                if attempt == 1 {
-                    tracing::warn!(%error, "read models stay as they are for now");
-                }
-                backoff(attempt)
-            }
-        };
-        anyhow::ensure!(
-            worker.catalog.has_changed().is_ok(),
-            "deployments are not followed any more"
-        );
-        let _ = tokio::time::timeout(pause, stop.cancelled()).await;
+    let owned = Assigned::default();
+    let mut worker = Worker { store, read_models, catalog, member, owned, requests: None };
+    let mut readers = Readers::default();
+    let result = worker.project(&mut readers, &stop).await;
+    for (_, token) in readers.running.values() {
+        token.cancel();
     }
-    Ok(())
+    while readers.tasks.join_next().await.is_some() {}
+    worker.member.report(Kind::Projection, worker.owned.followed, BTreeSet::new());
+    result
+}
+
+/// The share that a read model belongs to.
+fn share(name: &Name) -> u16 {
+    // FNV-1a, so that every worker counts alike, whatever it was built with.
+    let hash = name
+        .as_str()
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    u16::try_from(hash % u32::from(Kind::Projection.places())).expect("BUG: places fit")
 }
 
 /// Doubling, with jitter, so that many workers do not come back in step.
@@ -78,15 +78,20 @@ struct Worker {
     store: EventStore,
     read_models: ReadModels,
     catalog: watch::Receiver<Arc<Catalog>>,
+    member: Member,
+    /// The shares that it is to serve.
+    owned: Assigned,
+    requests: Option<Requests>,
 }
 
-/// The versions that one reader feeds, by id.
-type Group = BTreeSet<i64>;
+/// The versions that one reader feeds: each one's id, and the epoch of its owner.
+type Group = BTreeSet<(i64, i64)>;
 
 /// What runs, and what came of what ran.
 #[derive(Default)]
 struct Readers {
-    running: HashMap<Group, CancellationToken>,
+    /// With the shares that they serve, and the epochs of these.
+    running: HashMap<Group, (BTreeMap<u16, u64>, CancellationToken)>,
     tasks: JoinSet<(Group, End)>,
     /// When a group may start again, and how often it has failed.
     resting: HashMap<Group, (Instant, u32)>,
@@ -98,56 +103,71 @@ struct Readers {
 }
 
 impl Worker {
-    /// Leads until told to stop; false: another worker does. Fails when it may lead no longer.
-    async fn lead(&mut self, stop: &CancellationToken) -> Result<bool, Error> {
-        let Some(mut lead) = self.read_models.lead().await? else { return Ok(false) };
-        tracing::info!(epoch = lead.epoch(), "projecting");
-        let result = self.project(&mut lead, stop).await;
-        lead.release().await;
-        result.map(|()| true)
-    }
-
-    /// Projects while this worker leads. Fails when it may no longer.
-    async fn project(&mut self, lead: &mut Lead, stop: &CancellationToken) -> Result<(), Error> {
-        let mut readers = Readers::default();
-        let result = loop {
-            if let Err(error) = self.look(lead, &mut readers).await {
-                break Err(error);
-            }
-            tokio::select! {
-                () = stop.cancelled() => break Ok(()),
-                () = tokio::time::sleep(LOOK_INTERVAL) => {}
-                () = lead.rebuild_requested() => {}
-                changed = self.catalog.changed() => if changed.is_err() { break Ok(()) },
-                Some(ended) = readers.tasks.join_next() => {
-                    let Ok((group, end)) = ended else {
-                        break Err(Error::Unavailable("a reader panicked".to_owned()));
-                    };
-                    if let Err(error) = readers.ended(group, end) {
-                        break Err(error);
+    /// Projects what is assigned until told to stop.
+    async fn project(
+        &mut self,
+        readers: &mut Readers,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<()> {
+        let (mut assigned, mut attempt) = (self.member.assigned(), 0);
+        while !stop.is_cancelled() {
+            self.owned = assigned.borrow_and_update().clone();
+            let epochs = self.owned.of(Kind::Projection);
+            readers.keep_only(&epochs);
+            self.member.report(Kind::Projection, self.owned.followed, readers.shares(&epochs));
+            let pause = match self.look(readers, &epochs).await {
+                Ok(()) => {
+                    attempt = 0;
+                    LOOK_INTERVAL
+                }
+                Err(error) => {
+                    attempt += 1;
+                    if attempt == 1 {
+                        tracing::warn!(%error, "read models stay as they are for now");
                     }
+                    backoff(attempt)
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = tokio::time::sleep(pause) => {}
+                () = requested(&mut self.requests) => {}
+                changed = assigned.changed() => changed?,
+                changed = self.catalog.changed() => {
+                    changed.context("deployments are not followed any more")?;
+                }
+                Some(ended) = readers.tasks.join_next() => {
+                    let (group, end) = ended.context("a reader panicked")?;
+                    readers.ended(group, end);
                 }
             }
-        };
-        for token in readers.running.values() {
-            token.cancel();
         }
-        while readers.tasks.join_next().await.is_some() {}
-        result
+        Ok(())
     }
 
     /// Starts and stops readers as versions come and go.
-    async fn look(&mut self, lead: &mut Lead, readers: &mut Readers) -> Result<(), Error> {
-        lead.check().await?;
+    async fn look(
+        &mut self,
+        readers: &mut Readers,
+        epochs: &BTreeMap<u16, u64>,
+    ) -> Result<(), Error> {
+        if epochs.is_empty() {
+            self.requests = None;
+            return Ok(());
+        }
+        if self.requests.is_none() {
+            self.requests = Some(self.read_models.rebuild_requests().await?);
+        }
+        let owned = |name: &Name| epochs.get(&share(name)).map(|epoch| epoch.cast_signed());
         let catalog = self.catalog.borrow_and_update().clone();
-        let versions = self.read_models.versions(&catalog).await?;
+        let versions = self.read_models.versions(&catalog, &owned).await?;
         for (name, error) in &versions.refused {
             if readers.broken.insert(refused_id(name), name.clone()).is_none() {
                 tracing::error!(%error, "a read model cannot be created");
             }
         }
         let groups = readers.groups(&versions.run);
-        for (group, token) in &readers.running {
+        for (group, (_, token)) in &readers.running {
             if !groups.contains_key(group) {
                 token.cancel();
             }
@@ -158,18 +178,19 @@ impl Worker {
                     store: self.store.clone(),
                     read_models: self.read_models.clone(),
                     catalog: self.catalog.clone(),
-                    epoch: lead.epoch(),
+                    guard: self.member.guard(),
                     versions: members,
                 };
                 readers.start(group, reader);
             }
         }
-        self.measure(readers).await;
-        self.read_models.sweep().await
+        self.measure(readers, &owned).await;
+        self.read_models.sweep(&owned).await
     }
 
-    /// Sets the gauges. The broker may be away: then the lag stays as it was.
-    async fn measure(&self, readers: &Readers) {
+    /// Sets the gauges. The broker may be away: then the lag stays as it was. What others own counts
+    /// as nothing here, so that a sum over the workers is right.
+    async fn measure(&self, readers: &Readers, owned: Owned<'_>) {
         let (Ok(last), Ok(all)) =
             (self.store.last_sequence().await, self.read_models.status().await)
         else {
@@ -177,12 +198,24 @@ impl Worker {
         };
         for status in all.iter().filter(|status| status.state == State::Serving) {
             let name = status.read_model.to_string();
-            gauge!("flexcore_projection_lag_events", "read_model" => name.clone())
-                .set(status.lag(last) as f64);
+            let lag = owned(&status.read_model).map_or(0, |_| status.lag(last));
+            gauge!("flexcore_projection_lag_events", "read_model" => name.clone()).set(lag as f64);
             let stopped = readers.broken.values().any(|broken| *broken == status.read_model);
             gauge!("flexcore_projection_stopped", "read_model" => name)
                 .set(f64::from(u8::from(stopped)));
         }
+    }
+}
+
+/// Returns when a rebuild was asked for, or when that would not be heard any more.
+async fn requested(requests: &mut Option<Requests>) {
+    match requests {
+        Some(listening) => {
+            if listening.next().await.is_err() {
+                *requests = None;
+            }
+        }
+        None => std::future::pending().await,
     }
 }
 
@@ -196,6 +229,21 @@ fn refused_id(name: &Name) -> i64 {
 }
 
 impl Readers {
+    /// Cancels the readers of what is not owned any more.
+    fn keep_only(&self, epochs: &BTreeMap<u16, u64>) {
+        for (shares, token) in self.running.values() {
+            if !shares.iter().all(|(share, epoch)| epochs.get(share) == Some(epoch)) {
+                token.cancel();
+            }
+        }
+    }
+
+    /// The shares that are served: those that are owned, and those whose readers have not ended.
+    fn shares(&self, epochs: &BTreeMap<u16, u64>) -> BTreeSet<u16> {
+        let running = self.running.values().flat_map(|(shares, _)| shares.keys().copied());
+        epochs.keys().copied().chain(running).collect()
+    }
+
     /// Which versions are read together.
     fn groups(&self, versions: &[Arc<Version>]) -> HashMap<Group, Vec<Arc<Version>>> {
         let mut groups: HashMap<Group, Vec<Arc<Version>>> = HashMap::new();
@@ -208,11 +256,12 @@ impl Readers {
             if version.state == State::Serving && !self.apart.contains(&id) {
                 together.push(version.clone());
             } else {
-                groups.insert(Group::from([id]), vec![version.clone()]);
+                groups.insert(Group::from([(id, version.epoch)]), vec![version.clone()]);
             }
         }
         if !together.is_empty() {
-            groups.insert(together.iter().map(|version| version.id()).collect(), together);
+            let group = together.iter().map(|version| (version.id(), version.epoch)).collect();
+            groups.insert(group, together);
         }
         groups
     }
@@ -220,17 +269,20 @@ impl Readers {
     fn may_start(&self, group: &Group) -> bool {
         let rested = self.resting.get(group).is_none_or(|(until, _)| *until <= Instant::now());
         // A version's former reader finishes first: two would refuse each other's checkpoints.
-        rested && self.running.keys().all(|running| running.is_disjoint(group))
+        let ids = |group: &Group| group.iter().map(|(id, _)| *id).collect::<BTreeSet<_>>();
+        rested && self.running.keys().all(|running| ids(running).is_disjoint(&ids(group)))
     }
 
     fn start(&mut self, group: Group, reader: Reader) {
         let stop = CancellationToken::new();
-        self.running.insert(group.clone(), stop.clone());
+        let of =
+            |version: &Arc<Version>| (share(&version.read_model), version.epoch.cast_unsigned());
+        let shares = reader.versions.iter().map(of).collect();
+        self.running.insert(group.clone(), (shares, stop.clone()));
         self.tasks.spawn(async move { (group, reader.run(stop).await) });
     }
 
-    /// Fails when another worker has taken over.
-    fn ended(&mut self, group: Group, end: End) -> Result<(), Error> {
+    fn ended(&mut self, group: Group, end: End) {
         self.running.remove(&group);
         match end {
             End::Stopped | End::CaughtUp => {
@@ -238,22 +290,26 @@ impl Readers {
             }
             End::Retry { reason, progressed } => {
                 let failed = self.resting.get(&group).map_or(0, |(_, attempt)| *attempt);
-                let attempt = if progressed { 0 } else { failed + 1 };
-                if attempt <= 1 {
-                    tracing::warn!(reason, "a projection's reader starts again");
-                }
-                self.resting.insert(group, (Instant::now() + backoff(attempt), attempt));
+                self.rest(group, if progressed { 0 } else { failed + 1 }, &reason);
             }
-            End::Fenced(error) => return Err(error),
+            // Another worker owns it by now; what is assigned says so soon.
+            End::Fenced(error) => self.rest(group, 1, &error.to_string()),
             End::Refused { reason, .. } if group.len() > 1 => {
                 tracing::warn!(reason, "read models are read apart, to find the one that fails");
-                self.apart.extend(group);
+                self.apart.extend(group.into_iter().map(|(id, _)| id));
             }
             End::Refused { reason, names } | End::Broken { reason, names } => {
                 self.stopped(&reason, names);
             }
         }
-        Ok(())
+    }
+
+    /// Has a group wait before it starts again.
+    fn rest(&mut self, group: Group, attempt: u32, reason: &str) {
+        if attempt <= 1 {
+            tracing::warn!(reason, "a projection's reader starts again");
+        }
+        self.resting.insert(group, (Instant::now() + backoff(attempt), attempt));
     }
 
     fn stopped(&mut self, reason: &str, names: Vec<(i64, Name)>) {

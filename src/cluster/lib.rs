@@ -18,6 +18,7 @@ mod bucket;
 mod lease;
 mod member;
 mod node;
+mod owners;
 mod plan;
 mod view;
 
@@ -31,6 +32,7 @@ use serde::{Deserialize, Serialize};
 
 pub use lease::{Found, Lease, Step, Terms, Written};
 pub use member::{Assigned, Guard, Member, Settings};
+pub use owners::{Owners, Unanswered};
 pub use plan::{Map, Place, plan};
 pub use view::{Seat, View, drain, look, reset, undrain};
 

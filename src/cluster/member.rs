@@ -12,7 +12,11 @@ use std::{
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::{Error, Kind, LEASE, Map, MemberId, Serves, bucket::Bucket, node::Node};
+use crate::{
+    Error, Kind, LEASE, Map, MemberId, Serves,
+    bucket::Bucket,
+    node::{Ends, Node},
+};
 
 /// How a process is a member.
 #[derive(Clone, Debug)]
@@ -89,6 +93,7 @@ pub struct Member {
     assigned: watch::Receiver<Assigned>,
     reports: mpsc::UnboundedSender<(Kind, Serves)>,
     looks: mpsc::UnboundedSender<()>,
+    resigning: CancellationToken,
     leaving: CancellationToken,
     gone: CancellationToken,
     _task: Arc<AbortOnDropHandle<()>>,
@@ -105,19 +110,21 @@ impl Member {
         let (reports, reported) = mpsc::unbounded_channel();
         let (looks, wanted) = mpsc::unbounded_channel();
         let (leaving, gone) = (CancellationToken::new(), CancellationToken::new());
+        let resigning = CancellationToken::new();
         let guard = Guard { origin: Instant::now(), until_ms: Arc::default() };
         let mut node = Node::new(bucket, id.clone(), &settings, guard.clone());
         node.told = Some((tell_map, tell_assigned));
         let hints = node.start().await?;
         let task = tokio::spawn({
-            let (leaving, gone) = (leaving.clone(), gone.clone());
+            let ends = Ends { resigning: resigning.clone(), leaving: leaving.clone() };
+            let gone = gone.clone();
             async move {
-                node.run(hints, reported, wanted, leaving).await;
+                node.run(hints, reported, wanted, ends).await;
                 gone.cancel();
             }
         });
         let task = Arc::new(AbortOnDropHandle::new(task));
-        Ok(Self { id, guard, map, assigned, reports, looks, leaving, gone, _task: task })
+        Ok(Self { id, guard, map, assigned, reports, looks, resigning, leaving, gone, _task: task })
     }
 
     /// Its id.
@@ -154,6 +161,11 @@ impl Member {
     /// Asks for a look at the map soon: something suggests that it has changed.
     pub fn look(&self) {
         let _ = self.looks.send(());
+    }
+
+    /// Leads no longer, and does not want to: it is about to leave.
+    pub fn resign(&self) {
+        self.resigning.cancel();
     }
 
     /// Leaves: gives the leadership up, then the record. What it served is given to others. To be

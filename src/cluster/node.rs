@@ -53,6 +53,14 @@ pub(crate) struct Leadership {
 /// Who is told of a change.
 type Told = (watch::Sender<Arc<Map>>, watch::Sender<Assigned>);
 
+/// When to stop.
+pub(crate) struct Ends {
+    /// Leading.
+    pub(crate) resigning: CancellationToken,
+    /// Altogether.
+    pub(crate) leaving: CancellationToken,
+}
+
 pub(crate) struct Node {
     bucket: Bucket,
     id: MemberId,
@@ -130,12 +138,13 @@ impl Node {
         mut hints: Subscriber,
         mut reports: mpsc::UnboundedReceiver<(Kind, Serves)>,
         mut looks: mpsc::UnboundedReceiver<()>,
-        leaving: CancellationToken,
+        ends: Ends,
     ) {
         loop {
             let wake = self.wake_at();
             tokio::select! {
-                () = leaving.cancelled() => break,
+                () = ends.leaving.cancelled() => break,
+                () = ends.resigning.cancelled(), if self.may_lead => self.resign().await,
                 () = tokio::time::sleep_until(wake) => {}
                 Some(hint) = hints.next() => self.hinted(hint.subject.as_str()),
                 Some(()) = looks.recv() => self.look_at = Instant::now(),
@@ -382,13 +391,20 @@ impl Node {
         jitter(RETRY)
     }
 
-    /// Gives up the leadership, then the record.
-    async fn leave(&mut self) {
+    /// Gives up the leadership for good.
+    async fn resign(&mut self) {
+        self.may_lead = false;
         if let Some(sequence) = self.lead.sequence() {
             let condition = Condition { key: LEADER, sequence };
             let free = Leadership::default();
             self.bucket.write(LEADER, &free, Some(condition), Some(self.ttl)).await;
         }
+        self.lead.written(Written::Refused);
+    }
+
+    /// Gives up the leadership, then the record.
+    async fn leave(&mut self) {
+        self.resign().await;
         self.guard.until_ms.store(0, Ordering::Release);
         if let Some(sequence) = self.own.sequence() {
             let key = format!("member.{}", self.id);

@@ -33,10 +33,11 @@ pub struct Command {
 }
 
 impl Command {
-    /// Subject of the synchronous request: `req.<slot>.<tenant>.<aggregate>.<id>.<command>`.
+    /// Subject of the synchronous request to the slot's owner of this epoch:
+    /// `req.<epoch>.<slot>.<tenant>.<aggregate>.<id>.<command>`.
     #[must_use]
-    pub fn request_subject(key: &AggregateKey, name: &CommandName) -> String {
-        format!("req.{}.{name}", key.subject_part())
+    pub fn request_subject(epoch: u64, key: &AggregateKey, name: &CommandName) -> String {
+        format!("req.{epoch}.{}.{name}", key.subject_part())
     }
 
     /// Subject that clients publish to: `cmd.<tenant>.<aggregate>.<id>.<command>`.
@@ -45,17 +46,19 @@ impl Command {
         format!("cmd.{}.{}.{}.{name}", key.tenant(), key.aggregate(), key.id())
     }
 
-    /// Subject of a request for an aggregate's state: `get.<slot>.<tenant>.<aggregate>.<id>`.
+    /// Subject of a request for an aggregate's state:
+    /// `get.<epoch>.<slot>.<tenant>.<aggregate>.<id>`.
     #[must_use]
-    pub fn state_subject(key: &AggregateKey) -> String {
-        format!("get.{}", key.subject_part())
+    pub fn state_subject(epoch: u64, key: &AggregateKey) -> String {
+        format!("get.{epoch}.{}", key.subject_part())
     }
 
-    /// Subject of a request for what came of a command: `out.<slot>.<tenant>.<aggregate>.<id>`,
-    /// the command id being in the header [`header::COMMAND_ID`].
+    /// Subject of a request for what came of a command:
+    /// `out.<epoch>.<slot>.<tenant>.<aggregate>.<id>`, the command id being in the header
+    /// [`header::COMMAND_ID`].
     #[must_use]
-    pub fn outcome_subject(key: &AggregateKey) -> String {
-        format!("out.{}", key.subject_part())
+    pub fn outcome_subject(epoch: u64, key: &AggregateKey) -> String {
+        format!("out.{epoch}.{}", key.subject_part())
     }
 }
 
@@ -72,6 +75,9 @@ pub mod header {
     pub const ACTOR: &str = "Flexcore-Actor";
     /// The version that the aggregate must have.
     pub const EXPECTED_VERSION: &str = "Flexcore-Expected-Version";
+    /// How long the sender waits, in milliseconds from when the request is received: hosts' clocks
+    /// differ.
+    pub const TIMEOUT_MS: &str = "Flexcore-Timeout-Ms";
     /// For state requests: the version to fold up to.
     pub const AT_VERSION: &str = "Flexcore-At-Version";
     /// What the command belongs to.

@@ -1,11 +1,17 @@
-//! FLEX_COMMANDS: asynchronous commands, one durable consumer a slot, acknowledged in order and
-//! purged in bulk. A work queue would cost a synced delete for each.
+//! FLEX_COMMANDS: asynchronous commands, one durable consumer for a slot's owner, acknowledged in
+//! order and purged in bulk. A work queue would cost a synced delete for each.
 
-use std::time::Duration;
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::consumer::{AckPolicy, Consumer, pull};
-use flexcore_domain::{AggregateKey, Command, CommandId, CommandName, Slot, command::header};
+use async_nats::jetstream::consumer::{self, AckPolicy, Consumer, DeliverPolicy, pull};
+use flexcore_domain::{
+    AggregateKey, Command, CommandId, CommandName, SLOTS, Slot, command::header,
+};
+use futures::TryStreamExt;
 
 use crate::{Error, EventStore, publish, topology, unavailable};
 
@@ -71,22 +77,58 @@ impl EventStore {
         CommandPublisher(publish::Publisher::start(&self.acknowledged, groups))
     }
 
-    /// The durable consumer of a slot's asynchronous commands, `slot_<n>`, made when it is missing.
-    /// It begins after the last command that was acknowledged: an acknowledgement covers all before
-    /// it, so what an earlier reader took and did not see through has to come first.
-    pub async fn queue(&self, slot: Slot) -> Result<Consumer<pull::Config>, Error> {
+    /// The durable consumer of a slot's asynchronous commands for the slot's owner of this epoch,
+    /// `slot_<n>_<epoch>`, made when it is missing; those of earlier owners are deleted, so that
+    /// they can neither take nor acknowledge any more. It begins after the last command that was
+    /// acknowledged: an acknowledgement covers all before it, so what an earlier reader took and did
+    /// not see through has to come first. Fails with [`Error::Unavailable`] when there is a later
+    /// owner.
+    pub async fn queue(&self, slot: Slot, epoch: u64) -> Result<Consumer<pull::Config>, Error> {
+        let stream = self.jetstream.get_stream_no_info(topology::COMMANDS).await;
+        let stream = stream.map_err(unavailable)?;
+        let names: Vec<String> =
+            stream.consumer_names().try_collect().await.map_err(unavailable)?;
+        let mut floor = 0;
+        let (mut own, mut former) = (None, Vec::new());
+        for name in names {
+            match owner(&name) {
+                Some((of, later)) if of == slot.number() && later > epoch => {
+                    return Err(unavailable(format!("slot {slot} has a later owner: {later}")));
+                }
+                Some((of, earlier)) if of == slot.number() => {
+                    let consumer: Consumer<pull::Config> =
+                        stream.get_consumer(&name).await.map_err(unavailable)?;
+                    floor = floor.max(acknowledged(consumer.cached_info()));
+                    match earlier == epoch {
+                        true => own = Some(consumer),
+                        false => former.push(name),
+                    }
+                }
+                _ => {}
+            }
+        }
         let config = pull::Config {
-            durable_name: Some(format!("slot_{slot}")),
+            durable_name: Some(format!("slot_{slot}_{epoch}")),
             filter_subject: format!("cmdq.{slot}.>"),
+            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: floor + 1 },
             ack_policy: AckPolicy::All,
             ack_wait: ACK_WAIT,
             max_ack_pending: SLOT_IN_FLIGHT_MAX,
+            metadata: HashMap::from([(FLOOR.to_owned(), floor.to_string())]),
             ..pull::Config::default()
         };
-        let consumer = self.jetstream.create_consumer_on_stream(config, topology::COMMANDS);
-        let mut consumer = consumer.await.map_err(unavailable)?;
+        let mut consumer = match own {
+            Some(consumer) => consumer,
+            None => {
+                let made = self.jetstream.create_consumer_on_stream(config, topology::COMMANDS);
+                made.await.map_err(unavailable)?
+            }
+        };
         if consumer.cached_info().num_ack_pending > 0 {
             consumer.reset(None).await.map_err(unavailable)?;
+        }
+        for name in former {
+            stream.delete_consumer(&name).await.map_err(unavailable)?;
         }
         Ok(consumer)
     }
@@ -95,33 +137,51 @@ impl EventStore {
     pub async fn purge_queue(&self) -> Result<u64, Error> {
         let stream = self.jetstream.get_stream(topology::COMMANDS).await.map_err(unavailable)?;
         let mut lowest = stream.cached_info().state.last_sequence;
-        for slot in Slot::all() {
-            // A slot that cannot be looked at, or that nobody has read yet, may have commands.
-            let consumer: Result<Consumer<pull::Config>, _> =
-                stream.get_consumer(&format!("slot_{slot}")).await;
-            let consumer = consumer.map_err(unavailable)?;
-            let info = consumer.cached_info();
-            let idle = info.num_pending == 0 && info.num_ack_pending == 0;
-            if !idle {
-                lowest = lowest.min(info.ack_floor.stream_sequence);
+        let mut seen = HashSet::new();
+        let mut consumers = stream.consumers();
+        while let Some(info) = consumers.try_next().await.map_err(unavailable)? {
+            let Some((slot, _)) = owner(&info.name) else { continue };
+            seen.insert(slot);
+            if info.num_pending > 0 || info.num_ack_pending > 0 {
+                lowest = lowest.min(acknowledged(&info));
             }
+        }
+        // Nobody has read a slot yet: all of it may be waiting.
+        if seen.len() < usize::from(SLOTS) {
+            return Ok(0);
         }
         let purged = stream.purge().sequence(lowest + 1).await.map_err(unavailable)?;
         Ok(purged.purged)
     }
 
-    /// Commands that wait or are under way, over all slots.
+    /// Commands that wait or are under way, over all slots that have been read.
     pub async fn queue_depth(&self) -> Result<u64, Error> {
         let stream = self.jetstream.get_stream(topology::COMMANDS).await.map_err(unavailable)?;
-        let mut depth = 0;
-        for slot in Slot::all() {
-            let consumer: Result<Consumer<pull::Config>, _> =
-                stream.get_consumer(&format!("slot_{slot}")).await;
-            if let Ok(consumer) = consumer {
-                let info = consumer.cached_info();
-                depth += info.num_pending + info.num_ack_pending as u64;
+        let mut depths: HashMap<u16, (u64, u64)> = HashMap::new();
+        let mut consumers = stream.consumers();
+        while let Some(info) = consumers.try_next().await.map_err(unavailable)? {
+            let Some((slot, epoch)) = owner(&info.name) else { continue };
+            let depth = info.num_pending + info.num_ack_pending as u64;
+            let known = depths.entry(slot).or_insert((epoch, depth));
+            if known.0 <= epoch {
+                *known = (epoch, depth);
             }
         }
-        Ok(depth)
+        Ok(depths.values().map(|(_, depth)| depth).sum())
     }
+}
+
+/// Metadata of a consumer: the last sequence that was acknowledged before it was made.
+const FLOOR: &str = "flexcore_floor";
+
+/// Slot and epoch in the name of a consumer.
+fn owner(name: &str) -> Option<(u16, u64)> {
+    let (slot, epoch) = name.strip_prefix("slot_")?.split_once('_')?;
+    Some((slot.parse().ok()?, epoch.parse().ok()?))
+}
+
+/// The last sequence that is acknowledged, by the consumer itself or by those before it.
+fn acknowledged(info: &consumer::Info) -> u64 {
+    let before = info.config.metadata.get(FLOOR).and_then(|floor| floor.parse().ok());
+    info.ack_floor.stream_sequence.max(before.unwrap_or(0))
 }

@@ -21,6 +21,7 @@ mod shared;
 use std::sync::Arc;
 
 use flexcore_auth::Verifier;
+use flexcore_cluster::Owners;
 use flexcore_domain::Catalog;
 use flexcore_eventstore::EventStore;
 use flexcore_readmodel::ReadModels;
@@ -31,6 +32,7 @@ pub use error::Error;
 
 pub use asyncapi::document as asyncapi;
 pub use openapi::document as openapi;
+pub use routes::cluster::{Health, Report, report};
 
 /// Renders all metrics in Prometheus' text format.
 pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
@@ -39,6 +41,8 @@ pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
 pub struct State {
     /// The log, and the connection over which workers are asked.
     pub store: EventStore,
+    /// Who owns which slot.
+    pub owners: Owners,
     /// What queries read.
     pub read_models: ReadModels,
     /// What is deployed.

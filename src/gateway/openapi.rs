@@ -30,6 +30,7 @@ pub(crate) fn value(catalog: &Catalog) -> Value {
         paths.insert(format!("/v1/queries/{}", query.name), named_query(query));
     }
     paths.insert("/v1/events".to_owned(), events());
+    paths.insert("/v1/cluster".to_owned(), cluster());
     open_paths(&mut paths);
     json!({
         "openapi": "3.1.0",
@@ -261,6 +262,18 @@ fn events() -> Value {
             "default": {"$ref": "#/components/responses/Problem"},
         },
     }})
+}
+
+fn cluster() -> Value {
+    let mut responses = responses(&[], &[&problems::FORBIDDEN, &problems::UNAVAILABLE]);
+    responses["200"] = json!({
+        "description": "Members, leader and epoch, slots by owner, lag by projection, servers.",
+        "content": {"application/json": {"schema": {"type": "object", "required": [
+            "leader", "epoch", "members", "unowned", "projections", "nats", "postgres",
+        ]}}},
+    });
+    let summary = "The cluster; for tokens of the platform's own tenant";
+    json!({"get": {"operationId": "cluster", "summary": summary, "responses": responses}})
 }
 
 /// Paths that need no token.

@@ -58,6 +58,10 @@ kinds! {
         "A valid access token is needed"
         "Send Authorization: Bearer TOKEN. `flexcore token` mints one; `flexcore dev` prints \
          one. Tokens end by themselves: mint another when yours has expired."
+    FORBIDDEN "forbidden" FORBIDDEN 0
+        "The token does not allow this"
+        "What concerns the platform as a whole needs a token of the platform's own tenant: \
+         `flexcore token --tenant flexcore`."
     NOT_FOUND "not-found" NOT_FOUND 0
         "There is nothing here"
         "The index at / says where things are."

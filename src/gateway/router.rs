@@ -12,7 +12,7 @@ use axum::{
 use crate::{
     error::Problem,
     problems, request,
-    routes::{aggregates, commands, documents, events, health, queries},
+    routes::{aggregates, cluster, commands, documents, events, health, queries},
     shared::Shared,
 };
 
@@ -44,6 +44,7 @@ pub(crate) static ROUTES: &[Route] = routes! {
     get  "/v1/query/{read_model}"                  queries::read_model;
     get  "/v1/queries/{name}"                      queries::named;
     get  "/v1/events"                              events::stream;
+    get  "/v1/cluster"                             cluster::view;
     get  "/"                                       documents::index;
     get  "/openapi.json"                           documents::openapi;
     get  "/asyncapi.json"                          documents::asyncapi;

@@ -10,6 +10,7 @@ use std::{
 };
 
 use flexcore_auth::Verifier;
+use flexcore_cluster::Owners;
 use flexcore_domain::Catalog;
 use flexcore_eventstore::{EventStore, queue::CommandPublisher};
 use flexcore_readmodel::ReadModels;
@@ -24,6 +25,7 @@ use crate::{
 
 pub(crate) struct Shared {
     pub(crate) store: EventStore,
+    pub(crate) owners: Owners,
     pub(crate) publisher: CommandPublisher,
     pub(crate) read_models: ReadModels,
     pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
@@ -47,6 +49,7 @@ impl Shared {
             admission: Admission::new(&state.settings),
             publisher: state.store.command_publisher(),
             store: state.store,
+            owners: state.owners,
             read_models: state.read_models,
             catalog: state.catalog,
             verifier: state.verifier,

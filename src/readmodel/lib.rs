@@ -5,9 +5,9 @@
 //! `rm.flights`. Internals live in schema `flexcore`. What exists is in `schemas/sql`.
 
 mod cell;
+mod epoch;
 mod error;
 mod fold;
-mod lead;
 mod named;
 mod page;
 mod plan;
@@ -26,11 +26,11 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
+pub use epoch::Owned;
 pub use error::Error;
-pub use lead::Lead;
 pub use page::Page;
 pub use plan::{Change, KEY_BYTES_MAX, Plan, Unfit};
-pub use rebuild::Rebuild;
+pub use rebuild::{Rebuild, Requests};
 pub use select::{Filter, Op, Select};
 pub use status::{State, Status};
 pub use version::{COLUMNS_MAX, RESERVED_COLUMNS, Version, Versions, check_names};

@@ -1,9 +1,12 @@
 //! Asking for a read model to be built anew, and watching it.
 
 use flexcore_domain::Name;
-use sqlx::Row as _;
+use sqlx::{Row as _, postgres::PgListener};
 
-use crate::{Error, ReadModels, State, Status, lead::REBUILDS};
+use crate::{Error, ReadModels, State, Status};
+
+/// Where Postgres is told that somebody wants a rebuild.
+const REBUILDS: &str = "flexcore_rebuilds";
 
 /// How far a requested rebuild is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +31,25 @@ pub enum Rebuild {
     Superseded,
 }
 
+/// Tells of rebuilds that are asked for.
+pub struct Requests(PgListener);
+
+impl Requests {
+    /// Returns when a rebuild was asked for. A request made while Postgres was away may go
+    /// unnoticed here, so look from time to time as well. Fails when the connection is lost.
+    pub async fn next(&mut self) -> Result<(), Error> {
+        Ok(self.0.recv().await.map(|_| ())?)
+    }
+}
+
 impl ReadModels {
+    /// Listens for rebuilds that are asked for, over a connection of its own.
+    pub async fn rebuild_requests(&self) -> Result<Requests, Error> {
+        let mut listener = PgListener::connect_with(&self.pool).await?;
+        listener.listen(REBUILDS).await?;
+        Ok(Requests(listener))
+    }
+
     /// Asks for a rebuild; returns the request's number. Fails with [`Error::UnknownReadModel`].
     pub async fn request_rebuild(&self, name: &str) -> Result<i64, Error> {
         let status = self.status().await?;

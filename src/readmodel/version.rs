@@ -11,9 +11,16 @@ use flexcore_domain::{
     Catalog, Name, SLOTS,
     definition::{Column, ReadModelDefinition},
 };
-use sqlx::{AssertSqlSafe, PgConnection, Row as _};
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction};
 
-use crate::{Error, ReadModels, cell::sql_type, error::code, plan::Plan, status::State};
+use crate::{
+    Error, ReadModels,
+    cell::sql_type,
+    epoch::{Owned, check_epoch},
+    error::code,
+    plan::Plan,
+    status::State,
+};
 
 /// Column names that are taken: the tenant's, and Postgres' own hidden columns.
 pub const RESERVED_COLUMNS: [&str; 7] =
@@ -25,10 +32,16 @@ pub const COLUMNS_MAX: usize = 200;
 /// Longest wait for a table's or view's lock, in milliseconds.
 const LOCK_TIMEOUT_MS: u32 = 100;
 
+/// The name of the lock on the tables as such: FNV-1a of `flexcore projections`, as any number of
+/// ours alone would do.
+const LOCK: i64 = 0x666c_6578_7072_6f6a;
+
 /// A version of a read model, to project into.
 #[derive(Debug)]
 pub struct Version {
     pub(crate) id: i64,
+    /// The epoch under which this worker owns it: writes are refused when a later one has it.
+    pub epoch: i64,
     /// The read model.
     pub read_model: Name,
     /// Its number, from 1.
@@ -96,11 +109,15 @@ pub fn check_names(model: &ReadModelDefinition) -> Result<(), Error> {
 impl ReadModels {
     /// Brings versions in line with what is deployed and with requested rebuilds: registers new
     /// ones, drops what a deployed application no longer declares. What serves is to be filled
-    /// while its successor is being built.
-    pub async fn versions(&self, catalog: &Catalog) -> Result<Versions, Error> {
-        let mut transaction = self.pool.begin().await?;
+    /// while its successor is being built. `owned` says under which epoch the worker owns a read
+    /// model; the others are left to their owners. Fails with [`Error::Fenced`] when one has a
+    /// later owner by now.
+    pub async fn versions(&self, catalog: &Catalog, owned: Owned<'_>) -> Result<Versions, Error> {
+        let mut transaction = self.alone().await?;
         let mut versions = Versions::default();
         for (application, model) in declared(catalog) {
+            let Some(epoch) = owned(&model.name) else { continue };
+            check_epoch(&mut transaction, &model.name, epoch).await?;
             if let Err(error) = check_names(model) {
                 versions.refused.push((model.name.clone(), error));
                 continue;
@@ -117,6 +134,7 @@ impl ReadModels {
                 };
                 versions.run.push(Arc::new(Version {
                     id: registered.id,
+                    epoch,
                     table: table(&model.name, registered.number),
                     read_model: model.name.clone(),
                     number: registered.number,
@@ -126,14 +144,21 @@ impl ReadModels {
                 }));
             }
         }
-        remove_undeclared(&mut transaction, catalog).await?;
+        remove_undeclared(&mut transaction, catalog, owned).await?;
         transaction.commit().await?;
         Ok(versions)
     }
 
-    /// The checkpoint of a version, by slot, taken over for the writer's epoch: from now on a
+    /// A transaction in which tables may be made and dropped: one at a time, whatever worker.
+    async fn alone(&self) -> Result<Transaction<'static, Postgres>, Error> {
+        let begin = format!("begin; select pg_advisory_xact_lock({LOCK})");
+        Ok(self.pool.begin_with(AssertSqlSafe(begin)).await?)
+    }
+
+    /// The checkpoint of a version, by slot, taken over for the version's epoch: from now on a
     /// writer with an older one is refused. Fails with [`Error::Fenced`] when a later one has it.
-    pub async fn take_over(&self, version: &Version, epoch: i64) -> Result<Vec<u64>, Error> {
+    pub async fn take_over(&self, version: &Version) -> Result<Vec<u64>, Error> {
+        let epoch = version.epoch;
         let rows = sqlx::query(
             "update flexcore.checkpoints set epoch = greatest(epoch, $2) \
              where projection_id = $1 returning slot, position, epoch",
@@ -163,10 +188,12 @@ impl ReadModels {
     pub async fn promote(&self, version: &Version) -> Result<bool, Error> {
         let mut transaction = self.pool.begin().await?;
         let swapped = async {
+            check_epoch(&mut transaction, &version.read_model, version.epoch).await?;
             if is_behind(&mut transaction, version).await? {
                 return Ok(false);
             }
-            swap(&mut transaction, version).await.map(|()| true)
+            swap(&mut transaction, version).await?;
+            Ok(true)
         };
         match swapped.await {
             Ok(true) => {
@@ -174,16 +201,18 @@ impl ReadModels {
                 Ok(true)
             }
             Ok(false) => Ok(false),
-            Err(error) if in_the_way(&error) => {
+            Err(Failure::Sql(error)) if in_the_way(&error) => {
                 tracing::info!(read_model = %version.read_model, %error, "the view cannot be changed yet");
                 Ok(false)
             }
-            Err(error) => Err(error.into()),
+            Err(Failure::Sql(error)) => Err(error.into()),
+            Err(Failure::Fenced(error)) => Err(error),
         }
     }
 
-    /// Drops the tables of replaced versions that nobody reads any more.
-    pub async fn sweep(&self) -> Result<(), Error> {
+    /// Drops the tables of replaced versions that nobody reads any more, of the read models that the
+    /// worker owns.
+    pub async fn sweep(&self, owned: Owned<'_>) -> Result<(), Error> {
         let rows = sqlx::query(
             "select id, read_model, version from flexcore.projections where state = 'retired'",
         )
@@ -192,7 +221,10 @@ impl ReadModels {
         for row in rows {
             let (id, name, number): (i64, &str, i32) =
                 (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            let mut transaction = self.pool.begin().await?;
+            if Name::parse(name).ok().and_then(|name| owned(&name)).is_none() {
+                continue;
+            }
+            let mut transaction = self.alone().await?;
             let sql = format!(
                 "set local lock_timeout = {LOCK_TIMEOUT_MS}; \
                  drop table if exists rm.\"{name}_v{number}\"; \
@@ -207,6 +239,24 @@ impl ReadModels {
             }
         }
         Ok(())
+    }
+}
+
+/// Why a version does not take over.
+enum Failure {
+    Sql(sqlx::Error),
+    Fenced(Error),
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Fenced(error)
     }
 }
 
@@ -411,7 +461,11 @@ async fn swap(connection: &mut PgConnection, version: &Version) -> Result<(), sq
 
 /// Drops the read models that their application, being deployed, no longer declares. Those of an
 /// application that is not deployed at all stay: the log may be another one than yesterday's.
-async fn remove_undeclared(connection: &mut PgConnection, catalog: &Catalog) -> Result<(), Error> {
+async fn remove_undeclared(
+    connection: &mut PgConnection,
+    catalog: &Catalog,
+    owned: Owned<'_>,
+) -> Result<(), Error> {
     let applications: Vec<&str> = catalog.applications.keys().map(Name::as_str).collect();
     let models: Vec<&str> = declared(catalog).map(|(_, model)| model.name.as_str()).collect();
     let gone = sqlx::query(
@@ -424,6 +478,8 @@ async fn remove_undeclared(connection: &mut PgConnection, catalog: &Catalog) -> 
     .await?;
     for row in gone {
         let Ok(name) = Name::parse(row.try_get(0)?) else { continue };
+        let Some(epoch) = owned(&name) else { continue };
+        check_epoch(&mut *connection, &name, epoch).await?;
         tracing::info!(read_model = %name, "no longer declared: dropped");
         let view = format!("drop view if exists rm.\"{name}\"");
         sqlx::raw_sql(AssertSqlSafe(view)).execute(&mut *connection).await?;

@@ -64,13 +64,13 @@ pub struct Parked {
 const BEGIN: &str = "begin; set local role flexcore_projection";
 
 impl ReadModels {
-    /// Applies the parts and moves their checkpoints, all or nothing. `epoch` is the writer's.
+    /// Applies the parts and moves their checkpoints, all or nothing, each under its version's epoch.
     /// Fails with [`Error::Fenced`] when another writer has taken over, with [`Error::Moved`] when
     /// a checkpoint is not where the part says, and with [`Error::Unappliable`] when values fit
     /// their columns but not the table: leave those changes out, and apply the rest.
-    pub async fn apply(&self, epoch: i64, parts: &[Part]) -> Result<(), Error> {
+    pub async fn apply(&self, parts: &[Part]) -> Result<(), Error> {
         let mut transaction = self.pool.begin_with(BEGIN).await?;
-        move_checkpoints(&mut transaction, epoch, parts).await?;
+        move_checkpoints(&mut transaction, parts).await?;
         for (index, part) in parts.iter().enumerate() {
             let all: Vec<usize> = (0..part.changes.len()).collect();
             match write(&mut transaction, part, &all).await {
@@ -102,44 +102,48 @@ impl ReadModels {
 /// and a writer that was overtaken fails before it writes a row.
 async fn move_checkpoints(
     transaction: &mut Transaction<'_, Postgres>,
-    epoch: i64,
     parts: &[Part],
 ) -> Result<(), Error> {
-    let (mut ids, mut slots, mut from, mut to) = (vec![], vec![], vec![], vec![]);
+    let (mut ids, mut epochs, mut slots) = (vec![], vec![], vec![]);
+    let (mut from, mut to) = (vec![], vec![]);
     for part in parts {
         for step in &part.moves {
             ids.push(part.version.id);
+            epochs.push(part.version.epoch);
             slots.push(step.slot.number() as i16);
             from.push(step.from.cast_signed());
             to.push(step.to.cast_signed());
         }
     }
     let moved = sqlx::query(
-        "update flexcore.checkpoints c set position = m.till, epoch = $5 \
-         from unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::bigint[]) \
-              as m(projection_id, slot, since, till) \
+        "update flexcore.checkpoints c set position = m.till, epoch = m.epoch \
+         from unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[]) \
+              as m(projection_id, slot, since, till, epoch) \
          where c.projection_id = m.projection_id and c.slot = m.slot \
-           and c.epoch <= $5 and c.position = m.since",
+           and c.epoch <= m.epoch and c.position = m.since",
     )
     .bind(&ids)
     .bind(slots)
     .bind(from)
     .bind(to)
-    .bind(epoch)
+    .bind(&epochs)
     .execute(&mut **transaction)
     .await?;
     if moved.rows_affected() == ids.len() as u64 {
         return Ok(());
     }
-    let found: Option<i64> =
-        sqlx::query("select max(epoch) from flexcore.checkpoints where projection_id = any($1)")
-            .bind(ids)
-            .fetch_one(&mut **transaction)
-            .await?
-            .try_get(0)?;
-    match found {
-        Some(found) if found > epoch => Err(Error::Fenced { held: epoch, found }),
-        _ => Err(Error::Moved),
+    let later = sqlx::query(
+        "select m.epoch, c.epoch from flexcore.checkpoints c \
+         join unnest($1::bigint[], $2::bigint[]) as m(projection_id, epoch) \
+             on c.projection_id = m.projection_id and c.epoch > m.epoch limit 1",
+    )
+    .bind(ids)
+    .bind(epochs)
+    .fetch_optional(&mut **transaction)
+    .await?;
+    match later {
+        Some(row) => Err(Error::Fenced { held: row.try_get(0)?, found: row.try_get(1)? }),
+        None => Err(Error::Moved),
     }
 }
 

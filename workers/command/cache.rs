@@ -3,7 +3,8 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use flexcore_domain::{
-    AggregateKey, Command, CommandHash, CommandId, Decision, Outcome, Position, State, StateReply,
+    AggregateKey, Command, CommandHash, CommandId, Decision, Outcome, Position, Slot, State,
+    StateReply,
     commit::{Commit, Event},
     limits,
 };
@@ -189,6 +190,15 @@ impl Cache {
         while self.size_bytes > self.size_bytes_max {
             let Some((_, (_, size))) = self.entries.pop_lru() else { return };
             self.size_bytes -= size;
+        }
+    }
+
+    /// Drops the aggregates of a slot.
+    pub(super) fn forget(&mut self, slot: Slot) {
+        let of_slot = self.entries.iter().filter(|(key, _)| key.slot() == slot);
+        let keys: Vec<AggregateKey> = of_slot.map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            self.take(&key);
         }
     }
 

@@ -93,6 +93,7 @@ impl Lane {
             Input::Work { key, work } => self.take_up(key, work, now_ms, &mut actions),
             Input::Loaded { key, result } => self.loaded(key, result, now_ms, &mut actions),
             Input::Appended { key, result } => self.appended(key, result, now_ms, &mut actions),
+            Input::Left(slot) => self.cache.forget(slot),
             Input::Catalog(catalog) => {
                 self.deciders.follow(catalog);
                 // States folded by other functions are void, and the cheapest proof is a reload.

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use flexcore_cluster::Guard;
 use flexcore_domain::{AggregateKey, Catalog, Outcome, StateReply};
 use flexcore_eventstore::{Error, EventStore, Expected};
 use tokio::{
@@ -48,6 +49,7 @@ pub(super) struct LaneThread {
     runtime: Handle,
     owed: HashMap<Ticket, (Responder, Instant)>,
     depth: Arc<AtomicUsize>,
+    guard: Guard,
     /// Weak, so that the thread ends when nobody can ask any more.
     inputs: mpsc::WeakUnboundedSender<ToLane>,
 }
@@ -59,6 +61,7 @@ impl LaneThread {
         number: usize,
         catalog: &Arc<Catalog>,
         settings: &Settings,
+        guard: Guard,
     ) -> LaneHandle {
         let (inputs, receiver) = mpsc::unbounded_channel();
         let depth = Arc::new(AtomicUsize::new(0));
@@ -68,8 +71,8 @@ impl LaneThread {
             let cache_bytes = settings.cache_bytes_max / settings.lanes.max(1);
             // The deciders are made here because an interpreter stays on its thread.
             let lane = Lane::new(Deciders::new(catalog, settings.native), cache_bytes);
-            let thread =
-                Self { lane, store, runtime, owed: HashMap::new(), depth: counted, inputs: weak };
+            let owed = HashMap::new();
+            let thread = Self { lane, store, runtime, owed, depth: counted, guard, inputs: weak };
             thread.run(receiver);
         });
         spawned.expect("BUG: a thread can be started while the process starts");
@@ -103,6 +106,12 @@ impl LaneThread {
             }
             Action::Append { commit, expected } => {
                 let (inputs, key) = (self.inputs.clone(), commit.key.clone());
+                if !self.guard.holds() {
+                    // Paused or cut off for longer than the lease: somebody else owns the slot.
+                    let message = "the member's lease does not hold".to_owned();
+                    let result = Err(Error::Unavailable(message));
+                    return self.tell(async { Input::Appended { key, result } });
+                }
                 self.store.append_then(&commit, expected, move |result| {
                     if let Some(inputs) = inputs.upgrade() {
                         let _ = inputs.send(ToLane::Told(Input::Appended { key, result }));
@@ -125,6 +134,12 @@ impl LaneThread {
                 _ => {}
             },
             Action::AnswerState { ticket, reply } => {
+                let reply = if self.guard.holds() {
+                    reply
+                } else {
+                    let message = "the member's lease does not hold".to_owned();
+                    StateReply::Unavailable { message }
+                };
                 if let Some(Responder::State(to)) = self.settle(ticket) {
                     let _ = to.send(reply);
                 }

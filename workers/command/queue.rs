@@ -7,10 +7,10 @@ use flexcore_domain::{AggregateKey, CommandId, Outcome, Slot, command::header};
 use flexcore_eventstore::{Error, EventStore};
 use futures::{StreamExt, stream::FuturesUnordered};
 use tokio::sync::mpsc;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    Lanes, Settings,
+    Lanes,
     requests::{count, read_command},
 };
 
@@ -26,28 +26,18 @@ const RETRY_LONGEST: Duration = Duration::from_secs(2);
 /// How often the server says that it is there.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 
-/// Starts a reader for each slot. A broker that is away just now is waited for.
-pub(super) fn serve(
-    store: &EventStore,
-    lanes: &Lanes,
-    settings: &Settings,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-) {
-    for slot in &settings.slots {
-        let reader = Reader { store: store.clone(), lanes: lanes.clone(), slot: *slot };
-        tasks.spawn(reader.run(stop.clone()));
-    }
-}
-
-struct Reader {
-    store: EventStore,
-    lanes: Lanes,
-    slot: Slot,
+/// Reads a slot's commands as its owner.
+pub(super) struct Reader {
+    pub(super) store: EventStore,
+    pub(super) lanes: Lanes,
+    pub(super) slot: Slot,
+    pub(super) epoch: u64,
 }
 
 impl Reader {
-    async fn run(self, stop: CancellationToken) {
+    /// Reads until the token is cancelled; what is under way then is settled. A broker that is away
+    /// is waited for.
+    pub(super) async fn run(self, stop: CancellationToken) {
         let mut pause = RETRY_FIRST;
         while !stop.is_cancelled() {
             match self.open().await {
@@ -69,7 +59,7 @@ impl Reader {
 
     /// Messages, and how many were handed out before.
     async fn open(&self) -> Result<(pull::Stream, u64), Error> {
-        let consumer = self.store.queue(self.slot).await?;
+        let consumer = self.store.queue(self.slot, self.epoch).await?;
         let delivered = consumer.cached_info().delivered.consumer_sequence;
         let messages = consumer
             .stream()

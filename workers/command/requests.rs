@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use async_nats::{HeaderMap, Message};
+use async_nats::{HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use flexcore_domain::{
-    AggregateKey, Catalog, Command, CommandId, CommandName, Outcome, StateReply, command::header,
-    json, names::ActorName, position::Position,
+    AggregateKey, Catalog, Command, CommandId, CommandName, Outcome, Slot, StateReply,
+    command::header, json, names::ActorName, position::Position,
 };
 use flexcore_eventstore::{Error, EventStore};
 use flexcore_script::ScriptDecider;
@@ -15,68 +15,80 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Lanes, Settings, perform::ANSWER_WITHIN};
+use super::{Lanes, perform::ANSWER_WITHIN};
 
-/// Workers that own the same slot share its requests; two owners are an accident that the expected
-/// sequence makes harmless.
-const QUEUE_GROUP: &str = "workers";
-
-/// Starts to answer the requests of the slots that the settings name.
-pub(super) async fn serve(
-    store: &EventStore,
-    lanes: &Lanes,
-    settings: &Settings,
-    catalog: watch::Receiver<Arc<Catalog>>,
+/// Answers who asks for the version of an application that this worker has in force. Fails when the
+/// broker refuses the subscription.
+pub(super) async fn serve_catalog(
+    here: &Here,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<(), Error> {
-    let client = store.client();
-    let refused = |error: async_nats::SubscribeError| Error::Unavailable(error.to_string());
-    let mut subscriptions = Vec::new();
-    for slot in &settings.slots {
-        for kind in ["req", "get", "out"] {
-            let subject = format!("{kind}.{slot}.>");
-            let subscribed = client.queue_subscribe(subject, QUEUE_GROUP.to_owned()).await;
-            subscriptions.push(subscribed.map_err(refused)?);
-        }
-    }
-    subscriptions.push(client.subscribe("ctl.catalog.*").await.map_err(refused)?);
-    client.flush().await.map_err(|error| Error::Unavailable(error.to_string()))?;
-    let here = Here { store: store.clone(), lanes: lanes.clone(), catalog };
-    for mut subscription in subscriptions {
-        let (here, tracker, stop) = (here.clone(), tasks.clone(), stop.clone());
-        tasks.spawn(async move {
-            loop {
-                let message = tokio::select! {
-                    () = stop.cancelled() => None,
-                    message = subscription.next() => message,
-                };
-                let Some(message) = message else { break };
-                here.receive(message, &tracker);
-            }
-            let _ = subscription.drain().await;
-            while let Some(message) = subscription.next().await {
-                here.receive(message, &tracker);
-            }
-        });
-    }
+    let subscription = subscribe(&here.store, "ctl.catalog.*".to_owned()).await?;
+    tasks.spawn(here.clone().answer(subscription, stop.clone()));
     Ok(())
 }
 
+/// Answers the requests of a slot, as its owner of this epoch, until the token is cancelled and what
+/// was asked before is answered. The subjects have the epoch in them, so that nothing new comes to
+/// an owner that was replaced. Fails when the broker refuses a subscription.
+pub(super) async fn serve(
+    here: &Here,
+    slot: Slot,
+    epoch: u64,
+    stop: &CancellationToken,
+) -> Result<(), Error> {
+    let mut answering = Vec::new();
+    for kind in ["req", "get", "out"] {
+        let subscription = subscribe(&here.store, format!("{kind}.{epoch}.{slot}.>")).await?;
+        answering.push(here.clone().answer(subscription, stop.clone()));
+    }
+    futures::future::join_all(answering).await;
+    Ok(())
+}
+
+async fn subscribe(store: &EventStore, subject: String) -> Result<Subscriber, Error> {
+    let subscribed = store.client().subscribe(subject).await;
+    subscribed.map_err(|error| Error::Unavailable(error.to_string()))
+}
+
+/// What questions are answered from.
 #[derive(Clone)]
-struct Here {
-    store: EventStore,
-    lanes: Lanes,
-    catalog: watch::Receiver<Arc<Catalog>>,
+pub(super) struct Here {
+    pub(super) store: EventStore,
+    pub(super) lanes: Lanes,
+    pub(super) catalog: watch::Receiver<Arc<Catalog>>,
 }
 
 impl Here {
+    /// Answers what comes until the token is cancelled, and then what had come.
+    async fn answer(self, mut subscription: Subscriber, stop: CancellationToken) {
+        let tasks = TaskTracker::new();
+        loop {
+            let message = tokio::select! {
+                () = stop.cancelled() => None,
+                message = subscription.next() => message,
+            };
+            let Some(message) = message else { break };
+            self.receive(message, &tasks);
+        }
+        let _ = subscription.drain().await;
+        while let Some(message) = subscription.next().await {
+            self.receive(message, &tasks);
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+
     fn receive(&self, message: Message, tasks: &TaskTracker) {
         let Some(reply) = message.reply.clone() else { return };
         let here = self.clone();
         tasks.spawn(async move {
             let subject = message.subject.as_str();
-            let body = match subject.split_once('.') {
+            let mut parts = subject.splitn(3, '.');
+            // The epoch is the subscription's own.
+            let (kind, rest) = (parts.next(), parts.nth(1));
+            let body = match kind.zip(rest) {
                 Some(("req", rest)) => to_bytes(&here.command(rest, &message).await),
                 Some(("get", rest)) => to_bytes(&here.state(rest, &message).await),
                 Some(("out", rest)) => to_bytes(&here.outcome(rest, &message).await),

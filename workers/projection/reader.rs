@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use flexcore_cluster::Guard;
 use flexcore_domain::{Catalog, Name};
 use flexcore_eventstore::{self as eventstore, EventStore, Filter, Recorded, Subscription};
 use flexcore_readmodel::{Error, ReadModels, State, Version};
@@ -45,7 +46,7 @@ pub(super) struct Reader {
     pub(super) store: EventStore,
     pub(super) read_models: ReadModels,
     pub(super) catalog: watch::Receiver<Arc<Catalog>>,
-    pub(super) epoch: i64,
+    pub(super) guard: Guard,
     pub(super) versions: Vec<Arc<Version>>,
 }
 
@@ -148,7 +149,7 @@ impl Reader {
     async fn open(&self) -> Result<Running<'_>, Failure> {
         let mut models = Vec::with_capacity(self.versions.len());
         for version in &self.versions {
-            let positions = self.read_models.take_over(version, self.epoch).await?;
+            let positions = self.read_models.take_over(version).await?;
             models.push(Model { version: version.clone(), positions });
         }
         let last = self.store.last_sequence().await?;
@@ -280,8 +281,8 @@ impl Running<'_> {
         for traceparent in traces.take(TRACES_MAX) {
             flexcore_telemetry::add_link(&span, traceparent.as_str());
         }
-        let Reader { store, read_models, epoch, .. } = self.reader;
-        let task = commit(store.clone(), read_models.clone(), *epoch, batch);
+        let Reader { store, read_models, guard, .. } = self.reader;
+        let task = commit(store.clone(), read_models.clone(), guard.clone(), batch);
         self.committing = Some(tokio::spawn(task.instrument(span)));
     }
 
@@ -317,15 +318,18 @@ fn bytes_of(commits: &[Recorded]) -> usize {
 async fn commit(
     store: EventStore,
     read_models: ReadModels,
-    epoch: i64,
+    guard: Guard,
     mut batch: Batch,
 ) -> Result<(), Failure> {
     let mut dead = std::mem::take(&mut batch.dead);
     loop {
+        if !guard.holds() {
+            return Err(Error::Unavailable("the member's lease does not hold".to_owned()).into());
+        }
         for dead in dead.drain(..) {
             bury(&store, &mut batch, dead).await?;
         }
-        match read_models.apply(epoch, &batch.parts).await {
+        match read_models.apply(&batch.parts).await {
             Ok(()) => break,
             Err(Error::Unappliable { part, changes }) if !changes.is_empty() => {
                 dead = take_out(&mut batch, part, changes);

@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use async_nats::HeaderMap;
+use flexcore_cluster::{Kind, Member, Owners};
 use flexcore_domain::{
     AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandName, Context, Decider,
     Decision, Event, Refusal, State, Tenant, command::header,
@@ -58,21 +59,28 @@ async fn a_lane_that_panics_ends_the_worker() {
     };
     let (_deployed, catalog) = watch::channel(Arc::new(Catalog::default()));
     let stop = CancellationToken::new();
-    let worker = tokio::spawn(command::run(store, catalog, settings, stop));
+    let membership = flexcore_cluster::Settings::new("test", "worker", [Kind::Command]);
+    let member = Member::join(&client, membership).await.unwrap();
+    let worker = tokio::spawn(command::run(store, catalog, member, settings, stop));
     let key = AggregateKey::new(
         Tenant::parse("acme").unwrap(),
         AggregateName::parse("counter").unwrap(),
         AggregateId::parse("c1").unwrap(),
     );
-    let subject = Command::request_subject(&key, &CommandName::parse("add").unwrap());
-    let mut headers = HeaderMap::new();
-    headers.insert(header::COMMAND_ID, "c-1");
+    let name = CommandName::parse("add").unwrap();
+    let owners = Owners::attach(&client).await.unwrap();
     // Until the worker has subscribed, nobody gets the request.
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !worker.is_finished() {
         assert!(tokio::time::Instant::now() < deadline, "the worker goes on without its lane");
-        let request = client.request_with_headers(subject.clone(), headers.clone(), "{}".into());
-        let _ = tokio::time::timeout(Duration::from_millis(200), request).await;
+        let question = |epoch, _| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::COMMAND_ID, "c-1");
+            (Command::request_subject(epoch, &key, &name), headers)
+        };
+        let within = Duration::from_millis(200);
+        let slot = key.slot().number();
+        let _ = owners.ask(Kind::Command, slot, within, "{}".into(), question).await;
     }
     let error = worker.await.unwrap().unwrap_err();
     assert!(error.to_string().contains("lane"), "{error}");

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
+use flexcore_cluster::{Kind, Member};
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Application, Catalog, CommandHash,
     CommandId, Commit, Event, EventName, Name, Position, Tenant,
@@ -105,18 +106,27 @@ impl Rig {
         let settings = flexcore_readmodel::Settings::default();
         let read_models = ReadModels::connect(&url, settings).await.unwrap();
         read_models.migrate().await.unwrap();
-        Self { servers, store, read_models, catalog: watch::channel(catalog([sums("1")])).0 }
+        let catalog = watch::channel(catalog([sums("1")])).0;
+        Self { servers, store, read_models, catalog }
     }
 
-    fn work(&self) -> (CancellationToken, JoinHandle<()>) {
+    /// A worker that is a member of its own until it is told to stop.
+    async fn work(&self) -> (CancellationToken, JoinHandle<()>) {
+        let membership = flexcore_cluster::Settings::new("test", "worker", [Kind::Projection]);
+        let member = Member::join(self.store.client(), membership).await.unwrap();
         let stop = CancellationToken::new();
         let running = projection::run(
             self.store.clone(),
             self.read_models.clone(),
             self.catalog.subscribe(),
+            member.clone(),
             stop.clone(),
         );
-        (stop, tokio::spawn(async move { running.await.unwrap() }))
+        let worker = tokio::spawn(async move {
+            running.await.unwrap();
+            member.leave().await;
+        });
+        (stop, worker)
     }
 
     /// Records that the account was paid these amounts, each in a commit of its own.
@@ -174,8 +184,8 @@ fn ones(count: usize) -> Vec<Value> {
 async fn events_become_rows_and_bad_ones_are_parked() {
     let rig = Rig::start().await;
     rig.pay("a", "x", &ones(20)).await;
-    let (stop, worker) = rig.work();
-    let second = rig.work();
+    let (stop, worker) = rig.work().await;
+    let second = rig.work().await;
     let amounts = [json!(5), json!("five"), json!(i64::MAX), json!(7)];
     let position = rig.pay("b", "y", &amounts).await;
     rig.caught_up(position).await;
@@ -217,7 +227,7 @@ async fn a_batch_takes_all_that_is_there() {
 #[tokio::test(flavor = "multi_thread")]
 async fn changed_and_rebuilt_while_it_serves() {
     let rig = Rig::start().await;
-    let (stop, worker) = rig.work();
+    let (stop, worker) = rig.work().await;
     let position = rig.pay("a", "x", &ones(30)).await;
     rig.caught_up(position).await;
     let before = rig.rows().await;
@@ -250,7 +260,7 @@ async fn changed_and_rebuilt_while_it_serves() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_starts_while_a_successor_is_built_fills_both() {
     let rig = Rig::start().await;
-    let (stop, worker) = rig.work();
+    let (stop, worker) = rig.work().await;
     let position = rig.pay("a", "x", &ones(3)).await;
     rig.caught_up(position).await;
     stop.cancel();
@@ -261,7 +271,7 @@ async fn a_worker_that_starts_while_a_successor_is_built_fills_both() {
     let url = rig.servers.postgres_url().unwrap();
     let mut reader = PgConnection::connect(&url).await.unwrap();
     sqlx::raw_sql("begin; select * from rm.sums").execute(&mut reader).await.unwrap();
-    let (stop, worker) = rig.work();
+    let (stop, worker) = rig.work().await;
     let position = rig.pay("b", "x", &ones(3)).await;
     rig.caught_up(position).await;
     assert_eq!(rig.rows().await, json!([{"group": "x", "count": 6, "total": 6}]));
@@ -277,7 +287,7 @@ async fn a_worker_that_starts_while_a_successor_is_built_fills_both() {
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_and_the_broker_may_die_and_come_back() {
     let mut rig = Rig::start().await;
-    let (stop, worker) = rig.work();
+    let (stop, worker) = rig.work().await;
     let mut paid = 0;
     for round in 0..3 {
         let position = rig.pay(&format!("a{round}"), "x", &ones(50)).await;

@@ -48,8 +48,8 @@ pub(crate) async fn state(
     if let Some(version) = at {
         headers.insert(field::AT_VERSION, version.to_string());
     }
-    let subject = Command::state_subject(&key);
-    let reply = ask(&shared, subject, headers, Bytes::new(), Problem::unavailable).await?;
+    let subject = |epoch| Command::state_subject(epoch, &key);
+    let reply = ask(&shared, &key, subject, headers, Bytes::new(), Problem::unavailable).await?;
     let (version, state) = match reply {
         StateReply::Found { version, state } => (version, state),
         StateReply::NotFound => return Err(missing(&shared.catalog(), &key)),

@@ -74,8 +74,8 @@ pub(crate) async fn send(
         return Ok(queued(&shared, &key, &id, preferences.wait).await);
     }
     headers.insert(field::COMMAND_ID, id.as_str());
-    let subject = Command::request_subject(&key, &name);
-    let outcome = ask(&shared, subject, headers, payload, Problem::outcome_unknown).await;
+    let subject = |epoch| Command::request_subject(epoch, &key, &name);
+    let outcome = ask(&shared, &key, subject, headers, payload, Problem::outcome_unknown).await;
     match outcome.and_then(|outcome| accepted(outcome, &id, expected.is_some())) {
         Ok(response) => Ok(response),
         // Whoever sent no key must learn it, to be able to repeat the command.
@@ -220,8 +220,8 @@ async fn outcome_of(
 ) -> Result<Outcome, Problem> {
     let mut headers = async_nats::HeaderMap::new();
     headers.insert(field::COMMAND_ID, id.as_str());
-    let subject = Command::outcome_subject(key);
-    ask(shared, subject, headers, Bytes::new(), Problem::unavailable).await
+    let subject = |epoch| Command::outcome_subject(epoch, key);
+    ask(shared, key, subject, headers, Bytes::new(), Problem::unavailable).await
 }
 
 fn about(id: &CommandId, outcome: &Outcome) -> Response {

@@ -1,6 +1,7 @@
 //! What answers, one file for each resource.
 
 pub(crate) mod aggregates;
+pub(crate) mod cluster;
 pub(crate) mod commands;
 pub(crate) mod documents;
 pub(crate) mod events;
@@ -13,8 +14,12 @@ use axum::{
     response::Response,
 };
 
-use async_nats::{HeaderMap, RequestErrorKind};
+use std::time::Duration;
+
+use async_nats::HeaderMap;
 use bytes::Bytes;
+use flexcore_cluster::{Kind, Unanswered};
+use flexcore_domain::{AggregateKey, command::header as field};
 use serde::de::DeserializeOwned;
 
 use crate::{error::Problem, limits::ANSWER_TIMEOUT, shared::Shared};
@@ -39,27 +44,31 @@ pub(crate) fn etag(version: u64) -> HeaderValue {
     HeaderValue::try_from(format!("\"{version}\"")).expect("BUG: digits are ASCII")
 }
 
-/// Asks the worker that owns the slot. Fails with `lost` when it is unknown whether it took the
-/// question up, and with "unavailable" when it certainly did not.
+/// Asks the worker that owns the aggregate's slot; `subject` makes the subject for the owner's epoch.
+/// The question may be taken up twice, by an owner and its successor. Fails with `lost` when it is
+/// unknown whether it was taken up, and with "unavailable" when it certainly was not.
 pub(crate) async fn ask<T: DeserializeOwned>(
     shared: &Shared,
-    subject: String,
+    key: &AggregateKey,
+    subject: impl Fn(u64) -> String,
     headers: HeaderMap,
     payload: Bytes,
     lost: fn(&dyn std::fmt::Display) -> Problem,
 ) -> Result<T, Problem> {
-    let client = shared.store.client();
-    if client.connection_state() != async_nats::connection::State::Connected {
+    if shared.store.client().connection_state() != async_nats::connection::State::Connected {
         return Err(Problem::unavailable(&"not connected to the broker"));
     }
-    let request =
-        async_nats::Request::new().headers(headers).payload(payload).timeout(Some(ANSWER_TIMEOUT));
-    let reply =
-        client.send_request(subject, request).await.map_err(|error| match error.kind() {
-            RequestErrorKind::NoResponders => Problem::unavailable(&"no worker owns this slot"),
-            RequestErrorKind::TimedOut => lost(&"the worker did not answer in time"),
-            _ => lost(&error),
-        })?;
+    let question = |epoch, left: Duration| {
+        let mut headers = headers.clone();
+        headers.insert(field::TIMEOUT_MS, left.as_millis().to_string());
+        (subject(epoch), headers)
+    };
+    let number = key.slot().number();
+    let asked = shared.owners.ask(Kind::Command, number, ANSWER_TIMEOUT, payload, question);
+    let reply = asked.await.map_err(|error| match error {
+        Unanswered::NoOwner => Problem::unavailable(&error),
+        Unanswered::InDoubt(_) => lost(&error),
+    })?;
     serde_json::from_slice(&reply.payload)
         .map_err(|error| Problem::internal(&format!("a worker's answer does not parse: {error}")))
 }

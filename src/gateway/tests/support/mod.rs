@@ -14,6 +14,7 @@ mod fixture;
 
 use async_nats::Message;
 use flexcore_auth::{Grant, Issuer, SigningKey, Verifier};
+use flexcore_cluster::{Kind, Member, Owners};
 use flexcore_domain::{
     ActorName, Outcome, Position, StateReply, Tenant, Violation, command::header,
 };
@@ -57,7 +58,11 @@ pub(crate) async fn start(settings: Settings) -> Gateway {
         monitor_urls: vec![],
     };
     let store = EventStore::open(client, how).await.unwrap();
-    tokio::spawn(work(async_nats::connect(servers.nats_url()).await.unwrap()));
+    let worker = async_nats::connect(servers.nats_url()).await.unwrap();
+    let membership = flexcore_cluster::Settings::new("stand-in", "worker", [Kind::Command]);
+    let member = Member::join(&worker, membership).await.unwrap();
+    let owners = Owners::of(store.client(), &member);
+    tokio::spawn(work(worker));
     let nowhere = "postgres://nobody:nothing@127.0.0.1:1/none";
     let read_models =
         ReadModels::connect(nowhere, flexcore_readmodel::Settings::default()).await.unwrap();
@@ -68,6 +73,7 @@ pub(crate) async fn start(settings: Settings) -> Gateway {
     let verifier = Verifier::new(vec![KEY.public().clone()], "flexcore", "flexcore");
     let state = State {
         store: store.clone(),
+        owners,
         read_models,
         catalog,
         verifier: Arc::new(verifier),

@@ -81,7 +81,12 @@ impl Database {
 
     /// The versions to run of this catalog.
     pub(crate) async fn versions(&self, catalog: &Catalog) -> Vec<Arc<Version>> {
-        let versions = self.models.versions(catalog).await.unwrap();
+        self.versions_under(1, catalog).await
+    }
+
+    /// The same, for an owner of this epoch.
+    pub(crate) async fn versions_under(&self, epoch: i64, catalog: &Catalog) -> Vec<Arc<Version>> {
+        let versions = self.models.versions(catalog, &|_| Some(epoch)).await.unwrap();
         assert!(versions.refused.is_empty(), "{:?}", versions.refused);
         versions.run
     }

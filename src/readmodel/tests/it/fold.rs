@@ -91,14 +91,14 @@ async fn batches_of_any_size_give_the_same_rows() {
             .collect();
         for (at, change) in (0..).zip(&all) {
             let part = part(one, vec![change.clone()], at, at + 1);
-            database.models.apply(1, &[part]).await.unwrap();
+            database.models.apply(&[part]).await.unwrap();
         }
         let (mut from, mut rest, mut cut) = (0, all.as_slice(), cuts.iter().cycle());
         while !rest.is_empty() {
             let (batch, left) = rest.split_at((*cut.next().unwrap()).min(rest.len()));
             let to = from + batch.len() as u64;
             let part = part(folded, batch.to_vec(), from, to);
-            database.models.apply(1, &[part]).await.unwrap();
+            database.models.apply(&[part]).await.unwrap();
             (from, rest) = (to, left);
         }
         let expected = database.one(&format!("{ROWS} rm.one_v1 r")).await;
@@ -115,15 +115,15 @@ async fn what_the_table_refuses_is_found_and_the_rest_applies() {
         let commit = commit("a", "sum", at, &json!({"k": key, "n": n}));
         changes(&version, &commit).unwrap().unwrap()
     };
-    database.models.apply(1, &[part(&version, vec![sum("x", 1, i64::MAX)], 0, 1)]).await.unwrap();
+    database.models.apply(&[part(&version, vec![sum("x", 1, i64::MAX)], 0, 1)]).await.unwrap();
     let batch = vec![sum("y", 2, 1), sum("x", 3, 1), sum("z", 4, 1)];
     let mut part = part(&version, batch, 1, 4);
-    let error = database.models.apply(1, std::slice::from_ref(&part)).await.unwrap_err();
+    let error = database.models.apply(std::slice::from_ref(&part)).await.unwrap_err();
     let Error::Unappliable { part: 0, changes } = error else { panic!("{error:?}") };
     assert_eq!(changes.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [1]);
     assert!(changes[0].1.contains("out of range"), "{changes:?}");
     part.changes.remove(1);
-    database.models.apply(1, &[part]).await.unwrap();
+    database.models.apply(&[part]).await.unwrap();
     assert_eq!(
         database.one("select string_agg(k || n, ' ' order by k) from rm.one").await,
         format!("x{} y1 z1", i64::MAX)

@@ -16,7 +16,7 @@ async fn rows_are_those_of_the_tenant_or_none() {
         changes(&version, &commit(of, "set", 1, &json!({"k": "x", "n": n}))).unwrap().unwrap()
     };
     let rows = vec![row("a", 1), row("b", 2)];
-    database.models.apply(1, &[part(&version, rows, 0, 1)]).await.unwrap();
+    database.models.apply(&[part(&version, rows, 0, 1)]).await.unwrap();
 
     let as_query = |set: &'static str, sql: &'static str| {
         let admin = &database.admin;

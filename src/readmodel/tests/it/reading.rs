@@ -34,7 +34,7 @@ async fn filled() -> (Database, Arc<ReadModelDefinition>) {
     };
     let mut rows: Vec<_> = (0..40).map(|at| row("a", at)).collect();
     rows.push(row("b", 50));
-    database.models.apply(1, &[part(&version, rows, 0, 41)]).await.unwrap();
+    database.models.apply(&[part(&version, rows, 0, 41)]).await.unwrap();
     (database, model)
 }
 
@@ -219,14 +219,14 @@ async fn one_waits_for_ones_own_writes() {
         })
         .collect();
     tokio::time::sleep(short).await;
-    models.apply(1, &[part(&version, Vec::new(), 0, 100)]).await.unwrap();
+    models.apply(&[part(&version, Vec::new(), 0, 100)]).await.unwrap();
     let finished = || waiters.iter().filter(|waiter| waiter.is_finished()).count();
     while finished() < 100 {
         tokio::time::sleep(short).await;
     }
     tokio::time::sleep(short).await;
     assert_eq!(finished(), 100);
-    models.apply(1, &[part(&version, Vec::new(), 100, 200)]).await.unwrap();
+    models.apply(&[part(&version, Vec::new(), 100, 200)]).await.unwrap();
     for waiter in waiters {
         waiter.await.unwrap().unwrap();
     }

@@ -24,7 +24,7 @@ async fn a_changed_declaration_is_built_beside_and_swapped_in() {
             .unwrap()
             .unwrap()
     };
-    database.models.apply(1, &[part(&first, vec![row(&first)], 0, 1)]).await.unwrap();
+    database.models.apply(&[part(&first, vec![row(&first)], 0, 1)]).await.unwrap();
 
     // A column more, and another order: the view cannot just be replaced.
     let columns =
@@ -32,12 +32,12 @@ async fn a_changed_declaration_is_built_beside_and_swapped_in() {
     let new = model("sums", "new", &columns, add());
     let mut after = catalog([new.clone()]);
     after.declarations.insert("old".to_owned(), old.clone());
-    let versions = database.models.versions(&after).await.unwrap();
+    let versions = database.models.versions(&after, &|_| Some(1)).await.unwrap();
     let states: Vec<_> = versions.run.iter().map(|v| (v.number, v.state)).collect();
     assert_eq!(states, [(1, State::Serving), (2, State::Building)]);
     let second = versions.run[1].clone();
     assert_eq!(database.one("select n::text from rm.sums").await, "7", "the old one serves");
-    database.models.apply(1, &[part(&second, vec![row(&second)], 0, 1)]).await.unwrap();
+    database.models.apply(&[part(&second, vec![row(&second)], 0, 1)]).await.unwrap();
 
     // A query that reads the view keeps it from being changed, and is not disturbed.
     let mut reader = database.admin.begin().await.unwrap();
@@ -49,7 +49,7 @@ async fn a_changed_declaration_is_built_beside_and_swapped_in() {
         database.one("select row_to_json(s)::text from rm.sums s").await,
         r#"{"tenant":"a","k":"x","extra":null,"n":7}"#
     );
-    database.models.sweep().await.unwrap();
+    database.models.sweep(&|_| Some(1)).await.unwrap();
     assert_eq!(database.one("select to_regclass('rm.sums_v1')::text").await, "");
 
     // Taken back half built: the version in between leaves nothing.
@@ -77,7 +77,7 @@ async fn a_rebuild_is_a_new_version_of_the_same_declaration() {
     let database = Database::new().await;
     let sums = model("sums", "f", &COLUMNS, []);
     let first = database.serving(&sums).await;
-    database.models.apply(1, &[part(&first, Vec::new(), 0, 9)]).await.unwrap();
+    database.models.apply(&[part(&first, Vec::new(), 0, 9)]).await.unwrap();
     let error = database.models.request_rebuild("summs").await.unwrap_err();
     assert_eq!(error.to_string(), "no read model summs; there are: sums");
     let request = database.models.request_rebuild("sums").await.unwrap();
@@ -87,13 +87,13 @@ async fn a_rebuild_is_a_new_version_of_the_same_declaration() {
     let second = &run[1];
     let building = Rebuild::Building { version: 2, position: 0, target: 9 };
     assert_eq!(database.models.rebuild(request).await.unwrap(), building);
-    database.models.apply(1, &[part(second, Vec::new(), 0, 8)]).await.unwrap();
+    database.models.apply(&[part(second, Vec::new(), 0, 8)]).await.unwrap();
     assert!(!database.models.promote(second).await.unwrap(), "rows would go back in time");
-    database.models.apply(1, &[part(second, Vec::new(), 8, 9)]).await.unwrap();
+    database.models.apply(&[part(second, Vec::new(), 8, 9)]).await.unwrap();
     assert!(database.models.promote(second).await.unwrap());
     let done = Rebuild::Done { version: 2 };
     assert_eq!(database.models.rebuild(request).await.unwrap(), done);
-    database.models.sweep().await.unwrap();
+    database.models.sweep(&|_| Some(1)).await.unwrap();
     assert_eq!(database.models.rebuild(request).await.unwrap(), done);
     assert_eq!(database.versions(&catalog([sums])).await.len(), 1, "one request, one rebuild");
 }
@@ -102,37 +102,49 @@ async fn a_rebuild_is_a_new_version_of_the_same_declaration() {
 async fn checkpoints_move_once_and_never_for_an_older_epoch() {
     let database = Database::new().await;
     let add = [("sum", change(&[("n", Operation::Add, data("n"))]))];
-    let version = database.serving(&model("sums", "f", &COLUMNS, add)).await;
+    let model = model("sums", "f", &COLUMNS, add);
+    let old = database.serving(&model).await;
     let row =
-        || changes(&version, &commit("a", "sum", 1, &json!({"k": "x", "n": 1}))).unwrap().unwrap();
-    let mut lead = database.models.lead().await.unwrap().expect("nobody leads");
-    assert!(database.models.lead().await.unwrap().is_none(), "there is one at a time");
-    lead.check().await.unwrap();
-    let old = lead.epoch();
-    assert_eq!(database.models.take_over(&version, old).await.unwrap(), [0; 64]);
+        || changes(&old, &commit("a", "sum", 1, &json!({"k": "x", "n": 1}))).unwrap().unwrap();
+    assert_eq!(database.models.take_over(&old).await.unwrap(), [0; 64]);
     let slot = Slot::new(7).unwrap();
-    let mut once = part(&version, vec![row()], 0, 0);
+    let mut once = part(&old, vec![row()], 0, 0);
     once.moves = vec![Move { slot, from: 0, to: 5 }];
-    database.models.apply(old, std::slice::from_ref(&once)).await.unwrap();
-    let again = database.models.apply(old, std::slice::from_ref(&once)).await.unwrap_err();
+    database.models.apply(std::slice::from_ref(&once)).await.unwrap();
+    let again = database.models.apply(std::slice::from_ref(&once)).await.unwrap_err();
     assert!(matches!(again, Error::Moved), "{again:?}");
 
-    lead.release().await;
-    let lead = loop {
-        // The server notices the end of the connection when it does.
-        if let Some(lead) = database.models.lead().await.unwrap() {
-            break lead;
-        }
-    };
-    assert!(lead.epoch() > old);
-    let positions = database.models.take_over(&version, lead.epoch()).await.unwrap();
+    let catalog = catalog([model]);
+    let new = database.versions_under(2, &catalog).await.remove(0);
+    let positions = database.models.take_over(&new).await.unwrap();
     assert_eq!((positions[7], positions[8]), (5, 0));
     once.moves = vec![Move { slot, from: 5, to: 6 }];
-    let late = database.models.apply(old, &[once]).await.unwrap_err();
-    assert!(matches!(late, Error::Fenced { .. }), "{late:?}");
-    let late = database.models.take_over(&version, old).await.unwrap_err();
-    assert!(matches!(late, Error::Fenced { .. }), "{late:?}");
+    let fenced = |error: Error| matches!(error, Error::Fenced { held: 1, found: 2 });
+    assert!(fenced(database.models.apply(&[once]).await.unwrap_err()), "rows");
+    assert!(fenced(database.models.take_over(&old).await.unwrap_err()), "checkpoints");
+    assert!(fenced(database.models.promote(&old).await.unwrap_err()), "views");
+    let late = database.models.versions(&catalog, &|_| Some(1)).await;
+    assert!(fenced(late.unwrap_err()), "tables");
     assert_eq!(database.one("select n::text from rm.sums").await, "1", "applied exactly once");
+}
+
+#[tokio::test]
+async fn read_models_of_others_are_left_alone() {
+    let database = Database::new().await;
+    let of = |name, fingerprint| model(name, fingerprint, &COLUMNS, []);
+    let both = catalog([of("mine", "1"), of("theirs", "1")]);
+    let mine = |name: &flexcore_domain::Name| (name.as_str() == "mine").then_some(1);
+    let run = database.models.versions(&both, &mine).await.unwrap().run;
+    assert_eq!(run.len(), 1);
+    assert_eq!(
+        database.one("select string_agg(read_model, ' ') from flexcore.projections").await,
+        "mine"
+    );
+    database.versions(&both).await;
+    let none = database.models.versions(&catalog([of("mine", "1")]), &mine).await.unwrap();
+    assert_eq!(none.run.len(), 1);
+    let left = "select string_agg(read_model, ' ' order by read_model) from flexcore.projections";
+    assert_eq!(database.one(left).await, "mine theirs", "not declared, and not ours to drop");
 }
 
 #[test]

@@ -1,0 +1,176 @@
+//! `flexcore cluster`: the cluster as it is, and what is asked of its members.
+
+use std::{
+    io::Write,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, bail};
+use flexcore_cluster::{self as cluster, Kind, Seat};
+use flexcore_gateway::{Health, Report, report};
+use flexcore_readmodel::{ReadModels, Settings};
+
+use crate::{
+    cli::{Cluster, ClusterAction},
+    config::Config,
+    out,
+};
+
+/// Longest wait until a member serves nothing any more.
+const DRAIN_MAX: Duration = Duration::from_secs(60);
+/// Between two looks at a member that is drained.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+pub(crate) async fn run(
+    config: &Config,
+    args: &Cluster,
+    out: &mut dyn Write,
+) -> anyhow::Result<bool> {
+    let store = config.event_store().await?;
+    match &args.action {
+        None => {
+            let read_models = ReadModels::connect(&config.postgres()?, Settings::default()).await?;
+            let report = report(&store, &read_models).await?;
+            if args.json {
+                writeln!(out, "{}", serde_json::to_string_pretty(&report)?)?;
+            } else {
+                show(&report, out)?;
+            }
+            Ok(is_well(&report))
+        }
+        Some(ClusterAction::Drain { member, no_wait }) => {
+            cluster::drain(store.client(), member).await?;
+            let left = if *no_wait { None } else { Some(drained(store.client(), member).await?) };
+            if args.json {
+                let took_s = left.map(|left| left.as_secs_f64());
+                writeln!(out, "{}", serde_json::json!({"member": member, "drained_in_s": took_s}))?;
+            } else if let Some(left) = left {
+                writeln!(
+                    out,
+                    "{member} serves nothing any more, after {:.1} s",
+                    left.as_secs_f64()
+                )?;
+            } else {
+                writeln!(out, "{member} is being drained")?;
+            }
+            Ok(true)
+        }
+        Some(ClusterAction::Undrain { member }) => {
+            cluster::undrain(store.client(), member).await?;
+            if args.json {
+                writeln!(out, "{}", serde_json::json!({"member": member, "draining": false}))?;
+            } else {
+                writeln!(out, "{member} takes part again")?;
+            }
+            Ok(true)
+        }
+    }
+}
+
+/// Waits until a member serves nothing. Returns how long that took. Fails when it is the only one
+/// that could.
+async fn drained(client: &async_nats::Client, member: &str) -> anyhow::Result<Duration> {
+    let started = Instant::now();
+    loop {
+        let view = cluster::look(client).await?;
+        let seat = view.members.iter().find(|seat| seat.id.as_str() == member);
+        if seat.is_none_or(|seat| seat.owns.values().all(Vec::is_empty)) {
+            return Ok(started.elapsed());
+        }
+        if started.elapsed() > DRAIN_MAX {
+            bail!(
+                "{member} still serves after {} s: is there another member of its role? It stays \
+                 marked; `flexcore cluster undrain {member}` takes that back",
+                DRAIN_MAX.as_secs()
+            );
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn is_well(report: &Report) -> bool {
+    report.view.leader.is_some()
+        && report.view.unowned.values().all(Vec::is_empty)
+        && report.nats.health.healthy
+        && report.postgres.healthy
+}
+
+fn show(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
+    let mut members = out::table(["member", "role", "version", "slots", "projections", "state"]);
+    for seat in &report.view.members {
+        let owns = |kind| seat.owns.get(&kind).map_or_else(|| "-".to_owned(), |all| ranges(all));
+        let (slots, shares) = (owns(Kind::Command), owns(Kind::Projection));
+        let id = seat.id.as_str();
+        members.add_row([id, &seat.role, &seat.version, &slots, &shares, state(seat)]);
+    }
+    writeln!(out, "{members}")?;
+    match (&report.view.leader, report.view.epoch) {
+        (Some(leader), Some(epoch)) => writeln!(out, "leader {leader}, epoch {epoch}")?,
+        _ => writeln!(out, "no leader just now")?,
+    }
+    for (kind, places) in report.view.unowned.iter().filter(|(_, places)| !places.is_empty()) {
+        writeln!(out, "without an owner: {} {}", kind.as_str(), ranges(places))?;
+    }
+    let mut projections = out::table(["read model", "version", "state", "lag (commits)"]);
+    for one in &report.projections {
+        let state = serde_json::to_value(one.state)?;
+        let state = state.as_str().context("BUG: a state is a word")?;
+        let (version, lag) = (one.version.to_string(), one.lag.to_string());
+        projections.add_row([one.read_model.as_str(), &version, state, &lag]);
+    }
+    writeln!(out, "\n{projections}")?;
+    let nats = &report.nats;
+    let leader = nats.leader.as_deref().unwrap_or("one server");
+    writeln!(out, "\nNATS: {}; {} commits, led by {leader}", words(&nats.health), nats.messages)?;
+    for replica in &nats.replicas {
+        let state = if replica.current && !replica.offline { "up to date" } else { "behind" };
+        writeln!(out, "  copy on {}: {state}, lacks {}", replica.name, replica.lag)?;
+    }
+    writeln!(out, "Postgres: {}", words(&report.postgres))?;
+    Ok(())
+}
+
+fn state(seat: &Seat) -> &'static str {
+    match (seat.leads, seat.draining) {
+        (true, true) => "leads, draining",
+        (true, false) => "leads",
+        (false, true) => "draining",
+        (false, false) => "",
+    }
+}
+
+fn words(health: &Health) -> String {
+    match &health.problem {
+        None => "well".to_owned(),
+        Some(problem) => format!("NOT WELL: {problem}"),
+    }
+}
+
+/// Numbers as ranges: `0-31 40`.
+fn ranges(numbers: &[u16]) -> String {
+    let mut ranges: Vec<(u16, u16)> = Vec::new();
+    for number in numbers {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == *number => *last = *number,
+            _ => ranges.push((*number, *number)),
+        }
+    }
+    let words = ranges.iter().map(|(first, last)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    });
+    let words: Vec<_> = words.collect();
+    if words.is_empty() { "-".to_owned() } else { words.join(" ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_are_shown_as_ranges() {
+        assert_eq!(ranges(&[]), "-");
+        assert_eq!(ranges(&[7]), "7");
+        assert_eq!(ranges(&[0, 1, 2, 5, 8, 9]), "0-2 5 8-9");
+    }
+}

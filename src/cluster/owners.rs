@@ -1,0 +1,155 @@
+//! Asking the owner of a place, whoever that is by the time of the answer.
+
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use async_nats::{Client, HeaderMap, Message, Request, RequestErrorKind};
+use bytes::Bytes;
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    Error, Kind, Map, Member,
+    bucket::{Bucket, MAP},
+};
+
+/// How long a place without an owner is waited for: a hand-over takes less; a dead owner's lease
+/// takes longer, and the asker is better told soon.
+const OWNERLESS_MAX: Duration = Duration::from_secs(2);
+/// Pause between two tries to find an owner.
+const RETRY: Duration = Duration::from_millis(25);
+/// How often a tool looks at the map.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Why there is no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unanswered {
+    /// Nobody took the question up.
+    NoOwner,
+    /// It may have been taken up.
+    InDoubt(String),
+}
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoOwner => f.write_str("no worker owns this slot just now"),
+            Self::InDoubt(reason) => f.write_str(reason),
+        }
+    }
+}
+
+/// Knows who owns which place; cheap to clone.
+#[derive(Clone)]
+pub struct Owners {
+    client: Client,
+    map: watch::Receiver<Arc<Map>>,
+    /// Of a process that is no member: what keeps the map up to date.
+    following: Option<Arc<AbortOnDropHandle<()>>>,
+    member: Option<Member>,
+}
+
+impl Owners {
+    /// As a member knows them.
+    #[must_use]
+    pub fn of(client: &Client, member: &Member) -> Self {
+        let (client, map) = (client.clone(), member.map());
+        Self { client, map, following: None, member: Some(member.clone()) }
+    }
+
+    /// For a process that is no member, such as a tool. Fails when the broker does not answer.
+    pub async fn attach(client: &Client) -> Result<Self, Error> {
+        let bucket = Bucket::attach(client).await?;
+        let (tell, map) = watch::channel(read(&bucket).await?.unwrap_or_default());
+        let following: JoinHandle<()> = tokio::spawn(async move {
+            while !tell.is_closed() {
+                tokio::time::sleep(LOOK_EVERY).await;
+                // A look that fails leaves what is known.
+                if let Ok(Some(map)) = read(&bucket).await {
+                    tell.send_replace(map);
+                }
+            }
+        });
+        let following = Some(Arc::new(AbortOnDropHandle::new(following)));
+        Ok(Self { client: client.clone(), map, following, member: None })
+    }
+
+    /// Asks the owner of a place; asks its successor when there is one before the answer. So the
+    /// same question may be taken up twice: it must be one that is recognised. `question` makes
+    /// subject and headers for the owner's epoch and the time that is left. Fails when there is no
+    /// answer `within` that time, and earlier when there is no owner.
+    pub async fn ask(
+        &self,
+        kind: Kind,
+        number: u16,
+        within: Duration,
+        payload: Bytes,
+        question: impl Fn(u64, Duration) -> (String, HeaderMap),
+    ) -> Result<Message, Unanswered> {
+        let started = Instant::now();
+        let (mut map, mut in_doubt, mut ownerless) = (self.map.clone(), false, None);
+        loop {
+            let left = within.saturating_sub(started.elapsed());
+            let owner = map.borrow_and_update().owner(kind, number).map(|(_, epoch)| epoch);
+            let nobody = match owner {
+                Some(epoch) => {
+                    let (subject, headers) = question(epoch, left);
+                    let request = Request::new()
+                        .headers(headers)
+                        .payload(payload.clone())
+                        .timeout(Some(left));
+                    tokio::select! {
+                        biased;
+                        reply = self.client.send_request(subject, request) => match reply {
+                            Ok(reply) => return Ok(reply),
+                            Err(error) if error.kind() == RequestErrorKind::NoResponders => true,
+                            Err(error) => return Err(Unanswered::InDoubt(error.to_string())),
+                        },
+                        () = moved(&mut map, kind, number, epoch) => {
+                            in_doubt = true;
+                            false
+                        }
+                    }
+                }
+                None => true,
+            };
+            if !nobody {
+                ownerless = None;
+                continue;
+            }
+            let since: Instant = *ownerless.get_or_insert_with(Instant::now);
+            if since.elapsed() >= OWNERLESS_MAX.min(left) {
+                return Err(match in_doubt {
+                    true => Unanswered::InDoubt("its owner has gone meanwhile".to_owned()),
+                    false => Unanswered::NoOwner,
+                });
+            }
+            if let Some(member) = &self.member {
+                member.look();
+            }
+            let _ = tokio::time::timeout(RETRY, map.changed()).await;
+        }
+    }
+}
+
+impl fmt::Debug for Owners {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let follows = self.following.is_some();
+        f.debug_struct("Owners").field("follows", &follows).finish_non_exhaustive()
+    }
+}
+
+async fn read(bucket: &Bucket) -> Result<Option<Arc<Map>>, Error> {
+    Ok(bucket.read(MAP).await?.and_then(|entry| entry.parse()).map(Arc::new))
+}
+
+/// Returns when the place has another owner.
+async fn moved(map: &mut watch::Receiver<Arc<Map>>, kind: Kind, number: u16, epoch: u64) {
+    let other = |map: &Arc<Map>| map.owner(kind, number).is_some_and(|(_, now)| now != epoch);
+    if map.wait_for(other).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
