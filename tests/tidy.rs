@@ -17,13 +17,14 @@ const EDGES: &[(&str, &[&str], &str)] = &[
     ("domain", &[], "the words of the domain are pure and know nobody"),
     ("telemetry", &[], "everybody may use it, so it may use nobody"),
     ("servers", &[], "it starts servers, whatever runs on them"),
+    ("resilience", &[], "everybody may use it, so it may use nobody"),
     ("script", &["domain"], "the engine knows the decider's interface and no infrastructure"),
     ("eventstore", &["domain"], "the log holds commits, whoever makes or reads them"),
     ("readmodel", &["domain"], "rows are folded from events, wherever these come from"),
     ("auth", &["domain"], "identity has to be usable alone"),
     (
         "gateway",
-        &["auth", "domain", "eventstore", "readmodel", "telemetry"],
+        &["auth", "domain", "eventstore", "readmodel", "resilience", "telemetry"],
         "it reaches the workers over NATS only, so that both scale alone",
     ),
     (
