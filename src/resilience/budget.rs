@@ -98,7 +98,7 @@ mod tests {
     fn a_burst_then_a_tenth_of_requests_and_a_few_by_time() {
         let start = Instant::now();
         let mut tokens = Tokens::new(POLICY, start);
-        let mut granted = |tokens: &mut Tokens, now| (0..100).filter(|_| tokens.take(now)).count();
+        let granted = |tokens: &mut Tokens, now| (0..100).filter(|_| tokens.take(now)).count();
         assert_eq!(granted(&mut tokens, start), 5, "the burst");
         (0..39).for_each(|_| tokens.on_request());
         assert_eq!(granted(&mut tokens, start), 3, "a tenth of 39");

@@ -84,10 +84,10 @@ impl<T> Endpoints<T> {
                 return Err(last.unwrap_or(Error::Open { target, retry_after }));
             };
             let place = self.circuits.place(index, ticket);
-            if last.is_some() {
+            if let Some(error) = last.take() {
                 // Asked only now, when there is an endpoint to spend it on.
                 if !self.budget.take() {
-                    return Err(last.expect("BUG: there was an error just now"));
+                    return Err(error);
                 }
                 measure::failover(target);
             }

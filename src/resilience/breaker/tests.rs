@@ -85,7 +85,13 @@ async fn a_client_that_goes_or_has_no_time_is_no_failure() {
 #[tokio::test(start_paused = true)]
 async fn a_crowd_sends_one_probe_and_a_dropped_one_makes_room() {
     let breaker = half_open().await;
-    let slow = || breaker.call(soon(), judge, async { Ok(sleep(100 * MS).await) });
+    let slow = || {
+        let answer = async {
+            sleep(100 * MS).await;
+            Ok(())
+        };
+        breaker.call(soon(), judge, answer)
+    };
     let crowd = futures::future::join_all((0..50).map(|_| slow())).await;
     let passed = crowd.iter().filter(|result| result.is_ok()).count();
     assert_eq!(passed, 1, "{crowd:?}");

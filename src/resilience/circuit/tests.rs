@@ -134,7 +134,7 @@ fn an_open_circuit_says_when_to_come_again() {
     given.pass(499 * MS);
     assert_eq!(given.decide().unwrap_err(), MS);
     given.pass(MS);
-    given.decide().unwrap();
+    let _probe = given.decide().unwrap();
     assert_eq!(given.circuit.state(), State::HalfOpen);
 }
 
@@ -143,7 +143,7 @@ fn one_probe_at_a_time_and_three_that_succeed_close() {
     let mut given = Given::open();
     given.pass(500 * MS);
     for _ in 0..3 {
-        assert_eq!(given.circuit.state().max(State::HalfOpen), given.circuit.state());
+        assert_ne!(given.circuit.state(), State::Closed);
         let probe = given.decide().unwrap();
         assert_eq!(given.decide().unwrap_err(), POLICY.pause_min);
         assert!(given.circuit.insist(given.now).is_none());

@@ -116,7 +116,7 @@ async fn serve(mut stream: TcpStream, seen: Arc<Seen>) {
     // The client may have gone by now: that is its affair.
     let _ = match does {
         Does::Err => stream.write_all(b"error\n").await,
-        Does::ErrHalf if number % 2 == 0 => stream.write_all(b"error\n").await,
+        Does::ErrHalf if number.is_multiple_of(2) => stream.write_all(b"error\n").await,
         Does::Answer | Does::ErrHalf => {
             // Long enough that a crowd's calls would be seen beside each other.
             tokio::time::sleep(Duration::from_millis(10)).await;
