@@ -18,18 +18,19 @@ const EDGES: &[(&str, &[&str], &str)] = &[
     ("telemetry", &[], "everybody may use it, so it may use nobody"),
     ("servers", &[], "it starts servers, whatever runs on them"),
     ("cluster", &[], "leases and slots are about members, whatever these do"),
+    ("resilience", &[], "everybody may use it, so it may use nobody"),
     ("script", &["domain"], "the engine knows the decider's interface and no infrastructure"),
     ("eventstore", &["domain"], "the log holds commits, whoever makes or reads them"),
     ("readmodel", &["domain"], "rows are folded from events, wherever these come from"),
     ("auth", &["domain"], "identity has to be usable alone"),
     (
         "gateway",
-        &["auth", "cluster", "domain", "eventstore", "readmodel", "telemetry"],
+        &["auth", "cluster", "domain", "eventstore", "readmodel", "resilience", "telemetry"],
         "it reaches the workers over NATS only, at the slot's owner, so that both scale alone",
     ),
     (
         "workers",
-        &["cluster", "domain", "eventstore", "readmodel", "script", "telemetry"],
+        &["cluster", "domain", "eventstore", "readmodel", "resilience", "script", "telemetry"],
         "they are reached over NATS only, so that both scale alone",
     ),
 ];

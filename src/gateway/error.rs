@@ -1,7 +1,7 @@
 //! What can go wrong, as HTTP says it: the one place that knows status codes. Every answer of 4xx
 //! and 5xx is a problem document (RFC 9457) with a stable `type` and the request's trace id.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, time::Duration};
 
 use axum::{
     body::Body,
@@ -10,6 +10,7 @@ use axum::{
 };
 use flexcore_domain::{InvalidName, Outcome};
 use flexcore_readmodel as readmodel;
+use flexcore_resilience as resilience;
 use serde_json::{Value, json};
 
 use crate::problems::{self, Kind};
@@ -74,6 +75,17 @@ impl Problem {
     /// The broker, a worker or Postgres does not answer; nothing was done.
     pub(crate) fn unavailable(cause: &dyn std::fmt::Display) -> Self {
         Self::new(&problems::UNAVAILABLE, "nothing was done; try again").caused(cause)
+    }
+
+    /// What is needed failed of late and is left alone. Without a cause: its failures are in the log,
+    /// and a line for each request that was not made would bury them.
+    fn resting(target: &str, retry_after: Duration) -> Self {
+        let detail =
+            format!("{target} failed of late and is left alone for a while; nothing was done");
+        // Rounded up: earlier is in vain.
+        let wait_s = retry_after.as_millis().div_ceil(1_000).max(1);
+        let wait = HeaderValue::try_from(wait_s.to_string()).expect("BUG: digits are ASCII");
+        Self::new(&problems::UNAVAILABLE, detail).header(header::RETRY_AFTER, wait)
     }
 
     pub(crate) fn outcome_unknown(cause: &dyn std::fmt::Display) -> Self {
@@ -204,6 +216,18 @@ impl From<readmodel::Error> for Problem {
             E::Timeout(_) => Self::new(&problems::QUERY_TIMEOUT, text),
             E::Unavailable(_) | E::Moved => Self::unavailable(&text),
             other => Self::internal(&other),
+        }
+    }
+}
+
+impl<E: Into<Problem>> From<resilience::Error<E>> for Problem {
+    fn from(error: resilience::Error<E>) -> Self {
+        match error {
+            resilience::Error::Open { target, retry_after } => Self::resting(target, retry_after),
+            resilience::Error::TimedOut { target } => {
+                Self::unavailable(&format!("{target} did not answer in time"))
+            }
+            resilience::Error::Failed(error) => error.into(),
         }
     }
 }

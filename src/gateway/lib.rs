@@ -12,6 +12,7 @@ mod fixture;
 pub mod limits;
 mod listen;
 mod openapi;
+mod postgres;
 mod problems;
 mod request;
 mod router;

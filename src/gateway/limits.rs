@@ -55,6 +55,10 @@ pub const COMMANDS_MAX: usize = 1_024;
 /// requests that wait for a position need a place to wait in.
 pub const READS_MAX: usize = 1_024;
 
+/// Longest wait for a read from Postgres: longer than waiting for a connection (2 s) and a statement
+/// (5 s) may take, so that only a connection that leads nowhere meets it.
+pub const READ_TIMEOUT: Duration = Duration::from_secs(8);
+
 /// Event streams of one tenant, and of all: each is a consumer at the broker, which has room for
 /// hundreds.
 pub const STREAMS_PER_TENANT_MAX: usize = 32;

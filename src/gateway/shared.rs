@@ -14,6 +14,7 @@ use flexcore_cluster::Owners;
 use flexcore_domain::Catalog;
 use flexcore_eventstore::{EventStore, queue::CommandPublisher};
 use flexcore_readmodel::ReadModels;
+use flexcore_resilience::{Breaker, Policies};
 use metrics::Histogram;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +29,8 @@ pub(crate) struct Shared {
     pub(crate) owners: Owners,
     pub(crate) publisher: CommandPublisher,
     pub(crate) read_models: ReadModels,
+    /// Guards every read of `read_models`.
+    pub(crate) postgres: Breaker,
     pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
     pub(crate) verifier: Arc<Verifier>,
     pub(crate) metrics: Option<RenderMetrics>,
@@ -51,6 +54,7 @@ impl Shared {
             store: state.store,
             owners: state.owners,
             read_models: state.read_models,
+            postgres: Breaker::new("postgres", Policies::default().postgres.breaker),
             catalog: state.catalog,
             verifier: state.verifier,
             metrics: state.metrics,

@@ -34,6 +34,7 @@ pub use rebuild::{Rebuild, Requests};
 pub use select::{Filter, Op, Select};
 pub use status::{State, Status};
 pub use version::{COLUMNS_MAX, RESERVED_COLUMNS, Version, Versions, check_names};
+pub use wait::{Unreached, look_timeout};
 pub use write::{Move, Parked, Part};
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../../schemas/sql");

@@ -39,6 +39,12 @@ struct Waiter {
 /// Positions that serving versions have passed, by read model and slot.
 type Passed = HashMap<(String, i16), i64>;
 
+/// Positions that read models had not passed when they were looked at.
+pub struct Unreached {
+    models: ReadModels,
+    wants: Wants,
+}
+
 impl ReadModels {
     /// Waits until the serving version of each read model has passed each position. Fails with
     /// [`Error::NotYet`] after the timeout, with [`Error::NotBuilt`] when none serves.
@@ -48,6 +54,23 @@ impl ReadModels {
         positions: &[Position],
         timeout: Duration,
     ) -> Result<(), Error> {
+        let look = tokio::time::timeout(look_timeout(timeout), self.look(read_models, positions));
+        let Some(unreached) = look.await.map_err(|_| Error::Timeout(timeout))?? else {
+            return Ok(());
+        };
+        if unreached.reached(timeout).await? {
+            return Ok(());
+        }
+        Err(unreached.missing().await)
+    }
+
+    /// Looks once whether the serving version of each read model has passed each position; `None`:
+    /// all have. Fails with [`Error::NotBuilt`] when none serves.
+    pub async fn look(
+        &self,
+        read_models: &[Name],
+        positions: &[Position],
+    ) -> Result<Option<Unreached>, Error> {
         let mut wants = Wants::new();
         for name in read_models {
             for position in positions {
@@ -55,30 +78,40 @@ impl ReadModels {
                 *wanted = (*wanted).max(position.sequence);
             }
         }
-        let look = async { passed(&self.pool, wants.keys().cloned().collect()).await };
-        let passed_now = tokio::time::timeout(timeout.max(POLL_INTERVAL), look)
-            .await
-            .map_err(|_| Error::Timeout(timeout))??;
+        let passed_now = passed(&self.pool, wants.keys().cloned().collect()).await?;
         wants.retain(|want, wanted| !is_past(&passed_now, want, *wanted));
-        if wants.is_empty() {
-            return Ok(());
-        }
         if let Some(((name, _), _)) =
             wants.iter().find(|(want, _)| !passed_now.contains_key(&key(want)))
         {
             return Err(Error::NotBuilt(name.to_string()));
         }
-        let done = Arc::clone(&self.waiters).join(self.pool.clone(), wants.clone())?;
+        Ok((!wants.is_empty()).then(|| Unreached { models: self.clone(), wants }))
+    }
+}
+
+/// How long one look may take for somebody who waits this long: a wait of 0 ms asks once, too.
+#[must_use]
+pub fn look_timeout(wait: Duration) -> Duration {
+    wait.max(POLL_INTERVAL)
+}
+
+impl Unreached {
+    /// Waits until all are passed; `false`: not in time. Asks Postgres nothing itself, one poller
+    /// does for all. Fails with [`Error::TooManyWaiters`], and when the poller ends.
+    pub async fn reached(&self, timeout: Duration) -> Result<bool, Error> {
+        let waiters = Arc::clone(&self.models.waiters);
+        let done = waiters.join(self.models.pool.clone(), self.wants.clone())?;
         match tokio::time::timeout(timeout, done).await {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(())) => Ok(true),
             Ok(Err(_)) => Err(Error::Unavailable("the poller of checkpoints ended".to_owned())),
-            Err(_) => Err(self.not_yet(wants).await),
+            Err(_) => Ok(false),
         }
     }
 
-    /// Says what is missing.
-    async fn not_yet(&self, wants: Wants) -> Error {
-        let found = match passed(&self.pool, wants.keys().cloned().collect()).await {
+    /// Looks again, and says what is missing: [`Error::NotYet`], or why Postgres cannot tell.
+    pub async fn missing(&self) -> Error {
+        let wants = &self.wants;
+        let found = match passed(&self.models.pool, wants.keys().cloned().collect()).await {
             Ok(found) => found,
             Err(error) => return error,
         };

@@ -79,6 +79,37 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "Time from a request's head to its answer, by method, route and status",
     ),
     ("flexcore_http_shed_total", Kind::Counter, Unit::Count, "Requests shed, by reason"),
+    (
+        "flexcore_breaker_state",
+        Kind::Gauge,
+        Unit::Count,
+        "Circuit of a target: 0 closed, 1 half open, 2 open",
+    ),
+    (
+        "flexcore_breaker_transitions_total",
+        Kind::Counter,
+        Unit::Count,
+        "Changes of a target's circuit, by what it became",
+    ),
+    ("flexcore_retries_total", Kind::Counter, Unit::Count, "Calls made again, by target"),
+    (
+        "flexcore_retry_budget_exhausted_total",
+        Kind::Counter,
+        Unit::Count,
+        "Calls not made again because the budget of retries was used up, by target",
+    ),
+    (
+        "flexcore_failovers_total",
+        Kind::Counter,
+        Unit::Count,
+        "Calls made again at another endpoint, by target",
+    ),
+    (
+        "flexcore_deadline_exceeded_total",
+        Kind::Counter,
+        Unit::Count,
+        "Calls that their deadline ended, by target",
+    ),
     ("flexcore_http_connections", Kind::Gauge, Unit::Count, "Open HTTP connections"),
 ];
 

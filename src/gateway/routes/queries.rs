@@ -7,7 +7,7 @@ use flexcore_domain::{Name, definition};
 use flexcore_readmodel::Select;
 
 use super::{JSON, answer};
-use crate::{error::Problem, extract::Call, problems, shared::Shared};
+use crate::{error::Problem, extract::Call, postgres, problems, shared::Shared};
 
 /// `GET /v1/query/{read_model}`
 pub(crate) async fn read_model(
@@ -30,9 +30,10 @@ pub(crate) async fn read_model(
     let select = Select::parse(model, &parameters.rest())?;
     let _place = shared.admission.read()?;
     if !positions.is_empty() {
-        shared.read_models.wait(std::slice::from_ref(&name), &positions, wait).await?;
+        postgres::wait(&shared, std::slice::from_ref(&name), &positions, wait).await?;
     }
-    let page = shared.read_models.select(call.tenant(), model, &select).await?;
+    let read = shared.read_models.select(call.tenant(), model, &select);
+    let page = postgres::read(&shared, read).await?;
     let mut body = format!("{{\"rows\":{}", page.rows);
     if let Some(cursor) = &page.next_cursor {
         let cursor = serde_json::to_string(cursor).expect("BUG: text serialises");
@@ -60,8 +61,11 @@ pub(crate) async fn named(
     let (positions, wait) = parameters.take_wait()?;
     let _place = shared.admission.read()?;
     if !positions.is_empty() {
-        shared.read_models.wait(&query.reads, &positions, wait).await?;
+        postgres::wait(&shared, &query.reads, &positions, wait).await?;
     }
-    let rows = shared.read_models.run_query(call.tenant(), query, &parameters.rest()).await?;
+    let parameters = parameters.rest();
+    let rows =
+        postgres::read(&shared, shared.read_models.run_query(call.tenant(), query, &parameters))
+            .await?;
     Ok(answer(StatusCode::OK, JSON, format!("{{\"rows\":{rows}}}")))
 }

@@ -49,7 +49,12 @@ fn cache() -> PathBuf {
 
 /// A gateway with a broker and a worker, and no Postgres behind its address.
 pub(crate) async fn start(settings: Settings) -> Gateway {
-    let options = Options { sync: Sync::Lazy, want: Want::Nats, ..Options::new(cache()) };
+    start_on(settings, Want::Nats).await
+}
+
+/// A gateway with a worker, on these servers; their Postgres is migrated and has no read model.
+pub(crate) async fn start_on(settings: Settings, want: Want) -> Gateway {
+    let options = Options { sync: Sync::Lazy, want, ..Options::new(cache()) };
     let servers = Servers::start(&options).await.unwrap();
     let client = async_nats::connect(servers.nats_url()).await.unwrap();
     let how = flexcore_eventstore::Settings {
@@ -58,14 +63,23 @@ pub(crate) async fn start(settings: Settings) -> Gateway {
         monitor_urls: vec![],
     };
     let store = EventStore::open(client, how).await.unwrap();
+<<<<<<< HEAD
     let worker = async_nats::connect(servers.nats_url()).await.unwrap();
     let membership = flexcore_cluster::Settings::new("stand-in", "worker", [Kind::Command]);
     let member = Member::join(&worker, membership).await.unwrap();
     let owners = Owners::of(store.client(), &member);
     tokio::spawn(work(worker));
     let nowhere = "postgres://nobody:nothing@127.0.0.1:1/none";
+=======
+    tokio::spawn(work(async_nats::connect(servers.nats_url()).await.unwrap()));
+    let nowhere = || "postgres://nobody:nothing@127.0.0.1:1/none".to_owned();
+    let url = servers.postgres_url().unwrap_or_else(nowhere);
+>>>>>>> 99c4f8eef6d52bd98966f5ae1dc9672c086e4813
     let read_models =
-        ReadModels::connect(nowhere, flexcore_readmodel::Settings::default()).await.unwrap();
+        ReadModels::connect(&url, flexcore_readmodel::Settings::default()).await.unwrap();
+    if servers.postgres.is_some() {
+        read_models.migrate().await.unwrap();
+    }
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = http.local_addr().unwrap();
     let (catalog_sender, catalog) = watch::channel(Arc::new(fixture::catalog()));

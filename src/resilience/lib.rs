@@ -1,0 +1,30 @@
+//! What keeps a fault of one thing from becoming everybody's: deadlines that travel with a request,
+//! circuit breakers, retries within a budget, and failover among endpoints. All policies stand in
+//! [`policy`], and what they do is seen in the metrics that `measure` lists.
+//!
+//! [`circuit`] and [`budget`] decide, with time and chance as arguments; [`Breaker`], [`Retry`] and
+//! [`Endpoints`] act. A caller says what counts as a failure: a downstream that answers "no" works.
+//!
+//! Our own, because of the crates that were tried recloser 1.4 lets every call through when half
+//! open, tower-resilience 0.13 pauses for one fixed time on a clock that tests cannot move, and
+//! backon 1.6 knows neither full jitter nor a budget nor a deadline.
+
+mod breaker;
+pub mod budget;
+pub mod circuit;
+mod circuits;
+mod deadline;
+mod endpoints;
+mod error;
+mod measure;
+pub mod policy;
+mod retry;
+
+pub use breaker::Breaker;
+pub use budget::Budget;
+pub use circuit::{State, Verdict};
+pub use deadline::{Deadline, Exceeded, HEADER, InvalidTimeout, TIMEOUT_MAX};
+pub use endpoints::{Endpoints, Order};
+pub use error::Error;
+pub use policy::Policies;
+pub use retry::Retry;

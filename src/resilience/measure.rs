@@ -1,0 +1,54 @@
+//! What is seen of the policies: every metric of this crate. `flexcore-telemetry` describes them.
+
+use std::time::Duration;
+
+use crate::circuit::State;
+
+/// What is there before anything happened, so that rates are known from the first event on.
+pub(crate) fn breaker(target: &'static str) {
+    metrics::gauge!("flexcore_breaker_state", "target" => target).set(0.0);
+    for to in [State::Closed, State::HalfOpen, State::Open] {
+        let counter = metrics::counter!(
+            "flexcore_breaker_transitions_total", "target" => target, "to" => to.word()
+        );
+        counter.increment(0);
+    }
+}
+
+/// A circuit of the target changed; `best` is the state of the best one that it has.
+pub(crate) fn transition(target: &'static str, to: State, best: State, pause: Duration) {
+    let level = match best {
+        State::Closed => 0.0,
+        State::HalfOpen => 1.0,
+        State::Open => 2.0,
+    };
+    metrics::gauge!("flexcore_breaker_state", "target" => target).set(level);
+    metrics::counter!(
+        "flexcore_breaker_transitions_total", "target" => target, "to" => to.word()
+    )
+    .increment(1);
+    match to {
+        State::Closed => tracing::info!(downstream = target, "it works again"),
+        State::HalfOpen => tracing::debug!(downstream = target, "trying whether it works again"),
+        State::Open => {
+            let pause_ms = pause.as_millis();
+            tracing::warn!(downstream = target, pause_ms, "it fails and is left alone for a while");
+        }
+    }
+}
+
+pub(crate) fn retry(target: &'static str) {
+    metrics::counter!("flexcore_retries_total", "target" => target).increment(1);
+}
+
+pub(crate) fn budget_exhausted(target: &'static str) {
+    metrics::counter!("flexcore_retry_budget_exhausted_total", "target" => target).increment(1);
+}
+
+pub(crate) fn failover(target: &'static str) {
+    metrics::counter!("flexcore_failovers_total", "target" => target).increment(1);
+}
+
+pub(crate) fn deadline_exceeded(target: &'static str) {
+    metrics::counter!("flexcore_deadline_exceeded_total", "target" => target).increment(1);
+}

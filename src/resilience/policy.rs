@@ -1,0 +1,148 @@
+//! Every policy with its defaults, each with its reason.
+
+use std::time::Duration;
+
+/// What is done about faults, by what may fail.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Policies {
+    /// The time for a request whose client names none: longer than what a worker or Postgres takes
+    /// to give up by itself, so that their reason arrives.
+    pub request_timeout: Duration,
+    /// Reads from Postgres.
+    pub postgres: Policy,
+    /// Requests to the worker that owns a slot.
+    pub worker: Policy,
+    /// Addresses that an operator lists as equals: brokers' monitors, gateways.
+    pub endpoints: Policy,
+}
+
+impl Default for Policies {
+    fn default() -> Self {
+        // Postgres gives up a statement after 5 s by itself, and what takes longer is no slow query
+        // but a connection that leads nowhere.
+        let postgres = BreakerPolicy { slow_call: Duration::from_secs(5), ..Default::default() };
+        // While the log's leader is elected, which takes up to 6.5 s, workers wait and answer then.
+        let worker = BreakerPolicy { slow_call: Duration::from_secs(8), ..Default::default() };
+        Self {
+            request_timeout: Duration::from_secs(15),
+            postgres: Policy { breaker: postgres, ..Policy::default() },
+            worker: Policy { breaker: worker, ..Policy::default() },
+            endpoints: Policy::default(),
+        }
+    }
+}
+
+/// What is done about the faults of one target.
+#[derive(Clone, Copy, Debug, PartialEq, Default)]
+pub struct Policy {
+    /// When to leave it alone.
+    pub breaker: BreakerPolicy,
+    /// How to try again.
+    pub retry: RetryPolicy,
+    /// How often trying again is allowed, for all callers together.
+    pub budget: BudgetPolicy,
+    /// How to look whether it is there, between calls.
+    pub check: CheckPolicy,
+}
+
+/// When a circuit opens, for how long, and what closes it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BreakerPolicy {
+    /// Failures in a row that open. 5: at a passing failure share of 10 % that is one run in
+    /// 100,000, and a caller who sends one at a time finds out after five timeouts.
+    pub failures_in_a_row: u32,
+    /// How many of the last calls the share is taken of. 20: a target that fails half of its calls
+    /// is found within 20 of them.
+    pub window: usize,
+    /// Calls that must be in the window. 10: one failure of two calls says nothing.
+    pub calls_min: usize,
+    /// Share of failures that opens, in percent. 50: below it trying again within the budget still
+    /// gets most requests through.
+    pub failures_percent: usize,
+    /// Outcomes that are older say nothing about now. 30 s: failures of a quiet night do not add up.
+    pub window_age: Duration,
+    /// A call that is not answered by then counts as failed, whatever becomes of it; a call that its
+    /// deadline or its client ended sooner says nothing, or else a client with a deadline of 1 ms
+    /// could open the circuit for all. 2 s: a thousand times what a call takes.
+    pub slow_call: Duration,
+    /// The first pause. 500 ms: a restarted process takes about as long.
+    pub pause_min: Duration,
+    /// The longest pause; each is twice the one before, less up to half by chance. 5 s: the longest
+    /// that a recovered target is left unused, and rare enough for one probe.
+    pub pause_max: Duration,
+    /// Probes in a row that close. 3: a target that fails half of its calls passes one of eight
+    /// times.
+    pub successes: u32,
+}
+
+impl Default for BreakerPolicy {
+    fn default() -> Self {
+        Self {
+            failures_in_a_row: 5,
+            window: 20,
+            calls_min: 10,
+            failures_percent: 50,
+            window_age: Duration::from_secs(30),
+            slow_call: Duration::from_secs(2),
+            pause_min: Duration::from_millis(500),
+            pause_max: Duration::from_secs(5),
+            successes: 3,
+        }
+    }
+}
+
+/// How a call is tried again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RetryPolicy {
+    /// Attempts in all. 5: with the pauses below about a second, in which an owner changes.
+    pub attempts_max: u32,
+    /// Upper end of the first pause; each is twice the one before. 50 ms: what a reconnect takes.
+    pub pause_min: Duration,
+    /// Upper end of the longest pause. 1 s: beyond it a breaker or the client should decide.
+    pub pause_max: Duration,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            attempts_max: 5,
+            pause_min: Duration::from_millis(50),
+            pause_max: Duration::from_secs(1),
+        }
+    }
+}
+
+/// How many retries all callers of a target have together: in any stretch of time at most
+/// `burst` + `percent` of the requests in it + `floor_per_second` × its seconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct BudgetPolicy {
+    /// Retries earned by requests, in percent. 10: an outage makes the load a tenth higher at most.
+    pub percent: u32,
+    /// Retries earned by time. 2 a second: a process with few requests can try again, too.
+    pub floor_per_second: u32,
+    /// Most that is saved, and what is there at first. 20: a lost connection fails what is under way
+    /// on it all at once.
+    pub burst: u32,
+}
+
+impl Default for BudgetPolicy {
+    fn default() -> Self {
+        Self { percent: 10, floor_per_second: 2, burst: 20 }
+    }
+}
+
+/// How endpoints are looked at between calls.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct CheckPolicy {
+    /// Mean time between two looks; each wait is a random one up to twice as long, so that many
+    /// processes do not look at once. 2 s: a dead endpoint is known before most callers meet it.
+    pub interval: Duration,
+    /// Longest look. 1 s: a healthy endpoint answers in a hundredth.
+    pub timeout: Duration,
+}
+
+impl Default for CheckPolicy {
+    fn default() -> Self {
+        Self { interval: Duration::from_secs(2), timeout: Duration::from_secs(1) }
+    }
+}
