@@ -27,6 +27,7 @@ use std::{
 use flexcore_cluster::{Kind, Member};
 use flexcore_domain::{AggregateKey, Catalog, Command, CommandId, Outcome, Slot, StateReply};
 use flexcore_eventstore::{Error, EventStore};
+use flexcore_resilience::Deadline;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{
     sync::CancellationToken,
@@ -98,12 +99,12 @@ impl Lanes {
         let _ = lane.inputs.send(ToLane::Ask { key, work: work(ticket), ticket, to });
     }
 
-    /// What comes of a command whose sender waits.
-    pub(crate) async fn command(&self, command: Command) -> Outcome {
+    /// What comes of a command whose sender waits until then. Not begun when the time has passed.
+    pub(crate) async fn command(&self, command: Command, until: Deadline) -> Outcome {
         let (to, answer) = oneshot::channel();
         let (key, command) = (command.key.clone(), Box::new(command));
         let work = |ticket| Work::Command { command, patient: false, ticket };
-        self.ask(key, work, Responder::Outcome(to));
+        self.ask(key, work, Responder::Waiting(to, until));
         let lost = || Outcome::Unavailable { message: "the worker is stopping".to_owned() };
         answer.await.ok().flatten().unwrap_or_else(lost)
     }

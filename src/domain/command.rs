@@ -75,9 +75,6 @@ pub mod header {
     pub const ACTOR: &str = "Flexcore-Actor";
     /// The version that the aggregate must have.
     pub const EXPECTED_VERSION: &str = "Flexcore-Expected-Version";
-    /// How long the sender waits, in milliseconds from when the request is received: hosts' clocks
-    /// differ.
-    pub const TIMEOUT_MS: &str = "Flexcore-Timeout-Ms";
     /// For state requests: the version to fold up to.
     pub const AT_VERSION: &str = "Flexcore-At-Version";
     /// What the command belongs to.

@@ -13,13 +13,14 @@ use flexcore_auth::Identity;
 use flexcore_domain::{
     AggregateKey, CommandId, InvalidName, Position, Tenant, TraceParent, limits::PAYLOAD_BYTES_MAX,
 };
+use flexcore_resilience::Deadline;
 use futures::FutureExt;
 use http_body_util::BodyExt;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
     error::Problem,
-    limits::{BODY_IDLE_TIMEOUT, BODY_TIMEOUT, PARAMETERS_MAX, WAIT_MAX},
+    limits::{ANSWER_TIMEOUT, BODY_IDLE_TIMEOUT, BODY_TIMEOUT, PARAMETERS_MAX, WAIT_MAX},
     problems,
 };
 
@@ -232,6 +233,18 @@ pub(crate) struct Preferences {
     pub(crate) respond_async: bool,
     /// Bounded by [`WAIT_MAX`].
     pub(crate) wait: Option<Duration>,
+}
+
+/// Until when the client waits for an answer: as it says in `Flexcore-Timeout-Ms`, and not longer
+/// than [`ANSWER_TIMEOUT`]. Fails when it says something that is no time.
+pub(crate) fn deadline(headers: &HeaderMap) -> Result<Deadline, Problem> {
+    let longest = Deadline::after(ANSWER_TIMEOUT);
+    let Some(text) = single(headers, &HeaderName::from_static("flexcore-timeout-ms"))? else {
+        return Ok(longest);
+    };
+    let asked = Deadline::parse(text, Instant::now())
+        .map_err(|error| Problem::new(&problems::BAD_REQUEST, error.to_string()))?;
+    Ok(asked.min(longest))
 }
 
 pub(crate) fn preferences(headers: &HeaderMap) -> Preferences {

@@ -74,7 +74,7 @@ fn commands(catalog: &Catalog, paths: &mut Map<String, Value>) {
                     parameter_ref("id"), parameter_ref("Idempotency-Key"),
                     parameter_ref("If-Match"), parameter_ref("Prefer"),
                     parameter_ref("Flexcore-Correlation-Id"),
-                    parameter_ref("Flexcore-Causation-Id"),
+                    parameter_ref("Flexcore-Causation-Id"), parameter_ref("Flexcore-Timeout-Ms"),
                 ],
                 "requestBody": {
                     "required": true,
@@ -381,6 +381,8 @@ fn shared_parameters() -> Value {
             "What the command belongs to."),
         "Flexcore-Causation-Id": header("Flexcore-Causation-Id", command_id,
             "What caused the command."),
+        "Flexcore-Timeout-Ms": header("Flexcore-Timeout-Ms", json!({"type": "integer"}),
+            "How long the client waits; what is not begun by then is not begun. At most 15000."),
         "min_position": query("min_position", false, &text,
             "Answer from this position or later (repeatable, or with commas between)."),
         "wait_ms": query("wait_ms", false, &wait, "How long to wait for min_position."),

@@ -12,6 +12,7 @@ use std::{
 use flexcore_cluster::Guard;
 use flexcore_domain::{AggregateKey, Catalog, Outcome, StateReply};
 use flexcore_eventstore::{Error, EventStore, Expected};
+use flexcore_resilience::Deadline;
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -27,7 +28,9 @@ use super::{
 
 /// Who waits for an answer. A receiver that has gone away is not missed.
 pub(super) enum Responder {
-    /// For a command, or a question for one.
+    /// For a command, until then.
+    Waiting(oneshot::Sender<Option<Outcome>>, Deadline),
+    /// For a question for a command.
     Outcome(oneshot::Sender<Option<Outcome>>),
     /// For a state.
     State(oneshot::Sender<StateReply>),
@@ -83,6 +86,15 @@ impl LaneThread {
         while let Some(message) = receiver.blocking_recv() {
             let input = match message {
                 ToLane::Told(input) => input,
+                ToLane::Ask { to: Responder::Waiting(to, until), .. }
+                    if until.is_over(tokio::time::Instant::now()) =>
+                {
+                    // Whoever asked has given up: what nobody waits for is not begun.
+                    self.depth.fetch_sub(1, Ordering::Relaxed);
+                    let message = "its time was over before it was begun".to_owned();
+                    let _ = to.send(Some(Outcome::Unavailable { message }));
+                    continue;
+                }
                 ToLane::Ask { key, work, ticket, to } => {
                     self.owed.insert(ticket, (to, Instant::now()));
                     Input::Work { key, work }
@@ -127,7 +139,9 @@ impl LaneThread {
                 });
             }
             Action::Answer { ticket, outcome } => match (self.settle(ticket), outcome) {
-                (Some(Responder::Outcome(to)), outcome) => drop(to.send(outcome)),
+                (Some(Responder::Outcome(to) | Responder::Waiting(to, _)), outcome) => {
+                    drop(to.send(outcome));
+                }
                 (Some(Responder::Queue(to, number)), Some(outcome)) => {
                     drop(to.send((number, outcome)));
                 }

@@ -9,10 +9,11 @@ use flexcore_domain::{
     command::header, json, names::ActorName, position::Position,
 };
 use flexcore_eventstore::{Error, EventStore};
+use flexcore_resilience::Deadline;
 use flexcore_script::ScriptDecider;
 use futures::StreamExt;
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Lanes, perform::ANSWER_WITHIN};
@@ -111,8 +112,9 @@ impl Here {
         if let Some(parent) = &command.traceparent {
             flexcore_telemetry::link(&span, parent.as_str());
         }
-        let answer = tracing::Instrument::instrument(self.lanes.command(command), span);
-        let outcome = tokio::time::timeout(ANSWER_WITHIN, answer).await.unwrap_or_else(|_| {
+        let until = deadline(message.headers.as_ref());
+        let answer = tracing::Instrument::instrument(self.lanes.command(command, until), span);
+        let outcome = until.timeout("lane", answer).await.unwrap_or_else(|_| {
             Outcome::Unavailable { message: "the log did not answer in time".to_owned() }
         });
         count(&outcome);
@@ -132,7 +134,7 @@ impl Here {
                 Some(Err(_)) => unavailable("the version is not a number"),
             }
         };
-        let answered = tokio::time::timeout(ANSWER_WITHIN, answer).await;
+        let answered = deadline(message.headers.as_ref()).timeout("lane", answer).await;
         answered.unwrap_or_else(|_| unavailable("the log did not answer in time"))
     }
 
@@ -231,6 +233,16 @@ pub(super) fn count(outcome: &Outcome) {
         Outcome::Pending | Outcome::Dead { .. } => "other",
     };
     metrics::counter!("flexcore_commands_total", "outcome" => word).increment(1);
+}
+
+/// Until when the sender waits, and not longer than a waiting client's command is worked on. One that
+/// says nothing, or nonsense, waits that long.
+fn deadline(headers: Option<&HeaderMap>) -> Deadline {
+    let now = Instant::now();
+    let longest = Deadline::at(now, ANSWER_WITHIN);
+    let asked = headers.and_then(|headers| headers.get(flexcore_resilience::HEADER));
+    let asked = asked.and_then(|text| Deadline::parse(text.as_str(), now).ok());
+    asked.map_or(longest, |asked| asked.min(longest))
 }
 
 fn to_bytes(answer: &impl Serialize) -> Bytes {

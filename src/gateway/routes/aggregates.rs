@@ -49,7 +49,16 @@ pub(crate) async fn state(
         headers.insert(field::AT_VERSION, version.to_string());
     }
     let subject = |epoch| Command::state_subject(epoch, &key);
-    let reply = ask(&shared, &key, subject, headers, Bytes::new(), Problem::unavailable).await?;
+    let reply = ask(
+        &shared,
+        &key,
+        subject,
+        headers,
+        Bytes::new(),
+        extract::deadline(&call.headers)?,
+        Problem::unavailable,
+    )
+    .await?;
     let (version, state) = match reply {
         StateReply::Found { version, state } => (version, state),
         StateReply::NotFound => return Err(missing(&shared.catalog(), &key)),

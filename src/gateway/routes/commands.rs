@@ -12,6 +12,7 @@ use flexcore_domain::{
     AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandId, CommandName, Outcome,
     Position, command::header as field, json,
 };
+use flexcore_resilience::Deadline;
 use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -61,6 +62,7 @@ pub(crate) async fn send(
     };
     let expected = extract::if_match(&call.headers)?;
     let preferences = extract::preferences(&call.headers);
+    let deadline = extract::deadline(&call.headers)?;
     let _place = shared.admission.command()?;
     let payload = call.json_body().await?;
     json::payload(&payload).map_err(|violations| {
@@ -75,7 +77,8 @@ pub(crate) async fn send(
     }
     headers.insert(field::COMMAND_ID, id.as_str());
     let subject = |epoch| Command::request_subject(epoch, &key, &name);
-    let outcome = ask(&shared, &key, subject, headers, payload, Problem::outcome_unknown).await;
+    let outcome =
+        ask(&shared, &key, subject, headers, payload, deadline, Problem::outcome_unknown).await;
     match outcome.and_then(|outcome| accepted(outcome, &id, expected.is_some())) {
         Ok(response) => Ok(response),
         // Whoever sent no key must learn it, to be able to repeat the command.
@@ -221,7 +224,8 @@ async fn outcome_of(
     let mut headers = async_nats::HeaderMap::new();
     headers.insert(field::COMMAND_ID, id.as_str());
     let subject = |epoch| Command::outcome_subject(epoch, key);
-    ask(shared, key, subject, headers, Bytes::new(), Problem::unavailable).await
+    let deadline = Deadline::after(limits::ANSWER_TIMEOUT);
+    ask(shared, key, subject, headers, Bytes::new(), deadline, Problem::unavailable).await
 }
 
 fn about(id: &CommandId, outcome: &Outcome) -> Response {

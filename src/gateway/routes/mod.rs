@@ -14,15 +14,15 @@ use axum::{
     response::Response,
 };
 
-use std::time::Duration;
-
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use flexcore_cluster::{Kind, Unanswered};
-use flexcore_domain::{AggregateKey, command::header as field};
+use flexcore_domain::AggregateKey;
+use flexcore_resilience::{self as resilience, Deadline};
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 
-use crate::{error::Problem, limits::ANSWER_TIMEOUT, shared::Shared};
+use crate::{error::Problem, shared::Shared};
 
 /// An answer with this type and body.
 pub(crate) fn answer(
@@ -53,18 +53,21 @@ pub(crate) async fn ask<T: DeserializeOwned>(
     subject: impl Fn(u64) -> String,
     headers: HeaderMap,
     payload: Bytes,
+    deadline: Deadline,
     lost: fn(&dyn std::fmt::Display) -> Problem,
 ) -> Result<T, Problem> {
     if shared.store.client().connection_state() != async_nats::connection::State::Connected {
         return Err(Problem::unavailable(&"not connected to the broker"));
     }
-    let question = |epoch, left: Duration| {
+    let question = |epoch, _| {
         let mut headers = headers.clone();
-        headers.insert(field::TIMEOUT_MS, left.as_millis().to_string());
+        let left = deadline.encode(Instant::now()).unwrap_or_else(|| "1".to_owned());
+        headers.insert(resilience::HEADER, left);
         (subject(epoch), headers)
     };
     let number = key.slot().number();
-    let asked = shared.owners.ask(Kind::Command, number, ANSWER_TIMEOUT, payload, question);
+    let within = deadline.remaining(Instant::now());
+    let asked = shared.owners.ask(Kind::Command, number, within, payload, question);
     let reply = asked.await.map_err(|error| match error {
         Unanswered::NoOwner => Problem::unavailable(&error),
         Unanswered::InDoubt(_) => lost(&error),

@@ -62,6 +62,31 @@ async fn says_what_came_of_commands(gateway: &Gateway) {
     assert!(!unknown.body.contains("secret") && unknown.header("idempotency-key").is_some());
 }
 
+async fn answers_by_the_clients_deadline(gateway: &Gateway) {
+    let started = std::time::Instant::now();
+    let late = gateway.command("silent", "Flexcore-Timeout-Ms: 300\r\n", "{}").await;
+    late.problem(503, "outcome-unknown");
+    let took = started.elapsed();
+    assert!(took >= Duration::from_millis(250) && took < Duration::from_secs(5), "{took:?}");
+    for wrong in ["0", "-1", "soon", "1.5"] {
+        let header = format!("Flexcore-Timeout-Ms: {wrong}\r\n");
+        gateway.command("depart", &header, "{}").await.problem(400, "bad-request");
+    }
+}
+
+async fn shows_the_cluster_to_the_platform_alone(gateway: &Gateway) {
+    gateway.get("/v1/cluster").await.problem(403, "forbidden");
+    let header =
+        format!("Authorization: Bearer {}\r\n", token("flexcore", Duration::from_secs(60)));
+    let report = gateway.send("GET", "/v1/cluster", &header, "").await;
+    assert_eq!(report.status, 200, "{report:?}");
+    let report = report.json();
+    let member = &report["members"][0];
+    assert_eq!((&member["id"], &member["role"]), (&report["leader"], &"worker".into()));
+    assert_eq!(member["owns"]["command"].as_array().unwrap().len(), 64);
+    assert_eq!(report["nats"]["healthy"], true);
+}
+
 async fn refuses_bad_commands(gateway: &Gateway) {
     let plain = format!("{}Content-Type: text/plain\r\n", bearer());
     let path = "/v1/commands/flight/UA1/depart";
@@ -207,6 +232,8 @@ async fn every_request_gets_its_answer() {
     let gateway = start(settings()).await;
     accepts_commands(&gateway).await;
     says_what_came_of_commands(&gateway).await;
+    answers_by_the_clients_deadline(&gateway).await;
+    shows_the_cluster_to_the_platform_alone(&gateway).await;
     refuses_bad_commands(&gateway).await;
     refuses_hostile_paths(&gateway).await;
     needs_a_token(&gateway).await;

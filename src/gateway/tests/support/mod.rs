@@ -63,18 +63,13 @@ pub(crate) async fn start_on(settings: Settings, want: Want) -> Gateway {
         monitor_urls: vec![],
     };
     let store = EventStore::open(client, how).await.unwrap();
-<<<<<<< HEAD
     let worker = async_nats::connect(servers.nats_url()).await.unwrap();
     let membership = flexcore_cluster::Settings::new("stand-in", "worker", [Kind::Command]);
     let member = Member::join(&worker, membership).await.unwrap();
     let owners = Owners::of(store.client(), &member);
     tokio::spawn(work(worker));
-    let nowhere = "postgres://nobody:nothing@127.0.0.1:1/none";
-=======
-    tokio::spawn(work(async_nats::connect(servers.nats_url()).await.unwrap()));
     let nowhere = || "postgres://nobody:nothing@127.0.0.1:1/none".to_owned();
     let url = servers.postgres_url().unwrap_or_else(nowhere);
->>>>>>> 99c4f8eef6d52bd98966f5ae1dc9672c086e4813
     let read_models =
         ReadModels::connect(&url, flexcore_readmodel::Settings::default()).await.unwrap();
     if servers.postgres.is_some() {
