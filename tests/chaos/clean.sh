@@ -14,6 +14,7 @@ for space in $(spaces); do
     ip netns del "$space" 2> /dev/null
 done
 ip link del fcx0 2> /dev/null
+while iptables -w -D FORWARD -i fcx0 -o fcx0 -j ACCEPT 2> /dev/null; do :; done
 # Deepest first. A cut file system can still be unmounted.
 cut -d' ' -f2 /proc/mounts | grep '/flexcore-chaos-' | sort -r | while read -r mount; do
     umount -l "$mount" 2> /dev/null

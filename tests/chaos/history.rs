@@ -96,9 +96,9 @@ pub(crate) enum Seen {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Wish {
     pub(crate) start_ns: u64,
-    /// When it was known; `None`: never.
+    /// When it was known; `None`: not yet, or never.
     pub(crate) known_ns: Option<u64>,
-    pub(crate) calls: u32,
+    pub(crate) given_up: bool,
 }
 
 /// The record, shared by all clients.
@@ -146,8 +146,24 @@ impl History {
         inner.reads.push(read);
     }
 
-    pub(crate) fn wish(&self, wish: Wish) {
-        self.inner.lock().unwrap().wishes.push(wish);
+    /// A client begins to wish for something; gives the wish's number.
+    pub(crate) fn wish(&self) -> usize {
+        let mut inner = self.inner.lock().unwrap();
+        inner.wishes.push(Wish { start_ns: self.now_ns(), known_ns: None, given_up: false });
+        inner.wishes.len() - 1
+    }
+
+    /// It is known what came of a wish, or nobody waits any more.
+    pub(crate) fn settle(&self, number: usize, known: bool) {
+        let mut inner = self.inner.lock().unwrap();
+        let wish = &mut inner.wishes[number];
+        wish.known_ns = known.then(|| self.now_ns());
+        wish.given_up = !known;
+    }
+
+    /// Writes the file out.
+    pub(crate) fn flush(&self) {
+        self.inner.lock().unwrap().file.flush().unwrap();
     }
 
     pub(crate) fn calls(&self) -> Vec<Call> {
@@ -158,13 +174,11 @@ impl History {
         self.inner.lock().unwrap().reads.clone()
     }
 
-    /// Wishes that began in this time, in order of their begin.
-    pub(crate) fn wishes(&self, from_ns: u64, to_ns: u64) -> Vec<Wish> {
+    /// Wishes that began at this time or later, in order of their begin.
+    pub(crate) fn wishes(&self, from_ns: u64) -> Vec<Wish> {
         let inner = self.inner.lock().unwrap();
-        let within = |wish: &&Wish| (from_ns..to_ns).contains(&wish.start_ns);
-        let mut wishes: Vec<Wish> = inner.wishes.iter().filter(within).cloned().collect();
-        wishes.sort_by_key(|wish| wish.start_ns);
-        wishes
+        let first = inner.wishes.partition_point(|wish| wish.start_ns < from_ns);
+        inner.wishes[first..].to_vec()
     }
 
     /// Commands accepted so far.

@@ -16,7 +16,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     cluster::{Cluster, TENANTS},
-    history::{Call, History, Read, Told, Way, Wish},
+    history::{Call, History, Read, Told, Way},
     talk::Talk,
 };
 
@@ -113,7 +113,7 @@ impl Load {
             self.shared.give_up.cancel();
             self.tasks.wait().await;
         }
-        let wishes = self.shared.history.wishes(0, u64::MAX);
+        let wishes = self.shared.history.wishes(0);
         wishes.iter().filter(|wish| wish.known_ns.is_none()).count()
     }
 }
@@ -214,24 +214,23 @@ impl Shared {
     /// Sends a command until it is known what came of it.
     async fn command(self: Arc<Self>, order: Order, gateway: usize, pace: Pace) {
         let mut random = StdRng::seed_from_u64(self.seed ^ self.number());
-        let (start_ns, mut calls, mut gateway) = (self.history.now_ns(), 0, gateway);
-        let known_ns = loop {
-            calls += 1;
+        let (wish, mut gateway) = (self.history.wish(), gateway);
+        let known = loop {
             let told = self.call(&order, gateway, pace).await;
             if told.is_known() {
-                break Some(self.history.now_ns());
+                break true;
             }
             if !pace.again {
-                break None;
+                break false;
             }
             gateway = gateway % self.talk.gateways() + 1;
             let pause = Duration::from_millis(random.random_range(AGAIN_AFTER_MS));
             tokio::select! {
-                () = self.give_up.cancelled() => break None,
+                () = self.give_up.cancelled() => break false,
                 () = tokio::time::sleep(pause) => {}
             }
         };
-        self.history.wish(Wish { start_ns, known_ns, calls });
+        self.history.settle(wish, known);
     }
 
     async fn call(&self, order: &Order, gateway: usize, pace: Pace) -> Told {

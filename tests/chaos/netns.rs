@@ -68,6 +68,9 @@ impl Network {
         run("ip", &["link", "add", BRIDGE, "type", "bridge"]);
         run("ip", &["addr", "add", &format!("{base}.1/24"), "dev", BRIDGE]);
         run("ip", &["link", "set", BRIDGE, "up"]);
+        // Where Docker runs, bridges are filtered, and forwarding is off.
+        let through = ["-I", "FORWARD", "-i", BRIDGE, "-o", BRIDGE, "-j", "ACCEPT"];
+        run("iptables", &[&["-w"][..], &through].concat());
         say(&format!("network {base}.0/24, files in {}", folder.display()));
         Self { base, folder, guard, _lock: lock }
     }

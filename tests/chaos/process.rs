@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Bytes of a log that a failure shows.
-const LOG_TAIL_BYTES: usize = 3_000;
+const LOG_TAIL_BYTES: usize = 1_000;
 
 /// How to start a process, as often as need be.
 #[derive(Clone, Debug)]

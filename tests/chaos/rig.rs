@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeMap,
+    fs,
+    path::Path,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -15,7 +17,7 @@ use crate::{
     checker::{self, Story, Verdict, resources},
     cluster::{Cluster, Shape},
     evidence::{self, Rows, Snapshot},
-    history::History,
+    history::{History, Wish},
     host::say,
     http::Ask,
     load::{Load, Pace},
@@ -144,16 +146,23 @@ impl Rig {
     }
 
     /// Waits until commands are answered within a second again after the fault; adds how long that
-    /// took from the fault. What began meanwhile and was answered late counts.
+    /// took from the fault: until the last command began that was answered later.
     pub(crate) async fn recovers(&mut self, kind: &str, fault_ns: u64, calm: Duration, most: Duration) {
+        const SOON_NS: u64 = 1_000_000_000;
         let started = Instant::now();
+        let calm_ns = u64::try_from(calm.as_nanos()).unwrap();
         let recovered_ns = loop {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let now_ns = self.history.now_ns();
-            let last_bad = self.last_bad(fault_ns, now_ns);
-            let calm_ns = u64::try_from(calm.as_nanos()).unwrap();
-            if now_ns > last_bad + calm_ns {
-                break last_bad;
+            // Those that were under way count from the fault on.
+            let wishes = self.history.wishes(fault_ns.saturating_sub(SOON_NS));
+            let late = |wish: &&Wish| wish.known_ns.unwrap_or(now_ns) > wish.start_ns + SOON_NS;
+            let last = wishes.iter().filter(late).map(|wish| wish.start_ns.max(fault_ns)).max();
+            let last = last.unwrap_or(fault_ns);
+            let waiting = |wish: &Wish| wish.known_ns.is_none() && !wish.given_up;
+            let waits = wishes.iter().any(|w| waiting(w) && now_ns > w.start_ns + SOON_NS);
+            if !waits && now_ns > last + calm_ns {
+                break last;
             }
             if started.elapsed() > most {
                 self.section.notes.push(format!("{kind}: no recovery within {most:?}"));
@@ -163,18 +172,6 @@ impl Rig {
         let ms = (recovered_ns - fault_ns) as f64 / 1e6;
         say(&format!("           {kind}: recovered after {ms:.0} ms"));
         self.section.time(format!("recovery from {kind}"), ms);
-    }
-
-    /// When the last wish began that was not granted within a second, or `from_ns`.
-    fn last_bad(&self, from_ns: u64, now_ns: u64) -> u64 {
-        const SOON_NS: u64 = 1_000_000_000;
-        let wishes = self.history.wishes(from_ns.saturating_sub(20 * SOON_NS), now_ns);
-        let bad = wishes.iter().filter(|wish| {
-            wish.known_ns.is_none_or(|known| known > wish.start_ns + SOON_NS && known > from_ns)
-        });
-        let last = bad.map(|wish| wish.start_ns.max(from_ns)).max();
-        // A wish that is not known yet is in no list.
-        last.unwrap_or(from_ns)
     }
 
     /// Heals nothing by itself: ends the load, waits for rest, collects and checks. Gives the
@@ -198,7 +195,23 @@ impl Rig {
         self.section.verdicts.push(held);
         let rest = Verdict { invariant: 6, what: "everything comes to rest", n: 1, violations };
         self.section.verdicts.push(rest);
+        self.keep();
         self.section
+    }
+
+    /// Keeps history and logs for who has to understand a violation.
+    fn keep(&self) {
+        let name = self.section.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("chaos").join(name);
+        self.history.flush();
+        fs::create_dir_all(&to).unwrap();
+        for entry in fs::read_dir(&self.cluster.net.folder).unwrap().flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == "log" || extension == "jsonl") {
+                fs::copy(&path, to.join(entry.file_name())).unwrap();
+            }
+        }
+        say(&format!("history and logs are in {}", to.display()));
     }
 
     fn count(&mut self, story: &Story) {
@@ -329,7 +342,8 @@ impl Rig {
         for (node, process) in &self.cluster.nodes {
             if let Some((descriptors, threads)) = process.held() {
                 held.insert(format!("{node} descriptors"), descriptors.try_into().unwrap());
-                held.insert(format!("{node} threads"), threads.try_into().unwrap());
+                let broker = if node.starts_with("nats") { " broker" } else { "" };
+                held.insert(format!("{node}{broker} threads"), threads.try_into().unwrap());
             }
         }
         Ok(held)
