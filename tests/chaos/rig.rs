@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     checker::{self, Story, Verdict, resources},
     cluster::{Cluster, Shape},
-    evidence::{self, Rows, Snapshot},
+    evidence::{self, Log, Rows, Snapshot},
     history::{History, Wish},
     host::say,
     http::Ask,
@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const REST_WAIT: Duration = Duration::from_secs(60);
 /// How long the load goes on before the first fault, for everything to have been used once.
 const WARM_UP: Duration = Duration::from_secs(4);
+/// How long the log may be unreadable before it is taken to be lost.
+const LOG_WAIT: Duration = Duration::from_secs(40);
 /// How often a moment's counts of what is held are looked at until they are back.
 const HELD_LOOKS: usize = 30;
 
@@ -195,6 +197,36 @@ impl Rig {
         self.section.verdicts.push(held);
         let rest = Verdict { invariant: 6, what: "everything comes to rest", n: 1, violations };
         self.section.verdicts.push(rest);
+        self.keep();
+        self.section
+    }
+
+    /// Ends the load and holds what clients were told to the log alone: after faults that may have
+    /// torn everything else.
+    pub(crate) async fn finish_with_the_log_alone(mut self) -> Section {
+        if let Some(load) = self.load.take() {
+            drop(load.finish(Duration::from_secs(3)).await);
+        }
+        self.watching.cancel();
+        drop((&mut self.watch).await);
+        let client = talk::connect(&self.cluster.nats()).await;
+        let start = Instant::now();
+        let log = loop {
+            let reading = tokio::time::timeout(LOG_WAIT, evidence::log(&client)).await;
+            match reading.unwrap_or_else(|_| Err("the log cannot be read in time".to_owned())) {
+                Ok(log) => break log,
+                Err(error) if start.elapsed() > LOG_WAIT => {
+                    self.section.notes.push(format!("taken as empty: {error}"));
+                    break Log::default();
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+            }
+        };
+        let (calls, begun_ms) = (self.history.calls(), self.history.begun_ms);
+        let story = Story { calls, begun_ms, log, ..Story::default() };
+        self.count(&story);
+        self.section.verdicts.push(checker::commands::accepted_are_recorded_once(&story));
+        self.section.verdicts.push(checker::commands::acknowledged_in_the_log(&story));
         self.keep();
         self.section
     }

@@ -167,6 +167,17 @@ pub(crate) fn acknowledged_stay(story: &Story) -> Verdict {
     verdict
 }
 
+/// 5, without what became of queued commands: what was answered 2xx is in the log.
+pub(crate) fn acknowledged_in_the_log(story: &Story) -> Verdict {
+    let mut verdict = Verdict::new(5, "nothing answered 2xx is missing from the log");
+    let commits = story.by_key();
+    for call in story.calls.iter().filter(|call| matches!(call.told, Told::Accepted { .. })) {
+        let recorded = commits.contains_key(&(call.tenant, call.key.as_str()));
+        verdict.hold(recorded, || format!("LOST: {call:?}"));
+    }
+    verdict
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,7 +204,7 @@ mod tests {
     fn a_lost_command_is_found() {
         let mut story = story();
         let key = story.log.commits.pop().unwrap().key;
-        for check in [accepted_are_recorded_once, acknowledged_stay] {
+        for check in [accepted_are_recorded_once, acknowledged_stay, acknowledged_in_the_log] {
             let found = check(&story).violations;
             assert!(found.len() == 1 && found[0].contains("LOST") && found[0].contains(&key));
         }
