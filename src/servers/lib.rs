@@ -15,8 +15,8 @@ mod probe;
 
 use std::path::{Path, PathBuf};
 
-pub use nats::Nats;
-pub use postgres::Postgres;
+pub use nats::{Nats, config as nats_config, program as nats_program};
+pub use postgres::{Parts as PostgresParts, Postgres, parts as postgres_parts};
 pub use probe::{Finding, State, probe};
 
 /// Both servers. Dropping it ends them, and removes their data if it was temporary; [`Self::stop`]

@@ -191,8 +191,14 @@ fn parse_ports(bytes: &[u8]) -> Option<Ports> {
     Some(Ports { clients: port(&file.nats)?, monitor: port(&file.monitoring)? })
 }
 
-/// The top level's nats.conf with this store, and with lazy sync if asked for.
-fn config(store: &Path, sync: Sync) -> Result<String, Error> {
+/// nats-server, found or fetched. Blocks while it is fetched; fails when it cannot be had.
+pub fn program(cache: &Path) -> Result<PathBuf, Error> {
+    crate::find::nats(cache, crate::Sources::Any)
+}
+
+/// The text of the top level's `nats.conf` with this store, and with lazy sync if asked for. Fails
+/// when the path cannot be written into it.
+pub fn config(store: &Path, sync: Sync) -> Result<String, Error> {
     let store = text(store)?;
     if store.contains(['"', '\\', '\n']) {
         return Err(Error::Path(store.into()));

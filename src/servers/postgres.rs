@@ -151,11 +151,8 @@ impl Postgres {
 
     async fn run_once(&mut self) -> Result<(), Error> {
         let data = self.folder.join("data");
-        let port = self.port.to_string();
-        let mut arguments = vec!["-D".to_owned(), text(&data)?.to_owned(), "-p".to_owned(), port];
-        for (name, value) in SETTINGS {
-            arguments.extend(["-c".to_owned(), format!("{name}={value}")]);
-        }
+        let mut arguments = arguments(&data)?;
+        arguments.extend(["-p".to_owned(), self.port.to_string()]);
         let before = std::fs::metadata(self.log()).map_or(0, |meta| meta.len());
         let program = self.bin.join("postgres");
         let mut process = Guarded::start(Plan {
@@ -188,6 +185,47 @@ impl Postgres {
     fn log(&self) -> PathBuf {
         self.folder.join("postgres.log")
     }
+}
+
+/// What it takes to start a Postgres by hand: elsewhere, under other limits, in other ways to end.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// The server's program.
+    pub program: PathBuf,
+    /// Its arguments but for the port (`-p`); of a setting given twice the last counts.
+    pub arguments: Vec<String>,
+    /// The data folder.
+    pub data: PathBuf,
+    /// User and group that it has to run as; `None`: as we do.
+    pub account: Option<(u32, u32)>,
+    /// User, password and database, as in `postgres://USER:PASSWORD@HOST:PORT/DATABASE`.
+    pub login: (String, String, String),
+}
+
+/// Finds or fetches Postgres and makes the data folder `data` in `folder`, if there is none. Blocks
+/// meanwhile. Fails when it cannot be had.
+pub fn parts(cache: &Path, folder: &Path) -> Result<Parts, Error> {
+    let cache = crate::find::postgres_cache(cache)?;
+    let found = crate::find::postgres(&cache, crate::Sources::Any)?;
+    let account = account::for_postgres()?;
+    account::own_folder(folder, account)?;
+    let password = create(&found, &cache, folder, account, false)?;
+    let data = folder.join("data");
+    Ok(Parts {
+        program: found.path.join("postgres"),
+        arguments: arguments(&data)?,
+        data,
+        account: account.map(|account| (account.uid, account.gid)),
+        login: (USER.to_owned(), password, DATABASE.to_owned()),
+    })
+}
+
+fn arguments(data: &Path) -> Result<Vec<String>, Error> {
+    let mut arguments = vec!["-D".to_owned(), text(data)?.to_owned()];
+    for (name, value) in SETTINGS {
+        arguments.extend(["-c".to_owned(), format!("{name}={value}")]);
+    }
+    Ok(arguments)
 }
 
 /// The postmaster writes its state on the eighth line of its file; an old file has another pid.

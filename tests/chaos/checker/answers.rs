@@ -1,0 +1,146 @@
+//! Answers under overload and while processes end: invariants 13 and 17.
+
+use std::time::Duration;
+
+use super::Verdict;
+use crate::history::{Call, Read, Seen, Told};
+
+/// SIGTERM has to end a process within this time.
+const END_WITHIN: Duration = Duration::from_secs(30);
+
+/// A process that was asked to end.
+#[derive(Clone, Debug)]
+pub(crate) struct Stop {
+    pub(crate) node: String,
+    /// The gateway's number, if it is one.
+    pub(crate) gateway: Option<usize>,
+    pub(crate) from_ns: u64,
+    /// Exit code and how long it took; `None`: it did not end.
+    pub(crate) ended: Option<(Option<i32>, Duration)>,
+}
+
+/// 13: every request that reached a gateway is answered by its deadline: 2xx, 4xx, or 429 and 503
+/// with `Retry-After`.
+pub(crate) fn everything_is_answered(calls: &[Call], reads: &[Read]) -> Verdict {
+    let mut verdict = Verdict::new(13, "every request is answered, the excess with Retry-After");
+    for call in calls.iter().filter(|call| call.gateway > 0) {
+        let holds = match &call.told {
+            Told::Accepted { .. } | Told::Queued | Told::Refused { .. } => true,
+            Told::TurnedAway { retry_after, .. } => *retry_after,
+            Told::Unknown { status, retry_after, .. } => *status == 503 && *retry_after,
+            Told::NotSent | Told::NoAnswer { .. } => false,
+        };
+        verdict.hold(holds, || format!("{call:?}"));
+    }
+    for read in reads {
+        let holds = match read.seen {
+            Seen::Row(_) => true,
+            Seen::Not { status: 429 | 503, retry_after } => retry_after,
+            Seen::Not { status, .. } => status < 500,
+            Seen::Nothing { .. } => false,
+        };
+        verdict.hold(holds, || format!("{read:?}"));
+    }
+    verdict
+}
+
+/// 17: a process that is asked to end does so in order: exit code 0, in time.
+pub(crate) fn ends_in_order(stops: &[Stop]) -> Verdict {
+    let mut verdict = Verdict::new(17, "SIGTERM ends a process with 0 within 30 s");
+    for stop in stops {
+        let holds = matches!(stop.ended, Some((Some(0), took)) if took <= END_WITHIN);
+        verdict.hold(holds, || format!("{stop:?}"));
+    }
+    verdict
+}
+
+/// 17: no request that is under way at SIGTERM fails. What is sent afterwards may meet a closed
+/// port.
+pub(crate) fn nothing_under_way_fails(stops: &[Stop], calls: &[Call]) -> Verdict {
+    let mut verdict = Verdict::new(17, "no request under way fails because of a SIGTERM");
+    for stop in stops {
+        let under_way = calls.iter().filter(|call| {
+            let here = stop.gateway.is_none_or(|gateway| gateway == call.gateway);
+            here && call.gateway > 0 && (call.start_ns..call.end_ns).contains(&stop.from_ns)
+        });
+        for call in under_way {
+            let failed = matches!(call.told, Told::NoAnswer { .. } | Told::Unknown { .. });
+            verdict.hold(!failed, || format!("SIGTERM of {}: {call:?}", stop.node));
+        }
+    }
+    verdict
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checker::example::{accepted, call, story};
+
+    fn turned_away(retry_after: bool) -> Told {
+        Told::TurnedAway { status: 503, code: "overloaded".to_owned(), retry_after }
+    }
+
+    fn no_answer() -> Told {
+        Told::NoAnswer { why: "Timeout".to_owned() }
+    }
+
+    #[test]
+    fn a_request_without_a_proper_answer_is_found() {
+        let unknown = |status| Told::Unknown { status, code: String::new(), retry_after: true };
+        for (told, violations) in [
+            (accepted(1, 1), 0),
+            (turned_away(true), 0),
+            (turned_away(false), 1),
+            (unknown(503), 0),
+            (unknown(500), 1),
+            (no_answer(), 1),
+            (Told::NotSent, 1),
+        ] {
+            let verdict = everything_is_answered(&[call("k", told.clone())], &[]);
+            assert_eq!(verdict.violations.len(), violations, "{told:?}");
+        }
+        let mut reads = story().reads;
+        for (seen, violations) in [
+            (Seen::Not { status: 503, retry_after: true }, 0),
+            (Seen::Not { status: 503, retry_after: false }, 1),
+            (Seen::Not { status: 500, retry_after: false }, 1),
+            (Seen::Nothing { why: String::new() }, 1),
+        ] {
+            reads[0].seen = seen;
+            assert_eq!(everything_is_answered(&[], &reads).violations.len(), violations);
+        }
+    }
+
+    #[test]
+    fn a_process_that_does_not_end_in_order_is_found() {
+        let stop = |ended| Stop { node: "gateway-1".to_owned(), gateway: Some(1), from_ns: 0, ended };
+        let (soon, late) = (Duration::from_secs(1), Duration::from_secs(31));
+        for (ended, violations) in [
+            (Some((Some(0), soon)), 0),
+            (Some((Some(1), soon)), 1),
+            (Some((None, soon)), 1),
+            (Some((Some(0), late)), 1),
+            (None, 1),
+        ] {
+            assert_eq!(ends_in_order(&[stop(ended)]).violations.len(), violations, "{ended:?}");
+        }
+    }
+
+    #[test]
+    fn a_request_that_fails_because_of_sigterm_is_found() {
+        let stop = |gateway, from_s: u64| Stop {
+            node: "x".to_owned(),
+            gateway,
+            from_ns: from_s * 1_000_000_000,
+            ended: None,
+        };
+        let calls = [call("k", no_answer())];
+        let found = |gateway, from_s: u64| {
+            nothing_under_way_fails(&[stop(gateway, from_s)], &calls).violations.len()
+        };
+        assert_eq!(found(Some(1), 10), 1);
+        assert_eq!(found(None, 10), 1, "of a worker");
+        assert_eq!(found(Some(2), 10), 0, "another gateway's");
+        assert_eq!(found(Some(1), 9), 0, "sent afterwards");
+    }
+}

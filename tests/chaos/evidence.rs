@@ -1,0 +1,251 @@
+//! What there is to see afterwards: the log as the broker holds it, outcomes, rows, checkpoints.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use async_nats::jetstream::{self, consumer::pull};
+use flexcore_domain::{AggregateKey, Commit as Envelope, Hash, Outcome, command::header};
+use futures::StreamExt as _;
+use serde_json::Value;
+use sqlx::{Connection as _, PgConnection, Row as _};
+
+/// Messages of the log that are read at once.
+const PAGE: usize = 2_000;
+/// Postgres that does not answer within this time is looked at later.
+const POSTGRES_WAIT: Duration = Duration::from_secs(5);
+
+/// A commit in the log.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Commit {
+    pub(crate) sequence: u64,
+    /// When the broker stored it, in milliseconds since 1970.
+    pub(crate) stored_ms: u64,
+    pub(crate) slot: i16,
+    pub(crate) tenant: String,
+    pub(crate) account: String,
+    /// The command's id.
+    pub(crate) key: String,
+    pub(crate) first: u64,
+    pub(crate) last: u64,
+    pub(crate) changes: Vec<Change>,
+    /// It carries the hash that its predecessor and its body give.
+    pub(crate) chained: bool,
+}
+
+/// An event.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) event: String,
+    pub(crate) branch: String,
+    pub(crate) amount: i64,
+    pub(crate) tag: String,
+}
+
+/// The log.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Log {
+    /// Of accounts, in order.
+    pub(crate) commits: Vec<Commit>,
+    /// Stream sequences of everything, in the order read.
+    pub(crate) sequences: Vec<u64>,
+    /// Messages that are no commit.
+    pub(crate) unreadable: Vec<String>,
+}
+
+/// A row of `balances`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Row {
+    pub(crate) branch: String,
+    pub(crate) changes: i64,
+    pub(crate) deposited: i64,
+    pub(crate) withdrawn: i64,
+    pub(crate) version: i64,
+}
+
+/// A row of `branches`: accounts, changes, deposited, withdrawn.
+pub(crate) type Branch = [i64; 4];
+
+/// Every row of the two read models, by tenant and key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Rows {
+    pub(crate) balances: BTreeMap<(String, String), Row>,
+    pub(crate) branches: BTreeMap<(String, String), Branch>,
+}
+
+/// Rows and checkpoints as one transaction sees them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Snapshot {
+    /// By version of a read model and slot: position and epoch.
+    pub(crate) checkpoints: BTreeMap<(i64, i16), (i64, i64)>,
+    /// The version of `balances` that serves.
+    pub(crate) serving: i64,
+    /// Only accounts of this generation were looked at.
+    pub(crate) generation: u64,
+    /// By tenant and account.
+    pub(crate) versions: BTreeMap<(String, String), u64>,
+}
+
+/// Reads the whole log, over a consumer of its own.
+pub(crate) async fn log(client: &async_nats::Client) -> Result<Log, String> {
+    let mut log = Log::default();
+    let mut links: BTreeMap<String, Hash> = BTreeMap::new();
+    each(client, "FLEX_EVENTS", |message, sequence, stored_ms| {
+        log.sequences.push(sequence);
+        let subject = message.subject.as_str();
+        let key = subject.strip_prefix("evt.").and_then(AggregateKey::from_subject_part);
+        let read = key.ok_or("strange subject".to_owned()).and_then(|key| {
+            Envelope::decode(key, &message.payload).map_err(|error| error.to_string())
+        });
+        let commit = match read {
+            Ok(commit) => commit,
+            Err(error) => return log.unreadable.push(format!("{sequence} of {subject}: {error}")),
+        };
+        let link = links.entry(subject.to_owned()).or_insert(Hash::ZERO);
+        *link = Hash::chain(link, &message.payload);
+        let carried = message.headers.as_ref().and_then(|headers| headers.get(header::HASH));
+        let chained = carried.is_some_and(|hash| hash.as_str() == link.to_string());
+        if commit.key.aggregate().as_str() == "account" {
+            log.commits.push(of(&commit, sequence, stored_ms, chained));
+        }
+    })
+    .await?;
+    Ok(log)
+}
+
+fn of(commit: &Envelope, sequence: u64, stored_ms: u64, chained: bool) -> Commit {
+    let text = |data: &Value, field: &str| data[field].as_str().unwrap_or_default().to_owned();
+    let changes = commit.events.iter().map(|event| {
+        let data: Value = serde_json::from_str(event.data.get()).unwrap_or_default();
+        Change {
+            event: event.event.to_string(),
+            branch: text(&data, "branch"),
+            amount: data["amount"].as_i64().unwrap_or(0),
+            tag: text(&data, "tag"),
+        }
+    });
+    Commit {
+        sequence,
+        stored_ms,
+        slot: i16::try_from(commit.key.slot().number()).unwrap(),
+        tenant: commit.key.tenant().to_string(),
+        account: commit.key.id().as_str().to_owned(),
+        key: commit.command_id.to_string(),
+        first: commit.version_before() + 1,
+        last: commit.version(),
+        changes: changes.collect(),
+        chained,
+    }
+}
+
+/// What the broker keeps of queued commands that left no event, by tenant, account and key.
+pub(crate) async fn outcomes(
+    client: &async_nats::Client,
+) -> Result<BTreeMap<(String, String, String), String>, String> {
+    let mut outcomes = BTreeMap::new();
+    each(client, "FLEX_OUTCOMES", |message, _, _| {
+        let parts: Vec<&str> = message.subject.split('.').collect();
+        let [_, _, tenant, _, account, key] = parts[..] else { return };
+        let outcome: Result<Outcome, _> = serde_json::from_slice(&message.payload);
+        let word = match outcome {
+            Ok(Outcome::Rejected { code, .. }) => code,
+            Ok(Outcome::Conflict { .. }) => "conflict".to_owned(),
+            Ok(Outcome::Dead { reason }) => format!("dead: {reason}"),
+            other => format!("strange: {other:?}"),
+        };
+        outcomes.insert((tenant.to_owned(), account.to_owned(), key.to_owned()), word);
+    })
+    .await?;
+    Ok(outcomes)
+}
+
+/// Hands over every message of a stream with its sequence and time.
+pub(crate) async fn each(
+    client: &async_nats::Client,
+    stream: &str,
+    mut take: impl FnMut(&async_nats::Message, u64, u64),
+) -> Result<(), String> {
+    let text = |error: &dyn std::fmt::Display| format!("{stream}: {error}");
+    let jetstream = jetstream::new(client.clone());
+    let mut stream_of = jetstream.get_stream(stream).await.map_err(|error| text(&error))?;
+    let last = stream_of.info().await.map_err(|error| text(&error))?.state.last_sequence;
+    let config = pull::Config {
+        ack_policy: jetstream::consumer::AckPolicy::None,
+        inactive_threshold: Duration::from_secs(30),
+        num_replicas: 1,
+        memory_storage: true,
+        ..pull::Config::default()
+    };
+    let consumer = stream_of.create_consumer(config).await.map_err(|error| text(&error))?;
+    let mut pending = consumer.cached_info().num_pending;
+    let mut reached = 0;
+    while pending > 0 && reached < last {
+        let page = consumer.fetch().max_messages(PAGE).expires(Duration::from_secs(5));
+        let mut messages = page.messages().await.map_err(|error| text(&error))?;
+        let mut came = 0;
+        while let Some(message) = messages.next().await {
+            let message = message.map_err(|error| text(&error))?;
+            let info = message.info().map_err(|error| text(&error))?;
+            let stored = info.published.unix_timestamp_nanos() / 1_000_000;
+            (reached, pending, came) = (info.stream_sequence, info.pending, came + 1);
+            take(&message.message, reached, u64::try_from(stored).unwrap());
+        }
+        if came == 0 {
+            return Err(text(&format!("nothing comes after {reached} of {last}")));
+        }
+    }
+    let name = consumer.cached_info().name.clone();
+    stream_of.delete_consumer(&name).await.map_err(|error| text(&error))?;
+    Ok(())
+}
+
+/// A connection to Postgres, past row-level security.
+pub(crate) async fn postgres(url: &str) -> Result<PgConnection, String> {
+    let connecting = tokio::time::timeout(POSTGRES_WAIT, PgConnection::connect(url)).await;
+    connecting.map_err(|_| "no connection".to_owned())?.map_err(|error| error.to_string())
+}
+
+/// Every row.
+pub(crate) async fn rows(postgres: &mut PgConnection) -> Result<Rows, sqlx::Error> {
+    let balances = "select tenant, account, branch, changes, deposited, withdrawn, version \
+                    from rm.balances";
+    let branches = "select tenant, branch, accounts, changes, deposited, withdrawn from rm.branches";
+    let mut rows = Rows::default();
+    for row in sqlx::query(balances).fetch_all(&mut *postgres).await? {
+        let (changes, deposited) = (row.try_get(3)?, row.try_get(4)?);
+        let (branch, withdrawn, version) = (row.try_get(2)?, row.try_get(5)?, row.try_get(6)?);
+        let row_of = Row { branch, changes, deposited, withdrawn, version };
+        rows.balances.insert((row.try_get(0)?, row.try_get(1)?), row_of);
+    }
+    for row in sqlx::query(branches).fetch_all(&mut *postgres).await? {
+        let sums = [row.try_get(2)?, row.try_get(3)?, row.try_get(4)?, row.try_get(5)?];
+        rows.branches.insert((row.try_get(0)?, row.try_get(1)?), sums);
+    }
+    Ok(rows)
+}
+
+/// Rows of one generation's accounts, and all checkpoints, as one transaction sees them.
+pub(crate) async fn snapshot(
+    postgres: &mut PgConnection,
+    generation: u64,
+) -> Result<Snapshot, sqlx::Error> {
+    let mut snapshot = Snapshot { generation, ..Snapshot::default() };
+    let mut transaction =
+        postgres.begin_with("begin isolation level repeatable read, read only").await?;
+    let serving = "select id from flexcore.projections where read_model = 'balances' \
+                   and state = 'serving'";
+    if let Some(row) = sqlx::query(serving).fetch_optional(&mut *transaction).await? {
+        snapshot.serving = row.try_get(0)?;
+    }
+    let checkpoints = "select projection_id, slot, position, epoch from flexcore.checkpoints";
+    for row in sqlx::query(checkpoints).fetch_all(&mut *transaction).await? {
+        let place = (row.try_get(2)?, row.try_get(3)?);
+        snapshot.checkpoints.insert((row.try_get(0)?, row.try_get(1)?), place);
+    }
+    let versions = "select tenant, account, version from rm.balances where account like $1";
+    let pattern = format!("%-g{generation}");
+    for row in sqlx::query(versions).bind(pattern).fetch_all(&mut *transaction).await? {
+        let version: i64 = row.try_get(2)?;
+        snapshot.versions.insert((row.try_get(0)?, row.try_get(1)?), version.cast_unsigned());
+    }
+    transaction.commit().await?;
+    Ok(snapshot)
+}

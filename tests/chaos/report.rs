@@ -1,0 +1,185 @@
+//! What came of it all, as a Markdown table for people to read.
+
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
+
+use crate::{
+    checker::Verdict,
+    host::{machine, say, try_run},
+};
+
+/// Of all experiments.
+#[derive(Default)]
+pub(crate) struct Report {
+    seed: u64,
+    programme: String,
+    sections: Vec<Section>,
+}
+
+/// Of one experiment.
+#[derive(Default)]
+pub(crate) struct Section {
+    pub(crate) name: String,
+    pub(crate) verdicts: Vec<Verdict>,
+    /// Milliseconds, by what was timed.
+    pub(crate) timings: BTreeMap<String, Vec<f64>>,
+    /// Further lines.
+    pub(crate) notes: Vec<String>,
+    /// With a defect switched on there must be violations.
+    pub(crate) control: bool,
+}
+
+impl Report {
+    pub(crate) fn new(seed: u64, programme: &str) -> Self {
+        Self { seed, programme: programme.to_owned(), sections: Vec::new() }
+    }
+
+    /// Adds an experiment's section, and says what came of it.
+    pub(crate) fn add(&mut self, section: Section) {
+        let arm = if section.control { " (control arm: violations are expected)" } else { "" };
+        say(&format!("== {}{arm}", section.name));
+        for verdict in &section.verdicts {
+            say(&verdict.told());
+        }
+        for line in section.timing_lines().iter().chain(&section.notes) {
+            say(line);
+        }
+        self.sections.push(section);
+    }
+
+    /// Why the run fails; empty: it does not.
+    pub(crate) fn failures(&self) -> Vec<String> {
+        let of = |section: &Section| {
+            // A control arm must lose what was acknowledged, or break the fence: nothing less.
+            let counts = |verdict: &&Verdict| !section.control || [5, 9].contains(&verdict.invariant);
+            let verdicts = section.verdicts.iter().filter(counts);
+            let count: usize = verdicts.map(|verdict| verdict.violations.len()).sum();
+            match (section.control, count) {
+                (true, 0) => Some(format!("{}: the defect was not noticed", section.name)),
+                (false, 1..) => Some(format!("{}: {count} violations", section.name)),
+                _ => None,
+            }
+        };
+        self.sections.iter().filter_map(of).collect()
+    }
+
+    /// Writes it to the file that `FLEXCORE_CHAOS_REPORT` names.
+    pub(crate) fn write(&self, versions: &str) {
+        let Some(path) = std::env::var_os("FLEXCORE_CHAOS_REPORT").map(PathBuf::from) else {
+            return;
+        };
+        let kind = if cfg!(debug_assertions) { "debug" } else { "release" };
+        let mut text = format!(
+            "# Chaos: what was seen\n\nProgramme `{}`, seed {}, {kind} build; {}; {versions}.\n\n\
+             A line holds how many things were looked at (n) and how many of them were wrong. None \
+             in n means at most 3/n with 95 % confidence.\n",
+            self.programme,
+            self.seed,
+            machine()
+        );
+        for section in &self.sections {
+            section.write(&mut text);
+        }
+        fs::write(&path, text).unwrap();
+        say(&format!("the report is in {}", path.display()));
+    }
+}
+
+impl Section {
+    pub(crate) fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..Self::default() }
+    }
+
+    /// Adds a time in milliseconds.
+    pub(crate) fn time(&mut self, what: impl Into<String>, ms: f64) {
+        self.timings.entry(what.into()).or_default().push(ms);
+    }
+
+    /// Times of one kind must not be longer than this.
+    pub(crate) fn hold_time(&mut self, invariant: u8, what: &'static str, prefix: &str, most_ms: f64) {
+        let mut verdict = Verdict::new(invariant, what);
+        for (name, times) in self.timings.iter().filter(|(name, _)| name.starts_with(prefix)) {
+            for ms in times {
+                verdict.hold(*ms <= most_ms, || format!("{name}: {ms:.0} ms, over {most_ms:.0}"));
+            }
+        }
+        self.verdicts.push(verdict);
+    }
+
+    fn timing_lines(&self) -> Vec<String> {
+        let line = |(name, times): (&String, &Vec<f64>)| {
+            let [p50, p99, most] = [0.5, 0.99, 1.0].map(|part| quantile(times, part));
+            format!("{name}: n {}, p50 {p50:.0} ms, p99 {p99:.0} ms, max {most:.0} ms", times.len())
+        };
+        self.timings.iter().map(line).collect()
+    }
+
+    fn write(&self, text: &mut String) {
+        let arm = if self.control { " (control arm: a defect that must be noticed)" } else { "" };
+        write!(text, "\n## {}{arm}\n", self.name).unwrap();
+        if !self.verdicts.is_empty() {
+            text.push_str("\n| invariant | what | n | violations |\n| ---: | --- | ---: | ---: |\n");
+        }
+        for Verdict { invariant, what, n, violations } in &self.verdicts {
+            writeln!(text, "| {invariant} | {what} | {n} | {} |", violations.len()).unwrap();
+        }
+        if !self.timings.is_empty() {
+            text.push_str("\n| time | n | p50 ms | p99 ms | max ms |\n| --- | ---: | ---: | ---: | ---: |\n");
+        }
+        for (name, times) in &self.timings {
+            let [p50, p99, most] = [0.5, 0.99, 1.0].map(|part| quantile(times, part));
+            writeln!(text, "| {name} | {} | {p50:.0} | {p99:.0} | {most:.0} |", times.len()).unwrap();
+        }
+        if !self.notes.is_empty() {
+            text.push('\n');
+        }
+        for note in &self.notes {
+            writeln!(text, "- {note}").unwrap();
+        }
+        let wrong = self.verdicts.iter().flat_map(|v| v.violations.iter().map(move |w| (v.invariant, w)));
+        for (invariant, violation) in wrong.take(10) {
+            writeln!(text, "- {invariant}: `{}`", violation.chars().take(400).collect::<String>()).unwrap();
+        }
+    }
+}
+
+/// The time below which this part of the times lies.
+pub(crate) fn quantile(times: &[f64], part: f64) -> f64 {
+    let mut sorted = times.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let place = (sorted.len() as f64 * part).ceil() as usize;
+    sorted.get(place.saturating_sub(1)).copied().unwrap_or(0.0)
+}
+
+/// Versions of what runs.
+pub(crate) fn versions() -> String {
+    let line = |program: &str| try_run(program, &["--version"]).unwrap_or_default().trim().to_owned();
+    let nats = flexcore_servers::nats_program(&crate::cluster::cache()).unwrap();
+    let own = line(env!("CARGO_BIN_EXE_flexcore"));
+    format!("{own}; {}; {}", line(nats.to_str().unwrap()), line("postgres"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_values_that_occurred() {
+        let times: Vec<f64> = (1..=100).rev().map(f64::from).collect();
+        assert_eq!([0.5, 0.99, 1.0].map(|part| quantile(&times, part)), [50.0, 99.0, 100.0]);
+        assert_eq!(quantile(&[], 0.5), 0.0);
+    }
+
+    #[test]
+    fn a_violation_fails_the_run_and_a_control_arm_without_one_does_too() {
+        let section = |control, violations: &[&str]| {
+            let mut verdict = Verdict::new(5, "x");
+            verdict.violations.extend(violations.iter().map(|text| (*text).to_owned()));
+            Section { control, verdicts: vec![verdict], ..Section::new("s") }
+        };
+        let failures = |section| Report { sections: vec![section], ..Report::default() }.failures();
+        assert!(failures(section(false, &[])).is_empty());
+        assert_eq!(failures(section(false, &["wrong"])), ["s: 1 violations"]);
+        assert_eq!(failures(section(true, &[])).len(), 1);
+        assert!(failures(section(true, &["wrong"])).is_empty());
+    }
+}

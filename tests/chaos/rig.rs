@@ -1,0 +1,427 @@
+//! A cluster under load and under watch: what every experiment starts from and ends with.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    checker::{self, Story, Verdict, resources},
+    cluster::{Cluster, Shape},
+    evidence::{self, Log, Rows, Snapshot},
+    history::{History, Wish},
+    host::say,
+    http::Ask,
+    load::{Load, Pace},
+    report::Section,
+    talk,
+};
+
+/// Between two looks at rows and checkpoints.
+const SNAPSHOT_EVERY: Duration = Duration::from_millis(500);
+/// How long clients go on asking after the last fault before they give up.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long the cluster may take to come to rest.
+const REST_WAIT: Duration = Duration::from_secs(60);
+/// How long the load goes on before the first fault, for everything to have been used once.
+const WARM_UP: Duration = Duration::from_secs(4);
+/// How long the log may be unreadable before it is taken to be lost.
+const LOG_WAIT: Duration = Duration::from_secs(40);
+/// How often a moment's counts of what is held are looked at until they are back.
+const HELD_LOOKS: usize = 30;
+
+/// The kind of node that leads the log's stream.
+pub(crate) const LOG_LEADER: &str = "the log's leader";
+
+/// What an experiment works with.
+pub(crate) struct Rig {
+    pub(crate) cluster: Cluster,
+    pub(crate) history: History,
+    pub(crate) random: StdRng,
+    pub(crate) section: Section,
+    load: Option<Load>,
+    watch: JoinHandle<()>,
+    watching: CancellationToken,
+    snapshots: Arc<Mutex<Vec<Snapshot>>>,
+    held: resources::Held,
+    seed: u64,
+}
+
+impl Rig {
+    /// Builds the cluster and starts the load.
+    pub(crate) async fn start(name: &str, seed: u64, shape: Shape, pace: Pace) -> Self {
+        let mut rig = Self::quiet(name, seed, shape).await;
+        rig.load(pace).await;
+        tokio::time::sleep(WARM_UP).await;
+        rig.unload().await;
+        // Pools are filled by now; what is held from here on is a leak.
+        rig.held = rig.held().await.unwrap();
+        rig.load(pace).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        rig
+    }
+
+    /// Builds the cluster, without load.
+    pub(crate) async fn quiet(name: &str, seed: u64, shape: Shape) -> Self {
+        let cluster = Cluster::start(shape).await;
+        let history = History::new(&cluster.net.folder.join("history.jsonl"));
+        let (snapshots, watching) = (Arc::default(), CancellationToken::new());
+        let url = cluster.postgres();
+        let watch =
+            watch(url, history.clone(), Arc::clone(&snapshots), watching.clone());
+        let mut rig = Self {
+            history,
+            random: StdRng::seed_from_u64(seed),
+            section: Section::new(name),
+            load: None,
+            watch: tokio::spawn(watch),
+            watching,
+            snapshots,
+            held: BTreeMap::new(),
+            seed,
+            cluster,
+        };
+        rig.held = rig.held().await.unwrap();
+        rig
+    }
+
+    /// Some node of a kind: `worker`, `gateway`, `nats`, `postgres`, or [`LOG_LEADER`].
+    pub(crate) async fn member_of(&mut self, kind: &str) -> String {
+        let count = match kind {
+            "postgres" => return kind.to_owned(),
+            LOG_LEADER => return self.log_leader().await,
+            "nats" => 3,
+            "gateway" => self.cluster.shape.gateways,
+            _ => self.cluster.shape.workers,
+        };
+        format!("{kind}-{}", self.random.random_range(1..=count))
+    }
+
+    /// The broker that leads the log's stream.
+    pub(crate) async fn log_leader(&self) -> String {
+        loop {
+            for node in ["nats-1", "nats-2", "nats-3"] {
+                let Ok(jsz) = self.monitor(node, "/jsz?streams=true").await else { continue };
+                let streams =
+                    jsz.pointer("/account_details/0/stream_detail").and_then(Value::as_array);
+                let found = streams.into_iter().flatten().find(|s| s["name"] == "FLEX_EVENTS");
+                let leader = found.and_then(|stream| stream.pointer("/cluster/leader")?.as_str());
+                if let Some(leader) = leader.filter(|leader| !leader.is_empty()) {
+                    return leader.to_owned();
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Starts the load.
+    pub(crate) async fn load(&mut self, pace: Pace) {
+        let number = self.history.now_ns();
+        let load = Load::start(&self.cluster, &self.history, self.seed ^ number, pace).await;
+        self.load = Some(load);
+    }
+
+    /// Ends the load; adds how many gave up to the notes.
+    pub(crate) async fn unload(&mut self) {
+        if let Some(load) = self.load.take() {
+            let left = load.finish(PATIENCE).await;
+            if left > 0 {
+                let note = format!("{left} clients did not learn what came of their commands");
+                self.section.notes.push(note);
+            }
+        }
+    }
+
+    /// Prints a fault with its time, and notes it.
+    pub(crate) fn fault(&mut self, what: &str) -> u64 {
+        let now_ns = self.history.now_ns();
+        say(&format!("{:8.3} s {what}", now_ns as f64 / 1e9));
+        now_ns
+    }
+
+    /// Waits until commands are answered within a second again after the fault; adds how long that
+    /// took from the fault: until the last command began that was answered later.
+    pub(crate) async fn recovers(&mut self, kind: &str, fault_ns: u64, calm: Duration, most: Duration) {
+        const SOON_NS: u64 = 1_000_000_000;
+        let started = Instant::now();
+        let calm_ns = u64::try_from(calm.as_nanos()).unwrap();
+        let recovered_ns = loop {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let now_ns = self.history.now_ns();
+            // Those that were under way count from the fault on.
+            let wishes = self.history.wishes(fault_ns.saturating_sub(SOON_NS));
+            let late = |wish: &&Wish| wish.known_ns.unwrap_or(now_ns) > wish.start_ns + SOON_NS;
+            let last = wishes.iter().filter(late).map(|wish| wish.start_ns.max(fault_ns)).max();
+            let last = last.unwrap_or(fault_ns);
+            let waiting = |wish: &Wish| wish.known_ns.is_none() && !wish.given_up;
+            let waits = wishes.iter().any(|w| waiting(w) && now_ns > w.start_ns + SOON_NS);
+            if !waits && now_ns > last + calm_ns {
+                break last;
+            }
+            if started.elapsed() > most {
+                self.section.notes.push(format!("{kind}: no recovery within {most:?}"));
+                break now_ns;
+            }
+        };
+        let ms = (recovered_ns - fault_ns) as f64 / 1e6;
+        say(&format!("           {kind}: recovered after {ms:.0} ms"));
+        self.section.time(format!("recovery from {kind}"), ms);
+    }
+
+    /// Heals nothing by itself: ends the load, waits for rest, collects and checks. Gives the
+    /// section of the report.
+    pub(crate) async fn finish(mut self) -> Section {
+        self.unload().await;
+        let mut violations = Vec::new();
+        if let Err(error) = self.rest().await {
+            violations.push(format!("no rest: {error}"));
+        }
+        self.watching.cancel();
+        drop((&mut self.watch).await);
+        match self.story().await {
+            Ok(story) => {
+                self.count(&story);
+                self.section.verdicts.extend(checker::all(&story));
+            }
+            Err(error) => violations.push(format!("no evidence: {error}")),
+        }
+        let held = self.held_verdict().await;
+        self.section.verdicts.push(held);
+        let rest = Verdict { invariant: 6, what: "everything comes to rest", n: 1, violations };
+        self.section.verdicts.push(rest);
+        self.keep();
+        self.section
+    }
+
+    /// Ends the load and holds what clients were told to the log alone: after faults that may have
+    /// torn everything else.
+    pub(crate) async fn finish_with_the_log_alone(mut self) -> Section {
+        if let Some(load) = self.load.take() {
+            drop(load.finish(Duration::from_secs(3)).await);
+        }
+        self.watching.cancel();
+        drop((&mut self.watch).await);
+        let client = talk::connect(&self.cluster.nats()).await;
+        let start = Instant::now();
+        let log = loop {
+            let reading = tokio::time::timeout(LOG_WAIT, evidence::log(&client)).await;
+            match reading.unwrap_or_else(|_| Err("the log cannot be read in time".to_owned())) {
+                Ok(log) => break log,
+                Err(error) if start.elapsed() > LOG_WAIT => {
+                    self.section.notes.push(format!("taken as empty: {error}"));
+                    break Log::default();
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(500)).await,
+            }
+        };
+        let (calls, begun_ms) = (self.history.calls(), self.history.begun_ms);
+        let story = Story { calls, begun_ms, log, ..Story::default() };
+        self.count(&story);
+        self.section.verdicts.push(checker::commands::accepted_are_recorded_once(&story));
+        self.section.verdicts.push(checker::commands::acknowledged_in_the_log(&story));
+        self.keep();
+        self.section
+    }
+
+    /// Keeps history and logs for who has to understand a violation.
+    fn keep(&self) {
+        let name = self.section.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
+        let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("chaos").join(name);
+        self.history.flush();
+        fs::create_dir_all(&to).unwrap();
+        for entry in fs::read_dir(&self.cluster.net.folder).unwrap().flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|extension| extension == "log" || extension == "jsonl") {
+                fs::copy(&path, to.join(entry.file_name())).unwrap();
+            }
+        }
+        say(&format!("history and logs are in {}", to.display()));
+    }
+
+    fn count(&mut self, story: &Story) {
+        use crate::history::Told;
+        let count = |of: fn(&Told) -> bool| story.calls.iter().filter(|c| of(&c.told)).count();
+        let note = format!(
+            "{} calls: {} accepted, {} queued, {} refused, {} turned away, {} unknown, {} without \
+             an answer, {} without a connection; {} queries; {} commits",
+            story.calls.len(),
+            count(|told| matches!(told, Told::Accepted { .. })),
+            count(|told| *told == Told::Queued),
+            count(|told| matches!(told, Told::Refused { .. })),
+            count(|told| matches!(told, Told::TurnedAway { .. })),
+            count(|told| matches!(told, Told::Unknown { .. })),
+            count(|told| matches!(told, Told::NoAnswer { .. })),
+            count(|told| *told == Told::NotSent),
+            story.reads.len(),
+            story.log.commits.len()
+        );
+        self.section.notes.push(note);
+    }
+
+    /// Waits until everybody is back, the queue is drained, and rows equal the fold.
+    async fn rest(&mut self) -> Result<(), String> {
+        self.cluster.brokers_ready().await;
+        self.cluster.ready().await;
+        let client = talk::connect(&self.cluster.nats()).await;
+        let start = Instant::now();
+        loop {
+            let waiting = match self.waiting(&client).await {
+                Ok(None) => return Ok(()),
+                Ok(Some(waiting)) => waiting,
+                Err(error) => error,
+            };
+            if start.elapsed() > REST_WAIT {
+                return Err(waiting);
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// What is not done yet; `None`: nothing.
+    async fn waiting(&self, client: &async_nats::Client) -> Result<Option<String>, String> {
+        let jetstream = async_nats::jetstream::new(client.clone());
+        let queue = jetstream.get_stream("FLEX_COMMANDS").await.map_err(|e| e.to_string())?;
+        let mut consumers = queue.consumers();
+        let mut left = 0;
+        while let Some(info) = futures::StreamExt::next(&mut consumers).await {
+            let info = info.map_err(|error| error.to_string())?;
+            left += info.num_pending + info.num_ack_pending as u64;
+        }
+        if left > 0 {
+            return Ok(Some(format!("{left} queued commands wait")));
+        }
+        let log = evidence::log(client).await?;
+        let rows = self.rows().await?;
+        if checker::rows::fold(&log.commits) == rows {
+            return Ok(None);
+        }
+        Ok(Some("the rows are not the fold of the log yet".to_owned()))
+    }
+
+    async fn rows(&self) -> Result<Rows, String> {
+        let mut postgres = evidence::postgres(&self.cluster.postgres()).await?;
+        evidence::rows(&mut postgres).await.map_err(|error| error.to_string())
+    }
+
+    async fn story(&mut self) -> Result<Story, String> {
+        let client = talk::connect(&self.cluster.nats()).await;
+        let rows = self.rows().await?;
+        for read_model in ["balances", "branches"] {
+            self.cluster.flexcore(&["rebuild", read_model, "--json"])?;
+        }
+        Ok(Story {
+            calls: self.history.calls(),
+            reads: self.history.reads(),
+            begun_ms: self.history.begun_ms,
+            log: evidence::log(&client).await?,
+            outcomes: evidence::outcomes(&client).await?,
+            rows,
+            rebuilt: Some(self.rows().await?),
+            snapshots: std::mem::take(&mut *self.snapshots.lock().unwrap()),
+            replicas: self.replicas().await?,
+        })
+    }
+
+    async fn monitor(&self, node: &str, path: &str) -> Result<Value, String> {
+        let ask = Ask::get(path, "");
+        let monitor = self.cluster.monitor(node);
+        let answer = self.cluster.client.send(&monitor, &ask, Duration::from_secs(5)).await;
+        Ok(answer.map_err(|error| format!("{node}{path}: {error:?}"))?.json())
+    }
+
+    /// The log's state on each broker.
+    async fn replicas(&self) -> Result<BTreeMap<String, (u64, u64, u64)>, String> {
+        let mut replicas = BTreeMap::new();
+        for node in ["nats-1", "nats-2", "nats-3"] {
+            let jsz = self.monitor(node, "/jsz?streams=true").await?;
+            let streams = jsz.pointer("/account_details/0/stream_detail").and_then(Value::as_array);
+            let found = streams.into_iter().flatten().find(|s| s["name"] == "FLEX_EVENTS");
+            let state = &found.ok_or(format!("{node} has no log"))?["state"];
+            let number = |field: &str| state[field].as_u64().unwrap_or(0);
+            let counts = (number("messages"), number("num_deleted"), number("last_seq"));
+            replicas.insert(node.to_owned(), counts);
+        }
+        Ok(replicas)
+    }
+
+    /// What is held right now.
+    async fn held(&self) -> Result<resources::Held, String> {
+        let mut held = resources::Held::new();
+        for node in ["nats-1", "nats-2", "nats-3"] {
+            let varz = self.monitor(node, "/varz").await?;
+            for what in ["connections", "subscriptions"] {
+                // A client may be at any of the three.
+                let sum = held.entry(format!("brokers' {what}")).or_default();
+                *sum += varz[what].as_i64().unwrap_or(0);
+            }
+            let jsz = self.monitor(node, "/jsz?streams=true").await?;
+            let streams = jsz.pointer("/account_details/0/stream_detail").and_then(Value::as_array);
+            for stream in streams.into_iter().flatten() {
+                let name = stream["name"].as_str().unwrap_or_default();
+                let count = stream.pointer("/state/consumer_count").and_then(Value::as_i64);
+                let most = held.entry(format!("{name} consumers")).or_default();
+                *most = (*most).max(count.unwrap_or(0));
+            }
+        }
+        for (node, process) in &self.cluster.nodes {
+            if let Some((descriptors, threads)) = process.held() {
+                held.insert(format!("{node} descriptors"), descriptors.try_into().unwrap());
+                let broker = if node.starts_with("nats") { " broker" } else { "" };
+                held.insert(format!("{node}{broker} threads"), threads.try_into().unwrap());
+            }
+        }
+        Ok(held)
+    }
+
+    /// Whether what is held is back where it was; looked at for a while, since some things end by
+    /// time.
+    async fn held_verdict(&self) -> Verdict {
+        self.cluster.client.close();
+        let mut verdict = Verdict::new(18, "what is held returns to its base line");
+        for _ in 0..HELD_LOOKS {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            match self.held().await {
+                Ok(held) => verdict = resources::returns_to_the_base_line(&self.held, &held),
+                Err(error) => verdict.violations = vec![error],
+            }
+            if verdict.violations.is_empty() {
+                break;
+            }
+        }
+        verdict
+    }
+}
+
+/// Looks at rows and checkpoints now and then, until told to stop.
+async fn watch(
+    url: String,
+    history: History,
+    snapshots: Arc<Mutex<Vec<Snapshot>>>,
+    stop: CancellationToken,
+) {
+    let mut connection = None;
+    while !stop.is_cancelled() {
+        tokio::time::sleep(SNAPSHOT_EVERY).await;
+        let mut open = match connection.take() {
+            Some(open) => open,
+            None => match evidence::postgres(&url).await {
+                Ok(open) => open,
+                Err(_) => continue,
+            },
+        };
+        let generation = crate::load::generation(history.now_ns());
+        let look = evidence::snapshot(&mut open, generation);
+        if let Ok(Ok(snapshot)) = tokio::time::timeout(Duration::from_secs(5), look).await {
+            snapshots.lock().unwrap().push(snapshot);
+            connection = Some(open);
+        }
+    }
+}
