@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     bench_append, bench_commands, bench_growth, bench_http, bench_latency, bench_load,
-    bench_overload, bench_projection, bench_rebuild, config::Config, out,
+    bench_overload, bench_projection, bench_rebuild, bench_scale, config::Config, out,
 };
 
 /// Measure what FlexCore does a second, beside the raw limit of its servers
@@ -59,6 +59,8 @@ enum Bench {
     Latency,
     /// Loading aggregates that are not cached, 32 in flight
     Load,
+    /// Commands with 1, 2 and 4 worker processes and three brokers, and slots handed over
+    Scale,
     /// Append, load and projection as the log grows tenfold, and again
     Growth,
 }
@@ -190,6 +192,7 @@ async fn one(bench: Bench, run: &Run<'_>) -> anyhow::Result<Figure> {
         Bench::Rebuild => bench_rebuild::run(run).await,
         Bench::Latency => bench_latency::run(run).await,
         Bench::Load => bench_load::run(run).await,
+        Bench::Scale => bench_scale::run(run).await,
         Bench::Growth => bench_growth::run(run).await,
     }
 }

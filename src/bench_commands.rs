@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Publishes under way at once.
-const WINDOW: usize = 1_024;
+pub(crate) const WINDOW: usize = 1_024;
 /// Commands of a round.
 const COMMANDS: u64 = 40_000;
 /// Commands that an aggregate gets: one in so many has to load it.
@@ -92,13 +92,17 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
 }
 
 /// What a round came to.
-struct Processed {
-    per_s: f64,
-    published_per_s: f64,
+pub(crate) struct Processed {
+    pub(crate) per_s: f64,
+    pub(crate) published_per_s: f64,
 }
 
 /// Publishes commands for aggregates from `first` on, and waits until every one is processed.
-async fn process(store: &EventStore, first: &mut u64, count: u64) -> anyhow::Result<Processed> {
+pub(crate) async fn process(
+    store: &EventStore,
+    first: &mut u64,
+    count: u64,
+) -> anyhow::Result<Processed> {
     let aggregates = count.div_ceil(PER_AGGREGATE);
     let from = *first;
     *first += aggregates;

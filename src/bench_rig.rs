@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 use flexcore_cluster::{self as cluster, Kind, Member};
-use flexcore_eventstore::{EventStore, Profile, Settings};
+use flexcore_eventstore::{self as eventstore, EventStore, Profile, Settings};
 use flexcore_servers::{Options, Servers, Sync, Want};
 
 use crate::{
@@ -16,41 +16,50 @@ use crate::{
     serve::{self, Endpoints, Installation},
 };
 
+/// How long servers may take to find each other and elect leaders.
+const CLUSTER_WITHIN: Duration = Duration::from_secs(30);
+
 /// Servers with temporary data; the log is open.
 pub(crate) struct Rig {
     pub(crate) store: EventStore,
     pub(crate) meter: Meter,
     profile: Profile,
+    replicas: usize,
     servers: Servers,
 }
 
 impl Rig {
     /// A broker alone, or with Postgres, writing as the profile says.
     pub(crate) async fn start(run: &Run<'_>, want: Want) -> anyhow::Result<Self> {
+        Self::start_replicated(run, want, 1).await
+    }
+
+    /// The same with a broker of so many servers, each of which has a copy of every stream.
+    pub(crate) async fn start_replicated(
+        run: &Run<'_>,
+        want: Want,
+        replicas: usize,
+    ) -> anyhow::Result<Self> {
         let sync = match run.profile() {
             Profile::PowerLoss => Sync::Always,
             Profile::Relaxed => Sync::Lazy,
         };
-        let options = Options { sync, want, ..Options::new(&run.config.cache) };
+        let options =
+            Options { sync, want, nats_servers: replicas, ..Options::new(&run.config.cache) };
         let servers = Servers::start(&options).await?;
-        let settings = Settings {
-            profile: run.profile(),
-            replicas: 1,
-            monitor_urls: vec![servers.nats_monitor_url()],
-        };
-        let client = serve::connect(&[servers.nats_url()]).await?;
-        let store = EventStore::open(client, settings).await?;
-        let meter = Meter::new([
-            ("flexcore", Some(std::process::id())),
-            ("nats_server", servers.nats_pid()),
-            ("postgres", servers.postgres_pid()),
-        ]);
-        Ok(Self { store, meter, profile: run.profile(), servers })
+        let (urls, monitor_urls) = addresses(&servers);
+        let settings = Settings { profile: run.profile(), replicas, monitor_urls };
+        let client = serve::connect(&urls).await?;
+        let store = open(client, &settings).await?;
+        let brokers = servers.nats_all().map(|nats| ("nats_server", nats.pid()));
+        let others = [("flexcore", Some(std::process::id())), ("postgres", servers.postgres_pid())];
+        let meter = Meter::new(brokers.chain(others));
+        Ok(Self { store, meter, profile: run.profile(), replicas, servers })
     }
 
     /// A connection of its own, so that it does not wait behind ours.
     pub(crate) async fn connect(&self) -> anyhow::Result<async_nats::Client> {
-        serve::connect(&[self.servers.nats_url()]).await
+        serve::connect(&addresses(&self.servers).0).await
     }
 
     /// URL of the database.
@@ -60,13 +69,14 @@ impl Rig {
 
     /// Everything that roles work with.
     pub(crate) async fn installation(&self) -> anyhow::Result<Installation> {
-        let endpoints = Endpoints {
-            nats: vec![self.servers.nats_url()],
-            nats_monitors: vec![self.servers.nats_monitor_url()],
-            replicas: 1,
-            postgres: self.postgres()?,
-        };
-        Installation::open(&endpoints, self.profile, &membership()).await
+        Installation::open(&self.endpoints()?, self.profile, &membership()).await
+    }
+
+    /// Where the servers are.
+    pub(crate) fn endpoints(&self) -> anyhow::Result<Endpoints> {
+        let (nats, nats_monitors) = addresses(&self.servers);
+        let (replicas, postgres) = (self.replicas, self.postgres()?);
+        Ok(Endpoints { nats, nats_monitors, replicas, postgres })
     }
 
     /// A member that serves everything.
@@ -79,6 +89,24 @@ impl Rig {
         let Self { store, servers, .. } = self;
         drop(store);
         servers.stop().await;
+    }
+}
+
+/// URLs of the broker's servers, and of their monitoring.
+fn addresses(servers: &Servers) -> (Vec<String>, Vec<String>) {
+    servers.nats_all().map(|nats| (nats.url(), nats.monitor_url())).unzip()
+}
+
+/// Opens the log as soon as the servers have found each other.
+async fn open(client: async_nats::Client, settings: &Settings) -> anyhow::Result<EventStore> {
+    let started = Instant::now();
+    loop {
+        match EventStore::open(client.clone(), settings.clone()).await {
+            Ok(store) => return Ok(store),
+            Err(error @ eventstore::Error::Misconfigured(_)) => return Err(error.into()),
+            Err(error) if started.elapsed() > CLUSTER_WITHIN => return Err(error.into()),
+            Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+        }
     }
 }
 
@@ -98,7 +126,7 @@ pub(crate) struct Meter {
 const TICKS_PER_S: f64 = 100.0;
 
 impl Meter {
-    fn new<const N: usize>(processes: [(&'static str, Option<u32>); N]) -> Self {
+    fn new(processes: impl IntoIterator<Item = (&'static str, Option<u32>)>) -> Self {
         let running = |(name, pid): (_, Option<u32>)| pid.map(|pid| (name, pid));
         Self {
             processes: processes.into_iter().filter_map(running).collect(),

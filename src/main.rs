@@ -19,6 +19,7 @@ mod bench_raw;
 mod bench_rebuild;
 mod bench_rig;
 mod bench_rows;
+mod bench_scale;
 mod cli;
 mod cluster;
 mod config;

@@ -58,6 +58,8 @@ pub struct Subscription {
     filter: Filter,
     next_sequence: u64,
     messages: Option<pull::Stream>,
+    /// The consumer that the messages come from: given back as soon as it is not needed.
+    consumer: Option<String>,
     pending_at_start: u64,
     retry_after: Duration,
     links: Links,
@@ -76,6 +78,7 @@ impl EventStore {
             filter,
             next_sequence: from_sequence.max(1),
             messages: None,
+            consumer: None,
             pending_at_start: 0,
             retry_after: RETRY_FIRST,
             links: Links::default(),
@@ -195,8 +198,13 @@ impl Subscription {
         }
     }
 
-    async fn consume(&self) -> Result<(pull::Stream, u64), Error> {
+    async fn consume(&mut self) -> Result<(pull::Stream, u64), Error> {
+        self.give_back();
+        let inbox = self.store.client.new_inbox();
+        let name = format!("reader_{}", inbox.rsplit('.').next().unwrap_or(&inbox));
+        self.consumer = Some(name.clone());
         let config = pull::Config {
+            name: Some(name),
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.next_sequence },
             ack_policy: AckPolicy::None,
             filter_subject: self.filter.subject(),
@@ -222,6 +230,29 @@ impl Subscription {
             .await
             .map_err(unavailable)?;
         Ok((messages, pending))
+    }
+}
+
+impl Subscription {
+    /// Deletes the consumer, if there is one. When that fails the server does it, after
+    /// [`INACTIVE_MAX`].
+    fn give_back(&mut self) {
+        let Some(name) = self.consumer.take() else { return };
+        let jetstream = self.store.jetstream.clone();
+        // A reader may be dropped when the process, and with it the runtime, ends.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move {
+            if let Err(error) = jetstream.delete_consumer_from_stream(name, topology::EVENTS).await
+            {
+                tracing::debug!(%error, "a reader's consumer is left to the server");
+            }
+        });
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }
 

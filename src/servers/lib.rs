@@ -15,6 +15,7 @@ mod probe;
 
 use std::path::{Path, PathBuf};
 
+use nats::Peer;
 pub use nats::{Nats, config as nats_config, program as nats_program};
 pub use postgres::{Parts as PostgresParts, Postgres, parts as postgres_parts};
 pub use probe::{Finding, State, probe};
@@ -23,8 +24,10 @@ pub use probe::{Finding, State, probe};
 /// does so in order.
 #[derive(Debug)]
 pub struct Servers {
-    /// The broker.
+    /// The broker: its first server.
     pub nats: Nats,
+    /// The other servers of a broker with several.
+    pub nats_others: Vec<Nats>,
     /// The database, if it was asked for.
     pub postgres: Option<Postgres>,
     // After the servers: fields are dropped in order, and the servers write below it.
@@ -40,7 +43,9 @@ pub struct Options {
     pub cache: PathBuf,
     /// How the broker writes.
     pub sync: Sync,
-    /// The broker's port; `None` = a free one.
+    /// How many servers the broker has: 1, or a cluster of 3 or 5.
+    pub nats_servers: usize,
+    /// The broker's port, of a single server; `None` = a free one.
     pub nats_port: Option<u16>,
     /// The database's port; `None` = a free one.
     pub postgres_port: Option<u16>,
@@ -58,6 +63,7 @@ impl Options {
             data: None,
             cache: cache.into(),
             sync: Sync::Always,
+            nats_servers: 1,
             nats_port: None,
             postgres_port: None,
             sources: Sources::Any,
@@ -176,9 +182,15 @@ impl Servers {
     /// which `tracing` events at level info tell.
     pub async fn start(options: &Options) -> Result<Self, Error> {
         let data = Data::open(options.data.as_deref())?;
-        let (nats, postgres) =
+        let (mut nats, postgres) =
             tokio::try_join!(start_nats(options, &data), start_postgres(options, &data))?;
-        Ok(Self { nats, postgres, data })
+        let first = nats.remove(0);
+        Ok(Self { nats: first, nats_others: nats, postgres, data })
+    }
+
+    /// The broker's servers.
+    pub fn nats_all(&self) -> impl Iterator<Item = &Nats> {
+        std::iter::once(&self.nats).chain(&self.nats_others)
     }
 
     /// `nats://127.0.0.1:<port>`.
@@ -224,17 +236,34 @@ impl Servers {
                 postgres.stop().await;
             }
         };
-        tokio::join!(self.nats.stop(), postgres);
+        let others = async {
+            for nats in &mut self.nats_others {
+                nats.stop().await;
+            }
+        };
+        tokio::join!(self.nats.stop(), others, postgres);
     }
 }
 
-async fn start_nats(options: &Options, data: &Data) -> Result<Nats, Error> {
+/// Starts as many servers as are asked for, one at least.
+async fn start_nats(options: &Options, data: &Data) -> Result<Vec<Nats>, Error> {
     let (cache, sources) = (options.cache.clone(), options.sources);
     let program = blocking(move || find::nats(&cache, sources)).await?;
     let folder = data.nats.join("nats");
     // The broker's guard, which runs as we do, removes the whole folder if we are killed.
     let remove = data.temporary.then(|| data.nats.clone());
-    Nats::start(program, folder, options.sync, options.nats_port, remove).await
+    if options.nats_servers <= 1 {
+        let port = options.nats_port;
+        return Ok(vec![Nats::start(program, folder, options.sync, port, None, remove).await?]);
+    }
+    account::passable_folder(&folder)?;
+    let mut servers = Vec::new();
+    for (number, peer) in Peer::places(options.nats_servers)?.into_iter().enumerate() {
+        let (program, folder) = (program.clone(), folder.join(number.to_string()));
+        let (peer, remove) = (Some(peer), remove.clone());
+        servers.push(Nats::start(program, folder, options.sync, None, peer, remove).await?);
+    }
+    Ok(servers)
 }
 
 async fn start_postgres(options: &Options, data: &Data) -> Result<Option<Postgres>, Error> {

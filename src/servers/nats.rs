@@ -1,6 +1,7 @@
 //! The embedded nats-server.
 
 use std::{
+    net::TcpListener,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -34,8 +35,48 @@ pub struct Nats {
     program: PathBuf,
     folder: PathBuf,
     ports: Ports,
+    peer: Option<Peer>,
     remove: Option<PathBuf>,
     process: Option<Guarded>,
+}
+
+/// A server's place in a cluster of several.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    number: usize,
+    /// Where each server takes the others' connections, by number.
+    routes: Vec<u16>,
+}
+
+impl Peer {
+    /// The places of so many servers, on ports that are free just now. Fails when there are none.
+    pub(crate) fn places(count: usize) -> Result<Vec<Self>, Error> {
+        let doing = "find free ports for a cluster";
+        let listeners: Vec<TcpListener> = (0..count)
+            .map(|_| TcpListener::bind("127.0.0.1:0").map_err(io_error(doing)))
+            .collect::<Result<_, _>>()?;
+        let routes: Vec<u16> = listeners
+            .iter()
+            .map(|listener| Ok(listener.local_addr().map_err(io_error(doing))?.port()))
+            .collect::<Result<_, _>>()?;
+        Ok((0..count).map(|number| Self { number, routes: routes.clone() }).collect())
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let url = |port: &u16| format!("nats://127.0.0.1:{port}");
+        let routes: Vec<String> = self.routes.iter().map(url).collect();
+        let own = routes[self.number].clone();
+        let name = format!("flexcore-{}", self.number);
+        [
+            ("--server_name", name),
+            ("--cluster_name", "flexcore".to_owned()),
+            ("--cluster", own),
+            ("--routes", routes.join(",")),
+        ]
+        .into_iter()
+        .flat_map(|(option, value)| [option.to_owned(), value])
+        .collect()
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -50,6 +91,7 @@ impl Nats {
         folder: PathBuf,
         sync: Sync,
         port: Option<u16>,
+        peer: Option<Peer>,
         remove: Option<PathBuf>,
     ) -> Result<Self, Error> {
         account::passable_folder(&folder)?;
@@ -58,7 +100,7 @@ impl Nats {
         let config = config(&folder.join("store"), sync)?;
         std::fs::write(folder.join("nats.conf"), config).map_err(io_error("write nats.conf"))?;
         let ports = Ports { clients: port.unwrap_or(0), monitor: 0 };
-        let mut nats = Self { program, folder, ports, remove, process: None };
+        let mut nats = Self { program, folder, ports, peer, remove, process: None };
         nats.run().await?;
         Ok(nats)
     }
@@ -130,9 +172,12 @@ impl Nats {
             "--log",
             text(&log)?,
         ];
+        let in_cluster = self.peer.as_ref().map(Peer::arguments).unwrap_or_default();
+        let arguments =
+            arguments.into_iter().map(str::to_owned).chain(in_cluster).collect::<Vec<_>>();
         let mut process = Guarded::start(Plan {
             program: &self.program,
-            arguments: arguments.map(str::to_owned).to_vec(),
+            arguments,
             account: None,
             stderr: self.stderr(),
             last_signal: "KILL",

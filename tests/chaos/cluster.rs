@@ -207,7 +207,8 @@ impl Cluster {
             ("CACHE", cache().to_str().unwrap().to_owned()),
             ("DATA", self.net.folder.join("none").to_str().unwrap().to_owned()),
         ];
-        let settings = settings.into_iter().map(|(name, value)| (format!("FLEXCORE_{name}"), value));
+        let settings =
+            settings.into_iter().map(|(name, value)| (format!("FLEXCORE_{name}"), value));
         settings.chain(self.shape.environment.iter().cloned()).collect()
     }
 
@@ -216,7 +217,8 @@ impl Cluster {
         let (folder, address) = (self.data(&node), self.address(&node));
         self.disk(&node);
         fs::create_dir_all(&folder).unwrap();
-        let mut config = flexcore_servers::nats_config(&folder.join("store"), self.shape.sync).unwrap();
+        let mut config =
+            flexcore_servers::nats_config(&folder.join("store"), self.shape.sync).unwrap();
         for (old, new) in [
             ("host: 127.0.0.1\n", format!("host: {address}\n")),
             ("http: 127.0.0.1:8222\n", format!("http: {address}:8222\n")),
@@ -255,7 +257,9 @@ impl Cluster {
         let mut line = Vec::new();
         if let Some((user, group)) = account {
             let options = [format!("--reuid={user}"), format!("--regid={group}")];
-            line.extend(["setpriv".to_owned(), "--clear-groups".to_owned()].into_iter().chain(options));
+            line.extend(
+                ["setpriv".to_owned(), "--clear-groups".to_owned()].into_iter().chain(options),
+            );
         }
         line.push(program.to_str().unwrap().to_owned());
         line.extend(arguments);
@@ -300,7 +304,8 @@ impl Cluster {
         // Postgres's other processes end by themselves, a little later.
         let left = host::try_run("ip", &["netns", "pids", &netns::space(node)]).unwrap_or_default();
         left.split_whitespace().for_each(|pid| host::signal("KILL", pid.parse().unwrap()));
-        let gone = || host::try_run("ip", &["netns", "pids", &netns::space(node)]).unwrap_or_default();
+        let gone =
+            || host::try_run("ip", &["netns", "pids", &netns::space(node)]).unwrap_or_default();
         while !gone().trim().is_empty() {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -366,7 +371,8 @@ impl Cluster {
         let start = Instant::now();
         while let Err(last) = look(self).await {
             if start.elapsed() > READY_WAIT {
-                let ends = self.nodes.iter().map(|(node, p)| format!("== {node}\n{}", p.log_tail()));
+                let ends =
+                    self.nodes.iter().map(|(node, p)| format!("== {node}\n{}", p.log_tail()));
                 let ends = ends.collect::<Vec<_>>().join("\n");
                 panic!("waited in vain for {what}: {last}\n{ends}");
             }

@@ -207,7 +207,8 @@ pub(crate) async fn postgres(url: &str) -> Result<PgConnection, String> {
 pub(crate) async fn rows(postgres: &mut PgConnection) -> Result<Rows, sqlx::Error> {
     let balances = "select tenant, account, branch, changes, deposited, withdrawn, version \
                     from rm.balances";
-    let branches = "select tenant, branch, accounts, changes, deposited, withdrawn from rm.branches";
+    let branches =
+        "select tenant, branch, accounts, changes, deposited, withdrawn from rm.branches";
     let mut rows = Rows::default();
     for row in sqlx::query(balances).fetch_all(&mut *postgres).await? {
         let (changes, deposited) = (row.try_get(3)?, row.try_get(4)?);

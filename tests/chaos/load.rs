@@ -179,7 +179,8 @@ impl Shared {
     }
 
     fn openings(&self, generation: u64) -> impl Iterator<Item = Order> {
-        let accounts = (0..TENANTS.len()).flat_map(|tenant| (0..ACCOUNTS).map(move |n| (tenant, n)));
+        let accounts =
+            (0..TENANTS.len()).flat_map(|tenant| (0..ACCOUNTS).map(move |n| (tenant, n)));
         accounts.map(move |(tenant, n)| {
             let account = format!("a{n}-g{generation}");
             let key = format!("open-{}-{account}", TENANTS[tenant]);
@@ -269,7 +270,13 @@ impl Shared {
         told
     }
 
-    async fn repeat(self: Arc<Self>, order: Order, gateway: usize, later_ms: Option<u64>, pace: Pace) {
+    async fn repeat(
+        self: Arc<Self>,
+        order: Order,
+        gateway: usize,
+        later_ms: Option<u64>,
+        pace: Pace,
+    ) {
         tokio::time::sleep(Duration::from_millis(later_ms.unwrap_or(0))).await;
         let gateway = gateway % self.talk.gateways() + 1;
         // A repetition is waited for, so that its answer can be compared.

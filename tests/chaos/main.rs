@@ -31,7 +31,10 @@ use host::say;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_cluster_survives() {
     let Ok(programme) = std::env::var("FLEXCORE_CHAOS") else {
-        say(&format!("skipped; FLEXCORE_CHAOS=slice, full, or one of {} runs it", NAMES.join(", ")));
+        say(&format!(
+            "skipped; FLEXCORE_CHAOS=slice, full, or one of {} runs it",
+            NAMES.join(", ")
+        ));
         return;
     };
     if let Some(missing) = host::missing() {

@@ -50,7 +50,8 @@ impl Report {
     pub(crate) fn failures(&self) -> Vec<String> {
         let of = |section: &Section| {
             // A control arm must lose what was acknowledged, or break the fence: nothing less.
-            let counts = |verdict: &&Verdict| !section.control || [5, 9].contains(&verdict.invariant);
+            let counts =
+                |verdict: &&Verdict| !section.control || [5, 9].contains(&verdict.invariant);
             let verdicts = section.verdicts.iter().filter(counts);
             let count: usize = verdicts.map(|verdict| verdict.violations.len()).sum();
             match (section.control, count) {
@@ -95,7 +96,13 @@ impl Section {
     }
 
     /// Times of one kind must not be longer than this.
-    pub(crate) fn hold_time(&mut self, invariant: u8, what: &'static str, prefix: &str, most_ms: f64) {
+    pub(crate) fn hold_time(
+        &mut self,
+        invariant: u8,
+        what: &'static str,
+        prefix: &str,
+        most_ms: f64,
+    ) {
         let mut verdict = Verdict::new(invariant, what);
         for (name, times) in self.timings.iter().filter(|(name, _)| name.starts_with(prefix)) {
             for ms in times {
@@ -117,17 +124,22 @@ impl Section {
         let arm = if self.control { " (control arm: a defect that must be noticed)" } else { "" };
         write!(text, "\n## {}{arm}\n", self.name).unwrap();
         if !self.verdicts.is_empty() {
-            text.push_str("\n| invariant | what | n | violations |\n| ---: | --- | ---: | ---: |\n");
+            text.push_str(
+                "\n| invariant | what | n | violations |\n| ---: | --- | ---: | ---: |\n",
+            );
         }
         for Verdict { invariant, what, n, violations } in &self.verdicts {
             writeln!(text, "| {invariant} | {what} | {n} | {} |", violations.len()).unwrap();
         }
         if !self.timings.is_empty() {
-            text.push_str("\n| time | n | p50 ms | p99 ms | max ms |\n| --- | ---: | ---: | ---: | ---: |\n");
+            text.push_str(
+                "\n| time | n | p50 ms | p99 ms | max ms |\n| --- | ---: | ---: | ---: | ---: |\n",
+            );
         }
         for (name, times) in &self.timings {
             let [p50, p99, most] = [0.5, 0.99, 1.0].map(|part| quantile(times, part));
-            writeln!(text, "| {name} | {} | {p50:.0} | {p99:.0} | {most:.0} |", times.len()).unwrap();
+            writeln!(text, "| {name} | {} | {p50:.0} | {p99:.0} | {most:.0} |", times.len())
+                .unwrap();
         }
         if !self.notes.is_empty() {
             text.push('\n');
@@ -135,9 +147,11 @@ impl Section {
         for note in &self.notes {
             writeln!(text, "- {note}").unwrap();
         }
-        let wrong = self.verdicts.iter().flat_map(|v| v.violations.iter().map(move |w| (v.invariant, w)));
+        let wrong =
+            self.verdicts.iter().flat_map(|v| v.violations.iter().map(move |w| (v.invariant, w)));
         for (invariant, violation) in wrong.take(10) {
-            writeln!(text, "- {invariant}: `{}`", violation.chars().take(400).collect::<String>()).unwrap();
+            writeln!(text, "- {invariant}: `{}`", violation.chars().take(400).collect::<String>())
+                .unwrap();
         }
     }
 }
@@ -152,7 +166,8 @@ pub(crate) fn quantile(times: &[f64], part: f64) -> f64 {
 
 /// Versions of what runs.
 pub(crate) fn versions() -> String {
-    let line = |program: &str| try_run(program, &["--version"]).unwrap_or_default().trim().to_owned();
+    let line =
+        |program: &str| try_run(program, &["--version"]).unwrap_or_default().trim().to_owned();
     let nats = flexcore_servers::nats_program(&crate::cluster::cache()).unwrap();
     let own = line(env!("CARGO_BIN_EXE_flexcore"));
     format!("{own}; {}; {}", line(nats.to_str().unwrap()), line("postgres"))

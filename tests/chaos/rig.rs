@@ -75,8 +75,7 @@ impl Rig {
         let history = History::new(&cluster.net.folder.join("history.jsonl"));
         let (snapshots, watching) = (Arc::default(), CancellationToken::new());
         let url = cluster.postgres();
-        let watch =
-            watch(url, history.clone(), Arc::clone(&snapshots), watching.clone());
+        let watch = watch(url, history.clone(), Arc::clone(&snapshots), watching.clone());
         let mut rig = Self {
             history,
             random: StdRng::seed_from_u64(seed),
@@ -149,7 +148,13 @@ impl Rig {
 
     /// Waits until commands are answered within a second again after the fault; adds how long that
     /// took from the fault: until the last command began that was answered later.
-    pub(crate) async fn recovers(&mut self, kind: &str, fault_ns: u64, calm: Duration, most: Duration) {
+    pub(crate) async fn recovers(
+        &mut self,
+        kind: &str,
+        fault_ns: u64,
+        calm: Duration,
+        most: Duration,
+    ) {
         const SOON_NS: u64 = 1_000_000_000;
         let started = Instant::now();
         let calm_ns = u64::try_from(calm.as_nanos()).unwrap();
@@ -239,7 +244,8 @@ impl Rig {
         fs::create_dir_all(&to).unwrap();
         for entry in fs::read_dir(&self.cluster.net.folder).unwrap().flatten() {
             let path = entry.path();
-            if path.extension().is_some_and(|extension| extension == "log" || extension == "jsonl") {
+            if path.extension().is_some_and(|extension| extension == "log" || extension == "jsonl")
+            {
                 fs::copy(&path, to.join(entry.file_name())).unwrap();
             }
         }

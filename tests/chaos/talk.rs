@@ -78,7 +78,8 @@ impl Talk {
         headers.insert("Nats-Msg-Id", key);
         let subject = format!("cmd.{tenant}.account.{account}.{command}");
         let publish = async {
-            let sent = self.jetstream.publish_with_headers(subject, headers, payload.to_owned().into());
+            let sent =
+                self.jetstream.publish_with_headers(subject, headers, payload.to_owned().into());
             sent.await.map_err(|error| error.to_string())?.await.map_err(|error| error.to_string())
         };
         match tokio::time::timeout(PUBACK_WAIT, publish).await {

@@ -113,7 +113,8 @@ mod tests {
 
     #[test]
     fn a_process_that_does_not_end_in_order_is_found() {
-        let stop = |ended| Stop { node: "gateway-1".to_owned(), gateway: Some(1), from_ns: 0, ended };
+        let stop =
+            |ended| Stop { node: "gateway-1".to_owned(), gateway: Some(1), from_ns: 0, ended };
         let (soon, late) = (Duration::from_secs(1), Duration::from_secs(31));
         for (ended, violations) in [
             (Some((Some(0), soon)), 0),

@@ -107,14 +107,12 @@ pub(crate) fn unknown_are_whole_or_nothing(story: &Story) -> Verdict {
     let mut verdict = Verdict::new(2, "unknown commands took effect whole, once, or not at all");
     let commits = story.by_key();
     for ((tenant, key, tag), calls) in by_payload(story) {
-        let unknown = |call: &&Call| {
-            matches!(call.told, Told::Unknown { .. } | Told::NoAnswer { .. })
-        };
+        let unknown =
+            |call: &&Call| matches!(call.told, Told::Unknown { .. } | Told::NoAnswer { .. });
         let Some(call) = calls.iter().copied().find(unknown) else { continue };
         let found = commits.get(&(tenant, key)).map_or(&[][..], Vec::as_slice);
-        let whole = |commit: &&Commit| {
-            !is_of(commit, tag) || commit.last + 1 - commit.first == call.parts
-        };
+        let whole =
+            |commit: &&Commit| !is_of(commit, tag) || commit.last + 1 - commit.first == call.parts;
         verdict.hold(found.len() <= 1 && found.iter().all(whole), || {
             format!("more than once, or in part: {call:?} {found:?}")
         });

@@ -64,8 +64,7 @@ pub(crate) fn story() -> Story {
     calls.insert(0, call("no", Told::Refused { status: 409, code: "too_little".to_owned() }));
     calls.insert(0, call("lost", Told::NoAnswer { why: "Timeout".to_owned() }));
     let account = ("alder".to_owned(), "a-g0".to_owned());
-    let row =
-        Row { branch: "b0".to_owned(), changes: 2, deposited: 10, withdrawn: 0, version: 3 };
+    let row = Row { branch: "b0".to_owned(), changes: 2, deposited: 10, withdrawn: 0, version: 3 };
     let rows = Rows {
         balances: [(account.clone(), row)].into(),
         branches: [(("alder".to_owned(), "b0".to_owned()), [1, 2, 10, 0])].into(),

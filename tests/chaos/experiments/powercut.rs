@@ -8,13 +8,7 @@ use flexcore_servers::Sync;
 use rand::RngExt as _;
 
 use super::Extent;
-use crate::{
-    cluster::Shape,
-    disk,
-    load::Pace,
-    report::Section,
-    rig::Rig,
-};
+use crate::{cluster::Shape, disk, load::Pace, report::Section, rig::Rig};
 
 /// Whose disks are cut.
 const DISKS: [&str; 4] = ["nats-1", "nats-2", "nats-3", "postgres"];
