@@ -12,7 +12,11 @@ use std::{
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
-use crate::{Error, Kind, LEASE, Map, MemberId, Serves, bucket::Bucket, node::Node};
+use crate::{
+    Error, Kind, LEASE, Map, MemberId, Serves,
+    bucket::Bucket,
+    node::{Node, RENEWALS},
+};
 
 /// How a process is a member.
 #[derive(Clone, Debug)]
@@ -97,7 +101,7 @@ pub struct Member {
 impl Member {
     /// Joins. Returns when the member's record is stored. Fails when the broker does not answer.
     pub async fn join(client: &async_nats::Client, settings: Settings) -> Result<Self, Error> {
-        let bucket = Bucket::open(client, settings.replicas).await?;
+        let bucket = Bucket::open(client, settings.replicas, settings.lease / RENEWALS).await?;
         let random = uuid::Uuid::new_v4().simple().to_string();
         let id = MemberId::new(&settings.name, &random[..8]);
         let (tell_map, map) = watch::channel(Arc::default());
@@ -112,8 +116,9 @@ impl Member {
         let task = tokio::spawn({
             let (leaving, gone) = (leaving.clone(), gone.clone());
             async move {
+                // Also when it panics: whoever waits for it would wait for ever.
+                let _gone = gone.drop_guard();
                 node.run(hints, reported, wanted, leaving).await;
-                gone.cancel();
             }
         });
         let task = Arc::new(AbortOnDropHandle::new(task));
