@@ -5,13 +5,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use async_nats::{
     HeaderMap,
     jetstream::{
-        self,
+        self, ErrorCode,
         context::PublishErrorKind,
         stream::{Config, LastRawMessageErrorKind, StorageType, Stream},
     },
 };
 use bytes::Bytes;
-use futures::TryStreamExt;
+use futures::{StreamExt, TryStreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{Error, STREAM, lease::Written, unavailable};
@@ -20,8 +20,10 @@ const PREFIX: &str = "$KV.flex_cluster.";
 pub(crate) const LEADER: &str = "leader";
 pub(crate) const MAP: &str = "map";
 
-/// Longest wait for one answer: several fit between a renewal and the end of the lease.
+/// Longest wait for one answer; with short leases it is shorter, see [`Bucket::open`].
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+/// Records that are read at a time: a round trip for each in turn would delay the leader's renewals.
+const READS_AT_ONCE: usize = 16;
 
 /// A key's last message.
 #[derive(Clone, Debug)]
@@ -52,28 +54,54 @@ pub(crate) struct Bucket {
     pub(crate) client: async_nats::Client,
     jetstream: jetstream::Context,
     stream: Stream<()>,
+    timeout: Duration,
+    /// Copies, when it has to be made; `None`: it is not to be made.
+    replicas: Option<usize>,
 }
 
 impl Bucket {
-    /// The bucket; made when it is missing.
-    pub(crate) async fn open(client: &async_nats::Client, replicas: usize) -> Result<Self, Error> {
-        let (jetstream, stream) = handles(client).await?;
-        if stream.get_info().await.is_err() {
-            let created = jetstream.create_stream(config(replicas)).await;
-            // Another process may have been first, with another first sequence.
-            if let Err(error) = created
-                && stream.get_info().await.is_err()
-            {
-                return Err(unavailable(error));
-            }
+    /// The bucket; made when it is missing. No answer is waited for longer than `timeout`, so that
+    /// several fit between a renewal and the end of the lease.
+    pub(crate) async fn open(
+        client: &async_nats::Client,
+        replicas: usize,
+        timeout: Duration,
+    ) -> Result<Self, Error> {
+        let timeout = timeout.min(REQUEST_TIMEOUT);
+        let bucket = Self::with(client, timeout, Some(replicas)).await?;
+        if bucket.stream.get_info().await.is_err() {
+            bucket.create(replicas).await?;
         }
-        Ok(Self { client: client.clone(), jetstream, stream })
+        Ok(bucket)
     }
 
     /// The bucket as it is, for tools.
     pub(crate) async fn attach(client: &async_nats::Client) -> Result<Self, Error> {
-        let (jetstream, stream) = handles(client).await?;
-        Ok(Self { client: client.clone(), jetstream, stream })
+        Self::with(client, REQUEST_TIMEOUT, None).await
+    }
+
+    async fn with(
+        client: &async_nats::Client,
+        timeout: Duration,
+        replicas: Option<usize>,
+    ) -> Result<Self, Error> {
+        let jetstream = jetstream::ContextBuilder::new()
+            .timeout(timeout)
+            .ack_timeout(timeout)
+            .build(client.clone());
+        let stream = jetstream.get_stream_no_info(STREAM).await.map_err(unavailable)?;
+        Ok(Self { client: client.clone(), jetstream, stream, timeout, replicas })
+    }
+
+    async fn create(&self, replicas: usize) -> Result<(), Error> {
+        let created = self.jetstream.create_stream(config(replicas)).await;
+        // Another process may have been first, with another first sequence.
+        if let Err(error) = created
+            && self.stream.get_info().await.is_err()
+        {
+            return Err(unavailable(error));
+        }
+        Ok(())
     }
 
     /// Removes every key. Sequences go on from where they were.
@@ -81,27 +109,56 @@ impl Bucket {
         self.stream.purge().await.map(|_| ()).map_err(unavailable)
     }
 
+    /// A key's last message. A bucket that is gone is made anew: nobody else would.
     pub(crate) async fn read(&self, key: &str) -> Result<Option<Entry>, Error> {
         let subject = format!("{PREFIX}{key}");
         match self.stream.get_last_raw_message_by_subject(&subject).await {
             Ok(message) => {
-                let deleted = message.headers.get("KV-Operation").is_some();
+                // Marks of a deletion have a header or, if the broker makes them, no value.
+                let deleted =
+                    message.headers.get("KV-Operation").is_some() || message.payload.is_empty();
                 let value = (!deleted).then_some(message.payload);
                 Ok(Some(Entry { sequence: message.sequence, value }))
             }
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-            Err(error) => Err(unavailable(error)),
+            Err(error) => match (error.kind(), self.replicas) {
+                (LastRawMessageErrorKind::NoMessageFound, _) => Ok(None),
+                (LastRawMessageErrorKind::JetStream(cause), Some(replicas))
+                    if cause.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+                {
+                    tracing::warn!("the cluster's bucket is gone: it is made anew");
+                    self.create(replicas).await.map(|()| None)
+                }
+                _ => Err(unavailable(error)),
+            },
         }
     }
 
-    /// The keys below a prefix such as `member`, without it.
-    pub(crate) async fn keys(&self, prefix: &str) -> Result<Vec<String>, Error> {
+    /// The keys below a prefix such as `member`, without it, with what they hold. Those that were
+    /// deleted are not among them. Fails when all of it takes longer than one answer may.
+    pub(crate) async fn entries(&self, prefix: &str) -> Result<Vec<(String, Entry)>, Error> {
         let start = format!("{PREFIX}{prefix}.");
-        let info =
-            self.stream.info_with_subjects(format!("{start}>")).await.map_err(unavailable)?;
-        let subjects: Vec<(String, usize)> = info.try_collect().await.map_err(unavailable)?;
-        let names = subjects.iter().filter_map(|(subject, _)| subject.strip_prefix(&start));
-        Ok(names.map(str::to_owned).collect())
+        let all = async {
+            let info =
+                self.stream.info_with_subjects(format!("{start}>")).await.map_err(unavailable)?;
+            let subjects: Vec<(String, usize)> = info.try_collect().await.map_err(unavailable)?;
+            let mut reads = Vec::new();
+            for (subject, _) in subjects {
+                let name = subject.strip_prefix(&start).unwrap_or_default().to_owned();
+                reads.push(self.clone().named(prefix.to_owned(), name));
+            }
+            let mut reads = futures::stream::iter(reads).buffered(READS_AT_ONCE);
+            let mut entries = Vec::new();
+            while let Some(entry) = reads.try_next().await? {
+                entries.extend(entry.filter(|(_, entry)| entry.value.is_some()));
+            }
+            Ok(entries)
+        };
+        tokio::time::timeout(self.timeout, all).await.map_err(unavailable)?
+    }
+
+    async fn named(self, prefix: String, name: String) -> Result<Option<(String, Entry)>, Error> {
+        let entry = self.read(&format!("{prefix}.{name}")).await?;
+        Ok(entry.map(|entry| (name, entry)))
     }
 
     /// Writes a key if the condition holds. With a time to live the broker frees it after that.
@@ -156,15 +213,6 @@ impl Bucket {
             }
         }
     }
-}
-
-async fn handles(client: &async_nats::Client) -> Result<(jetstream::Context, Stream<()>), Error> {
-    let jetstream = jetstream::ContextBuilder::new()
-        .timeout(REQUEST_TIMEOUT)
-        .ack_timeout(REQUEST_TIMEOUT)
-        .build(client.clone());
-    let stream = jetstream.get_stream_no_info(STREAM).await.map_err(unavailable)?;
-    Ok((jetstream, stream))
 }
 
 fn config(replicas: usize) -> Config {

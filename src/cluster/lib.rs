@@ -159,6 +159,11 @@ pub struct Serves {
 }
 
 impl Record {
+    /// What it says, whichever renewal says it.
+    fn without_beat(self) -> Self {
+        Self { beat: 0, epoch: None, ..self }
+    }
+
     /// Whether it knows that it was to leave a place, and has left.
     fn has_left(&self, kind: Kind, number: u16, since: u64) -> bool {
         self.serves

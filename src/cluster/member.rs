@@ -15,7 +15,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use crate::{
     Error, Kind, LEASE, Map, MemberId, Serves,
     bucket::Bucket,
-    node::{Ends, Node},
+    node::{Ends, Node, RENEWALS},
 };
 
 /// How a process is a member.
@@ -102,7 +102,7 @@ pub struct Member {
 impl Member {
     /// Joins. Returns when the member's record is stored. Fails when the broker does not answer.
     pub async fn join(client: &async_nats::Client, settings: Settings) -> Result<Self, Error> {
-        let bucket = Bucket::open(client, settings.replicas).await?;
+        let bucket = Bucket::open(client, settings.replicas, settings.lease / RENEWALS).await?;
         let random = uuid::Uuid::new_v4().simple().to_string();
         let id = MemberId::new(&settings.name, &random[..8]);
         let (tell_map, map) = watch::channel(Arc::default());
@@ -119,8 +119,9 @@ impl Member {
             let ends = Ends { resigning: resigning.clone(), leaving: leaving.clone() };
             let gone = gone.clone();
             async move {
+                // Also when it panics: whoever waits for it would wait for ever.
+                let _gone = gone.drop_guard();
                 node.run(hints, reported, wanted, ends).await;
-                gone.cancel();
             }
         });
         let task = Arc::new(AbortOnDropHandle::new(task));

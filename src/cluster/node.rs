@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use async_nats::{Subscriber, connection::State};
+use async_nats::{Message, Subscriber, connection::State};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -26,16 +26,19 @@ use crate::{
 };
 
 /// Renewals in the time of a lease: some may be lost.
-const RENEWALS: u32 = 6;
+pub(crate) const RENEWALS: u32 = 6;
 /// How often a member looks whether something has changed that no hint told of.
 const LOOK_EVERY: Duration = Duration::from_millis(1_000);
 /// How long the leader waits for more news after some, so that many members cost one look.
 const GATHER: Duration = Duration::from_millis(20);
 /// Pause after a write or a look without an answer.
 const RETRY: Duration = Duration::from_millis(250);
-/// Answers in a row that do not come before another server is tried: more than the broker's election
-/// of a leader takes.
-const SILENCES_MAX: u32 = 5;
+/// How long no answer comes before another server is tried: longer than the broker's election of a
+/// leader takes, when it refuses at once, since everything else in the process is disturbed.
+const SILENCE_MAX: Duration = Duration::from_secs(8);
+/// How long a wish to drain somebody who is not there is kept: leases end while the broker is away,
+/// and the members come back under their ids.
+const DRAIN_KEPT: Duration = Duration::from_secs(600);
 /// Longest time for taking leave.
 const LEAVE_MAX: Duration = Duration::from_secs(5);
 
@@ -75,10 +78,16 @@ pub(crate) struct Node {
     may_lead: bool,
     /// The map as last read, with its sequence.
     map: (Arc<Map>, u64),
+    /// The greatest sequence that a map was seen to have: no epoch that was given is above it.
+    map_seen: u64,
+    /// The sequence of the key `leader` under which a map was written that has no answer.
+    map_in_doubt: Option<u64>,
     look_at: Instant,
-    /// The map was written under our present epoch.
-    taken_over: Option<u64>,
-    silences: u32,
+    /// As the leader last read them, without what each renewal changes.
+    members: BTreeMap<MemberId, Record>,
+    /// Whom a wish to drain names that is not there, and since when.
+    strays: BTreeMap<MemberId, Instant>,
+    silent_since: Option<Instant>,
     pub(crate) told: Option<Told>,
 }
 
@@ -109,9 +118,12 @@ impl Node {
             lead_at: now,
             may_lead: !settings.kinds.is_empty(),
             map: (Arc::default(), 0),
+            map_seen: 0,
+            map_in_doubt: None,
             look_at: now,
-            taken_over: None,
-            silences: 0,
+            members: BTreeMap::new(),
+            strays: BTreeMap::new(),
+            silent_since: None,
             told: None,
         }
     }
@@ -146,7 +158,7 @@ impl Node {
                 () = ends.leaving.cancelled() => break,
                 () = ends.resigning.cancelled(), if self.may_lead => self.resign().await,
                 () = tokio::time::sleep_until(wake) => {}
-                Some(hint) = hints.next() => self.hinted(hint.subject.as_str()),
+                Some(hint) = hints.next() => self.hinted(&hint),
                 Some(()) = looks.recv() => self.look_at = Instant::now(),
                 Some((kind, serves)) = reports.recv() => {
                     if self.record.serves.insert(kind, serves.clone()) != Some(serves) {
@@ -168,16 +180,36 @@ impl Node {
     }
 
     /// Something was published to a key. It may have been refused, so it is only a reason to look.
-    fn hinted(&mut self, subject: &str) {
+    fn hinted(&mut self, hint: &Message) {
         let now = Instant::now();
-        let key = subject.strip_prefix("$KV.flex_cluster.").unwrap_or_default();
+        let key = hint.subject.strip_prefix("$KV.flex_cluster.").unwrap_or_default();
         let leads = self.lead.holds(self.now_ms());
-        match key.split('.').next() {
-            Some("map") => self.look_at = now,
-            Some("leader") if !leads => self.lead_at = self.lead_at.min(now + jitter(RETRY / 10)),
-            Some("member" | "drain") if leads => self.look_at = self.look_at.min(now + GATHER),
+        match key.split_once('.').unwrap_or((key, "")) {
+            ("map", _) => self.look_at = now,
+            ("leader", _) if !leads => self.lead_at = self.lead_at.min(now + jitter(RETRY / 10)),
+            ("leader", _) => {
+                let leader = serde_json::from_slice::<Leadership>(&hint.payload);
+                let ours = leader.is_ok_and(|leader| leader.member.as_ref() == Some(&self.id));
+                // Somebody took it from us, or wants to.
+                if !ours {
+                    self.lead_at = now;
+                }
+            }
+            // Somebody deleted it: our right to act ends with it.
+            ("member", id) if id == self.id.as_str() && hint.payload.is_empty() => {
+                self.renew_at = now;
+            }
+            ("member", id) if leads && self.knows(id, &hint.payload) => {}
+            ("member" | "drain", _) if leads => self.look_at = self.look_at.min(now + GATHER),
             _ => {}
         }
+    }
+
+    /// Whether a record says what we know: most renewals do.
+    fn knows(&self, id: &str, record: &[u8]) -> bool {
+        let known = self.members.get(&MemberId(id.to_owned()));
+        let record = serde_json::from_slice::<Record>(record).ok().map(Record::without_beat);
+        known.is_some() && known == record.as_ref()
     }
 
     async fn tick(&mut self) {
@@ -190,8 +222,9 @@ impl Node {
         }
         if self.look_at <= now {
             self.look_at = now + jitter(LOOK_EVERY);
-            self.follow().await;
-            if let Some(epoch) = self.lead.epoch(self.now_ms()) {
+            // What is planned follows from the map in force, never from one that was once read.
+            let fresh = self.follow().await;
+            if let (true, Some(epoch)) = (fresh, self.lead.epoch(self.now_ms())) {
                 self.assign(epoch).await;
             }
         }
@@ -207,7 +240,9 @@ impl Node {
                 Ok(entry) => {
                     let found = found(entry, |record: Record| Some((record.beat, record.epoch)));
                     self.own.found(found);
-                    Duration::ZERO
+                    self.silent_since = None;
+                    // Something foreign is in our place: it ends by itself, or is deleted.
+                    if found == Found::Taken { jitter(RETRY) } else { Duration::ZERO }
                 }
                 Err(error) => self.silent(&error),
             },
@@ -237,6 +272,7 @@ impl Node {
                         Some(_) => None,
                     });
                     self.lead.found(found);
+                    self.silent_since = None;
                     if found == Found::Taken { jitter(LOOK_EVERY) } else { Duration::ZERO }
                 }
                 Err(error) => self.silent(&error),
@@ -264,79 +300,98 @@ impl Node {
         metrics::gauge!("flexcore_leader").set(f64::from(u8::from(epoch.is_some())));
     }
 
-    /// Reads the map.
-    async fn follow(&mut self) {
-        match self.bucket.read(MAP).await {
-            Ok(Some(entry)) if entry.sequence != self.map.1 => {
-                self.silences = 0;
-                if let Some(map) = entry.parse::<Map>() {
-                    self.map = (Arc::new(map), entry.sequence);
-                }
-            }
-            Ok(Some(_)) => self.silences = 0,
-            Ok(None) => self.map = (Arc::default(), 0),
+    /// Reads the map. Returns whether it could.
+    async fn follow(&mut self) -> bool {
+        let entry = match self.bucket.read(MAP).await {
+            Ok(entry) => entry,
             Err(error) => {
                 self.look_at = Instant::now() + self.silent(&error);
+                return false;
             }
+        };
+        self.silent_since = None;
+        let at = entry.as_ref().map_or(0, |entry| entry.sequence);
+        self.map_seen = self.map_seen.max(at);
+        match entry {
+            Some(entry) if entry.value.is_some() => {
+                if at != self.map.1
+                    && let Some(map) = entry.parse::<Map>()
+                {
+                    self.map = (Arc::new(map), at);
+                }
+            }
+            _ => self.map = (Arc::default(), 0),
         }
+        true
     }
 
     /// As the leader: writes the map that follows from who is there. The write is refused unless the
     /// key `leader` is still at the sequence of our own last write.
     async fn assign(&mut self, epoch: u64) {
-        let Ok((members, leaving)) = self.members().await else { return };
+        let (members, leaving) = match self.members().await {
+            Ok(read) => read,
+            Err(error) => {
+                self.look_at = Instant::now() + self.silent(&error);
+                return;
+            }
+        };
         let Some(sequence) = self.lead.sequence() else { return };
+        if self.map_in_doubt == Some(sequence) {
+            // It may be stored yet, over the next one and with the same epochs: not after a renewal.
+            self.lead_at = Instant::now();
+            return;
+        }
         if !members.contains_key(&self.id) && self.own.holds(self.now_ms()) {
             // A look that is older than our own record.
             return;
         }
-        let (map, at) = &self.map;
-        if *at == 0 && self.taken_over == Some(epoch) {
-            // It was deleted: epochs have to go on above those that it had.
-            self.lead_at = Instant::now();
-            self.taken_over = None;
-            return;
-        }
-        let mut next = plan(map, &members, &leaving, sequence.max(*at));
+        let fence = sequence.max(self.map_seen);
+        let mut next = plan(&self.map.0, &members, &leaving, fence);
         (next.epoch, next.leader) = (epoch, self.id.clone());
-        if next == **map {
+        if next == *self.map.0 {
             return;
         }
         let condition = Condition { key: LEADER, sequence };
         match self.bucket.write(MAP, &next, Some(condition), None).await {
             Written::Stored(at) => {
-                self.taken_over = Some(epoch);
+                self.map_seen = self.map_seen.max(at);
                 self.map = (Arc::new(next), at);
             }
             Written::Refused => {
                 self.lead.written(Written::Refused);
                 self.lead_at = Instant::now();
             }
-            Written::Unknown => self.look_at = Instant::now() + jitter(RETRY),
+            Written::Unknown => {
+                self.map_in_doubt = Some(sequence);
+                self.lead_at = Instant::now();
+                self.look_at = Instant::now() + jitter(RETRY);
+            }
         }
     }
 
     /// The members that there are, and those that are to serve nothing.
-    async fn members(&self) -> Result<(BTreeMap<MemberId, Record>, BTreeSet<MemberId>), Error> {
-        let mut members = BTreeMap::new();
-        for id in self.bucket.keys("member").await? {
-            let entry = self.bucket.read(&format!("member.{id}")).await?;
-            if let Some(record) = entry.and_then(|entry| entry.parse()) {
-                members.insert(MemberId(id), record);
+    async fn members(&mut self) -> Result<(BTreeMap<MemberId, Record>, BTreeSet<MemberId>), Error> {
+        let entries = self.bucket.entries("member").await?;
+        let members: BTreeMap<MemberId, Record> = entries
+            .into_iter()
+            .filter_map(|(id, entry)| entry.parse().map(|record| (MemberId(id), record)))
+            .collect();
+        let drained = self.bucket.entries("drain").await?;
+        let drained = drained.into_iter().map(|(id, _)| MemberId(id));
+        let (leaving, strays): (BTreeSet<_>, BTreeSet<_>) =
+            drained.partition(|id| members.contains_key(id));
+        let now = Instant::now();
+        self.strays.retain(|id, _| strays.contains(id));
+        for id in strays {
+            let since = *self.strays.entry(id.clone()).or_insert(now);
+            if now.duration_since(since) > DRAIN_KEPT {
+                self.bucket.delete(&format!("drain.{id}"), None).await;
             }
         }
-        let mut leaving = BTreeSet::new();
-        for id in self.bucket.keys("drain").await? {
-            let key = format!("drain.{id}");
-            let wanted = self.bucket.read(&key).await?.is_some_and(|entry| entry.value.is_some());
-            let id = MemberId(id);
-            match (wanted, members.contains_key(&id)) {
-                (true, true) => drop(leaving.insert(id)),
-                // Ids are not used again.
-                (true, false) => drop(self.bucket.delete(&key, None).await),
-                (false, _) => {}
-            }
-        }
+        self.members = members
+            .iter()
+            .map(|(id, record)| (id.clone(), record.clone().without_beat()))
+            .collect();
         Ok((members, leaving))
     }
 
@@ -368,22 +423,26 @@ impl Node {
     fn answered(&mut self, written: Written, next: Duration) -> Duration {
         match written {
             Written::Stored(_) => {
-                self.silences = 0;
+                self.silent_since = None;
                 next
             }
-            Written::Refused => Duration::ZERO,
+            Written::Refused => {
+                self.silent_since = None;
+                Duration::ZERO
+            }
             Written::Unknown => self.silent(&"no answer"),
         }
     }
 
-    /// After some answers that did not come the connection is made anew: a server that is cut off
-    /// from the others may still talk to us.
+    /// After some time without an answer the connection is made anew: a server that is cut off from
+    /// the others may still talk to us.
     fn silent(&mut self, error: &dyn std::fmt::Display) -> Duration {
-        self.silences += 1;
-        tracing::debug!(%error, silences = self.silences, "the cluster's bucket does not answer");
+        let now = Instant::now();
+        let silent = now.duration_since(*self.silent_since.get_or_insert(now));
+        tracing::debug!(%error, ?silent, "the cluster's bucket does not answer");
         let client = &self.bucket.client;
-        if self.silences >= SILENCES_MAX && client.connection_state() == State::Connected {
-            self.silences = 0;
+        if silent >= SILENCE_MAX && client.connection_state() == State::Connected {
+            self.silent_since = Some(now);
             tracing::warn!("the broker does not answer: another server is tried");
             let client = client.clone();
             tokio::spawn(async move { client.force_reconnect().await });
@@ -404,12 +463,10 @@ impl Node {
 
     /// Gives up the leadership, then the record.
     async fn leave(&mut self) {
-        self.resign().await;
         self.guard.until_ms.store(0, Ordering::Release);
-        if let Some(sequence) = self.own.sequence() {
-            let key = format!("member.{}", self.id);
-            self.bucket.delete(&key, Some(Condition { key: &key, sequence })).await;
-        }
+        self.resign().await;
+        // Whatever is there is ours, also what a write without an answer has stored.
+        self.bucket.delete(&format!("member.{}", self.id), None).await;
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Kind, Map, MemberId, Record,
-    bucket::{Bucket, LEADER, MAP},
+    bucket::{Bucket, LEADER, MAP, REQUEST_TIMEOUT},
     lease::Written,
     node::Leadership,
 };
@@ -50,11 +50,10 @@ pub async fn look(client: &async_nats::Client) -> Result<View, Error> {
     let sequence = leader.as_ref().map(|entry| entry.sequence);
     let leader = leader.and_then(|entry| entry.parse::<Leadership>()).unwrap_or_default();
     let map: Map = bucket.read(MAP).await?.and_then(|entry| entry.parse()).unwrap_or_default();
-    let drained = bucket.keys("drain").await?;
+    let drained = names(&bucket, "drain").await?;
     let mut members = Vec::new();
-    for id in bucket.keys("member").await? {
-        let entry = bucket.read(&format!("member.{id}")).await?;
-        let Some(record) = entry.and_then(|entry| entry.parse::<Record>()) else { continue };
+    for (id, entry) in bucket.entries("member").await? {
+        let Some(record) = entry.parse::<Record>() else { continue };
         let draining = drained.contains(&id);
         let id = MemberId(id);
         members.push(Seat {
@@ -76,6 +75,10 @@ pub async fn look(client: &async_nats::Client) -> Result<View, Error> {
     Ok(View { leader: leader.member, epoch, members, unowned })
 }
 
+async fn names(bucket: &Bucket, prefix: &str) -> Result<Vec<String>, Error> {
+    Ok(bucket.entries(prefix).await?.into_iter().map(|(name, _)| name).collect())
+}
+
 fn owned(map: &Map, kind: Kind, by: Option<&MemberId>) -> Vec<u16> {
     (0..kind.places())
         .filter(|number| map.owner(kind, *number).map(|(owner, _)| owner) == by)
@@ -86,7 +89,7 @@ fn owned(map: &Map, kind: Kind, by: Option<&MemberId>) -> Vec<u16> {
 /// [`Error::UnknownMember`].
 pub async fn drain(client: &async_nats::Client, id: &str) -> Result<(), Error> {
     let bucket = Bucket::attach(client).await?;
-    let known = bucket.keys("member").await?;
+    let known = names(&bucket, "member").await?;
     if !known.iter().any(|known| known == id) {
         return Err(Error::UnknownMember { id: id.to_owned(), known });
     }
@@ -96,7 +99,7 @@ pub async fn drain(client: &async_nats::Client, id: &str) -> Result<(), Error> {
 /// Takes [`drain`] back.
 pub async fn undrain(client: &async_nats::Client, id: &str) -> Result<(), Error> {
     let bucket = Bucket::attach(client).await?;
-    let known = bucket.keys("drain").await?;
+    let known = names(&bucket, "drain").await?;
     if !known.iter().any(|known| known == id) {
         return Err(Error::UnknownMember { id: id.to_owned(), known });
     }
@@ -114,5 +117,5 @@ fn stored(written: Written) -> Result<(), Error> {
 
 /// Forgets every member: for the one process that owns the broker, when it starts.
 pub async fn reset(client: &async_nats::Client, replicas: usize) -> Result<(), Error> {
-    Bucket::open(client, replicas).await?.clear().await
+    Bucket::open(client, replicas, REQUEST_TIMEOUT).await?.clear().await
 }

@@ -1,0 +1,100 @@
+//! Keys that somebody else writes or deletes.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::jetstream::context::PublishErrorKind;
+use flexcore_cluster::{Kind, look};
+
+use crate::floor::{Floor, LEASE, Worker, broker, get, put, until};
+
+const SOON: Duration = Duration::from_secs(3);
+
+async fn pair() -> (flexcore_servers::Servers, Arc<Floor>, Worker, Worker) {
+    let (servers, floor) = (broker().await, Arc::new(Floor::default()));
+    let a = Worker::join(&servers, &floor, "a").await;
+    let b = Worker::join(&servers, &floor, "b").await;
+    until("half each", SOON, || b.count(Kind::Command) == 32 && a.count(Kind::Command) == 32).await;
+    (servers, floor, a, b)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_leadership_is_won_anew_under_a_greater_epoch() {
+    let (_servers, floor, a, b) = pair().await;
+    let before = look(&b.client).await.unwrap().epoch.unwrap();
+    put(&b.client, "leader", "", None).await.unwrap();
+    until("a map of a greater epoch", SOON, || a.member.map().borrow().epoch > before).await;
+    assert!(a.member.guard().holds() && b.member.guard().holds());
+    assert_eq!((a.count(Kind::Command), b.count(Kind::Command)), (32, 32), "nothing moves");
+    floor.check();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_map_is_written_again_with_greater_epochs() {
+    let (servers, floor, a, b) = pair().await;
+    let highest = floor.highest();
+    put(&b.client, "map", "", None).await.unwrap();
+    until("everything is served anew", SOON, || {
+        let all = [&a, &b].map(|w| w.count(Kind::Command));
+        all == [32, 32] && floor.lowest(Kind::Command) > highest
+    })
+    .await;
+    // Whoever comes now reads it too.
+    let c = Worker::join(&servers, &floor, "c").await;
+    until("c has its share", SOON, || c.count(Kind::Command) == 21).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_record_ends_the_right_to_act_at_once_and_comes_back() {
+    let (_servers, floor, a, b) = pair().await;
+    let key = format!("member.{}", b.member.id());
+    let highest = floor.highest();
+    let guard = b.member.guard();
+    // It is back within milliseconds, so that it takes an eye that does not blink.
+    let fell = tokio::task::spawn_blocking(move || {
+        let start = std::time::Instant::now();
+        while guard.holds() && start.elapsed() < SOON {
+            std::hint::spin_loop();
+        }
+        start.elapsed()
+    });
+    put(&a.client, &key, "", None).await.unwrap();
+    assert!(fell.await.unwrap() < Duration::from_millis(400), "at once, not with the next renewal");
+    until("it is back", SOON, || b.member.guard().holds()).await;
+    until("half each", SOON, || b.count(Kind::Command) == 32 && a.count(Kind::Command) == 32).await;
+    assert!(get(&a.client, &key).await.is_some_and(|(_, value)| !value.is_empty()));
+    assert!(floor.highest() >= highest);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deposed_leader_changes_nothing() {
+    let (servers, floor, a, b) = pair().await;
+    let (old, _) = get(&a.client, "leader").await.unwrap();
+    let ghost = r#"{"member":"ghost-1","epoch":null,"beat":1}"#;
+    put(&b.client, "leader", ghost, None).await.unwrap();
+    let (_, map) = get(&a.client, "map").await.unwrap();
+    let late = put(&a.client, "map", &map, Some(("leader", old))).await;
+    assert_eq!(late, Err(PublishErrorKind::WrongLastSequence));
+    // Nobody leads but the ghost: whoever comes gets nothing, and the map stays as it is.
+    let c = Worker::join(&servers, &floor, "c").await;
+    tokio::time::sleep(LEASE / 2).await;
+    assert_eq!(c.count(Kind::Command), 0);
+    assert_eq!(get(&a.client, "map").await.unwrap().1, map);
+    put(&b.client, "leader", "", None).await.unwrap();
+    until("c has its share", SOON, || c.count(Kind::Command) == 21).await;
+    floor.check();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_record_in_a_members_place_does_not_keep_it_busy() {
+    let (_servers, _floor, a, b) = pair().await;
+    let key = format!("member.{}", b.member.id());
+    put(&a.client, &key, "not a record", None).await.unwrap();
+    until("its guard falls", LEASE, || !b.member.guard().holds()).await;
+    let sent = || b.client.statistics().out_messages.load(std::sync::atomic::Ordering::Relaxed);
+    let before = sent();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let sent = sent() - before;
+    assert!(sent < 50, "{sent} requests in a second");
+    put(&a.client, &key, "", None).await.unwrap();
+    until("it is back", SOON, || b.member.guard().holds()).await;
+}
