@@ -122,6 +122,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::cases())]
+
         /// In every stretch of every sequence.
         #[test]
         fn retries_stay_within_the_budget(steps in steps()) {

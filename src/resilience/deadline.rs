@@ -135,6 +135,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(crate::cases())]
+
         #[test]
         fn a_hop_never_gives_more_time(timeout_ms in 1_u64..100_000, passed_us in 0_u64..200_000_000) {
             let sent = Instant::now();

@@ -28,3 +28,10 @@ pub use endpoints::{Endpoints, Order};
 pub use error::Error;
 pub use policy::Policies;
 pub use retry::Retry;
+
+/// How properties are tested. A failing case is printed, and kept as a test of its own; a file of
+/// them would go beside this crate's folder, where only crates may be.
+#[cfg(test)]
+fn cases() -> proptest::test_runner::Config {
+    proptest::test_runner::Config { failure_persistence: None, ..Default::default() }
+}

@@ -79,6 +79,8 @@ pub(crate) fn backoff(policy: &RetryPolicy, attempt: u32, random: f64) -> Durati
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
     use super::*;
     use crate::policy::BudgetPolicy;
 
@@ -132,6 +134,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_outage_makes_the_load_of_all_callers_little_higher() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let _guard = metrics::set_default_local_recorder(&recorder);
         let budget = BudgetPolicy { percent: 10, floor_per_second: 0, burst: 5 };
         let retry = Retry::new("t", &Policy { budget, ..Policy::default() });
         let attempts = AtomicU32::new(0);
@@ -145,5 +149,8 @@ mod tests {
         }
         let attempts = attempts.into_inner();
         assert!((1_100..=1_105).contains(&attempts), "{attempts}");
+        let text = recorder.handle().render();
+        let line = format!("flexcore_retries_total{{target=\"t\"}} {}", attempts - 1_000);
+        assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
     }
 }

@@ -76,7 +76,7 @@ fn failures_in_a_row_open() {
 fn a_share_of_failures_opens_once_there_are_enough_calls() {
     let mut given = Given::closed();
     let mut calls = 0;
-    while given.circuit.state() == State::Closed {
+    while given.circuit.state() == State::Closed && calls < 100 {
         calls += 1;
         given.call(if calls % 2 == 0 { Verdict::Failure } else { Verdict::Success });
     }
@@ -213,6 +213,19 @@ fn results_from_before_the_last_change_say_nothing() {
 }
 
 #[test]
+fn failures_from_before_an_opening_do_not_count_again() {
+    let mut given = Given::closed();
+    for number in 0..10 {
+        given.call(if number % 2 == 0 { Verdict::Success } else { Verdict::Failure });
+    }
+    assert_eq!(given.circuit.state(), State::Open);
+    given.pass(500 * MS);
+    (0..3).for_each(|_| given.call(Verdict::Success));
+    (0..4).for_each(|_| given.call(Verdict::Failure));
+    assert_eq!(given.circuit.state(), State::Closed);
+}
+
+#[test]
 fn a_pause_can_be_ended_early() {
     let mut given = Given::open();
     let ticket = given.circuit.insist(given.now).unwrap();
@@ -244,6 +257,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
+    #![proptest_config(crate::cases())]
+
     #[test]
     fn there_are_never_two_probes_and_no_state_is_a_dead_end(steps in steps(), random in 0.0..1.0) {
         let Given { mut circuit, mut now } = Given::closed();

@@ -103,6 +103,8 @@ async fn a_refusal_is_an_answer_and_is_not_asked_elsewhere() {
 
 #[tokio::test(start_paused = true)]
 async fn one_that_hangs_leaves_time_for_the_next() {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let _guard = metrics::set_default_local_recorder(&recorder);
     let all = endpoints(Order::Preferred, [Does::Hang, Does::Answer]);
     let began = Instant::now();
     all.ask().await.unwrap();
@@ -110,6 +112,8 @@ async fn one_that_hangs_leaves_time_for_the_next() {
     let brief = Deadline::after(Duration::from_millis(100));
     assert_eq!(all.ask_within(brief).await, Err(Error::TimedOut { target: "t" }));
     assert_eq!(all.calls(), [2, 1], "no time was left for another");
+    let text = recorder.handle().render();
+    assert!(text.contains("flexcore_failovers_total{target=\"t\"} 1\n"), "{text}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -173,7 +177,12 @@ async fn failovers_are_within_the_budget_and_seen() {
 
 #[tokio::test(start_paused = true)]
 async fn active_checks_find_what_is_down_and_what_is_back() {
-    let all = endpoints(Order::Preferred, [Does::Hang, Does::Answer]);
+    // Pauses so long that no call is a probe.
+    let hour = Duration::from_secs(3_600);
+    let breaker = BreakerPolicy { pause_min: hour, pause_max: hour, ..BreakerPolicy::default() };
+    let policy = Policy { breaker, ..Policy::default() };
+    let fakes = [Does::Hang, Does::Answer].map(Fake::new).into();
+    let all = Endpoints::new("t", fakes, Order::Preferred, policy);
     let check = all.check(async |fake: &Fake| fake.answer().await.is_ok());
     let calls = async {
         sleep(Duration::from_secs(60)).await;
