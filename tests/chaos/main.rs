@@ -18,6 +18,7 @@ mod experiments;
 mod history;
 mod host;
 mod http;
+mod leadership;
 mod load;
 mod netns;
 mod process;
@@ -25,7 +26,7 @@ mod report;
 mod rig;
 mod talk;
 
-use experiments::{Extent, NAMES};
+use experiments::{Extent, NAMES, SLICE};
 use host::say;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -41,7 +42,7 @@ async fn the_cluster_survives() {
         panic!("FLEXCORE_CHAOS={programme} cannot run here: {missing}");
     }
     let (chosen, extent) = match programme.as_str() {
-        "slice" => (NAMES.to_vec(), Extent::Slice),
+        "slice" => (SLICE.to_vec(), Extent::Slice),
         "full" => (NAMES.to_vec(), Extent::Full),
         name => {
             let name = name.strip_suffix("-full").unwrap_or(name);
