@@ -19,6 +19,7 @@ mod history;
 mod host;
 mod http;
 mod leadership;
+mod limits;
 mod load;
 mod netns;
 mod process;
@@ -41,6 +42,9 @@ async fn the_cluster_survives() {
     if let Some(missing) = host::missing() {
         panic!("FLEXCORE_CHAOS={programme} cannot run here: {missing}");
     }
+    // Clients need a descriptor for each connection.
+    let own = std::process::id().to_string();
+    host::run("prlimit", &["--pid", &own, "--nofile=65536:65536"]);
     let (chosen, extent) = match programme.as_str() {
         "slice" => (SLICE.to_vec(), Extent::Slice),
         "full" => (NAMES.to_vec(), Extent::Full),

@@ -60,7 +60,7 @@ pub(crate) struct Rig {
     watching: CancellationToken,
     snapshots: Arc<Mutex<Vec<Snapshot>>>,
     held: resources::Held,
-    seed: u64,
+    pub(crate) seed: u64,
 }
 
 impl Rig {

@@ -2,6 +2,7 @@
 
 mod control;
 mod election;
+mod exhaustion;
 mod kill;
 mod partition;
 mod powercut;
@@ -17,7 +18,8 @@ use crate::{
 };
 
 /// Every experiment by its name, in the order in which they are run.
-pub(crate) const NAMES: [&str; 5] = ["kill", "partition", "election", "powercut", "control"];
+pub(crate) const NAMES: [&str; 6] =
+    ["kill", "partition", "election", "exhaustion", "powercut", "control"];
 /// Those of a slice.
 pub(crate) const SLICE: [&str; 3] = ["together", "powercut", "control"];
 
@@ -60,6 +62,10 @@ pub(crate) async fn run(name: &str, seed: u64, extent: Extent, report: &mut Repo
             let mut rig = Rig::start(name, seed, shape, pace(extent)).await;
             election::faults(&mut rig, extent).await;
             report.add(rig.finish().await);
+        }
+        "exhaustion" => {
+            let rig = Rig::quiet(name, seed, Shape::default()).await;
+            report.add(exhaustion::run(rig, extent).await);
         }
         "powercut" => {
             report.add(powercut::run(seed, extent).await);
