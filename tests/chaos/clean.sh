@@ -19,7 +19,7 @@ while iptables -w -D FORWARD -i fcx0 -o fcx0 -j ACCEPT 2> /dev/null; do :; done
 cut -d' ' -f2 /proc/mounts | grep '/flexcore-chaos-' | sort -r | while read -r mount; do
     umount -l "$mount" 2> /dev/null
 done
-for cgroup in /sys/fs/cgroup/fcx-*; do
+for cgroup in /sys/fs/cgroup/fcx-* /sys/fs/cgroup/memory/fcx-*; do
     [ -d "$cgroup" ] && rmdir "$cgroup" 2> /dev/null
 done
 if [ -n "$1" ]; then rm -rf "$1"; fi

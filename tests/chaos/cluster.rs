@@ -29,6 +29,8 @@ const LIFETIME_S: u32 = 6 * 3_600;
 pub(crate) struct Shape {
     pub(crate) workers: u8,
     pub(crate) gateways: u8,
+    /// How long a member that is not heard of keeps what it serves.
+    pub(crate) lease: Duration,
     /// When the brokers' writes reach the disk.
     pub(crate) sync: Sync,
     /// Brokers and Postgres each on a file system of its own, which can be cut.
@@ -46,6 +48,7 @@ impl Default for Shape {
         Self {
             workers: 3,
             gateways: 2,
+            lease: Duration::from_secs(12),
             sync: Sync::Always,
             disks: false,
             postgres_at: None,
@@ -201,6 +204,7 @@ impl Cluster {
             ("NATS", self.nats().join(",")),
             ("NATS_MONITOR", monitors.collect::<Vec<_>>().join(",")),
             ("REPLICAS", "3".to_owned()),
+            ("LEASE", self.shape.lease.as_secs().to_string()),
             ("POSTGRES", self.postgres_via(postgres)),
             ("PROFILE", if relaxed { "relaxed" } else { "power-loss" }.to_owned()),
             ("SIGNING_KEY", self.signing_key.to_str().unwrap().to_owned()),
@@ -337,8 +341,7 @@ impl Cluster {
             for node in cluster.names_of("worker").chain(cluster.names_of("gateway")) {
                 let ask = Ask::get("/readyz", "");
                 let answer = cluster.client.send(&cluster.metrics(&node), &ask, SOON).await;
-                // Before workers said whether they are ready they answered at all.
-                if !matches!(&answer, Ok(answer) if [200, 404].contains(&answer.status)) {
+                if !matches!(&answer, Ok(answer) if answer.status == 200) {
                     return Err(format!("{node}: {answer:?}"));
                 }
             }

@@ -18,6 +18,8 @@ mod experiments;
 mod history;
 mod host;
 mod http;
+mod leadership;
+mod limits;
 mod load;
 mod netns;
 mod process;
@@ -25,7 +27,7 @@ mod report;
 mod rig;
 mod talk;
 
-use experiments::{Extent, NAMES};
+use experiments::{Extent, NAMES, SLICE};
 use host::say;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -40,8 +42,11 @@ async fn the_cluster_survives() {
     if let Some(missing) = host::missing() {
         panic!("FLEXCORE_CHAOS={programme} cannot run here: {missing}");
     }
+    // Clients need a descriptor for each connection.
+    let own = std::process::id().to_string();
+    host::run("prlimit", &["--pid", &own, "--nofile=65536:65536"]);
     let (chosen, extent) = match programme.as_str() {
-        "slice" => (NAMES.to_vec(), Extent::Slice),
+        "slice" => (SLICE.to_vec(), Extent::Slice),
         "full" => (NAMES.to_vec(), Extent::Full),
         name => {
             let name = name.strip_suffix("-full").unwrap_or(name);

@@ -14,17 +14,22 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    checker::{self, Story, Verdict, resources},
+    checker::{self, Story, Verdict, answers::Stop, resources},
     cluster::{Cluster, Shape},
     evidence::{self, Log, Rows, Snapshot},
     history::{History, Wish},
     host::say,
     http::Ask,
+    leadership::Leadership,
     load::{Load, Pace},
     report::Section,
     talk,
 };
 
+/// How long every answer must come soon before a fault is over.
+pub(crate) const CALM: Duration = Duration::from_millis(1_500);
+/// Then it is given up waiting for that.
+pub(crate) const RECOVERY_MOST: Duration = Duration::from_secs(90);
 /// Between two looks at rows and checkpoints.
 const SNAPSHOT_EVERY: Duration = Duration::from_millis(500);
 /// How long clients go on asking after the last fault before they give up.
@@ -34,7 +39,7 @@ const REST_WAIT: Duration = Duration::from_secs(60);
 /// How long the load goes on before the first fault, for everything to have been used once.
 const WARM_UP: Duration = Duration::from_secs(4);
 /// How long the log may be unreadable before it is taken to be lost.
-const LOG_WAIT: Duration = Duration::from_secs(40);
+const LOG_WAIT: Duration = Duration::from_secs(15);
 /// How often a moment's counts of what is held are looked at until they are back.
 const HELD_LOOKS: usize = 30;
 
@@ -47,12 +52,15 @@ pub(crate) struct Rig {
     pub(crate) history: History,
     pub(crate) random: StdRng,
     pub(crate) section: Section,
+    pub(crate) leadership: Leadership,
+    /// Processes that were asked to end.
+    pub(crate) stops: Vec<Stop>,
     load: Option<Load>,
     watch: JoinHandle<()>,
     watching: CancellationToken,
     snapshots: Arc<Mutex<Vec<Snapshot>>>,
     held: resources::Held,
-    seed: u64,
+    pub(crate) seed: u64,
 }
 
 impl Rig {
@@ -76,7 +84,10 @@ impl Rig {
         let (snapshots, watching) = (Arc::default(), CancellationToken::new());
         let url = cluster.postgres();
         let watch = watch(url, history.clone(), Arc::clone(&snapshots), watching.clone());
+        let client = talk::connect(&cluster.nats()).await;
         let mut rig = Self {
+            leadership: Leadership::follow(client, history.clone()),
+            stops: Vec::new(),
             history,
             random: StdRng::seed_from_u64(seed),
             section: Section::new(name),
@@ -195,6 +206,12 @@ impl Rig {
             Ok(story) => {
                 self.count(&story);
                 self.section.verdicts.extend(checker::all(&story));
+                if !self.stops.is_empty() {
+                    let (stops, calls) = (&self.stops, &story.calls);
+                    let verdicts = &mut self.section.verdicts;
+                    verdicts.push(checker::answers::ends_in_order(stops));
+                    verdicts.push(checker::answers::nothing_under_way_fails(stops, calls));
+                }
             }
             Err(error) => violations.push(format!("no evidence: {error}")),
         }
@@ -210,7 +227,7 @@ impl Rig {
     /// torn everything else.
     pub(crate) async fn finish_with_the_log_alone(mut self) -> Section {
         if let Some(load) = self.load.take() {
-            drop(load.finish(Duration::from_secs(3)).await);
+            load.finish(Duration::from_secs(3)).await;
         }
         self.watching.cancel();
         drop((&mut self.watch).await);
@@ -372,6 +389,10 @@ impl Rig {
             let streams = jsz.pointer("/account_details/0/stream_detail").and_then(Value::as_array);
             for stream in streams.into_iter().flatten() {
                 let name = stream["name"].as_str().unwrap_or_default();
+                if name == "KV_flex_cluster" {
+                    // We follow that one ourselves.
+                    continue;
+                }
                 let count = stream.pointer("/state/consumer_count").and_then(Value::as_i64);
                 let most = held.entry(format!("{name} consumers")).or_default();
                 *most = (*most).max(count.unwrap_or(0));

@@ -9,7 +9,10 @@ pub(crate) type Held = BTreeMap<String, i64>;
 
 /// How many more there may be than before: what ends with it, then in absolute numbers, then in
 /// hundredths of what there was.
-const TOLERANCE: [(&str, i64, i64); 6] = [
+const TOLERANCE: [(&str, i64, i64); 7] = [
+    // One reader serves all read models of a worker: there are as many as workers with read models,
+    // and those of a process that was killed go after a while without a reader.
+    ("FLEX_EVENTS consumers", 2, 0),
     // Named consumers only: exactly as many as before.
     ("consumers", 0, 0),
     // Inboxes of requests under way come and go.
@@ -44,8 +47,9 @@ mod tests {
     fn what_leaks_is_found() {
         let held = |name: &str, count| Held::from([(name.to_owned(), count)]);
         for (name, before, after, violations) in [
-            ("FLEX_EVENTS consumers", 64, 64, 0),
-            ("FLEX_EVENTS consumers", 64, 65, 1),
+            ("FLEX_COMMANDS consumers", 64, 64, 0),
+            ("FLEX_COMMANDS consumers", 64, 65, 1),
+            ("FLEX_EVENTS consumers", 5, 7, 0),
             ("worker-1 threads", 8, 12, 0),
             ("worker-1 threads", 8, 13, 1),
             ("gateway-1 descriptors", 100, 125, 0),

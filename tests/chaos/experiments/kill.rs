@@ -1,15 +1,14 @@
-//! Random SIGKILLs, of pairs too; what was killed is started again after a pause.
+//! Random SIGKILLs, of pairs too; what was killed is started again after a pause. And SIGTERMs of
+//! gateways and workers, which must not fail anybody's request.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::{RngExt as _, seq::IndexedRandom as _};
 
 use super::Extent;
 use crate::{
-    cluster::Shape,
-    load::Pace,
-    report::Section,
-    rig::{LOG_LEADER, Rig},
+    checker::answers::Stop,
+    rig::{CALM, LOG_LEADER, RECOVERY_MOST, Rig},
 };
 
 /// What is killed, with how often among the others.
@@ -22,17 +21,14 @@ const VICTIMS: [(&[&str], u32); 7] = [
     (&["worker", "gateway"], 1),
     (&["worker", "postgres"], 1),
 ];
-/// How long everything must go well before the next.
-const CALM: Duration = Duration::from_millis(1_500);
-/// Then it is given up waiting.
-const RECOVERY_MOST: Duration = Duration::from_secs(45);
+/// What a worker's death may cost beyond its lease.
+const WORKER_BEYOND_LEASE_MS: f64 = 3_000.0;
+/// What the death of the broker that leads the log may cost.
+const LOG_LEADER_MOST_MS: f64 = 10_000.0;
 
-pub(crate) async fn run(seed: u64, extent: Extent) -> Section {
-    let pace = Pace::steady(extent.of(100, 150));
-    let mut rig = Rig::start("kill", seed, Shape::default(), pace).await;
-    let kills = extent.of(6, 100);
-    for number in 0..kills {
-        // A slice has one of each kind at least.
+pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
+    for number in 0..extent.of(6, 100) {
+        // A slice has one of each kind.
         let kinds = if number < VICTIMS.len() {
             VICTIMS[number].0
         } else {
@@ -49,6 +45,37 @@ pub(crate) async fn run(seed: u64, extent: Extent) -> Section {
         victims.iter().for_each(|victim| rig.cluster.run(victim));
         let name = format!("SIGKILL of {}", kinds.join(" and "));
         rig.recovers(&name, fault, CALM, RECOVERY_MOST).await;
+        // The time of the next is its own.
+        rig.cluster.brokers_ready().await;
+        rig.cluster.ready().await;
     }
-    rig.finish().await
+    for _ in 0..extent.of(1, 10) {
+        for kind in ["gateway", "worker"] {
+            let node = rig.member_of(kind).await;
+            terminate(rig, &node).await;
+        }
+    }
+    let lease_ms = rig.cluster.shape.lease.as_secs_f64() * 1e3;
+    let worker = "a killed worker costs 3 s beyond its lease at most";
+    let most = lease_ms + WORKER_BEYOND_LEASE_MS;
+    rig.section.hold_time(0, worker, "recovery from SIGKILL of worker", most);
+    let broker = "a killed leader of the log costs 10 s at most";
+    let name = format!("recovery from SIGKILL of {LOG_LEADER}");
+    rig.section.hold_time(0, broker, &name, LOG_LEADER_MOST_MS);
+}
+
+/// Asks a node to end, and starts it again.
+async fn terminate(rig: &mut Rig, node: &str) {
+    let from_ns = rig.fault(&format!("SIGTERM of {node}"));
+    let start = Instant::now();
+    rig.cluster.node(node).signal("TERM");
+    let ended = rig.cluster.node(node).ends(Duration::from_secs(31)).await;
+    let ended = ended.map(|(status, _)| (status.code(), start.elapsed()));
+    let gateway = node.strip_prefix("gateway-").and_then(|number| number.parse().ok());
+    rig.stops.push(Stop { node: node.to_owned(), gateway, from_ns, ended });
+    rig.cluster.kill(node);
+    rig.cluster.run(node);
+    let kind = if gateway.is_some() { "gateway" } else { "worker" };
+    rig.recovers(&format!("SIGTERM of {kind}"), from_ns, CALM, RECOVERY_MOST).await;
+    rig.cluster.ready().await;
 }

@@ -1,16 +1,27 @@
 //! The experiments, each a file.
 
 mod control;
+mod election;
+mod exhaustion;
 mod kill;
 mod partition;
 mod powercut;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::{host::say, report::Report};
+use crate::{
+    cluster::Shape,
+    host::say,
+    load::Pace,
+    report::{Report, Section},
+    rig::Rig,
+};
 
 /// Every experiment by its name, in the order in which they are run.
-pub(crate) const NAMES: [&str; 4] = ["kill", "partition", "powercut", "control"];
+pub(crate) const NAMES: [&str; 6] =
+    ["kill", "partition", "election", "exhaustion", "powercut", "control"];
+/// Those of a slice.
+pub(crate) const SLICE: [&str; 3] = ["together", "powercut", "control"];
 
 /// How much of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,12 +38,35 @@ impl Extent {
     }
 }
 
+/// How long members keep what they serve where that is what is waited for, so that more of it fits in
+/// the time; otherwise the default.
+const SHORT_LEASE: Duration = Duration::from_secs(4);
+
 /// Runs one and adds what came of it.
 pub(crate) async fn run(name: &str, seed: u64, extent: Extent, report: &mut Report) {
     let started = Instant::now();
     match name {
-        "kill" => report.add(kill::run(seed, extent).await),
-        "partition" => report.add(partition::run(seed, extent).await),
+        "together" => report.add(together(seed).await),
+        "kill" => {
+            let mut rig = Rig::start(name, seed, Shape::default(), pace(extent)).await;
+            kill::faults(&mut rig, extent).await;
+            report.add(rig.finish().await);
+        }
+        "partition" => {
+            let mut rig = Rig::start(name, seed, Shape::default(), pace(extent)).await;
+            partition::faults(&mut rig, extent, seed).await;
+            report.add(rig.finish().await);
+        }
+        "election" => {
+            let shape = Shape { lease: SHORT_LEASE, ..Shape::default() };
+            let mut rig = Rig::start(name, seed, shape, pace(extent)).await;
+            election::faults(&mut rig, extent).await;
+            report.add(rig.finish().await);
+        }
+        "exhaustion" => {
+            let rig = Rig::quiet(name, seed, Shape::default()).await;
+            report.add(exhaustion::run(rig, extent).await);
+        }
         "powercut" => {
             report.add(powercut::run(seed, extent).await);
             report.add(powercut::control(seed).await);
@@ -41,4 +75,19 @@ pub(crate) async fn run(name: &str, seed: u64, extent: Extent, report: &mut Repo
         other => unreachable!("BUG: {other} is not in the list"),
     }
     say(&format!("{name}: {:.0} s", started.elapsed().as_secs_f64()));
+}
+
+/// Kill, partition and election on one cluster: a slice has no time for three.
+async fn together(seed: u64) -> Section {
+    let shape = Shape { lease: SHORT_LEASE, ..Shape::default() };
+    let name = "kill, partition, election";
+    let mut rig = Rig::start(name, seed, shape, pace(Extent::Slice)).await;
+    kill::faults(&mut rig, Extent::Slice).await;
+    partition::faults(&mut rig, Extent::Slice, seed).await;
+    election::faults(&mut rig, Extent::Slice).await;
+    rig.finish().await
+}
+
+fn pace(extent: Extent) -> Pace {
+    Pace::steady(extent.of(100, 150))
 }

@@ -8,12 +8,16 @@ use flexcore_servers::Sync;
 use rand::RngExt as _;
 
 use super::Extent;
-use crate::{cluster::Shape, disk, load::Pace, report::Section, rig::Rig};
+use crate::{
+    cluster::Shape,
+    disk,
+    load::Pace,
+    report::Section,
+    rig::{CALM, RECOVERY_MOST, Rig},
+};
 
 /// Whose disks are cut.
 const DISKS: [&str; 4] = ["nats-1", "nats-2", "nats-3", "postgres"];
-const CALM: Duration = Duration::from_millis(1_500);
-const RECOVERY_MOST: Duration = Duration::from_secs(90);
 
 pub(crate) async fn run(seed: u64, extent: Extent) -> Section {
     let shape = Shape { disks: true, ..Shape::default() };
