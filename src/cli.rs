@@ -121,7 +121,8 @@ pub(crate) struct Global {
         default_value_t = 1.0
     )]
     pub(crate) trace_ratio: f64,
-    /// Address that the gateway listens on, or that tools call, such as 127.0.0.1:8080
+    /// Address that the gateway listens on, such as 127.0.0.1:8080; or those that tools call, with
+    /// commas: the next one when one does not answer
     #[arg(long, global = true, env = "FLEXCORE_HTTP", value_name = "ADDR")]
     pub(crate) http: Option<String>,
     /// Whose data

@@ -149,10 +149,12 @@ impl Config {
         self.given_or(self.postgres.clone(), "--postgres", |ready| ready.postgres)
     }
 
-    /// `HOST:PORT` of the gateway: as given, or that of the running `dev`.
-    pub(crate) fn http(&self) -> anyhow::Result<String> {
-        let url = self.given_or(self.http.clone(), "--http", |ready| ready.http)?;
-        Ok(url.trim_start_matches("http://").trim_end_matches('/').to_owned())
+    /// `HOST:PORT` of each gateway: as given, or that of the running `dev`.
+    pub(crate) fn http(&self) -> anyhow::Result<Vec<String>> {
+        let urls = self.given_or(self.http.clone(), "--http", |ready| ready.http)?;
+        let authority =
+            |url: &str| url.trim_start_matches("http://").trim_end_matches('/').to_owned();
+        Ok(urls.split(',').map(authority).collect())
     }
 
     /// Whose data: as given, or the tenant of the running `dev`.
@@ -334,7 +336,7 @@ mod tests {
         };
         let found = config(folder.path(), &[]);
         ready.write(&found.ready_file()).unwrap();
-        assert_eq!(found.http().unwrap(), "127.0.0.1:1");
+        assert_eq!(found.http().unwrap(), ["127.0.0.1:1"]);
         assert_eq!(found.tenant().unwrap().as_str(), "demo");
         assert_eq!(found.signing_key(), ready.signing_key);
         let given = config(folder.path(), &["--nats", "nats://other:4222"]);

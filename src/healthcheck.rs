@@ -15,7 +15,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 pub(crate) async fn run(args: &cli::Healthcheck, out: &mut dyn Write) -> anyhow::Result<bool> {
     let path = if args.live { "/livez" } else { "/readyz" };
     let call = Call { method: Method::GET, path, token: "", headers: &[], body: None };
-    let answer = tokio::time::timeout(ANSWER_MAX, http::call(&args.address, call)).await??;
+    let answer =
+        tokio::time::timeout(ANSWER_MAX, http::call(vec![args.address.clone()], call)).await??;
     writeln!(out, "{} {}", answer.status, String::from_utf8_lossy(&answer.body).trim_end())?;
     Ok(answer.status.is_success())
 }

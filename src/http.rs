@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{anyhow, bail};
 use bytes::Bytes;
+use flexcore_resilience::{self as resilience, Deadline, Endpoints, Order, Policies, Verdict};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
@@ -11,12 +12,13 @@ use serde_json::Value;
 use tokio::net::TcpStream;
 
 /// Longest wait for an answer: above the longest wait that a query may ask for.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(45);
 
 /// Longest answer that is read, in bytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// A request to the gateway.
+#[derive(Clone)]
 pub(crate) struct Call<'a> {
     pub(crate) method: Method,
     /// With the query string.
@@ -34,14 +36,27 @@ pub(crate) struct Answer {
     pub(crate) body: Bytes,
 }
 
-/// Sends the request to `authority` (`HOST:PORT`). Fails when there is no answer; an answer with
-/// an error status is an answer.
-pub(crate) async fn call(authority: &str, call: Call<'_>) -> anyhow::Result<Answer> {
-    let answered = tokio::time::timeout(TIMEOUT, exchange(authority, call)).await;
-    answered
-        .context("no answer in time")
-        .and_then(|result| result)
-        .with_context(|| format!("the gateway at http://{authority} does not answer"))
+/// Sends the request to one of the gateways (`HOST:PORT`), and to the next when one does not answer:
+/// it must be harmless to repeat. Fails when none answers; an answer with an error status is an
+/// answer.
+pub(crate) async fn call(gateways: Vec<String>, call: Call<'_>) -> anyhow::Result<Answer> {
+    let listed = gateways.join(", ");
+    let policy = Policies::default().gateways;
+    let gateways = Endpoints::new("gateways", gateways, Order::Preferred, policy);
+    let judge = |result: &anyhow::Result<Answer>| match result {
+        Ok(_) => Verdict::Success,
+        Err(_) => Verdict::Failure,
+    };
+    let answered = gateways.call(
+        Deadline::after(TIMEOUT),
+        judge,
+        |_| true,
+        |authority| exchange(authority, call.clone()),
+    );
+    answered.await.map_err(|error| match error {
+        resilience::Error::Failed(error) => error.context(format!("no gateway answers: {listed}")),
+        other => anyhow!("no gateway answers in time: {listed}: {other}"),
+    })
 }
 
 async fn exchange(authority: &str, call: Call<'_>) -> anyhow::Result<Answer> {

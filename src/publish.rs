@@ -214,7 +214,7 @@ async fn over_http(
         headers: &[("idempotency-key", outgoing.id.as_str())],
         body: Some(outgoing.payload.get().to_owned()),
     };
-    let answer = http::call(&config.http()?, call).await?;
+    let answer = http::call(config.http()?, call).await?;
     let accepted = answer.status.is_success();
     if json {
         out.write_all(&answer.body)?;

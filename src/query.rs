@@ -13,7 +13,7 @@ pub(crate) async fn run(
     args: &cli::Query,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
-    let authority = config.http()?;
+    let gateways = config.http()?;
     let token = token::for_request(config)?;
     let parameters = parameters(args);
     let ask = async |path: String| {
@@ -25,7 +25,7 @@ pub(crate) async fn run(
             headers: &[],
             body: None,
         };
-        http::call(&authority, call).await
+        http::call(gateways.clone(), call).await
     };
     // The two share their names only by mistake, and a person should not have to know which is it.
     let read_model = ask(format!("/v1/query/{}", args.name)).await?;

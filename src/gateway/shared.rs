@@ -14,7 +14,7 @@ use flexcore_cluster::Owners;
 use flexcore_domain::Catalog;
 use flexcore_eventstore::{EventStore, queue::CommandPublisher};
 use flexcore_readmodel::ReadModels;
-use flexcore_resilience::{Breaker, Policies};
+use flexcore_resilience::{Breaker, Policies, Retry};
 use metrics::Histogram;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,7 @@ pub(crate) struct Shared {
     pub(crate) store: EventStore,
     pub(crate) owners: Owners,
     pub(crate) publisher: CommandPublisher,
+    pub(crate) queue: Retry,
     pub(crate) read_models: ReadModels,
     /// Guards every read of `read_models`.
     pub(crate) postgres: Breaker,
@@ -48,13 +49,15 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) fn new(state: State, shutdown: CancellationToken, metrics_apart: bool) -> Arc<Self> {
+        let policies = Policies::default();
         Arc::new(Self {
             admission: Admission::new(&state.settings),
             publisher: state.store.command_publisher(),
             store: state.store,
             owners: state.owners,
             read_models: state.read_models,
-            postgres: Breaker::new("postgres", Policies::default().postgres.breaker),
+            postgres: Breaker::new("postgres", policies.postgres.breaker),
+            queue: Retry::new("queue", &policies.queue),
             catalog: state.catalog,
             verifier: state.verifier,
             metrics: state.metrics,

@@ -5,15 +5,12 @@ use std::time::Duration;
 /// What is done about faults, by what may fail.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Policies {
-    /// The time for a request whose client names none: longer than what a worker or Postgres takes
-    /// to give up by itself, so that their reason arrives.
-    pub request_timeout: Duration,
     /// Reads from Postgres.
     pub postgres: Policy,
-    /// Requests to the worker that owns a slot.
-    pub worker: Policy,
-    /// Addresses that an operator lists as equals: brokers' monitors, gateways.
-    pub endpoints: Policy,
+    /// Commands that are stored in the queue: the same command again is recognised.
+    pub queue: Policy,
+    /// Gateways that an operator lists as equals.
+    pub gateways: Policy,
 }
 
 impl Default for Policies {
@@ -21,13 +18,18 @@ impl Default for Policies {
         // Postgres gives up a statement after 5 s by itself, and what takes longer is no slow query
         // but a connection that leads nowhere.
         let postgres = BreakerPolicy { slow_call: Duration::from_secs(5), ..Default::default() };
-        // While the log's leader is elected, which takes up to 6.5 s, workers wait and answer then.
-        let worker = BreakerPolicy { slow_call: Duration::from_secs(8), ..Default::default() };
+        // While the broker elects a leader, which takes up to 6.5 s, each attempt fails at once.
+        let elected = RetryPolicy {
+            attempts_max: 12,
+            pause_min: Duration::from_millis(200),
+            pause_max: Duration::from_secs(2),
+        };
+        // A gateway may wait for a worker, and a query for a position, for 30 s each.
+        let gateway = BreakerPolicy { slow_call: Duration::from_secs(35), ..Default::default() };
         Self {
-            request_timeout: Duration::from_secs(15),
             postgres: Policy { breaker: postgres, ..Policy::default() },
-            worker: Policy { breaker: worker, ..Policy::default() },
-            endpoints: Policy::default(),
+            queue: Policy { retry: elected, ..Policy::default() },
+            gateways: Policy { breaker: gateway, ..Policy::default() },
         }
     }
 }

@@ -1,111 +1,20 @@
 //! Servers that die: the roles as processes of their own, a broker and a Postgres that are killed
 //! under them and started again.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{path::Path, time::Duration};
 
-use flexcore_auth::SigningKey;
 use flexcore_servers::{Options, Servers, Sync, Want};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::json;
-use tempfile::TempDir;
 
 use crate::support::{
-    Http, app,
-    check::Place,
+    app,
+    cluster::Cluster,
     eventually,
-    load::{self, Load, Target},
-    process::{Process, cache, flexcore, folder, succeeded, texts},
+    load::{self, Load},
+    process::{Process, cache, flexcore, folder, texts},
     seed,
 };
-
-const TENANT: &str = "demo";
-
-/// A gateway and a worker on servers that the test holds in its hand.
-struct Cluster {
-    // The processes end before their servers: fields are dropped in order.
-    roles: Vec<Process>,
-    servers: Servers,
-    http: String,
-    key: PathBuf,
-    folder: TempDir,
-}
-
-impl Cluster {
-    /// Starts the servers; no role yet.
-    async fn new() -> Self {
-        let servers = Servers::start(&Options::new(cache())).await.unwrap();
-        let folder = folder();
-        let key = folder.path().join("key.pem");
-        std::fs::write(&key, SigningKey::generate().1.as_bytes()).unwrap();
-        // Free just now, and bound again at once.
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let http = free.local_addr().unwrap().to_string();
-        Self { roles: Vec::new(), servers, http, key, folder }
-    }
-
-    /// Options that say where everything is.
-    fn options(&self) -> Vec<String> {
-        let options = [
-            ("--nats", self.servers.nats_url()),
-            ("--nats-monitor", self.servers.nats_monitor_url()),
-            ("--postgres", self.servers.postgres_url().unwrap()),
-            ("--http", self.http.clone()),
-            ("--signing-key", self.key.to_str().unwrap().to_owned()),
-            ("--tenant", TENANT.to_owned()),
-            ("--data", self.folder.path().join("none").to_str().unwrap().to_owned()),
-        ];
-        options.into_iter().flat_map(|(name, value)| [name.to_owned(), value]).collect()
-    }
-
-    fn start_roles(&mut self) {
-        for role in ["gateway", "worker"] {
-            let mut command = flexcore();
-            command.arg(role).args(self.options());
-            let log = self.folder.path().join(format!("{role}.log"));
-            self.roles.push(Process::start(command, &log, Path::new("")));
-        }
-    }
-
-    fn tails(&self) -> String {
-        self.roles.iter().map(Process::tail).collect::<Vec<_>>().join("\n")
-    }
-
-    fn run(&self, arguments: &[&str]) -> String {
-        let mut command = flexcore();
-        command.args(self.options()).args(arguments);
-        succeeded(arguments, &command.output().unwrap())
-    }
-
-    fn target(&self) -> Target {
-        let token = self.run(&["token"]).trim().to_owned();
-        let (http, nats) = (self.http.clone(), self.servers.nats_url());
-        Target { http, token, nats, tenant: TENANT.to_owned() }
-    }
-
-    fn place(&self) -> Place {
-        let postgres = self.servers.postgres_url().unwrap();
-        Place { target: self.target(), postgres, options: self.options() }
-    }
-
-    /// Waits until `/readyz` says this.
-    async fn readiness(&mut self, ready: bool, missing: &str) {
-        let http = Http::new(&self.http, "");
-        eventually("readiness", async || {
-            for role in &mut self.roles {
-                let ended = role.ended();
-                assert!(ended.is_none(), "a role ended, {ended:?}\n{}", role.tail());
-            }
-            let answer = http.try_send("GET", "/readyz", &[], "").await?;
-            let found = answer.status == if ready { 200 } else { 503 };
-            let named = ready || answer.json()["missing"].to_string().contains(missing);
-            if found && named { Ok(()) } else { Err(format!("{answer:?}")) }
-        })
-        .await;
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn servers_that_die_under_load_lose_nothing() {
@@ -115,7 +24,8 @@ async fn servers_that_die_under_load_lose_nothing() {
     // Down at the start: the roles wait, and say what for.
     cluster.servers.nats.kill().await.unwrap();
     cluster.servers.postgres.as_mut().unwrap().kill().await.unwrap();
-    cluster.start_roles();
+    cluster.start("gateway", "gateway");
+    cluster.start("worker", "worker");
     eventually("the roles to say what they wait for", async || {
         let waiting =
             cluster.roles.iter().all(|role| role.log().contains("waiting for the servers"));

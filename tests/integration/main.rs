@@ -6,6 +6,7 @@
 
 mod support;
 
+mod cluster;
 mod damage;
 mod definitions;
 mod dev;

@@ -72,7 +72,7 @@ pub(crate) async fn send(
     let mut headers = headers(&call, expected)?;
     if preferences.respond_async {
         known(&shared.catalog(), &key, &name)?;
-        enqueue(&shared, &key, &name, &id, headers, payload).await?;
+        enqueue(&shared, &key, &name, &id, headers, payload, deadline).await?;
         return Ok(queued(&shared, &key, &id, preferences.wait).await);
     }
     headers.insert(field::COMMAND_ID, id.as_str());
@@ -161,6 +161,7 @@ fn known(catalog: &Catalog, key: &AggregateKey, name: &CommandName) -> Result<()
     Err(error::refused(Outcome::UnknownCommand { known }, false))
 }
 
+/// Stores a command in the queue, again while the broker says nothing: the same id is recognised.
 async fn enqueue(
     shared: &Shared,
     key: &AggregateKey,
@@ -168,17 +169,19 @@ async fn enqueue(
     id: &CommandId,
     headers: async_nats::HeaderMap,
     payload: Bytes,
+    deadline: Deadline,
 ) -> Result<(), Problem> {
     if shared.store.client().connection_state() != async_nats::connection::State::Connected {
         return Err(Problem::unavailable(&"not connected to the broker"));
     }
     let payload =
         String::from_utf8(payload.into()).expect("BUG: JSON was read from it, so it is text");
-    let publishing = shared.publisher.publish(key, name, id, headers, payload);
-    let published = tokio::time::timeout(limits::ANSWER_TIMEOUT, publishing).await;
-    published
-        .map_err(|_| Problem::outcome_unknown(&"the broker did not answer in time"))?
-        .map_err(|error| Problem::outcome_unknown(&error))
+    let publish = |_| {
+        let (publisher, headers, payload) = (&shared.publisher, headers.clone(), payload.clone());
+        async move { publisher.publish(key, name, id, headers, payload).await }
+    };
+    let stored = shared.queue.run(deadline, |_| true, publish).await;
+    stored.map_err(|error| Problem::outcome_unknown(&error))
 }
 
 /// 202 with the place to ask at; 200 when the outcome comes within the time to wait.

@@ -2,6 +2,7 @@
 
 pub(crate) mod app;
 pub(crate) mod check;
+pub(crate) mod cluster;
 pub(crate) mod http;
 pub(crate) mod load;
 pub(crate) mod process;

@@ -137,6 +137,11 @@ impl Process {
         None
     }
 
+    /// Sends a signal, such as `STOP`.
+    pub(crate) fn signal(&self, name: &str) {
+        signal(name, self.pid());
+    }
+
     /// SIGTERM: it must drain and exit 0.
     pub(crate) fn terminate(&mut self) {
         signal("TERM", self.pid());

@@ -1,0 +1,132 @@
+//! Several workers: who owns what, and owners that are paused, drained and killed under load.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use serde_json::Value;
+
+use crate::support::{
+    app,
+    cluster::Cluster,
+    eventually,
+    load::{self, Load},
+    process::{flexcore, texts},
+    seed,
+};
+
+/// Short, so that a test can outlast it.
+const LEASE: Duration = Duration::from_secs(3);
+const SLOTS: usize = 64;
+
+/// Slots by the name of their owner.
+fn slots(view: &Value) -> BTreeMap<String, usize> {
+    let members = view["members"].as_array().map_or(&[][..], Vec::as_slice);
+    let owned = |member: &Value| {
+        let name = member["id"].as_str()?.rsplit_once('-')?.0.to_owned();
+        Some((name, member["owns"]["command"].as_array()?.len()))
+    };
+    members.iter().filter_map(owned).collect()
+}
+
+async fn owners(cluster: &Cluster, expected: &[(&str, usize)]) -> Value {
+    eventually("the slots to have these owners", async || {
+        let view = cluster.view();
+        let found = slots(&view);
+        let same = expected.len() == found.len()
+            && expected.iter().all(|(name, count)| found.get(*name) == Some(count));
+        if same { Ok(view) } else { Err(format!("{found:?}\n{}", cluster.tails())) }
+    })
+    .await
+}
+
+fn id_of(view: &Value, name: &str) -> String {
+    let mut ids = view["members"].as_array().unwrap().iter().filter_map(|m| m["id"].as_str());
+    ids.find(|id| id.starts_with(name)).unwrap().to_owned()
+}
+
+/// A gateway and two workers that share the slots, and the bank.
+async fn two_workers() -> Cluster {
+    let mut cluster = Cluster::new().await;
+    cluster.with(&["--lease", "3"]);
+    for (role, name) in [("gateway", "gateway"), ("worker", "one"), ("worker", "two")] {
+        cluster.start(role, name);
+    }
+    cluster.readiness(true, "").await;
+    let (_folder, bank) = app::bank().write();
+    eventually("a worker to take the application up", async || {
+        let deployed = cluster.run(&["apply", &bank, "--json"]);
+        if deployed.contains("\"picked_up_ms\":null") { Err(deployed) } else { Ok(()) }
+    })
+    .await;
+    owners(&cluster, &[("one", SLOTS / 2), ("two", SLOTS / 2)]).await;
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_owner_that_wakes_up_does_no_harm() {
+    let seed = seed("cluster");
+    let cluster = two_workers().await;
+    let target = cluster.target();
+    load::open(&target).await;
+    let load = Load::start(seed, 6, 2, target);
+    for paused in [1, 2] {
+        load.goes_on(20).await;
+        let other = if paused == 1 { "two" } else { "one" };
+        cluster.roles[paused].signal("STOP");
+        owners(&cluster, &[(other, SLOTS)]).await;
+        load.goes_on(50).await;
+        tokio::time::sleep(LEASE).await;
+        // It wakes up with requests in its socket, batches half done, and a lease long over.
+        cluster.roles[paused].signal("CONT");
+        owners(&cluster, &[("one", SLOTS / 2), ("two", SLOTS / 2)]).await;
+    }
+    load.goes_on(50).await;
+    let history = load.finish().await;
+    let accepted =
+        history.iter().filter(|sent| matches!(sent.fate, load::Fate::Accepted(_))).count();
+    assert!(accepted > 100, "there was load: {accepted}");
+    cluster.place().check(&history).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_is_drained_and_a_killed_one_is_replaced() {
+    let mut cluster = two_workers().await;
+    let view = owners(&cluster, &[("one", SLOTS / 2), ("two", SLOTS / 2)]).await;
+    let (one, leader) = (id_of(&view, "one"), view["leader"].as_str().unwrap().to_owned());
+    let drained = cluster.run(&["cluster", "drain", &one, "--json"]);
+    assert!(drained.contains("drained_in_s"), "{drained}");
+    let view = owners(&cluster, &[("one", 0), ("two", SLOTS)]).await;
+    assert_eq!(view["leader"], leader.as_str(), "draining is not the end of a leadership");
+    cluster.run(&["cluster", "undrain", &one]);
+    owners(&cluster, &[("one", SLOTS / 2), ("two", SLOTS / 2)]).await;
+
+    let mut command = flexcore();
+    command.args(cluster.options()).args(["cluster", "drain", "nobody"]);
+    let output = command.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let (_, err) = texts(&output);
+    assert!(err.contains("no member \"nobody\"") && err.contains(&one), "{err}");
+
+    let table = cluster.run(&["cluster"]);
+    assert!(table.contains(&one) && table.contains("Postgres: well"), "{table}");
+
+    cluster.roles[1].kill();
+    owners(&cluster, &[("two", SLOTS)]).await;
+    cluster.roles[2].terminate();
+    let mut command = flexcore();
+    let output = command.args(cluster.options()).arg("cluster").output().unwrap();
+    assert_eq!(output.status.code(), Some(1), "nobody serves: {}", texts(&output).0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tools_go_to_the_next_gateway_and_ask_for_health_without_a_shell() {
+    let cluster = two_workers().await;
+    let http = cluster.target().http;
+    let both = format!("127.0.0.1:1,{http}");
+    let rows = cluster.run(&["query", "accounts", "--http", &both, "--json"]);
+    assert!(rows.contains("\"rows\""), "{rows}");
+    let well = cluster.run(&["healthcheck", &http]);
+    assert!(well.starts_with("200"), "{well}");
+    let output = flexcore().args(["healthcheck", "127.0.0.1:1"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(texts(&output).1.contains("127.0.0.1:1"), "{:?}", texts(&output));
+}
