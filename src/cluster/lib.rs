@@ -20,6 +20,8 @@ mod member;
 mod node;
 mod owners;
 mod plan;
+#[cfg(test)]
+mod plan_tests;
 mod view;
 
 use std::{
