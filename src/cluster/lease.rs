@@ -115,6 +115,13 @@ impl Lease {
         self.held.filter(|held| now_ms < held.until_ms).map(|held| held.epoch)
     }
 
+    /// The epoch, also when it may not act just now: unless somebody else was there in between, it
+    /// is the same afterwards.
+    #[must_use]
+    pub fn tenure(&self) -> Option<u64> {
+        self.held.map(|held| held.epoch)
+    }
+
     /// The sequence of the key's last message, as far as this holder knows: effects in the same
     /// stream are made to depend on it.
     #[must_use]

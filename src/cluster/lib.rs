@@ -15,11 +15,14 @@
 //! the resource that a member works on refuses what comes under an older one.
 
 mod bucket;
+mod fence;
 mod lease;
 mod member;
 mod node;
 mod owners;
 mod plan;
+#[cfg(test)]
+mod plan_tests;
 mod view;
 
 use std::{
@@ -144,7 +147,8 @@ pub struct Record {
     /// The number of the attempt that wrote this.
     #[serde(default)]
     beat: u64,
-    /// The sequence of the member's first record.
+    /// The sequence of the member's first record since it last lost its lease: what it was given
+    /// before is void.
     #[serde(default)]
     epoch: Option<u64>,
 }
@@ -161,7 +165,7 @@ pub struct Serves {
 impl Record {
     /// What it says, whichever renewal says it.
     fn without_beat(self) -> Self {
-        Self { beat: 0, epoch: None, ..self }
+        Self { beat: 0, ..self }
     }
 
     /// Whether it knows that it was to leave a place, and has left.

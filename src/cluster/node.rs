@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     Assigned, Error, Kind, MemberId, Record, Serves, Settings,
     bucket::{Bucket, Condition, Entry, LEADER, MAP},
+    fence::Fence,
     lease::{Found, Lease, Step, Terms, Written},
     member::{Guard, now_ms},
     plan::{Map, plan},
@@ -78,10 +79,7 @@ pub(crate) struct Node {
     may_lead: bool,
     /// The map as last read, with its sequence.
     map: (Arc<Map>, u64),
-    /// The greatest sequence that a map was seen to have: no epoch that was given is above it.
-    map_seen: u64,
-    /// The sequence of the key `leader` under which a map was written that has no answer.
-    map_in_doubt: Option<u64>,
+    fence: Fence,
     look_at: Instant,
     /// As the leader last read them, without what each renewal changes.
     members: BTreeMap<MemberId, Record>,
@@ -118,8 +116,7 @@ impl Node {
             lead_at: now,
             may_lead: !settings.kinds.is_empty(),
             map: (Arc::default(), 0),
-            map_seen: 0,
-            map_in_doubt: None,
+            fence: Fence::default(),
             look_at: now,
             members: BTreeMap::new(),
             strays: BTreeMap::new(),
@@ -228,6 +225,7 @@ impl Node {
                 self.assign(epoch).await;
             }
         }
+        self.raise();
         self.tell();
     }
 
@@ -256,7 +254,20 @@ impl Node {
             }
         };
         self.renew_at = at + again;
-        self.guard.until_ms.store(self.own.until_ms(), Ordering::Release);
+        self.raise();
+    }
+
+    /// Sets the guard to what the lease allows. After a loss of the lease the process may serve yet
+    /// what it had before: it may not act until it has reported that it does not.
+    fn raise(&self) {
+        let places = self.places();
+        let void = self.record.serves.iter().any(|(kind, serves)| {
+            let has = places.get(kind);
+            serves.places.iter().any(|number| !has.is_some_and(|has| has.contains_key(number)))
+        });
+        let holds = self.guard.holds();
+        let until_ms = if void && !holds { 0 } else { self.own.until_ms() };
+        self.guard.until_ms.store(until_ms, Ordering::Release);
     }
 
     /// Wins the leadership, keeps it, or looks whether it is free.
@@ -311,7 +322,7 @@ impl Node {
         };
         self.silent_since = None;
         let at = entry.as_ref().map_or(0, |entry| entry.sequence);
-        self.map_seen = self.map_seen.max(at);
+        self.fence.saw(at);
         match entry {
             Some(entry) if entry.value.is_some() => {
                 if at != self.map.1
@@ -336,16 +347,14 @@ impl Node {
             }
         };
         let Some(sequence) = self.lead.sequence() else { return };
-        if self.map_in_doubt == Some(sequence) {
-            // It may be stored yet, over the next one and with the same epochs: not after a renewal.
+        let Some(fence) = self.fence.next(sequence, &members) else {
             self.lead_at = Instant::now();
             return;
-        }
+        };
         if !members.contains_key(&self.id) && self.own.holds(self.now_ms()) {
             // A look that is older than our own record.
             return;
         }
-        let fence = sequence.max(self.map_seen);
         let mut next = plan(&self.map.0, &members, &leaving, fence);
         (next.epoch, next.leader) = (epoch, self.id.clone());
         if next == *self.map.0 {
@@ -354,7 +363,7 @@ impl Node {
         let condition = Condition { key: LEADER, sequence };
         match self.bucket.write(MAP, &next, Some(condition), None).await {
             Written::Stored(at) => {
-                self.map_seen = self.map_seen.max(at);
+                self.fence.saw(at);
                 self.map = (Arc::new(next), at);
             }
             Written::Refused => {
@@ -362,7 +371,7 @@ impl Node {
                 self.lead_at = Instant::now();
             }
             Written::Unknown => {
-                self.map_in_doubt = Some(sequence);
+                self.fence.unanswered(sequence);
                 self.lead_at = Instant::now();
                 self.look_at = Instant::now() + jitter(RETRY);
             }
@@ -374,7 +383,11 @@ impl Node {
         let entries = self.bucket.entries("member").await?;
         let members: BTreeMap<MemberId, Record> = entries
             .into_iter()
-            .filter_map(|(id, entry)| entry.parse().map(|record| (MemberId(id), record)))
+            .filter_map(|(id, entry)| {
+                let record = entry.parse::<Record>()?;
+                let epoch = record.epoch.or(Some(entry.sequence));
+                Some((MemberId(id), Record { epoch, ..record }))
+            })
             .collect();
         let drained = self.bucket.entries("drain").await?;
         let drained = drained.into_iter().map(|(id, _)| MemberId(id));
@@ -415,8 +428,15 @@ impl Node {
         });
     }
 
+    /// What the map gives us, without what it gave us before we last lost the lease.
     fn places(&self) -> BTreeMap<Kind, BTreeMap<u16, u64>> {
-        self.record.kinds.iter().map(|kind| (*kind, self.map.0.of(&self.id, *kind))).collect()
+        let Some(tenure) = self.own.tenure() else { return BTreeMap::new() };
+        let of = |kind| {
+            let mut places = self.map.0.of(&self.id, kind);
+            places.retain(|_, epoch| *epoch >= tenure);
+            (kind, places)
+        };
+        self.record.kinds.iter().copied().map(of).collect()
     }
 
     /// Counts answers. Returns when to try next.

@@ -57,7 +57,8 @@ impl Map {
 }
 
 /// The next map, or the one in force when nothing is to change. `fence` is greater than the epoch of
-/// every place, and not below the sequence of the map in force: places that change owners get it.
+/// every place, and not below the sequence of the map in force or the epoch of a member: places that
+/// change owners get it.
 #[must_use]
 pub fn plan(
     map: &Map,
@@ -91,6 +92,8 @@ fn free(places: &mut [Place], kind: Kind, members: &BTreeMap<MemberId, Record>, 
         let gone = match members.get(owner) {
             None => true,
             Some(record) if !record.kinds.contains(&kind) => true,
+            // It has lost its lease since, and does not serve what it had.
+            Some(record) if record.epoch.is_some_and(|epoch| place.epoch < epoch) => true,
             Some(record) => place.leaving && record.has_left(kind, number, place.since),
         };
         if gone {

@@ -1,0 +1,311 @@
+//! What every plan keeps to, however members come, go, are drained, lag behind and confirm.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use crate::{Kind, Map, MemberId, Record, Serves, plan};
+
+/// What happens next. Members are picked by a number among those that there are.
+#[derive(Clone, Debug)]
+enum Happens {
+    Joins(u8),
+    /// Its record goes: it left, or its lease ended.
+    Goes(usize),
+    Drained(usize),
+    TakenBack(usize),
+    /// It reads the map, and says then what it serves.
+    Follows(usize, Pace),
+    /// It starts what it was slow to start.
+    Starts(usize),
+    /// It says in its record what it serves.
+    Reports(usize),
+    Plans,
+    /// Another leader: the next map is written under a greater sequence.
+    Leads,
+}
+
+/// How fast a member is that has read the map.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Pace {
+    AtOnce,
+    /// It does not leave yet what it has to.
+    LeavesLate,
+    /// It does not start yet what is new.
+    StartsLate,
+}
+
+fn happens() -> impl Strategy<Value = Happens> {
+    let at = || 0_usize..8;
+    let pace = prop_oneof![Just(Pace::AtOnce), Just(Pace::LeavesLate), Just(Pace::StartsLate)];
+    prop_oneof![
+        3 => (1_u8..4).prop_map(Happens::Joins),
+        1 => at().prop_map(Happens::Goes),
+        1 => at().prop_map(Happens::Drained),
+        1 => at().prop_map(Happens::TakenBack),
+        6 => (at(), pace).prop_map(|(at, pace)| Happens::Follows(at, pace)),
+        3 => at().prop_map(Happens::Starts),
+        6 => at().prop_map(Happens::Reports),
+        8 => Just(Happens::Plans),
+        1 => Just(Happens::Leads),
+    ]
+}
+
+/// A member as it is, beside the record that the leader sees.
+#[derive(Clone, Default)]
+struct Actual {
+    followed: u64,
+    serves: BTreeSet<(Kind, u16)>,
+    /// To be started.
+    new: BTreeSet<(Kind, u16)>,
+}
+
+#[derive(Default)]
+struct World {
+    map: Map,
+    map_at: u64,
+    led_at: u64,
+    sequence: u64,
+    records: BTreeMap<MemberId, Record>,
+    actual: BTreeMap<MemberId, Actual>,
+    drained: BTreeSet<MemberId>,
+    highest: BTreeMap<(Kind, u16), u64>,
+    joined: usize,
+}
+
+impl World {
+    fn next(&mut self) -> u64 {
+        self.sequence += 1;
+        self.sequence
+    }
+
+    fn pick(&self, at: usize) -> Option<MemberId> {
+        let count = self.records.len();
+        (count > 0).then(|| self.records.keys().nth(at % count).cloned()).flatten()
+    }
+
+    fn happens(&mut self, event: &Happens) {
+        match event {
+            Happens::Joins(kinds) if self.records.len() < 8 => {
+                self.joined += 1;
+                // Ids sort by no order of joining.
+                let id = MemberId::new(["m", "c", "x"][self.joined % 3], &self.joined.to_string());
+                let kinds = [(1, Kind::Command), (2, Kind::Projection)]
+                    .into_iter()
+                    .filter(|(bit, _)| kinds & bit > 0)
+                    .map(|(_, kind)| kind)
+                    .collect();
+                self.records.insert(id.clone(), Record { kinds, ..Record::default() });
+                self.actual.insert(id, Actual::default());
+            }
+            Happens::Joins(_) => {}
+            Happens::Plans => self.plans(),
+            Happens::Leads => self.led_at = self.next(),
+            Happens::Goes(at) => {
+                if let Some(id) = self.pick(*at) {
+                    self.records.remove(&id);
+                    self.actual.remove(&id);
+                }
+            }
+            Happens::Drained(at) => self.drained.extend(self.pick(*at)),
+            Happens::TakenBack(at) => {
+                if let Some(id) = self.pick(*at) {
+                    self.drained.remove(&id);
+                }
+            }
+            Happens::Follows(at, pace) => {
+                if let Some(id) = self.pick(*at) {
+                    self.follows(&id, *pace);
+                }
+            }
+            Happens::Starts(at) => {
+                if let Some(id) = self.pick(*at) {
+                    self.starts(&id);
+                }
+            }
+            Happens::Reports(at) => {
+                if let Some(id) = self.pick(*at) {
+                    self.reports(&id);
+                }
+            }
+        }
+    }
+
+    fn follows(&mut self, id: &MemberId, pace: Pace) {
+        let mut wanted = BTreeSet::new();
+        for kind in &self.records[id].kinds {
+            wanted.extend(self.map.of(id, *kind).into_keys().map(|number| (*kind, number)));
+        }
+        let actual = self.actual.get_mut(id).unwrap();
+        actual.followed = self.map_at;
+        if pace != Pace::LeavesLate {
+            actual.serves.retain(|place| wanted.contains(place));
+        }
+        actual.new = wanted;
+        if pace != Pace::StartsLate {
+            self.starts(id);
+        }
+    }
+
+    fn starts(&mut self, id: &MemberId) {
+        let new = std::mem::take(&mut self.actual.get_mut(id).unwrap().new);
+        for (other, actual) in &self.actual {
+            let both: Vec<_> = actual.serves.intersection(&new).collect();
+            assert!(other == id || both.is_empty(), "{id} and {other} serve {both:?}");
+        }
+        self.actual.get_mut(id).unwrap().serves.extend(new);
+    }
+
+    fn reports(&mut self, id: &MemberId) {
+        let actual = self.actual[id].clone();
+        let record = self.records.get_mut(id).unwrap();
+        for kind in record.kinds.clone() {
+            let places = actual.serves.iter().filter(|(of, _)| *of == kind).map(|(_, n)| *n);
+            let serves = Serves { followed: actual.followed, places: places.collect() };
+            record.serves.insert(kind, serves);
+        }
+    }
+
+    fn plans(&mut self) {
+        let fence = self.led_at.max(self.map_at);
+        let next = plan(&self.map, &self.records, &self.drained, fence);
+        let again = plan(&next, &self.records, &self.drained, fence + 2);
+        assert_eq!(again, next, "nothing changed, and something moves");
+        for kind in Kind::ALL {
+            for number in 0..kind.places() {
+                self.check(&next, kind, number);
+            }
+        }
+        if next != self.map {
+            self.map = next;
+            self.map_at = self.next();
+        }
+    }
+
+    /// One place's way from the map in force to the next one.
+    fn check(&mut self, next: &Map, kind: Kind, number: u16) {
+        let before = self.map.places.get(&kind).map(|of| of[usize::from(number)].clone());
+        let before = before.unwrap_or_default();
+        let after = &next.places[&kind][usize::from(number)];
+        let highest = self.highest.entry((kind, number)).or_default();
+        assert!(after.epoch >= *highest, "{kind:?} {number}: {} after {highest}", after.epoch);
+        if after.owner == before.owner && after.epoch == before.epoch {
+            return;
+        }
+        if let Some(owner) = &after.owner {
+            assert!(after.epoch > *highest, "{kind:?} {number}: a new owner, and no new epoch");
+            assert!(self.records[owner].kinds.contains(&kind), "{owner} cannot serve {kind:?}");
+            *highest = after.epoch;
+        }
+        let Some(old) = before.owner.filter(|old| self.records.contains_key(old)) else { return };
+        assert!(before.leaving, "{kind:?} {number} is taken from {old}, which was not asked");
+        let serves = &self.records[&old].serves[&kind];
+        assert!(!serves.places.contains(&number) && serves.followed > before.since);
+        assert!(!self.actual[&old].serves.contains(&(kind, number)), "{old} serves {number} yet");
+    }
+
+    /// Until nothing moves any more.
+    fn settles(&mut self) {
+        for round in 0.. {
+            assert!(round < 8, "it goes on and on");
+            let before = self.map_at;
+            self.plans();
+            let ids: Vec<_> = self.records.keys().cloned().collect();
+            for id in ids {
+                self.follows(&id, Pace::AtOnce);
+                self.reports(&id);
+            }
+            if self.map_at == before && round > 1 {
+                return;
+            }
+        }
+    }
+
+    /// How many places of a kind each able member has.
+    fn counts(&self, kind: Kind) -> BTreeMap<&MemberId, usize> {
+        let able = self.records.iter().filter(|(_, record)| record.kinds.contains(&kind));
+        able.map(|(id, _)| (id, self.map.of(id, kind).len())).collect()
+    }
+
+    /// What holds when all have followed.
+    fn check_settled(&self) {
+        for kind in Kind::ALL {
+            let counts = self.counts(kind);
+            let unowned = (0..kind.places()).filter(|n| self.map.owner(kind, *n).is_none()).count();
+            if counts.is_empty() {
+                continue;
+            }
+            assert_eq!(unowned, 0, "{kind:?} with {counts:?}");
+            assert_eq!(counts.values().sum::<usize>(), usize::from(kind.places()), "some leave");
+            let (drained, wanted): (Vec<_>, Vec<_>) =
+                counts.iter().partition(|(id, _)| self.drained.contains(**id));
+            let shared = if wanted.is_empty() { drained } else { wanted.clone() };
+            let most = shared.iter().map(|(_, count)| **count).max().unwrap();
+            let least = shared.iter().map(|(_, count)| **count).min().unwrap();
+            assert!(most - least <= 1, "{counts:?}");
+            let of_drained: usize =
+                counts.iter().filter(|(id, _)| self.drained.contains(**id)).map(|(_, c)| c).sum();
+            assert!(wanted.is_empty() || of_drained == 0, "drained, and serves: {counts:?}");
+        }
+    }
+
+    fn leaving(&self, kind: Kind) -> usize {
+        self.map.places[&kind].iter().filter(|place| place.leaving).count()
+    }
+}
+
+fn world(events: &[Happens]) -> World {
+    let mut world = World { led_at: 1, sequence: 1, ..World::default() };
+    for event in events {
+        world.happens(event);
+    }
+    world
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 1_000, ..Default::default() })]
+
+    #[test]
+    fn every_step_is_cooperative_and_all_settles_in_balance(
+        events in prop::collection::vec(happens(), 0..80)
+    ) {
+        let mut world = world(&events);
+        world.settles();
+        world.check_settled();
+    }
+
+    #[test]
+    fn whoever_joins_costs_no_more_than_its_share(
+        events in prop::collection::vec(happens(), 0..60)
+    ) {
+        let mut world = world(&events);
+        world.drained.clear();
+        world.settles();
+        world.happens(&Happens::Joins(3));
+        world.plans();
+        for kind in Kind::ALL {
+            let share = usize::from(kind.places()).div_ceil(world.counts(kind).len());
+            prop_assert!(world.leaving(kind) <= share, "{} of {kind:?}", world.leaving(kind));
+        }
+    }
+
+    #[test]
+    fn whoever_goes_costs_nothing_but_its_own_places(
+        events in prop::collection::vec(happens(), 0..60),
+        gone in 0_usize..8,
+    ) {
+        let mut world = world(&events);
+        world.drained.clear();
+        world.settles();
+        let Some(gone) = world.pick(gone) else { return Ok(()) };
+        let before = world.map.clone();
+        world.records.remove(&gone);
+        world.actual.remove(&gone);
+        world.plans();
+        for kind in Kind::ALL {
+            for (old, new) in before.places[&kind].iter().zip(&world.map.places[&kind]) {
+                prop_assert!(old == new || old.owner.as_ref() == Some(&gone), "{old:?} → {new:?}");
+            }
+        }
+    }
+}
