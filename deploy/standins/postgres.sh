@@ -16,6 +16,8 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
         exit 1
     fi
     user=${POSTGRES_USER:-postgres} database=${POSTGRES_DB:-${POSTGRES_USER:-postgres}}
+    # Half a database would look like a whole one the next time.
+    trap 'find "$PGDATA" -mindepth 1 -delete' EXIT
     # Words, as the public image takes them.
     # shellcheck disable=SC2086
     initdb --username="$user" --pwfile=<(printf '%s\n' "$password") --auth-local=trust \
@@ -27,5 +29,6 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
             --set=ON_ERROR_STOP=1 --set=name="$database" <<< 'create database :"name"'
         pg_ctl --mode=fast --wait stop
     fi
+    trap - EXIT
 fi
 exec "$@" -c listen_addresses='*'
