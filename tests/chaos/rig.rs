@@ -17,6 +17,7 @@ use crate::{
     checker::{self, Story, Verdict, answers::Stop, resources},
     cluster::{Cluster, Shape},
     evidence::{self, Log, Rows, Snapshot},
+    fake_postgres::FakePostgres,
     history::{History, Wish},
     host::say,
     http::Ask,
@@ -148,6 +149,11 @@ impl Rig {
                 self.section.notes.push(note);
             }
         }
+    }
+
+    /// The fake in front of Postgres.
+    pub(crate) fn fake(&self) -> &FakePostgres {
+        self.cluster.fake.as_ref().expect("BUG: the shape has a fake")
     }
 
     /// Prints a fault with its time, and notes it.
