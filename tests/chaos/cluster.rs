@@ -358,10 +358,6 @@ impl Cluster {
     /// Waits until every gateway and worker says that it is ready.
     pub(crate) async fn ready(&mut self) {
         self.wait("readiness", async |cluster| {
-            if let Some(address) = cluster.fake_postgres() {
-                let target = cluster.postgres_authority();
-                cluster.fake = Some(FakePostgres::start(&address, target).await);
-            }
             for node in cluster.names_of("worker").chain(cluster.names_of("gateway")) {
                 let ask = Ask::get("/readyz", "");
                 let answer = cluster.client.send(&cluster.metrics(&node), &ask, SOON).await;
