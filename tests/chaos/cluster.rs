@@ -20,6 +20,8 @@ use crate::{
 
 /// Whose accounts the load works on.
 pub(crate) const TENANTS: [&str; 5] = ["alder", "birch", "cedar", "dogwood", "elm"];
+/// SIGTERM ends a node within this time.
+const STOP_WAIT: Duration = Duration::from_secs(30);
 /// How long everything may take to serve, on a busy machine with a debug build.
 const READY_WAIT: Duration = Duration::from_secs(120);
 /// How long tokens are good, in seconds: longer than any run.
@@ -333,6 +335,13 @@ impl Cluster {
         while !gone().trim().is_empty() {
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Asks a node to end, and waits until it has.
+    pub(crate) async fn stop(&mut self, node: &str) {
+        self.node(node).signal("TERM");
+        drop(self.node(node).ends(STOP_WAIT).await);
+        self.kill(node);
     }
 
     /// Starts a node again after [`Self::kill`].

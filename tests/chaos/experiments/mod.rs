@@ -73,7 +73,10 @@ pub(crate) async fn run(name: &str, seed: u64, extent: Extent, report: &mut Repo
             report.add(powercut::control(seed).await);
         }
         "breaker" => report.add(breaker::run(seed, extent).await),
-        "control" => report.add(control::acknowledge_before_append(seed).await),
+        "control" => {
+            report.add(control::acknowledge_before_append(seed).await);
+            report.add(control::no_fence(seed).await);
+        }
         other => unreachable!("BUG: {other} is not in the list"),
     }
     say(&format!("{name}: {:.0} s", started.elapsed().as_secs_f64()));
