@@ -13,15 +13,18 @@ pub type Owned<'a> = &'a (dyn Fn(&Name) -> Option<i64> + Send + Sync);
 #[cfg(feature = "defects")]
 pub static UNFENCED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 
-/// Without the fence, forgets that there was a later owner.
+/// Without the fence, forgets that a version had an owner later than its writer.
 #[cfg(feature = "defects")]
 pub(crate) async fn forget_later(
     connection: &mut PgConnection,
     versions: &[i64],
+    held: &[i64],
 ) -> Result<(), Error> {
     if UNFENCED.load(std::sync::atomic::Ordering::Relaxed) {
-        let statement = "update flexcore.checkpoints set epoch = 0 where projection_id = any($1)";
-        sqlx::query(statement).bind(versions).execute(connection).await?;
+        let statement = "update flexcore.checkpoints c set epoch = m.epoch \
+                         from unnest($1::bigint[], $2::bigint[]) as m(projection_id, epoch) \
+                         where c.projection_id = m.projection_id and c.epoch > m.epoch";
+        sqlx::query(statement).bind(versions).bind(held).execute(connection).await?;
     }
     Ok(())
 }

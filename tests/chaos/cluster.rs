@@ -340,7 +340,7 @@ impl Cluster {
     /// Asks a node to end, and waits until it has.
     pub(crate) async fn stop(&mut self, node: &str) {
         self.node(node).signal("TERM");
-        drop(self.node(node).ends(STOP_WAIT).await);
+        self.node(node).ends(STOP_WAIT).await;
         self.kill(node);
     }
 
