@@ -221,6 +221,8 @@ impl Rig {
             }
             Err(error) => violations.push(format!("no evidence: {error}")),
         }
+        let effects = self.leadership.effects();
+        self.section.verdicts.push(checker::epochs::effects_follow_epochs(&effects));
         let held = self.held_verdict().await;
         self.section.verdicts.push(held);
         let rest = Verdict { invariant: 6, what: "everything comes to rest", n: 1, violations };
