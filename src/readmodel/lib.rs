@@ -27,6 +27,8 @@ use sqlx::{
 };
 
 pub use epoch::Owned;
+#[cfg(feature = "defects")]
+pub use epoch::UNFENCED;
 pub use error::Error;
 pub use page::Page;
 pub use plan::{Change, KEY_BYTES_MAX, Plan, Unfit};

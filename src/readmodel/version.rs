@@ -159,6 +159,9 @@ impl ReadModels {
     /// writer with an older one is refused. Fails with [`Error::Fenced`] when a later one has it.
     pub async fn take_over(&self, version: &Version) -> Result<Vec<u64>, Error> {
         let epoch = version.epoch;
+        #[cfg(feature = "defects")]
+        crate::epoch::forget_later(&mut *self.pool.acquire().await?, &[version.id], &[epoch])
+            .await?;
         let rows = sqlx::query(
             "update flexcore.checkpoints set epoch = greatest(epoch, $2) \
              where projection_id = $1 returning slot, position, epoch",

@@ -115,6 +115,8 @@ async fn move_checkpoints(
             to.push(step.to.cast_signed());
         }
     }
+    #[cfg(feature = "defects")]
+    crate::epoch::forget_later(transaction, &ids, &epochs).await?;
     let moved = sqlx::query(
         "update flexcore.checkpoints c set position = m.till, epoch = m.epoch \
          from unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[]) \

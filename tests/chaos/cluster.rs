@@ -11,6 +11,7 @@ use flexcore_auth::SigningKey;
 use flexcore_servers::{PostgresParts, Sync};
 
 use crate::{
+    fake_postgres::FakePostgres,
     host::{self, say},
     http::{Ask, Client},
     netns::{self, Network},
@@ -19,6 +20,8 @@ use crate::{
 
 /// Whose accounts the load works on.
 pub(crate) const TENANTS: [&str; 5] = ["alder", "birch", "cedar", "dogwood", "elm"];
+/// SIGTERM ends a node within this time.
+const STOP_WAIT: Duration = Duration::from_secs(30);
 /// How long everything may take to serve, on a busy machine with a debug build.
 const READY_WAIT: Duration = Duration::from_secs(120);
 /// How long tokens are good, in seconds: longer than any run.
@@ -35,8 +38,8 @@ pub(crate) struct Shape {
     pub(crate) sync: Sync,
     /// Brokers and Postgres each on a file system of its own, which can be cut.
     pub(crate) disks: bool,
-    /// Where the gateways and workers find Postgres, in place of its own address.
-    pub(crate) postgres_at: Option<String>,
+    /// The port of the harness at which the gateways find a fake in place of Postgres.
+    pub(crate) fake_postgres: Option<u16>,
     /// Further environment of gateways and workers.
     pub(crate) environment: Vec<(String, String)>,
     /// Further settings of Postgres.
@@ -51,7 +54,7 @@ impl Default for Shape {
             lease: Duration::from_secs(12),
             sync: Sync::Always,
             disks: false,
-            postgres_at: None,
+            fake_postgres: None,
             environment: Vec::new(),
             postgres_settings: Vec::new(),
         }
@@ -65,6 +68,8 @@ pub(crate) struct Cluster {
     pub(crate) client: Client,
     /// A bearer token for each of [`TENANTS`].
     pub(crate) tokens: Vec<String>,
+    /// The fake in front of Postgres, if the shape has one.
+    pub(crate) fake: Option<FakePostgres>,
     login: (String, String, String),
     signing_key: PathBuf,
     // Last: it removes the namespaces.
@@ -99,6 +104,7 @@ impl Cluster {
             client: Client::default(),
             tokens: Vec::new(),
             login: Default::default(),
+            fake: None,
             signing_key,
             shape,
             net,
@@ -112,6 +118,10 @@ impl Cluster {
         }
         cluster.tokens = TENANTS.iter().map(|tenant| cluster.token(tenant)).collect();
         cluster.brokers_ready().await;
+        if let Some(address) = cluster.fake_postgres() {
+            let target = cluster.postgres_authority();
+            cluster.fake = Some(FakePostgres::start(&address, target).await);
+        }
         for node in cluster.names_of("worker").chain(cluster.names_of("gateway")) {
             cluster.start_flexcore(&node, &[]);
         }
@@ -161,7 +171,17 @@ impl Cluster {
 
     /// URL of Postgres itself, whatever gateways and workers are told.
     pub(crate) fn postgres(&self) -> String {
-        self.postgres_via(&format!("{}:5432", self.address("postgres")))
+        self.postgres_via(&self.postgres_authority())
+    }
+
+    /// `HOST:PORT` of Postgres itself.
+    pub(crate) fn postgres_authority(&self) -> String {
+        format!("{}:5432", self.address("postgres"))
+    }
+
+    /// `HOST:PORT` of the fake, if there is one.
+    fn fake_postgres(&self) -> Option<String> {
+        self.shape.fake_postgres.map(|port| format!("{}:{port}", self.net.own()))
     }
 
     fn postgres_via(&self, authority: &str) -> String {
@@ -198,14 +218,12 @@ impl Cluster {
     fn environment(&self) -> Vec<(String, String)> {
         let monitors = (1..=3).map(|n| format!("http://{}", self.monitor(&format!("nats-{n}"))));
         let relaxed = self.shape.sync == Sync::Lazy;
-        let own_postgres = format!("{}:5432", self.address("postgres"));
-        let postgres = self.shape.postgres_at.as_ref().unwrap_or(&own_postgres);
         let settings = [
             ("NATS", self.nats().join(",")),
             ("NATS_MONITOR", monitors.collect::<Vec<_>>().join(",")),
             ("REPLICAS", "3".to_owned()),
             ("LEASE", self.shape.lease.as_secs().to_string()),
-            ("POSTGRES", self.postgres_via(postgres)),
+            ("POSTGRES", self.postgres()),
             ("PROFILE", if relaxed { "relaxed" } else { "power-loss" }.to_owned()),
             ("SIGNING_KEY", self.signing_key.to_str().unwrap().to_owned()),
             ("CACHE", cache().to_str().unwrap().to_owned()),
@@ -282,6 +300,10 @@ impl Cluster {
         line.extend(role.iter().map(|word| (*word).to_owned()));
         let mut environment = self.environment();
         environment.push(("FLEXCORE_MEMBER".to_owned(), node.to_owned()));
+        if let (Some(fake), true) = (self.fake_postgres(), node.starts_with("gateway")) {
+            environment.retain(|(name, _)| name != "FLEXCORE_POSTGRES");
+            environment.push(("FLEXCORE_POSTGRES".to_owned(), self.postgres_via(&fake)));
+        }
         self.launch(node, line, environment);
     }
 
@@ -313,6 +335,13 @@ impl Cluster {
         while !gone().trim().is_empty() {
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Asks a node to end, and waits until it has.
+    pub(crate) async fn stop(&mut self, node: &str) {
+        self.node(node).signal("TERM");
+        self.node(node).ends(STOP_WAIT).await;
+        self.kill(node);
     }
 
     /// Starts a node again after [`Self::kill`].

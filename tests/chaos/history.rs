@@ -180,12 +180,6 @@ impl History {
         let first = inner.wishes.partition_point(|wish| wish.start_ns < from_ns);
         inner.wishes[first..].to_vec()
     }
-
-    /// Commands accepted so far.
-    pub(crate) fn accepted(&self) -> usize {
-        let inner = self.inner.lock().unwrap();
-        inner.calls.iter().filter(|call| matches!(call.told, Told::Accepted { .. })).count()
-    }
 }
 
 fn line(file: &mut BufWriter<File>, record: &impl Serialize) {

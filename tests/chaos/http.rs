@@ -13,8 +13,9 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::{net::TcpStream, time::Instant};
 
-/// A node that does not take a connection in this time is as good as away.
-const CONNECT_WAIT: Duration = Duration::from_secs(1);
+/// A node that does not take a connection in this part of the time is as good as away: there must be
+/// time left for another.
+const CONNECT_PART: u32 = 6;
 /// Idle connections that are kept to one node.
 const IDLE_MAX: usize = 512;
 
@@ -141,7 +142,7 @@ fn request(authority: &str, ask: &Ask) -> Request<Full<Bytes>> {
 
 async fn connect(authority: &str, within: Duration) -> Result<Connection, Failure> {
     let text = |error: &dyn std::fmt::Display| Failure::Connect(error.to_string());
-    let stream = tokio::time::timeout(CONNECT_WAIT.min(within), TcpStream::connect(authority));
+    let stream = tokio::time::timeout(within / CONNECT_PART, TcpStream::connect(authority));
     let stream = stream.await.map_err(|error| text(&error))?.map_err(|error| text(&error))?;
     stream.set_nodelay(true).map_err(|error| text(&error))?;
     let shaken = http1::handshake(TokioIo::new(stream)).await;

@@ -15,6 +15,7 @@ mod cluster;
 mod disk;
 mod evidence;
 mod experiments;
+mod fake_postgres;
 mod history;
 mod host;
 mod http;
@@ -42,9 +43,9 @@ async fn the_cluster_survives() {
     if let Some(missing) = host::missing() {
         panic!("FLEXCORE_CHAOS={programme} cannot run here: {missing}");
     }
-    // Clients need a descriptor for each connection.
+    // Clients need a descriptor for each connection. Where more is not allowed, less will do.
     let own = std::process::id().to_string();
-    host::run("prlimit", &["--pid", &own, "--nofile=65536:65536"]);
+    drop(host::try_run("prlimit", &["--pid", &own, "--nofile=65536:65536"]));
     let (chosen, extent) = match programme.as_str() {
         "slice" => (SLICE.to_vec(), Extent::Slice),
         "full" => (NAMES.to_vec(), Extent::Full),

@@ -17,6 +17,7 @@ use crate::{
     checker::{self, Story, Verdict, answers::Stop, resources},
     cluster::{Cluster, Shape},
     evidence::{self, Log, Rows, Snapshot},
+    fake_postgres::FakePostgres,
     history::{History, Wish},
     host::say,
     http::Ask,
@@ -150,6 +151,11 @@ impl Rig {
         }
     }
 
+    /// The fake in front of Postgres.
+    pub(crate) fn fake(&self) -> &FakePostgres {
+        self.cluster.fake.as_ref().expect("BUG: the shape has a fake")
+    }
+
     /// Prints a fault with its time, and notes it.
     pub(crate) fn fault(&mut self, what: &str) -> u64 {
         let now_ns = self.history.now_ns();
@@ -215,6 +221,8 @@ impl Rig {
             }
             Err(error) => violations.push(format!("no evidence: {error}")),
         }
+        let effects = self.leadership.effects();
+        self.section.verdicts.push(checker::epochs::effects_follow_epochs(&effects));
         let held = self.held_verdict().await;
         self.section.verdicts.push(held);
         let rest = Verdict { invariant: 6, what: "everything comes to rest", n: 1, violations };
@@ -249,6 +257,20 @@ impl Rig {
         self.count(&story);
         self.section.verdicts.push(checker::commands::accepted_are_recorded_once(&story));
         self.section.verdicts.push(checker::commands::acknowledged_in_the_log(&story));
+        self.keep();
+        self.section
+    }
+
+    /// Ends the load and holds what was seen of Postgres meanwhile to one check.
+    pub(crate) async fn finish_with_the_snapshots_alone(
+        mut self,
+        check: fn(&Story) -> Verdict,
+    ) -> Section {
+        self.unload().await;
+        self.watching.cancel();
+        drop((&mut self.watch).await);
+        let snapshots = std::mem::take(&mut *self.snapshots.lock().unwrap());
+        self.section.verdicts.push(check(&Story { snapshots, ..Story::default() }));
         self.keep();
         self.section
     }

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::{cluster::Shape, load::Pace, report::Section, rig::Rig};
+use super::SHORT_LEASE;
+use crate::{checker, cluster::Shape, load::Pace, report::Section, rig::Rig};
 
 /// A worker that answers before the log has the commit loses it when it is killed.
 pub(crate) async fn acknowledge_before_append(seed: u64) -> Section {
@@ -16,4 +17,24 @@ pub(crate) async fn acknowledge_before_append(seed: u64) -> Section {
     rig.cluster.run("worker-1");
     rig.section.control = true;
     rig.finish_with_the_log_alone().await
+}
+
+/// A worker that was paused for longer than its lease goes on projecting what others own by now, and
+/// Postgres lets it.
+pub(crate) async fn no_fence(seed: u64) -> Section {
+    let defect = ("FLEXCORE_DEFECT".to_owned(), "no-fence".to_owned());
+    let shape =
+        Shape { environment: vec![defect], lease: SHORT_LEASE, workers: 2, ..Shape::default() };
+    let name = "defect: nothing fences a stale owner";
+    let mut rig = Rig::start(name, seed, shape, Pace::steady(60)).await;
+    // One of the two owns the read model that is looked at.
+    for node in ["worker-1", "worker-2"] {
+        rig.fault(&format!("{node} is paused for longer than its lease"));
+        rig.cluster.node(node).signal("STOP");
+        tokio::time::sleep(SHORT_LEASE * 2).await;
+        rig.cluster.node(node).signal("CONT");
+        tokio::time::sleep(Duration::from_secs(4)).await;
+    }
+    rig.section.control = true;
+    rig.finish_with_the_snapshots_alone(checker::epochs::checkpoints_epochs_never_go_back).await
 }

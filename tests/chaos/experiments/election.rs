@@ -55,8 +55,6 @@ pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
     let late = "SIGKILL hands over within the lease and 2 s";
     section.hold_time(9, late, "takeover after Kill", lease_ms + BEYOND_LEASE_MS);
     quiet(rig, extent.of(QUIET.0, QUIET.1)).await;
-    let effects = rig.leadership.effects();
-    rig.section.verdicts.push(crate::checker::epochs::effects_follow_epochs(&effects));
 }
 
 async fn change(rig: &mut Rig, loss: Loss) {

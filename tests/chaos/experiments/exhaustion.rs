@@ -4,6 +4,9 @@
 
 use std::time::Duration;
 
+use futures::future::join_all;
+use tokio::net::TcpStream;
+
 use super::Extent;
 use crate::{
     checker::{Verdict, answers},
@@ -28,6 +31,8 @@ const NORMAL_AFTER: Duration = Duration::from_secs(10);
 const MEMORY: u64 = 256 << 20;
 /// File descriptors of a process.
 const DESCRIPTORS: &str = "--nofile=64:64";
+/// Clients that connect and say nothing.
+const SILENT: usize = 80;
 /// Connections that Postgres has, one of them the harness's own.
 const POSTGRES_CONNECTIONS: usize = 6;
 
@@ -165,18 +170,27 @@ async fn descriptors(rig: &mut Rig, length: Duration) {
         let before = phase(rig, BASE_RATE, length).await;
         let name = format!("{node} with 64 file descriptors");
         rig.fault(&name);
-        rig.cluster.kill(node);
+        rig.cluster.stop(node).await;
         rig.cluster.client.close();
         rig.cluster.start_flexcore(node, &["prlimit", DESCRIPTORS]);
         rig.cluster.ready().await;
+        // More clients that say nothing than there are descriptors: they go by their time limit.
+        let silent = silent_clients(&rig.cluster.gateway(1)).await;
         let during = phase(rig, BASE_RATE * 5, length).await;
+        drop(silent);
         judge(rig, &name, &during);
-        rig.cluster.kill(node);
+        rig.cluster.stop(node).await;
         rig.cluster.client.close();
         rig.cluster.start_flexcore(node, &[]);
         rig.cluster.ready().await;
         normal_again(rig, &name, &before, length).await;
     }
+}
+
+async fn silent_clients(authority: &str) -> Vec<TcpStream> {
+    let connect = || tokio::time::timeout(Duration::from_secs(1), TcpStream::connect(authority));
+    let connected = join_all((0..SILENT).map(|_| connect())).await;
+    connected.into_iter().flatten().flatten().collect()
 }
 
 /// A gateway and a worker with little memory, under overload.

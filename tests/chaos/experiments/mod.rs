@@ -1,5 +1,6 @@
 //! The experiments, each a file.
 
+mod breaker;
 mod control;
 mod election;
 mod exhaustion;
@@ -18,8 +19,8 @@ use crate::{
 };
 
 /// Every experiment by its name, in the order in which they are run.
-pub(crate) const NAMES: [&str; 6] =
-    ["kill", "partition", "election", "exhaustion", "powercut", "control"];
+pub(crate) const NAMES: [&str; 7] =
+    ["kill", "partition", "election", "exhaustion", "powercut", "breaker", "control"];
 /// Those of a slice.
 pub(crate) const SLICE: [&str; 3] = ["together", "powercut", "control"];
 
@@ -71,7 +72,11 @@ pub(crate) async fn run(name: &str, seed: u64, extent: Extent, report: &mut Repo
             report.add(powercut::run(seed, extent).await);
             report.add(powercut::control(seed).await);
         }
-        "control" => report.add(control::acknowledge_before_append(seed).await),
+        "breaker" => report.add(breaker::run(seed, extent).await),
+        "control" => {
+            report.add(control::acknowledge_before_append(seed).await);
+            report.add(control::no_fence(seed).await);
+        }
         other => unreachable!("BUG: {other} is not in the list"),
     }
     say(&format!("{name}: {:.0} s", started.elapsed().as_secs_f64()));
