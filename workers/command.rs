@@ -73,6 +73,8 @@ const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub(crate) struct Lanes {
     lanes: Arc<[LaneHandle]>,
+    /// Of the ownership under which they are asked.
+    epoch: u64,
 }
 
 struct LaneHandle {
@@ -83,7 +85,7 @@ struct LaneHandle {
 
 impl Lanes {
     fn of(&self, key: &AggregateKey) -> &LaneHandle {
-        &self.lanes[usize::from(key.slot().number()) % self.lanes.len()]
+        self.of_slot(key.slot())
     }
 
     /// Whether a waiting client should rather be told to come back.
@@ -96,7 +98,8 @@ impl Lanes {
         lane.depth.fetch_add(1, Ordering::Relaxed);
         let ticket = lane.next_ticket.fetch_add(1, Ordering::Relaxed);
         // A lane ends only with the process.
-        let _ = lane.inputs.send(ToLane::Ask { key, work: work(ticket), ticket, to });
+        let (work, epoch) = (work(ticket), self.epoch);
+        let _ = lane.inputs.send(ToLane::Ask { key, work, ticket, to, epoch });
     }
 
     /// What comes of a command whose sender waits until then. Not begun when the time has passed.
@@ -122,10 +125,24 @@ impl Lanes {
         self.ask(key, work, Responder::Queue(to, number));
     }
 
-    /// Drops what is kept of a slot's aggregates: another worker will change them.
-    pub(crate) fn forget(&self, slot: Slot) {
-        let lane = &self.lanes[usize::from(slot.number()) % self.lanes.len()];
-        let _ = lane.inputs.send(ToLane::Told(Input::Left(slot)));
+    /// Takes a slot up under this epoch. Returns the lanes as its owner asks them: what comes under
+    /// another epoch is not begun.
+    pub(crate) fn enter(&self, slot: Slot, epoch: u64) -> Self {
+        let _ = self.of_slot(slot).inputs.send(ToLane::Enter { slot, epoch });
+        Self { lanes: self.lanes.clone(), epoch }
+    }
+
+    /// Leaves a slot: nothing of it is begun any more, what is under way has no further effect than
+    /// it has had, and what is kept of its aggregates is dropped. Returns when that is so.
+    pub(crate) async fn leave(&self, slot: Slot) {
+        let (done, left) = oneshot::channel();
+        let _ = self.of_slot(slot).inputs.send(ToLane::Leave { slot, done });
+        // A lane that has ended does nothing either.
+        let _ = left.await;
+    }
+
+    fn of_slot(&self, slot: Slot) -> &LaneHandle {
+        &self.lanes[usize::from(slot.number()) % self.lanes.len()]
     }
 
     /// What the aggregate remembers of a command.
@@ -174,7 +191,7 @@ pub async fn run(
     let lanes: Arc<[LaneHandle]> = (0..settings.lanes.max(1))
         .map(|number| LaneThread::start(&store, number, &now, &settings, member.guard()))
         .collect();
-    let lanes = Lanes { lanes };
+    let lanes = Lanes { lanes, epoch: 0 };
     let tasks = TaskTracker::new();
     // Before anybody can ask, since a deployment may come while the consumers are being made.
     let (told, in_force) = watch::channel(now);

@@ -260,7 +260,7 @@ impl Node {
     /// Sets the guard to what the lease allows. After a loss of the lease the process may serve yet
     /// what it had before: it may not act until it has reported that it does not.
     fn raise(&self) {
-        let places = self.places();
+        let places = self.places(Map::of);
         let void = self.record.serves.iter().any(|(kind, serves)| {
             let has = places.get(kind);
             serves.places.iter().any(|number| !has.is_some_and(|has| has.contains_key(number)))
@@ -419,7 +419,8 @@ impl Node {
         });
         let now = Assigned {
             followed: if holds { self.map.1 } else { 0 },
-            places: if holds { self.places() } else { BTreeMap::new() },
+            places: if holds { self.places(Map::of) } else { BTreeMap::new() },
+            leaving: if holds { self.places(Map::left_by) } else { BTreeMap::new() },
         };
         assigned.send_if_modified(|known| {
             let changed = *known != now;
@@ -429,10 +430,13 @@ impl Node {
     }
 
     /// What the map gives us, without what it gave us before we last lost the lease.
-    fn places(&self) -> BTreeMap<Kind, BTreeMap<u16, u64>> {
+    fn places(
+        &self,
+        which: impl Fn(&Map, &MemberId, Kind) -> BTreeMap<u16, u64>,
+    ) -> BTreeMap<Kind, BTreeMap<u16, u64>> {
         let Some(tenure) = self.own.tenure() else { return BTreeMap::new() };
         let of = |kind| {
-            let mut places = self.map.0.of(&self.id, kind);
+            let mut places = which(&self.map.0, &self.id, kind);
             places.retain(|_, epoch| *epoch >= tenure);
             (kind, places)
         };

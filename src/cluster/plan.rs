@@ -47,10 +47,20 @@ impl Map {
     /// The places that a member is to serve, with their epochs.
     #[must_use]
     pub fn of(&self, member: &MemberId, kind: Kind) -> BTreeMap<u16, u64> {
+        self.owned(member, kind, false)
+    }
+
+    /// The places that a member is to leave, with their epochs.
+    #[must_use]
+    pub fn left_by(&self, member: &MemberId, kind: Kind) -> BTreeMap<u16, u64> {
+        self.owned(member, kind, true)
+    }
+
+    fn owned(&self, member: &MemberId, kind: Kind, leaving: bool) -> BTreeMap<u16, u64> {
         let places = self.places.get(&kind).map_or(&[][..], Vec::as_slice);
         let mine = |(number, place): (u16, &Place)| {
-            let serves = place.owner.as_ref() == Some(member) && !place.leaving;
-            serves.then_some((number, place.epoch))
+            let owns = place.owner.as_ref() == Some(member) && place.leaving == leaving;
+            owns.then_some((number, place.epoch))
         };
         (0..).zip(places).filter_map(mine).collect()
     }

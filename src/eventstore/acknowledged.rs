@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{HeaderMap, Message, Subscriber};
+use async_nats::{HeaderMap, Message, Subscriber, connection::State};
 use bytes::Bytes;
 use futures::StreamExt;
 use serde::Deserialize;
@@ -63,6 +63,11 @@ impl Acknowledged {
     /// is unknown: at the latest half a second after [`REQUEST_TIMEOUT`].
     pub(crate) async fn publish(&self, message: Outgoing) {
         let Outgoing { subject, headers, body, told } = message;
+        if self.client.connection_state() == State::Disconnected {
+            // Kept back, it would be sent whenever the connection is back: after somebody else has
+            // taken its sender's work over, perhaps.
+            return told(Err(unavailable("not connected to the broker")));
+        }
         let token = lock(&self.waiting).add(told);
         let reply = format!("{}.{token}", self.prefix);
         let sent = self.client.publish_with_reply_and_headers(subject, reply, headers, body).await;

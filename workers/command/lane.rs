@@ -2,6 +2,8 @@
 //! in [`super`] performs them. Commands of one aggregate are decided one after another, those of
 //! different aggregates overlap.
 
+mod leave;
+
 use std::{
     collections::{HashMap, VecDeque},
     time::Duration,
@@ -62,6 +64,8 @@ struct Busy {
     waiting: VecDeque<Work>,
     /// Failed tries in a row of what is under way.
     attempts: u32,
+    /// What is under way was begun for a slot that was left meanwhile: nothing follows from it.
+    void: bool,
 }
 
 /// The state machine of one lane.
@@ -93,7 +97,6 @@ impl Lane {
             Input::Work { key, work } => self.take_up(key, work, now_ms, &mut actions),
             Input::Loaded { key, result } => self.loaded(key, result, now_ms, &mut actions),
             Input::Appended { key, result } => self.appended(key, result, now_ms, &mut actions),
-            Input::Left(slot) => self.cache.forget(slot),
             Input::Catalog(catalog) => {
                 self.deciders.follow(catalog);
                 // States folded by other functions are void, and the cheapest proof is a reload.
@@ -169,7 +172,7 @@ impl Lane {
         };
         actions.push(Action::Load { key: key.clone(), after, fingerprint, pause });
         let phase = Phase::Loading { base, generation: self.generation };
-        self.busy.insert(key, Busy { phase, waiting, attempts });
+        self.busy.insert(key, Busy { phase, waiting, attempts, void: false });
     }
 
     /// Works off what waits for an aggregate until something has to be appended.
@@ -230,7 +233,7 @@ impl Lane {
         let expected = appending.before.expected;
         actions.push(Action::Append { commit: Box::new(commit), expected });
         let phase = Phase::Appending(Box::new(appending));
-        self.busy.insert(key, Busy { phase, waiting, attempts });
+        self.busy.insert(key, Busy { phase, waiting, attempts, void: false });
     }
 
     /// The commit and the aggregate after it, or the answer when there is nothing to append.
@@ -277,8 +280,11 @@ impl Lane {
         now_ms: i64,
         actions: &mut Vec<Action>,
     ) {
-        let Some(Busy { phase, waiting, attempts }) = self.busy.remove(&key) else { return };
+        let Some(Busy { phase, waiting, attempts, void }) = self.busy.remove(&key) else { return };
         let Phase::Loading { base, generation } = phase else { return };
+        if void {
+            return self.begin_anew(key, waiting, actions);
+        }
         let void = |loaded: &Loaded| base.is_some() || loaded.snapshot.is_some();
         let deployed = generation != self.generation;
         if deployed && result.as_ref().is_ok_and(void) {
@@ -377,10 +383,13 @@ impl Lane {
         now_ms: i64,
         actions: &mut Vec<Action>,
     ) {
-        let Some(Busy { phase, waiting, attempts }) = self.busy.remove(&key) else { return };
+        let Some(Busy { phase, waiting, attempts, void }) = self.busy.remove(&key) else { return };
         let Phase::Appending(appending) = phase else { return };
         if appending.guessed {
             self.guesses.end();
+        }
+        if void {
+            return self.begin_anew(key, waiting, actions);
         }
         match result {
             Ok(appended) => self.recorded(key, *appending, appended, waiting, now_ms, actions),
@@ -412,10 +421,7 @@ impl Lane {
         after.appended(appended, &command, hash);
         actions.push(Action::Answer { ticket, outcome: Some(after.accepted(&key)) });
         if generation != self.generation {
-            if !waiting.is_empty() {
-                self.load(key, waiting, None, 0, actions);
-            }
-            return;
+            return self.begin_anew(key, waiting, actions);
         }
         if after.version / SNAPSHOT_EVENTS > snapshots_before {
             let fingerprint = self.deciders.fingerprint(key.aggregate());

@@ -419,3 +419,32 @@ fn the_more_guesses_were_wrong_the_longer_they_must_be_right() {
     }
     assert_eq!(loads, 64);
 }
+
+#[test]
+fn of_a_slot_that_was_left_nothing_is_known_any_more() {
+    let (mut lane, _) = started();
+    lane.leave(key().slot());
+    let actions = lane.handle(up("b", 2, 1, false), 0);
+    let [Action::Load { after, .. }] = &actions[..] else { panic!("{actions:?}") };
+    assert_eq!(*after, Expected::default(), "another owner may have changed it");
+}
+
+#[test]
+fn what_was_under_way_when_a_slot_was_left_has_no_consequence() {
+    for stored in [true, false] {
+        let (mut lane, _) = started();
+        let (commit, expected) = append(lane.handle(up("b", 2, 1, true), 0));
+        assert!(lane.handle(up("c", 3, 2, true), 0).is_empty(), "c waits for b");
+        lane.leave(key().slot());
+        assert!(lane.handle(up("d", 4, 3, false), 0).is_empty(), "taken up again: d waits");
+        let ended = match stored {
+            true => appended(&recorded(&commit, expected, 11)),
+            false => Input::Appended { key: key(), result: Err(unavailable()) },
+        };
+        let actions = lane.handle(ended, 0);
+        let [Action::Load { after, .. }] = &actions[..] else { panic!("{actions:?}") };
+        assert_eq!(*after, Expected::default());
+        let (commit, _) = append(lane.handle(loaded(vec![]), 0));
+        assert_eq!(commit.command_id.as_str(), "d", "neither b again nor c");
+    }
+}

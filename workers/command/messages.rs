@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use flexcore_domain::{AggregateKey, Catalog, Command, Outcome, Slot, StateReply, commit::Commit};
+use flexcore_domain::{AggregateKey, Catalog, Command, Outcome, StateReply, commit::Commit};
 use flexcore_eventstore::{Appended, Error, Expected, snapshot::Snapshot};
 
 /// Answers that this lane owes, by number.
@@ -59,8 +59,6 @@ pub(super) enum Input {
         /// Where the commit is.
         result: Result<Appended, Error>,
     },
-    /// The slot is another worker's now.
-    Left(Slot),
     /// Other applications are in force.
     Catalog(Arc<Catalog>),
 }

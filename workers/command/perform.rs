@@ -10,7 +10,7 @@ use std::{
 };
 
 use flexcore_cluster::Guard;
-use flexcore_domain::{AggregateKey, Catalog, Outcome, StateReply};
+use flexcore_domain::{AggregateKey, Catalog, Outcome, Slot, StateReply};
 use flexcore_eventstore::{Error, EventStore, Expected};
 use flexcore_resilience::Deadline;
 use tokio::{
@@ -44,16 +44,42 @@ pub(super) enum Responder {
 /// What comes into a lane's thread.
 pub(super) enum ToLane {
     /// A question, with who waits for its answer.
-    Ask { key: AggregateKey, work: Work, ticket: Ticket, to: Responder },
+    Ask { key: AggregateKey, work: Work, ticket: Ticket, to: Responder, epoch: u64 },
+    /// The slot is ours from now on, under this epoch.
+    Enter { slot: Slot, epoch: u64 },
+    /// The slot is not ours any more; to be answered when that is in force.
+    Leave { slot: Slot, done: oneshot::Sender<()> },
     /// What became of an action, or news.
     Told(Input),
+}
+
+const ANOTHER_OWNER: &str = "the slot has another owner now";
+
+impl Responder {
+    /// Answers without having done anything. A queued command comes again, to the slot's next owner.
+    fn refuse(self, why: &str) {
+        let message = why.to_owned();
+        match self {
+            Self::Waiting(to, _) | Self::Outcome(to) => {
+                drop(to.send(Some(Outcome::Unavailable { message })));
+            }
+            Self::State(to) => drop(to.send(StateReply::Unavailable { message })),
+            Self::Queue(..) => {}
+        }
+    }
+
+    fn has_given_up(&self) -> bool {
+        matches!(self, Self::Waiting(_, until) if until.is_over(tokio::time::Instant::now()))
+    }
 }
 
 pub(super) struct LaneThread {
     lane: Lane,
     store: EventStore,
     runtime: Handle,
-    owed: HashMap<Ticket, (Responder, Instant)>,
+    owed: HashMap<Ticket, (Responder, Instant, Slot)>,
+    /// The slots that are ours, with the epochs.
+    entered: HashMap<Slot, u64>,
     depth: Arc<AtomicUsize>,
     guard: Guard,
     /// Weak, so that the thread ends when nobody can ask any more.
@@ -77,8 +103,16 @@ impl LaneThread {
             let cache_bytes = settings.cache_bytes_max / settings.lanes.max(1);
             // The deciders are made here because an interpreter stays on its thread.
             let lane = Lane::new(Deciders::new(catalog, settings.native), cache_bytes);
-            let owed = HashMap::new();
-            let thread = Self { lane, store, runtime, owed, depth: counted, guard, inputs: weak };
+            let thread = Self {
+                lane,
+                store,
+                runtime,
+                owed: HashMap::new(),
+                entered: HashMap::new(),
+                depth: counted,
+                guard,
+                inputs: weak,
+            };
             thread.run(receiver);
         });
         spawned.expect("BUG: a thread can be started while the process starts");
@@ -89,17 +123,30 @@ impl LaneThread {
         while let Some(message) = receiver.blocking_recv() {
             let input = match message {
                 ToLane::Told(input) => input,
-                ToLane::Ask { to: Responder::Waiting(to, until), .. }
-                    if until.is_over(tokio::time::Instant::now()) =>
-                {
-                    // Whoever asked has given up: what nobody waits for is not begun.
-                    self.depth.fetch_sub(1, Ordering::Relaxed);
-                    let message = "its time was over before it was begun".to_owned();
-                    let _ = to.send(Some(Outcome::Unavailable { message }));
+                ToLane::Enter { slot, epoch } => {
+                    self.entered.insert(slot, epoch);
                     continue;
                 }
-                ToLane::Ask { key, work, ticket, to } => {
-                    self.owed.insert(ticket, (to, Instant::now()));
+                ToLane::Leave { slot, done } => {
+                    self.leave(slot);
+                    let _ = done.send(());
+                    continue;
+                }
+                ToLane::Ask { key, to, epoch, .. }
+                    if self.entered.get(&key.slot()) != Some(&epoch) =>
+                {
+                    self.depth.fetch_sub(1, Ordering::Relaxed);
+                    to.refuse(ANOTHER_OWNER);
+                    continue;
+                }
+                ToLane::Ask { to, .. } if to.has_given_up() => {
+                    // What nobody waits for is not begun.
+                    self.depth.fetch_sub(1, Ordering::Relaxed);
+                    to.refuse("its time was over before it was begun");
+                    continue;
+                }
+                ToLane::Ask { key, work, ticket, to, .. } => {
+                    self.owed.insert(ticket, (to, Instant::now(), key.slot()));
                     Input::Work { key, work }
                 }
             };
@@ -107,6 +154,22 @@ impl LaneThread {
                 self.perform(action);
             }
         }
+    }
+
+    /// Whoever waits for something of the slot is told to ask its next owner. From now on nothing of
+    /// it is begun.
+    fn leave(&mut self, slot: Slot) {
+        self.entered.remove(&slot);
+        let theirs = |(ticket, (_, _, of)): (&Ticket, &(Responder, Instant, Slot))| {
+            (*of == slot).then_some(*ticket)
+        };
+        let tickets: Vec<Ticket> = self.owed.iter().filter_map(theirs).collect();
+        for ticket in tickets {
+            if let Some(to) = self.settle(ticket) {
+                to.refuse(ANOTHER_OWNER);
+            }
+        }
+        self.lane.leave(slot);
     }
 
     fn perform(&mut self, action: Action) {
@@ -176,7 +239,7 @@ impl LaneThread {
     }
 
     fn settle(&mut self, ticket: Ticket) -> Option<Responder> {
-        let (to, since) = self.owed.remove(&ticket)?;
+        let (to, since, _) = self.owed.remove(&ticket)?;
         self.depth.fetch_sub(1, Ordering::Relaxed);
         metrics::histogram!("flexcore_command_seconds").record(since.elapsed().as_secs_f64());
         Some(to)

@@ -21,18 +21,31 @@ const RETRY: Duration = Duration::from_millis(200);
 /// all the same, and what is left of it meets the new owner's commits.
 const LEAVE_MAX: Duration = Duration::from_secs(10);
 
+/// A slot that is served.
+struct Serving {
+    epoch: u64,
+    /// Cancelled: it is to be left when everything of it is answered.
+    leave: CancellationToken,
+    /// Cancelled: it is ours no longer, and is to be left at once.
+    lost: CancellationToken,
+}
+
 /// Serves the slots that are assigned until the token is cancelled, and leaves those that are not
 /// any more: it tells the cluster when nothing of them is under way.
 pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) {
     let mut assigned = member.assigned();
-    let mut serving: HashMap<u16, (u64, CancellationToken)> = HashMap::new();
+    let mut serving: HashMap<u16, Serving> = HashMap::new();
     let mut tasks = JoinSet::new();
     while !stop.is_cancelled() {
         let now = assigned.borrow_and_update().clone();
-        let wanted = now.of(Kind::Command);
-        for (number, (epoch, token)) in &serving {
-            if wanted.get(number) != Some(epoch) {
-                token.cancel();
+        let (wanted, leaving) = (now.of(Kind::Command), now.leaving(Kind::Command));
+        for (number, slot) in &serving {
+            if wanted.get(number) == Some(&slot.epoch) {
+                continue;
+            }
+            slot.leave.cancel();
+            if leaving.get(number) != Some(&slot.epoch) {
+                slot.lost.cancel();
             }
         }
         take_up(&here, &wanted, &mut serving, &mut tasks);
@@ -48,14 +61,14 @@ pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) 
                     Ok(number) => drop(serving.remove(&number)),
                     Err(error) => {
                         tracing::error!(%error, "serving a slot failed");
-                        serving.retain(|_, (_, token)| !token.is_cancelled());
+                        serving.retain(|_, slot| !slot.leave.is_cancelled());
                     }
                 }
             }
         }
     }
-    for (_, token) in serving.values() {
-        token.cancel();
+    for slot in serving.values() {
+        slot.leave.cancel();
     }
     while tasks.join_next().await.is_some() {}
     let followed = assigned.borrow().followed;
@@ -65,7 +78,7 @@ pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) 
 fn take_up(
     here: &Here,
     wanted: &BTreeMap<u16, u64>,
-    serving: &mut HashMap<u16, (u64, CancellationToken)>,
+    serving: &mut HashMap<u16, Serving>,
     tasks: &mut JoinSet<u16>,
 ) {
     for (number, epoch) in wanted {
@@ -73,33 +86,41 @@ fn take_up(
         if serving.contains_key(number) {
             continue;
         }
-        let token = CancellationToken::new();
-        serving.insert(*number, (*epoch, token.clone()));
-        tasks.spawn(serve(here.clone(), slot, *epoch, token));
+        let (leave, lost) = (CancellationToken::new(), CancellationToken::new());
+        tasks.spawn(serve(here.clone(), slot, *epoch, leave.clone(), lost.clone()));
+        serving.insert(*number, Serving { epoch: *epoch, leave, lost });
     }
 }
 
-/// Serves a slot until the token is cancelled. Returns its number when nothing of it is under way.
-async fn serve(here: Here, slot: Slot, epoch: u64, stop: CancellationToken) -> u16 {
+/// Serves a slot until it is to be left. Returns its number when nothing of it is under way.
+async fn serve(
+    mut here: Here,
+    slot: Slot,
+    epoch: u64,
+    leave: CancellationToken,
+    lost: CancellationToken,
+) -> u16 {
+    here.lanes = here.lanes.enter(slot, epoch);
     let reader = Reader { store: here.store.clone(), lanes: here.lanes.clone(), slot, epoch };
     let answering = async {
-        while let Err(error) = requests::serve(&here, slot, epoch, &stop).await {
+        while let Err(error) = requests::serve(&here, slot, epoch, &leave).await {
             tracing::warn!(%error, %slot, "requests cannot be taken yet");
             tokio::time::sleep(RETRY).await;
-            if stop.is_cancelled() {
+            if leave.is_cancelled() {
                 break;
             }
         }
     };
-    let both = async { tokio::join!(answering, reader.run(stop.clone())) };
+    let both = async { tokio::join!(answering, reader.run(leave.clone())) };
     let late = async {
-        stop.cancelled().await;
+        leave.cancelled().await;
         tokio::time::sleep(LEAVE_MAX).await;
     };
     tokio::select! {
         _ = both => {}
+        () = lost.cancelled() => tracing::debug!(%slot, "lost"),
         () = late => tracing::warn!(%slot, "left before everything was answered"),
     }
-    here.lanes.forget(slot);
+    here.lanes.leave(slot).await;
     slot.number()
 }
