@@ -47,6 +47,14 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "Time from taking a command up to its outcome",
     ),
     ("flexcore_queue_depth", Kind::Gauge, Unit::Count, "Commands that wait, by lane"),
+    ("flexcore_leader", Kind::Gauge, Unit::Count, "1 while this member leads the cluster"),
+    (
+        "flexcore_leader_changes_total",
+        Kind::Counter,
+        Unit::Count,
+        "Times that this member has become the leader",
+    ),
+    ("flexcore_slots_owned", Kind::Gauge, Unit::Count, "Slots of commands that this member owns"),
     ("flexcore_dead_total", Kind::Counter, Unit::Count, "Messages put aside in FLEX_DEAD, by kind"),
     (
         "flexcore_projection_lag_events",
