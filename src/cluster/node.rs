@@ -81,6 +81,7 @@ pub(crate) struct Node {
     map: (Arc<Map>, u64),
     fence: Fence,
     look_at: Instant,
+    looked: Instant,
     /// As the leader last read them, without what each renewal changes.
     members: BTreeMap<MemberId, Record>,
     /// Whom a wish to drain names that is not there, and since when.
@@ -118,6 +119,7 @@ impl Node {
             map: (Arc::default(), 0),
             fence: Fence::default(),
             look_at: now,
+            looked: now,
             members: BTreeMap::new(),
             strays: BTreeMap::new(),
             silent_since: None,
@@ -156,7 +158,11 @@ impl Node {
                 () = ends.resigning.cancelled(), if self.may_lead => self.resign().await,
                 () = tokio::time::sleep_until(wake) => {}
                 Some(hint) = hints.next() => self.hinted(&hint),
-                Some(()) = looks.recv() => self.look_at = Instant::now(),
+                Some(()) = looks.recv() => {
+                    // Everybody who waits for an owner asks: one look is for all.
+                    while looks.try_recv().is_ok() {}
+                    self.look_at = self.look_at.min(self.looked + GATHER);
+                }
                 Some((kind, serves)) = reports.recv() => {
                     if self.record.serves.insert(kind, serves.clone()) != Some(serves) {
                         self.renew_at = Instant::now();
@@ -219,6 +225,7 @@ impl Node {
         }
         if self.look_at <= now {
             self.look_at = now + jitter(LOOK_EVERY);
+            self.looked = now;
             // What is planned follows from the map in force, never from one that was once read.
             let fresh = self.follow().await;
             if let (true, Some(epoch)) = (fresh, self.lead.epoch(self.now_ms())) {

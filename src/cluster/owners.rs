@@ -17,8 +17,8 @@ use crate::{
 };
 
 /// How long a place without an owner is waited for: a hand-over takes less; a dead owner's lease
-/// takes longer, and the asker is better told soon.
-const OWNERLESS_MAX: Duration = Duration::from_secs(2);
+/// takes longer, and who waits for it takes up a place that others could use.
+const OWNERLESS_MAX: Duration = Duration::from_secs(1);
 /// Pause between two tries to find an owner.
 const RETRY: Duration = Duration::from_millis(25);
 /// How often a tool looks at the map.
