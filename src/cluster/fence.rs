@@ -32,4 +32,10 @@ impl Fence {
         let next = tenures.fold(leader.max(self.seen), u64::max);
         (self.in_doubt != Some(leader)).then_some(next)
     }
+
+    /// Every sequence in it, for a model that numbers them anew.
+    #[cfg(test)]
+    pub(crate) fn sequences(&mut self) -> impl Iterator<Item = &mut u64> {
+        std::iter::once(&mut self.seen).chain(&mut self.in_doubt)
+    }
 }

@@ -181,6 +181,30 @@ impl Lease {
         }
     }
 
+    /// Every sequence in it, for a model that numbers them anew.
+    #[cfg(test)]
+    pub(crate) fn sequences(&mut self) -> impl Iterator<Item = &mut u64> {
+        let held = self.held.iter_mut().flat_map(|held| [&mut held.sequence, &mut held.epoch]);
+        held.chain(&mut self.free)
+    }
+
+    /// The number of the last attempt, for a model that numbers them anew.
+    #[cfg(test)]
+    pub(crate) fn beat(&mut self) -> &mut u64 {
+        &mut self.beat
+    }
+
+    /// All that was becomes a millisecond older, for a model in which it is always `now_ms`. What is
+    /// too old to matter stays as it is.
+    #[cfg(test)]
+    pub(crate) fn ages(&mut self, now_ms: u64) {
+        self.began_ms = self.began_ms.saturating_sub(1).max(now_ms - self.terms.ttl_ms);
+        if let Some(held) = &mut self.held {
+            let until_ms = held.until_ms.saturating_sub(1);
+            held.until_ms = if until_ms > now_ms { until_ms } else { 0 };
+        }
+    }
+
     fn renewed(&mut self, sequence: u64, epoch: Option<u64>) {
         let epoch = self.held.map(|held| held.epoch).or(epoch).unwrap_or(sequence);
         let until_ms = self.began_ms + self.terms.ttl_ms - self.terms.margin_ms;

@@ -18,6 +18,8 @@ mod bucket;
 mod fence;
 mod lease;
 mod member;
+#[cfg(test)]
+mod model_tests;
 mod node;
 mod owners;
 mod plan;

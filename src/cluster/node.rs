@@ -1,7 +1,9 @@
 //! A member's task: keeps its leases, follows the map, and leads when it is its turn.
 
+mod leader;
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     hash::{BuildHasher as _, RandomState},
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -22,7 +24,7 @@ use crate::{
     fence::Fence,
     lease::{Found, Lease, Step, Terms, Written},
     member::{Guard, now_ms},
-    plan::{Map, plan},
+    plan::Map,
     unavailable,
 };
 
@@ -37,9 +39,6 @@ const RETRY: Duration = Duration::from_millis(250);
 /// How long no answer comes before another server is tried: longer than the broker's election of a
 /// leader takes, when it refuses at once, since everything else in the process is disturbed.
 const SILENCE_MAX: Duration = Duration::from_secs(8);
-/// How long a wish to drain somebody who is not there is kept: leases end while the broker is away,
-/// and the members come back under their ids.
-const DRAIN_KEPT: Duration = Duration::from_secs(600);
 /// Longest time for taking leave.
 const LEAVE_MAX: Duration = Duration::from_secs(5);
 
@@ -208,13 +207,6 @@ impl Node {
         }
     }
 
-    /// Whether a record says what we know: most renewals do.
-    fn knows(&self, id: &str, record: &[u8]) -> bool {
-        let known = self.members.get(&MemberId(id.to_owned()));
-        let record = serde_json::from_slice::<Record>(record).ok().map(Record::without_beat);
-        known.is_some() && known == record.as_ref()
-    }
-
     async fn tick(&mut self) {
         let now = Instant::now();
         if self.renew_at <= now {
@@ -341,78 +333,6 @@ impl Node {
             _ => self.map = (Arc::default(), 0),
         }
         true
-    }
-
-    /// As the leader: writes the map that follows from who is there. The write is refused unless the
-    /// key `leader` is still at the sequence of our own last write.
-    async fn assign(&mut self, epoch: u64) {
-        let (members, leaving) = match self.members().await {
-            Ok(read) => read,
-            Err(error) => {
-                self.look_at = Instant::now() + self.silent(&error);
-                return;
-            }
-        };
-        let Some(sequence) = self.lead.sequence() else { return };
-        let Some(fence) = self.fence.next(sequence, &members) else {
-            self.lead_at = Instant::now();
-            return;
-        };
-        if !members.contains_key(&self.id) && self.own.holds(self.now_ms()) {
-            // A look that is older than our own record.
-            return;
-        }
-        let mut next = plan(&self.map.0, &members, &leaving, fence);
-        (next.epoch, next.leader) = (epoch, self.id.clone());
-        if next == *self.map.0 {
-            return;
-        }
-        let condition = Condition { key: LEADER, sequence };
-        match self.bucket.write(MAP, &next, Some(condition), None).await {
-            Written::Stored(at) => {
-                self.fence.saw(at);
-                self.map = (Arc::new(next), at);
-            }
-            Written::Refused => {
-                self.lead.written(Written::Refused);
-                self.lead_at = Instant::now();
-            }
-            Written::Unknown => {
-                self.fence.unanswered(sequence);
-                self.lead_at = Instant::now();
-                self.look_at = Instant::now() + jitter(RETRY);
-            }
-        }
-    }
-
-    /// The members that there are, and those that are to serve nothing.
-    async fn members(&mut self) -> Result<(BTreeMap<MemberId, Record>, BTreeSet<MemberId>), Error> {
-        let entries = self.bucket.entries("member").await?;
-        let members: BTreeMap<MemberId, Record> = entries
-            .into_iter()
-            .filter_map(|(id, entry)| {
-                let record = entry.parse::<Record>()?;
-                let epoch = record.epoch.or(Some(entry.sequence));
-                Some((MemberId(id), Record { epoch, ..record }))
-            })
-            .collect();
-        let drained = self.bucket.entries("drain").await?;
-        let drained = drained.into_iter().map(|(id, _)| MemberId(id));
-        let (leaving, strays): (BTreeSet<_>, BTreeSet<_>) =
-            drained.partition(|id| members.contains_key(id));
-        let now = Instant::now();
-        self.strays.retain(|id, _| strays.contains(id));
-        for id in strays {
-            let since = *self.strays.entry(id.clone()).or_insert(now);
-            if now.duration_since(since) > DRAIN_KEPT {
-                self.bucket.delete(&format!("drain.{id}"), None).await;
-            }
-        }
-        self.members = members
-            .iter()
-            .map(|(id, record)| (id.clone(), record.clone().without_beat()))
-            .collect();
-        Ok((members, leaving))
     }
 
     /// Tells what is assigned, if that has changed: nothing, while our lease does not hold.

@@ -80,19 +80,30 @@ pub fn plan(
     for kind in Kind::ALL {
         let places = next.places.entry(kind).or_default();
         places.resize_with(usize::from(kind.places()), Place::default);
-        let able: BTreeSet<&MemberId> = members
-            .iter()
-            .filter(|(_, record)| record.kinds.contains(&kind))
-            .map(|(id, _)| id)
-            .collect();
-        let wanted: BTreeSet<&MemberId> =
-            able.iter().copied().filter(|id| !leaving.contains(*id)).collect();
-        // Nobody else is there: better served by one that should leave than by nobody.
-        let owners = if wanted.is_empty() { able } else { wanted };
-        free(places, kind, members, fence);
-        spread(places, &owners, fence);
+        share_out(places, kind, members, leaving, fence);
     }
     next
+}
+
+/// The places of one kind.
+pub(crate) fn share_out(
+    places: &mut [Place],
+    kind: Kind,
+    members: &BTreeMap<MemberId, Record>,
+    leaving: &BTreeSet<MemberId>,
+    fence: u64,
+) {
+    let able: BTreeSet<&MemberId> = members
+        .iter()
+        .filter(|(_, record)| record.kinds.contains(&kind))
+        .map(|(id, _)| id)
+        .collect();
+    let wanted: BTreeSet<&MemberId> =
+        able.iter().copied().filter(|id| !leaving.contains(*id)).collect();
+    // Nobody else is there: better served by one that should leave than by nobody.
+    let owners = if wanted.is_empty() { able } else { wanted };
+    free(places, kind, members, fence);
+    spread(places, &owners, fence);
 }
 
 /// Frees the places whose owner is gone, or has confirmed that it left.

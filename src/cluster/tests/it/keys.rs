@@ -1,9 +1,12 @@
 //! Keys that somebody else writes or deletes.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use async_nats::jetstream::context::PublishErrorKind;
-use flexcore_cluster::{Kind, look};
+use flexcore_cluster::{Kind, LEASE_MAX, Member, Settings, look};
 
 use crate::floor::{Floor, LEASE, Worker, broker, get, put, until};
 
@@ -44,25 +47,28 @@ async fn a_deleted_map_is_written_again_with_greater_epochs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_deleted_record_ends_the_right_to_act_at_once_and_comes_back() {
-    let (_servers, floor, a, b) = pair().await;
-    let key = format!("member.{}", b.member.id());
-    let highest = floor.highest();
-    let guard = b.member.guard();
-    // It is back within milliseconds, so that it takes an eye that does not blink.
-    let fell = tokio::task::spawn_blocking(move || {
-        let start = std::time::Instant::now();
-        while guard.holds() && start.elapsed() < SOON {
-            std::hint::spin_loop();
-        }
-        start.elapsed()
-    });
-    put(&a.client, &key, "", None).await.unwrap();
-    assert!(fell.await.unwrap() < Duration::from_millis(400), "at once, not with the next renewal");
-    until("it is back", SOON, || b.member.guard().holds()).await;
-    until("half each", SOON, || b.count(Kind::Command) == 32 && a.count(Kind::Command) == 32).await;
-    assert!(get(&a.client, &key).await.is_some_and(|(_, value)| !value.is_empty()));
-    assert!(floor.highest() >= highest);
+async fn a_deleted_record_ends_the_right_to_act_at_once_and_voids_what_was_given() {
+    let servers = broker().await;
+    let client = async_nats::connect(servers.nats_url()).await.unwrap();
+    // Its renewals are far apart: what happens soon is no renewal.
+    let settings = Settings { lease: LEASE_MAX, ..Settings::new("m", "worker", [Kind::Command]) };
+    let member = Member::join(&client, settings).await.unwrap();
+    let (guard, assigned) = (member.guard(), member.assigned());
+    let count = || assigned.borrow().of(Kind::Command).len();
+    until("it is assigned everything", SOON, || count() == 64).await;
+    let before = assigned.borrow().clone();
+    member.report(Kind::Command, before.followed, (0..64).collect());
+    let key = format!("member.{}", member.id());
+    let (mut known, start) = (String::new(), Instant::now());
+    while !known.contains("63]") && start.elapsed() < SOON {
+        known = get(&client, &key).await.unwrap().1;
+    }
+    put(&client, &key, "", None).await.unwrap();
+    until("its guard falls", SOON, || !guard.holds()).await;
+    let lowest = || assigned.borrow().of(Kind::Command).values().min().copied().unwrap_or(0);
+    let highest = before.of(Kind::Command).into_values().max().unwrap();
+    until("it is given everything anew", SOON, || lowest() > highest && count() == 64).await;
+    until("its guard is up again", SOON, || guard.holds()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
