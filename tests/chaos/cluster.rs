@@ -349,6 +349,15 @@ impl Cluster {
         self.node(node).run();
     }
 
+    /// A metric of a gateway or worker, by its name with labels; `None`: it does not show it.
+    pub(crate) async fn metric(&self, node: &str, name: &str) -> Option<f64> {
+        let ask = Ask::get("/metrics", "");
+        let answer = self.client.send(&self.metrics(node), &ask, SOON).await.ok()?;
+        let text = String::from_utf8(answer.body.to_vec()).ok()?;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+        value.trim().parse().ok()
+    }
+
     /// Waits until the brokers are one cluster with a leader.
     pub(crate) async fn brokers_ready(&mut self) {
         self.wait("the brokers", async |cluster| {

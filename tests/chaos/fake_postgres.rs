@@ -83,7 +83,7 @@ async fn serve(
         Way::Errors => {
             // Read what it wants first, or it would see a reset in place of the error.
             let mut wanted = [0; 1_024];
-            client.read(&mut wanted).await.ok()?;
+            client.read(&mut wanted).await.ok().filter(|count| *count > 0)?;
             let length = u32::try_from(ERROR.len() + 4).unwrap().to_be_bytes();
             let answer = [b"E", &length[..], ERROR].concat();
             return client.write_all(&answer).await.ok();

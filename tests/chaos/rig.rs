@@ -362,6 +362,7 @@ impl Rig {
         for read_model in ["balances", "branches"] {
             self.cluster.flexcore(&["rebuild", read_model, "--json"])?;
         }
+        let snapshots = std::mem::take(&mut *self.snapshots.lock().unwrap());
         Ok(Story {
             calls: self.history.calls(),
             reads: self.history.reads(),
@@ -370,7 +371,7 @@ impl Rig {
             outcomes: evidence::outcomes(&client).await?,
             rows,
             rebuilt: Some(self.rows().await?),
-            snapshots: std::mem::take(&mut *self.snapshots.lock().unwrap()),
+            snapshots,
             replicas: self.replicas().await?,
         })
     }

@@ -65,13 +65,8 @@ async fn query(cluster: &Cluster) -> Query {
 
 /// The breaker's state: 0 closed, 1 open, 2 half open.
 async fn state(cluster: &Cluster) -> Option<u8> {
-    let ask = Ask::get("/metrics", "");
-    let answer = cluster.client.send(&cluster.metrics(GATEWAY), &ask, Duration::from_secs(5)).await;
-    let text = String::from_utf8(answer.ok()?.body.to_vec()).ok()?;
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("flexcore_breaker_state{target=\"postgres\"} "));
-    line?.trim().parse::<f64>().ok().map(|state| state as u8)
+    let name = "flexcore_breaker_state{target=\"postgres\"}";
+    cluster.metric(GATEWAY, name).await.map(|state| state as u8)
 }
 
 async fn fails(rig: &mut Rig, way: Way, length: Duration) {

@@ -27,13 +27,13 @@ const WORKER_BEYOND_LEASE_MS: f64 = 3_000.0;
 const LOG_LEADER_MOST_MS: f64 = 10_000.0;
 
 pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
-    for number in 0..extent.of(6, 100) {
-        // A slice has one of each kind.
-        let kinds = if number < VICTIMS.len() {
-            VICTIMS[number].0
-        } else {
-            VICTIMS.choose_weighted(&mut rig.random, |(_, weight)| *weight).unwrap().0
-        };
+    // One of each kind first, as far as a slice goes.
+    let mut chosen: Vec<&[&str]> = VICTIMS.iter().map(|(kinds, _)| *kinds).collect();
+    while chosen.len() < extent.of(0, 100) {
+        let (kinds, _) = VICTIMS.choose_weighted(&mut rig.random, |(_, weight)| *weight).unwrap();
+        chosen.push(kinds);
+    }
+    for kinds in chosen.into_iter().take(extent.of(6, 100)) {
         let mut victims = Vec::new();
         for kind in kinds {
             victims.push(rig.member_of(kind).await);

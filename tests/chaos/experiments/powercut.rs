@@ -41,7 +41,8 @@ pub(crate) async fn run(seed: u64, extent: Extent) -> Section {
 /// The control arm.
 pub(crate) async fn control(seed: u64) -> Section {
     let shape = Shape { disks: true, sync: Sync::Lazy, ..Shape::default() };
-    let mut rig = Rig::start("powercut with lazy writes", seed, shape, Pace::steady(100)).await;
+    let mut rig = Rig::quiet("powercut with lazy writes", seed, shape).await;
+    rig.load(Pace::steady(100)).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
     fail(&mut rig);
     for node in &DISKS[..3] {
