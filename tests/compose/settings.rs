@@ -1,0 +1,60 @@
+//! What the deployment says is what the executable understands.
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+/// Every file of the deployment, by path.
+fn files() -> Vec<(String, String)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = vec![root.join("deploy")];
+    let mut paths = vec![root.join("docker-compose.yml")];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() && !path.ends_with("deploy/secrets") {
+                folders.push(path);
+            } else if path.is_file() {
+                paths.push(path);
+            }
+        }
+    }
+    let read = |path: &Path| (path.display().to_string(), fs::read_to_string(path).unwrap());
+    paths.iter().map(|path| read(path)).collect()
+}
+
+fn variables(text: &str) -> BTreeSet<String> {
+    let name = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    let starts = text.match_indices("FLEXCORE_").map(|(at, _)| at);
+    let ends = starts.map(|at| (at, text[at..].find(|c| !name(c)).map_or(text.len(), |n| at + n)));
+    ends.map(|(from, to)| text[from..to].to_owned()).collect()
+}
+
+#[test]
+fn every_setting_of_the_deployment_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let known = variables(&fs::read_to_string(root.join("src/cli.rs")).unwrap());
+    let tests = ["FLEXCORE_DOCKER", "FLEXCORE_COMPOSE"];
+    for (path, text) in files() {
+        for used in variables(&text) {
+            let plain = used.strip_suffix("_FILE").unwrap_or(&used);
+            assert!(
+                known.contains(plain) || tests.contains(&plain),
+                "{path}: the executable does not know {used}"
+            );
+        }
+    }
+}
+
+/// `image: NAME` of every manifest.
+fn images(under: &str) -> BTreeSet<String> {
+    let of = files().into_iter().filter(|(path, _)| path.contains(under));
+    let lines = of.flat_map(|(_, text)| text.lines().map(str::to_owned).collect::<Vec<_>>());
+    let named = lines.filter_map(|line| line.trim().strip_prefix("image: ").map(str::to_owned));
+    named.filter(|name| !name.contains("flexcore")).collect()
+}
+
+#[test]
+fn kubernetes_runs_the_servers_that_the_compose_file_was_tested_with() {
+    let (compose, kubernetes) = (images("docker-compose.yml"), images("deploy/kubernetes"));
+    assert!(!kubernetes.is_empty());
+    assert!(kubernetes.is_subset(&compose), "{kubernetes:?} {compose:?}");
+}
