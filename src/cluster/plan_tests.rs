@@ -283,6 +283,11 @@ impl World {
                 continue;
             }
             assert_eq!(unowned, 0, "{kind:?} with {counts:?}");
+            for (id, count) in &counts {
+                let actual = &self.actual[*id];
+                let serves = actual.serves.iter().filter(|(of, _)| *of == kind).count();
+                assert_eq!((serves, actual.down), (*count, false), "{id} serves all that is its");
+            }
             assert_eq!(counts.values().sum::<usize>(), usize::from(kind.places()), "some leave");
             let (drained, wanted): (Vec<_>, Vec<_>) =
                 counts.iter().partition(|(id, _)| self.drained.contains(**id));
