@@ -162,15 +162,21 @@ impl Node {
                     while looks.try_recv().is_ok() {}
                     self.look_at = self.look_at.min(self.looked + GATHER);
                 }
-                Some((kind, serves)) = reports.recv() => {
-                    if self.record.serves.insert(kind, serves.clone()) != Some(serves) {
-                        self.renew_at = Instant::now();
-                    }
-                }
+                Some((kind, serves)) = reports.recv() => self.reported(kind, serves),
+            }
+            // All of them: the guard may rise in this tick, by what is served as far as we know.
+            while let Ok((kind, serves)) = reports.try_recv() {
+                self.reported(kind, serves);
             }
             self.tick().await;
         }
         let _ = tokio::time::timeout(LEAVE_MAX, self.leave()).await;
+    }
+
+    fn reported(&mut self, kind: Kind, serves: Serves) {
+        if self.record.serves.insert(kind, serves.clone()) != Some(serves) {
+            self.renew_at = Instant::now();
+        }
     }
 
     /// When something is due. The end of the lease is: what was assigned is void then.
