@@ -113,7 +113,10 @@ impl<'a> Cluster<'a> {
             if start.elapsed() > HEALTHY_WAIT {
                 let logs = self.engine.docker(&["logs", "--tail", "30", container]).output();
                 let checks = self.inspect(container, "json .State.Health");
-                panic!("{container} is {state} and {health}: {checks}\n{:?}", texts(&logs.unwrap()));
+                panic!(
+                    "{container} is {state} and {health}: {checks}\n{:?}",
+                    texts(&logs.unwrap())
+                );
             }
             std::thread::sleep(Duration::from_millis(300));
         }
@@ -134,7 +137,8 @@ impl<'a> Cluster<'a> {
             let path = format!("{}/deploy/secrets/{name}", env!("CARGO_MANIFEST_DIR"));
             std::fs::read_to_string(path).unwrap().trim().to_owned()
         };
-        let postgres = secret("postgres_url").replace("@postgres", &format!("@{}", self.address("postgres")));
+        let postgres =
+            secret("postgres_url").replace("@postgres", &format!("@{}", self.address("postgres")));
         let http = format!("127.0.0.1:{}", self.port);
         let key = format!("{}/deploy/secrets/signing_key.pem", env!("CARGO_MANIFEST_DIR"));
         let options = [
@@ -183,7 +187,13 @@ impl<'a> Cluster<'a> {
             assert!(!environment.contains(&password), "a password is in the environment");
         }
         let image = self.containers("worker").remove(0);
-        let bytes = self.docker(&["image", "inspect", "--format", "{{.Size}}", &self.inspect(&image, ".Image")]);
+        let bytes = self.docker(&[
+            "image",
+            "inspect",
+            "--format",
+            "{{.Size}}",
+            &self.inspect(&image, ".Image"),
+        ]);
         say(&format!("the image has {} MB", bytes.parse::<u64>().unwrap() / 1_000_000));
     }
 
@@ -248,7 +258,8 @@ impl<'a> Cluster<'a> {
             "distance_miles": 1400
         });
         let id = "UA1-20130101-EWR";
-        let schedule = ["publish", "flight", id, "schedule", &payload.to_string(), "--over", "http"];
+        let schedule =
+            ["publish", "flight", id, "schedule", &payload.to_string(), "--over", "http"];
         let answer = self.cli(&[&schedule[..], &["--json"]].concat());
         let position = answer["position"].as_str().unwrap_or_else(|| panic!("{answer}"));
         let query = ["query", "flights", "carrier=UA", "--json", "--min-position", position];
