@@ -170,7 +170,9 @@ pub(crate) fn versions() -> String {
         |program: &str| try_run(program, &["--version"]).unwrap_or_default().trim().to_owned();
     let nats = flexcore_servers::nats_program(&crate::cluster::cache()).unwrap();
     let own = line(env!("CARGO_BIN_EXE_flexcore"));
-    format!("{own}; {}; {}", line(nats.to_str().unwrap()), line("postgres"))
+    let said = [own, line(nats.to_str().unwrap()), line("postgres")];
+    let said: Vec<String> = said.into_iter().filter(|said| !said.is_empty()).collect();
+    said.join("; ")
 }
 
 #[cfg(test)]
