@@ -34,7 +34,8 @@ impl Report {
     }
 
     /// Adds an experiment's section, and says what came of it.
-    pub(crate) fn add(&mut self, section: Section) {
+    pub(crate) fn add(&mut self, mut section: Section) {
+        section.verdicts = together(section.verdicts);
         let arm = if section.control { " (control arm: violations are expected)" } else { "" };
         say(&format!("== {}{arm}", section.name));
         for verdict in &section.verdicts {
@@ -129,7 +130,9 @@ impl Section {
             );
         }
         for Verdict { invariant, what, n, violations } in &self.verdicts {
-            writeln!(text, "| {invariant} | {what} | {n} | {} |", violations.len()).unwrap();
+            // What no invariant says, but the experiment promises.
+            let number = if *invariant == 0 { "–".to_owned() } else { invariant.to_string() };
+            writeln!(text, "| {number} | {what} | {n} | {} |", violations.len()).unwrap();
         }
         if !self.timings.is_empty() {
             text.push_str(
@@ -156,6 +159,17 @@ impl Section {
     }
 }
 
+/// Verdicts of the same check as one, in the order of the invariants.
+fn together(verdicts: Vec<Verdict>) -> Vec<Verdict> {
+    let mut all: BTreeMap<(u8, &str), Verdict> = BTreeMap::new();
+    for Verdict { invariant, what, n, violations } in verdicts {
+        let sum = all.entry((invariant, what)).or_insert_with(|| Verdict::new(invariant, what));
+        sum.n += n;
+        sum.violations.extend(violations);
+    }
+    all.into_values().collect()
+}
+
 /// The time below which this part of the times lies.
 pub(crate) fn quantile(times: &[f64], part: f64) -> f64 {
     let mut sorted = times.to_vec();
@@ -170,7 +184,9 @@ pub(crate) fn versions() -> String {
         |program: &str| try_run(program, &["--version"]).unwrap_or_default().trim().to_owned();
     let nats = flexcore_servers::nats_program(&crate::cluster::cache()).unwrap();
     let own = line(env!("CARGO_BIN_EXE_flexcore"));
-    format!("{own}; {}; {}", line(nats.to_str().unwrap()), line("postgres"))
+    let said = [own, line(nats.to_str().unwrap()), line("postgres")];
+    let said: Vec<String> = said.into_iter().filter(|said| !said.is_empty()).collect();
+    said.join("; ")
 }
 
 #[cfg(test)]
@@ -182,6 +198,17 @@ mod tests {
         let times: Vec<f64> = (1..=100).rev().map(f64::from).collect();
         assert_eq!([0.5, 0.99, 1.0].map(|part| quantile(&times, part)), [50.0, 99.0, 100.0]);
         assert_eq!(quantile(&[], 0.5), 0.0);
+    }
+
+    #[test]
+    fn verdicts_of_one_check_are_added_up() {
+        let verdict = |invariant, n, wrong: &[&str]| Verdict {
+            n,
+            violations: wrong.iter().map(|text| (*text).to_owned()).collect(),
+            ..Verdict::new(invariant, "x")
+        };
+        let sums = together(vec![verdict(9, 3, &["a"]), verdict(1, 1, &[]), verdict(9, 4, &["b"])]);
+        assert_eq!(sums, [verdict(1, 1, &[]), verdict(9, 7, &["a", "b"])]);
     }
 
     #[test]

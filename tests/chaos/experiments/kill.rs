@@ -59,9 +59,12 @@ pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
     let worker = "a killed worker costs 3 s beyond its lease at most";
     let most = lease_ms + WORKER_BEYOND_LEASE_MS;
     rig.section.hold_time(0, worker, "recovery from SIGKILL of worker", most);
-    let broker = "a killed leader of the log costs 10 s at most";
-    let name = format!("recovery from SIGKILL of {LOG_LEADER}");
-    rig.section.hold_time(0, broker, &name, LOG_LEADER_MOST_MS);
+    // Brokers elect by the clock: on a busy machine one time of a slice says little.
+    if extent == Extent::Full {
+        let broker = "a killed leader of the log costs 10 s at most";
+        let name = format!("recovery from SIGKILL of {LOG_LEADER}");
+        rig.section.hold_time(0, broker, &name, LOG_LEADER_MOST_MS);
+    }
 }
 
 /// Asks a node to end, and starts it again.
