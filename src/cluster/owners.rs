@@ -16,9 +16,12 @@ use crate::{
     bucket::{Bucket, MAP},
 };
 
-/// How long a place without an owner is waited for: a hand-over takes less; a dead owner's lease
-/// takes longer, and who waits for it takes up a place that others could use.
-const OWNERLESS_MAX: Duration = Duration::from_secs(1);
+/// How long an owner that does not take questions is waited for: one that leaves takes less; a dead
+/// one's lease takes longer, and who waits for it takes up a place that others could use.
+const OWNERLESS_MAX: Duration = Duration::from_secs(2);
+/// How long a place is waited for that is just being handed over: while the broker is busy every
+/// step of that waits its turn.
+const HANDED_OVER_MAX: Duration = Duration::from_secs(5);
 /// Pause between two tries to find an owner.
 const RETRY: Duration = Duration::from_millis(25);
 /// How often a tool looks at the map.
@@ -121,7 +124,11 @@ impl Owners {
                 continue;
             }
             let since: Instant = *ownerless.get_or_insert_with(Instant::now);
-            if since.elapsed() >= OWNERLESS_MAX.min(left) {
+            let longest = match map.borrow().is_moving(kind, number) {
+                true => HANDED_OVER_MAX,
+                false => OWNERLESS_MAX,
+            };
+            if since.elapsed() >= longest.min(left) {
                 return Err(match in_doubt {
                     true => Unanswered::InDoubt("its owner has gone meanwhile".to_owned()),
                     false => Unanswered::NoOwner,

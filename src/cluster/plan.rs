@@ -44,6 +44,13 @@ impl Map {
         place.owner.as_ref().map(|owner| (owner, place.epoch))
     }
 
+    /// Whether a place is between two owners: about to be left, or not given away yet.
+    #[must_use]
+    pub fn is_moving(&self, kind: Kind, number: u16) -> bool {
+        let place = self.places.get(&kind).and_then(|places| places.get(usize::from(number)));
+        place.is_some_and(|place| place.leaving || place.owner.is_none())
+    }
+
     /// The places that a member is to serve, with their epochs.
     #[must_use]
     pub fn of(&self, member: &MemberId, kind: Kind) -> BTreeMap<u16, u64> {

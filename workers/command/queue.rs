@@ -6,7 +6,7 @@ use async_nats::jetstream::{self, AckKind, consumer::pull};
 use flexcore_domain::{AggregateKey, CommandId, Outcome, Slot, command::header};
 use flexcore_eventstore::{Error, EventStore};
 use futures::{StreamExt, stream::FuturesUnordered};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -18,6 +18,9 @@ use super::{
 const SLOT_CONCURRENCY: usize = 256;
 /// Commands settled between two acknowledgements, which cover all before them.
 const ACK_EVERY: usize = 100;
+/// How long the last commands of a slot stay unacknowledged while others may follow: with several
+/// replicas an acknowledgement is agreed on and synced like a message.
+const ACK_DELAY: Duration = Duration::from_millis(100);
 /// Deliveries of one command before it is taken to be what kills its workers.
 const DELIVERIES_MAX: i64 = 10;
 /// Pause before a reader or a write to the broker is tried again.
@@ -78,6 +81,7 @@ impl Reader {
         let mut under_way = UnderWay::default();
         let mut keeping = FuturesUnordered::new();
         let mut open = true;
+        let mut ack_at = None;
         while open || !under_way.is_empty() {
             let settled = tokio::select! {
                 () = stop.cancelled(), if open => {
@@ -102,14 +106,20 @@ impl Reader {
                     number
                 }
                 Some(number) = keeping.next() => number,
+                () = at(ack_at) => {
+                    ack_at = None;
+                    acknowledge(under_way.settled.take()).await;
+                    continue;
+                }
             };
-            if let Some(message) = under_way.settle(settled)
-                // A lost acknowledgement means that the commands come again and are recognised.
-                && let Err(error) = message.ack_with(AckKind::Ack).await
-            {
-                tracing::debug!(%error, "an acknowledgement was lost");
+            if under_way.settle(settled) {
+                ack_at = None;
+                acknowledge(under_way.settled.take()).await;
+            } else if under_way.settled.is_some() {
+                ack_at = ack_at.or_else(|| Some(Instant::now() + ACK_DELAY));
             }
         }
+        acknowledge(under_way.settled.take()).await;
     }
 
     /// The next message; `None` when the reader has to begin anew.
@@ -206,6 +216,23 @@ impl Reader {
     }
 }
 
+/// Acknowledges a message, and all before it.
+async fn acknowledge(message: Option<jetstream::Message>) {
+    // A lost acknowledgement means that the commands come again and are recognised.
+    if let Some(message) = message
+        && let Err(error) = message.ack_with(AckKind::Ack).await
+    {
+        tracing::debug!(%error, "an acknowledgement was lost");
+    }
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Whether nothing was handed out between this message and the one before. What was (to a reader
 /// that is gone, or over a connection that broke) must not be acknowledged with the next.
 fn follows(message: &jetstream::Message, delivered: u64) -> bool {
@@ -213,7 +240,7 @@ fn follows(message: &jetstream::Message, delivered: u64) -> bool {
 }
 
 /// Commands under way, in order. Acknowledgements cover all messages before them, so only every
-/// hundredth is sent, and the last.
+/// hundredth is sent, and the last after a moment.
 #[derive(Default)]
 struct UnderWay {
     /// Number of the first message.
@@ -222,6 +249,8 @@ struct UnderWay {
     messages: VecDeque<(jetstream::Message, bool)>,
     /// Settled since the last acknowledgement.
     since: usize,
+    /// The last one that is settled like all before it, and not acknowledged.
+    settled: Option<jetstream::Message>,
 }
 
 impl UnderWay {
@@ -246,22 +275,20 @@ impl UnderWay {
         &self.messages[self.place(number)].0
     }
 
-    /// The outcome of this message is durable. Returns the message to acknowledge, when it is time.
-    fn settle(&mut self, number: u64) -> Option<jetstream::Message> {
+    /// The outcome of this message is durable. Returns whether it is time to acknowledge.
+    fn settle(&mut self, number: u64) -> bool {
         let place = self.place(number);
         self.messages[place].1 = true;
-        let mut last = None;
         while matches!(self.messages.front(), Some((_, true))) {
-            last = self.messages.pop_front().map(|(message, _)| message);
+            self.settled = self.messages.pop_front().map(|(message, _)| message);
             self.first += 1;
             self.since += 1;
         }
-        if self.since < ACK_EVERY && !self.messages.is_empty() {
-            return None;
+        let enough = self.since >= ACK_EVERY;
+        if enough {
+            self.since = 0;
         }
-        let last = last?;
-        self.since = 0;
-        Some(last)
+        enough
     }
 }
 
