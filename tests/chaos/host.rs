@@ -32,7 +32,9 @@ pub(crate) fn missing() -> Option<String> {
     let probe = "fcx-probe";
     let made = try_run("ip", &["netns", "add", probe]);
     drop(try_run("ip", &["netns", "del", probe]));
-    made.err().map(|error| format!("no network namespace can be made here: {error}"))
+    let disk = try_run("losetup", &["--find"]);
+    let what = made.err().map(|error| format!("no network namespace can be made here: {error}"));
+    what.or_else(|| disk.err().map(|error| format!("no file can be mounted here: {error}")))
 }
 
 /// Runs a program to its end; gives what it printed, or what it complained about.

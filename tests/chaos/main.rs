@@ -21,6 +21,7 @@ mod host;
 mod http;
 mod leadership;
 mod limits;
+mod listener;
 mod load;
 mod netns;
 mod process;

@@ -22,6 +22,7 @@ use crate::{
     host::say,
     http::Ask,
     leadership::Leadership,
+    listener::{self, Listener},
     load::{Load, Pace},
     report::Section,
     talk,
@@ -39,6 +40,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const REST_WAIT: Duration = Duration::from_secs(60);
 /// How long the load goes on before the first fault, for everything to have been used once.
 const WARM_UP: Duration = Duration::from_secs(4);
+/// How long a listener may take to notice that it was cut off, and to catch up.
+const LISTENER_WAIT: Duration = Duration::from_secs(40);
 /// How long the log may be unreadable before it is taken to be lost.
 const LOG_WAIT: Duration = Duration::from_secs(15);
 /// How often a moment's counts of what is held are looked at until they are back.
@@ -57,6 +60,7 @@ pub(crate) struct Rig {
     /// Processes that were asked to end.
     pub(crate) stops: Vec<Stop>,
     load: Option<Load>,
+    listener: Listener,
     watch: JoinHandle<()>,
     watching: CancellationToken,
     snapshots: Arc<Mutex<Vec<Snapshot>>>,
@@ -93,6 +97,7 @@ impl Rig {
             random: StdRng::seed_from_u64(seed),
             section: Section::new(name),
             load: None,
+            listener: Listener::start(&cluster),
             watch: tokio::spawn(watch),
             watching,
             snapshots,
@@ -363,17 +368,30 @@ impl Rig {
             self.cluster.flexcore(&["rebuild", read_model, "--json"])?;
         }
         let snapshots = std::mem::take(&mut *self.snapshots.lock().unwrap());
+        let log = evidence::log(&client).await?;
         Ok(Story {
             calls: self.history.calls(),
             reads: self.history.reads(),
             begun_ms: self.history.begun_ms,
-            log: evidence::log(&client).await?,
+            heard: self.heard(&log).await,
+            log,
             outcomes: evidence::outcomes(&client).await?,
             rows,
             rebuilt: Some(self.rows().await?),
             snapshots,
             replicas: self.replicas().await?,
         })
+    }
+
+    /// What the listener heard, once it has heard of the log's end or had the time for it.
+    async fn heard(&self, log: &Log) -> Vec<u64> {
+        let of_tenant = log.commits.iter().filter(|commit| commit.tenant == listener::TENANT);
+        let last = of_tenant.map(|commit| commit.sequence).max();
+        let start = Instant::now();
+        while self.listener.heard().last().copied() < last && start.elapsed() < LISTENER_WAIT {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        self.listener.heard()
     }
 
     async fn monitor(&self, node: &str, path: &str) -> Result<Value, String> {

@@ -93,6 +93,7 @@ pub(crate) fn story() -> Story {
         rebuilt: Some(rows.clone()),
         rows,
         snapshots: vec![snapshot(2, 2, 1), snapshot(3, 3, 2)],
+        heard: vec![1, 2, 3],
         replicas: (1..=3).map(|n| (format!("nats-{n}"), (3, 0, 3))).collect(),
     }
 }

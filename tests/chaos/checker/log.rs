@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Story, Verdict};
+use crate::listener::TENANT;
 
 /// 3: stream sequences follow one another, every message is a commit, and the replicas agree.
 pub(crate) fn sequences_follow(story: &Story) -> Verdict {
@@ -22,6 +23,26 @@ pub(crate) fn sequences_follow(story: &Story) -> Verdict {
             format!("{broker} has {messages} messages up to {end}, {deleted} deleted, of {last}")
         });
     }
+    verdict
+}
+
+/// 3: who listens to a tenant's events hears each of its commits once, in order, over all the
+/// connections that it took.
+pub(crate) fn listeners_miss_nothing(story: &Story) -> Verdict {
+    let mut verdict = Verdict::new(3, "a listener hears every commit once, in order");
+    let mut heard = story.heard.iter();
+    for commit in story.log.commits.iter().filter(|commit| commit.tenant == TENANT) {
+        let next = heard.next();
+        verdict.hold(next == Some(&commit.sequence), || {
+            format!("heard {next:?} where {} follows", commit.sequence)
+        });
+        if next != Some(&commit.sequence) {
+            // From here on everything is shifted.
+            return verdict;
+        }
+    }
+    let more = heard.next();
+    verdict.hold(more.is_none(), || format!("heard {more:?} after the end"));
     verdict
 }
 
@@ -59,6 +80,15 @@ mod tests {
         story.replicas.insert("nats-2".to_owned(), (2, 1, 3));
         let found = sequences_follow(&story).violations;
         assert!(found.len() == 1 && found[0].contains("nats-2 has 2 messages up to 3, 1 deleted"));
+    }
+
+    #[test]
+    fn a_listener_that_misses_or_repeats_something_is_found() {
+        for heard in [&[1, 3][..], &[1, 2], &[1, 2, 2, 3], &[1, 2, 3, 3], &[2, 1, 3]] {
+            let mut story = story();
+            story.heard = heard.to_vec();
+            assert_eq!(listeners_miss_nothing(&story).violations.len(), 1, "{heard:?}");
+        }
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub(crate) struct Story {
     /// After a rebuild from the log's beginning.
     pub(crate) rebuilt: Option<Rows>,
     pub(crate) snapshots: Vec<Snapshot>,
+    /// Stream sequences that the listener was told of, in order.
+    pub(crate) heard: Vec<u64>,
     /// Messages, deletions and last sequence of the log, by broker.
     pub(crate) replicas: BTreeMap<String, (u64, u64, u64)>,
 }
@@ -100,6 +102,7 @@ pub(crate) fn all(story: &Story) -> Vec<Verdict> {
         commands::refused_leave_nothing(story),
         commands::unknown_are_whole_or_nothing(story),
         log::sequences_follow(story),
+        log::listeners_miss_nothing(story),
         log::versions_follow(story),
         commands::one_wins_a_version(story),
         commands::acknowledged_stay(story),
