@@ -271,7 +271,9 @@ impl Rig {
         mut self,
         check: fn(&Story) -> Verdict,
     ) -> Section {
-        self.unload().await;
+        if let Some(load) = self.load.take() {
+            load.finish(Duration::from_secs(3)).await;
+        }
         self.watching.cancel();
         drop((&mut self.watch).await);
         let snapshots = std::mem::take(&mut *self.snapshots.lock().unwrap());
