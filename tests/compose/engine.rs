@@ -4,13 +4,13 @@ use std::{
     os::unix::net::UnixStream,
     path::Path,
     process::{Command, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
 
 use crate::support::{
-    process::{Process, cache, folder, wait_until},
+    process::{Process, cache, folder},
     say,
 };
 
@@ -25,6 +25,9 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("iptables", "iptables"),
     ("openssl", "openssl"),
 ];
+
+/// How long the engine may take to end; its containers are gone by then, unless the test failed.
+const STOP_WAIT: Duration = Duration::from_secs(30);
 
 /// An engine that has every image.
 pub(crate) struct Engine {
@@ -70,7 +73,7 @@ impl Engine {
         while !asked.docker(&["version"]).output().unwrap().status.success() {
             assert!(process.ended().is_none(), "dockerd ended\n{}", process.tail());
             assert!(start.elapsed().as_secs() < 60, "dockerd is not ready\n{}", process.tail());
-            std::thread::sleep(std::time::Duration::from_millis(200));
+            std::thread::sleep(Duration::from_millis(200));
         }
         engine(Some((process, folder)))
     }
@@ -93,15 +96,22 @@ impl Engine {
         let last = out.lines().last().unwrap_or_default();
         say(&format!("{what}: {:.0} s; {last}", start.elapsed().as_secs_f64()));
     }
+}
 
-    /// Ends the test's own engine.
-    pub(crate) fn stop(self) {
-        if let Some((mut process, folder)) = self.own {
-            process.terminate();
-            drop(process);
-            // Its mounts are gone a moment later.
-            let path = folder.keep();
-            wait_until("the engine's folder to be free", || std::fs::remove_dir_all(&path).is_ok());
+impl Drop for Engine {
+    /// In order, also when the test failed: a killed engine leaves mounts behind.
+    fn drop(&mut self) {
+        let Some((mut process, folder)) = self.own.take() else { return };
+        let asked = Command::new("kill").args(["-TERM", &process.pid().to_string()]).status();
+        let start = Instant::now();
+        while asked.is_ok() && process.ended().is_none() && start.elapsed() < STOP_WAIT {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        drop(process);
+        // The last mounts go a moment after the engine.
+        let path = folder.keep();
+        while std::fs::remove_dir_all(&path).is_err() && start.elapsed() < 2 * STOP_WAIT {
+            std::thread::sleep(Duration::from_millis(200));
         }
     }
 }

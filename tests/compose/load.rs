@@ -2,6 +2,7 @@
 //! before, and each sent again under its key until its fate is known.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -29,36 +30,39 @@ const AGAIN: Duration = Duration::from_millis(200);
 const UNKNOWN_MAX: Duration = Duration::from_secs(90);
 /// One in so many goes to the queue.
 const ONE_QUEUED_IN: u32 = 8;
-/// One command in so many follows one another closely on one kept connection.
+/// Kept connections that commands take turns on.
 const CONNECTIONS: usize = 16;
 
 /// Clients at work.
 pub(crate) struct Load {
-    known: Arc<AtomicUsize>,
-    slowest: Arc<Mutex<Duration>>,
+    shared: Arc<Shared>,
     stop: CancellationToken,
     task: JoinHandle<Vec<Sent>>,
 }
 
+#[derive(Default)]
+struct Shared {
+    /// Commands whose fate is known.
+    known: AtomicUsize,
+    /// When the others were sent first.
+    open: Mutex<BTreeMap<usize, Instant>>,
+    /// The longest of those that became known.
+    slowest: Mutex<Duration>,
+}
+
 impl Load {
     pub(crate) fn start(seed: u64, target: Target) -> Self {
-        let (known, stop) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
-        let slowest = Arc::new(Mutex::new(Duration::ZERO));
-        let task = tokio::spawn(send_all(
-            StdRng::seed_from_u64(seed),
-            target,
-            stop.clone(),
-            known.clone(),
-            slowest.clone(),
-        ));
-        Self { known, slowest, stop, task }
+        let (shared, stop) = (Arc::new(Shared::default()), CancellationToken::new());
+        let random = StdRng::seed_from_u64(seed);
+        let task = tokio::spawn(send_all(random, target, stop.clone(), shared.clone()));
+        Self { shared, stop, task }
     }
 
     /// Waits until so many more commands are known to be done or queued.
     pub(crate) async fn goes_on(&self, more: usize) {
-        let before = self.known.load(Ordering::Relaxed);
+        let before = self.shared.known.load(Ordering::Relaxed);
         eventually("commands to be answered", async || {
-            let now = self.known.load(Ordering::Relaxed) - before;
+            let now = self.shared.known.load(Ordering::Relaxed) - before;
             if now >= more { Ok(()) } else { Err(format!("{now} of {more}")) }
         })
         .await;
@@ -66,14 +70,19 @@ impl Load {
 
     /// Does something to the cluster, sees that commands go on, and says what it cost.
     pub(crate) async fn during(&self, what: &str, action: impl FnOnce() + Send) {
-        *self.slowest.lock().unwrap() = Duration::ZERO;
+        *self.shared.slowest.lock().unwrap() = Duration::ZERO;
         let start = Instant::now();
         tokio::task::block_in_place(action);
         let took = start.elapsed().as_secs_f64();
         self.goes_on(50).await;
-        // The slowest one may have begun in time and be unknown still.
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        let slowest = self.slowest.lock().unwrap().as_secs_f64();
+        // What it delayed has begun before now.
+        let now = Instant::now();
+        eventually("what was delayed to be known", async || {
+            let oldest = self.shared.open.lock().unwrap().values().min().copied();
+            if oldest.is_none_or(|start| start > now) { Ok(()) } else { Err(format!("{oldest:?}")) }
+        })
+        .await;
+        let slowest = self.shared.slowest.lock().unwrap().as_secs_f64();
         say(&format!("{what}: {took:.1} s; the slowest command meanwhile took {slowest:.1} s"));
     }
 
@@ -89,8 +98,7 @@ async fn send_all(
     mut random: StdRng,
     target: Target,
     stop: CancellationToken,
-    known: Arc<AtomicUsize>,
-    slowest: Arc<Mutex<Duration>>,
+    shared: Arc<Shared>,
 ) -> Vec<Sent> {
     let first = Http::new(&target.http, &target.token);
     let clients: Vec<_> = (0..CONNECTIONS).map(|_| Arc::new(first.another())).collect();
@@ -101,14 +109,16 @@ async fn send_all(
         ticks.tick().await;
         let http = clients[number % CONNECTIONS].clone();
         let (sent, queued) = (next(number, &mut random), random.random_ratio(1, ONE_QUEUED_IN));
-        let (known, slowest) = (known.clone(), slowest.clone());
+        let (shared, this) = (shared.clone(), number);
         number += 1;
+        let start = Instant::now();
+        shared.open.lock().unwrap().insert(this, start);
         open.spawn(async move {
-            let start = Instant::now();
             let sent = until_known(&http, sent, queued).await;
-            let mut slowest = slowest.lock().unwrap();
+            shared.open.lock().unwrap().remove(&this);
+            let mut slowest = shared.slowest.lock().unwrap();
             *slowest = start.elapsed().max(*slowest);
-            known.fetch_add(1, Ordering::Relaxed);
+            shared.known.fetch_add(1, Ordering::Relaxed);
             sent
         });
     }
