@@ -276,7 +276,7 @@ async fn ask(owners: Owners, number: u64) -> anyhow::Result<Duration> {
     let (slot, sent) = (key.slot().number(), Instant::now());
     let asked = owners.ask(Kind::Command, slot, PROBE_MAX, payload(number).into(), question);
     let reply = asked.await.map_err(|error| anyhow::anyhow!("{error}"))?;
-    match serde_json::from_slice(&reply.payload)? {
+    match serde_json::from_slice(&reply.message.payload)? {
         Outcome::Accepted { .. } => Ok(sent.elapsed()),
         other => bail!("{other:?}"),
     }

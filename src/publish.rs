@@ -142,7 +142,9 @@ async fn wait(
         };
         let asked = owners.ask(Kind::Command, slot, ASK_MAX, bytes::Bytes::new(), question).await;
         let outcome = match asked {
-            Ok(reply) => serde_json::from_slice(&reply.payload).context("the worker's answer")?,
+            Ok(reply) => {
+                serde_json::from_slice(&reply.message.payload).context("the worker's answer")?
+            }
             // No worker owns the slot at the moment: one will.
             Err(error) => Outcome::Unavailable { message: error.to_string() },
         };

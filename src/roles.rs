@@ -28,15 +28,16 @@ pub(crate) async fn gateway(
     let stop = CancellationToken::new();
     stop_at_signals(&stop)?;
     let verifier = Verifier::new(public_keys(config, args)?, token::ISSUER, token::AUDIENCE);
+    let endpoints = config.endpoints()?;
+    let membership = config.membership("gateway", []);
+    let installation =
+        Installation::open_when_there(&endpoints, config.profile, &membership, &stop).await?;
+    // Only now: a connection that nobody answers is worse than one that is refused.
     let http = listen(config.listen_given().unwrap_or(GATEWAY_LISTEN)).await?;
     let apart = match &args.metrics_http {
         Some(address) => Some(listen(address).await?),
         None => None,
     };
-    let endpoints = config.endpoints()?;
-    let membership = config.membership("gateway", []);
-    let installation =
-        Installation::open_when_there(&endpoints, config.profile, &membership, &stop).await?;
     tracing::info!(address = %http.local_addr()?, "gateway serves");
     let mut roles = Roles::new(stop);
     let metrics = telemetry.metrics();

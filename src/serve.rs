@@ -164,7 +164,8 @@ impl Installation {
         let owners = Owners::of(self.store.client(), &self.member);
         let number = key.slot().number();
         let asked = owners.ask(Kind::Command, number, ANSWER_MAX, payload, question);
-        asked.await.map_err(|error| anyhow::anyhow!("{key}: {error}"))
+        let answer = asked.await.map_err(|error| anyhow::anyhow!("{key}: {error}"))?;
+        Ok(answer.message)
     }
 }
 

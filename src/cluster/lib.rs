@@ -37,7 +37,7 @@ use serde::{Deserialize, Serialize};
 
 pub use lease::{Found, Lease, Step, Terms, Written};
 pub use member::{Assigned, Guard, Member, Settings};
-pub use owners::{Owners, Unanswered};
+pub use owners::{Answer, Owners, Unanswered};
 pub use plan::{Map, Place, plan};
 pub use view::{Seat, View, drain, look, reset, undrain};
 

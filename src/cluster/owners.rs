@@ -45,6 +45,16 @@ impl fmt::Display for Unanswered {
     }
 }
 
+/// What an owner said.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Its reply.
+    pub message: Message,
+    /// An earlier owner was asked before, and may have done what was asked, or do so yet: what this
+    /// one refuses may be done all the same.
+    pub repeated: bool,
+}
+
 /// Knows who owns which place; cheap to clone.
 #[derive(Clone)]
 pub struct Owners {
@@ -91,7 +101,7 @@ impl Owners {
         within: Duration,
         payload: Bytes,
         question: impl Fn(u64, Duration) -> (String, HeaderMap),
-    ) -> Result<Message, Unanswered> {
+    ) -> Result<Answer, Unanswered> {
         let started = Instant::now();
         let (mut map, mut in_doubt, mut ownerless) = (self.map.clone(), false, None);
         loop {
@@ -107,7 +117,7 @@ impl Owners {
                     tokio::select! {
                         biased;
                         reply = self.client.send_request(subject, request) => match reply {
-                            Ok(reply) => return Ok(reply),
+                            Ok(message) => return Ok(Answer { message, repeated: in_doubt }),
                             Err(error) if error.kind() == RequestErrorKind::NoResponders => true,
                             Err(error) => return Err(Unanswered::InDoubt(error.to_string())),
                         },

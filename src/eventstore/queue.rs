@@ -8,6 +8,7 @@ use std::{
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{self, AckPolicy, Consumer, DeliverPolicy, pull};
+use async_nats::jetstream::stream::LastRawMessageErrorKind as RawMessageErrorKind;
 use flexcore_domain::{
     AggregateKey, Command, CommandId, CommandName, SLOTS, Slot, command::header,
 };
@@ -142,8 +143,22 @@ impl EventStore {
         while let Some(info) = consumers.try_next().await.map_err(unavailable)? {
             let Some((slot, _)) = owner(&info.name) else { continue };
             seen.insert(slot);
+            let floor = acknowledged(&info);
             if info.num_pending > 0 || info.num_ack_pending > 0 {
-                lowest = lowest.min(acknowledged(&info));
+                lowest = lowest.min(floor);
+                continue;
+            }
+            // It may be behind on another server: the stream's own leader says what is left.
+            let next = stream
+                .raw_message_builder()
+                .sequence(floor + 1)
+                .next_by_subject(format!("cmdq.{slot}.>"))
+                .send()
+                .await;
+            match next {
+                Ok(message) => lowest = lowest.min(message.sequence - 1),
+                Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {}
+                Err(error) => return Err(unavailable(error)),
             }
         }
         // Nobody has read a slot yet: all of it may be waiting.

@@ -56,6 +56,7 @@ pub(crate) async fn state(
         headers,
         Bytes::new(),
         extract::deadline(&call.headers)?,
+        |_| true,
         Problem::unavailable,
     )
     .await?;

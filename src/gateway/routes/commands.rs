@@ -78,7 +78,8 @@ pub(crate) async fn send(
     headers.insert(field::COMMAND_ID, id.as_str());
     let subject = |epoch| Command::request_subject(epoch, &key, &name);
     let outcome =
-        ask(&shared, &key, subject, headers, payload, deadline, Problem::outcome_unknown).await;
+        ask(&shared, &key, subject, headers, payload, deadline, is_final, Problem::outcome_unknown)
+            .await;
     match outcome.and_then(|outcome| accepted(outcome, &id, expected.is_some())) {
         Ok(response) => Ok(response),
         // Whoever sent no key must learn it, to be able to repeat the command.
@@ -109,6 +110,12 @@ pub(crate) async fn outcome(
         Outcome::Unavailable { message } => Err(Problem::unavailable(&message)),
         outcome => Ok(about(&id, &outcome)),
     }
+}
+
+/// Whether an owner's answer holds although an earlier owner was asked, too. A refusal depends on the
+/// state, which a commit of the earlier one may change yet.
+fn is_final(outcome: &Outcome) -> bool {
+    !matches!(outcome, Outcome::Rejected { .. } | Outcome::Conflict { .. })
 }
 
 fn new_id() -> CommandId {
@@ -228,7 +235,7 @@ async fn outcome_of(
     headers.insert(field::COMMAND_ID, id.as_str());
     let subject = |epoch| Command::outcome_subject(epoch, key);
     let deadline = Deadline::after(limits::ANSWER_TIMEOUT);
-    ask(shared, key, subject, headers, Bytes::new(), deadline, Problem::unavailable).await
+    ask(shared, key, subject, headers, Bytes::new(), deadline, |_| true, Problem::unavailable).await
 }
 
 fn about(id: &CommandId, outcome: &Outcome) -> Response {

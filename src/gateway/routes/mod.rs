@@ -45,8 +45,10 @@ pub(crate) fn etag(version: u64) -> HeaderValue {
 }
 
 /// Asks the worker that owns the aggregate's slot; `subject` makes the subject for the owner's epoch.
-/// The question may be taken up twice, by an owner and its successor. Fails with `lost` when it is
-/// unknown whether it was taken up, and with "unavailable" when it certainly was not.
+/// The question may be taken up twice, by an owner and its successor: then `is_final` says whether the
+/// successor's answer holds whatever the first one does. Fails with `lost` when it is unknown what came
+/// of the question, and with "unavailable" when it certainly was not taken up.
+#[expect(clippy::too_many_arguments, reason = "each is another part of one question")]
 pub(crate) async fn ask<T: DeserializeOwned>(
     shared: &Shared,
     key: &AggregateKey,
@@ -54,6 +56,7 @@ pub(crate) async fn ask<T: DeserializeOwned>(
     headers: HeaderMap,
     payload: Bytes,
     deadline: Deadline,
+    is_final: fn(&T) -> bool,
     lost: fn(&dyn std::fmt::Display) -> Problem,
 ) -> Result<T, Problem> {
     if shared.store.client().connection_state() != async_nats::connection::State::Connected {
@@ -68,10 +71,15 @@ pub(crate) async fn ask<T: DeserializeOwned>(
     let number = key.slot().number();
     let within = deadline.remaining(Instant::now());
     let asked = shared.owners.ask(Kind::Command, number, within, payload, question);
-    let reply = asked.await.map_err(|error| match error {
+    let answer = asked.await.map_err(|error| match error {
         Unanswered::NoOwner => Problem::unavailable(&error),
         Unanswered::InDoubt(_) => lost(&error),
     })?;
-    serde_json::from_slice(&reply.payload)
-        .map_err(|error| Problem::internal(&format!("a worker's answer does not parse: {error}")))
+    let said = serde_json::from_slice(&answer.message.payload).map_err(|error| {
+        Problem::internal(&format!("a worker's answer does not parse: {error}"))
+    })?;
+    if answer.repeated && !is_final(&said) {
+        return Err(lost(&"the slot's owner has changed meanwhile"));
+    }
+    Ok(said)
 }
