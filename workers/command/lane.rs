@@ -2,6 +2,7 @@
 //! in [`super`] performs them. Commands of one aggregate are decided one after another, those of
 //! different aggregates overlap.
 
+mod answers;
 mod leave;
 
 use std::{
@@ -10,10 +11,11 @@ use std::{
 };
 
 use flexcore_domain::{
-    AggregateKey, Command, CommandHash, Context, Outcome, Refusal, Slot, StateReply,
-    commit::Commit, position::Position,
+    AggregateKey, Command, CommandHash, Context, Outcome, Refusal, commit::Commit,
 };
 use flexcore_eventstore::{Appended, Error, Expected};
+
+use answers::{Doubts, answer_all, is_patient, refused, replay};
 
 use super::{
     cache::{Cache, Entry},
@@ -73,6 +75,7 @@ pub(super) struct Lane {
     deciders: Deciders,
     cache: Cache,
     guesses: Guesses,
+    doubts: Doubts,
     busy: HashMap<AggregateKey, Busy>,
     generation: u64,
 }
@@ -85,6 +88,7 @@ impl Lane {
             deciders,
             cache: Cache::new(cache_bytes_max),
             guesses: Guesses::default(),
+            doubts: Doubts::default(),
             busy: HashMap::new(),
             generation: 0,
         }
@@ -210,8 +214,16 @@ impl Lane {
                             self.append(key, commit, appending, waiting, attempts, actions);
                             return;
                         }
+                        Err(outcome)
+                            if patient
+                                && self.doubts.must_look_again(ticket, &outcome, attempts) =>
+                        {
+                            waiting.push_front(Work::Command { command, patient, ticket });
+                            return self.load(key, waiting, None, attempts + 1, actions);
+                        }
                         Err(outcome) => {
-                            actions.push(Action::Answer { ticket, outcome: Some(outcome) });
+                            let outcome = Some(self.doubts.told(ticket, patient, outcome));
+                            actions.push(Action::Answer { ticket, outcome });
                         }
                     }
                     attempts = 0;
@@ -329,6 +341,7 @@ impl Lane {
         actions: &mut Vec<Action>,
     ) {
         let (patient, others): (VecDeque<Work>, _) = waiting.into_iter().partition(is_patient);
+        others.iter().for_each(|work| self.doubts.end(work.ticket()));
         let outcome = Outcome::Unavailable { message: message.clone() };
         answer_all(others, &outcome, &message, actions);
         if !patient.is_empty() {
@@ -419,6 +432,7 @@ impl Lane {
         // place, one of two is copied.
         drop(before);
         after.appended(appended, &command, hash);
+        self.doubts.end(ticket);
         actions.push(Action::Answer { ticket, outcome: Some(after.accepted(&key)) });
         if generation != self.generation {
             return self.begin_anew(key, waiting, actions);
@@ -443,11 +457,15 @@ impl Lane {
         actions: &mut Vec<Action>,
     ) {
         let Appending { before, command, patient, ticket, generation, guessed, .. } = appending;
+        if !matches!(error, Error::Conflict) {
+            self.doubts.begin(ticket, &key);
+        }
         if attempts >= ATTEMPTS_MAX && !patient {
-            let outcome = Some(match error {
+            let outcome = match error {
                 Error::Conflict => Outcome::Conflict { version: before.version },
                 other => Outcome::Unavailable { message: other.to_string() },
-            });
+            };
+            let outcome = Some(self.doubts.told(ticket, patient, outcome));
             actions.push(Action::Answer { ticket, outcome });
         } else {
             waiting.push_front(Work::Command { command, patient, ticket });
@@ -457,43 +475,5 @@ impl Lane {
             let known = !guessed && generation == self.generation;
             self.load(key, waiting, known.then(|| Box::new(before)), attempts, actions);
         }
-    }
-}
-
-fn answer_all(
-    waiting: VecDeque<Work>,
-    outcome: &Outcome,
-    message: &str,
-    actions: &mut Vec<Action>,
-) {
-    actions.extend(waiting.into_iter().map(|work| match work {
-        Work::Command { ticket, .. } | Work::OutcomeOf { ticket, .. } => {
-            Action::Answer { ticket, outcome: Some(outcome.clone()) }
-        }
-        Work::State { ticket } => Action::AnswerState {
-            ticket,
-            reply: StateReply::Unavailable { message: message.to_owned() },
-        },
-    }));
-}
-
-fn is_patient(work: &Work) -> bool {
-    matches!(work, Work::Command { patient: true, .. })
-}
-
-fn replay(slot: Slot, first: &flexcore_eventstore::snapshot::RememberedCommand) -> Outcome {
-    Outcome::Accepted {
-        version: first.version,
-        position: Some(Position { slot, sequence: first.sequence }),
-        replayed: true,
-    }
-}
-
-fn refused(refusal: Refusal) -> Outcome {
-    match refusal {
-        Refusal::Rejected { code, message } => Outcome::Rejected { code, message },
-        Refusal::UnknownCommand { known } => Outcome::UnknownCommand { known },
-        Refusal::InvalidPayload { violations } => Outcome::InvalidPayload { violations },
-        Refusal::Faulty(message) => Outcome::Faulty { message },
     }
 }

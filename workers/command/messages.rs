@@ -35,6 +35,16 @@ pub(super) enum Work {
     },
 }
 
+impl Work {
+    /// The answer's number.
+    pub(super) fn ticket(&self) -> Ticket {
+        let (Self::Command { ticket, .. }
+        | Self::State { ticket }
+        | Self::OutcomeOf { ticket, .. }) = self;
+        *ticket
+    }
+}
+
 /// What a lane is told.
 #[derive(Debug)]
 pub(super) enum Input {

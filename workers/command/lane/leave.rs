@@ -12,6 +12,7 @@ impl Lane {
     /// follows from it here. Whoever waits is answered by the shell.
     pub(in crate::command) fn leave(&mut self, slot: Slot) {
         self.cache.forget(slot);
+        self.doubts.leave(slot);
         for busy in self.busy.iter_mut().filter(|(key, _)| key.slot() == slot).map(|(_, busy)| busy)
         {
             busy.waiting.clear();
