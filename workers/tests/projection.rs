@@ -150,6 +150,11 @@ impl Rig {
                     data: to_raw_value(&json!({"group": group, "amount": amount})).unwrap(),
                 }],
             };
+            // Without a connection an append is refused at once.
+            let connected = async_nats::connection::State::Connected;
+            while self.store.client().connection_state() != connected {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
             let appended = self.store.append(&commit, expected).await.unwrap();
             expected = Expected { sequence: appended.sequence, hash: appended.hash };
         }
