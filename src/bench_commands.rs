@@ -75,7 +75,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     figure.measured = format!(
         "{count} asynchronous commands of {size} bytes, {PER_AGGREGATE} an aggregate, {WINDOW} in \
          flight, decided in JavaScript; from the first publish until all commits are in the log and \
-         the queue is acknowledged"
+         the queue is settled"
     );
     figure.raw = match how {
         Publish::Plain => format!("messages of {size} bytes published, {WINDOW} in flight"),

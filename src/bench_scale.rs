@@ -32,7 +32,7 @@ const REPLICAS: usize = 3;
 /// Worker processes, in turn.
 const WORKERS: [usize; 3] = [1, 2, 4];
 /// Commands of a measurement.
-const COMMANDS: u64 = 20_000;
+const COMMANDS: u64 = 40_000;
 /// How long slots may take to find their owners.
 const BALANCED_WITHIN: Duration = Duration::from_secs(60);
 /// Between two looks at the cluster.
@@ -60,7 +60,6 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
         Profile::Relaxed => Publish::Plain,
         Profile::PowerLoss => Publish::Expecting,
     };
-    process_commands(&rig.store, &mut first, count / 10).await?;
     raw.publish(how, size, WINDOW, run.measure() / 5).await?;
     let (mut rates, mut raw_per_s) = (vec![vec![]; WORKERS.len()], vec![]);
     let mut handed = Handed::default();
@@ -154,13 +153,15 @@ impl Workers {
         Ok(())
     }
 
-    /// Has them process commands, and adds what they used of the processors.
+    /// Has them process commands, and adds what they used of the processors. A tenth goes before
+    /// and does not count: new workers have to compile the deciders.
     async fn measure(
         &self,
         rig: &mut Rig,
         first: &mut u64,
         count: u64,
     ) -> anyhow::Result<Processed> {
+        process_commands(&rig.store, first, count / 10).await?;
         let used = || self.running.iter().filter_map(Child::id).map(process_s).sum::<f64>();
         let (store, before) = (rig.store.clone(), used());
         let processed = rig.meter.during(process_commands(&store, first, count)).await?;

@@ -11,7 +11,7 @@ use async_nats::{HeaderMap, Message, Subscriber, connection::State};
 use bytes::Bytes;
 use futures::StreamExt;
 use serde::Deserialize;
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{Error, REQUEST_TIMEOUT, unavailable};
@@ -56,6 +56,21 @@ impl Acknowledged {
     /// The connection below, for messages without an acknowledgement of their own.
     pub(crate) fn client(&self) -> &async_nats::Client {
         &self.client
+    }
+
+    /// Publishes a message. Returns its stream sequence when it is stored; fails like
+    /// [`Self::publish`].
+    pub(crate) async fn store(
+        &self,
+        subject: String,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<u64, Error> {
+        let (answer, answered) = oneshot::channel();
+        // A caller that has gone away does not need the answer.
+        let told = Box::new(move |result| drop(answer.send(result)));
+        self.publish(Outgoing { subject, headers, body, told }).await;
+        answered.await.map_err(|_| unavailable("shutting down"))?
     }
 
     /// Hands a message over, in order with those before it. Who waits is told [`Error::Conflict`]

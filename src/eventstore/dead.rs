@@ -5,7 +5,7 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use flexcore_domain::{AggregateKey, CommandId, Outcome, command::header};
 
-use crate::{Error, EventStore, topology, unavailable};
+use crate::{Error, EventStore, load, topology, unavailable};
 
 impl EventStore {
     /// Puts a message aside. `kind` is `command` or `projection.<read model>`; `reason` becomes one
@@ -38,15 +38,20 @@ impl EventStore {
         Ok(())
     }
 
-    /// Keeps what came of an asynchronous command that left nothing in the log.
+    /// Keeps what came of an asynchronous command that left nothing in the log. `sequence` is its own
+    /// in the queue.
     pub async fn save_outcome(
         &self,
         key: &AggregateKey,
         id: &CommandId,
+        sequence: u64,
         outcome: &Outcome,
     ) -> Result<(), Error> {
         let body = serde_json::to_vec(outcome).map_err(unavailable)?;
-        let sent = self.jetstream.publish(outcome_subject(key, id), Bytes::from(body)).await;
+        let mut headers = HeaderMap::new();
+        headers.insert(QUEUE_SEQUENCE, sequence.to_string());
+        let subject = outcome_subject(key, id);
+        let sent = self.jetstream.publish_with_headers(subject, headers, body.into()).await;
         sent.map_err(unavailable)?.await.map_err(unavailable)?;
         Ok(())
     }
@@ -57,16 +62,44 @@ impl EventStore {
         key: &AggregateKey,
         id: &CommandId,
     ) -> Result<Option<Outcome>, Error> {
+        Ok(self.kept(key, id).await?.map(|(_, outcome)| outcome))
+    }
+
+    /// Whether the command that the queue has at this sequence has an outcome there. One of an
+    /// earlier command of the same id does not count: that one was put aside and requeued, or sent
+    /// again.
+    pub async fn has_outcome(
+        &self,
+        key: &AggregateKey,
+        id: &CommandId,
+        sequence: u64,
+    ) -> Result<bool, Error> {
+        Ok(self.kept(key, id).await?.is_some_and(|(of, _)| of >= sequence))
+    }
+
+    /// The last outcome under this id, with its command's sequence in the queue.
+    async fn kept(
+        &self,
+        key: &AggregateKey,
+        id: &CommandId,
+    ) -> Result<Option<(u64, Outcome)>, Error> {
         let to = format!("$JS.API.DIRECT.GET.{}.{}", topology::OUTCOMES, outcome_subject(key, id));
         let mut replies = self.inbox.request(to, None, Bytes::new()).await?;
         let message = replies.next().await?;
         match message.status.map(|status| status.as_u16()) {
-            None => Ok(serde_json::from_slice(&message.payload).ok()),
+            None => {
+                let sequence = load::number(&message, QUEUE_SEQUENCE).unwrap_or(0);
+                let outcome = serde_json::from_slice(&message.payload).ok();
+                Ok(outcome.map(|outcome| (sequence, outcome)))
+            }
             Some(404) => Ok(None),
             Some(status) => Err(unavailable(format!("direct get answered {status}"))),
         }
     }
 }
+
+/// Header of an outcome: its command's sequence in the queue.
+const QUEUE_SEQUENCE: &str = "Flexcore-Queue-Sequence";
 
 fn outcome_subject(key: &AggregateKey, id: &CommandId) -> String {
     format!("outcome.{}.{id}", key.subject_part())

@@ -7,6 +7,7 @@
 mod acknowledged;
 pub mod catalog;
 pub mod dead;
+mod ephemeral;
 mod inbox;
 mod load;
 mod publish;

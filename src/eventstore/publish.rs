@@ -259,8 +259,5 @@ async fn publish_atomically(
         let sent = acknowledged.client().publish_with_headers(subject, headers, body).await;
         sent.map_err(unavailable)?;
     }
-    let (answer, answered) = oneshot::channel();
-    let told = Box::new(move |result| drop(answer.send(result)));
-    acknowledged.publish(Outgoing { subject, headers, body, told }).await;
-    answered.await.map_err(|_| unavailable("shutting down"))?
+    acknowledged.store(subject, headers, body).await
 }

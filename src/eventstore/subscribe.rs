@@ -8,12 +8,16 @@ use std::{
 
 use async_nats::jetstream::{
     self,
-    consumer::{AckPolicy, DeliverPolicy, pull},
+    consumer::{DeliverPolicy, pull},
 };
 use flexcore_domain::{AggregateKey, Hash, Tenant};
 use futures::{FutureExt, StreamExt};
 
-use crate::{Error, EventStore, Recorded, load, topology, unavailable};
+use crate::{
+    Error, EventStore, Recorded,
+    ephemeral::{self, Ephemeral, PULL_BYTES_MAX},
+    load, topology,
+};
 
 /// Which commits.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,13 +42,6 @@ impl Filter {
 
 /// Messages of one pull request: enough to keep reading while a batch is folded.
 const PULL_MESSAGES_MAX: usize = 2_000;
-/// Bytes of one pull request, and after which a batch ends, so that large commits do not pile up in
-/// memory.
-const PULL_BYTES_MAX: usize = 16 << 20;
-/// How often the server says that it is there; two missed mean a new consumer.
-const HEARTBEAT: Duration = Duration::from_secs(2);
-/// How long the server keeps a reader's consumer that has gone away.
-const INACTIVE_MAX: Duration = Duration::from_secs(30);
 /// Aggregates whose last link is remembered, about 64 bytes each. Beyond it the table is emptied,
 /// and links are checked again from each aggregate's next commit on.
 const LINKS_MAX: usize = 1_000_000;
@@ -59,7 +56,7 @@ pub struct Subscription {
     next_sequence: u64,
     messages: Option<pull::Stream>,
     /// The consumer that the messages come from: given back as soon as it is not needed.
-    consumer: Option<String>,
+    consumer: Option<Ephemeral>,
     pending_at_start: u64,
     retry_after: Duration,
     links: Links,
@@ -199,60 +196,18 @@ impl Subscription {
     }
 
     async fn consume(&mut self) -> Result<(pull::Stream, u64), Error> {
-        self.give_back();
-        let inbox = self.store.client.new_inbox();
-        let name = format!("reader_{}", inbox.rsplit('.').next().unwrap_or(&inbox));
-        self.consumer = Some(name.clone());
+        self.consumer = None;
         let config = pull::Config {
-            name: Some(name),
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.next_sequence },
-            ack_policy: AckPolicy::None,
             filter_subject: self.filter.subject(),
-            inactive_threshold: INACTIVE_MAX,
-            memory_storage: true,
-            num_replicas: 1,
             ..pull::Config::default()
         };
-        let consumer = self
-            .store
-            .jetstream
-            .create_consumer_on_stream(config, topology::EVENTS)
-            .await
-            .map_err(unavailable)?;
+        let jetstream = &self.store.jetstream;
+        let (reader, consumer) = Ephemeral::create(jetstream, topology::EVENTS, config).await?;
         let pending = consumer.cached_info().num_pending;
-        let messages = consumer
-            .stream()
-            .max_messages_per_batch(PULL_MESSAGES_MAX)
-            .max_bytes_per_batch(PULL_BYTES_MAX)
-            .heartbeat(HEARTBEAT)
-            .expires(Duration::from_secs(30))
-            .messages()
-            .await
-            .map_err(unavailable)?;
+        let messages = ephemeral::messages(&consumer, PULL_MESSAGES_MAX).await?;
+        self.consumer = Some(reader);
         Ok((messages, pending))
-    }
-}
-
-impl Subscription {
-    /// Deletes the consumer, if there is one. When that fails the server does it, after
-    /// [`INACTIVE_MAX`].
-    fn give_back(&mut self) {
-        let Some(name) = self.consumer.take() else { return };
-        let jetstream = self.store.jetstream.clone();
-        // A reader may be dropped when the process, and with it the runtime, ends.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        runtime.spawn(async move {
-            if let Err(error) = jetstream.delete_consumer_from_stream(name, topology::EVENTS).await
-            {
-                tracing::debug!(%error, "a reader's consumer is left to the server");
-            }
-        });
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.give_back();
     }
 }
 

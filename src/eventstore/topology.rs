@@ -25,6 +25,8 @@ pub const COMMANDS: &str = "FLEX_COMMANDS";
 pub const DEAD: &str = "FLEX_DEAD";
 /// Rejections of asynchronous commands, for those who ask later.
 pub const OUTCOMES: &str = "FLEX_OUTCOMES";
+/// How far the commands of each slot are done, laid out as a KV bucket named `flex_queue`.
+pub const QUEUE: &str = "KV_flex_queue";
 /// Snapshots of aggregates, laid out as a KV bucket named `flex_snapshots`.
 pub const SNAPSHOTS: &str = "KV_flex_snapshots";
 
@@ -41,7 +43,7 @@ const OUTCOMES_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// id with another aggregate's.
 const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
 
-fn streams(settings: &Settings) -> [Config; 5] {
+fn streams(settings: &Settings) -> [Config; 6] {
     let base = Config {
         num_replicas: settings.replicas,
         storage: StorageType::File,
@@ -89,6 +91,14 @@ fn streams(settings: &Settings) -> [Config; 5] {
             max_bytes: OUTCOMES_BYTES_MAX,
             max_age: OUTCOMES_AGE_MAX,
             max_messages_per_subject: 1,
+            allow_direct: true,
+            ..base.clone()
+        },
+        Config {
+            name: QUEUE.to_owned(),
+            subjects: vec!["$KV.flex_queue.*".to_owned()],
+            max_messages_per_subject: 1,
+            allow_rollup: true,
             allow_direct: true,
             ..base.clone()
         },

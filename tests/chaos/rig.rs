@@ -341,12 +341,8 @@ impl Rig {
     async fn waiting(&self, client: &async_nats::Client) -> Result<Option<String>, String> {
         let jetstream = async_nats::jetstream::new(client.clone());
         let queue = jetstream.get_stream("FLEX_COMMANDS").await.map_err(|e| e.to_string())?;
-        let mut consumers = queue.consumers();
-        let mut left = 0;
-        while let Some(info) = futures::StreamExt::next(&mut consumers).await {
-            let info = info.map_err(|error| error.to_string())?;
-            left += info.num_pending + info.num_ack_pending as u64;
-        }
+        // What is settled is purged every few seconds.
+        let left = queue.cached_info().state.messages;
         if left > 0 {
             return Ok(Some(format!("{left} queued commands wait")));
         }

@@ -1,33 +1,39 @@
 //! Asynchronous commands from FLEX_COMMANDS, one reader a slot.
 
-use std::{collections::VecDeque, fmt::Display, time::Duration};
+mod under_way;
 
-use async_nats::jetstream::{self, AckKind, consumer::pull};
+use std::{fmt::Display, pin::pin, time::Duration};
+
+use async_nats::jetstream;
 use flexcore_domain::{AggregateKey, CommandId, Outcome, Slot, command::header};
-use flexcore_eventstore::{Error, EventStore};
-use futures::{StreamExt, stream::FuturesUnordered};
-use tokio::{sync::mpsc, time::Instant};
+use flexcore_eventstore::{
+    Error, EventStore,
+    queue::{Claim, Messages},
+};
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, MissedTickBehavior},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     Lanes,
     requests::{count, read_command},
 };
+use under_way::{IN_DOUBT_MAX, Lost, UnderWay};
 
-/// Commands of one slot that are worked on at once; those of one aggregate still go one by one.
-const SLOT_CONCURRENCY: usize = 256;
-/// Commands settled between two acknowledgements, which cover all before them.
-const ACK_EVERY: usize = 100;
-/// How long the last commands of a slot stay unacknowledged while others may follow: with several
-/// replicas an acknowledgement is agreed on and synced like a message.
-const ACK_DELAY: Duration = Duration::from_millis(100);
-/// Deliveries of one command before it is taken to be what kills its workers.
-const DELIVERIES_MAX: i64 = 10;
+/// Commands that a reader is sent ahead of their turn.
+const BATCH: usize = 256;
+/// Earlier outcomes that are looked up at once after a hand-over.
+const LOOKED_UP_AT_ONCE: usize = 64;
+/// Owners that have begun a command before it is taken to be what kills them.
+const BEGUN_MAX: u32 = 10;
 /// Pause before a reader or a write to the broker is tried again.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(2);
-/// How often the server says that it is there.
-const HEARTBEAT: Duration = Duration::from_secs(5);
+/// How often an idle reader looks whether messages were lost on their way.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Reads a slot's commands as its owner.
 pub(super) struct Reader {
@@ -37,6 +43,14 @@ pub(super) struct Reader {
     pub(super) epoch: u64,
 }
 
+/// A command in its turn.
+struct Next {
+    message: jetstream::Message,
+    sequence: u64,
+    /// An earlier owner has told what came of it.
+    is_done: bool,
+}
+
 impl Reader {
     /// Reads until the token is cancelled; what is under way then is settled. A broker that is away
     /// is waited for.
@@ -44,9 +58,9 @@ impl Reader {
         let mut pause = RETRY_FIRST;
         while !stop.is_cancelled() {
             match self.open().await {
-                Ok((messages, delivered)) => {
+                Ok((claim, messages)) => {
                     pause = RETRY_FIRST;
-                    self.read(messages, delivered, &stop).await;
+                    self.read(claim, messages, &stop).await;
                 }
                 Err(error) => {
                     tracing::debug!(%error, slot = %self.slot, "the queue cannot be read yet");
@@ -60,78 +74,95 @@ impl Reader {
         }
     }
 
-    /// Messages, and how many were handed out before.
-    async fn open(&self) -> Result<(pull::Stream, u64), Error> {
-        let consumer = self.store.queue(self.slot, self.epoch).await?;
-        let delivered = consumer.cached_info().delivered.consumer_sequence;
-        let messages = consumer
-            .stream()
-            .max_messages_per_batch(SLOT_CONCURRENCY)
-            .heartbeat(HEARTBEAT)
-            .expires(Duration::from_secs(30))
-            .messages()
-            .await
-            .map_err(|error| Error::Unavailable(error.to_string()))?;
-        Ok((messages, delivered))
+    async fn open(&self) -> Result<(Claim, Messages), Error> {
+        let claim = self.store.claim_queue(self.slot, self.epoch).await?;
+        let messages = claim.messages(BATCH).await?;
+        Ok((claim, messages))
     }
 
     /// Works until the stream breaks or the worker stops; what is under way is settled either way.
-    async fn read(&self, mut messages: pull::Stream, mut delivered: u64, stop: &CancellationToken) {
+    async fn read(&self, claim: Claim, messages: Messages, stop: &CancellationToken) {
         let (to, mut outcomes) = mpsc::unbounded_channel();
-        let mut under_way = UnderWay::default();
-        let mut keeping = FuturesUnordered::new();
-        let mut open = true;
-        let mut ack_at = None;
-        while open || !under_way.is_empty() {
-            let settled = tokio::select! {
-                () = stop.cancelled(), if open => {
-                    open = false;
-                    continue;
-                }
-                next = messages.next(), if open && under_way.len() < SLOT_CONCURRENCY => {
-                    delivered += 1;
-                    match self.next(next, delivered) {
-                        Some(message) => self.take_up(message, &mut under_way, &to),
+        let (first, last_before) = (claim.first(), claim.last_before());
+        let mut under_way = UnderWay::after(first);
+        let mut recorder = Recorder { claim: Some(claim), writing: FuturesUnordered::new() };
+        let Messages { stream, reader } = messages;
+        let in_turn = stream.enumerate();
+        let in_turn = in_turn.map(|(place, next)| self.look_up(place, next, last_before));
+        let mut in_turn = pin!(in_turn.buffered(LOOKED_UP_AT_ONCE));
+        let (mut keeping, mut looking) = (FuturesUnordered::new(), FuturesUnordered::new());
+        let mut look = tokio::time::interval(LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut lost, mut open) = (Lost::default(), true);
+        loop {
+            recorder.record(&mut under_way, !open);
+            if !open && under_way.is_empty() && recorder.writing.is_empty() {
+                return;
+            }
+            tokio::select! {
+                () = stop.cancelled(), if open => open = false,
+                next = in_turn.next(), if open && under_way.has_room() => {
+                    match self.in_order(next, under_way.taken()) {
+                        Some(next) => self.take_up(next, first, &mut under_way, &to),
                         None => open = false,
                     }
-                    continue;
                 }
                 Some((number, outcome)) = outcomes.recv() => {
                     count(&outcome);
-                    if !matches!(outcome, Outcome::Accepted { .. }) {
+                    if matches!(outcome, Outcome::Accepted { .. }) {
+                        under_way.settle(number, Instant::now());
+                    } else {
                         let message = under_way.message(number).clone();
                         keeping.push(self.keep_at_last(number, message, outcome));
-                        continue;
                     }
-                    number
                 }
-                Some(number) = keeping.next() => number,
-                () = at(ack_at) => {
-                    ack_at = None;
-                    acknowledge(under_way.settled.take()).await;
-                    continue;
+                Some(number) = keeping.next() => under_way.settle(number, Instant::now()),
+                Some(written) = recorder.writing.next() => match written {
+                    Ok(claim) => {
+                        under_way.recorded();
+                        recorder.claim = Some(claim);
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, slot = %self.slot, "settled, and not recorded");
+                        open = false;
+                    }
+                },
+                () = at(under_way.record_at()), if recorder.claim.is_some() => {}
+                _ = look.tick(), if open && under_way.is_empty() && looking.is_empty() => {
+                    looking.push(reader.handed_out());
                 }
-            };
-            if under_way.settle(settled) {
-                ack_at = None;
-                acknowledge(under_way.settled.take()).await;
-            } else if under_way.settled.is_some() {
-                ack_at = ack_at.or_else(|| Some(Instant::now() + ACK_DELAY));
+                Some(there) = looking.next() => {
+                    open &= there.is_ok_and(|there| !lost.some(under_way.taken(), there));
+                }
             }
         }
-        acknowledge(under_way.settled.take()).await;
     }
 
-    /// The next message; `None` when the reader has to begin anew.
-    fn next<E: Display>(
+    /// Finds out whether an earlier owner has refused a command that it may have worked on. That must
+    /// not be decided a second time: the aggregate may have moved on. (Of what it has recorded in the
+    /// log the aggregate knows.)
+    async fn look_up<E: Display>(
         &self,
-        next: Option<Result<jetstream::Message, E>>,
-        delivered: u64,
-    ) -> Option<jetstream::Message> {
+        place: usize,
+        next: Result<jetstream::Message, E>,
+        last_before: u64,
+    ) -> Result<Next, String> {
+        let message = next.map_err(|error| error.to_string())?;
+        let sequence = message.info().map_err(|error| error.to_string())?.stream_sequence;
+        let in_doubt = place < IN_DOUBT_MAX && sequence <= last_before;
+        let Some((key, id)) = in_doubt.then(|| identify(&message)).flatten() else {
+            return Ok(Next { message, sequence, is_done: false });
+        };
+        let is_done = self.store.has_outcome(&key, &id, sequence).await;
+        Ok(Next { message, sequence, is_done: is_done.map_err(|error| error.to_string())? })
+    }
+
+    /// The next command; `None` when the reader has to begin anew.
+    fn in_order(&self, next: Option<Result<Next, String>>, taken: u64) -> Option<Next> {
         match next? {
-            Ok(message) if follows(&message, delivered) => Some(message),
+            Ok(next) if follows(&next.message, taken) => Some(next),
             Ok(_) => {
-                tracing::warn!(slot = %self.slot, "commands went elsewhere");
+                tracing::debug!(slot = %self.slot, "commands were lost on their way");
                 None
             }
             Err(error) => {
@@ -144,20 +175,25 @@ impl Reader {
     /// Gives a command to its lane; what comes of it arrives with its number.
     fn take_up(
         &self,
-        message: jetstream::Message,
-        under_way: &mut UnderWay,
+        next: Next,
+        first: Option<(u64, u32)>,
+        under_way: &mut UnderWay<jetstream::Message>,
         to: &mpsc::UnboundedSender<(u64, Outcome)>,
     ) {
+        let Next { message, sequence, is_done } = next;
         let rest = message.subject.strip_prefix("cmdq.").unwrap_or_default();
-        let deliveries = message.info().map_or(0, |info| info.delivered);
+        let begun = first.filter(|(first, _)| *first == sequence).map_or(0, |(_, begun)| begun);
         let read = read_command(rest, message.headers.as_ref(), &message.payload);
-        let number = under_way.add(message);
+        let number = under_way.take_up(message, sequence);
+        if is_done {
+            return under_way.settle(number, Instant::now());
+        }
         let outcome = match read {
-            Ok(command) if deliveries <= DELIVERIES_MAX => {
+            Ok(command) if begun <= BEGUN_MAX => {
                 return self.lanes.queued(command, number, to.clone());
             }
             Ok(_) => Outcome::Faulty {
-                message: format!("delivered {deliveries} times without an outcome"),
+                message: format!("{} workers began it, and none has come to an end", begun - 1),
             },
             Err(outcome) => outcome,
         };
@@ -194,7 +230,7 @@ impl Reader {
             Outcome::Accepted { .. } => return Ok(()),
             Outcome::Rejected { .. } | Outcome::Conflict { .. } => {
                 let Some((key, id)) = known else { return Ok(()) };
-                return self.store.save_outcome(key, id, outcome).await;
+                return self.store.save_outcome(key, id, sequence(message), outcome).await;
             }
             other => reason(other),
         };
@@ -210,19 +246,31 @@ impl Reader {
             )
             .await?;
         match known {
-            Some((key, id)) => self.store.save_outcome(key, id, &Outcome::Dead { reason }).await,
+            Some((key, id)) => {
+                let dead = Outcome::Dead { reason };
+                self.store.save_outcome(key, id, sequence(message), &dead).await
+            }
             None => Ok(()),
         }
     }
 }
 
-/// Acknowledges a message, and all before it.
-async fn acknowledge(message: Option<jetstream::Message>) {
-    // A lost acknowledgement means that the commands come again and are recognised.
-    if let Some(message) = message
-        && let Err(error) = message.ack_with(AckKind::Ack).await
-    {
-        tracing::debug!(%error, "an acknowledgement was lost");
+/// Writes down how far a slot is settled, one write at a time.
+struct Recorder {
+    /// `None` while it is written to, and when that has failed.
+    claim: Option<Claim>,
+    writing: FuturesUnordered<BoxFuture<'static, Result<Claim, Error>>>,
+}
+
+impl Recorder {
+    /// Begins to write what is due; all there is when the reader is about to end.
+    fn record(&mut self, under_way: &mut UnderWay<jetstream::Message>, ending: bool) {
+        if self.claim.is_some()
+            && let Some(sequence) = under_way.to_record(Instant::now(), ending)
+            && let Some(claim) = self.claim.take()
+        {
+            self.writing.push(Box::pin(claim.settle(sequence)));
+        }
     }
 }
 
@@ -233,63 +281,15 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-/// Whether nothing was handed out between this message and the one before. What was (to a reader
-/// that is gone, or over a connection that broke) must not be acknowledged with the next.
-fn follows(message: &jetstream::Message, delivered: u64) -> bool {
-    message.info().is_ok_and(|info| info.consumer_sequence == delivered)
+/// Whether nothing was handed out between the messages that were taken up and this one: what was
+/// lost must not be passed over.
+fn follows(message: &jetstream::Message, taken: u64) -> bool {
+    message.info().is_ok_and(|info| info.consumer_sequence == taken + 1)
 }
 
-/// Commands under way, in order. Acknowledgements cover all messages before them, so only every
-/// hundredth is sent, and the last after a moment.
-#[derive(Default)]
-struct UnderWay {
-    /// Number of the first message.
-    first: u64,
-    /// Each with whether its outcome is durable.
-    messages: VecDeque<(jetstream::Message, bool)>,
-    /// Settled since the last acknowledgement.
-    since: usize,
-    /// The last one that is settled like all before it, and not acknowledged.
-    settled: Option<jetstream::Message>,
-}
-
-impl UnderWay {
-    fn is_empty(&self) -> bool {
-        self.messages.is_empty()
-    }
-
-    fn len(&self) -> usize {
-        self.messages.len()
-    }
-
-    fn add(&mut self, message: jetstream::Message) -> u64 {
-        self.messages.push_back((message, false));
-        self.first + self.messages.len() as u64 - 1
-    }
-
-    fn place(&self, number: u64) -> usize {
-        usize::try_from(number - self.first).expect("BUG: few are under way")
-    }
-
-    fn message(&self, number: u64) -> &jetstream::Message {
-        &self.messages[self.place(number)].0
-    }
-
-    /// The outcome of this message is durable. Returns whether it is time to acknowledge.
-    fn settle(&mut self, number: u64) -> bool {
-        let place = self.place(number);
-        self.messages[place].1 = true;
-        while matches!(self.messages.front(), Some((_, true))) {
-            self.settled = self.messages.pop_front().map(|(message, _)| message);
-            self.first += 1;
-            self.since += 1;
-        }
-        let enough = self.since >= ACK_EVERY;
-        if enough {
-            self.since = 0;
-        }
-        enough
-    }
+/// A message's place in the queue.
+fn sequence(message: &jetstream::Message) -> u64 {
+    message.info().map_or(0, |info| info.stream_sequence)
 }
 
 /// Whose outcome it is; `None` for a command that does not say so.

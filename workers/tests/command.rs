@@ -5,14 +5,16 @@ use std::{path::Path, sync::Arc, time::Duration};
 use async_nats::HeaderMap;
 use flexcore_cluster::{Kind, Member, Owners};
 use flexcore_domain::{
-    AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandName, Context, Decider,
-    Decision, Event, Refusal, State, Tenant, command::header,
+    AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandId, CommandName, Context,
+    Decider, Decision, Event, EventName, NewEvent, Outcome, Refusal, State, Tenant,
+    command::header,
 };
-use flexcore_eventstore::{EventStore, Profile};
+use flexcore_eventstore::{EventStore, Profile, topology};
 use flexcore_servers::{Options, Servers, Sync, Want};
 use flexcore_workers::command;
 use serde_json::value::RawValue;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 /// Long enough for a busy machine.
@@ -37,38 +39,148 @@ impl Decider for Panics {
     }
 }
 
+/// A decider that accepts everything.
+struct Accepts;
+
+impl Decider for Accepts {
+    fn decide(
+        &mut self,
+        state: &State,
+        _: &CommandName,
+        _: &RawValue,
+        _: &Context,
+    ) -> Result<Decision, Refusal> {
+        let event = NewEvent {
+            event: EventName::parse("added").unwrap(),
+            schema_version: 1,
+            data: RawValue::from_string("{}".to_owned()).unwrap(),
+        };
+        Ok(Decision { events: vec![event], state: state.clone() })
+    }
+
+    fn evolve(&mut self, state: &State, _: &[Event]) -> Result<State, Refusal> {
+        Ok(state.clone())
+    }
+}
+
+struct Rig {
+    servers: Servers,
+    store: EventStore,
+    key: AggregateKey,
+}
+
+impl Rig {
+    async fn start() -> Self {
+        let cache = std::env::var("FLEXCORE_CACHE").unwrap_or_else(|_| {
+            let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers-cache");
+            cache.to_string_lossy().into_owned()
+        });
+        let options = Options { sync: Sync::Lazy, want: Want::Nats, ..Options::new(cache) };
+        let servers = Servers::start(&options).await.unwrap();
+        let client = async_nats::connect(servers.nats_url()).await.unwrap();
+        let settings = flexcore_eventstore::Settings {
+            profile: Profile::Relaxed,
+            replicas: 1,
+            monitor_urls: vec![servers.nats_monitor_url()],
+        };
+        let store = EventStore::open(client, settings).await.unwrap();
+        let key = AggregateKey::new(
+            Tenant::parse("acme").unwrap(),
+            AggregateName::parse("counter").unwrap(),
+            AggregateId::parse("c1").unwrap(),
+        );
+        Self { servers, store, key }
+    }
+
+    /// A worker with this decider, which owns every slot.
+    async fn work(
+        &self,
+        native: command::NativeDeciders,
+    ) -> JoinHandle<Result<(), flexcore_eventstore::Error>> {
+        let settings = command::Settings { native, ..command::Settings::default() };
+        let (_deployed, catalog) = watch::channel(Arc::new(Catalog::default()));
+        let membership = flexcore_cluster::Settings::new("test", "worker", [Kind::Command]);
+        let member = Member::join(self.store.client(), membership).await.unwrap();
+        let stop = CancellationToken::new();
+        tokio::spawn(command::run(self.store.clone(), catalog, member, settings, stop))
+    }
+
+    async fn put(&self, id: &str) {
+        let name = CommandName::parse("add").unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACTOR, "test");
+        let id = CommandId::parse(id).unwrap();
+        let publisher = self.store.command_publisher();
+        publisher.publish(&self.key, &name, &id, headers, "{}".to_owned()).await.unwrap();
+    }
+
+    async fn settled(&self) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while self.store.queue_depth().await.unwrap() > 0 {
+            assert!(tokio::time::Instant::now() < deadline, "commands are left");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Ids of the commands in the log.
+    async fn recorded(&self) -> Vec<String> {
+        let commits = self.store.load(&self.key, 0).await.unwrap();
+        commits.iter().map(|recorded| recorded.commit.command_id.to_string()).collect()
+    }
+
+    async fn outcome(&self, id: &str) -> Option<Outcome> {
+        self.store.outcome(&self.key, &CommandId::parse(id).unwrap()).await.unwrap()
+    }
+}
+
+/// The one before had told the client, and died before it could record that the command is settled.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_earlier_owner_has_refused_stays_refused() {
+    let rig = Rig::start().await;
+    rig.put("refused").await;
+    rig.put("new").await;
+    rig.put("again").await;
+    let told = Outcome::Rejected { code: "closed".to_owned(), message: "not today".to_owned() };
+    let id = |id| CommandId::parse(id).unwrap();
+    rig.store.save_outcome(&rig.key, &id("refused"), 1, &told).await.unwrap();
+    // This one is what came of an earlier command of the same id.
+    rig.store.save_outcome(&rig.key, &id("again"), 2, &told).await.unwrap();
+    let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts)))).await;
+    rig.settled().await;
+    assert_eq!(rig.recorded().await, ["new", "again"]);
+    assert!(matches!(rig.outcome("refused").await, Some(Outcome::Rejected { .. })));
+    worker.abort();
+    rig.servers.stop().await;
+}
+
+/// Without an end it would kill one worker after the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_kills_its_workers_is_put_aside() {
+    let rig = Rig::start().await;
+    rig.put("deadly").await;
+    rig.put("harmless").await;
+    for epoch in 1..=10 {
+        rig.store.claim_queue(rig.key.slot(), epoch).await.unwrap();
+    }
+    let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts)))).await;
+    rig.settled().await;
+    assert_eq!(rig.recorded().await, ["harmless"]);
+    let Some(Outcome::Dead { reason }) = rig.outcome("deadly").await else { panic!("not dead") };
+    assert!(reason.starts_with("10 workers began it"), "{reason}");
+    let dead = rig.store.jetstream().get_stream(topology::DEAD).await.unwrap();
+    assert_eq!(dead.cached_info().state.messages, 1);
+    worker.abort();
+    rig.servers.stop().await;
+}
+
 /// A lane that had panicked once left its slots without an answer until somebody noticed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lane_that_panics_ends_the_worker() {
-    let cache = std::env::var("FLEXCORE_CACHE").unwrap_or_else(|_| {
-        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers-cache");
-        cache.to_string_lossy().into_owned()
-    });
-    let options = Options { sync: Sync::Lazy, want: Want::Nats, ..Options::new(cache) };
-    let servers = Servers::start(&options).await.unwrap();
-    let client = async_nats::connect(servers.nats_url()).await.unwrap();
-    let settings = flexcore_eventstore::Settings {
-        profile: Profile::Relaxed,
-        replicas: 1,
-        monitor_urls: vec![servers.nats_monitor_url()],
-    };
-    let store = EventStore::open(client.clone(), settings).await.unwrap();
-    let settings = command::Settings {
-        native: Arc::new(|_| Some(Box::new(Panics))),
-        ..command::Settings::default()
-    };
-    let (_deployed, catalog) = watch::channel(Arc::new(Catalog::default()));
-    let stop = CancellationToken::new();
-    let membership = flexcore_cluster::Settings::new("test", "worker", [Kind::Command]);
-    let member = Member::join(&client, membership).await.unwrap();
-    let worker = tokio::spawn(command::run(store, catalog, member, settings, stop));
-    let key = AggregateKey::new(
-        Tenant::parse("acme").unwrap(),
-        AggregateName::parse("counter").unwrap(),
-        AggregateId::parse("c1").unwrap(),
-    );
+    let rig = Rig::start().await;
+    let worker = rig.work(Arc::new(|_| Some(Box::new(Panics)))).await;
+    let key = rig.key.clone();
     let name = CommandName::parse("add").unwrap();
-    let owners = Owners::attach(&client).await.unwrap();
+    let owners = Owners::attach(rig.store.client()).await.unwrap();
     // Until the worker has subscribed, nobody gets the request.
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !worker.is_finished() {
@@ -84,5 +196,5 @@ async fn a_lane_that_panics_ends_the_worker() {
     }
     let error = worker.await.unwrap().unwrap_err();
     assert!(error.to_string().contains("lane"), "{error}");
-    servers.stop().await;
+    rig.servers.stop().await;
 }

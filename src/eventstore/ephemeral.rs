@@ -1,0 +1,77 @@
+//! Readers of a stream that the broker keeps in memory: a consumer on one server, without
+//! acknowledgements. Who reads knows where it stopped, and makes it anew there.
+
+use std::time::Duration;
+
+use async_nats::jetstream::{
+    self,
+    consumer::{AckPolicy, Consumer, pull},
+};
+
+use crate::{Error, unavailable};
+
+/// How often the server says that it is there; two missed mean a new consumer.
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// How long the server keeps a reader's consumer that has gone away.
+const INACTIVE_MAX: Duration = Duration::from_secs(30);
+/// Bytes of one pull request, so that large messages do not pile up in memory.
+pub(crate) const PULL_BYTES_MAX: usize = 16 << 20;
+/// How long one pull request stands.
+const EXPIRES: Duration = Duration::from_secs(30);
+
+/// A consumer that is given back when this is dropped.
+pub(crate) struct Ephemeral {
+    jetstream: jetstream::Context,
+    stream: &'static str,
+    name: String,
+}
+
+impl Ephemeral {
+    /// Makes one of this filter and start. What is unique follows the configuration's name.
+    pub(crate) async fn create(
+        jetstream: &jetstream::Context,
+        stream: &'static str,
+        config: pull::Config,
+    ) -> Result<(Self, Consumer<pull::Config>), Error> {
+        let inbox = jetstream.client().new_inbox();
+        let unique = inbox.rsplit('.').next().unwrap_or(&inbox);
+        let name = format!("{}_{unique}", config.name.as_deref().unwrap_or("reader"));
+        // Before it is made: when the answer is lost it may be there all the same.
+        let reader = Self { jetstream: jetstream.clone(), stream, name: name.clone() };
+        let config = pull::Config {
+            name: Some(name),
+            ack_policy: AckPolicy::None,
+            inactive_threshold: INACTIVE_MAX,
+            memory_storage: true,
+            num_replicas: 1,
+            ..config
+        };
+        let consumer = jetstream.create_consumer_on_stream(config, stream).await;
+        Ok((reader, consumer.map_err(unavailable)?))
+    }
+}
+
+/// A consumer's messages, pulled so many at a time.
+pub(crate) async fn messages(
+    consumer: &Consumer<pull::Config>,
+    messages_max: usize,
+) -> Result<pull::Stream, Error> {
+    let pulls = consumer.stream().max_messages_per_batch(messages_max);
+    let pulls = pulls.max_bytes_per_batch(PULL_BYTES_MAX).heartbeat(HEARTBEAT).expires(EXPIRES);
+    pulls.messages().await.map_err(unavailable)
+}
+
+impl Drop for Ephemeral {
+    /// When it cannot be given back the server deletes it, after [`INACTIVE_MAX`].
+    fn drop(&mut self) {
+        let (jetstream, stream) = (self.jetstream.clone(), self.stream);
+        let name = std::mem::take(&mut self.name);
+        // A reader may be dropped when the process, and with it the runtime, ends.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move {
+            if let Err(error) = jetstream.delete_consumer_from_stream(name, stream).await {
+                tracing::debug!(%error, "a reader's consumer is left to the server");
+            }
+        });
+    }
+}

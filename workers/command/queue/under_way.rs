@@ -1,0 +1,233 @@
+//! A slot's commands under way, in order, and how far they are settled.
+
+use std::{collections::VecDeque, time::Duration};
+
+use tokio::time::Instant;
+
+/// Commands of one slot that are worked on at once; those of one aggregate still go one by one.
+const AT_ONCE: usize = 256;
+/// Commands that may be settled without being recorded so, or under way: those that a next owner
+/// finds in doubt. Fewer than an aggregate remembers.
+pub(super) const IN_DOUBT_MAX: usize = 1_000;
+/// Owners that have begun a command before those behind it wait until it is recorded as settled:
+/// then the one that kills its workers stands first.
+const SUSPECT: u32 = 3;
+/// Commands settled between two records.
+const RECORD_EVERY: u64 = 100;
+/// How long the last ones stay unrecorded while others may follow.
+const RECORD_DELAY: Duration = Duration::from_millis(100);
+
+/// Commands under way. Their numbers count from 0 as they are taken up.
+pub(super) struct UnderWay<M> {
+    /// Number of the first that is under way; all before are settled.
+    first: u64,
+    commands: VecDeque<Command<M>>,
+    /// Stream sequence of the last one before.
+    settled: u64,
+    /// Number of the first that is not recorded as settled.
+    unrecorded: u64,
+    /// The same when what is being written has been.
+    writing: u64,
+    /// When to record what is settled.
+    record_at: Option<Instant>,
+    /// Whether one goes after the other for now.
+    singly: bool,
+}
+
+struct Command<M> {
+    message: M,
+    sequence: u64,
+    is_settled: bool,
+}
+
+impl<M> UnderWay<M> {
+    /// For an owner that finds this first command, begun by so many.
+    pub(super) fn after(first: Option<(u64, u32)>) -> Self {
+        Self {
+            first: 0,
+            commands: VecDeque::new(),
+            settled: 0,
+            unrecorded: 0,
+            writing: 0,
+            record_at: None,
+            singly: first.is_some_and(|(_, begun)| begun > SUSPECT),
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.commands.is_empty()
+    }
+
+    /// Commands taken up so far.
+    pub(super) fn taken(&self) -> u64 {
+        self.first + self.commands.len() as u64
+    }
+
+    /// Whether another one may be taken up.
+    pub(super) fn has_room(&self) -> bool {
+        let (at_once, in_doubt) =
+            if self.goes_singly() { (1, 1) } else { (AT_ONCE, IN_DOUBT_MAX as u64) };
+        self.commands.len() < at_once && self.taken() - self.unrecorded < in_doubt
+    }
+
+    fn goes_singly(&self) -> bool {
+        // No owner can have begun with more.
+        self.singly && self.taken() < IN_DOUBT_MAX as u64
+    }
+
+    /// Takes up a message of this stream sequence. Returns its number.
+    pub(super) fn take_up(&mut self, message: M, sequence: u64) -> u64 {
+        self.commands.push_back(Command { message, sequence, is_settled: false });
+        self.taken() - 1
+    }
+
+    fn place(&self, number: u64) -> usize {
+        usize::try_from(number - self.first).expect("BUG: few are under way")
+    }
+
+    pub(super) fn message(&self, number: u64) -> &M {
+        &self.commands[self.place(number)].message
+    }
+
+    /// The outcome of this command is durable.
+    pub(super) fn settle(&mut self, number: u64, now: Instant) {
+        let place = self.place(number);
+        self.commands[place].is_settled = true;
+        let before = self.first;
+        while let Some(command) = self.commands.pop_front_if(|command| command.is_settled) {
+            self.settled = command.sequence;
+            self.first += 1;
+        }
+        if self.first == before {
+            return;
+        }
+        let enough = self.goes_singly() || self.first - self.writing >= RECORD_EVERY;
+        let at = if enough { now } else { now + RECORD_DELAY };
+        self.record_at = Some(self.record_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    /// When what is settled is to be recorded; `None`: it is.
+    pub(super) fn record_at(&self) -> Option<Instant> {
+        self.record_at
+    }
+
+    /// The stream sequence to be recorded, when it is time, or when the reader is about to end and
+    /// nothing is under way. [`Self::recorded`] is called when that has been done.
+    pub(super) fn to_record(&mut self, now: Instant, ending: bool) -> Option<u64> {
+        let at = self.record_at?;
+        if at > now && !(ending && self.is_empty()) {
+            return None;
+        }
+        self.record_at = None;
+        self.writing = self.first;
+        Some(self.settled)
+    }
+
+    /// What [`Self::to_record`] returned is recorded.
+    pub(super) fn recorded(&mut self) {
+        self.unrecorded = self.writing;
+    }
+}
+
+/// Finds out whether messages were lost on their way to a reader that waits for the next.
+#[derive(Default)]
+pub(super) struct Lost {
+    /// How many had come when the broker had handed out more.
+    behind_at: Option<u64>,
+}
+
+impl Lost {
+    /// Whether some were lost, when so many have come and the broker has handed out so many: one
+    /// look may find some on their way, but a second finds that they have come.
+    pub(super) fn some(&mut self, came: u64, handed_out: u64) -> bool {
+        let before = self.behind_at;
+        self.behind_at = (handed_out > came).then_some(came);
+        self.behind_at.is_some() && self.behind_at == before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(first: Option<(u64, u32)>) -> UnderWay<()> {
+        let mut under_way = UnderWay::after(first);
+        while under_way.has_room() {
+            let sequence = 10 + 2 * under_way.taken();
+            under_way.take_up((), sequence);
+        }
+        under_way
+    }
+
+    #[test]
+    fn only_what_is_settled_without_a_hole_is_recorded() {
+        let now = Instant::now();
+        let mut under_way = filled(None);
+        assert_eq!(under_way.taken(), 256);
+        under_way.settle(1, now);
+        assert_eq!((under_way.to_record(now, true), under_way.record_at()), (None, None));
+        under_way.settle(0, now);
+        assert_eq!(under_way.to_record(now, false), None, "others may follow");
+        assert_eq!(under_way.to_record(now, true), None, "others are under way");
+        assert_eq!(under_way.to_record(now + RECORD_DELAY, false), Some(12));
+        assert_eq!(under_way.to_record(now + RECORD_DELAY, false), None, "it is");
+        for number in 2..256 {
+            under_way.settle(number, now);
+        }
+        assert_eq!(under_way.to_record(now, false), Some(10 + 2 * 255), "a hundred are enough");
+    }
+
+    #[test]
+    fn a_reader_that_ends_records_what_is_left() {
+        let now = Instant::now();
+        let mut under_way = UnderWay::after(None);
+        under_way.take_up((), 7);
+        under_way.settle(0, now);
+        assert_eq!(under_way.to_record(now, true), Some(7));
+    }
+
+    #[test]
+    fn a_next_owner_finds_no_more_in_doubt_than_an_aggregate_remembers() {
+        let now = Instant::now();
+        let mut under_way = UnderWay::after(None);
+        let mut most = 0;
+        // Nothing is ever recorded.
+        while under_way.has_room() {
+            let number = under_way.take_up((), most);
+            under_way.settle(number, now);
+            most += 1;
+        }
+        assert_eq!(most, 1_000);
+        under_way.to_record(now + RECORD_DELAY, false);
+        assert!(!under_way.has_room(), "not written yet");
+        under_way.recorded();
+        assert!(under_way.has_room());
+    }
+
+    #[test]
+    fn behind_a_suspect_each_waits_until_the_one_before_is_recorded() {
+        let now = Instant::now();
+        let mut under_way = filled(Some((10, SUSPECT + 1)));
+        for number in 0..999 {
+            assert_eq!(under_way.taken(), number + 1);
+            under_way.settle(number, now);
+            assert!(!under_way.has_room(), "not recorded yet");
+            assert_eq!(under_way.to_record(now, false), Some(10 + 2 * number));
+            under_way.recorded();
+            assert!(under_way.has_room());
+            under_way.take_up((), 10 + 2 * (number + 1));
+        }
+        assert!(under_way.has_room(), "further than any owner can have been");
+        assert_eq!(filled(Some((10, SUSPECT))).taken(), 256);
+    }
+
+    #[test]
+    fn messages_are_lost_when_they_do_not_come_between_two_looks() {
+        let mut lost = Lost::default();
+        assert!(!lost.some(0, 0));
+        assert!(!lost.some(0, 5), "on their way");
+        assert!(!lost.some(5, 5), "come");
+        assert!(!lost.some(5, 6) && !lost.some(6, 8), "others than before");
+        assert!(lost.some(6, 8));
+    }
+}
