@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use async_nats::connection;
 use axum::{
     extract::State,
     http::{HeaderName, HeaderValue, StatusCode, header},
@@ -70,9 +71,12 @@ pub(crate) async fn send(
             .with("errors", error::violations_json(&violations))
     })?;
     let mut headers = headers(&call, expected)?;
+    // Whoever sent no key must learn it, to be able to repeat the command.
+    let with_key = |problem: Problem| problem.header(IDEMPOTENCY_KEY, value(id.as_str()));
     if preferences.respond_async {
         known(&shared.catalog(), &key, &name)?;
-        enqueue(&shared, &key, &name, &id, headers, payload, deadline).await?;
+        let stored = enqueue(&shared, &key, &name, &id, headers, payload, deadline).await;
+        stored.map_err(with_key)?;
         return Ok(queued(&shared, &key, &id, preferences.wait).await);
     }
     headers.insert(field::COMMAND_ID, id.as_str());
@@ -80,11 +84,7 @@ pub(crate) async fn send(
     let outcome =
         ask(&shared, &key, subject, headers, payload, deadline, is_final, Problem::outcome_unknown)
             .await;
-    match outcome.and_then(|outcome| accepted(outcome, &id, expected.is_some())) {
-        Ok(response) => Ok(response),
-        // Whoever sent no key must learn it, to be able to repeat the command.
-        Err(problem) => Err(problem.header(IDEMPOTENCY_KEY, value(id.as_str()))),
-    }
+    outcome.and_then(|outcome| accepted(outcome, &id, expected.is_some())).map_err(with_key)
 }
 
 /// `GET /v1/commands/{command_id}?aggregate=&id=`
@@ -168,7 +168,8 @@ fn known(catalog: &Catalog, key: &AggregateKey, name: &CommandName) -> Result<()
     Err(error::refused(Outcome::UnknownCommand { known }, false))
 }
 
-/// Stores a command in the queue, again while the broker says nothing: the same id is recognised.
+/// Stores a command in the queue, again while the broker is away or refuses: the same id is recognised.
+/// Fails with "unavailable" when no attempt was sent, and else without knowing whether it is stored.
 async fn enqueue(
     shared: &Shared,
     key: &AggregateKey,
@@ -178,17 +179,26 @@ async fn enqueue(
     payload: Bytes,
     deadline: Deadline,
 ) -> Result<(), Problem> {
-    if shared.store.client().connection_state() != async_nats::connection::State::Connected {
-        return Err(Problem::unavailable(&"not connected to the broker"));
-    }
     let payload =
         String::from_utf8(payload.into()).expect("BUG: JSON was read from it, so it is text");
+    let mut sent = false;
     let publish = |_| {
+        let connected = shared.store.client().connection_state() == connection::State::Connected;
+        sent |= connected;
         let (publisher, headers, payload) = (&shared.publisher, headers.clone(), payload.clone());
-        async move { publisher.publish(key, name, id, headers, payload).await }
+        async move {
+            if !connected {
+                let reason = "not connected to the broker".to_owned();
+                return Err(flexcore_eventstore::Error::Unavailable(reason));
+            }
+            publisher.publish(key, name, id, headers, payload).await
+        }
     };
     let stored = shared.queue.run(deadline, |_| true, publish).await;
-    stored.map_err(|error| Problem::outcome_unknown(&error))
+    stored.map_err(|error| match sent {
+        true => Problem::outcome_unknown(&error),
+        false => Problem::unavailable(&error),
+    })
 }
 
 /// 202 with the place to ask at; 200 when the outcome comes within the time to wait.

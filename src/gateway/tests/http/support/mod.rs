@@ -9,7 +9,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-#[path = "../../fixture.rs"]
+#[path = "../../../fixture.rs"]
 mod fixture;
 
 use async_nats::Message;

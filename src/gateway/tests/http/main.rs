@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "the whole file is tests")]
 
+mod broker;
 mod support;
 
 use std::{num::NonZeroU32, time::Duration};
@@ -11,7 +12,7 @@ use flexcore_domain::{
     EventName, Tenant,
 };
 use flexcore_eventstore::Expected;
-use flexcore_gateway::Settings;
+use flexcore_gateway::{Settings, limits};
 use flexcore_servers::Want;
 use support::{Gateway, bearer, read, settings, start, start_on, token};
 use tokio::{
@@ -467,7 +468,7 @@ async fn draining_finishes_what_is_under_way() {
     tokio::time::sleep(Duration::from_millis(100)).await;
     let unready = gateway.send("GET", "/readyz", "", "").await;
     assert_eq!(unready.json()["missing"][0]["what"], "gateway");
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    tokio::time::sleep(limits::DRAIN_NOTICE + Duration::from_millis(100)).await;
     assert!(TcpStream::connect(gateway.address).await.is_err(), "still listening");
     slow.write_all(b"{}").await.unwrap();
     assert_eq!(read(&mut slow).await.status, 200);

@@ -1,0 +1,91 @@
+//! Commands while the broker is away.
+
+use std::time::{Duration, Instant};
+
+use async_nats::{Message, Subscriber, connection::State};
+use flexcore_domain::command::header;
+use futures::StreamExt;
+use tokio::{io::AsyncWriteExt, net::TcpStream};
+
+use crate::{
+    JSON,
+    support::{bearer, read, settings, start},
+};
+
+const QUEUE: &str = "FLEX_COMMANDS";
+/// What the broker says while a stream has no leader.
+const NO_LEADER: &str = r#"{"error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}"#;
+/// Long enough for a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+async fn next(messages: &mut Subscriber) -> Message {
+    tokio::time::timeout(PATIENCE, messages.next()).await.expect("a message").unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queued_command_is_stored_again_while_its_stream_is_away() {
+    let gateway = start(settings()).await;
+    let (client, jetstream) = (gateway.store.client(), gateway.store.jetstream());
+    let config = jetstream.get_stream(QUEUE).await.unwrap().cached_info().config.clone();
+    jetstream.delete_stream(QUEUE).await.unwrap();
+    // Nothing that is tried helps: the client learns by its deadline what it may do.
+    let began = Instant::now();
+    let hasty = "Prefer: respond-async\r\nFlexcore-Timeout-Ms: 300\r\n";
+    let unknown = gateway.command("depart", hasty, "{}").await;
+    unknown.problem(503, "outcome-unknown");
+    assert_eq!(unknown.header("retry-after"), Some("1"));
+    assert!(unknown.header("idempotency-key").is_some(), "to be able to repeat it: {unknown:?}");
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+
+    // The stream is back after the first attempt, and before the client would be told of it.
+    let mut attempts = client.subscribe("cmd.>").await.unwrap();
+    let queued = gateway.command("depart", "Prefer: respond-async\r\nIdempotency-Key: q\r\n", "{}");
+    let returns = async {
+        let first = next(&mut attempts).await;
+        jetstream.create_stream(config).await.unwrap();
+        client.publish(first.reply.clone().unwrap(), NO_LEADER.into()).await.unwrap();
+        first
+    };
+    let (answer, first) = tokio::join!(queued, returns);
+    assert_eq!(answer.status, 202, "{answer:?}");
+    let second = next(&mut attempts).await;
+    let id = |message: &Message| {
+        message.headers.as_ref().unwrap().get(header::OWN_COMMAND_ID).map(ToString::to_string)
+    };
+    assert_eq!((id(&first).as_deref(), id(&second).as_deref()), (Some("q"), Some("q")));
+    let stored = jetstream.get_stream(QUEUE).await.unwrap().cached_info().state.messages;
+    assert_eq!(stored, 1);
+    gateway.servers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queued_command_waits_for_a_broker_that_is_away_for_a_moment() {
+    let mut gateway = start(settings()).await;
+    gateway.servers.nats.kill().await.unwrap();
+    let began = Instant::now();
+    while gateway.store.client().connection_state() == State::Connected {
+        assert!(began.elapsed() < PATIENCE, "still connected");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let hasty = "Prefer: respond-async\r\nFlexcore-Timeout-Ms: 300\r\n";
+    let refused = gateway.command("depart", hasty, "{}").await;
+    let document = refused.problem(503, "unavailable");
+    assert_eq!(document["detail"], "nothing was done; try again");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+
+    let mut queued = TcpStream::connect(gateway.address).await.unwrap();
+    let request = format!(
+        "POST /v1/commands/flight/UA1/depart HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+         Content-Length: 2\r\nPrefer: respond-async\r\n{}{JSON}\r\n{{}}",
+        bearer()
+    );
+    queued.write_all(request.as_bytes()).await.unwrap();
+    // Time for the first attempt, which finds nobody.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    gateway.servers.nats.start_again().await.unwrap();
+    let answer = read(&mut queued).await;
+    assert_eq!(answer.status, 202, "{answer:?}");
+    let stream = gateway.store.jetstream().get_stream(QUEUE).await.unwrap();
+    assert_eq!(stream.cached_info().state.messages, 1, "the one that was refused is not in it");
+    gateway.servers.stop().await;
+}
