@@ -112,10 +112,10 @@ pub(crate) async fn outcome(
     }
 }
 
-/// Whether an owner's answer holds although an earlier owner was asked, too. A refusal depends on the
-/// state, which a commit of the earlier one may change yet.
+/// Whether an owner's answer holds although an earlier owner was asked, too: what it has found in the
+/// log does. What it refuses, for whatever reason, the earlier one may have recorded, or do so yet.
 fn is_final(outcome: &Outcome) -> bool {
-    !matches!(outcome, Outcome::Rejected { .. } | Outcome::Conflict { .. })
+    matches!(outcome, Outcome::Accepted { .. } | Outcome::IdMismatch)
 }
 
 fn new_id() -> CommandId {

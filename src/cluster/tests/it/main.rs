@@ -5,3 +5,4 @@ mod faults;
 mod floor;
 mod handover;
 mod keys;
+mod owners;

@@ -1,15 +1,16 @@
-//! Commands while the broker is away.
+//! Commands while the broker is away, and while a slot changes its owner.
 
 use std::time::{Duration, Instant};
 
 use async_nats::{Message, Subscriber, connection::State};
-use flexcore_domain::command::header;
+use flexcore_cluster::{Kind, Member, drain, look};
+use flexcore_domain::{Outcome, Position, Slot, command::header};
 use futures::StreamExt;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::{
     JSON,
-    support::{bearer, read, settings, start},
+    support::{bearer, read, serve, settings, start},
 };
 
 const QUEUE: &str = "FLEX_COMMANDS";
@@ -87,5 +88,61 @@ async fn a_queued_command_waits_for_a_broker_that_is_away_for_a_moment() {
     assert_eq!(answer.status, 202, "{answer:?}");
     let stream = gateway.store.jetstream().get_stream(QUEUE).await.unwrap();
     assert_eq!(stream.cached_info().state.messages, 1, "the one that was refused is not in it");
+    gateway.servers.stop().await;
+}
+
+/// What an owner answers to a command of this name.
+fn outcome(request: &Message) -> Outcome {
+    match request.subject.rsplit('.').next().unwrap() {
+        "rejected_later" => {
+            Outcome::Rejected { code: "gone".to_owned(), message: "It left.".to_owned() }
+        }
+        "conflict_later" => Outcome::Conflict { version: 5 },
+        "overloaded_later" => Outcome::Overloaded { retry_after_s: 3 },
+        _ => {
+            let position = Some(Position { slot: Slot::new(7).unwrap(), sequence: 42 });
+            Outcome::Accepted { version: 1, position, replayed: true }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_by_a_successor_of_who_was_asked_is_none() {
+    let gateway = start(settings()).await;
+    let client = gateway.store.client();
+    let mut requests = client.subscribe("req.>").await.unwrap();
+    let epoch = |request: &Message| request.subject.split('.').nth(1).unwrap().to_owned();
+    let owners = async {
+        let mut first = Vec::new();
+        for _ in 0..4 {
+            // The owner is never heard of again: each may be in the log, or get there yet.
+            first.push(epoch(&next(&mut requests).await));
+        }
+        let owner = look(client).await.unwrap().leader.unwrap();
+        let how = flexcore_cluster::Settings::new("successor", "worker", [Kind::Command]);
+        let successor = Member::join(client, how).await.unwrap();
+        let serving = tokio::spawn(serve(successor));
+        drain(client, owner.as_str()).await.unwrap();
+        for _ in 0..4 {
+            let request = next(&mut requests).await;
+            assert!(!first.contains(&epoch(&request)), "the same owner: {}", request.subject);
+            let answer = serde_json::to_vec(&outcome(&request)).unwrap();
+            client.publish(request.reply.unwrap(), answer.into()).await.unwrap();
+        }
+        serving.abort();
+    };
+    let (rejected, conflict, overloaded, accepted, ()) = tokio::join!(
+        gateway.command("rejected_later", "", "{}"),
+        gateway.command("conflict_later", "If-Match: \"4\"\r\n", "{}"),
+        gateway.command("overloaded_later", "", "{}"),
+        gateway.command("accepted_later", "", "{}"),
+        owners,
+    );
+    for unknown in [rejected, conflict, overloaded] {
+        unknown.problem(503, "outcome-unknown");
+        assert!(unknown.header("idempotency-key").is_some(), "{unknown:?}");
+        assert_eq!(unknown.header("retry-after"), Some("1"));
+    }
+    assert_eq!((accepted.status, &accepted.json()["replayed"]), (200, &true.into()));
     gateway.servers.stop().await;
 }

@@ -67,6 +67,7 @@ pub(crate) async fn start_on(settings: Settings, want: Want) -> Gateway {
     let membership = flexcore_cluster::Settings::new("stand-in", "worker", [Kind::Command]);
     let member = Member::join(&worker, membership).await.unwrap();
     let owners = Owners::of(store.client(), &member);
+    tokio::spawn(serve(member));
     tokio::spawn(work(worker));
     let nowhere = || "postgres://nobody:nothing@127.0.0.1:1/none".to_owned();
     let url = servers.postgres_url().unwrap_or_else(nowhere);
@@ -187,6 +188,19 @@ pub(crate) async fn read(stream: &mut TcpStream) -> Answer {
     let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
     let status = head.get(9..12).and_then(|code| code.parse().ok()).unwrap_or(0);
     Answer { status, head: head.to_owned(), body: body.to_owned() }
+}
+
+/// Serves what it is given, and has left at once what it is to leave.
+pub(crate) async fn serve(member: Member) {
+    let mut assigned = member.assigned();
+    loop {
+        let now = assigned.borrow_and_update().clone();
+        let places = now.of(Kind::Command).into_keys().collect();
+        member.report(Kind::Command, now.followed, places);
+        if assigned.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// Answers what the command's name says.

@@ -1,0 +1,85 @@
+//! Questions to owners that change meanwhile.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use async_nats::{Client, HeaderMap, Message, Subscriber};
+use flexcore_cluster::{Answer, Kind, Map, Member, MemberId, Owners, Place, Settings, Unanswered};
+use flexcore_servers::Servers;
+use futures::StreamExt;
+
+use crate::floor::{broker, put};
+
+/// Long enough for a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A broker with a bucket, and nobody who writes its map.
+async fn without_leader() -> (Servers, Client) {
+    let servers = broker().await;
+    let client = async_nats::connect(servers.nats_url()).await.unwrap();
+    let member = Member::join(&client, Settings::new("a", "worker", Kind::ALL)).await.unwrap();
+    member.leave().await;
+    (servers, client)
+}
+
+/// Writes a map in which slot 0 has the owner of this epoch, or none.
+async fn owned(client: &Client, epoch: Option<u64>) {
+    let owner = epoch.map(|_| MemberId::new("owner", "1"));
+    let place = Place { owner, epoch: epoch.unwrap_or(0), ..Place::default() };
+    let map = Map { places: BTreeMap::from([(Kind::Command, vec![place])]), ..Map::default() };
+    put(client, "map", &serde_json::to_string(&map).unwrap(), None).await.unwrap();
+}
+
+async fn ask(owners: Owners, within: Duration) -> Result<Answer, Unanswered> {
+    let question = |epoch, _| (format!("req.{epoch}"), HeaderMap::new());
+    owners.ask(Kind::Command, 0, within, "do".into(), question).await
+}
+
+async fn next(requests: &mut Subscriber) -> Message {
+    tokio::time::timeout(PATIENCE, requests.next()).await.expect("a request").unwrap()
+}
+
+async fn refuse(client: &Client, requests: &mut Subscriber) {
+    let reply = next(requests).await.reply.unwrap();
+    client.publish(reply, "no".into()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_says_whether_an_earlier_owner_was_asked() {
+    let (_servers, client) = without_leader().await;
+    owned(&client, Some(1)).await;
+    let owners = Owners::attach(&client).await.unwrap();
+    let mut first = client.subscribe("req.1").await.unwrap();
+    let mut second = client.subscribe("req.2").await.unwrap();
+    let asked = tokio::spawn(ask(owners.clone(), PATIENCE));
+    refuse(&client, &mut first).await;
+    assert!(!asked.await.unwrap().unwrap().repeated, "nobody else was asked");
+
+    // The owner has the question when it loses the slot, and may do what it was asked.
+    let asked = tokio::spawn(ask(owners.clone(), PATIENCE));
+    next(&mut first).await;
+    owned(&client, Some(2)).await;
+    refuse(&client, &mut second).await;
+    assert!(asked.await.unwrap().unwrap().repeated);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_took_nothing_up_leaves_no_doubt() {
+    let (_servers, client) = without_leader().await;
+    // Nobody listens under this epoch.
+    owned(&client, Some(1)).await;
+    let owners = Owners::attach(&client).await.unwrap();
+    let short = Duration::from_millis(200);
+    let nobody = ask(owners.clone(), short).await;
+    assert_eq!(nobody.unwrap_err(), Unanswered::NoOwner);
+    let mut second = client.subscribe("req.2").await.unwrap();
+    let asked = tokio::spawn(ask(owners.clone(), PATIENCE));
+    owned(&client, Some(2)).await;
+    refuse(&client, &mut second).await;
+    assert!(!asked.await.unwrap().unwrap().repeated);
+    // It was asked, and its successor does not listen.
+    let asked = tokio::spawn(ask(owners, PATIENCE));
+    next(&mut second).await;
+    owned(&client, Some(3)).await;
+    let lost = asked.await.unwrap().unwrap_err();
+    assert_eq!(lost, Unanswered::InDoubt("its owner has gone meanwhile".to_owned()));
+}
