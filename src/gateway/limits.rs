@@ -100,9 +100,9 @@ pub const READINESS_AGE: Duration = Duration::from_millis(500);
 /// Longest wait for one dependency's sign of life.
 pub const READINESS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long readiness is false before connections are no longer taken: load balancers look every
-/// second or so.
-pub const DRAIN_NOTICE: Duration = Duration::from_millis(500);
+/// How long readiness is false before connections are no longer taken: longer than the load balancer
+/// of `deploy/haproxy.cfg` takes to notice, and short, since each end of a process lasts so long.
+pub const DRAIN_NOTICE: Duration = Duration::from_secs(1);
 
 /// Longest wait for requests under way when draining; with everything else within the 30 s after
 /// which a process is killed.
@@ -111,3 +111,31 @@ pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes after which an answer with events ends early, saying that there are more: an event may
 /// have hundreds of kilobytes.
 pub const EVENTS_PAGE_BYTES: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The value of an option of the servers in HAProxy's configuration.
+    fn of_servers(option: &str) -> &'static str {
+        let config = include_str!("../../deploy/haproxy.cfg");
+        let lines = config.lines().map(str::trim_start);
+        let mut words =
+            lines.filter(|line| line.starts_with("default-server")).flat_map(str::split_whitespace);
+        words.find(|word| *word == option).expect("the option is there");
+        words.next().expect("it has a value")
+    }
+
+    #[test]
+    fn the_load_balancer_notices_a_gateway_that_stops_before_it_takes_no_more_connections() {
+        let time = |option| {
+            let ms = of_servers(option).strip_suffix("ms").expect("it is in milliseconds");
+            Duration::from_millis(ms.parse().expect("it is a number"))
+        };
+        let fall: u32 = of_servers("fall").parse().expect("it is a number");
+        // A look just before the end is announced, then as many as it takes.
+        let noticed = time("inter") + time("fastinter") * (fall - 1);
+        let room = Duration::from_millis(250);
+        assert!(noticed + room <= DRAIN_NOTICE, "{noticed:?} of {DRAIN_NOTICE:?}");
+    }
+}
