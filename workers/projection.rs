@@ -155,6 +155,7 @@ impl Worker {
     ) -> Result<(), Error> {
         if epochs.is_empty() {
             self.requests = None;
+            readers.forget(|_| false);
             return Ok(());
         }
         if self.requests.is_none() {
@@ -169,6 +170,7 @@ impl Worker {
             }
         }
         let groups = readers.groups(&versions.run);
+        readers.forget(|group| groups.contains_key(group));
         for (group, (_, token)) in &readers.running {
             if !groups.contains_key(group) {
                 token.cancel();
@@ -238,6 +240,12 @@ impl Readers {
                 token.cancel();
             }
         }
+    }
+
+    /// Forgets the failures of groups that are not wanted any more. An ownership that has ended does not
+    /// come back, since the next one has another epoch.
+    fn forget(&mut self, wanted: impl Fn(&Group) -> bool) {
+        self.resting.retain(|group, _| wanted(group));
     }
 
     /// The shares that are served: those that are owned, and those whose readers have not ended.
@@ -324,5 +332,38 @@ impl Readers {
             gauge!("flexcore_projection_stopped", "read_model" => name.to_string()).set(1.0);
             self.broken.insert(id, name);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn retry() -> End {
+        End::Retry { reason: "away".to_owned(), progressed: false }
+    }
+
+    #[test]
+    fn failures_count_while_a_group_is_wanted_and_are_forgotten_with_its_ownership() {
+        let mut readers = Readers::default();
+        let (kept, lost) = (Group::from([(1, 7)]), Group::from([(2, 7), (3, 7)]));
+        let failed = |readers: &Readers, group| readers.resting.get(group).map(|(_, n)| *n);
+        for _ in 0..3 {
+            readers.ended(kept.clone(), retry());
+            readers.ended(lost.clone(), retry());
+        }
+        readers.forget(|group| *group == kept);
+        assert_eq!((failed(&readers, &kept), failed(&readers, &lost)), (Some(3), None));
+        assert!(!readers.may_start(&kept), "it rests");
+        readers.ended(kept.clone(), End::CaughtUp);
+        assert_eq!(failed(&readers, &kept), None);
+
+        // One ownership after another, each of which ends with a failure.
+        for epoch in 0..100 {
+            let group = Group::from([(1, epoch)]);
+            readers.forget(|wanted| *wanted == group);
+            readers.ended(group, retry());
+        }
+        assert_eq!(readers.resting.len(), 1);
     }
 }
