@@ -5,7 +5,6 @@ use std::{collections::BTreeMap, time::Duration};
 use serde_json::Value;
 
 use crate::support::{
-    app,
     cluster::Cluster,
     eventually,
     load::{self, Load},
@@ -51,12 +50,7 @@ async fn two_workers() -> Cluster {
         cluster.start(role, name);
     }
     cluster.readiness(true, "").await;
-    let (_folder, bank) = app::bank().write();
-    eventually("a worker to take the application up", async || {
-        let deployed = cluster.run(&["apply", &bank, "--json"]);
-        if deployed.contains("\"picked_up_ms\":null") { Err(deployed) } else { Ok(()) }
-    })
-    .await;
+    cluster.deploy_bank().await;
     owners(&cluster, &[("one", SLOTS / 2), ("two", SLOTS / 2)]).await;
     cluster
 }

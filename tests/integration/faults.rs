@@ -8,7 +8,6 @@ use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::json;
 
 use crate::support::{
-    app,
     cluster::Cluster,
     eventually,
     load::{self, Load},
@@ -35,12 +34,7 @@ async fn servers_that_die_under_load_lose_nothing() {
     cluster.servers.nats.start_again().await.unwrap();
     cluster.servers.postgres.as_mut().unwrap().start_again().await.unwrap();
     cluster.readiness(true, "").await;
-    let (_folder, bank) = app::bank().write();
-    eventually("a worker to take the application up", async || {
-        let deployed = cluster.run(&["apply", &bank, "--json"]);
-        if deployed.contains("\"picked_up_ms\":null") { Err(deployed) } else { Ok(()) }
-    })
-    .await;
+    cluster.deploy_bank().await;
     let target = cluster.target();
     load::open(&target).await;
     let load = Load::start(seed, 6, 2, target);

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::{
-    Http,
+    Http, app,
     check::Place,
     eventually,
     load::Target,
@@ -77,6 +77,16 @@ impl Cluster {
         let mut command = flexcore();
         command.args(self.options()).args(arguments);
         succeeded(arguments, &command.output().unwrap())
+    }
+
+    /// Deploys the bank, and waits until a worker has taken it up.
+    pub(crate) async fn deploy_bank(&self) {
+        let (_folder, bank) = app::bank().write();
+        eventually("a worker to take the application up", async || {
+            let deployed = self.run(&["apply", &bank, "--json"]);
+            if deployed.contains("\"picked_up_ms\":null") { Err(deployed) } else { Ok(()) }
+        })
+        .await;
     }
 
     /// What `flexcore cluster` says, whether all is well or not.
