@@ -10,8 +10,10 @@ use std::{
     time::Duration,
 };
 
+use futures::FutureExt as _;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::json;
+use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -29,6 +31,9 @@ const GENERATION: Duration = Duration::from_secs(40);
 const OPENED_BEFORE: Duration = Duration::from_secs(6);
 /// Pause before a command whose outcome is not known is sent again.
 const AGAIN_AFTER_MS: std::ops::Range<u64> = 50..250;
+/// Arrivals that are under way at once, each a client with a connection of its own: fewer than the
+/// gateways have room for. What arrives beyond it is counted and not sent.
+const CLIENTS_MAX: usize = 2_000;
 /// Own writes that queries look for.
 const RECENT_MAX: usize = 64;
 /// Longest wait of a query for its position.
@@ -61,11 +66,21 @@ pub(crate) struct Load {
     stop: CancellationToken,
 }
 
+/// What a load did not do.
+pub(crate) struct Left {
+    /// Clients that gave up.
+    pub(crate) gave_up: usize,
+    /// Arrivals for which there was no client that did not wait: nothing was sent of them.
+    pub(crate) not_sent: u64,
+}
+
 struct Shared {
     talk: Talk,
     history: History,
     seed: u64,
     numbers: AtomicU64,
+    clients: Arc<Semaphore>,
+    not_sent: AtomicU64,
     /// Tenant, account, version and position of own writes.
     recent: Mutex<VecDeque<(usize, String, u64, String)>>,
     give_up: CancellationToken,
@@ -93,6 +108,8 @@ impl Load {
             history: history.clone(),
             seed,
             numbers: AtomicU64::new(0),
+            clients: Arc::new(Semaphore::new(CLIENTS_MAX)),
+            not_sent: AtomicU64::new(0),
             recent: Mutex::default(),
             give_up: CancellationToken::new(),
         });
@@ -105,8 +122,8 @@ impl Load {
     }
 
     /// Ends the arrivals and waits until everybody knows what came of what they sent; after the
-    /// time they give up. Returns how many gave up.
-    pub(crate) async fn finish(self, patience: Duration) -> usize {
+    /// time they give up.
+    pub(crate) async fn finish(self, patience: Duration) -> Left {
         self.stop.cancel();
         self.tasks.close();
         if tokio::time::timeout(patience, self.tasks.wait()).await.is_err() {
@@ -114,7 +131,22 @@ impl Load {
             self.tasks.wait().await;
         }
         let wishes = self.shared.history.wishes(0);
-        wishes.iter().filter(|wish| wish.known_ns.is_none()).count()
+        let gave_up = wishes.iter().filter(|wish| wish.known_ns.is_none()).count();
+        Left { gave_up, not_sent: self.shared.not_sent.load(Ordering::Relaxed) }
+    }
+}
+
+impl Left {
+    /// For the report.
+    pub(crate) fn notes(&self) -> Vec<String> {
+        let told = [
+            (self.gave_up > 0).then(|| {
+                format!("{} clients did not learn what came of their commands", self.gave_up)
+            }),
+            (self.not_sent > 0)
+                .then(|| format!("{} arrivals not sent: every client waited", self.not_sent)),
+        ];
+        told.into_iter().flatten().collect()
     }
 }
 
@@ -141,30 +173,36 @@ async fn arrive(shared: Arc<Shared>, tasks: TaskTracker, stop: CancellationToken
                 tasks.spawn(shared.clone().command(order, 1, pace));
             }
         }
+        let Ok(client) = shared.clients.clone().try_acquire_owned() else {
+            shared.not_sent.fetch_add(1, Ordering::Relaxed);
+            continue;
+        };
         let gateway = 1 + random.random_range(0..shared.talk.gateways());
         if random.random_range(0..100) < pace.reads {
-            tasks.spawn(shared.clone().query(gateway, random.random_range(0..RECENT_MAX), pace));
+            let query = shared.clone().query(gateway, random.random_range(0..RECENT_MAX), pace);
+            tasks.spawn(query.map(|()| drop(client)));
             continue;
         }
         let order = shared.order(&mut random);
-        match random.random_range(0..100) {
+        let own = match random.random_range(0..100) {
             // The same again: at once at the other gateway, or some time later.
             0..10 => {
                 let later = random.random_bool(0.5).then(|| random.random_range(5..4_000));
                 tasks.spawn(shared.clone().repeat(order.clone(), gateway, later, pace));
-                tasks.spawn(shared.clone().command(order, gateway, pace));
+                shared.clone().command(order, gateway, pace).boxed()
             }
-            10..18 => drop(tasks.spawn(shared.clone().race(order, pace))),
+            10..18 => shared.clone().race(order, pace).boxed(),
             // Another payload under a key that is in use: at most one of the two takes effect.
             18..19 => {
                 let tag = format!("{}-other", order.tag);
                 let payload = order.payload.replace(&order.tag, &tag);
                 let other = Order { tag, payload, ..order.clone() };
                 tasks.spawn(shared.clone().command(other, gateway % 2 + 1, pace));
-                tasks.spawn(shared.clone().command(order, gateway, pace));
+                shared.clone().command(order, gateway, pace).boxed()
             }
-            _ => drop(tasks.spawn(shared.clone().command(order, gateway, pace))),
-        }
+            _ => shared.clone().command(order, gateway, pace).boxed(),
+        };
+        tasks.spawn(own.map(|()| drop(client)));
     }
 }
 
@@ -183,7 +221,8 @@ impl Shared {
             (0..TENANTS.len()).flat_map(|tenant| (0..ACCOUNTS).map(move |n| (tenant, n)));
         accounts.map(move |(tenant, n)| {
             let account = format!("a{n}-g{generation}");
-            let key = format!("open-{}-{account}", TENANTS[tenant]);
+            // Each load its own: an aggregate may have forgotten by now what an earlier one sent.
+            let key = format!("open-{}-{account}-{}", TENANTS[tenant], self.seed % 100_000);
             let payload = json!({"branch": format!("b{}", n % 3), "tag": key}).to_string();
             let (tag, command, way) = (key.clone(), "open", Way::Wait);
             Order { tenant, account, command, key, tag, payload, parts: 1, if_match: None, way }

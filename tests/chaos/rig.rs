@@ -149,10 +149,7 @@ impl Rig {
     pub(crate) async fn unload(&mut self) {
         if let Some(load) = self.load.take() {
             let left = load.finish(PATIENCE).await;
-            if left > 0 {
-                let note = format!("{left} clients did not learn what came of their commands");
-                self.section.notes.push(note);
-            }
+            self.section.notes.extend(left.notes());
         }
     }
 

@@ -44,7 +44,10 @@ struct Phase {
     sent: usize,
     served: usize,
     turned_away: usize,
+    /// What could not be sent, because every client was waiting.
+    not_sent: u64,
     p99_ms: f64,
+    turned_away_p99_ms: f64,
 }
 
 impl Phase {
@@ -55,13 +58,20 @@ impl Phase {
 
     fn told(&self) -> String {
         let seconds = (self.to_ns - self.from_ns) as f64 / 1e9;
-        format!(
-            "{:.0}/s sent, {:.1} % served, {:.1} % turned away, p99 {:.0} ms",
+        let mut told = format!(
+            "{:.0} commands/s sent, {:.1} % served, p99 {:.0} ms, {:.1} % turned away",
             self.sent as f64 / seconds,
             self.success() * 100.0,
+            self.p99_ms,
             self.turned_away as f64 * 100.0 / self.sent.max(1) as f64,
-            self.p99_ms
-        )
+        );
+        if self.turned_away > 0 {
+            told += &format!(", p99 {:.0} ms", self.turned_away_p99_ms);
+        }
+        if self.not_sent > 0 {
+            told += &format!("; {} arrivals not sent: every client waited", self.not_sent);
+        }
+        told
     }
 }
 
@@ -89,29 +99,30 @@ async fn phase(rig: &mut Rig, rate: u64, length: Duration) -> Phase {
     let load = Load::start(&rig.cluster, &rig.history, seed, pace).await;
     tokio::time::sleep(length).await;
     let to_ns = rig.history.now_ns();
-    load.finish(DEADLINE * 2).await;
-    seen(&rig.history.calls(), from_ns, to_ns)
+    let left = load.finish(DEADLINE * 2).await;
+    seen(&rig.history.calls(), from_ns, to_ns, left.not_sent)
 }
 
-fn seen(calls: &[Call], from_ns: u64, to_ns: u64) -> Phase {
+fn seen(calls: &[Call], from_ns: u64, to_ns: u64, not_sent: u64) -> Phase {
     let calls: Vec<&Call> = calls
         .iter()
         .filter(|call| call.gateway > 0 && (from_ns..to_ns).contains(&call.start_ns))
         .collect();
-    let count = |of: fn(&Told) -> bool| calls.iter().filter(|call| of(&call.told)).count();
-    let served: Vec<f64> = calls
-        .iter()
-        .filter(|call| call.told.is_known())
-        .map(|call| (call.end_ns - call.start_ns) as f64 / 1e6)
-        .collect();
-    let turned_away = count(|told| matches!(told, Told::TurnedAway { .. }));
+    let times = |of: fn(&Told) -> bool| -> Vec<f64> {
+        let of = calls.iter().filter(|call| of(&call.told));
+        of.map(|call| (call.end_ns - call.start_ns) as f64 / 1e6).collect()
+    };
+    let served = times(Told::is_known);
+    let turned_away = times(|told| matches!(told, Told::TurnedAway { .. }));
     Phase {
         from_ns,
         to_ns,
         sent: calls.len(),
         served: served.len(),
-        turned_away,
+        turned_away: turned_away.len(),
+        not_sent,
         p99_ms: quantile(&served, 0.99),
+        turned_away_p99_ms: quantile(&turned_away, 0.99),
     }
 }
 
