@@ -1,8 +1,9 @@
-//! Who may come in: rates by tenant, and a bound on what is under way. What does not fit is turned
+//! Who may come in: rates by tenant, and bounds on what is under way. What does not fit is turned
 //! away at once, so that nothing queues here and what was let in is answered in time.
 
 use std::{
     collections::HashMap,
+    hash::Hash,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -10,7 +11,7 @@ use std::{
 };
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use flexcore_domain::Tenant;
+use flexcore_domain::{AggregateKey, Tenant};
 use governor::{
     Quota, RateLimiter,
     clock::{Clock, DefaultClock},
@@ -32,8 +33,9 @@ pub(crate) struct Admission {
     policy: HeaderValue,
     checks: AtomicUsize,
     commands: Semaphore,
+    aggregates: Counts<AggregateKey>,
     reads: Semaphore,
-    streams: Arc<Mutex<HashMap<Tenant, usize>>>,
+    streams: Counts<Tenant>,
 }
 
 /// What `RateLimit` fields say of a request that was let in.
@@ -64,8 +66,9 @@ impl Admission {
                 .expect("BUG: digits and ASCII"),
             checks: AtomicUsize::new(0),
             commands: Semaphore::new(settings.commands_max),
+            aggregates: Counts::default(),
             reads: Semaphore::new(limits::READS_MAX),
-            streams: Arc::default(),
+            streams: Counts::default(),
         }
     }
 
@@ -111,6 +114,16 @@ impl Admission {
         })
     }
 
+    /// A place among the commands that wait for this aggregate. Fails when all are taken.
+    pub(crate) fn aggregate(&self, key: &AggregateKey) -> Result<Place<AggregateKey>, Problem> {
+        let most = limits::COMMANDS_PER_AGGREGATE_MAX;
+        self.aggregates.enter(key, most, usize::MAX).ok_or_else(|| {
+            shed("aggregate");
+            let detail = "too many commands for this aggregate are under way; nothing was done";
+            Problem::new(&problems::OVERLOADED, detail)
+        })
+    }
+
     /// A place for a read. Fails when all are taken.
     pub(crate) fn read(&self) -> Result<SemaphorePermit<'_>, Problem> {
         self.reads.try_acquire().map_err(|_| {
@@ -121,37 +134,59 @@ impl Admission {
 
     /// A place for an event stream, free again when it is dropped. Fails when the tenant's or all
     /// are taken.
-    pub(crate) fn stream(&self, tenant: &Tenant) -> Result<StreamPlace, Problem> {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = streams.values().sum();
-        let own = streams.get(tenant).copied().unwrap_or(0);
-        if own >= limits::STREAMS_PER_TENANT_MAX || all >= limits::STREAMS_MAX {
+    pub(crate) fn stream(&self, tenant: &Tenant) -> Result<Place<Tenant>, Problem> {
+        let (most, most_of_all) = (limits::STREAMS_PER_TENANT_MAX, limits::STREAMS_MAX);
+        self.streams.enter(tenant, most, most_of_all).ok_or_else(|| {
             shed("streams");
-            let detail = format!(
-                "a tenant has at most {} event streams, the gateway {}",
-                limits::STREAMS_PER_TENANT_MAX,
-                limits::STREAMS_MAX
-            );
-            return Err(Problem::new(&problems::OVERLOADED, detail));
-        }
-        streams.insert(tenant.clone(), own + 1);
-        Ok(StreamPlace { streams: self.streams.clone(), tenant: tenant.clone() })
+            let detail =
+                format!("a tenant has at most {most} event streams, the gateway {most_of_all}");
+            Problem::new(&problems::OVERLOADED, detail)
+        })
     }
 }
 
-/// A place among the event streams.
-pub(crate) struct StreamPlace {
-    streams: Arc<Mutex<HashMap<Tenant, usize>>>,
-    tenant: Tenant,
+/// How many places each has taken; who has none is not in it.
+struct Counts<K>(Arc<Mutex<Taken<K>>>);
+
+struct Taken<K> {
+    of: HashMap<K, usize>,
+    in_all: usize,
 }
 
-impl Drop for StreamPlace {
+impl<K> Default for Counts<K> {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(Taken { of: HashMap::new(), in_all: 0 })))
+    }
+}
+
+impl<K: Clone + Eq + Hash> Counts<K> {
+    /// A place, unless this one or all together have so many already.
+    fn enter(&self, who: &K, most: usize, most_of_all: usize) -> Option<Place<K>> {
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = taken.of.get(who).copied().unwrap_or(0);
+        if own >= most || taken.in_all >= most_of_all {
+            return None;
+        }
+        taken.of.insert(who.clone(), own + 1);
+        taken.in_all += 1;
+        Some(Place { counts: self.0.clone(), who: who.clone() })
+    }
+}
+
+/// A place that is free again when this is dropped.
+pub(crate) struct Place<K: Eq + Hash> {
+    counts: Arc<Mutex<Taken<K>>>,
+    who: K,
+}
+
+impl<K: Eq + Hash> Drop for Place<K> {
     fn drop(&mut self) {
-        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(open) = streams.get_mut(&self.tenant) {
-            *open -= 1;
-            if *open == 0 {
-                streams.remove(&self.tenant);
+        let mut taken = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.in_all -= 1;
+        if let Some(own) = taken.of.get_mut(&self.who) {
+            *own -= 1;
+            if *own == 0 {
+                taken.of.remove(&self.who);
             }
         }
     }
@@ -165,6 +200,8 @@ pub(crate) fn shed(reason: &'static str) {
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU32;
+
+    use flexcore_domain::{AggregateId, AggregateName};
 
     use super::*;
 
@@ -199,6 +236,29 @@ mod tests {
     }
 
     #[test]
+    fn an_aggregate_that_everybody_wants_leaves_places_for_others() {
+        let admission = admission(1);
+        let [hot, cold] = ["hot", "cold"]
+            .map(|id| {
+                (Tenant::parse("one"), AggregateName::parse("flight"), AggregateId::parse(id))
+            })
+            .map(|(one, flight, id)| AggregateKey::new(one.unwrap(), flight.unwrap(), id.unwrap()));
+        let mut waiting: Vec<_> = (0..limits::COMMANDS_PER_AGGREGATE_MAX)
+            .map(|_| admission.aggregate(&hot).ok().unwrap())
+            .collect();
+        let response = admission.aggregate(&hot).err().expect("one too many").render(None);
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["retry-after"]),
+            (503, &"1".parse().unwrap())
+        );
+        assert!(admission.aggregate(&cold).is_ok());
+        waiting.pop();
+        assert!(admission.aggregate(&hot).is_ok());
+        drop(waiting);
+        assert!(admission.aggregates.0.lock().unwrap().of.is_empty());
+    }
+
+    #[test]
     fn streams_are_bounded_by_tenant_and_in_all() {
         let admission = admission(1);
         let tenant = Tenant::parse("one").unwrap();
@@ -213,6 +273,6 @@ mod tests {
         }
         assert_eq!(open.len(), limits::STREAMS_MAX);
         drop(open);
-        assert!(admission.streams.lock().unwrap().is_empty());
+        assert!(admission.streams.0.lock().unwrap().of.is_empty());
     }
 }

@@ -41,7 +41,7 @@ use crate::{
 /// How long a failing `accept` (file descriptors used up) is left alone before the next try.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a connection that is refused may take to read the refusal.
+/// How long a connection that is refused may take to ask and to read the refusal.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves until `shutdown` is cancelled, then drains.
@@ -162,6 +162,8 @@ fn refuse(mut stream: TcpStream, refusals: &Arc<Semaphore>) {
     tokio::spawn(async move {
         let text = bare_answer(&problems::OVERLOADED, "there are too many connections");
         let answer = async {
+            // To a client that has not asked yet, an answer is noise.
+            stream.peek(&mut [0]).await?;
             stream.write_all(text.as_bytes()).await?;
             stream.shutdown().await?;
             // Closing with unread bytes would reset the connection and the answer with it.

@@ -65,6 +65,9 @@ pub(crate) async fn send(
     let preferences = extract::preferences(&call.headers);
     let deadline = extract::deadline(&call.headers)?;
     let _place = shared.admission.command()?;
+    // The queue has room for what an aggregate cannot take at once.
+    let waits = !preferences.respond_async;
+    let _turn = waits.then(|| shared.admission.aggregate(&key)).transpose()?;
     let payload = call.json_body().await?;
     json::payload(&payload).map_err(|violations| {
         Problem::new(&problems::MALFORMED_JSON, "errors says where it goes wrong")

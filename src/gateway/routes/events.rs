@@ -8,14 +8,14 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::Response,
 };
-use flexcore_domain::{AggregateName, Position};
+use flexcore_domain::{AggregateName, Position, Tenant};
 use flexcore_eventstore::{Filter, Recorded, Subscription};
 use futures::Stream;
 use tokio_util::sync::CancellationToken;
 
 use super::answer;
 use crate::{
-    admission::StreamPlace,
+    admission::Place,
     error::Problem,
     extract::{self, Call},
     limits::{HEARTBEAT, STREAM_COMMITS_MAX},
@@ -81,7 +81,7 @@ struct Reader {
     expires_s: u64,
     shutdown: CancellationToken,
     state: Progress,
-    _place: StreamPlace,
+    _place: Place<Tenant>,
 }
 
 impl Reader {

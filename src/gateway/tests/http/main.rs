@@ -12,7 +12,10 @@ use flexcore_domain::{
     EventName, Tenant,
 };
 use flexcore_eventstore::Expected;
-use flexcore_gateway::{Settings, limits};
+use flexcore_gateway::{
+    Settings,
+    limits::{self, COMMANDS_PER_AGGREGATE_MAX},
+};
 use flexcore_servers::Want;
 use support::{Gateway, bearer, read, settings, start, start_on, token};
 use tokio::{
@@ -332,48 +335,69 @@ async fn events_stream_to_their_tenant_and_resume() {
     gateway.servers.stop().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_too_much_is_turned_away_with_an_answer() {
-    let few = Settings {
-        requests_per_second: NonZeroU32::new(20).unwrap(),
-        connections_max: 4,
-        commands_max: 1,
+async fn turns_commands_away(gateway: &Gateway) {
+    // They hold their places for commands: their bodies do not come.
+    let slow = async |id: &str| {
+        let mut slow = TcpStream::connect(gateway.address).await.unwrap();
+        let head = format!(
+            "POST /v1/commands/flight/{id}/depart HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
+             Content-Length: 2\r\n{}{JSON}\r\n",
+            bearer()
+        );
+        slow.write_all(head.as_bytes()).await.unwrap();
+        slow
     };
-    let gateway = start(few).await;
-    // Holds the only place for a command: its body does not come.
-    let mut slow = TcpStream::connect(gateway.address).await.unwrap();
-    let head = format!(
-        "POST /v1/commands/flight/UA1/depart HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\
-         Content-Length: 2\r\n{}{JSON}\r\n",
-        bearer()
-    );
-    slow.write_all(head.as_bytes()).await.unwrap();
+    let crowd = (0..COMMANDS_PER_AGGREGATE_MAX).map(|_| slow("UA1"));
+    let crowd = futures::future::join_all(crowd).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     let shed = gateway.command("depart", "", "{}").await;
     shed.problem(503, "overloaded");
     assert_eq!(shed.header("retry-after"), Some("1"));
-    slow.write_all(b"{}").await.unwrap();
-    assert_eq!(read(&mut slow).await.status, 200);
+    let queued = gateway.command("depart", "Prefer: respond-async\r\n", "{}").await;
+    assert_eq!(queued.status, 202, "{queued:?}");
+    // The last place, which the crowd has left to others.
+    let mut other = slow("UA2").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let headers = format!("{}{JSON}", bearer());
+    let shed = gateway.send("POST", "/v1/commands/flight/UA3/depart", &headers, "{}").await;
+    shed.problem(503, "overloaded");
+    drop(crowd);
+    other.write_all(b"{}").await.unwrap();
+    assert_eq!(read(&mut other).await.status, 200);
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_too_much_is_turned_away_with_an_answer() {
+    let few = Settings {
+        requests_per_second: NonZeroU32::new(40).unwrap(),
+        connections_max: 80,
+        commands_max: COMMANDS_PER_AGGREGATE_MAX + 1,
+    };
+    let gateway = start(few).await;
+    turns_commands_away(&gateway).await;
+    let path = "/v1/commands/c?aggregate=flight&id=UA1";
     let mut limited = None;
-    for _ in 0..40 {
-        let answer = gateway.get("/v1/commands/c?aggregate=flight&id=UA1").await;
-        if answer.status != 200 {
-            limited = Some(answer);
-            break;
-        }
+    for _ in 0..4 {
+        let answers = futures::future::join_all((0..30).map(|_| gateway.get(path))).await;
+        limited = limited.or(answers.into_iter().find(|answer| answer.status != 200));
     }
-    let limited = limited.expect("40 requests at once are over a rate of 20 a second");
+    let limited = limited.expect("120 requests at once are over a rate of 40 a second");
     limited.problem(429, "rate-limited");
     assert_eq!(limited.header("retry-after"), Some("1"));
 
     let mut held = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..80 {
         held.push(TcpStream::connect(gateway.address).await.unwrap());
     }
     tokio::time::sleep(Duration::from_millis(100)).await;
     let full = gateway.send("GET", "/livez", "", "").await;
     assert_eq!((full.status, full.header("retry-after")), (503, Some("1")), "{full:?}");
+    // A client takes what comes before its question for a broken connection.
+    let mut silent = TcpStream::connect(gateway.address).await.unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(300), silent.peek(&mut [0])).await;
+    assert!(early.is_err(), "answered before it was asked: {early:?}");
+    silent.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    assert_eq!(read(&mut silent).await.status, 503);
     drop(held);
     gateway.servers.stop().await;
 }
