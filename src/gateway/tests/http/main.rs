@@ -12,10 +12,7 @@ use flexcore_domain::{
     EventName, Tenant,
 };
 use flexcore_eventstore::Expected;
-use flexcore_gateway::{
-    Settings,
-    limits::{self, COMMANDS_PER_AGGREGATE_MAX},
-};
+use flexcore_gateway::{Settings, limits};
 use flexcore_servers::Want;
 use support::{Gateway, bearer, read, settings, start, start_on, token};
 use tokio::{
@@ -347,7 +344,7 @@ async fn turns_commands_away(gateway: &Gateway) {
         slow.write_all(head.as_bytes()).await.unwrap();
         slow
     };
-    let crowd = (0..COMMANDS_PER_AGGREGATE_MAX).map(|_| slow("UA1"));
+    let crowd = (0..limits::COMMANDS_PER_AGGREGATE_MAX).map(|_| slow("UA1"));
     let crowd = futures::future::join_all(crowd).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     let shed = gateway.command("depart", "", "{}").await;
@@ -371,7 +368,7 @@ async fn what_is_too_much_is_turned_away_with_an_answer() {
     let few = Settings {
         requests_per_second: NonZeroU32::new(40).unwrap(),
         connections_max: 80,
-        commands_max: COMMANDS_PER_AGGREGATE_MAX + 1,
+        commands_max: limits::COMMANDS_PER_AGGREGATE_MAX + 1,
     };
     let gateway = start(few).await;
     turns_commands_away(&gateway).await;

@@ -1,32 +1,13 @@
 //! The log on a real broker that goes away.
 
-#![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
-
-use std::{
-    path::Path,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use async_nats::connection::State;
-use flexcore_domain::{
-    ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit, Event,
-    EventName, Tenant,
-};
-use flexcore_eventstore::{Error, EventStore, Expected, Profile, REQUEST_TIMEOUT, Settings};
-use flexcore_servers::{Options, Servers, Sync, Want};
+use flexcore_domain::{ActorName, CommandHash, CommandId, Commit, Event, EventName};
+use flexcore_eventstore::{Error, EventStore, Expected, REQUEST_TIMEOUT};
 use serde_json::value::RawValue;
 
-/// Long enough for a busy machine.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-async fn servers() -> Servers {
-    let cache = std::env::var("FLEXCORE_CACHE").unwrap_or_else(|_| {
-        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers-cache");
-        cache.to_string_lossy().into_owned()
-    });
-    let options = Options { sync: Sync::Lazy, want: Want::Nats, ..Options::new(cache) };
-    Servers::start(&options).await.unwrap()
-}
+use crate::{PATIENCE, key, start};
 
 /// The first commit of an aggregate.
 fn commit(id: &str) -> Commit {
@@ -37,11 +18,7 @@ fn commit(id: &str) -> Commit {
         data: RawValue::from_string("{}".to_owned()).unwrap(),
     };
     Commit {
-        key: AggregateKey::new(
-            Tenant::parse("acme").unwrap(),
-            AggregateName::parse("flight").unwrap(),
-            AggregateId::parse(id).unwrap(),
-        ),
+        key: key(id),
         command_id: CommandId::parse("c").unwrap(),
         command_hash: CommandHash::of("", ""),
         actor: ActorName::parse("alice").unwrap(),
@@ -65,10 +42,7 @@ async fn until(store: &EventStore, state: State) {
 /// once somebody else has taken the slot over, perhaps.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_connection_an_append_is_refused_at_once_and_never_sent() {
-    let mut servers = servers().await;
-    let client = async_nats::connect(servers.nats_url()).await.unwrap();
-    let settings = Settings { profile: Profile::Relaxed, replicas: 1, monitor_urls: Vec::new() };
-    let store = EventStore::open(client, settings).await.unwrap();
+    let (mut servers, store) = start().await;
     let none = Expected::default();
     assert_eq!(store.append(&commit("UA1"), none).await.unwrap().sequence, 1);
     servers.nats.kill().await.unwrap();

@@ -1,0 +1,35 @@
+//! The log and the queue on a real broker.
+
+#![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
+
+mod broker;
+mod queue;
+
+use std::{path::Path, time::Duration};
+
+use flexcore_domain::{AggregateId, AggregateKey, AggregateName, Tenant};
+use flexcore_eventstore::{EventStore, Profile, Settings};
+use flexcore_servers::{Options, Servers, Sync, Want};
+
+/// Long enough for a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+async fn start() -> (Servers, EventStore) {
+    let cache = std::env::var("FLEXCORE_CACHE").unwrap_or_else(|_| {
+        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers-cache");
+        cache.to_string_lossy().into_owned()
+    });
+    let options = Options { sync: Sync::Lazy, want: Want::Nats, ..Options::new(cache) };
+    let servers = Servers::start(&options).await.unwrap();
+    let client = async_nats::connect(servers.nats_url()).await.unwrap();
+    let settings = Settings { profile: Profile::Relaxed, replicas: 1, monitor_urls: Vec::new() };
+    (servers, EventStore::open(client, settings).await.unwrap())
+}
+
+fn key(id: &str) -> AggregateKey {
+    AggregateKey::new(
+        Tenant::parse("acme").unwrap(),
+        AggregateName::parse("counter").unwrap(),
+        AggregateId::parse(id).unwrap(),
+    )
+}
