@@ -15,7 +15,8 @@ use crate::{
 
 const QUEUE: &str = "FLEX_COMMANDS";
 /// What the broker says while a stream has no leader.
-const NO_LEADER: &str = r#"{"error":{"code":503,"err_code":10008,"description":"JetStream system temporarily unavailable"}}"#;
+const NO_LEADER: &str = r#"{"error":{"code":503,"err_code":10008,
+    "description":"JetStream system temporarily unavailable"}}"#;
 /// Long enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
