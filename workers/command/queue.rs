@@ -266,7 +266,7 @@ impl Recorder {
     /// Begins to write what is due; all there is when the reader is about to end.
     fn record(&mut self, under_way: &mut UnderWay<jetstream::Message>, ending: bool) {
         if self.claim.is_some()
-            && let Some(sequence) = under_way.to_record(Instant::now(), ending)
+            && let Some(sequence) = under_way.take_due(Instant::now(), ending)
             && let Some(claim) = self.claim.take()
         {
             self.writing.push(Box::pin(claim.settle(sequence)));

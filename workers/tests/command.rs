@@ -1,5 +1,7 @@
 //! The command worker on a real broker.
 
+#![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
+
 use std::{path::Path, sync::Arc, time::Duration};
 
 use async_nats::HeaderMap;

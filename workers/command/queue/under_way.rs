@@ -113,7 +113,7 @@ impl<M> UnderWay<M> {
 
     /// The stream sequence to be recorded, when it is time, or when the reader is about to end and
     /// nothing is under way. [`Self::recorded`] is called when that has been done.
-    pub(super) fn to_record(&mut self, now: Instant, ending: bool) -> Option<u64> {
+    pub(super) fn take_due(&mut self, now: Instant, ending: bool) -> Option<u64> {
         let at = self.record_at?;
         if at > now && !(ending && self.is_empty()) {
             return None;
@@ -123,7 +123,7 @@ impl<M> UnderWay<M> {
         Some(self.settled)
     }
 
-    /// What [`Self::to_record`] returned is recorded.
+    /// What [`Self::take_due`] returned is recorded.
     pub(super) fn recorded(&mut self) {
         self.unrecorded = self.writing;
     }
@@ -165,16 +165,16 @@ mod tests {
         let mut under_way = filled(None);
         assert_eq!(under_way.taken(), 256);
         under_way.settle(1, now);
-        assert_eq!((under_way.to_record(now, true), under_way.record_at()), (None, None));
+        assert_eq!((under_way.take_due(now, true), under_way.record_at()), (None, None));
         under_way.settle(0, now);
-        assert_eq!(under_way.to_record(now, false), None, "others may follow");
-        assert_eq!(under_way.to_record(now, true), None, "others are under way");
-        assert_eq!(under_way.to_record(now + RECORD_DELAY, false), Some(12));
-        assert_eq!(under_way.to_record(now + RECORD_DELAY, false), None, "it is");
+        assert_eq!(under_way.take_due(now, false), None, "others may follow");
+        assert_eq!(under_way.take_due(now, true), None, "others are under way");
+        assert_eq!(under_way.take_due(now + RECORD_DELAY, false), Some(12));
+        assert_eq!(under_way.take_due(now + RECORD_DELAY, false), None, "it is");
         for number in 2..256 {
             under_way.settle(number, now);
         }
-        assert_eq!(under_way.to_record(now, false), Some(10 + 2 * 255), "a hundred are enough");
+        assert_eq!(under_way.take_due(now, false), Some(10 + 2 * 255), "a hundred are enough");
     }
 
     #[test]
@@ -183,7 +183,7 @@ mod tests {
         let mut under_way = UnderWay::after(None);
         under_way.take_up((), 7);
         under_way.settle(0, now);
-        assert_eq!(under_way.to_record(now, true), Some(7));
+        assert_eq!(under_way.take_due(now, true), Some(7));
     }
 
     #[test]
@@ -198,7 +198,7 @@ mod tests {
             most += 1;
         }
         assert_eq!(most, 1_000);
-        under_way.to_record(now + RECORD_DELAY, false);
+        under_way.take_due(now + RECORD_DELAY, false);
         assert!(!under_way.has_room(), "not written yet");
         under_way.recorded();
         assert!(under_way.has_room());
@@ -212,7 +212,7 @@ mod tests {
             assert_eq!(under_way.taken(), number + 1);
             under_way.settle(number, now);
             assert!(!under_way.has_room(), "not recorded yet");
-            assert_eq!(under_way.to_record(now, false), Some(10 + 2 * number));
+            assert_eq!(under_way.take_due(now, false), Some(10 + 2 * number));
             under_way.recorded();
             assert!(under_way.has_room());
             under_way.take_up((), 10 + 2 * (number + 1));
