@@ -82,22 +82,27 @@ impl Client {
         within: Duration,
     ) -> Result<Answer, Failure> {
         let deadline = Instant::now() + within;
-        let mut open = match self.take(authority) {
-            Some(open) => open,
-            None => connect(authority, within).await?,
-        };
-        let exchange = async {
-            let broken = |error: hyper::Error| Failure::Broken(error.to_string());
-            open.ready().await.map_err(broken)?;
-            let answer = open.send_request(request(authority, ask)).await.map_err(broken)?;
-            let (head, body) = answer.into_parts();
-            let body = body.collect().await.map_err(broken)?.to_bytes();
-            Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
-        };
-        let answered = tokio::time::timeout_at(deadline, exchange).await;
-        let answer = answered.map_err(|_| Failure::Timeout)??;
-        self.give_back(authority, open);
-        Ok(answer)
+        loop {
+            let kept = self.take(authority);
+            let was_kept = kept.is_some();
+            let mut open = match kept {
+                Some(open) => open,
+                None => connect(authority, within).await?,
+            };
+            let exchange = exchange(&mut open, request(authority, ask));
+            let answered = tokio::time::timeout_at(deadline, exchange).await;
+            match answered.map_err(|_| Failure::Timeout)? {
+                // The other end closed it for having been idle, before anything was written.
+                Err(NoAnswer::NotWritten(_)) if was_kept => {}
+                Err(NoAnswer::NotWritten(why) | NoAnswer::Broken(why)) => {
+                    return Err(Failure::Broken(why));
+                }
+                Ok(answer) => {
+                    self.give_back(authority, open);
+                    return Ok(answer);
+                }
+            }
+        }
     }
 
     fn take(&self, authority: &str) -> Option<Connection> {
@@ -123,6 +128,29 @@ impl Client {
     pub(crate) fn close(&self) {
         self.idle.lock().unwrap().clear();
     }
+}
+
+/// Why a connection gave no answer.
+enum NoAnswer {
+    /// Of the request not a byte was written.
+    NotWritten(String),
+    Broken(String),
+}
+
+async fn exchange(
+    open: &mut Connection,
+    request: Request<Full<Bytes>>,
+) -> Result<Answer, NoAnswer> {
+    open.ready().await.map_err(|error| NoAnswer::NotWritten(error.to_string()))?;
+    let sent = open.try_send_request(request).await;
+    let answer = sent.map_err(|mut error| match error.take_message() {
+        Some(_) => NoAnswer::NotWritten(error.error().to_string()),
+        None => NoAnswer::Broken(error.error().to_string()),
+    })?;
+    let (head, body) = answer.into_parts();
+    let body = body.collect().await.map_err(|error| NoAnswer::Broken(error.to_string()))?;
+    let (status, headers) = (head.status.as_u16(), head.headers);
+    Ok(Answer { status, headers, body: body.to_bytes() })
 }
 
 fn request(authority: &str, ask: &Ask) -> Request<Full<Bytes>> {
