@@ -52,9 +52,9 @@ pub const PARAMETERS_MAX: usize = 64;
 pub const COMMANDS_MAX: usize = 1_024;
 
 /// Commands under way at once whose senders wait for the same aggregate. It takes one command after
-/// another, some 15 ms each on a slow disk in a cluster, so this many wait half a second. Without this
-/// bound the few aggregates that everybody wants take all of [`COMMANDS_MAX`], and the others are
-/// turned away although nothing holds them up.
+/// another, so that more would only wait longer: some 15 ms each on a slow disk in a cluster, and 30
+/// when it is overloaded. Without this bound the few aggregates that everybody wants take all of
+/// [`COMMANDS_MAX`], and the others are turned away although nothing holds them up.
 pub const COMMANDS_PER_AGGREGATE_MAX: usize = 32;
 
 /// Reads under way at once: states, events and queries. Postgres has a few connections, and
