@@ -1,11 +1,11 @@
 //! FLEX_DEAD: what could not be processed, kept to be looked at and requeued; and FLEX_OUTCOMES:
 //! rejections of asynchronous commands, for those who ask.
 
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, jetstream::stream::LastRawMessageErrorKind};
 use bytes::Bytes;
 use flexcore_domain::{AggregateKey, CommandId, Outcome, command::header};
 
-use crate::{Error, EventStore, load, topology, unavailable};
+use crate::{Error, EventStore, topology, unavailable};
 
 impl EventStore {
     /// Puts a message aside. `kind` is `command` or `projection.<read model>`; `reason` becomes one
@@ -31,8 +31,7 @@ impl EventStore {
         }
         all.insert(header::DEAD_REASON, one_line(reason));
         all.insert(header::DEAD_SUBJECT, one_line(subject));
-        let sent = self.jetstream.publish_with_headers(format!("dead.{kind}"), all, body).await;
-        sent.map_err(unavailable)?.await.map_err(unavailable)?;
+        self.acknowledged.store(format!("dead.{kind}"), all, body).await?;
         let kind = kind.split('.').next().unwrap_or_default().to_owned();
         metrics::counter!("flexcore_dead_total", "kind" => kind).increment(1);
         Ok(())
@@ -50,9 +49,7 @@ impl EventStore {
         let body = serde_json::to_vec(outcome).map_err(unavailable)?;
         let mut headers = HeaderMap::new();
         headers.insert(QUEUE_SEQUENCE, sequence.to_string());
-        let subject = outcome_subject(key, id);
-        let sent = self.jetstream.publish_with_headers(subject, headers, body.into()).await;
-        sent.map_err(unavailable)?.await.map_err(unavailable)?;
+        self.acknowledged.store(outcome_subject(key, id), headers, body.into()).await?;
         Ok(())
     }
 
@@ -62,38 +59,36 @@ impl EventStore {
         key: &AggregateKey,
         id: &CommandId,
     ) -> Result<Option<Outcome>, Error> {
-        Ok(self.kept(key, id).await?.map(|(_, outcome)| outcome))
+        let to = format!("$JS.API.DIRECT.GET.{}.{}", topology::OUTCOMES, outcome_subject(key, id));
+        let mut replies = self.inbox.request(to, None, Bytes::new()).await?;
+        let message = replies.next().await?;
+        match message.status.map(|status| status.as_u16()) {
+            None => Ok(serde_json::from_slice(&message.payload).ok()),
+            Some(404) => Ok(None),
+            Some(status) => Err(unavailable(format!("direct get answered {status}"))),
+        }
     }
 
     /// Whether the command that the queue has at this sequence has an outcome there. One of an
     /// earlier command of the same id does not count: that one was put aside and requeued, or sent
-    /// again.
+    /// again. The stream's leader is asked: another replica may not have the last ones yet.
     pub async fn has_outcome(
         &self,
         key: &AggregateKey,
         id: &CommandId,
         sequence: u64,
     ) -> Result<bool, Error> {
-        Ok(self.kept(key, id).await?.is_some_and(|(of, _)| of >= sequence))
-    }
-
-    /// The last outcome under this id, with its command's sequence in the queue.
-    async fn kept(
-        &self,
-        key: &AggregateKey,
-        id: &CommandId,
-    ) -> Result<Option<(u64, Outcome)>, Error> {
-        let to = format!("$JS.API.DIRECT.GET.{}.{}", topology::OUTCOMES, outcome_subject(key, id));
-        let mut replies = self.inbox.request(to, None, Bytes::new()).await?;
-        let message = replies.next().await?;
-        match message.status.map(|status| status.as_u16()) {
-            None => {
-                let sequence = load::number(&message, QUEUE_SEQUENCE).unwrap_or(0);
-                let outcome = serde_json::from_slice(&message.payload).ok();
-                Ok(outcome.map(|outcome| (sequence, outcome)))
+        let stream = self.jetstream.get_stream_no_info(topology::OUTCOMES).await;
+        let stream = stream.map_err(unavailable)?;
+        let last = stream.get_last_raw_message_by_subject(&outcome_subject(key, id)).await;
+        match last {
+            Ok(message) => {
+                let of =
+                    message.headers.get(QUEUE_SEQUENCE).and_then(|of| of.as_str().parse().ok());
+                Ok(of.is_some_and(|of: u64| of >= sequence))
             }
-            Some(404) => Ok(None),
-            Some(status) => Err(unavailable(format!("direct get answered {status}"))),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(false),
+            Err(error) => Err(unavailable(error)),
         }
     }
 }

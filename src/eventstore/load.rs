@@ -107,7 +107,7 @@ pub(crate) fn check_link(
     Ok(())
 }
 
-pub(crate) fn number(message: &Message, name: &str) -> Option<u64> {
+fn number(message: &Message, name: &str) -> Option<u64> {
     message.headers.as_ref()?.get(name)?.as_str().parse().ok()
 }
 

@@ -8,11 +8,11 @@
 mod claim;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::stream::{LastRawMessageErrorKind, Stream};
+use async_nats::jetstream::stream::{self, LastRawMessageErrorKind, Stream};
 use flexcore_domain::{
     AggregateKey, Command, CommandId, CommandName, SLOTS, Slot, command::header,
 };
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{StreamExt, TryStreamExt};
 
 use crate::{Error, EventStore, publish, topology, unavailable};
 
@@ -79,33 +79,59 @@ impl EventStore {
 
     /// Removes the commands that are settled in every slot. Returns how many went.
     pub async fn purge_queue(&self) -> Result<u64, Error> {
-        let queue = self.jetstream.get_stream(topology::COMMANDS).await.map_err(unavailable)?;
-        // Known before the slots are looked at: what comes meanwhile is later.
-        let last = queue.cached_info().state.last_sequence;
-        let first_left = self.first_left(&queue).await?.unwrap_or(last + 1);
-        let purged = queue.purge().sequence(first_left).await.map_err(unavailable)?;
+        let (queue, place, first_left) = self.first_left().await?;
+        let first_kept = place.first_to_keep(first_left);
+        let purged = queue.purge().sequence(first_kept).await.map_err(unavailable)?;
         Ok(purged.purged)
     }
 
     /// Commands that have no outcome yet: 0 exactly when there are none, and otherwise at most so
     /// many, since some behind the first of them may have one.
     pub async fn queue_depth(&self) -> Result<u64, Error> {
-        let queue = self.jetstream.get_stream(topology::COMMANDS).await.map_err(unavailable)?;
-        let last = queue.cached_info().state.last_sequence;
-        Ok(match self.first_left(&queue).await? {
-            Some(first) => last.max(first) - first + 1,
-            None => 0,
-        })
+        let (_, place, first_left) = self.first_left().await?;
+        Ok(first_left.map_or(0, |first| place.last.max(first) - first + 1))
     }
 
-    /// Stream sequence of the first command, over all slots, that is not known to be settled.
-    async fn first_left(&self, queue: &Stream) -> Result<Option<u64>, Error> {
-        let settled = self.settled().await?;
-        let nexts = stream::iter((0..SLOTS).filter_map(Slot::new))
-            .map(|slot| next(queue, slot, settled[usize::from(slot.number())]))
+    /// Stream sequence of the first command, over all slots, that is not known to be settled; and
+    /// where the queue ended before that was found out.
+    async fn first_left(&self) -> Result<(Stream, Place, Option<u64>), Error> {
+        // First, since it may go on: then no slot is settled further than the queue goes.
+        let progress = self.progress().await?;
+        let queue = self.jetstream.get_stream(topology::COMMANDS).await.map_err(unavailable)?;
+        let place = Place::of(queue.cached_info());
+        let mut after = Vec::with_capacity(progress.len());
+        for (slot, progress) in (0..SLOTS).filter_map(Slot::new).zip(progress) {
+            after.push((slot, progress.settled_in(place)?));
+        }
+        let nexts = futures::stream::iter(after)
+            .map(|(slot, settled)| next(&queue, slot, settled))
             .buffer_unordered(ASKED_AT_ONCE);
         let nexts: Vec<Option<u64>> = nexts.try_collect().await?;
-        Ok(nexts.into_iter().flatten().min())
+        Ok((queue, place, nexts.into_iter().flatten().min()))
+    }
+}
+
+/// The queue's stream, and where it ended when it was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    /// When it was made, in nanoseconds since 1970: another one begins to count anew.
+    made_ns: i64,
+    /// Its last sequence.
+    last: u64,
+}
+
+impl Place {
+    fn of(info: &stream::Info) -> Self {
+        let made_ns = info.created.unix_timestamp_nanos();
+        Self { made_ns: made_ns.try_into().unwrap_or(i64::MAX), last: info.state.last_sequence }
+    }
+
+    /// Sequence of the first command that a purge must leave, when this one was then found to be the
+    /// first without an outcome. The slots are asked one after the other: in one that was asked
+    /// before, a command may have come meanwhile.
+    fn first_to_keep(self, first_left: Option<u64>) -> u64 {
+        let next = self.last + 1;
+        first_left.map_or(next, |first| first.min(next))
     }
 }
 
@@ -124,4 +150,18 @@ async fn next<I>(queue: &Stream<I>, slot: Slot, after: u64) -> Result<Option<u64
 /// The subjects of a slot's commands.
 fn filter(slot: Slot) -> String {
     format!("cmdq.{slot}.>")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_while_the_slots_were_asked_is_kept() {
+        let place = Place { made_ns: 0, last: 100 };
+        assert_eq!(place.first_to_keep(None), 101, "all was settled");
+        assert_eq!(place.first_to_keep(Some(40)), 40);
+        // 101 is in a slot that had nothing when it was asked.
+        assert_eq!(place.first_to_keep(Some(102)), 101);
+    }
 }

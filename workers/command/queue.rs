@@ -5,6 +5,7 @@ mod under_way;
 use std::{fmt::Display, pin::pin, time::Duration};
 
 use async_nats::jetstream;
+use flexcore_cluster::Guard;
 use flexcore_domain::{AggregateKey, CommandId, Outcome, Slot, command::header};
 use flexcore_eventstore::{
     Error, EventStore,
@@ -21,7 +22,7 @@ use super::{
     Lanes,
     requests::{count, read_command},
 };
-use under_way::{IN_DOUBT_MAX, Lost, UnderWay};
+use under_way::{IN_DOUBT_MAX, Lost, SUSPECT, UnderWay};
 
 /// Commands that a reader is sent ahead of their turn.
 const BATCH: usize = 256;
@@ -29,6 +30,14 @@ const BATCH: usize = 256;
 const LOOKED_UP_AT_ONCE: usize = 64;
 /// Owners that have begun a command before it is taken to be what kills them.
 const BEGUN_MAX: u32 = 10;
+/// Longest pause before a suspect is begun with. Each slot of an owner has another one: otherwise what
+/// kills the owner would take the other slots' first commands with it each time.
+const SUSPECT_PAUSE_MAX_MS: u64 = 5_000;
+/// How long an owner that has begun with a command lives on when the command does not kill it: scripts
+/// are stopped after milliseconds.
+const SURVIVED: Duration = Duration::from_secs(5);
+/// A reader that lasted so long had a good start.
+const LASTED: Duration = Duration::from_secs(5);
 /// Pause before a reader or a write to the broker is tried again.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(2);
@@ -39,6 +48,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 pub(super) struct Reader {
     pub(super) store: EventStore,
     pub(super) lanes: Lanes,
+    pub(super) guard: Guard,
     pub(super) slot: Slot,
     pub(super) epoch: u64,
 }
@@ -47,7 +57,9 @@ pub(super) struct Reader {
 struct Next {
     message: jetstream::Message,
     sequence: u64,
-    /// An earlier owner has told what came of it.
+    /// Too many owners have begun with it and gone.
+    kills: bool,
+    /// What came of it is known already.
     is_done: bool,
 }
 
@@ -56,39 +68,56 @@ impl Reader {
     /// is waited for.
     pub(super) async fn run(self, stop: CancellationToken) {
         let mut pause = RETRY_FIRST;
-        while !stop.is_cancelled() {
-            match self.open().await {
+        loop {
+            let opened = tokio::select! {
+                () = stop.cancelled() => return,
+                opened = self.open() => opened,
+            };
+            match opened {
                 Ok((claim, messages)) => {
-                    pause = RETRY_FIRST;
-                    self.read(claim, messages, &stop).await;
+                    let began = Instant::now();
+                    let taken = self.read(claim, messages, &stop).await;
+                    if taken > 0 || began.elapsed() > LASTED {
+                        pause = RETRY_FIRST;
+                    }
+                }
+                Err(Error::Conflict) => {
+                    tracing::warn!(slot = %self.slot, "another owner claims the slot's queue");
                 }
                 Err(error) => {
                     tracing::debug!(%error, slot = %self.slot, "the queue cannot be read yet");
-                    tokio::select! {
-                        () = stop.cancelled() => {}
-                        () = tokio::time::sleep(pause) => {}
-                    }
-                    pause = (pause * 2).min(RETRY_LONGEST);
                 }
             }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+            }
+            pause = (pause * 2).min(RETRY_LONGEST);
         }
     }
 
     async fn open(&self) -> Result<(Claim, Messages), Error> {
         let claim = self.store.claim_queue(self.slot, self.epoch).await?;
+        if claim.first().is_some_and(|(_, begun)| begun >= SUSPECT) {
+            tokio::time::sleep(suspect_pause(self.slot, self.epoch)).await;
+        }
+        let claim = claim.begin().await?;
         let messages = claim.messages(BATCH).await?;
         Ok((claim, messages))
     }
 
     /// Works until the stream breaks or the worker stops; what is under way is settled either way.
-    async fn read(&self, claim: Claim, messages: Messages, stop: &CancellationToken) {
+    /// Returns how many commands were taken up.
+    async fn read(&self, claim: Claim, messages: Messages, stop: &CancellationToken) -> u64 {
         let (to, mut outcomes) = mpsc::unbounded_channel();
         let (first, last_before) = (claim.first(), claim.last_before());
         let mut under_way = UnderWay::after(first);
-        let mut recorder = Recorder { claim: Some(claim), writing: FuturesUnordered::new() };
+        let mut recorder = Recorder::of(claim);
         let Messages { stream, reader } = messages;
         let in_turn = stream.enumerate();
-        let in_turn = in_turn.map(|(place, next)| self.look_up(place, next, last_before));
+        let in_turn = in_turn.map(|(place, next)| {
+            self.look_up(next, first, if place < IN_DOUBT_MAX { last_before } else { 0 })
+        });
         let mut in_turn = pin!(in_turn.buffered(LOOKED_UP_AT_ONCE));
         let (mut keeping, mut looking) = (FuturesUnordered::new(), FuturesUnordered::new());
         let mut look = tokio::time::interval(LOOK_EVERY);
@@ -97,19 +126,20 @@ impl Reader {
         loop {
             recorder.record(&mut under_way, !open);
             if !open && under_way.is_empty() && recorder.writing.is_empty() {
-                return;
+                return under_way.taken();
             }
+            let write_at = recorder.next_at(&under_way);
             tokio::select! {
                 () = stop.cancelled(), if open => open = false,
                 next = in_turn.next(), if open && under_way.has_room() => {
                     match self.in_order(next, under_way.taken()) {
-                        Some(next) => self.take_up(next, first, &mut under_way, &to),
+                        Some(next) => self.take_up(next, &mut under_way, &to),
                         None => open = false,
                     }
                 }
                 Some((number, outcome)) = outcomes.recv() => {
                     count(&outcome);
-                    if matches!(outcome, Outcome::Accepted { .. }) {
+                    if matches!(outcome, Outcome::Accepted { position: Some(_), .. }) {
                         under_way.settle(number, Instant::now());
                     } else {
                         let message = under_way.message(number).clone();
@@ -127,7 +157,7 @@ impl Reader {
                         open = false;
                     }
                 },
-                () = at(under_way.record_at()), if recorder.claim.is_some() => {}
+                () = at(write_at) => {}
                 _ = look.tick(), if open && under_way.is_empty() && looking.is_empty() => {
                     looking.push(reader.handed_out());
                 }
@@ -138,23 +168,29 @@ impl Reader {
         }
     }
 
-    /// Finds out whether an earlier owner has refused a command that it may have worked on. That must
-    /// not be decided a second time: the aggregate may have moved on. (Of what it has recorded in the
-    /// log the aggregate knows.)
+    /// Finds out whether an earlier owner has refused a command up to `last_before`, which it may have
+    /// worked on. That must not be decided a second time: the aggregate may have moved on. Of what the
+    /// log has the aggregate knows, but one that would be put aside is not decided at all.
     async fn look_up<E: Display>(
         &self,
-        place: usize,
         next: Result<jetstream::Message, E>,
+        first: Option<(u64, u32)>,
         last_before: u64,
     ) -> Result<Next, String> {
         let message = next.map_err(|error| error.to_string())?;
         let sequence = message.info().map_err(|error| error.to_string())?.stream_sequence;
-        let in_doubt = place < IN_DOUBT_MAX && sequence <= last_before;
-        let Some((key, id)) = in_doubt.then(|| identify(&message)).flatten() else {
-            return Ok(Next { message, sequence, is_done: false });
+        let kills = first.is_some_and(|(first, begun)| first == sequence && begun > BEGUN_MAX);
+        let known = (sequence <= last_before).then(|| identify(&message)).flatten();
+        let Some((key, id)) = known else {
+            return Ok(Next { message, sequence, kills, is_done: false });
         };
-        let is_done = self.store.has_outcome(&key, &id, sequence).await;
-        Ok(Next { message, sequence, is_done: is_done.map_err(|error| error.to_string())? })
+        let is_refused = self.store.has_outcome(&key, &id, sequence).await;
+        let mut is_done = is_refused.map_err(|error| error.to_string())?;
+        if kills && !is_done {
+            let commits = self.store.load(&key, 0).await.map_err(|error| error.to_string())?;
+            is_done = commits.iter().any(|recorded| recorded.commit.command_id == id);
+        }
+        Ok(Next { message, sequence, kills, is_done })
     }
 
     /// The next command; `None` when the reader has to begin anew.
@@ -176,25 +212,21 @@ impl Reader {
     fn take_up(
         &self,
         next: Next,
-        first: Option<(u64, u32)>,
         under_way: &mut UnderWay<jetstream::Message>,
         to: &mpsc::UnboundedSender<(u64, Outcome)>,
     ) {
-        let Next { message, sequence, is_done } = next;
+        let Next { message, sequence, kills, is_done } = next;
         let rest = message.subject.strip_prefix("cmdq.").unwrap_or_default();
-        let begun = first.filter(|(first, _)| *first == sequence).map_or(0, |(_, begun)| begun);
         let read = read_command(rest, message.headers.as_ref(), &message.payload);
         let number = under_way.take_up(message, sequence);
         if is_done {
             return under_way.settle(number, Instant::now());
         }
         let outcome = match read {
-            Ok(command) if begun <= BEGUN_MAX => {
-                return self.lanes.queued(command, number, to.clone());
-            }
-            Ok(_) => Outcome::Faulty {
-                message: format!("{} workers began it, and none has come to an end", begun - 1),
+            Ok(_) if kills => Outcome::Faulty {
+                message: format!("{BEGUN_MAX} workers began with it, and none has lived on"),
             },
+            Ok(command) => return self.lanes.queued(command, number, to.clone()),
             Err(outcome) => outcome,
         };
         // The receiver is the caller's own.
@@ -218,17 +250,20 @@ impl Reader {
         number
     }
 
-    /// Makes an outcome durable: accepted commands are in the log, rejections are answers to look
-    /// up, and what can't be processed is put aside for a person.
+    /// Makes an outcome durable: what is accepted without events and what is refused are answers to
+    /// look up, and what can't be processed is put aside for a person. Fails when the lease does not
+    /// hold: another owner may have decided otherwise.
     async fn keep(
         &self,
         message: &jetstream::Message,
         known: Option<&(AggregateKey, CommandId)>,
         outcome: &Outcome,
     ) -> Result<(), Error> {
+        if !self.guard.holds() {
+            return Err(Error::Unavailable("the lease has ended".to_owned()));
+        }
         let reason = match outcome {
-            Outcome::Accepted { .. } => return Ok(()),
-            Outcome::Rejected { .. } | Outcome::Conflict { .. } => {
+            Outcome::Accepted { .. } | Outcome::Rejected { .. } | Outcome::Conflict { .. } => {
                 let Some((key, id)) = known else { return Ok(()) };
                 return self.store.save_outcome(key, id, sequence(message), outcome).await;
             }
@@ -260,18 +295,43 @@ struct Recorder {
     /// `None` while it is written to, and when that has failed.
     claim: Option<Claim>,
     writing: FuturesUnordered<BoxFuture<'static, Result<Claim, Error>>>,
+    /// When to write that the first command does not kill its owner.
+    survives_at: Option<Instant>,
 }
 
 impl Recorder {
+    fn of(claim: Claim) -> Self {
+        let survives_at = claim.first().map(|_| Instant::now() + SURVIVED);
+        Self { claim: Some(claim), writing: FuturesUnordered::new(), survives_at }
+    }
+
+    /// When there is something to be written, unless that can't be done now.
+    fn next_at(&self, under_way: &UnderWay<jetstream::Message>) -> Option<Instant> {
+        self.claim.as_ref()?;
+        [self.survives_at, under_way.record_at()].into_iter().flatten().min()
+    }
+
     /// Begins to write what is due; all there is when the reader is about to end.
     fn record(&mut self, under_way: &mut UnderWay<jetstream::Message>, ending: bool) {
-        if self.claim.is_some()
-            && let Some(sequence) = under_way.take_due(Instant::now(), ending)
-            && let Some(claim) = self.claim.take()
-        {
+        let now = Instant::now();
+        let Some(claim) = self.claim.take() else { return };
+        if let Some(sequence) = under_way.take_due(now, ending) {
+            self.survives_at = None;
             self.writing.push(Box::pin(claim.settle(sequence)));
+        } else if self.survives_at.is_some_and(|at| at <= now) {
+            self.survives_at = None;
+            self.writing.push(Box::pin(claim.survive()));
+        } else {
+            self.claim = Some(claim);
         }
     }
+}
+
+/// How long this owner waits before it begins with a suspect.
+fn suspect_pause(slot: Slot, epoch: u64) -> Duration {
+    // Spread by the golden ratio: neighbours are far apart, and each owner has another order.
+    let spread = (epoch ^ u64::from(slot.number())).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
+    Duration::from_millis(spread % SUSPECT_PAUSE_MAX_MS)
 }
 
 async fn at(time: Option<Instant>) {

@@ -193,19 +193,18 @@ impl Here {
         }
     }
 
-    /// Looks where the aggregate's memory does not reach: kept rejections, then the whole log of
-    /// the aggregate.
+    /// Looks where the aggregate's memory does not reach: the whole log of the aggregate, which is
+    /// right whatever was told, and the outcomes that are kept.
     async fn search(&self, key: &AggregateKey, id: &CommandId) -> Result<Option<Outcome>, Error> {
-        if let Some(outcome) = self.store.outcome(key, id).await? {
-            return Ok(Some(outcome));
-        }
+        let told = self.store.outcome(key, id).await?;
         let commits = self.store.load(key, 0).await?;
         let found = commits.iter().find(|recorded| recorded.commit.command_id == *id);
-        Ok(found.map(|recorded| Outcome::Accepted {
+        let recorded = found.map(|recorded| Outcome::Accepted {
             version: recorded.commit.version(),
             position: Some(Position { slot: key.slot(), sequence: recorded.sequence }),
             replayed: false,
-        }))
+        });
+        Ok(recorded.or(told))
     }
 
     /// The version of an application that this worker has in force: `apply` waits for it.

@@ -1,13 +1,13 @@
 //! Which slots this worker serves: it follows the cluster's map.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     time::Duration,
 };
 
-use flexcore_cluster::{Kind, Member};
+use flexcore_cluster::{Guard, Kind, Member};
 use flexcore_domain::Slot;
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -36,6 +36,8 @@ pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) 
     let mut assigned = member.assigned();
     let mut serving: HashMap<u16, Serving> = HashMap::new();
     let mut tasks = JoinSet::new();
+    // Whose task it is, for one that panics.
+    let mut slots: HashMap<task::Id, u16> = HashMap::new();
     while !stop.is_cancelled() {
         let now = assigned.borrow_and_update().clone();
         let (wanted, leaving) = (now.of(Kind::Command), now.leaving(Kind::Command));
@@ -48,21 +50,32 @@ pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) 
                 slot.lost.cancel();
             }
         }
-        take_up(&here, &wanted, &mut serving, &mut tasks);
+        for (number, epoch) in &wanted {
+            let Some(slot) = Slot::new(*number) else { continue };
+            if serving.contains_key(number) {
+                continue;
+            }
+            let (leave, lost) = (CancellationToken::new(), CancellationToken::new());
+            let guard = member.guard();
+            let task =
+                tasks.spawn(serve(here.clone(), guard, slot, *epoch, leave.clone(), lost.clone()));
+            slots.insert(task.id(), *number);
+            serving.insert(*number, Serving { epoch: *epoch, leave, lost });
+        }
         let serves: BTreeSet<u16> = wanted.keys().chain(serving.keys()).copied().collect();
         metrics::gauge!("flexcore_slots_owned").set(wanted.len() as f64);
         member.report(Kind::Command, now.followed, serves);
         tokio::select! {
             () = stop.cancelled() => {}
             changed = assigned.changed() => if changed.is_err() { break },
-            Some(left) = tasks.join_next() => {
-                // A slot's task that panicked has left it as well: it is reported, and taken up anew.
-                match left {
-                    Ok(number) => drop(serving.remove(&number)),
-                    Err(error) => {
-                        tracing::error!(%error, "serving a slot failed");
-                        serving.retain(|_, slot| !slot.leave.is_cancelled());
-                    }
+            Some(ended) = tasks.join_next_with_id() => {
+                // A task that panicked has left its slot as well: it is taken up anew.
+                let id = ended.as_ref().map_or_else(task::JoinError::id, |(id, ())| *id);
+                if let Err(error) = ended {
+                    tracing::error!(%error, "serving a slot failed");
+                }
+                if let Some(number) = slots.remove(&id) {
+                    serving.remove(&number);
                 }
             }
         }
@@ -75,33 +88,18 @@ pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) 
     member.report(Kind::Command, followed, BTreeSet::new());
 }
 
-fn take_up(
-    here: &Here,
-    wanted: &BTreeMap<u16, u64>,
-    serving: &mut HashMap<u16, Serving>,
-    tasks: &mut JoinSet<u16>,
-) {
-    for (number, epoch) in wanted {
-        let Some(slot) = Slot::new(*number) else { continue };
-        if serving.contains_key(number) {
-            continue;
-        }
-        let (leave, lost) = (CancellationToken::new(), CancellationToken::new());
-        tasks.spawn(serve(here.clone(), slot, *epoch, leave.clone(), lost.clone()));
-        serving.insert(*number, Serving { epoch: *epoch, leave, lost });
-    }
-}
-
-/// Serves a slot until it is to be left. Returns its number when nothing of it is under way.
+/// Serves a slot until it is to be left. Returns when nothing of it is under way.
 async fn serve(
     mut here: Here,
+    guard: Guard,
     slot: Slot,
     epoch: u64,
     leave: CancellationToken,
     lost: CancellationToken,
-) -> u16 {
+) {
     here.lanes = here.lanes.enter(slot, epoch);
-    let reader = Reader { store: here.store.clone(), lanes: here.lanes.clone(), slot, epoch };
+    let (store, lanes) = (here.store.clone(), here.lanes.clone());
+    let reader = Reader { store, lanes, guard, slot, epoch };
     let answering = async {
         while let Err(error) = requests::serve(&here, slot, epoch, &leave).await {
             tracing::warn!(%error, %slot, "requests cannot be taken yet");
@@ -122,5 +120,4 @@ async fn serve(
         () = late => tracing::warn!(%slot, "left before everything was answered"),
     }
     here.lanes.leave(slot).await;
-    slot.number()
 }

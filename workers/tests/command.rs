@@ -7,11 +7,11 @@ use std::{path::Path, sync::Arc, time::Duration};
 use async_nats::HeaderMap;
 use flexcore_cluster::{Kind, Member, Owners};
 use flexcore_domain::{
-    AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandId, CommandName, Context,
-    Decider, Decision, Event, EventName, NewEvent, Outcome, Refusal, State, Tenant,
-    command::header,
+    ActorName, AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandHash, CommandId,
+    CommandName, Commit, Context, Decider, Decision, Event, EventName, NewEvent, Outcome, Refusal,
+    State, Tenant, command::header,
 };
-use flexcore_eventstore::{EventStore, Profile, topology};
+use flexcore_eventstore::{EventStore, Expected, Profile, topology};
 use flexcore_servers::{Options, Servers, Sync, Want};
 use flexcore_workers::command;
 use serde_json::value::RawValue;
@@ -41,8 +41,8 @@ impl Decider for Panics {
     }
 }
 
-/// A decider that accepts everything.
-struct Accepts;
+/// A decider that accepts everything, with so many events.
+struct Accepts(usize);
 
 impl Decider for Accepts {
     fn decide(
@@ -57,7 +57,7 @@ impl Decider for Accepts {
             schema_version: 1,
             data: RawValue::from_string("{}".to_owned()).unwrap(),
         };
-        Ok(Decision { events: vec![event], state: state.clone() })
+        Ok(Decision { events: vec![event; self.0], state: state.clone() })
     }
 
     fn evolve(&mut self, state: &State, _: &[Event]) -> Result<State, Refusal> {
@@ -124,6 +124,19 @@ impl Rig {
         }
     }
 
+    /// What an owner has begun with and not come further, so many times.
+    async fn begun(&self, times: u64) {
+        for epoch in 1..=times {
+            let claim = self.store.claim_queue(self.key.slot(), epoch).await.unwrap();
+            claim.begin().await.unwrap();
+        }
+    }
+
+    async fn dead(&self) -> u64 {
+        let dead = self.store.jetstream().get_stream(topology::DEAD).await.unwrap();
+        dead.cached_info().state.messages
+    }
+
     /// Ids of the commands in the log.
     async fn recorded(&self) -> Vec<String> {
         let commits = self.store.load(&self.key, 0).await.unwrap();
@@ -147,7 +160,7 @@ async fn what_an_earlier_owner_has_refused_stays_refused() {
     rig.store.save_outcome(&rig.key, &id("refused"), 1, &told).await.unwrap();
     // This one is what came of an earlier command of the same id.
     rig.store.save_outcome(&rig.key, &id("again"), 2, &told).await.unwrap();
-    let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts)))).await;
+    let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts(1))))).await;
     rig.settled().await;
     assert_eq!(rig.recorded().await, ["new", "again"]);
     assert!(matches!(rig.outcome("refused").await, Some(Outcome::Rejected { .. })));
@@ -161,16 +174,57 @@ async fn a_command_that_kills_its_workers_is_put_aside() {
     let rig = Rig::start().await;
     rig.put("deadly").await;
     rig.put("harmless").await;
-    for epoch in 1..=10 {
-        rig.store.claim_queue(rig.key.slot(), epoch).await.unwrap();
-    }
-    let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts)))).await;
+    rig.begun(10).await;
+    let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts(1))))).await;
     rig.settled().await;
     assert_eq!(rig.recorded().await, ["harmless"]);
     let Some(Outcome::Dead { reason }) = rig.outcome("deadly").await else { panic!("not dead") };
-    assert!(reason.starts_with("10 workers began it"), "{reason}");
-    let dead = rig.store.jetstream().get_stream(topology::DEAD).await.unwrap();
-    assert_eq!(dead.cached_info().state.messages, 1);
+    assert!(reason.starts_with("10 workers began with it"), "{reason}");
+    assert_eq!(rig.dead().await, 1);
+    worker.abort();
+    rig.servers.stop().await;
+}
+
+/// Its owners died before they could record that it is settled.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_the_log_has_is_never_put_aside() {
+    let rig = Rig::start().await;
+    rig.put("recorded").await;
+    let event = Event {
+        event: EventName::parse("added").unwrap(),
+        version: 1,
+        schema_version: 1,
+        data: RawValue::from_string("{}".to_owned()).unwrap(),
+    };
+    let commit = Commit {
+        key: rig.key.clone(),
+        command_id: CommandId::parse("recorded").unwrap(),
+        command_hash: CommandHash::of("add", "{}"),
+        actor: ActorName::parse("test").unwrap(),
+        correlation_id: None,
+        causation_id: None,
+        traceparent: None,
+        time_ms: 0,
+        events: vec![event],
+    };
+    rig.store.append(&commit, Expected::default()).await.unwrap();
+    rig.begun(10).await;
+    let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts(1))))).await;
+    rig.settled().await;
+    assert_eq!((rig.recorded().await.len(), rig.dead().await), (1, 0));
+    worker.abort();
+    rig.servers.stop().await;
+}
+
+/// Nothing in the log says so: a next owner would decide it again, after the commands behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn that_a_command_was_accepted_without_events_is_kept() {
+    let rig = Rig::start().await;
+    rig.put("idle").await;
+    let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts(0))))).await;
+    rig.settled().await;
+    assert!(rig.recorded().await.is_empty());
+    assert!(matches!(rig.outcome("idle").await, Some(Outcome::Accepted { position: None, .. })));
     worker.abort();
     rig.servers.stop().await;
 }

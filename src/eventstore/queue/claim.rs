@@ -13,7 +13,7 @@ use bytes::Bytes;
 use flexcore_domain::{SLOTS, Slot};
 use serde::{Deserialize, Serialize};
 
-use super::{filter, next};
+use super::{Place, filter, next};
 use crate::{
     Error, EventStore,
     ephemeral::{self, Ephemeral},
@@ -22,29 +22,53 @@ use crate::{
 
 /// What stands in the bucket `flex_queue` under a slot's number, as JSON.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Progress {
+pub(super) struct Progress {
     /// The owner that wrote it.
     epoch: u64,
+    /// When the queue was made whose sequences these are.
+    made_ns: i64,
     /// Stream sequence up to which every command of the slot has its outcome.
     settled: u64,
     /// The first command after that, when the owner came.
     first: Option<u64>,
-    /// Owners that have begun with it.
+    /// Owners that have begun with it, and have not been seen to live on.
     begun: u32,
+    /// The last owner that has begun with it.
+    begun_by: u64,
 }
 
 impl Progress {
-    /// What a new owner writes, when `first` is the first command that is left; `None` when a later
-    /// owner has been there.
-    fn claimed(self, epoch: u64, first: Option<u64>) -> Option<Self> {
-        let begun = match first {
-            None => 0,
-            Some(_) if first != self.first => 1,
-            // Made anew by the same owner, after a connection broke: nobody has died of it.
-            Some(_) if epoch == self.epoch => self.begun,
-            Some(_) => self.begun + 1,
-        };
-        (self.epoch <= epoch).then_some(Self { epoch, first, begun, ..self })
+    /// Up to where the commands of this queue are settled.
+    pub(super) fn settled_in(&self, queue: Place) -> Result<u64, Error> {
+        if self.made_ns != queue.made_ns {
+            return Ok(0);
+        }
+        if self.settled > queue.last {
+            return Err(unavailable(format!(
+                "the queue ends at {}, before what is settled, {}: it has lost its end. Delete the \
+                 stream {} to have what is left in it done again",
+                queue.last,
+                self.settled,
+                topology::QUEUE
+            )));
+        }
+        Ok(self.settled)
+    }
+
+    /// What a new owner writes, when `first` is the first command after what is settled in this
+    /// queue; `None` when a later owner has been there.
+    fn claimed(self, epoch: u64, queue: Place, settled: u64, first: Option<u64>) -> Option<Self> {
+        let same = first.is_some() && first == self.first && queue.made_ns == self.made_ns;
+        let (begun, begun_by) = if same { (self.begun, self.begun_by) } else { (0, 0) };
+        let claimed = Self { epoch, made_ns: queue.made_ns, settled, first, begun, begun_by };
+        (self.epoch <= epoch).then_some(claimed)
+    }
+
+    /// What an owner writes before it begins with the first command; `None` when it has before, and
+    /// nobody has died of it.
+    fn beginning(self) -> Option<Self> {
+        let anew = self.first.is_some() && self.begun_by != self.epoch;
+        anew.then_some(Self { begun: self.begun + 1, begun_by: self.epoch, ..self })
     }
 }
 
@@ -68,18 +92,22 @@ impl EventStore {
         let queue = queue.map_err(unavailable)?;
         let bucket = self.jetstream.get_stream_no_info(topology::QUEUE).await;
         let (before, revision) = read(&bucket.map_err(unavailable)?, slot).await?;
-        let first = next(&queue, slot, before.settled).await?;
-        let progress = before.claimed(epoch, first).ok_or(Error::Conflict)?;
+        // After what was read: it cannot be settled further than the queue goes.
+        let place = Place::of(&queue.get_info().await.map_err(unavailable)?);
+        let settled = before.settled_in(place)?;
+        let first = next(&queue, slot, settled).await?;
+        let progress = before.claimed(epoch, place, settled, first).ok_or(Error::Conflict)?;
         let claim = Claim { store: self.clone(), slot, progress, revision, last: 0 };
         let claim = claim.written().await?;
-        // No earlier owner begins anything after this claim.
+        // Earlier owners are handed what was stored before this claim, as far as they had not lost
+        // their lease long before.
         let last = queue.get_info().await.map_err(unavailable)?.state.last_sequence;
         Ok(Claim { last, ..claim })
     }
 
-    /// How far each slot is settled; a replica that is behind says less.
-    pub(super) async fn settled(&self) -> Result<Vec<u64>, Error> {
-        let mut settled = vec![0; usize::from(SLOTS)];
+    /// What stands there of each slot; a replica that is behind has less.
+    pub(super) async fn progress(&self) -> Result<Vec<Progress>, Error> {
+        let mut all = vec![Progress::default(); usize::from(SLOTS)];
         let request = format!(r#"{{"multi_last":["{}"],"batch":{SLOTS}}}"#, subject("*"));
         let to = format!("$JS.API.DIRECT.GET.{}", topology::QUEUE);
         let mut replies = self.inbox.request(to, None, Bytes::from(request)).await?;
@@ -88,15 +116,15 @@ impl EventStore {
             match message.status.map(|status| status.as_u16()) {
                 None => {}
                 // 204: the batch ends; 404: nothing there.
-                Some(204 | 404) => return Ok(settled),
+                Some(204 | 404) => return Ok(all),
                 Some(status) => return Err(unavailable(format!("direct get answered {status}"))),
             }
             let headers = message.headers.as_ref();
             let subject = headers.and_then(|headers| headers.get("Nats-Subject"));
             let slot = subject.and_then(|subject| subject.as_str().rsplit('.').next());
             let place = slot.and_then(|slot| slot.parse::<usize>().ok());
-            if let Some(place) = place.and_then(|place| settled.get_mut(place)) {
-                *place = decode(&message.payload)?.settled;
+            if let Some(place) = place.and_then(|place| all.get_mut(place)) {
+                *place = decode(&message.payload)?;
             }
         }
     }
@@ -110,11 +138,26 @@ impl Claim {
         self.last
     }
 
-    /// The first command that had no outcome, and how many owners, this one among them, have begun
-    /// with it and not come further.
+    /// The first command that had no outcome, and how many owners have begun with it and were not
+    /// seen to live on.
     #[must_use]
     pub fn first(&self) -> Option<(u64, u32)> {
         self.progress.first.map(|sequence| (sequence, self.progress.begun))
+    }
+
+    /// Records that this owner begins with the first command. Returns the claim as it goes on; fails
+    /// like [`Self::settle`].
+    pub async fn begin(mut self) -> Result<Self, Error> {
+        let Some(progress) = self.progress.beginning() else { return Ok(self) };
+        self.progress = progress;
+        self.written().await
+    }
+
+    /// Records that this owner has begun with the first command and lives on: it waits for something,
+    /// and does not kill its workers. Returns the claim as it goes on; fails like [`Self::settle`].
+    pub async fn survive(mut self) -> Result<Self, Error> {
+        self.progress.begun = 0;
+        self.written().await
     }
 
     /// The commands that are left, in order, as long as the broker keeps the reader. Nothing is
@@ -138,7 +181,8 @@ impl Claim {
     /// it goes on. Fails with [`Error::Conflict`] when another owner has come, and with
     /// [`Error::Unavailable`] when the outcome is unknown: claim the slot again.
     pub async fn settle(mut self, sequence: u64) -> Result<Self, Error> {
-        self.progress = Progress { settled: sequence, first: None, begun: 0, ..self.progress };
+        self.progress =
+            Progress { settled: sequence, first: None, begun: 0, begun_by: 0, ..self.progress };
         self.written().await
     }
 
@@ -203,30 +247,50 @@ async fn read(bucket: &Stream<()>, slot: Slot) -> Result<(Progress, u64), Error>
 mod tests {
     use super::*;
 
+    const QUEUE: Place = Place { made_ns: 1, last: 50 };
+
+    /// An owner of this epoch finds this first command, and begins with it.
+    fn begun(progress: Progress, epoch: u64, first: u64) -> Progress {
+        let claimed = progress.claimed(epoch, QUEUE, progress.settled, Some(first)).unwrap();
+        claimed.beginning().unwrap_or(claimed)
+    }
+
     #[test]
-    fn each_owner_that_comes_no_further_counts() {
-        let first = Progress::default().claimed(5, Some(9)).unwrap();
-        assert_eq!(first, Progress { epoch: 5, settled: 0, first: Some(9), begun: 1 });
-        assert_eq!(first.claimed(5, Some(9)).unwrap().begun, 1, "the same owner, connected anew");
-        let second = first.claimed(8, Some(9)).unwrap();
+    fn each_owner_that_begins_and_comes_no_further_counts() {
+        let first = begun(Progress::default(), 5, 9);
+        assert_eq!((first.epoch, first.begun), (5, 1));
+        assert_eq!(begun(first, 5, 9).begun, 1, "the same owner, connected anew");
+        let second = begun(first, 8, 9);
         assert_eq!((second.epoch, second.begun), (8, 2));
-        assert_eq!(second.claimed(9, Some(12)).unwrap().begun, 1, "another command");
+        assert_eq!(begun(second, 9, 12).begun, 1, "another command");
+        let claimed = second.claimed(9, QUEUE, 0, Some(9)).unwrap();
+        assert_eq!(claimed.begun, 2, "claimed, and not begun with");
+        assert_eq!(begun(claimed, 10, 9).begun, 3);
     }
 
     #[test]
     fn owners_of_an_idle_slot_have_begun_nothing() {
-        let mut progress = Progress { epoch: 1, settled: 7, ..Progress::default() };
+        let mut progress = Progress { epoch: 1, made_ns: 1, settled: 7, ..Progress::default() };
         for epoch in 2..30 {
-            progress = progress.claimed(epoch, None).unwrap();
+            progress = progress.claimed(epoch, QUEUE, 7, None).unwrap();
+            assert_eq!(progress.beginning(), None);
         }
-        assert_eq!(progress, Progress { epoch: 29, settled: 7, first: None, begun: 0 });
-        assert_eq!(progress.claimed(30, Some(8)).unwrap().begun, 1);
+        assert_eq!(begun(progress, 30, 8).begun, 1);
     }
 
     #[test]
     fn an_earlier_owner_has_no_claim() {
-        let now = Progress { epoch: 8, settled: 7, ..Progress::default() };
-        assert_eq!(now.claimed(7, None), None);
-        assert!(now.claimed(8, None).is_some());
+        let now = Progress { epoch: 8, made_ns: 1, settled: 7, ..Progress::default() };
+        assert_eq!(now.claimed(7, QUEUE, 7, None), None);
+        assert!(now.claimed(8, QUEUE, 7, None).is_some());
+    }
+
+    #[test]
+    fn what_is_settled_counts_in_the_queue_of_which_it_was_written() {
+        let progress = Progress { made_ns: 1, settled: 50, ..Progress::default() };
+        assert_eq!(progress.settled_in(QUEUE).unwrap(), 50);
+        assert_eq!(progress.settled_in(Place { made_ns: 2, last: 3 }).unwrap(), 0, "made anew");
+        let lost = progress.settled_in(Place { last: 49, ..QUEUE }).unwrap_err().to_string();
+        assert!(lost.contains("Delete the stream KV_flex_queue"), "{lost}");
     }
 }

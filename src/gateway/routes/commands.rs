@@ -118,7 +118,7 @@ pub(crate) async fn outcome(
 /// Whether an owner's answer holds although an earlier owner was asked, too: what it has found in the
 /// log does. What it refuses, for whatever reason, the earlier one may have recorded, or do so yet.
 fn is_final(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Accepted { .. } | Outcome::IdMismatch)
+    matches!(outcome, Outcome::Accepted { position: Some(_), .. } | Outcome::IdMismatch)
 }
 
 fn new_id() -> CommandId {

@@ -9,9 +9,9 @@ const AT_ONCE: usize = 256;
 /// Commands that may be settled without being recorded so, or under way: those that a next owner
 /// finds in doubt. Fewer than an aggregate remembers.
 pub(super) const IN_DOUBT_MAX: usize = 1_000;
-/// Owners that have begun a command before those behind it wait until it is recorded as settled:
+/// Owners that have begun with a command before those behind it wait until it is recorded as settled:
 /// then the one that kills its workers stands first.
-const SUSPECT: u32 = 3;
+pub(super) const SUSPECT: u32 = 3;
 /// Commands settled between two records.
 const RECORD_EVERY: u64 = 100;
 /// How long the last ones stay unrecorded while others may follow.

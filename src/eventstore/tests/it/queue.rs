@@ -31,10 +31,10 @@ async fn a_later_claim_ends_an_earlier_one() {
         put(&store, &counter, id).await;
     }
     let early = store.claim_queue(slot, 5).await.unwrap();
-    assert_eq!((early.first(), early.last_before()), (Some((1, 1)), 3));
+    assert_eq!((early.first(), early.last_before()), (Some((1, 0)), 3));
     let early = early.settle(1).await.unwrap();
     let late = store.claim_queue(slot, 8).await.unwrap();
-    assert_eq!(late.first(), Some((2, 1)), "the first that is left");
+    assert_eq!(late.first(), Some((2, 0)), "the first that is left");
     assert!(matches!(early.settle(2).await, Err(Error::Conflict)));
     assert!(matches!(store.claim_queue(slot, 7).await, Err(Error::Conflict)));
     let mut messages = late.messages(10).await.unwrap();
@@ -44,6 +44,47 @@ async fn a_later_claim_ends_an_earlier_one() {
     let late = late.settle(2).await.unwrap().settle(3).await.unwrap();
     assert_eq!(store.claim_queue(slot, 8).await.unwrap().first(), None);
     assert!(matches!(late.settle(3).await, Err(Error::Conflict)), "claimed anew since");
+    servers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_begins_and_is_not_seen_to_live_on_is_counted() {
+    let (servers, store) = start().await;
+    let counter = key("c1");
+    put(&store, &counter, "a").await;
+    let claim = async |epoch| store.claim_queue(counter.slot(), epoch).await.unwrap();
+    let begun = async |epoch| claim(epoch).await.first().unwrap().1;
+    claim(1).await.begin().await.unwrap();
+    claim(2).await.begin().await.unwrap();
+    assert_eq!(begun(3).await, 2);
+    let third = claim(3).await.begin().await.unwrap();
+    assert_eq!(begun(3).await, 3);
+    assert!(matches!(third.survive().await, Err(Error::Conflict)), "claimed anew since");
+    let third = claim(3).await.begin().await.unwrap();
+    third.survive().await.unwrap();
+    assert_eq!(begun(4).await, 0);
+    servers.stop().await;
+}
+
+/// As after a repair by hand. Sequences begin anew, and what is settled was settled in the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_was_made_anew_is_read_from_its_beginning() {
+    let (servers, store) = start().await;
+    let counter = key("c1");
+    for id in ["a", "b"] {
+        put(&store, &counter, id).await;
+    }
+    let claim = store.claim_queue(counter.slot(), 1).await.unwrap();
+    claim.settle(2).await.unwrap();
+    let queue = store.jetstream().get_stream(topology::COMMANDS).await.unwrap();
+    let config = queue.cached_info().config.clone();
+    store.jetstream().delete_stream(topology::COMMANDS).await.unwrap();
+    store.jetstream().create_stream(config).await.unwrap();
+    put(&store, &counter, "c").await;
+    assert_eq!(purge(&store).await, (0, 1));
+    assert_eq!(store.queue_depth().await.unwrap(), 1);
+    let claim = store.claim_queue(counter.slot(), 2).await.unwrap();
+    assert_eq!(claim.first(), Some((1, 0)));
     servers.stop().await;
 }
 
