@@ -13,7 +13,7 @@ const TOLERANCE: [(&str, i64, i64); 7] = [
     // Readers come and go: one a process, one for each read model that is apart or being built,
     // and those of a process that was killed go after a while without a reader.
     ("FLEX_EVENTS consumers", 7, 0),
-    // Named consumers only: exactly as many as before.
+    // One reader a slot: exactly as many as before.
     ("consumers", 0, 0),
     // Inboxes of requests under way come and go.
     ("subscriptions", 16, 10),
