@@ -71,7 +71,11 @@ fn main() -> ExitCode {
 /// Returns whether everything that was asked for is well.
 fn start(cli: cli::Cli) -> anyhow::Result<bool> {
     let config = Config::resolve(cli.global, cli.command.default_log_filter())?;
-    let runtime = tokio::runtime::Runtime::new()?;
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if matches!(cli.command, Command::Worker(_)) {
+        runtime.worker_threads(worker_threads());
+    }
+    let runtime = runtime.enable_all().build()?;
     let telemetry = {
         // The exporter of traces belongs to the runtime.
         let _inside = runtime.enter();
@@ -80,6 +84,13 @@ fn start(cli: cli::Cli) -> anyhow::Result<bool> {
     let result = runtime.block_on(run(cli.command, &config, &telemetry));
     telemetry.shutdown(TELEMETRY_SHUTDOWN_MAX);
     result
+}
+
+/// Threads of a worker for its connections. Its lanes decide in threads of their own, one a core, and
+/// several workers may share a machine: with one a core for connections, too, they wake each other more
+/// than they work (measured on two cores: four workers did a seventh more with half as many).
+fn worker_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }
 
 async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow::Result<bool> {

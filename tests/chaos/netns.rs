@@ -94,6 +94,8 @@ impl Network {
     pub(crate) fn add(&self, node: &str, number: u8) {
         let (space, outer) = (space(node), format!("fcx{number}"));
         run("ip", &["netns", "add", &space]);
+        // The kernel takes a former network's namespaces away in its own time, and links with them.
+        drop(try_run("ip", &["link", "delete", &outer]));
         let inner = ["type", "veth", "peer", "name", "eth0", "netns", &space];
         run("ip", &[&["link", "add", &outer][..], &inner].concat());
         run("ip", &["link", "set", &outer, "master", BRIDGE, "up"]);
