@@ -45,8 +45,8 @@ const LISTENER_WAIT: Duration = Duration::from_secs(40);
 /// How long the log may be unreadable before it is taken to be lost.
 const LOG_WAIT: Duration = Duration::from_secs(15);
 /// How often what is held is looked at, a second apart, until it is back: a reader that was left to its
-/// broker goes after half a minute.
-const HELD_LOOKS: usize = 45;
+/// broker goes after half a minute, and after a minute more when that broker could not tell the others.
+const HELD_LOOKS: usize = 120;
 
 /// The kind of node that leads the log's stream.
 pub(crate) const LOG_LEADER: &str = "the log's leader";
