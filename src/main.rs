@@ -87,8 +87,8 @@ fn start(cli: cli::Cli) -> anyhow::Result<bool> {
 }
 
 /// Threads of a worker for its connections. Its lanes decide in threads of their own, one a core, and
-/// several workers may share a machine: with one a core for connections, too, they wake each other more
-/// than they work (measured on two cores: four workers did a seventh more with half as many).
+/// several workers may share a machine (measured on two cores: four workers did a ninth more with half
+/// as many threads here as cores).
 fn worker_threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1))
 }

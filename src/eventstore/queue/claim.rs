@@ -99,8 +99,8 @@ impl EventStore {
         let progress = before.claimed(epoch, place, settled, first).ok_or(Error::Conflict)?;
         let claim = Claim { store: self.clone(), slot, progress, revision, last: 0 };
         let claim = claim.written().await?;
-        // Earlier owners are handed what was stored before this claim, as far as they had not lost
-        // their lease long before.
+        // What is stored later may be handed to an earlier owner's reader, too, but tells nothing: its
+        // lease has ended.
         let last = queue.get_info().await.map_err(unavailable)?.state.last_sequence;
         Ok(Claim { last, ..claim })
     }
