@@ -216,6 +216,22 @@ async fn a_command_that_the_log_has_is_never_put_aside() {
     rig.servers.stop().await;
 }
 
+/// It waits for nobody to mend the log: the commands of other aggregates stand behind it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_kills_its_workers_is_put_aside_on_a_damaged_log_too() {
+    let rig = Rig::start().await;
+    rig.put("deadly").await;
+    let subject = flexcore_eventstore::subject(&rig.key);
+    let damage = rig.store.jetstream().publish(subject, "no commit".into()).await.unwrap();
+    damage.await.unwrap();
+    rig.begun(10).await;
+    let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts(1))))).await;
+    rig.settled().await;
+    assert_eq!(rig.dead().await, 1);
+    worker.abort();
+    rig.servers.stop().await;
+}
+
 /// Nothing in the log says so: a next owner would decide it again, after the commands behind it.
 #[tokio::test(flavor = "multi_thread")]
 async fn that_a_command_was_accepted_without_events_is_kept() {
