@@ -3,6 +3,7 @@
 
 use std::{
     collections::VecDeque,
+    fmt,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -20,7 +21,33 @@ use crate::{Error, REQUEST_TIMEOUT, unavailable};
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
 
 /// Is told the stream sequence of a message, or why there is none. It must not block.
-pub(crate) type Told = Box<dyn FnOnce(Result<u64, Error>) + Send>;
+pub(crate) type Told = Box<dyn FnOnce(Result<u64, Unstored>) + Send>;
+
+/// Why there is no stream sequence of a message.
+#[derive(Clone, Debug)]
+pub(crate) enum Unstored {
+    /// An expectation in its headers does not hold.
+    Conflict,
+    /// The server does not have the whole batch that it closes, and has stored nothing of it: it
+    /// takes no more batches at a time, or was another one when the batch began.
+    BatchIncomplete,
+    /// Whether it is stored is unknown.
+    Unknown(String),
+}
+
+impl From<Unstored> for Error {
+    fn from(unstored: Unstored) -> Self {
+        match unstored {
+            Unstored::Conflict => Self::Conflict,
+            Unstored::BatchIncomplete => unavailable("the batch was refused as a whole"),
+            Unstored::Unknown(reason) => Self::Unavailable(reason),
+        }
+    }
+}
+
+pub(crate) fn unknown(reason: impl fmt::Display) -> Unstored {
+    Unstored::Unknown(reason.to_string())
+}
 
 /// A message, and who is told what became of it.
 pub(crate) struct Outgoing {
@@ -65,23 +92,22 @@ impl Acknowledged {
         subject: String,
         headers: HeaderMap,
         body: Bytes,
-    ) -> Result<u64, Error> {
+    ) -> Result<u64, Unstored> {
         let (answer, answered) = oneshot::channel();
         // A caller that has gone away does not need the answer.
         let told = Box::new(move |result| drop(answer.send(result)));
         self.publish(Outgoing { subject, headers, body, told }).await;
-        answered.await.map_err(|_| unavailable("shutting down"))?
+        answered.await.map_err(|_| unknown("shutting down"))?
     }
 
-    /// Hands a message over, in order with those before it. Who waits is told [`Error::Conflict`]
-    /// when an expectation in the headers does not hold, and [`Error::Unavailable`] when the outcome
-    /// is unknown: at the latest half a second after [`REQUEST_TIMEOUT`].
+    /// Hands a message over, in order with those before it. Who waits is told
+    /// [`Unstored::Unknown`] at the latest half a second after [`REQUEST_TIMEOUT`].
     pub(crate) async fn publish(&self, message: Outgoing) {
         let Outgoing { subject, headers, body, told } = message;
         if self.client.connection_state() == State::Disconnected {
             // Kept back, it would be sent whenever the connection is back: after somebody else has
             // taken its sender's work over, perhaps.
-            return told(Err(unavailable("not connected to the broker")));
+            return told(Err(unknown("not connected to the broker")));
         }
         let token = lock(&self.waiting).add(told);
         let reply = format!("{}.{token}", self.prefix);
@@ -90,7 +116,7 @@ impl Acknowledged {
             // Told after the lock is free, since it may publish in turn.
             let told = lock(&self.waiting).take(token);
             if let Some(told) = told {
-                told(Err(unavailable(error)));
+                told(Err(unknown(error)));
             }
         }
     }
@@ -116,14 +142,14 @@ async fn dispatch(mut replies: Subscriber, skip: usize, waiting: Arc<Mutex<Waiti
             now = sweep.tick() => {
                 let late = lock(&waiting).sent_before(now - REQUEST_TIMEOUT);
                 for told in late {
-                    told(Err(unavailable("no acknowledgement in time")));
+                    told(Err(unknown("no acknowledgement in time")));
                 }
             }
         }
     }
     let left = lock(&waiting).sent_before(Instant::now());
     for told in left {
-        told(Err(unavailable("the connection was closed")));
+        told(Err(unknown("the connection was closed")));
     }
 }
 
@@ -145,21 +171,22 @@ struct ApiError {
 /// The server's codes for an expected sequence that does not hold, and for one that can't be checked
 /// because the subject is being written just now.
 const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
+/// The server's code for a batch that it has not all of.
+const BATCH_INCOMPLETE: u64 = 10_176;
 
-fn outcome(reply: &Message) -> Result<u64, Error> {
+fn outcome(reply: &Message) -> Result<u64, Unstored> {
     if let Some(status) = reply.status {
         // 503: nobody serves the stream at the moment.
-        return Err(unavailable(format!("publishing was answered {status}")));
+        return Err(unknown(format!("publishing was answered {status}")));
     }
     let acknowledgement: Acknowledgement =
-        serde_json::from_slice(&reply.payload).map_err(unavailable)?;
+        serde_json::from_slice(&reply.payload).map_err(unknown)?;
     match acknowledgement.error {
         None if acknowledgement.seq > 0 => Ok(acknowledgement.seq),
-        None => Err(unavailable("the message was not acknowledged")),
-        Some(error) if WRONG_LAST_SEQUENCE.contains(&error.err_code) => Err(Error::Conflict),
-        Some(error) => {
-            Err(unavailable(format!("{} (error {})", error.description, error.err_code)))
-        }
+        None => Err(unknown("the message was not acknowledged")),
+        Some(error) if WRONG_LAST_SEQUENCE.contains(&error.err_code) => Err(Unstored::Conflict),
+        Some(error) if error.err_code == BATCH_INCOMPLETE => Err(Unstored::BatchIncomplete),
+        Some(error) => Err(unknown(format!("{} (error {})", error.description, error.err_code))),
     }
 }
 

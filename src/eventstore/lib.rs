@@ -68,9 +68,23 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Whether messages go out in atomic batches: where the server syncs each by itself.
-    fn groups(&self) -> bool {
-        self.profile == Profile::PowerLoss && self.replicas == 1
+    /// How commits go out: in atomic batches where what is acknowledged has been synced.
+    fn commit_groups(&self) -> Option<publish::Groups> {
+        let linger = match self.replicas {
+            1 => publish::Linger::ForMostOfTheLast,
+            _ => publish::Linger::WhenLarge,
+        };
+        let groups = publish::Groups { order: publish::Order::Expecting, linger };
+        (self.profile == Profile::PowerLoss).then_some(groups)
+    }
+
+    /// How commands go out: in atomic batches where the one server syncs each by itself. With more
+    /// replicas they are pipelined, so that a lost batch does not hold up those behind it, whose
+    /// order is kept.
+    fn command_groups(&self) -> Option<publish::Groups> {
+        let linger = publish::Linger::ForMostOfTheLast;
+        let groups = publish::Groups { order: publish::Order::Ordered, linger };
+        (self.profile == Profile::PowerLoss && self.replicas == 1).then_some(groups)
     }
 }
 
@@ -216,8 +230,7 @@ impl EventStore {
             .build(client.clone());
         let inbox = inbox::Inbox::open(&client).await?;
         let acknowledged = acknowledged::Acknowledged::open(&client).await?;
-        let groups = settings.groups().then_some(publish::Groups::Expecting);
-        let events = publish::Publisher::start(&acknowledged, groups);
+        let events = publish::Publisher::start(&acknowledged, settings.commit_groups());
         let settings = Arc::new(settings);
         Ok(Self { client, jetstream, settings, acknowledged, events, inbox })
     }
@@ -266,12 +279,12 @@ impl EventStore {
         }
         headers.insert("Nats-Expected-Last-Subject-Sequence", expected.sequence.to_string());
         let hash = encoded.hash;
-        let told = move |result: Result<u64, Error>| {
+        let told = move |result: Result<u64, acknowledged::Unstored>| {
             metrics::histogram!("flexcore_append_seconds").record(started.elapsed().as_secs_f64());
-            if matches!(result, Err(Error::Conflict)) {
+            if matches!(result, Err(acknowledged::Unstored::Conflict)) {
                 metrics::counter!("flexcore_append_conflicts_total").increment(1);
             }
-            then(result.map(|sequence| Appended { sequence, hash }));
+            then(result.map(|sequence| Appended { sequence, hash }).map_err(Error::from));
         };
         self.events.publish(subject(&commit.key), headers, encoded.body.into(), Box::new(told));
     }

@@ -1,8 +1,9 @@
 //! Publishing to a stream: pipelined, or in groups.
 //!
 //! One replica that syncs each message takes about 5,000 messages a second however many are in
-//! flight, and one atomic batch takes one sync. So there what waits while a batch is in flight goes
-//! out as the next batch. Otherwise each message is published by itself and many are in flight.
+//! flight, and one atomic batch takes one sync. Three replicas agree on a batch as on a message. So
+//! what waits while a batch is in flight goes out as the next batch. A server that syncs at leisure
+//! gains nothing by that: there each message is published by itself and many are in flight.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -15,8 +16,7 @@ use tokio::{
 
 use crate::{
     Error,
-    acknowledged::{Acknowledged, Outgoing, Told},
-    unavailable,
+    acknowledged::{Acknowledged, Outgoing, Told, Unstored, unknown},
 };
 
 /// Most messages of one batch; the broker's own limit.
@@ -26,8 +26,11 @@ const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Up to this many waiting messages go out one by one: a batch has a fixed cost of a millisecond,
 /// a synced message a fifth of that.
 const SINGLES_MAX: usize = 4;
-/// Longest wait for a batch to grow: a fraction of what it takes to store one.
-const LINGER_MAX: Duration = Duration::from_millis(2);
+/// A batch of so many comes of a load under which throughput counts, and not the time of one command.
+const LARGE: usize = 32;
+/// Longest wait for a batch before the next one goes out beside it: with three replicas one that its
+/// leader took down with it has no answer for seconds, while the next leader is there at once.
+const BATCH_PATIENCE: Duration = Duration::from_millis(500);
 /// Messages that are published one by one and not acknowledged: well below the 10,000 that the
 /// server takes in before it refuses some.
 const IN_FLIGHT_MAX: usize = 4_096;
@@ -41,9 +44,29 @@ pub(crate) struct Publisher {
     places: Arc<Semaphore>,
 }
 
+/// How messages are grouped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Groups {
+    pub(crate) order: Order,
+    /// When a batch waits for more to come.
+    pub(crate) linger: Linger,
+}
+
+/// When a batch waits for more to come: a fraction of what it takes to store one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Linger {
+    /// Until most of those whom the last batch has answered have come back, as they do within it; they
+    /// would otherwise find a batch of a few just gone, at the price of a whole one. One server
+    /// stores a batch within some milliseconds.
+    ForMostOfTheLast,
+    /// When the last one was large, the whole time: three servers take longer, and of many workers
+    /// each would otherwise send many small ones.
+    WhenLarge,
+}
+
 /// What groups may look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Groups {
+pub(crate) enum Order {
     /// Each subject once in a batch, since a subject that the batch has written can't be checked
     /// again within it.
     Expecting,
@@ -64,14 +87,12 @@ impl Publisher {
     }
 
     /// Hands a message over, in order with those before it, and returns at once: the caller bounds
-    /// what is under way. `told` learns the stream sequence, [`Error::Conflict`] when an
-    /// expectation in the headers does not hold, or [`Error::Unavailable`] when the outcome is
-    /// unknown.
+    /// what is under way. `told` learns the stream sequence, or why there is none.
     pub(crate) fn publish(&self, subject: String, headers: HeaderMap, body: Bytes, told: Told) {
         if let Err(mpsc::error::SendError(message)) =
             self.outgoing.send(Outgoing { subject, headers, body, told })
         {
-            (message.told)(Err(unavailable("shutting down")));
+            (message.told)(Err(unknown("shutting down")));
         }
     }
 
@@ -97,13 +118,13 @@ impl Publisher {
 
 /// A message on its way.
 pub(crate) struct Sent {
-    answered: oneshot::Receiver<Result<u64, Error>>,
+    answered: oneshot::Receiver<Result<u64, Unstored>>,
 }
 
 impl Sent {
     /// Its stream sequence, once it is stored.
     pub(crate) async fn stored(self) -> Result<u64, Error> {
-        self.answered.await.map_err(|_| unavailable("shutting down"))?
+        Ok(self.answered.await.map_err(|_| unknown("shutting down"))??)
     }
 }
 
@@ -134,32 +155,48 @@ async fn group(
         if gathered.is_empty() && receiver.recv_many(&mut gathered, BATCH_MESSAGES_MAX).await == 0 {
             return;
         }
-        if last > SINGLES_MAX {
-            linger(last * 3 / 4, &mut gathered, &mut receiver).await;
-        }
+        let (enough, longest) = groups.linger.after(last);
+        linger(enough, Instant::now() + longest, &mut gathered, &mut receiver).await;
         let room = BATCH_MESSAGES_MAX.saturating_sub(gathered.len());
         for _ in 0..room {
             let Ok(waiting) = receiver.try_recv() else { break };
             gathered.push(waiting);
         }
-        let (batch, rest) = take_batch(std::mem::take(&mut gathered), groups);
+        let (batch, rest) = take_batch(std::mem::take(&mut gathered), groups.order);
         gathered = rest;
         last = batch.len();
-        if groups == Groups::Expecting {
+        if groups.order == Order::Expecting {
             metrics::histogram!("flexcore_append_batch_commits").record(batch.len() as f64);
         }
-        publish_group(&acknowledged, batch).await;
+        let published = tokio::spawn(publish_group(acknowledged.clone(), batch));
+        match groups.order {
+            Order::Ordered => drop(published.await),
+            // Those of one subject wait for one another, whatever goes out beside them.
+            Order::Expecting => drop(tokio::time::timeout(BATCH_PATIENCE, published).await),
+        }
     }
 }
 
-/// Waits a little until so many have gathered: those whom the last batch has answered come back
-/// within it, and would otherwise find a batch of a few just gone, at the price of a whole one.
+impl Linger {
+    /// How many messages a batch waits for at most, and how long, after one of so many.
+    fn after(self, last: usize) -> (usize, Duration) {
+        match self {
+            Self::ForMostOfTheLast if last > SINGLES_MAX => {
+                (last * 3 / 4, Duration::from_millis(2))
+            }
+            Self::WhenLarge if last >= LARGE => (BATCH_MESSAGES_MAX, Duration::from_millis(6)),
+            Self::ForMostOfTheLast | Self::WhenLarge => (0, Duration::ZERO),
+        }
+    }
+}
+
+/// Waits until so many have gathered, or until then.
 async fn linger(
     enough: usize,
+    until: Instant,
     gathered: &mut Vec<Outgoing>,
     receiver: &mut mpsc::UnboundedReceiver<Outgoing>,
 ) {
-    let until = Instant::now() + LINGER_MAX;
     while gathered.len() < enough {
         let room = BATCH_MESSAGES_MAX - gathered.len();
         let received = tokio::time::timeout_at(until, receiver.recv_many(gathered, room)).await;
@@ -170,18 +207,18 @@ async fn linger(
 }
 
 /// Splits off what can go out as one batch; the rest keeps its order.
-fn take_batch(waiting: Vec<Outgoing>, groups: Groups) -> (Vec<Outgoing>, Vec<Outgoing>) {
+fn take_batch(waiting: Vec<Outgoing>, order: Order) -> (Vec<Outgoing>, Vec<Outgoing>) {
     let mut subjects = HashSet::new();
     let mut size_bytes = 0;
     let (mut batch, mut rest) = (Vec::with_capacity(waiting.len()), Vec::new());
     for one in waiting {
-        if groups == Groups::Ordered && !rest.is_empty() {
+        if order == Order::Ordered && !rest.is_empty() {
             rest.push(one);
             continue;
         }
         size_bytes += one.body.len();
         let fits = batch.is_empty() || size_bytes <= BATCH_BYTES_MAX;
-        let once = groups == Groups::Ordered || subjects.insert(one.subject.clone());
+        let once = order == Order::Ordered || subjects.insert(one.subject.clone());
         if fits && once {
             batch.push(one);
         } else {
@@ -192,29 +229,31 @@ fn take_batch(waiting: Vec<Outgoing>, groups: Groups) -> (Vec<Outgoing>, Vec<Out
 }
 
 /// Publishes a batch and tells each of its publishers. A batch with a conflict is not recorded at
-/// all: it is split, until the conflict stands alone.
-async fn publish_group(acknowledged: &Acknowledged, batch: Vec<Outgoing>) {
+/// all: it is split, until the conflict stands alone. One that the server does not take goes out
+/// message by message: it takes 50 batches of a stream at a time, and there may be more workers.
+async fn publish_group(acknowledged: Acknowledged, batch: Vec<Outgoing>) {
     let mut left = vec![batch];
     while let Some(mut batch) = left.pop() {
         if batch.len() <= SINGLES_MAX {
-            publish_singly(acknowledged, batch).await;
+            publish_singly(&acknowledged, batch).await;
             continue;
         }
         let inbox = acknowledged.client().new_inbox();
         let id = inbox.rsplit('.').next().unwrap_or(&inbox);
-        match publish_atomically(acknowledged, numbered(&batch, id)).await {
+        match publish_atomically(&acknowledged, numbered(&batch, id)).await {
             Ok(last) => {
                 let first = last + 1 - batch.len() as u64;
                 for (one, sequence) in batch.into_iter().zip(first..) {
                     (one.told)(Ok(sequence));
                 }
             }
-            Err(Error::Conflict) => {
+            Err(Unstored::BatchIncomplete) => publish_singly(&acknowledged, batch).await,
+            Err(Unstored::Conflict) => {
                 let half = batch.split_off(batch.len() / 2);
                 left.push(half);
                 left.push(batch);
             }
-            Err(error) => batch.into_iter().for_each(|one| (one.told)(Err(error.clone()))),
+            Err(why) => batch.into_iter().for_each(|one| (one.told)(Err(why.clone()))),
         }
     }
 }
@@ -253,11 +292,25 @@ fn numbered(batch: &[Outgoing], id: &str) -> Vec<(String, HeaderMap, Bytes)> {
 async fn publish_atomically(
     acknowledged: &Acknowledged,
     mut batch: Vec<(String, HeaderMap, Bytes)>,
-) -> Result<u64, Error> {
-    let (subject, headers, body) = batch.pop().ok_or_else(|| unavailable("an empty batch"))?;
+) -> Result<u64, Unstored> {
+    let (subject, headers, body) = batch.pop().ok_or_else(|| unknown("an empty batch"))?;
     for (subject, headers, body) in batch {
         let sent = acknowledged.client().publish_with_headers(subject, headers, body).await;
-        sent.map_err(unavailable)?;
+        sent.map_err(unknown)?;
     }
     acknowledged.store(subject, headers, body).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_waits_for_more_only_after_one_that_came_of_a_load() {
+        let waits = |linger: Linger, last| linger.after(last).0;
+        assert_eq!(waits(Linger::ForMostOfTheLast, SINGLES_MAX), 0);
+        assert_eq!(waits(Linger::ForMostOfTheLast, 100), 75);
+        assert_eq!(waits(Linger::WhenLarge, LARGE - 1), 0);
+        assert_eq!(waits(Linger::WhenLarge, LARGE), BATCH_MESSAGES_MAX);
+    }
 }

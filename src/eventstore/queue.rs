@@ -22,7 +22,7 @@ pub use claim::{Claim, Messages, Reader};
 const ASKED_AT_ONCE: usize = 16;
 
 /// Publishes many asynchronous commands, in order, as fast as the profile lets it: with atomic
-/// batches where the server syncs each message. Cheap to clone.
+/// batches where one server syncs each message. Cheap to clone.
 #[derive(Clone)]
 pub struct CommandPublisher(publish::Publisher);
 
@@ -73,7 +73,7 @@ impl EventStore {
     /// A publisher of asynchronous commands.
     #[must_use]
     pub fn command_publisher(&self) -> CommandPublisher {
-        let groups = self.settings.groups().then_some(publish::Groups::Ordered);
+        let groups = self.settings.command_groups();
         CommandPublisher(publish::Publisher::start(&self.acknowledged, groups))
     }
 

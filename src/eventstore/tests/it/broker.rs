@@ -2,12 +2,19 @@
 
 use std::time::{Duration, Instant};
 
-use async_nats::connection::State;
+use async_nats::{HeaderMap, connection::State};
 use flexcore_domain::{ActorName, CommandHash, CommandId, Commit, Event, EventName};
-use flexcore_eventstore::{Error, EventStore, Expected, REQUEST_TIMEOUT};
+use flexcore_eventstore::{
+    Error, EventStore, Expected, Profile, REQUEST_TIMEOUT, subject, topology,
+};
+use flexcore_servers::Sync;
+use futures::future::join_all;
 use serde_json::value::RawValue;
 
-use crate::{PATIENCE, key, start};
+use crate::{PATIENCE, key, start, start_as};
+
+/// Batches that the broker takes at a time for a stream.
+const BATCHES_MAX: usize = 50;
 
 /// The first commit of an aggregate.
 fn commit(id: &str) -> Commit {
@@ -57,5 +64,50 @@ async fn without_a_connection_an_append_is_refused_at_once_and_never_sent() {
     assert_eq!(after.sequence, 2, "the one that was refused has been sent late");
     assert!(matches!(&refused, Err(Error::Unavailable(_))), "{refused:?}");
     assert!(took < REQUEST_TIMEOUT / 5, "{took:?}");
+    servers.stop().await;
+}
+
+/// As when so many workers are under way.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_broker_takes_no_more_batches_commits_go_out_one_by_one() {
+    let (servers, store) = start_as(Profile::PowerLoss, Sync::Always).await;
+    for batch in 0..BATCHES_MAX {
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Batch-Id", format!("other-{batch}"));
+        headers.insert("Nats-Batch-Sequence", "1");
+        let subject = subject(&key(&format!("O{batch}")));
+        store.client().publish_with_headers(subject, headers, "{}".into()).await.unwrap();
+    }
+    let commits: Vec<_> =
+        (0..2 * BATCHES_MAX).map(|number| commit(&format!("A{number}"))).collect();
+    let appended = commits.iter().map(|commit| store.append(commit, Expected::default()));
+    let mut sequences: Vec<u64> =
+        join_all(appended).await.into_iter().map(|appended| appended.unwrap().sequence).collect();
+    sequences.sort_unstable();
+    assert!(sequences.into_iter().eq(1..=2 * BATCHES_MAX as u64), "each once, and nothing else");
+    servers.stop().await;
+}
+
+/// As when the stream's leader has died with what it had received.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_without_an_answer_does_not_hold_up_those_behind_it() {
+    let (servers, store) = start_as(Profile::PowerLoss, Sync::Always).await;
+    let stream = store.jetstream().get_stream(topology::EVENTS).await.unwrap();
+    let config = stream.cached_info().config.clone();
+    store.jetstream().delete_stream(topology::EVENTS).await.unwrap();
+    // Somebody hears it, so that the broker does not say that nobody does.
+    let mut heard = store.client().subscribe("evt.>").await.unwrap();
+    let (lost, none) = (commit("lost"), Expected::default());
+    let began = Instant::now();
+    let lost = store.append(&lost, none);
+    let next = async {
+        futures::StreamExt::next(&mut heard).await.unwrap();
+        store.jetstream().create_stream(config).await.unwrap();
+        (store.append(&commit("next"), none).await, began.elapsed())
+    };
+    let (lost, (next, took)) = tokio::join!(lost, next);
+    assert!(matches!(&lost, Err(Error::Unavailable(_))), "{lost:?}");
+    assert_eq!(next.unwrap().sequence, 1);
+    assert!(took < REQUEST_TIMEOUT / 2, "{took:?}");
     servers.stop().await;
 }
