@@ -4,7 +4,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use async_nats::HeaderMap;
+use async_nats::{HeaderMap, Message};
 use flexcore_cluster::{Kind, Member, Owners};
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandHash, CommandId,
@@ -14,6 +14,7 @@ use flexcore_domain::{
 use flexcore_eventstore::{EventStore, Expected, Profile, topology};
 use flexcore_servers::{Options, Servers, Sync, Want};
 use flexcore_workers::command;
+use futures::{StreamExt, TryStreamExt};
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -58,6 +59,26 @@ impl Decider for Accepts {
             data: RawValue::from_string("{}".to_owned()).unwrap(),
         };
         Ok(Decision { events: vec![event; self.0], state: state.clone() })
+    }
+
+    fn evolve(&mut self, state: &State, _: &[Event]) -> Result<State, Refusal> {
+        Ok(state.clone())
+    }
+}
+
+/// A decider that takes so long over what it accepts.
+struct Slow(Duration);
+
+impl Decider for Slow {
+    fn decide(
+        &mut self,
+        state: &State,
+        name: &CommandName,
+        payload: &RawValue,
+        context: &Context,
+    ) -> Result<Decision, Refusal> {
+        std::thread::sleep(self.0);
+        Accepts(1).decide(state, name, payload, context)
     }
 
     fn evolve(&mut self, state: &State, _: &[Event]) -> Result<State, Refusal> {
@@ -130,6 +151,49 @@ impl Rig {
             let claim = self.store.claim_queue(self.key.slot(), epoch).await.unwrap();
             claim.begin().await.unwrap();
         }
+    }
+
+    /// Owners that are taken to have died of the first command.
+    async fn begun_by_the_dead(&self) -> u64 {
+        let bucket = self.store.jetstream().get_stream(topology::QUEUE).await.unwrap();
+        let subject = format!("$KV.flex_queue.{}", self.key.slot());
+        let Ok(last) = bucket.get_last_raw_message_by_subject(&subject).await else { return 0 };
+        let progress: serde_json::Value = serde_json::from_slice(&last.payload).unwrap();
+        progress["begun"].as_u64().unwrap()
+    }
+
+    /// Waits until so many owners are taken to have died of the first command.
+    async fn until_begun(&self, times: u64) {
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while self.begun_by_the_dead().await != times {
+            assert!(tokio::time::Instant::now() < deadline, "not {times} in time");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Takes one of the slot's next messages away from who reads them.
+    async fn steal(&self) -> Message {
+        let queue = self.store.jetstream().get_stream(topology::COMMANDS).await.unwrap();
+        let prefix = format!("slot_{}_", self.key.slot());
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let name = loop {
+            let names: Vec<String> = queue.consumer_names().try_collect().await.unwrap();
+            if let Some(name) = names.into_iter().find(|name| name.starts_with(&prefix)) {
+                break name;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "nobody reads the slot");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        let client = self.store.client();
+        let reply = client.new_inbox();
+        let mut stolen = client.subscribe(reply.clone()).await.unwrap();
+        let next = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{name}", topology::COMMANDS);
+        client.publish_with_reply(next, reply, "".into()).await.unwrap();
+        client.flush().await.unwrap();
+        for id in ["a", "b", "c"] {
+            self.put(id).await;
+        }
+        tokio::time::timeout(PATIENCE, stolen.next()).await.unwrap().unwrap()
     }
 
     async fn dead(&self) -> u64 {
@@ -228,6 +292,34 @@ async fn a_command_that_kills_its_workers_is_put_aside_on_a_damaged_log_too() {
     let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts(1))))).await;
     rig.settled().await;
     assert_eq!(rig.dead().await, 1);
+    worker.abort();
+    rig.servers.stop().await;
+}
+
+/// Otherwise ten workers that end in good order while a decider is slow would put its command aside.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_lives_on_with_a_command_has_not_died_of_it() {
+    let rig = Rig::start().await;
+    rig.put("slow").await;
+    let worker = rig.work(Arc::new(|_| Some(Box::new(Slow(Duration::from_secs(9)))))).await;
+    rig.until_begun(1).await;
+    rig.until_begun(0).await;
+    assert!(rig.recorded().await.is_empty(), "written when it was settled, and not before");
+    rig.settled().await;
+    assert_eq!(rig.recorded().await, ["slow"]);
+    worker.abort();
+    rig.servers.stop().await;
+}
+
+/// As when a connection was cut with messages in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_are_lost_on_their_way_to_a_worker_are_read_again_in_order() {
+    let rig = Rig::start().await;
+    let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts(1))))).await;
+    let stolen = rig.steal().await;
+    assert!(stolen.subject.starts_with("cmdq."), "{stolen:?}");
+    rig.settled().await;
+    assert_eq!(rig.recorded().await, ["a", "b", "c"]);
     worker.abort();
     rig.servers.stop().await;
 }
