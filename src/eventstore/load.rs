@@ -1,6 +1,6 @@
 //! Load: an aggregate's commits by direct get on its one literal subject.
 
-use async_nats::Message;
+use async_nats::{HeaderMap, Message, jetstream::stream::LastRawMessageErrorKind};
 use bytes::Bytes;
 use flexcore_domain::{AggregateKey, Commit, Hash, command::header};
 
@@ -19,8 +19,9 @@ pub struct Page {
 
 impl EventStore {
     /// The aggregate's commits after this stream sequence, 0 meaning from the first; empty when
-    /// there are none. Fails with [`Error::Gap`], [`Error::BrokenChain`] or [`Error::Corrupt`] when
-    /// they do not follow one another, and with [`Error::Unavailable`] when the broker is away.
+    /// there are none. None is left out that was acknowledged before this was called. Fails with
+    /// [`Error::Gap`], [`Error::BrokenChain`] or [`Error::Corrupt`] when they do not follow one
+    /// another, and with [`Error::Unavailable`] when the broker is away or its stream has no leader.
     pub async fn load(
         &self,
         key: &AggregateKey,
@@ -42,6 +43,23 @@ impl EventStore {
     /// there is more. Its commits are not yet checked against one another.
     pub async fn load_page(&self, key: &AggregateKey, after: u64) -> Result<Page, Error> {
         let subject = crate::subject(key);
+        if self.settings.replicas == 1 {
+            return self.direct_page(key, &subject, after).await;
+        }
+        let page = self.direct_page(key, &subject, after);
+        let (mut page, last) = tokio::try_join!(page, self.last_on(&subject))?;
+        self.complete(&mut page, key, &subject, after, last).await?;
+        Ok(page)
+    }
+
+    /// A page as the replica has it that answers: any of them, and one that is behind leaves out what
+    /// it does not have yet.
+    async fn direct_page(
+        &self,
+        key: &AggregateKey,
+        subject: &str,
+        after: u64,
+    ) -> Result<Page, Error> {
         let request = format!(
             r#"{{"seq":{},"next_by_subj":"{subject}","batch":{LOAD_COMMITS_MAX}}}"#,
             after + 1
@@ -61,13 +79,60 @@ impl EventStore {
                 }
             }
             let sequence = number(&message, "Nats-Sequence").ok_or_else(|| Error::Corrupt {
-                subject: subject.clone(),
+                subject: subject.to_owned(),
                 sequence: 0,
                 reason: "direct get without a sequence".to_owned(),
             })?;
             page.more = number(&message, "Nats-Num-Pending").is_some_and(|pending| pending > 0);
-            page.commits.push(decode(key.clone(), sequence, &message)?);
+            let (headers, body) = (message.headers.as_ref(), &message.payload);
+            page.commits.push(decode(key.clone(), sequence, headers, body)?);
         }
+    }
+
+    /// Stream sequence of the subject's last message; 0: it has none. The stream's leader is asked: it
+    /// has all that was acknowledged.
+    async fn last_on(&self, subject: &str) -> Result<u64, Error> {
+        let log = self.jetstream.get_stream_no_info(topology::EVENTS).await;
+        match log.map_err(unavailable)?.get_last_raw_message_by_subject(subject).await {
+            Ok(message) => Ok(message.sequence),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(0),
+            Err(error) => Err(unavailable(error)),
+        }
+    }
+
+    /// Adds what the replica did not have, up to `last`, from the stream's leader. They are few: a
+    /// replica answers only when it is about level.
+    async fn complete(
+        &self,
+        page: &mut Page,
+        key: &AggregateKey,
+        subject: &str,
+        after: u64,
+        last: u64,
+    ) -> Result<(), Error> {
+        if last < after {
+            // It has been deposed and does not know yet, or has lost its end.
+            let message = format!("the log's leader has {subject} up to {last}, not {after}");
+            return Err(unavailable(message));
+        }
+        let mut reached = page.commits.last().map_or(after, |recorded| recorded.sequence);
+        if page.more || reached >= last {
+            return Ok(());
+        }
+        let log = self.jetstream.get_stream_no_info(topology::EVENTS).await;
+        let log = log.map_err(unavailable)?;
+        while reached < last {
+            if page.commits.len() >= LOAD_COMMITS_MAX {
+                page.more = true;
+                return Ok(());
+            }
+            let next = log.get_first_raw_message_by_subject(subject, reached + 1).await;
+            let next = next.map_err(unavailable)?;
+            reached = next.sequence;
+            let headers = Some(&next.headers);
+            page.commits.push(decode(key.clone(), reached, headers, &next.payload)?);
+        }
+        Ok(())
     }
 }
 
@@ -115,18 +180,19 @@ fn number(message: &Message, name: &str) -> Option<u64> {
 pub(crate) fn decode(
     key: AggregateKey,
     sequence: u64,
-    message: &Message,
+    headers: Option<&HeaderMap>,
+    body: &Bytes,
 ) -> Result<Recorded, Error> {
     let corrupt = |key: &AggregateKey, reason: String| Error::Corrupt {
         subject: crate::subject(key),
         sequence,
         reason,
     };
-    let link = message.headers.as_ref().and_then(|headers| headers.get(header::HASH));
+    let link = headers.and_then(|headers| headers.get(header::HASH));
     let link = link
         .and_then(|text| Hash::parse(text.as_str()))
         .ok_or_else(|| corrupt(&key, format!("no header {}", header::HASH)))?;
-    let commit = Commit::decode(key.clone(), &message.payload)
-        .map_err(|error| corrupt(&key, error.to_string()))?;
-    Ok(Recorded { sequence, hash: link, body: message.payload.clone(), commit })
+    let commit =
+        Commit::decode(key.clone(), body).map_err(|error| corrupt(&key, error.to_string()))?;
+    Ok(Recorded { sequence, hash: link, body: body.clone(), commit })
 }

@@ -165,7 +165,7 @@ impl Subscription {
             .strip_prefix("evt.")
             .and_then(AggregateKey::from_subject_part)
             .ok_or_else(|| self.corrupt(message, sequence, "not an aggregate's subject"))?;
-        let recorded = load::decode(key, sequence, message)?;
+        let recorded = load::decode(key, sequence, message.headers.as_ref(), &message.payload)?;
         if self.filter == Filter::Everything {
             self.links.check(&recorded)?;
         }

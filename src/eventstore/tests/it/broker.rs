@@ -17,7 +17,7 @@ use crate::{PATIENCE, key, start, start_as};
 const BATCHES_MAX: usize = 50;
 
 /// The first commit of an aggregate.
-fn commit(id: &str) -> Commit {
+pub(crate) fn commit(id: &str) -> Commit {
     let event = Event {
         event: EventName::parse("departed").unwrap(),
         version: 1,

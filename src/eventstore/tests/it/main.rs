@@ -4,6 +4,7 @@
 
 mod broker;
 mod queue;
+mod replicas;
 
 use std::{path::Path, time::Duration};
 
@@ -14,16 +15,19 @@ use flexcore_servers::{Options, Servers, Sync, Want};
 /// Long enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+fn cache() -> String {
+    std::env::var("FLEXCORE_CACHE").unwrap_or_else(|_| {
+        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers-cache");
+        cache.to_string_lossy().into_owned()
+    })
+}
+
 async fn start() -> (Servers, EventStore) {
     start_as(Profile::Relaxed, Sync::Lazy).await
 }
 
 async fn start_as(profile: Profile, sync: Sync) -> (Servers, EventStore) {
-    let cache = std::env::var("FLEXCORE_CACHE").unwrap_or_else(|_| {
-        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers-cache");
-        cache.to_string_lossy().into_owned()
-    });
-    let options = Options { sync, want: Want::Nats, ..Options::new(cache) };
+    let options = Options { sync, want: Want::Nats, ..Options::new(cache()) };
     let servers = Servers::start(&options).await.unwrap();
     let client = async_nats::connect(servers.nats_url()).await.unwrap();
     let monitor_urls = vec![servers.nats_monitor_url()];
