@@ -23,6 +23,7 @@ mod leadership;
 mod limits;
 mod listener;
 mod load;
+mod monitoring;
 mod netns;
 mod process;
 mod report;

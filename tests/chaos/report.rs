@@ -53,11 +53,19 @@ impl Report {
             // A control arm must lose what was acknowledged, or break the fence: nothing less.
             let counts =
                 |verdict: &&Verdict| !section.control || [5, 9].contains(&verdict.invariant);
-            let verdicts = section.verdicts.iter().filter(counts);
-            let count: usize = verdicts.map(|verdict| verdict.violations.len()).sum();
-            match (section.control, count) {
-                (true, 0) => Some(format!("{}: the defect was not noticed", section.name)),
-                (false, 1..) => Some(format!("{}: {count} violations", section.name)),
+            let broken: Vec<&Verdict> = section
+                .verdicts
+                .iter()
+                .filter(counts)
+                .filter(|verdict| !verdict.violations.is_empty())
+                .collect();
+            match (section.control, broken.is_empty()) {
+                (true, true) => Some(format!("{}: the defect was not noticed", section.name)),
+                (false, false) => {
+                    // With their words: often no more than the end of what was printed is kept.
+                    let told: Vec<String> = broken.iter().map(|verdict| verdict.told()).collect();
+                    Some(format!("{}:\n{}", section.name, told.join("\n")))
+                }
                 _ => None,
             }
         };
@@ -220,7 +228,7 @@ mod tests {
         };
         let failures = |section| Report { sections: vec![section], ..Report::default() }.failures();
         assert!(failures(section(false, &[])).is_empty());
-        assert_eq!(failures(section(false, &["wrong"])), ["s: 1 violations"]);
+        assert_eq!(failures(section(false, &["wrong"])), ["s:\n 5 x: 1 of 0\n      wrong"]);
         assert_eq!(failures(section(true, &[])).len(), 1);
         assert!(failures(section(true, &["wrong"])).is_empty());
     }

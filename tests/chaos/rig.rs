@@ -9,7 +9,6 @@ use std::{
 };
 
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +19,6 @@ use crate::{
     fake_postgres::FakePostgres,
     history::{History, Wish},
     host::say,
-    http::Ask,
     leadership::Leadership,
     listener::{self, Listener},
     load::{Load, Pace},
@@ -37,16 +35,13 @@ const SNAPSHOT_EVERY: Duration = Duration::from_millis(500);
 /// How long clients go on asking after the last fault before they give up.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How long the cluster may take to come to rest.
-const REST_WAIT: Duration = Duration::from_secs(60);
+pub(crate) const REST_WAIT: Duration = Duration::from_secs(60);
 /// How long the load goes on before the first fault, for everything to have been used once.
 const WARM_UP: Duration = Duration::from_secs(4);
 /// How long a listener may take to notice that it was cut off, and to catch up.
 const LISTENER_WAIT: Duration = Duration::from_secs(40);
 /// How long the log may be unreadable before it is taken to be lost.
 const LOG_WAIT: Duration = Duration::from_secs(15);
-/// How often what is held is looked at, a second apart, until it is back: a reader that was left to its
-/// broker goes after half a minute, and after a minute more when that broker could not tell the others.
-const HELD_LOOKS: usize = 120;
 
 /// The kind of node that leads the log's stream.
 pub(crate) const LOG_LEADER: &str = "the log's leader";
@@ -65,7 +60,7 @@ pub(crate) struct Rig {
     watch: JoinHandle<()>,
     watching: CancellationToken,
     snapshots: Arc<Mutex<Vec<Snapshot>>>,
-    held: resources::Held,
+    pub(crate) held: resources::Held,
     pub(crate) seed: u64,
 }
 
@@ -120,23 +115,6 @@ impl Rig {
             _ => self.cluster.shape.workers,
         };
         format!("{kind}-{}", self.random.random_range(1..=count))
-    }
-
-    /// The broker that leads the log's stream.
-    pub(crate) async fn log_leader(&self) -> String {
-        loop {
-            for node in ["nats-1", "nats-2", "nats-3"] {
-                let Ok(jsz) = self.monitor(node, "/jsz?streams=true").await else { continue };
-                let streams =
-                    jsz.pointer("/account_details/0/stream_detail").and_then(Value::as_array);
-                let found = streams.into_iter().flatten().find(|s| s["name"] == "FLEX_EVENTS");
-                let leader = found.and_then(|stream| stream.pointer("/cluster/leader")?.as_str());
-                if let Some(leader) = leader.filter(|leader| !leader.is_empty()) {
-                    return leader.to_owned();
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
     }
 
     /// Starts the load.
@@ -365,6 +343,7 @@ impl Rig {
         }
         let snapshots = std::mem::take(&mut *self.snapshots.lock().unwrap());
         let log = evidence::log(&client).await?;
+        let replicas = self.level_replicas().await?;
         Ok(Story {
             calls: self.history.calls(),
             reads: self.history.reads(),
@@ -375,7 +354,7 @@ impl Rig {
             rows,
             rebuilt: Some(self.rows().await?),
             snapshots,
-            replicas: self.replicas().await?,
+            replicas,
         })
     }
 
@@ -388,80 +367,6 @@ impl Rig {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
         self.listener.heard()
-    }
-
-    async fn monitor(&self, node: &str, path: &str) -> Result<Value, String> {
-        let ask = Ask::get(path, "");
-        let monitor = self.cluster.monitor(node);
-        let answer = self.cluster.client.send(&monitor, &ask, Duration::from_secs(5)).await;
-        Ok(answer.map_err(|error| format!("{node}{path}: {error:?}"))?.json())
-    }
-
-    /// The log's state on each broker.
-    async fn replicas(&self) -> Result<BTreeMap<String, (u64, u64, u64)>, String> {
-        let mut replicas = BTreeMap::new();
-        for node in ["nats-1", "nats-2", "nats-3"] {
-            let jsz = self.monitor(node, "/jsz?streams=true").await?;
-            let streams = jsz.pointer("/account_details/0/stream_detail").and_then(Value::as_array);
-            let found = streams.into_iter().flatten().find(|s| s["name"] == "FLEX_EVENTS");
-            let state = &found.ok_or(format!("{node} has no log"))?["state"];
-            let number = |field: &str| state[field].as_u64().unwrap_or(0);
-            let counts = (number("messages"), number("num_deleted"), number("last_seq"));
-            replicas.insert(node.to_owned(), counts);
-        }
-        Ok(replicas)
-    }
-
-    /// What is held right now.
-    async fn held(&self) -> Result<resources::Held, String> {
-        let mut held = resources::Held::new();
-        for node in ["nats-1", "nats-2", "nats-3"] {
-            let varz = self.monitor(node, "/varz").await?;
-            for what in ["connections", "subscriptions"] {
-                // A client may be at any of the three.
-                let sum = held.entry(format!("brokers' {what}")).or_default();
-                *sum += varz[what].as_i64().unwrap_or(0);
-            }
-            let jsz = self.monitor(node, "/jsz?streams=true").await?;
-            let streams = jsz.pointer("/account_details/0/stream_detail").and_then(Value::as_array);
-            for stream in streams.into_iter().flatten() {
-                let name = stream["name"].as_str().unwrap_or_default();
-                if name == "KV_flex_cluster" {
-                    // We follow that one ourselves.
-                    continue;
-                }
-                let count = stream.pointer("/state/consumer_count").and_then(Value::as_i64);
-                // Each has one server, wherever there was room.
-                let sum = held.entry(format!("{name} consumers")).or_default();
-                *sum += count.unwrap_or(0);
-            }
-        }
-        for (node, process) in &self.cluster.nodes {
-            if let Some((descriptors, threads)) = process.held() {
-                held.insert(format!("{node} descriptors"), descriptors.try_into().unwrap());
-                let broker = if node.starts_with("nats") { " broker" } else { "" };
-                held.insert(format!("{node}{broker} threads"), threads.try_into().unwrap());
-            }
-        }
-        Ok(held)
-    }
-
-    /// Whether what is held is back where it was; looked at for a while, since some things end by
-    /// time.
-    async fn held_verdict(&self) -> Verdict {
-        self.cluster.client.close();
-        let mut verdict = Verdict::new(18, "what is held returns to its base line");
-        for _ in 0..HELD_LOOKS {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            match self.held().await {
-                Ok(held) => verdict = resources::returns_to_the_base_line(&self.held, &held),
-                Err(error) => verdict.violations = vec![error],
-            }
-            if verdict.violations.is_empty() {
-                break;
-            }
-        }
-        verdict
     }
 }
 
