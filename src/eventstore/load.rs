@@ -1,5 +1,7 @@
 //! Load: an aggregate's commits by direct get on its one literal subject.
 
+use std::time::{Duration, Instant};
+
 use async_nats::{HeaderMap, Message, jetstream::stream::LastRawMessageErrorKind};
 use bytes::Bytes;
 use flexcore_domain::{AggregateKey, Commit, Hash, command::header};
@@ -8,6 +10,10 @@ use crate::{Error, EventStore, Recorded, topology, unavailable};
 
 /// Commits of one request. A longer aggregate takes several, each bounded in memory.
 const LOAD_COMMITS_MAX: usize = 512;
+
+/// A question to the log's leader that has no answer by then is asked again: while there is no leader
+/// nobody hears it, and the next one would not know of it.
+const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// Commits that come with one request, and whether there are more.
 pub struct Page {
@@ -92,11 +98,20 @@ impl EventStore {
     /// Stream sequence of the subject's last message; 0: it has none. The stream's leader is asked: it
     /// has all that was acknowledged.
     async fn last_on(&self, subject: &str) -> Result<u64, Error> {
-        let log = self.jetstream.get_stream_no_info(topology::EVENTS).await;
-        match log.map_err(unavailable)?.get_last_raw_message_by_subject(subject).await {
-            Ok(message) => Ok(message.sequence),
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(0),
-            Err(error) => Err(unavailable(error)),
+        let log = self.jetstream.get_stream_no_info(topology::EVENTS).await.map_err(unavailable)?;
+        let began = Instant::now();
+        loop {
+            let asked = log.get_last_raw_message_by_subject(subject);
+            let last = match tokio::time::timeout(ASKED_AGAIN_AFTER, asked).await {
+                Ok(last) => last,
+                Err(_) if began.elapsed() < crate::REQUEST_TIMEOUT => continue,
+                Err(_) => return Err(unavailable("the log has no leader")),
+            };
+            return match last {
+                Ok(message) => Ok(message.sequence),
+                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(0),
+                Err(error) => Err(unavailable(error)),
+            };
         }
     }
 
