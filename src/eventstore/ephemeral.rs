@@ -1,7 +1,7 @@
 //! Readers of a stream that the broker keeps in memory: a consumer on one server, without
 //! acknowledgements. Who reads knows where it stopped, and makes it anew there.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_nats::jetstream::{
     self,
@@ -61,6 +61,35 @@ pub(crate) async fn messages(
     pulls.messages().await.map_err(unavailable)
 }
 
+/// How many messages the broker has handed to this consumer.
+pub(crate) fn handed_out(
+    consumer: &Arc<Consumer<pull::Config>>,
+) -> impl Future<Output = Result<u64, Error>> + Send + 'static {
+    let consumer = consumer.clone();
+    async move {
+        let info = consumer.get_info().await.map_err(unavailable)?;
+        Ok(info.delivered.consumer_sequence)
+    }
+}
+
+/// Finds out whether messages were lost on their way to a reader that waits for the next: nothing is
+/// acknowledged, and a message that was in a server when it died does not come again.
+#[derive(Default)]
+pub struct Lost {
+    /// How many had come when the broker had handed out more.
+    behind_at: Option<u64>,
+}
+
+impl Lost {
+    /// Whether some were lost, when so many have come and the broker has handed out so many: one
+    /// look may find some on their way, but a second finds that they have come.
+    pub fn some(&mut self, came: u64, handed_out: u64) -> bool {
+        let before = self.behind_at;
+        self.behind_at = (handed_out > came).then_some(came);
+        self.behind_at.is_some() && self.behind_at == before
+    }
+}
+
 impl Drop for Ephemeral {
     /// When it cannot be given back the server deletes it, after [`INACTIVE_MAX`].
     fn drop(&mut self) {
@@ -73,5 +102,20 @@ impl Drop for Ephemeral {
                 tracing::debug!(%error, "a reader's consumer is left to the server");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_lost_when_they_do_not_come_between_two_looks() {
+        let mut lost = Lost::default();
+        assert!(!lost.some(0, 0));
+        assert!(!lost.some(0, 5), "on their way");
+        assert!(!lost.some(5, 5), "come");
+        assert!(!lost.some(5, 6) && !lost.some(6, 8), "others than before");
+        assert!(lost.some(6, 8));
     }
 }

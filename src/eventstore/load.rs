@@ -14,6 +14,8 @@ const LOAD_COMMITS_MAX: usize = 512;
 /// A question to the log's leader that has no answer by then is asked again: while there is no leader
 /// nobody hears it, and the next one would not know of it.
 const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// Pause before a leader is asked again that knows less than a replica did.
+const LEVEL_AFTER: Duration = Duration::from_millis(20);
 
 /// Commits that come with one request, and whether there are more.
 pub struct Page {
@@ -53,7 +55,7 @@ impl EventStore {
             return self.direct_page(key, &subject, after).await;
         }
         let page = self.direct_page(key, &subject, after);
-        let (mut page, last) = tokio::try_join!(page, self.last_on(&subject))?;
+        let (mut page, last) = tokio::try_join!(page, self.last_on(&subject, after))?;
         self.complete(&mut page, key, &subject, after, last).await?;
         Ok(page)
     }
@@ -95,24 +97,26 @@ impl EventStore {
         }
     }
 
-    /// Stream sequence of the subject's last message; 0: it has none. The stream's leader is asked: it
-    /// has all that was acknowledged.
-    async fn last_on(&self, subject: &str) -> Result<u64, Error> {
+    /// Stream sequence of the subject's last message, at least `least`; 0: it has none. The stream's
+    /// leader is asked: it has all that was acknowledged.
+    async fn last_on(&self, subject: &str, least: u64) -> Result<u64, Error> {
         let log = self.jetstream.get_stream_no_info(topology::EVENTS).await.map_err(unavailable)?;
         let began = Instant::now();
-        loop {
+        while began.elapsed() < crate::REQUEST_TIMEOUT {
             let asked = log.get_last_raw_message_by_subject(subject);
             let last = match tokio::time::timeout(ASKED_AGAIN_AFTER, asked).await {
-                Ok(last) => last,
-                Err(_) if began.elapsed() < crate::REQUEST_TIMEOUT => continue,
-                Err(_) => return Err(unavailable("the log has no leader")),
+                Ok(Ok(message)) => message.sequence,
+                Ok(Err(error)) if error.kind() == LastRawMessageErrorKind::NoMessageFound => 0,
+                Ok(Err(error)) => return Err(unavailable(error)),
+                Err(_) => continue,
             };
-            return match last {
-                Ok(message) => Ok(message.sequence),
-                Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(0),
-                Err(error) => Err(unavailable(error)),
-            };
+            if last >= least {
+                return Ok(last);
+            }
+            // A leader that was deposed and does not know yet, or a follower was faster than it.
+            tokio::time::sleep(LEVEL_AFTER).await;
         }
+        Err(unavailable(format!("the log has no leader that knows {subject} up to {least}")))
     }
 
     /// Adds what the replica did not have, up to `last`, from the stream's leader. They are few: a
@@ -125,11 +129,6 @@ impl EventStore {
         after: u64,
         last: u64,
     ) -> Result<(), Error> {
-        if last < after {
-            // It has been deposed and does not know yet, or has lost its end.
-            let message = format!("the log's leader has {subject} up to {last}, not {after}");
-            return Err(unavailable(message));
-        }
         let mut reached = page.commits.last().map_or(after, |recorded| recorded.sequence);
         if page.more || reached >= last {
             return Ok(());

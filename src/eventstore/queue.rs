@@ -16,6 +16,7 @@ use futures::{StreamExt, TryStreamExt};
 
 use crate::{Error, EventStore, publish, topology, unavailable};
 
+pub use crate::ephemeral::Lost;
 pub use claim::{Claim, Messages, Reader};
 
 /// Questions to the broker at a time, where there is one a slot.

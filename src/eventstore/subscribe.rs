@@ -2,20 +2,23 @@
 
 use std::{
     collections::HashMap,
+    fmt::Display,
     hash::{DefaultHasher, Hash as _, Hasher},
+    sync::Arc,
     time::Duration,
 };
 
 use async_nats::jetstream::{
     self,
-    consumer::{DeliverPolicy, pull},
+    consumer::{Consumer, DeliverPolicy, pull},
 };
 use flexcore_domain::{AggregateKey, Hash, Tenant};
-use futures::{FutureExt, StreamExt};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::{
     Error, EventStore, Recorded,
-    ephemeral::{self, Ephemeral, PULL_BYTES_MAX},
+    ephemeral::{self, Ephemeral, Lost, PULL_BYTES_MAX},
     load, topology,
 };
 
@@ -48,18 +51,95 @@ const LINKS_MAX: usize = 1_000_000;
 /// First and longest pause before a lost consumer is made anew.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(3);
+/// How often a reader that waits looks whether messages were lost on their way.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// A reader of the log.
 pub struct Subscription {
     store: EventStore,
     filter: Filter,
     next_sequence: u64,
-    messages: Option<pull::Stream>,
-    /// The consumer that the messages come from: given back as soon as it is not needed.
-    consumer: Option<Ephemeral>,
+    /// `None`: it has to be made anew.
+    source: Option<Source>,
     pending_at_start: u64,
     retry_after: Duration,
     links: Links,
+}
+
+/// The consumer that messages come from, given back when this is dropped.
+struct Source {
+    messages: pull::Stream,
+    consumer: Arc<Consumer<pull::Config>>,
+    /// How many have come. What the broker counts further than that was lost with a connection.
+    came: u64,
+    lost: Lost,
+    look: Interval,
+    looking: FuturesUnordered<BoxFuture<'static, Result<u64, Error>>>,
+    _kept: Ephemeral,
+}
+
+/// The consumer has to be made anew.
+struct Interrupted;
+
+impl Source {
+    /// The next message with its stream sequence; `None`: none came in time.
+    async fn next(
+        &mut self,
+        deadline: Instant,
+    ) -> Result<Option<(jetstream::Message, u64)>, Interrupted> {
+        loop {
+            tokio::select! {
+                biased;
+                received = self.messages.next() => return self.take(received).map(Some),
+                () = tokio::time::sleep_until(deadline) => return Ok(None),
+                Some(there) = self.looking.next() => match there {
+                    Ok(there) if !self.lost.some(self.came, there) => {}
+                    Ok(_) => {
+                        tracing::debug!("messages of the log were lost on their way");
+                        return Err(Interrupted);
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "the reader of the log does not answer");
+                        return Err(Interrupted);
+                    }
+                },
+                _ = self.look.tick(), if self.looking.is_empty() => {
+                    self.looking.push(ephemeral::handed_out(&self.consumer).boxed());
+                }
+            }
+        }
+    }
+
+    /// The next message if it is here already.
+    fn next_now(&mut self) -> Result<Option<(jetstream::Message, u64)>, Interrupted> {
+        // Unconstrained: tokio's cooperative budget would end every batch at 128.
+        let received = tokio::task::unconstrained(self.messages.next()).now_or_never();
+        received.map(|received| self.take(received)).transpose()
+    }
+
+    fn take<E: Display>(
+        &mut self,
+        received: Option<Result<jetstream::Message, E>>,
+    ) -> Result<(jetstream::Message, u64), Interrupted> {
+        let message = match received.ok_or(Interrupted)? {
+            Ok(message) => message,
+            Err(error) => {
+                tracing::debug!(%error, "reading the log was interrupted");
+                return Err(Interrupted);
+            }
+        };
+        let place = message.info().map(|info| (info.consumer_sequence, info.stream_sequence));
+        match place {
+            Ok((number, sequence)) if number == self.came + 1 => {
+                self.came = number;
+                Ok((message, sequence))
+            }
+            _ => {
+                tracing::debug!("messages of the log were lost on their way");
+                Err(Interrupted)
+            }
+        }
+    }
 }
 
 impl EventStore {
@@ -74,15 +154,14 @@ impl EventStore {
             store: self.clone(),
             filter,
             next_sequence: from_sequence.max(1),
-            messages: None,
-            consumer: None,
+            source: None,
             pending_at_start: 0,
             retry_after: RETRY_FIRST,
             links: Links::default(),
         };
-        let (messages, pending) = subscription.consume().await?;
-        subscription.messages = Some(messages);
-        subscription.pending_at_start = pending;
+        let source = subscription.consume().await?;
+        subscription.pending_at_start = source.consumer.cached_info().num_pending;
+        subscription.source = Some(source);
         Ok(subscription)
     }
 }
@@ -99,29 +178,19 @@ impl Subscription {
     /// person: [`Error::Gap`], [`Error::BrokenChain`] and [`Error::Corrupt`]; the failing commit
     /// comes again on the next call.
     pub async fn next_batch(&mut self, max: usize, wait: Duration) -> Result<Vec<Recorded>, Error> {
-        let deadline = tokio::time::Instant::now() + wait;
+        let deadline = Instant::now() + wait;
         let (mut batch, mut size_bytes) = (Vec::new(), 0);
         while batch.len() < max && size_bytes < PULL_BYTES_MAX {
-            let Some(messages) = &mut self.messages else {
+            let Some(source) = &mut self.source else {
                 if !batch.is_empty() || !self.reconnect(deadline).await {
                     return Ok(batch);
                 }
                 continue;
             };
-            let received = if batch.is_empty() {
-                match tokio::time::timeout_at(deadline, messages.next()).await {
-                    Ok(received) => received,
-                    Err(_) => return Ok(batch),
-                }
-            } else {
-                // Unconstrained: tokio's cooperative budget would end every batch at 128.
-                match tokio::task::unconstrained(messages.next()).now_or_never() {
-                    Some(received) => received,
-                    None => return Ok(batch),
-                }
-            };
+            let received =
+                if batch.is_empty() { source.next(deadline).await } else { source.next_now() };
             match received {
-                Some(Ok(message)) => match self.read(&message) {
+                Ok(Some((message, sequence))) => match self.read(&message, sequence) {
                     Ok(Some(recorded)) => {
                         size_bytes += recorded.body.len();
                         batch.push(recorded);
@@ -129,11 +198,8 @@ impl Subscription {
                     Ok(None) => {}
                     Err(error) => return self.stop_at(error, batch),
                 },
-                Some(Err(error)) => {
-                    tracing::debug!(%error, "reading the log was interrupted");
-                    self.messages = None;
-                }
-                None => self.messages = None,
+                Ok(None) => return Ok(batch),
+                Err(Interrupted) => self.source = None,
             }
         }
         Ok(batch)
@@ -141,15 +207,15 @@ impl Subscription {
 
     /// What was read before a failure is delivered first; the failing message is then read again.
     fn stop_at(&mut self, error: Error, batch: Vec<Recorded>) -> Result<Vec<Recorded>, Error> {
-        self.messages = None;
+        self.source = None;
         if batch.is_empty() { Err(error) } else { Ok(batch) }
     }
 
-    fn read(&mut self, message: &jetstream::Message) -> Result<Option<Recorded>, Error> {
-        let sequence = match message.info() {
-            Ok(info) => info.stream_sequence,
-            Err(error) => return Err(self.corrupt(message, 0, &error.to_string())),
-        };
+    fn read(
+        &mut self,
+        message: &jetstream::Message,
+        sequence: u64,
+    ) -> Result<Option<Recorded>, Error> {
         if sequence < self.next_sequence {
             return Ok(None);
         }
@@ -164,7 +230,11 @@ impl Subscription {
             .subject
             .strip_prefix("evt.")
             .and_then(AggregateKey::from_subject_part)
-            .ok_or_else(|| self.corrupt(message, sequence, "not an aggregate's subject"))?;
+            .ok_or_else(|| Error::Corrupt {
+                subject: message.subject.to_string(),
+                sequence,
+                reason: "not an aggregate's subject".to_owned(),
+            })?;
         let recorded = load::decode(key, sequence, message.headers.as_ref(), &message.payload)?;
         if self.filter == Filter::Everything {
             self.links.check(&recorded)?;
@@ -173,21 +243,17 @@ impl Subscription {
         Ok(Some(recorded))
     }
 
-    fn corrupt(&self, message: &jetstream::Message, sequence: u64, reason: &str) -> Error {
-        Error::Corrupt { subject: message.subject.to_string(), sequence, reason: reason.to_owned() }
-    }
-
     /// Makes the consumer anew; false when the deadline came first.
-    async fn reconnect(&mut self, deadline: tokio::time::Instant) -> bool {
+    async fn reconnect(&mut self, deadline: Instant) -> bool {
         match self.consume().await {
-            Ok((messages, _)) => {
-                self.messages = Some(messages);
+            Ok(source) => {
+                self.source = Some(source);
                 self.retry_after = RETRY_FIRST;
                 true
             }
             Err(error) => {
                 tracing::debug!(%error, "cannot read the log yet");
-                let resume = tokio::time::Instant::now() + self.retry_after;
+                let resume = Instant::now() + self.retry_after;
                 self.retry_after = (self.retry_after * 2).min(RETRY_LONGEST);
                 tokio::time::sleep_until(resume.min(deadline)).await;
                 resume < deadline
@@ -195,19 +261,26 @@ impl Subscription {
         }
     }
 
-    async fn consume(&mut self) -> Result<(pull::Stream, u64), Error> {
-        self.consumer = None;
+    async fn consume(&mut self) -> Result<Source, Error> {
         let config = pull::Config {
             deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.next_sequence },
             filter_subject: self.filter.subject(),
             ..pull::Config::default()
         };
         let jetstream = &self.store.jetstream;
-        let (reader, consumer) = Ephemeral::create(jetstream, topology::EVENTS, config).await?;
-        let pending = consumer.cached_info().num_pending;
+        let (kept, consumer) = Ephemeral::create(jetstream, topology::EVENTS, config).await?;
         let messages = ephemeral::messages(&consumer, PULL_MESSAGES_MAX).await?;
-        self.consumer = Some(reader);
-        Ok((messages, pending))
+        let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Source {
+            messages,
+            consumer: Arc::new(consumer),
+            came: 0,
+            lost: Lost::default(),
+            look,
+            looking: FuturesUnordered::new(),
+            _kept: kept,
+        })
     }
 }
 

@@ -54,6 +54,8 @@ pub(super) enum ToLane {
 }
 
 const ANOTHER_OWNER: &str = "the slot has another owner now";
+/// Paused or cut off for longer than the lease: somebody else may own the slot.
+const LEASE_OVER: &str = "the member's lease does not hold";
 
 impl Responder {
     /// Answers without having done anything. A queued command comes again, to the slot's next owner.
@@ -196,9 +198,7 @@ impl LaneThread {
             Action::Append { commit, expected } => {
                 let (inputs, key) = (self.inputs.clone(), commit.key.clone());
                 if !self.guard.holds() {
-                    // Paused or cut off for longer than the lease: somebody else owns the slot.
-                    let message = "the member's lease does not hold".to_owned();
-                    let result = Err(Error::Unavailable(message));
+                    let result = Err(Error::Unavailable(LEASE_OVER.to_owned()));
                     return self.tell(async { Input::Appended { key, result } });
                 }
                 self.store.append_then(&commit, expected, move |result| {
@@ -216,7 +216,9 @@ impl LaneThread {
                 });
             }
             Action::Answer { ticket, outcome } => match (self.settle(ticket), outcome) {
-                (Some(Responder::Outcome(to) | Responder::Waiting(to, _)), outcome) => {
+                (Some(Responder::Outcome(to)), outcome) => drop(to.send(outcome)),
+                (Some(Responder::Waiting(to, _)), outcome) => {
+                    let outcome = outcome.map(|outcome| told(outcome, &self.guard));
                     drop(to.send(outcome));
                 }
                 (Some(Responder::Queue(to, number)), Some(outcome)) => {
@@ -228,8 +230,7 @@ impl LaneThread {
                 let reply = if self.guard.holds() {
                     reply
                 } else {
-                    let message = "the member's lease does not hold".to_owned();
-                    StateReply::Unavailable { message }
+                    StateReply::Unavailable { message: LEASE_OVER.to_owned() }
                 };
                 if let Some(Responder::State(to)) = self.settle(ticket) {
                     let _ = to.send(reply);
@@ -255,6 +256,16 @@ impl LaneThread {
             }
         });
     }
+}
+
+/// What a waiting client is told. What is in the log stands, whoever says it; anything else may be
+/// decided on a state that the slot's next owner has changed.
+fn told(outcome: Outcome, guard: &Guard) -> Outcome {
+    let recorded = matches!(outcome, Outcome::Accepted { position: Some(_), .. });
+    if recorded || guard.holds() {
+        return outcome;
+    }
+    Outcome::Unavailable { message: LEASE_OVER.to_owned() }
 }
 
 /// The commits after `after`; a long aggregate starts from its snapshot when that one is of use.

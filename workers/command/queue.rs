@@ -9,7 +9,7 @@ use flexcore_cluster::Guard;
 use flexcore_domain::{AggregateKey, CommandId, Outcome, Slot, command::header};
 use flexcore_eventstore::{
     Error, EventStore,
-    queue::{Claim, Messages},
+    queue::{Claim, Lost, Messages},
 };
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
@@ -22,7 +22,7 @@ use super::{
     Lanes,
     requests::{count, read_command},
 };
-use under_way::{IN_DOUBT_MAX, Lost, SUSPECT, UnderWay};
+use under_way::{IN_DOUBT_MAX, SUSPECT, UnderWay};
 
 /// Commands that a reader is sent ahead of their turn.
 const BATCH: usize = 256;

@@ -4,8 +4,8 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use async_nats::{HeaderMap, Message};
-use flexcore_cluster::{Kind, Member, Owners};
+use async_nats::{HeaderMap, Message, Subscriber};
+use flexcore_cluster::{Kind, LEASE, LEASE_MIN, Member, Owners};
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandHash, CommandId,
     CommandName, Commit, Context, Decider, Decision, Event, EventName, NewEvent, Outcome, Refusal,
@@ -16,7 +16,7 @@ use flexcore_servers::{Options, Servers, Sync, Want};
 use flexcore_workers::command;
 use futures::{StreamExt, TryStreamExt};
 use serde_json::value::RawValue;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -86,6 +86,27 @@ impl Decider for Slow {
     }
 }
 
+/// A decider that takes so long to refuse, and says when it begins.
+struct Refuses(Duration, Arc<Notify>);
+
+impl Decider for Refuses {
+    fn decide(
+        &mut self,
+        _: &State,
+        _: &CommandName,
+        _: &RawValue,
+        _: &Context,
+    ) -> Result<Decision, Refusal> {
+        self.1.notify_one();
+        std::thread::sleep(self.0);
+        Err(Refusal::Rejected { code: "closed".to_owned(), message: "not today".to_owned() })
+    }
+
+    fn evolve(&mut self, state: &State, _: &[Event]) -> Result<State, Refusal> {
+        Ok(state.clone())
+    }
+}
+
 struct Rig {
     servers: Servers,
     store: EventStore,
@@ -120,12 +141,51 @@ impl Rig {
         &self,
         native: command::NativeDeciders,
     ) -> JoinHandle<Result<(), flexcore_eventstore::Error>> {
+        self.work_as(self.member(LEASE).await, native)
+    }
+
+    async fn member(&self, lease: Duration) -> Member {
+        let membership = flexcore_cluster::Settings::new("test", "worker", [Kind::Command]);
+        let membership = flexcore_cluster::Settings { lease, ..membership };
+        Member::join(self.store.client(), membership).await.unwrap()
+    }
+
+    fn work_as(
+        &self,
+        member: Member,
+        native: command::NativeDeciders,
+    ) -> JoinHandle<Result<(), flexcore_eventstore::Error>> {
         let settings = command::Settings { native, ..command::Settings::default() };
         let (_deployed, catalog) = watch::channel(Arc::new(Catalog::default()));
-        let membership = flexcore_cluster::Settings::new("test", "worker", [Kind::Command]);
-        let member = Member::join(self.store.client(), membership).await.unwrap();
         let stop = CancellationToken::new();
         tokio::spawn(command::run(self.store.clone(), catalog, member, settings, stop))
+    }
+
+    fn signal_broker(&self, name: &str) {
+        let pid = self.servers.nats_pid().unwrap().to_string();
+        let sent = std::process::Command::new("kill").args(["-s", name, &pid]).status();
+        assert!(sent.unwrap().success());
+    }
+
+    /// Asks the slot's owner of this epoch until it has heard; the answers come here.
+    async fn ask(&self, epoch: u64, heard: &Notify) -> Subscriber {
+        let client = async_nats::connect(self.servers.nats_url()).await.unwrap();
+        let (inbox, name) = (client.new_inbox(), CommandName::parse("add").unwrap());
+        let mut answers = client.subscribe(inbox.clone()).await.unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert(header::COMMAND_ID, "c-1");
+        loop {
+            let subject = Command::request_subject(epoch, &self.key, &name);
+            let (inbox, headers) = (inbox.clone(), headers.clone());
+            let sent = client.publish_with_reply_and_headers(subject, inbox, headers, "{}".into());
+            sent.await.unwrap();
+            tokio::select! {
+                () = heard.notified() => return answers,
+                // Nobody has subscribed yet.
+                early = answers.next() => assert!(early.unwrap().status.is_some()),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     async fn put(&self, id: &str) {
@@ -333,6 +393,32 @@ async fn that_a_command_was_accepted_without_events_is_kept() {
     rig.settled().await;
     assert!(rig.recorded().await.is_empty());
     assert!(matches!(rig.outcome("idle").await, Some(Outcome::Accepted { position: None, .. })));
+    worker.abort();
+    rig.servers.stop().await;
+}
+
+/// The slot's next owner may have accepted what makes the refusal wrong.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_whose_lease_has_ended_refuses_nothing() {
+    let rig = Rig::start().await;
+    let (begun, takes) = (Arc::new(Notify::new()), LEASE_MIN + Duration::from_secs(1));
+    let member = rig.member(LEASE_MIN).await;
+    let (guard, mut assigned) = (member.guard(), member.assigned());
+    let notes = begun.clone();
+    let worker =
+        rig.work_as(member, Arc::new(move |_| Some(Box::new(Refuses(takes, notes.clone())))));
+    let slot = rig.key.slot().number();
+    let map = assigned.wait_for(|now| now.of(Kind::Command).contains_key(&slot));
+    let epoch =
+        tokio::time::timeout(PATIENCE, map).await.unwrap().unwrap().of(Kind::Command)[&slot];
+    let mut answers = tokio::time::timeout(PATIENCE, rig.ask(epoch, &begun)).await.unwrap();
+    rig.signal_broker("STOP");
+    tokio::time::sleep(takes + Duration::from_millis(300)).await;
+    assert!(!guard.holds());
+    rig.signal_broker("CONT");
+    let answer = tokio::time::timeout(PATIENCE, answers.next()).await.unwrap().unwrap();
+    let outcome: Outcome = serde_json::from_slice(&answer.payload).unwrap();
+    assert!(matches!(outcome, Outcome::Unavailable { .. }), "{outcome:?}");
     worker.abort();
     rig.servers.stop().await;
 }

@@ -215,11 +215,7 @@ impl Reader {
     /// being fewer, some were lost with a connection. Fails with [`Error::Unavailable`] when the
     /// broker is away, or has lost the reader.
     pub fn handed_out(&self) -> impl Future<Output = Result<u64, Error>> + Send + 'static {
-        let consumer = self.consumer.clone();
-        async move {
-            let info = consumer.get_info().await.map_err(unavailable)?;
-            Ok(info.delivered.consumer_sequence)
-        }
+        ephemeral::handed_out(&self.consumer)
     }
 }
 

@@ -129,23 +129,6 @@ impl<M> UnderWay<M> {
     }
 }
 
-/// Finds out whether messages were lost on their way to a reader that waits for the next.
-#[derive(Default)]
-pub(super) struct Lost {
-    /// How many had come when the broker had handed out more.
-    behind_at: Option<u64>,
-}
-
-impl Lost {
-    /// Whether some were lost, when so many have come and the broker has handed out so many: one
-    /// look may find some on their way, but a second finds that they have come.
-    pub(super) fn some(&mut self, came: u64, handed_out: u64) -> bool {
-        let before = self.behind_at;
-        self.behind_at = (handed_out > came).then_some(came);
-        self.behind_at.is_some() && self.behind_at == before
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -219,15 +202,5 @@ mod tests {
         }
         assert!(under_way.has_room(), "further than any owner can have been");
         assert_eq!(filled(Some((10, SUSPECT))).taken(), 256);
-    }
-
-    #[test]
-    fn messages_are_lost_when_they_do_not_come_between_two_looks() {
-        let mut lost = Lost::default();
-        assert!(!lost.some(0, 0));
-        assert!(!lost.some(0, 5), "on their way");
-        assert!(!lost.some(5, 5), "come");
-        assert!(!lost.some(5, 6) && !lost.some(6, 8), "others than before");
-        assert!(lost.some(6, 8));
     }
 }

@@ -5,6 +5,7 @@
 mod broker;
 mod queue;
 mod replicas;
+mod subscription;
 
 use std::{path::Path, time::Duration};
 

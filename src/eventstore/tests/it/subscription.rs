@@ -1,0 +1,67 @@
+//! Readers of the log, whose messages are lost on their way.
+
+use std::time::Instant;
+
+use async_nats::Subscriber;
+use flexcore_eventstore::{EventStore, Expected, Filter, Subscription, topology};
+use futures::{StreamExt as _, TryStreamExt as _};
+
+use crate::{PATIENCE, broker::commit, key, start};
+
+/// Another reader asks for the next message of the log's only consumer, behind the one that reads it:
+/// it gets every other.
+async fn steal(store: &EventStore) -> Subscriber {
+    let log = store.jetstream().get_stream(topology::EVENTS).await.unwrap();
+    let names: Vec<String> = log.consumer_names().try_collect().await.unwrap();
+    let [name] = &names[..] else { panic!("{names:?}") };
+    let client = store.client();
+    let reply = client.new_inbox();
+    let stolen = client.subscribe(reply.clone()).await.unwrap();
+    let next = format!("$JS.API.CONSUMER.MSG.NEXT.{}.{name}", topology::EVENTS);
+    client.publish_with_reply(next, reply, "".into()).await.unwrap();
+    client.flush().await.unwrap();
+    stolen
+}
+
+/// Reads until so many commits have come; gives their aggregates.
+async fn read(subscription: &mut Subscription, count: usize) -> Vec<String> {
+    let (began, mut ids) = (Instant::now(), Vec::new());
+    while ids.len() < count {
+        assert!(began.elapsed() < 3 * PATIENCE, "{ids:?}");
+        let batch = subscription.next_batch(10, PATIENCE).await.unwrap();
+        ids.extend(batch.iter().map(|recorded| recorded.commit.key.id().as_str().to_owned()));
+    }
+    ids
+}
+
+/// As when the server dies to which the reader, or the stream, is connected.
+async fn commits_that_are_lost_are_read_again(filter: Filter, ids: &[&str]) {
+    let (servers, store) = start().await;
+    let mut subscription = store.subscribe(filter, 1).await.unwrap();
+    let mut stolen = steal(&store).await;
+    for id in ids {
+        store.append(&commit(id), Expected::default()).await.unwrap();
+    }
+    let lost = tokio::time::timeout(PATIENCE, stolen.next()).await.unwrap().unwrap();
+    assert!(lost.status.is_none(), "{lost:?}");
+    assert_eq!(read(&mut subscription, ids.len()).await, ids);
+    servers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenants_commit_that_is_lost_on_its_way_is_read_again() {
+    let tenant = key("any").tenant().clone();
+    commits_that_are_lost_are_read_again(Filter::Tenant(tenant), &["A1", "A2", "A3"]).await;
+}
+
+/// It would be taken for a damaged log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_is_lost_on_its_way_is_no_gap() {
+    commits_that_are_lost_are_read_again(Filter::Everything, &["A1", "A2", "A3"]).await;
+}
+
+/// Nothing comes after it that would show it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_commit_is_read_when_it_was_lost_on_its_way() {
+    commits_that_are_lost_are_read_again(Filter::Everything, &["A1", "A2"]).await;
+}
