@@ -5,7 +5,10 @@ use std::io::Write;
 use anyhow::{Context, bail};
 use async_nats::{
     HeaderMap,
-    jetstream::{message::StreamMessage, stream::DirectGetErrorKind, stream::Stream},
+    jetstream::{
+        message::StreamMessage,
+        stream::{DirectGetErrorKind, RawMessageErrorKind, Stream},
+    },
 };
 use flexcore_domain::command::header;
 use flexcore_eventstore::{EventStore, topology};
@@ -148,9 +151,10 @@ fn queue_subject(subject: &str) -> Option<String> {
 }
 
 async fn get(stream: &Stream<()>, number: u64) -> anyhow::Result<StreamMessage> {
-    match stream.direct_get(number).await {
+    // The leader is asked: another replica may lack the last ones, and have what was requeued.
+    match stream.get_raw_message(number).await {
         Ok(dead) => Ok(dead),
-        Err(error) if error.kind() == DirectGetErrorKind::NotFound => {
+        Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {
             bail!("no dead message {number}: `flexcore dead list` shows those that there are")
         }
         Err(error) => Err(error).context("reading FLEX_DEAD"),

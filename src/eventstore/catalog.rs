@@ -9,7 +9,7 @@ use flexcore_domain::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{Error, EventStore, Expected, Filter, Recorded, unavailable};
+use crate::{Error, EventStore, Expected, Filter, Recorded, topology, unavailable};
 
 /// The tenant that applications belong to. No token is minted for it.
 pub const TENANT: &str = "flexcore";
@@ -118,13 +118,13 @@ const WAIT: Duration = Duration::from_secs(5);
 pub async fn watch(store: &EventStore) -> Result<watch::Receiver<Arc<Catalog>>, Error> {
     let mut subscription = store.subscribe(Filter::Applications, 1).await?;
     let mut catalog = Catalog::default();
-    let mut left = subscription.pending_at_start();
-    while left > 0 {
+    // Not as many as there are where it is read: that replica may be behind.
+    let last = store.last_on(topology::EVENTS, SUBJECTS, 0).await?;
+    while subscription.read_to() < last {
         let batch = subscription.next_batch(100, crate::REQUEST_TIMEOUT).await?;
         if batch.is_empty() {
             return Err(unavailable("the deployed applications cannot be read in time"));
         }
-        left = left.saturating_sub(batch.len() as u64);
         put(&mut catalog, &batch);
     }
     let (sender, receiver) = watch::channel(Arc::new(catalog.clone()));

@@ -1,7 +1,10 @@
 //! FLEX_DEAD: what could not be processed, kept to be looked at and requeued; and FLEX_OUTCOMES:
 //! rejections of asynchronous commands, for those who ask.
 
-use async_nats::{HeaderMap, jetstream::stream::LastRawMessageErrorKind};
+use async_nats::{
+    HeaderMap,
+    jetstream::{message::StreamMessage, stream::LastRawMessageErrorKind},
+};
 use bytes::Bytes;
 use flexcore_domain::{AggregateKey, CommandId, Outcome, command::header};
 
@@ -59,35 +62,35 @@ impl EventStore {
         key: &AggregateKey,
         id: &CommandId,
     ) -> Result<Option<Outcome>, Error> {
-        let to = format!("$JS.API.DIRECT.GET.{}.{}", topology::OUTCOMES, outcome_subject(key, id));
-        let mut replies = self.inbox.request(to, None, Bytes::new()).await?;
-        let message = replies.next().await?;
-        match message.status.map(|status| status.as_u16()) {
-            None => Ok(serde_json::from_slice(&message.payload).ok()),
-            Some(404) => Ok(None),
-            Some(status) => Err(unavailable(format!("direct get answered {status}"))),
-        }
+        let kept = self.kept(key, id).await?;
+        Ok(kept.and_then(|kept| serde_json::from_slice(&kept.payload).ok()))
     }
 
     /// Whether the command that the queue has at this sequence has an outcome there. One of an
     /// earlier command of the same id does not count: that one was put aside and requeued, or sent
-    /// again. The stream's leader is asked: another replica may not have the last ones yet.
+    /// again.
     pub async fn has_outcome(
         &self,
         key: &AggregateKey,
         id: &CommandId,
         sequence: u64,
     ) -> Result<bool, Error> {
+        let kept = self.kept(key, id).await?;
+        let of = kept.as_ref().and_then(|kept| kept.headers.get(QUEUE_SEQUENCE));
+        Ok(of.and_then(|of| of.as_str().parse().ok()).is_some_and(|of: u64| of >= sequence))
+    }
+
+    /// The stream's leader is asked: another replica may not have the last ones yet.
+    async fn kept(
+        &self,
+        key: &AggregateKey,
+        id: &CommandId,
+    ) -> Result<Option<StreamMessage>, Error> {
         let stream = self.jetstream.get_stream_no_info(topology::OUTCOMES).await;
         let stream = stream.map_err(unavailable)?;
-        let last = stream.get_last_raw_message_by_subject(&outcome_subject(key, id)).await;
-        match last {
-            Ok(message) => {
-                let of =
-                    message.headers.get(QUEUE_SEQUENCE).and_then(|of| of.as_str().parse().ok());
-                Ok(of.is_some_and(|of: u64| of >= sequence))
-            }
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(false),
+        match stream.get_last_raw_message_by_subject(&outcome_subject(key, id)).await {
+            Ok(message) => Ok(Some(message)),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(unavailable(error)),
         }
     }

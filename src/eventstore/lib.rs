@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod dead;
 mod ephemeral;
 mod inbox;
+mod leader;
 mod load;
 mod publish;
 pub mod queue;
@@ -21,6 +22,7 @@ use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use async_nats::jetstream;
 use flexcore_domain::{AggregateKey, Commit, Hash, Position, Slot};
+use tokio::sync::Semaphore;
 
 pub use subscribe::{Filter, Subscription};
 
@@ -210,6 +212,10 @@ pub struct EventStore {
     acknowledged: acknowledged::Acknowledged,
     events: publish::Publisher,
     inbox: inbox::Inbox,
+    /// There are other replicas than the leader, or may be.
+    asks_leader: bool,
+    /// Questions to leaders that may be under way.
+    asking: Arc<Semaphore>,
 }
 
 impl EventStore {
@@ -219,10 +225,12 @@ impl EventStore {
         topology::check_profile(&client, &settings).await?;
         let jetstream = jetstream::new(client.clone());
         topology::create(&jetstream, &settings).await?;
-        Self::attach(client, settings).await
+        let asks_leader = settings.replicas > 1;
+        Ok(Self { asks_leader, ..Self::attach(client, settings).await? })
     }
 
-    /// A handle on a log that another process has opened, for tools: nothing is created or checked.
+    /// A handle on a log that another process has opened, for tools: nothing is created or checked,
+    /// so it may have more replicas than the settings say.
     pub async fn attach(client: async_nats::Client, settings: Settings) -> Result<Self, Error> {
         let jetstream = jetstream::ContextBuilder::new()
             .timeout(REQUEST_TIMEOUT)
@@ -231,8 +239,10 @@ impl EventStore {
         let inbox = inbox::Inbox::open(&client).await?;
         let acknowledged = acknowledged::Acknowledged::open(&client).await?;
         let events = publish::Publisher::start(&acknowledged, settings.commit_groups());
+        let asking = Arc::new(Semaphore::new(leader::ASKED_AT_ONCE_MAX));
+        let asks_leader = true;
         let settings = Arc::new(settings);
-        Ok(Self { client, jetstream, settings, acknowledged, events, inbox })
+        Ok(Self { client, jetstream, settings, acknowledged, events, inbox, asks_leader, asking })
     }
 
     /// The connection below.

@@ -1,21 +1,15 @@
 //! Load: an aggregate's commits by direct get on its one literal subject.
 
-use std::time::{Duration, Instant};
-
-use async_nats::{HeaderMap, Message, jetstream::stream::LastRawMessageErrorKind};
+use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use flexcore_domain::{AggregateKey, Commit, Hash, command::header};
 
-use crate::{Error, EventStore, Recorded, topology, unavailable};
+use crate::{Error, EventStore, REQUEST_TIMEOUT, Recorded, topology, unavailable};
 
 /// Commits of one request. A longer aggregate takes several, each bounded in memory.
 const LOAD_COMMITS_MAX: usize = 512;
-
-/// A question to the log's leader that has no answer by then is asked again: while there is no leader
-/// nobody hears it, and the next one would not know of it.
-const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(500);
-/// Pause before a leader is asked again that knows less than a replica did.
-const LEVEL_AFTER: Duration = Duration::from_millis(20);
+/// Commits of a page that are fetched one by one, because a replica did not have them.
+const COMPLETED_MAX: usize = 64;
 
 /// Commits that come with one request, and whether there are more.
 pub struct Page {
@@ -27,7 +21,8 @@ pub struct Page {
 
 impl EventStore {
     /// The aggregate's commits after this stream sequence, 0 meaning from the first; empty when
-    /// there are none. None is left out that was acknowledged before this was called. Fails with
+    /// there are none. None is left out that was acknowledged before this was called, but by a leader
+    /// of the log that has just been deposed and does not know. Fails with
     /// [`Error::Gap`], [`Error::BrokenChain`] or [`Error::Corrupt`] when they do not follow one
     /// another, and with [`Error::Unavailable`] when the broker is away or its stream has no leader.
     pub async fn load(
@@ -51,13 +46,18 @@ impl EventStore {
     /// there is more. Its commits are not yet checked against one another.
     pub async fn load_page(&self, key: &AggregateKey, after: u64) -> Result<Page, Error> {
         let subject = crate::subject(key);
-        if self.settings.replicas == 1 {
+        if !self.asks_leader {
             return self.direct_page(key, &subject, after).await;
         }
-        let page = self.direct_page(key, &subject, after);
-        let (mut page, last) = tokio::try_join!(page, self.last_on(&subject, after))?;
-        self.complete(&mut page, key, &subject, after, last).await?;
-        Ok(page)
+        let whole = async {
+            let page = self.direct_page(key, &subject, after);
+            let last = self.last_on(topology::EVENTS, &subject, after);
+            let (mut page, last) = tokio::try_join!(page, last)?;
+            self.complete(&mut page, key, &subject, after, last).await?;
+            Ok(page)
+        };
+        let whole = tokio::time::timeout(REQUEST_TIMEOUT, whole).await;
+        whole.map_err(|_| unavailable("no answer in time"))?
     }
 
     /// A page as the replica has it that answers: any of them, and one that is behind leaves out what
@@ -97,30 +97,8 @@ impl EventStore {
         }
     }
 
-    /// Stream sequence of the subject's last message, at least `least`; 0: it has none. The stream's
-    /// leader is asked: it has all that was acknowledged.
-    async fn last_on(&self, subject: &str, least: u64) -> Result<u64, Error> {
-        let log = self.jetstream.get_stream_no_info(topology::EVENTS).await.map_err(unavailable)?;
-        let began = Instant::now();
-        while began.elapsed() < crate::REQUEST_TIMEOUT {
-            let asked = log.get_last_raw_message_by_subject(subject);
-            let last = match tokio::time::timeout(ASKED_AGAIN_AFTER, asked).await {
-                Ok(Ok(message)) => message.sequence,
-                Ok(Err(error)) if error.kind() == LastRawMessageErrorKind::NoMessageFound => 0,
-                Ok(Err(error)) => return Err(unavailable(error)),
-                Err(_) => continue,
-            };
-            if last >= least {
-                return Ok(last);
-            }
-            // A leader that was deposed and does not know yet, or a follower was faster than it.
-            tokio::time::sleep(LEVEL_AFTER).await;
-        }
-        Err(unavailable(format!("the log has no leader that knows {subject} up to {least}")))
-    }
-
-    /// Adds what the replica did not have, up to `last`, from the stream's leader. They are few: a
-    /// replica answers only when it is about level.
+    /// Adds what the replica did not have, up to `last`, from the stream's leader: mostly one or two,
+    /// and at most so many that the next page begins sooner.
     async fn complete(
         &self,
         page: &mut Page,
@@ -135,11 +113,13 @@ impl EventStore {
         }
         let log = self.jetstream.get_stream_no_info(topology::EVENTS).await;
         let log = log.map_err(unavailable)?;
+        let mut added = 0;
         while reached < last {
-            if page.commits.len() >= LOAD_COMMITS_MAX {
+            if added == COMPLETED_MAX {
                 page.more = true;
                 return Ok(());
             }
+            added += 1;
             let next = log.get_first_raw_message_by_subject(subject, reached + 1).await;
             let next = next.map_err(unavailable)?;
             reached = next.sequence;

@@ -61,7 +61,6 @@ pub struct Subscription {
     next_sequence: u64,
     /// `None`: it has to be made anew.
     source: Option<Source>,
-    pending_at_start: u64,
     retry_after: Duration,
     links: Links,
 }
@@ -155,22 +154,19 @@ impl EventStore {
             filter,
             next_sequence: from_sequence.max(1),
             source: None,
-            pending_at_start: 0,
             retry_after: RETRY_FIRST,
             links: Links::default(),
         };
-        let source = subscription.consume().await?;
-        subscription.pending_at_start = source.consumer.cached_info().num_pending;
-        subscription.source = Some(source);
+        subscription.source = Some(subscription.consume().await?);
         Ok(subscription)
     }
 }
 
 impl Subscription {
-    /// Commits that matched the filter when the subscription was made.
+    /// Stream sequence of the last commit that was read; 0: none.
     #[must_use]
-    pub fn pending_at_start(&self) -> u64 {
-        self.pending_at_start
+    pub fn read_to(&self) -> u64 {
+        self.next_sequence - 1
     }
 
     /// The next commits in log order, up to `max`; waits up to `wait` for the first, and returns

@@ -13,8 +13,8 @@ use sqlx::{Connection as _, PgConnection, Row as _};
 
 /// Messages of the log that are read at once.
 const PAGE: usize = 2_000;
-/// A stream that is not read to its end within this time has lost it.
-const READ_WITHIN: Duration = Duration::from_secs(30);
+/// A stream of which nothing comes for this long, before its end, has lost it.
+const NOTHING_FOR: Duration = Duration::from_secs(5);
 /// Postgres that does not answer within this time is looked at later.
 const POSTGRES_WAIT: Duration = Duration::from_secs(5);
 
@@ -180,8 +180,7 @@ pub(crate) async fn each(
         ..pull::Config::default()
     };
     let consumer = stream_of.create_consumer(config).await.map_err(|error| text(&error))?;
-    let began = Instant::now();
-    let mut reached = 0;
+    let (mut came_at, mut reached) = (Instant::now(), 0);
     // The consumer may be on a replica that does not have the end yet.
     while reached < last {
         let page = consumer.fetch().max_messages(PAGE).expires(Duration::from_secs(5));
@@ -190,10 +189,10 @@ pub(crate) async fn each(
             let message = message.map_err(|error| text(&error))?;
             let info = message.info().map_err(|error| text(&error))?;
             let stored = info.published.unix_timestamp_nanos() / 1_000_000;
-            reached = info.stream_sequence;
+            (reached, came_at) = (info.stream_sequence, Instant::now());
             take(&message.message, reached, u64::try_from(stored).unwrap());
         }
-        if reached < last && began.elapsed() > READ_WITHIN {
+        if reached < last && came_at.elapsed() > NOTHING_FOR {
             return Err(text(&format!("nothing comes after {reached} of {last}")));
         }
     }

@@ -111,12 +111,14 @@ impl Reader {
     async fn read(&self, claim: Claim, messages: Messages, stop: &CancellationToken) -> u64 {
         let (to, mut outcomes) = mpsc::unbounded_channel();
         let (first, last_before) = (claim.first(), claim.last_before());
+        let settled = claim.settled();
         let mut under_way = UnderWay::after(first);
         let mut recorder = Recorder::of(claim);
         let Messages { stream, reader } = messages;
         let in_turn = stream.enumerate();
         let in_turn = in_turn.map(|(place, next)| {
-            self.look_up(next, first, if place < IN_DOUBT_MAX { last_before } else { 0 })
+            let in_doubt = place < IN_DOUBT_MAX;
+            self.look_up(next, first, settled, if in_doubt { last_before } else { 0 })
         });
         let mut in_turn = pin!(in_turn.buffered(LOOKED_UP_AT_ONCE));
         let (mut keeping, mut looking) = (FuturesUnordered::new(), FuturesUnordered::new());
@@ -175,11 +177,16 @@ impl Reader {
         &self,
         next: Result<jetstream::Message, E>,
         first: Option<(u64, u32)>,
+        settled: u64,
         last_before: u64,
     ) -> Result<Next, String> {
         let message = next.map_err(|error| error.to_string())?;
         let sequence = message.info().map_err(|error| error.to_string())?.stream_sequence;
         let kills = first.is_some_and(|(first, begun)| first == sequence && begun > BEGUN_MAX);
+        if sequence <= settled {
+            // From a replica that is behind: what it does not have yet is begun with before that.
+            return Ok(Next { message, sequence, kills, is_done: true });
+        }
         let known = (sequence <= last_before).then(|| identify(&message)).flatten();
         let Some((key, id)) = known else {
             return Ok(Next { message, sequence, kills, is_done: false });

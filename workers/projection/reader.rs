@@ -146,15 +146,29 @@ impl Reader {
         }
     }
 
+    /// Stream sequence of the log's last message; less than `least` only when it stays so. A leader that
+    /// was deposed says what it has until it hears of that.
+    async fn end_of_log(&self, least: u64) -> Result<u64, eventstore::Error> {
+        let until = Instant::now() + eventstore::REQUEST_TIMEOUT;
+        loop {
+            let last = self.store.last_sequence().await?;
+            if last >= least || Instant::now() > until {
+                return Ok(last);
+            }
+            tokio::time::sleep(WAIT).await;
+        }
+    }
+
     async fn open(&self) -> Result<Running<'_>, Failure> {
         let mut models = Vec::with_capacity(self.versions.len());
         for version in &self.versions {
             let positions = self.read_models.take_over(version).await?;
             models.push(Model { version: version.clone(), positions });
         }
-        let last = self.store.last_sequence().await?;
         let foremost = models.iter().flat_map(|model| model.positions.iter().copied()).max();
-        if let Some(position) = foremost.filter(|position| *position > last) {
+        let position = foremost.unwrap_or(0);
+        let last = self.end_of_log(position).await?;
+        if position > last {
             return Err(Failure::LogReplaced { position, last });
         }
         let read_to = models.iter().map(Model::position).min().unwrap_or(0);

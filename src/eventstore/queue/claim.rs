@@ -177,12 +177,19 @@ impl Claim {
         Ok(Messages { stream, reader: Reader { consumer: Arc::new(consumer), _kept: reader } })
     }
 
+    /// Stream sequence up to which every command had its outcome when this owner came.
+    #[must_use]
+    pub fn settled(&self) -> u64 {
+        self.progress.settled
+    }
+
     /// Records that every command up to this stream sequence has its outcome. Returns the claim as
     /// it goes on. Fails with [`Error::Conflict`] when another owner has come, and with
     /// [`Error::Unavailable`] when the outcome is unknown: claim the slot again.
     pub async fn settle(mut self, sequence: u64) -> Result<Self, Error> {
-        self.progress =
-            Progress { settled: sequence, first: None, begun: 0, begun_by: 0, ..self.progress };
+        // A replica that is behind may hand out again what was settled before.
+        let settled = sequence.max(self.progress.settled);
+        self.progress = Progress { settled, first: None, begun: 0, begun_by: 0, ..self.progress };
         self.written().await
     }
 

@@ -5,7 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flexcore_eventstore::{EventStore, Expected, Profile, Settings, topology};
+use flexcore_domain::AggregateKey;
+use flexcore_eventstore::{EventStore, Expected, Profile, Settings, subject, topology};
 use flexcore_servers::{Nats, Options, Servers, Sync, Want};
 use futures::future::join_all;
 use tokio::{
@@ -20,8 +21,12 @@ const CLUSTER_WITHIN: Duration = Duration::from_secs(60);
 /// Long enough for the others to go on without the one that is paused, and short enough for nobody to
 /// be taken for dead.
 const PAUSE: Duration = Duration::from_millis(300);
+/// Between two looks whether something has come about.
+const LOOK_AFTER: Duration = Duration::from_millis(100);
 /// Aggregates with a commit that the paused broker does not have.
 const AGGREGATES: usize = 16;
+/// Times that a broker is paused, until it was behind when it went on.
+const ROUNDS_MAX: u64 = 10;
 
 fn signal(server: &Nats, name: &str) {
     let pid = server.pid().unwrap().to_string();
@@ -41,7 +46,7 @@ async fn store_at(servers: &[&Nats]) -> EventStore {
             // Brokers that have just been started elect a leader first.
             Err(error) => assert!(began.elapsed() < CLUSTER_WITHIN, "{error}"),
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(LOOK_AFTER).await;
     }
 }
 
@@ -60,8 +65,16 @@ async fn answers_direct_gets(server: &Nats) {
             return;
         }
         assert!(began.elapsed() < CLUSTER_WITHIN, "{answer}");
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(LOOK_AFTER).await;
     }
+}
+
+/// Stream sequence of the aggregate's last commit as the broker has it that answers; 0: none.
+async fn last_by_direct_get(store: &EventStore, key: &AggregateKey) -> u64 {
+    let to = format!("$JS.API.DIRECT.GET.{}.{}", topology::EVENTS, subject(key));
+    let answer = store.client().request(to, "".into()).await.unwrap();
+    let sequence = answer.headers.as_ref().and_then(|headers| headers.get("Nats-Sequence"));
+    sequence.map_or(0, |sequence| sequence.as_str().parse().unwrap())
 }
 
 /// A broker answers direct gets from its own copy, which may be behind: after a restart, or by as much
@@ -73,32 +86,43 @@ async fn a_load_has_every_commit_that_was_acknowledged_whichever_broker_is_asked
     let servers = Servers::start(&options).await.unwrap();
     let all: Vec<&Nats> = servers.nats_all().collect();
     let any = store_at(&all).await;
-    let log = any.jetstream().get_stream(topology::EVENTS).await.unwrap();
-    let leader = log.cached_info().cluster.as_ref().unwrap().leader.clone().unwrap();
-    let behind = (0..3).find(|number| format!("flexcore-{number}") != leader).unwrap();
-    let others: Vec<&Nats> = (0..3).filter(|number| *number != behind).map(|n| all[n]).collect();
-    let (behind, others) = (all[behind], store_at(&others).await);
-    let asks = store_at(&[behind]).await;
-    answers_direct_gets(behind).await;
-
-    let keys: Vec<_> = (0..AGGREGATES).map(|number| key(&format!("A{number}"))).collect();
-    let append = async |number: usize, version: u64, expected: Expected| {
-        let mut next = commit(&format!("A{number}"));
-        next.events[0].version = version;
-        let appended = others.append(&next, expected).await.unwrap();
-        Expected { sequence: appended.sequence, hash: appended.hash }
-    };
-    let firsts = join_all((0..AGGREGATES).map(|n| append(n, 1, Expected::default()))).await;
-    assert!(asks.load(&keys[0], 0).await.unwrap().len() == 1);
-    signal(behind, "STOP");
-    let seconds = firsts.into_iter().enumerate().map(|(n, first)| append(n, 2, first));
-    join_all(seconds).await;
-    // They wait in its socket, beside what the others have sent, which has further to go.
-    let loads = tokio::spawn(async move { join_all(keys.iter().map(|k| asks.load(k, 0))).await });
-    tokio::time::sleep(PAUSE).await;
-    signal(behind, "CONT");
-    let loaded = tokio::time::timeout(PATIENCE, loads).await.unwrap().unwrap();
-    let counts: Vec<usize> = loaded.into_iter().map(|commits| commits.unwrap().len()).collect();
-    assert_eq!(counts, vec![2; AGGREGATES]);
+    for server in &all {
+        answers_direct_gets(server).await;
+    }
+    let mut lasts = vec![Expected::default(); AGGREGATES];
+    for version in 1.. {
+        assert!(version <= ROUNDS_MAX, "no broker was ever behind");
+        let log = any.jetstream().get_stream(topology::EVENTS).await.unwrap();
+        let leader = log.cached_info().cluster.as_ref().unwrap().leader.clone().unwrap();
+        let (ours, others): (Vec<_>, Vec<_>) =
+            (0..3).partition(|number| format!("flexcore-{number}") == leader);
+        let behind = all[others[0]];
+        let others = store_at(&[all[ours[0]], all[others[1]]]).await;
+        let asks = store_at(&[behind]).await;
+        signal(behind, "STOP");
+        let appends = lasts.iter().enumerate().map(async |(number, last)| {
+            let mut next = commit(&format!("A{number}"));
+            next.events[0].version = version;
+            let appended = others.append(&next, *last).await.unwrap();
+            Expected { sequence: appended.sequence, hash: appended.hash }
+        });
+        lasts = join_all(appends).await;
+        // All of it waits in its socket, beside what the others have sent, which has further to go.
+        let keys: Vec<_> = (0..AGGREGATES).map(|number| key(&format!("A{number}"))).collect();
+        let asked = tokio::spawn(async move {
+            let of = async |key| tokio::join!(last_by_direct_get(&asks, key), asks.load(key, 0));
+            join_all(keys.iter().map(of)).await
+        });
+        tokio::time::sleep(PAUSE).await;
+        signal(behind, "CONT");
+        let answers = tokio::time::timeout(PATIENCE, asked).await.unwrap().unwrap();
+        let (direct, loaded): (Vec<u64>, Vec<_>) = answers.into_iter().unzip();
+        for commits in loaded {
+            assert_eq!(commits.unwrap().len() as u64, version);
+        }
+        if direct.iter().zip(&lasts).any(|(sequence, last)| *sequence < last.sequence) {
+            break;
+        }
+    }
     servers.stop().await;
 }

@@ -1,0 +1,103 @@
+//! Questions to a stream's leader. It has all that was acknowledged; any other replica answers direct
+//! gets from its own copy, which may be behind: after a restart, or just by the time to the next
+//! heartbeat.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use tokio::time::{Instant, timeout_at};
+
+use crate::{Error, EventStore, REQUEST_TIMEOUT, unavailable};
+
+/// Questions of a process at a time: the broker drops the whole queue of its requests where too many
+/// wait, and everybody's with it.
+pub(crate) const ASKED_AT_ONCE_MAX: usize = 256;
+/// A question that has no answer by then is asked again: while a stream has no leader nobody has one,
+/// and the next leader does not know of it.
+const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// Pause before a leader is asked again that knows less than a replica did.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// What the broker's API answers; other fields do not matter here.
+#[derive(Deserialize)]
+struct Answer {
+    message: Option<Found>,
+    error: Option<Refused>,
+}
+
+#[derive(Deserialize)]
+struct Found {
+    seq: u64,
+}
+
+#[derive(Deserialize)]
+struct Refused {
+    err_code: u64,
+    description: String,
+}
+
+/// There is no such message.
+const NOT_FOUND: u64 = 10037;
+/// From any server that sees no leader just now, while another may well be one.
+const NO_LEADER: u64 = 10008;
+
+impl EventStore {
+    /// Stream sequence of the last message on these subjects, at least `least`; 0: there is none.
+    /// Fails with [`Error::Unavailable`] when there is no answer in time. A leader that was deposed
+    /// answers from what it has until it hears of that, a second or so after it is back.
+    pub(crate) async fn last_on(
+        &self,
+        stream: &str,
+        subjects: &str,
+        least: u64,
+    ) -> Result<u64, Error> {
+        let _place = self.asking.acquire().await.map_err(unavailable)?;
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        while Instant::now() < deadline {
+            let until = deadline.min(Instant::now() + ASKED_AGAIN_AFTER);
+            match self.ask(stream, subjects, until).await? {
+                Some(last) if last >= least => return Ok(last),
+                Some(_) => tokio::time::sleep(PAUSE).await,
+                None => {}
+            }
+        }
+        Err(unavailable(format!(
+            "{stream} has no leader, or one that has lost the end of {subjects}, which was {least}"
+        )))
+    }
+
+    /// What the first says that knows; `None`: nobody until then.
+    async fn ask(
+        &self,
+        stream: &str,
+        subjects: &str,
+        until: Instant,
+    ) -> Result<Option<u64>, Error> {
+        let to = format!("$JS.API.STREAM.MSG.GET.{stream}");
+        let body = Bytes::from(format!(r#"{{"last_by_subj":"{subjects}"}}"#));
+        let mut replies = self.inbox.request(to, None, body).await?;
+        while let Ok(reply) = timeout_at(until, replies.next()).await {
+            let reply = reply?;
+            if reply.status.is_some() {
+                // Nobody listens: JetStream is not up yet.
+                break;
+            }
+            let answer: Answer = serde_json::from_slice(&reply.payload).map_err(unavailable)?;
+            match answer {
+                Answer { message: Some(found), .. } => return Ok(Some(found.seq)),
+                Answer { error: Some(Refused { err_code: NOT_FOUND, .. }), .. } => {
+                    return Ok(Some(0));
+                }
+                Answer { error: Some(Refused { err_code, description }), .. }
+                    if err_code != NO_LEADER =>
+                {
+                    return Err(unavailable(format!("{stream}: {description} ({err_code})")));
+                }
+                _ => {}
+            }
+        }
+        tokio::time::sleep_until(until).await;
+        Ok(None)
+    }
+}
