@@ -36,6 +36,9 @@ const ALL_SLOTS_FROM: usize = 64;
 const ALL_SLOTS_EVERY: Duration = Duration::from_secs(1);
 /// Longest wait for commits, and so for the end of a reader that is told to stop.
 const WAIT: Duration = Duration::from_millis(200);
+/// A log that ends before a checkpoint for this long is taken to be another one. A leader that was
+/// deposed says what it had until it hears of that, or has heard of nobody for ten seconds.
+const REPLACED_AFTER: Duration = Duration::from_secs(20);
 /// A version this close to the log's end takes over: the rest is a batch.
 const CAUGHT_UP_COMMITS: u64 = 1_000;
 /// Traces that a batch's span names: a batch at the live end has few, a catching-up one thousands.
@@ -132,7 +135,10 @@ impl Reader {
         stop: &CancellationToken,
         progressed: &mut bool,
     ) -> Result<End, Failure> {
-        let mut running = self.open().await?;
+        let mut running = tokio::select! {
+            () = stop.cancelled() => return Ok(End::Stopped),
+            opened = self.open() => opened?,
+        };
         loop {
             if stop.is_cancelled() {
                 running.finish().await?;
@@ -146,10 +152,9 @@ impl Reader {
         }
     }
 
-    /// Stream sequence of the log's last message; less than `least` only when it stays so. A leader that
-    /// was deposed says what it has until it hears of that.
+    /// Stream sequence of the log's last message; less than `least` only when it stays so.
     async fn end_of_log(&self, least: u64) -> Result<u64, eventstore::Error> {
-        let until = Instant::now() + eventstore::REQUEST_TIMEOUT;
+        let until = Instant::now() + REPLACED_AFTER;
         loop {
             let last = self.store.last_sequence().await?;
             if last >= least || Instant::now() > until {

@@ -11,7 +11,7 @@ use flexcore_domain::{
         Column, ColumnKind, Expression, Operation, Place, ReadModelDefinition, RowChange,
     },
 };
-use flexcore_eventstore::{EventStore, Expected, Filter, Profile};
+use flexcore_eventstore::{EventStore, Expected, Filter, Profile, topology};
 use flexcore_readmodel::{ReadModels, Rebuild, Select, State};
 use flexcore_servers::{Options, Servers, Sync};
 use flexcore_workers::projection;
@@ -311,6 +311,31 @@ async fn postgres_and_the_broker_may_die_and_come_back() {
     rig.caught_up(position).await;
     let expected = json!([{"group": "x", "count": paid + 1, "total": paid + 1}]);
     assert_eq!(rig.rows().await, expected, "each exactly once");
+    stop.cancel();
+    worker.await.unwrap();
+    rig.servers.stop().await;
+}
+
+/// A leader that was deposed says what it had; once that stopped every projection until somebody started
+/// its worker again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_ends_too_early_for_a_while_stops_nothing() {
+    let rig = Rig::start().await;
+    let (stop, worker) = rig.work().await;
+    rig.caught_up(rig.pay("a", "x", &ones(3)).await).await;
+    stop.cancel();
+    worker.await.unwrap();
+    let log = rig.store.jetstream().get_stream(topology::EVENTS).await.unwrap();
+    rig.store.jetstream().delete_stream(topology::EVENTS).await.unwrap();
+    rig.store.jetstream().create_stream(log.cached_info().config.clone()).await.unwrap();
+    let (stop, worker) = rig.work().await;
+    // For the worker to look, and to find that the log ends before its checkpoint.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    rig.pay("b", "y", &ones(3)).await;
+    rig.caught_up(rig.pay("c", "z", &ones(1)).await).await;
+    let rows = rig.rows().await;
+    let z = json!({"group": "z", "count": 1, "total": 1});
+    assert!(rows.as_array().unwrap().contains(&z), "{rows}");
     stop.cancel();
     worker.await.unwrap();
     rig.servers.stop().await;
