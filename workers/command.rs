@@ -231,6 +231,7 @@ async fn follow(
 
 async fn keep_house(store: EventStore, lanes: Lanes, member: Member, stop: CancellationToken) {
     let assigned = member.assigned();
+    let mut seen = 0;
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -244,9 +245,13 @@ async fn keep_house(store: EventStore, lanes: Lanes, member: Member, stop: Cance
         if !assigned.borrow().of(Kind::Command).contains_key(&0) {
             continue;
         }
-        match store.purge_queue().await {
-            Ok(0) => {}
-            Ok(purged) => tracing::debug!(purged, "processed commands left the queue"),
+        match store.purge_queue(seen).await {
+            Ok((purged, stored)) => {
+                seen = stored;
+                if purged > 0 {
+                    tracing::debug!(purged, "processed commands left the queue");
+                }
+            }
             Err(error) => tracing::debug!(%error, "the queue was not purged"),
         }
     }

@@ -78,12 +78,17 @@ impl EventStore {
         CommandPublisher(publish::Publisher::start(&self.acknowledged, groups))
     }
 
-    /// Removes the commands that are settled in every slot. Returns how many went.
-    pub async fn purge_queue(&self) -> Result<u64, Error> {
+    /// Removes those of the first `seen` commands that are settled in every slot. Returns how many went,
+    /// and how many have been stored by now: `seen` of the next call, some seconds later. Of those that
+    /// are stored in between a leader that was deposed knows nothing, and says that none are left.
+    pub async fn purge_queue(&self, seen: u64) -> Result<(u64, u64), Error> {
         let (queue, place, first_left) = self.first_left().await?;
-        let first_kept = place.first_to_keep(first_left);
+        let first_kept = place.first_to_keep(first_left, seen);
+        if first_kept <= 1 {
+            return Ok((0, place.last));
+        }
         let purged = queue.purge().sequence(first_kept).await.map_err(unavailable)?;
-        Ok(purged.purged)
+        Ok((purged.purged, place.last))
     }
 
     /// Commands that have no outcome yet: 0 exactly when there are none, and otherwise at most so
@@ -129,9 +134,9 @@ impl Place {
 
     /// Sequence of the first command that a purge must leave, when this one was then found to be the
     /// first without an outcome. The slots are asked one after the other: in one that was asked
-    /// before, a command may have come meanwhile.
-    fn first_to_keep(self, first_left: Option<u64>) -> u64 {
-        let next = self.last + 1;
+    /// before, a command may have come meanwhile. What was not seen stays, too.
+    fn first_to_keep(self, first_left: Option<u64>, seen: u64) -> u64 {
+        let next = self.last.min(seen) + 1;
         first_left.map_or(next, |first| first.min(next))
     }
 }
@@ -160,9 +165,17 @@ mod tests {
     #[test]
     fn what_came_while_the_slots_were_asked_is_kept() {
         let place = Place { made_ns: 0, last: 100 };
-        assert_eq!(place.first_to_keep(None), 101, "all was settled");
-        assert_eq!(place.first_to_keep(Some(40)), 40);
+        assert_eq!(place.first_to_keep(None, 100), 101, "all was settled");
+        assert_eq!(place.first_to_keep(Some(40), 100), 40);
         // 101 is in a slot that had nothing when it was asked.
-        assert_eq!(place.first_to_keep(Some(102)), 101);
+        assert_eq!(place.first_to_keep(Some(102), 200), 101);
+    }
+
+    #[test]
+    fn what_a_deposed_leader_may_not_have_is_kept() {
+        let place = Place { made_ns: 0, last: 100 };
+        assert_eq!(place.first_to_keep(None, 90), 91);
+        assert_eq!(place.first_to_keep(Some(40), 90), 40);
+        assert_eq!(place.first_to_keep(None, 0), 1, "nothing was seen");
     }
 }
