@@ -218,7 +218,7 @@ impl LaneThread {
             Action::Answer { ticket, outcome } => match (self.settle(ticket), outcome) {
                 (Some(Responder::Outcome(to)), outcome) => drop(to.send(outcome)),
                 (Some(Responder::Waiting(to, _)), outcome) => {
-                    let outcome = outcome.map(|outcome| told(outcome, &self.guard));
+                    let outcome = outcome.map(|outcome| vouched_for(outcome, &self.guard));
                     drop(to.send(outcome));
                 }
                 (Some(Responder::Queue(to, number)), Some(outcome)) => {
@@ -260,7 +260,7 @@ impl LaneThread {
 
 /// What a waiting client is told. What is in the log stands, whoever says it; anything else may be
 /// decided on a state that the slot's next owner has changed.
-fn told(outcome: Outcome, guard: &Guard) -> Outcome {
+fn vouched_for(outcome: Outcome, guard: &Guard) -> Outcome {
     let recorded = matches!(outcome, Outcome::Accepted { position: Some(_), .. });
     if recorded || guard.holds() {
         return outcome;

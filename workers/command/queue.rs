@@ -184,7 +184,7 @@ impl Reader {
         let sequence = message.info().map_err(|error| error.to_string())?.stream_sequence;
         let kills = first.is_some_and(|(first, begun)| first == sequence && begun > BEGUN_MAX);
         if sequence <= settled {
-            // From a replica that is behind: what it does not have yet is begun with before that.
+            // A replica that does not have the next one yet may begin before it.
             return Ok(Next { message, sequence, kills, is_done: true });
         }
         let known = (sequence <= last_before).then(|| identify(&message)).flatten();
