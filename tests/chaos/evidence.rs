@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::jetstream::{self, consumer::pull};
+use async_nats::jetstream::{
+    self,
+    consumer::{DeliverPolicy, pull},
+};
 use flexcore_domain::{AggregateKey, Commit as Envelope, Hash, Outcome, command::header};
 use futures::StreamExt as _;
 use serde_json::Value;
@@ -13,8 +16,8 @@ use sqlx::{Connection as _, PgConnection, Row as _};
 
 /// Messages of the log that are read at once.
 const PAGE: usize = 2_000;
-/// A stream of which nothing comes for this long, before its end, has lost it.
-const NOTHING_FOR: Duration = Duration::from_secs(5);
+/// A stream that gives nothing for this long, before its end, has lost it.
+const NOTHING_FOR: Duration = Duration::from_secs(15);
 /// Postgres that does not answer within this time is looked at later.
 const POSTGRES_WAIT: Duration = Duration::from_secs(5);
 
@@ -162,43 +165,66 @@ pub(crate) async fn outcomes(
     Ok(outcomes)
 }
 
-/// Hands over every message of a stream with its sequence and time.
+/// Hands over every message of a stream with its sequence and time, each once.
 pub(crate) async fn each(
     client: &async_nats::Client,
     stream: &str,
     mut take: impl FnMut(&async_nats::Message, u64, u64),
 ) -> Result<(), String> {
-    let text = |error: &dyn std::fmt::Display| format!("{stream}: {error}");
-    let jetstream = jetstream::new(client.clone());
-    let mut stream_of = jetstream.get_stream(stream).await.map_err(|error| text(&error))?;
-    let last = stream_of.info().await.map_err(|error| text(&error))?.state.last_sequence;
+    let (mut came_at, mut reached) = (Instant::now(), 0);
+    loop {
+        let before = reached;
+        let read = read(client, stream, &mut reached, &mut take).await;
+        if reached > before {
+            came_at = Instant::now();
+        }
+        match read {
+            Ok(last) if reached >= last => return Ok(()),
+            _ if came_at.elapsed() < NOTHING_FOR => {}
+            Ok(last) => return Err(format!("{stream}: nothing comes after {reached} of {last}")),
+            Err(error) => return Err(format!("{stream}: after {reached}: {error}")),
+        }
+        // A consumer goes with its broker, and may be on one that does not have the end yet.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Reads on after the message that was reached, until nothing comes for a while. Gives the last that
+/// the stream's leader had.
+async fn read(
+    client: &async_nats::Client,
+    stream: &str,
+    reached: &mut u64,
+    take: &mut impl FnMut(&async_nats::Message, u64, u64),
+) -> Result<u64, async_nats::Error> {
+    let stream = jetstream::new(client.clone()).get_stream(stream).await?;
+    let last = stream.cached_info().state.last_sequence;
     let config = pull::Config {
         ack_policy: jetstream::consumer::AckPolicy::None,
+        deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: *reached + 1 },
         inactive_threshold: Duration::from_secs(30),
         num_replicas: 1,
         memory_storage: true,
         ..pull::Config::default()
     };
-    let consumer = stream_of.create_consumer(config).await.map_err(|error| text(&error))?;
-    let (mut came_at, mut reached) = (Instant::now(), 0);
-    // The consumer may be on a replica that does not have the end yet.
-    while reached < last {
+    let consumer = stream.create_consumer(config).await?;
+    while *reached < last {
         let page = consumer.fetch().max_messages(PAGE).expires(Duration::from_secs(5));
-        let mut messages = page.messages().await.map_err(|error| text(&error))?;
+        let (mut messages, before) = (page.messages().await?, *reached);
         while let Some(message) = messages.next().await {
-            let message = message.map_err(|error| text(&error))?;
-            let info = message.info().map_err(|error| text(&error))?;
+            let message = message?;
+            let info = message.info()?;
             let stored = info.published.unix_timestamp_nanos() / 1_000_000;
-            (reached, came_at) = (info.stream_sequence, Instant::now());
-            take(&message.message, reached, u64::try_from(stored).unwrap());
+            *reached = info.stream_sequence;
+            take(&message.message, *reached, u64::try_from(stored).unwrap());
         }
-        if reached < last && came_at.elapsed() > NOTHING_FOR {
-            return Err(text(&format!("nothing comes after {reached} of {last}")));
+        if *reached == before {
+            break;
         }
     }
-    let name = consumer.cached_info().name.clone();
-    stream_of.delete_consumer(&name).await.map_err(|error| text(&error))?;
-    Ok(())
+    // Otherwise it goes by itself, after a while.
+    drop(stream.delete_consumer(&consumer.cached_info().name).await);
+    Ok(last)
 }
 
 /// A connection to Postgres, past row-level security.
@@ -253,4 +279,51 @@ pub(crate) async fn snapshot(
     }
     transaction.commit().await?;
     Ok(snapshot)
+}
+
+#[cfg(test)]
+mod tests {
+    use flexcore_servers::{Options, Servers, Want};
+    use tokio::{runtime::Handle, task::block_in_place};
+
+    use super::*;
+
+    const MESSAGES: u64 = 5_000;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn reading_goes_on_where_its_consumer_was_lost() {
+        let options = Options { want: Want::Nats, ..Options::new(crate::cluster::cache()) };
+        let mut servers = Servers::start(&options).await.unwrap();
+        let client = crate::talk::connect(&[servers.nats_url()]).await;
+        let jetstream = jetstream::new(client.clone());
+        jetstream
+            .create_stream(jetstream::stream::Config {
+                name: "S".to_owned(),
+                subjects: vec!["s".to_owned()],
+                ..Default::default()
+            })
+            .await
+            .unwrap();
+        for number in 1..=MESSAGES {
+            let sent = jetstream.publish("s", number.to_string().into()).await.unwrap();
+            if number % 500 == 0 {
+                sent.await.unwrap();
+            }
+        }
+        let mut read = Vec::new();
+        each(&client, "S", |message, sequence, _| {
+            let number: u64 = std::str::from_utf8(&message.payload).unwrap().parse().unwrap();
+            assert_eq!(number, sequence);
+            read.push(sequence);
+            if sequence == MESSAGES / 2 {
+                // It is in memory.
+                block_in_place(|| Handle::current().block_on(servers.nats.kill())).unwrap();
+                block_in_place(|| Handle::current().block_on(servers.nats.start_again())).unwrap();
+            }
+        })
+        .await
+        .unwrap();
+        assert!(read.iter().copied().eq(1..=MESSAGES));
+        servers.stop().await;
+    }
 }
