@@ -48,7 +48,7 @@ const PULL_MESSAGES_MAX: usize = 2_000;
 /// Aggregates whose last link is remembered, about 64 bytes each. Beyond it the table is emptied,
 /// and links are checked again from each aggregate's next commit on.
 const LINKS_MAX: usize = 1_000_000;
-/// First and longest pause before a lost consumer is made anew.
+/// First and longest time between two makings of a consumer of which nothing came.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(3);
 /// How often a reader that waits looks whether messages were lost on their way.
@@ -61,6 +61,8 @@ pub struct Subscription {
     next_sequence: u64,
     /// `None`: it has to be made anew.
     source: Option<Source>,
+    /// None is made before that.
+    resume_at: Instant,
     retry_after: Duration,
     links: Links,
 }
@@ -154,6 +156,7 @@ impl EventStore {
             filter,
             next_sequence: from_sequence.max(1),
             source: None,
+            resume_at: Instant::now(),
             retry_after: RETRY_FIRST,
             links: Links::default(),
         };
@@ -236,25 +239,24 @@ impl Subscription {
             self.links.check(&recorded)?;
         }
         self.next_sequence = sequence + 1;
+        self.retry_after = RETRY_FIRST;
         Ok(Some(recorded))
     }
 
-    /// Makes the consumer anew; false when the deadline came first.
+    /// Makes the consumer anew, or tries to; false when the deadline came first.
     async fn reconnect(&mut self, deadline: Instant) -> bool {
-        match self.consume().await {
-            Ok(source) => {
-                self.source = Some(source);
-                self.retry_after = RETRY_FIRST;
-                true
-            }
-            Err(error) => {
-                tracing::debug!(%error, "cannot read the log yet");
-                let resume = Instant::now() + self.retry_after;
-                self.retry_after = (self.retry_after * 2).min(RETRY_LONGEST);
-                tokio::time::sleep_until(resume.min(deadline)).await;
-                resume < deadline
-            }
+        tokio::time::sleep_until(self.resume_at.min(deadline)).await;
+        if deadline < self.resume_at {
+            return false;
         }
+        // One that is made may be out of reach, or gone again at once.
+        self.resume_at = Instant::now() + self.retry_after;
+        self.retry_after = (self.retry_after * 2).min(RETRY_LONGEST);
+        match self.consume().await {
+            Ok(source) => self.source = Some(source),
+            Err(error) => tracing::debug!(%error, "cannot read the log yet"),
+        }
+        true
     }
 
     async fn consume(&mut self) -> Result<Source, Error> {

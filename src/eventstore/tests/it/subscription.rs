@@ -1,6 +1,6 @@
 //! Readers of the log, whose messages are lost on their way.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_nats::Subscriber;
 use flexcore_eventstore::{EventStore, Expected, Filter, Subscription, topology};
@@ -63,4 +63,27 @@ async fn a_commit_that_is_lost_on_its_way_is_no_gap() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_commit_is_read_when_it_was_lost_on_its_way() {
     commits_that_are_lost_are_read_again(Filter::Everything, &["A1"]).await;
+}
+
+/// Each is a decision of the brokers' cluster.
+#[tokio::test(flavor = "multi_thread")]
+async fn consumers_that_go_at_once_are_made_anew_with_pauses() {
+    let (servers, store) = start().await;
+    let mut created = {
+        let subject = format!("$JS.EVENT.ADVISORY.CONSUMER.CREATED.{}.*", topology::EVENTS);
+        store.client().subscribe(subject).await.unwrap()
+    };
+    let mut subscription = store.subscribe(Filter::Everything, 1).await.unwrap();
+    let reading = tokio::spawn(async move { read(&mut subscription, 1).await });
+    let log = store.jetstream().get_stream(topology::EVENTS).await.unwrap();
+    let began = Instant::now();
+    for _ in 0..5 {
+        let advisory = tokio::time::timeout(PATIENCE, created.next()).await.unwrap().unwrap();
+        log.delete_consumer(advisory.subject.rsplit('.').next().unwrap()).await.unwrap();
+    }
+    // The second at once, then 100, 200 and 400 ms.
+    assert!(began.elapsed() > Duration::from_millis(650), "{:?}", began.elapsed());
+    store.append(&commit("A1"), Expected::default()).await.unwrap();
+    assert_eq!(reading.await.unwrap(), ["A1"]);
+    servers.stop().await;
 }
