@@ -106,7 +106,7 @@ impl Owners {
         let (mut map, mut in_doubt, mut ownerless) = (self.map.clone(), false, None);
         loop {
             let left = within.saturating_sub(started.elapsed());
-            let owner = map.borrow_and_update().owner(kind, number).map(|(_, epoch)| epoch);
+            let owner = able(&map.borrow_and_update(), kind, number);
             let nobody = match owner {
                 Some(epoch) => {
                     let (subject, headers) = question(epoch, left);
@@ -161,6 +161,13 @@ impl fmt::Debug for Owners {
 
 async fn read(bucket: &Bucket) -> Result<Option<Arc<Map>>, Error> {
     Ok(bucket.read(MAP).await?.and_then(|entry| entry.parse()).map(Arc::new))
+}
+
+/// The epoch of an owner that takes questions. One that is to leave listens for a moment yet, for those
+/// that were sent before: what reaches it just as it stops to is lost, and would leave doubt.
+fn able(map: &Map, kind: Kind, number: u16) -> Option<u64> {
+    let owner = map.owner(kind, number).filter(|_| !map.is_moving(kind, number));
+    owner.map(|(_, epoch)| epoch)
 }
 
 /// Returns when the place has another owner.

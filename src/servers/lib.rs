@@ -72,6 +72,13 @@ impl Options {
     }
 }
 
+/// Where tests keep fetched servers between runs: `FLEXCORE_CACHE`, else below this folder of cargo's.
+#[must_use]
+pub fn cache_for_tests(folder: &str) -> PathBuf {
+    let default = || Path::new(folder).join("servers-cache");
+    std::env::var_os("FLEXCORE_CACHE").map_or_else(default, PathBuf::from)
+}
+
 /// When the broker's writes reach the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sync {

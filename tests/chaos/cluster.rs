@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    path::{Path, PathBuf},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -77,8 +77,7 @@ pub(crate) struct Cluster {
 }
 
 pub(crate) fn cache() -> PathBuf {
-    let default = || Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers-cache");
-    std::env::var_os("FLEXCORE_CACHE").map_or_else(default, PathBuf::from)
+    flexcore_servers::cache_for_tests(env!("CARGO_TARGET_TMPDIR"))
 }
 
 fn number(node: &str) -> u8 {

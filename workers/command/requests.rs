@@ -1,6 +1,6 @@
 //! Requests over NATS: commands whose sender waits, and questions for states and outcomes.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use async_nats::{HeaderMap, Message, Subscriber};
 use bytes::Bytes;
@@ -18,6 +18,10 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Lanes, perform::ANSWER_WITHIN};
 
+/// How long a slot that is to be left is listened to yet. Who asks learns of it at the same time as we
+/// do; a question on its way when we stop to listen would be lost, and its sender in doubt.
+const LISTENS_ON: Duration = Duration::from_millis(100);
+
 /// Answers who asks for the version of an application that this worker has in force. Fails when the
 /// broker refuses the subscription.
 pub(super) async fn serve_catalog(
@@ -31,7 +35,7 @@ pub(super) async fn serve_catalog(
 }
 
 /// Answers the requests of a slot, as its owner of this epoch, until the token is cancelled and what
-/// was asked before is answered. The subjects have the epoch in them, so that nothing new comes to
+/// was asked before, or just after, is answered. The subjects have the epoch in them, so that nothing new comes to
 /// an owner that was replaced. Fails when the broker refuses a subscription.
 pub(super) async fn serve(
     here: &Here,
@@ -62,12 +66,16 @@ pub(super) struct Here {
 }
 
 impl Here {
-    /// Answers what comes until the token is cancelled, and then what had come.
+    /// Answers what comes until a moment after the token is cancelled, and then what had come.
     async fn answer(self, mut subscription: Subscriber, stop: CancellationToken) {
         let tasks = TaskTracker::new();
+        let mut over = pin!(async {
+            stop.cancelled().await;
+            tokio::time::sleep(LISTENS_ON).await;
+        });
         loop {
             let message = tokio::select! {
-                () = stop.cancelled() => None,
+                () = &mut over => None,
                 message = subscription.next() => message,
             };
             let Some(message) = message else { break };

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{HeaderMap, Message, Subscriber};
 use flexcore_cluster::{Kind, LEASE, LEASE_MIN, Member, Owners};
@@ -115,10 +115,7 @@ struct Rig {
 
 impl Rig {
     async fn start() -> Self {
-        let cache = std::env::var("FLEXCORE_CACHE").unwrap_or_else(|_| {
-            let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers-cache");
-            cache.to_string_lossy().into_owned()
-        });
+        let cache = flexcore_servers::cache_for_tests(env!("CARGO_TARGET_TMPDIR"));
         let options = Options { sync: Sync::Lazy, want: Want::Nats, ..Options::new(cache) };
         let servers = Servers::start(&options).await.unwrap();
         let client = async_nats::connect(servers.nats_url()).await.unwrap();
@@ -419,6 +416,33 @@ async fn an_owner_whose_lease_has_ended_refuses_nothing() {
     let answer = tokio::time::timeout(PATIENCE, answers.next()).await.unwrap().unwrap();
     let outcome: Outcome = serde_json::from_slice(&answer.payload).unwrap();
     assert!(matches!(outcome, Outcome::Unavailable { .. }), "{outcome:?}");
+    worker.abort();
+    rig.servers.stop().await;
+}
+
+/// What is sent before its sender knows would be lost, and nobody could say whether it was done.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_is_to_be_left_answers_for_a_moment_yet() {
+    let rig = Rig::start().await;
+    let member = rig.member(LEASE).await;
+    let mut assigned = member.assigned();
+    let worker = rig.work_as(member, Arc::new(|_| Some(Box::new(Panics))));
+    let everything = assigned.wait_for(|now| now.of(Kind::Command).len() == 64);
+    tokio::time::timeout(PATIENCE, everything).await.unwrap().unwrap();
+    let _second = rig.member(LEASE).await;
+    let left = assigned.wait_for(|now| !now.leaving(Kind::Command).is_empty());
+    let left = tokio::time::timeout(PATIENCE, left).await.unwrap().unwrap().leaving(Kind::Command);
+    // Long enough for a worker that stops at once.
+    tokio::time::sleep(Duration::from_millis(40)).await;
+    let asked = left.into_iter().map(|(number, epoch)| {
+        let ids = (0..).map(|n| AggregateId::parse(&format!("c{n}")).unwrap());
+        let (tenant, aggregate) = (rig.key.tenant(), rig.key.aggregate());
+        let mut keys = ids.map(|id| AggregateKey::new(tenant.clone(), aggregate.clone(), id));
+        let key = keys.find(|key| key.slot().number() == number).unwrap();
+        rig.store.client().request(Command::outcome_subject(epoch, &key), "".into())
+    });
+    let answers = futures::future::join_all(asked).await;
+    assert!(answers.iter().any(Result::is_ok), "{answers:?}");
     worker.abort();
     rig.servers.stop().await;
 }

@@ -1,7 +1,7 @@
 //! The projection worker on a real broker and a real Postgres.
 #![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use flexcore_cluster::{Kind, Member};
 use flexcore_domain::{
@@ -89,10 +89,7 @@ struct Rig {
 
 impl Rig {
     async fn start() -> Self {
-        let cache = std::env::var("FLEXCORE_CACHE").unwrap_or_else(|_| {
-            let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers-cache");
-            cache.to_string_lossy().into_owned()
-        });
+        let cache = flexcore_servers::cache_for_tests(env!("CARGO_TARGET_TMPDIR"));
         let options = Options { sync: Sync::Lazy, ..Options::new(cache) };
         let servers = Servers::start(&options).await.unwrap();
         let client = async_nats::connect(servers.nats_url()).await.unwrap();

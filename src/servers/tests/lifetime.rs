@@ -17,8 +17,7 @@ const CHILD: &str = "FLEXCORE_SERVERS_TEST_CHILD";
 
 /// One cache for all tests, kept between runs, as fetching takes a while.
 fn cache() -> PathBuf {
-    let default = || Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers-cache");
-    std::env::var_os("FLEXCORE_CACHE").map_or_else(default, PathBuf::from)
+    flexcore_servers::cache_for_tests(env!("CARGO_TARGET_TMPDIR"))
 }
 
 fn options() -> Options {

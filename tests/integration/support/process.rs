@@ -33,8 +33,7 @@ rm -rf "$2""#;
 
 /// Fetched servers and data are kept between runs.
 pub(crate) fn cache() -> PathBuf {
-    let default = || Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers-cache");
-    std::env::var_os("FLEXCORE_CACHE").map_or_else(default, PathBuf::from)
+    flexcore_servers::cache_for_tests(env!("CARGO_TARGET_TMPDIR"))
 }
 
 /// A command line of the executable, with nothing of this environment's own settings.

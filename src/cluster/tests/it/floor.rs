@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
@@ -17,10 +16,7 @@ use tokio_util::task::AbortOnDropHandle;
 pub(crate) const LEASE: Duration = Duration::from_secs(3);
 
 pub(crate) async fn broker() -> Servers {
-    let cache = std::env::var("FLEXCORE_CACHE").unwrap_or_else(|_| {
-        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers-cache");
-        cache.to_string_lossy().into_owned()
-    });
+    let cache = flexcore_servers::cache_for_tests(env!("CARGO_TARGET_TMPDIR"));
     let options = Options { want: Want::Nats, sync: Sync::Lazy, ..Options::new(cache) };
     Servers::start(&options).await.unwrap()
 }

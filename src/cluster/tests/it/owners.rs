@@ -24,7 +24,11 @@ async fn without_leader() -> (Servers, Client) {
 /// Writes a map in which slot 0 has the owner of this epoch, or none.
 async fn owned(client: &Client, epoch: Option<u64>) {
     let owner = epoch.map(|_| MemberId::new("owner", "1"));
-    let place = Place { owner, epoch: epoch.unwrap_or(0), ..Place::default() };
+    give(client, Place { owner, epoch: epoch.unwrap_or(0), ..Place::default() }).await;
+}
+
+/// Writes a map in which this is slot 0.
+async fn give(client: &Client, place: Place) {
     let map = Map { places: BTreeMap::from([(Kind::Command, vec![place])]), ..Map::default() };
     put(client, "map", &serde_json::to_string(&map).unwrap(), None).await.unwrap();
 }
@@ -60,6 +64,23 @@ async fn an_answer_says_whether_an_earlier_owner_was_asked() {
     owned(&client, Some(2)).await;
     refuse(&client, &mut second).await;
     assert!(asked.await.unwrap().unwrap().repeated);
+}
+
+/// It may stop to listen just then: what is lost so is in doubt.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_is_to_leave_is_not_asked_any_more() {
+    let (_servers, client) = without_leader().await;
+    let owner = Some(MemberId::new("owner", "1"));
+    give(&client, Place { owner, epoch: 1, leaving: true, ..Place::default() }).await;
+    let owners = Owners::attach(&client).await.unwrap();
+    let mut first = client.subscribe("req.1").await.unwrap();
+    let mut second = client.subscribe("req.2").await.unwrap();
+    let asked = tokio::spawn(ask(owners, PATIENCE));
+    let early = tokio::time::timeout(Duration::from_millis(300), first.next()).await;
+    assert!(early.is_err(), "{early:?}");
+    owned(&client, Some(2)).await;
+    refuse(&client, &mut second).await;
+    assert!(!asked.await.unwrap().unwrap().repeated);
 }
 
 #[tokio::test(flavor = "multi_thread")]

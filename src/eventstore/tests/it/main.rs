@@ -7,7 +7,7 @@ mod queue;
 mod replicas;
 mod subscription;
 
-use std::{path::Path, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use flexcore_domain::{AggregateId, AggregateKey, AggregateName, Tenant};
 use flexcore_eventstore::{EventStore, Profile, Settings};
@@ -16,11 +16,8 @@ use flexcore_servers::{Options, Servers, Sync, Want};
 /// Long enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-fn cache() -> String {
-    std::env::var("FLEXCORE_CACHE").unwrap_or_else(|_| {
-        let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers-cache");
-        cache.to_string_lossy().into_owned()
-    })
+fn cache() -> PathBuf {
+    flexcore_servers::cache_for_tests(env!("CARGO_TARGET_TMPDIR"))
 }
 
 async fn start() -> (Servers, EventStore) {

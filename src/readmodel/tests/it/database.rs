@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    path::Path,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -31,10 +30,7 @@ fn server() -> &'static str {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let cache = std::env::var("FLEXCORE_CACHE").unwrap_or_else(|_| {
-                    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers-cache");
-                    cache.to_string_lossy().into_owned()
-                });
+                let cache = flexcore_servers::cache_for_tests(env!("CARGO_TARGET_TMPDIR"));
                 let options = Options { want: Want::Both, ..Options::new(cache) };
                 let servers = Servers::start(&options).await.unwrap();
                 sender.send(servers.postgres_url().unwrap()).unwrap();

@@ -4,7 +4,7 @@
 use std::{
     net::SocketAddr,
     num::NonZeroU32,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, LazyLock},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -43,8 +43,7 @@ pub(crate) struct Gateway {
 }
 
 fn cache() -> PathBuf {
-    let default = || Path::new(env!("CARGO_TARGET_TMPDIR")).join("servers-cache");
-    std::env::var_os("FLEXCORE_CACHE").map_or_else(default, PathBuf::from)
+    flexcore_servers::cache_for_tests(env!("CARGO_TARGET_TMPDIR"))
 }
 
 /// A gateway with a broker and a worker, and no Postgres behind its address.
