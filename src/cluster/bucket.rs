@@ -60,7 +60,7 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    /// The bucket; made when it is missing. No answer is waited for longer than `timeout`, so that
+    /// The bucket; made when it is missing. Fails when one that is there has other settings. No answer is waited for longer than `timeout`, so that
     /// several fit between a renewal and the end of the lease.
     pub(crate) async fn open(
         client: &async_nats::Client,
@@ -69,8 +69,9 @@ impl Bucket {
     ) -> Result<Self, Error> {
         let timeout = timeout.min(REQUEST_TIMEOUT);
         let bucket = Self::with(client, timeout, Some(replicas)).await?;
-        if bucket.stream.get_info().await.is_err() {
-            bucket.create(replicas).await?;
+        match bucket.stream.get_info().await {
+            Ok(info) => check(&config(replicas), &info.config)?,
+            Err(_) => bucket.create(replicas).await?,
         }
         Ok(bucket)
     }
@@ -213,6 +214,25 @@ impl Bucket {
             }
         }
     }
+}
+
+/// Whether a bucket that somebody made can hold leases.
+fn check(wanted: &Config, found: &Config) -> Result<(), Error> {
+    let settings = |config: &Config| {
+        [
+            ("replicas", config.num_replicas.to_string()),
+            ("storage", format!("{:?}", config.storage)),
+            ("max_msgs_per_subject", config.max_messages_per_subject.to_string()),
+            ("allow_msg_ttl", config.allow_message_ttl.to_string()),
+            ("allow_direct", config.allow_direct.to_string()),
+        ]
+    };
+    for ((what, wanted), (_, found)) in settings(wanted).into_iter().zip(settings(found)) {
+        if wanted != found {
+            return Err(Error::Misconfigured { what, wanted, found });
+        }
+    }
+    Ok(())
 }
 
 fn config(replicas: usize) -> Config {

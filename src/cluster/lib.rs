@@ -58,6 +58,20 @@ pub enum Error {
     /// The broker did not answer, or not in time.
     #[error("the cluster's state is unavailable: {0}")]
     Unavailable(String),
+    /// The bucket would not do what it is for.
+    #[error(
+        "the stream {} has {what} {found} in place of {wanted}: change it with `nats stream edit`, or \
+         delete it while no process runs, to have it made anew",
+        STREAM
+    )]
+    Misconfigured {
+        /// The setting.
+        what: &'static str,
+        /// What it has to be.
+        wanted: String,
+        /// What it is.
+        found: String,
+    },
     /// There is no such member.
     #[error("no member {id:?}; there are: {}", known.join(", "))]
     UnknownMember {

@@ -162,9 +162,30 @@ fn check(wanted: &Config, found: &Config) -> Result<(), Contradiction> {
     same("max_age", &wanted.max_age, &found.max_age)?;
     same("subject transform", &wanted.subject_transform, &found.subject_transform)?;
     same("discard policy", &wanted.discard, &found.discard)?;
+    same("duplicate_window", &wanted.duplicate_window, &found.duplicate_window)?;
+    // Beyond it a subject's oldest message goes, whatever the discard policy.
+    let per_subject = |config: &Config| limit_text(config.max_messages_per_subject);
+    same("max_msgs_per_subject", &per_subject(wanted), &per_subject(found))?;
+    if wanted.discard == DiscardPolicy::Old {
+        at_least("max_msgs", wanted.max_messages, found.max_messages)?;
+        at_least("max_bytes", wanted.max_bytes, found.max_bytes)?;
+    }
     same("allow_direct", &wanted.allow_direct, &found.allow_direct)?;
     same("allow_atomic", &wanted.allow_atomic_publish, &found.allow_atomic_publish)?;
     same("asynchronous persist_mode", &mode(wanted), &mode(found))
+}
+
+/// A limit that is lower than ours loses what is to be kept. Zero and less are none.
+fn at_least(what: &'static str, wanted: i64, found: i64) -> Result<(), Contradiction> {
+    let most = |limit| if limit > 0 { limit } else { i64::MAX };
+    if most(found) >= most(wanted) {
+        return Ok(());
+    }
+    Err((what, limit_text(wanted), limit_text(found)))
+}
+
+fn limit_text(limit: i64) -> String {
+    if limit > 0 { limit.to_string() } else { "without a limit".to_owned() }
 }
 
 /// Oldest server whose `sync_interval: always` has no known hole.
@@ -253,6 +274,42 @@ mod tests {
             None => Err(Error::Unavailable("away".to_owned())),
         });
         syncs(urls.iter().zip(answers).collect())
+    }
+
+    #[test]
+    fn a_stream_that_would_lose_something_is_refused() {
+        let settings =
+            Settings { profile: Profile::Relaxed, replicas: 3, monitor_urls: Vec::new() };
+        let named =
+            |name: &str| streams(&settings).into_iter().find(|stream| stream.name == name).unwrap();
+        for wanted in streams(&settings) {
+            // As the broker tells limits that were not given.
+            let limit = |limit: i64| if limit == 0 { -1 } else { limit };
+            let found = Config {
+                max_messages_per_subject: limit(wanted.max_messages_per_subject),
+                max_messages: -1,
+                max_bytes: limit(wanted.max_bytes),
+                ..wanted.clone()
+            };
+            assert_eq!(check(&wanted, &found), Ok(()), "{}", wanted.name);
+        }
+        let changes: [(&str, &str, fn(&mut Config)); 9] = [
+            (EVENTS, "max_msgs_per_subject", |c| c.max_messages_per_subject = 100),
+            (EVENTS, "max_age", |c| c.max_age = Duration::from_secs(3600)),
+            (EVENTS, "discard policy", |c| c.discard = DiscardPolicy::Old),
+            (EVENTS, "deny_delete", |c| c.deny_delete = false),
+            (EVENTS, "replicas", |c| c.num_replicas = 1),
+            (COMMANDS, "duplicate_window", |c| c.duplicate_window = Duration::from_secs(120)),
+            (QUEUE, "max_msgs_per_subject", |c| c.max_messages_per_subject = -1),
+            (QUEUE, "max_msgs", |c| c.max_messages = 10),
+            (OUTCOMES, "max_bytes", |c| c.max_bytes = 1 << 20),
+        ];
+        for (name, what, change) in changes {
+            let (wanted, mut found) = (named(name), named(name));
+            change(&mut found);
+            let said = check(&wanted, &found).map_err(|(what, ..)| what);
+            assert_eq!(said, Err(what), "{name}");
+        }
     }
 
     #[test]

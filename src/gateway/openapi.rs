@@ -286,7 +286,12 @@ fn open_paths(paths: &mut Map<String, Value>) {
         ("/problems/{code}", "problem", "Advice on a kind of problem", "text/markdown"),
         ("/.well-known/jwks.json", "jwks", "The keys that sign tokens", json_type),
         ("/livez", "livez", "Whether the process answers", json_type),
-        ("/readyz", "readyz", "Whether everything needed answers (503: what does not)", json_type),
+        (
+            "/readyz",
+            "readyz",
+            "Whether commands are taken (503: why not), and what is missing",
+            json_type,
+        ),
         ("/startupz", "startupz", "Whether everything needed answered once", json_type),
         ("/metrics", "metrics", "Metrics in Prometheus' format", "text/plain"),
     ];

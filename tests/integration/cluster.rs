@@ -49,7 +49,7 @@ async fn two_workers() -> Cluster {
     for (role, name) in [("gateway", "gateway"), ("worker", "one"), ("worker", "two")] {
         cluster.start(role, name);
     }
-    cluster.readiness(true, "").await;
+    cluster.readiness("ready", "").await;
     cluster.deploy_bank().await;
     owners(&cluster, &[("one", SLOTS / 2), ("two", SLOTS / 2)]).await;
     cluster

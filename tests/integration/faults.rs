@@ -33,7 +33,7 @@ async fn servers_that_die_under_load_lose_nothing() {
     .await;
     cluster.servers.nats.start_again().await.unwrap();
     cluster.servers.postgres.as_mut().unwrap().start_again().await.unwrap();
-    cluster.readiness(true, "").await;
+    cluster.readiness("ready", "").await;
     cluster.deploy_bank().await;
     let target = cluster.target();
     load::open(&target).await;
@@ -45,19 +45,19 @@ async fn servers_that_die_under_load_lose_nothing() {
         if round % 2 == 0 {
             cluster.servers.nats.kill().await.unwrap();
             if round == 0 {
-                cluster.readiness(false, "nats").await;
+                cluster.readiness("not ready", "nats").await;
             }
             tokio::time::sleep(down).await;
             cluster.servers.nats.start_again().await.unwrap();
         } else {
             cluster.servers.postgres.as_mut().unwrap().kill().await.unwrap();
             if round == 1 {
-                cluster.readiness(false, "postgres").await;
+                cluster.readiness("degraded", "postgres").await;
             }
             tokio::time::sleep(down).await;
             cluster.servers.postgres.as_mut().unwrap().start_again().await.unwrap();
         }
-        cluster.readiness(true, "").await;
+        cluster.readiness("ready", "").await;
     }
     load.goes_on(20).await;
     let history = load.finish().await;

@@ -83,7 +83,9 @@ impl Node {
         for id in strays {
             let since = *self.strays.entry(id.clone()).or_insert(now);
             if now.duration_since(since) > DRAIN_KEPT {
-                self.bucket.delete(&format!("drain.{id}"), None).await;
+                let Some(sequence) = self.lead.sequence() else { break };
+                let condition = Condition { key: LEADER, sequence };
+                self.bucket.delete(&format!("drain.{id}"), Some(condition)).await;
             }
         }
         self.members = members

@@ -1,4 +1,5 @@
-//! Health: alive without looking at anything, ready when everything needed answers.
+//! Health: alive without looking at anything, ready while commands can be taken, started when everything
+//! needed was there once.
 
 use std::{
     future::Future,
@@ -29,6 +30,8 @@ pub(crate) struct Readiness {
     started: AtomicBool,
 }
 
+const POSTGRES: &str = "postgres";
+
 struct Missing {
     what: &'static str,
     why: &'static str,
@@ -39,16 +42,21 @@ pub(crate) async fn live() -> Response {
     answer(StatusCode::OK, JSON, r#"{"status":"live"}"#)
 }
 
-/// `GET /readyz`: the gateway can do its work, or what is missing.
+/// `GET /readyz`: the gateway can do its work, or what is missing. It is of use without Postgres: a
+/// balancer that left every gateway for it would take the commands down as well.
 pub(crate) async fn ready(State(shared): State<Arc<Shared>>) -> Response {
     if shared.is_draining() {
-        return not_ready(&json!([{"what": "gateway", "why": "it is stopping"}]));
+        return stopping();
     }
     let missing = look(&shared).await;
     if missing.is_empty() {
         return answer(StatusCode::OK, JSON, r#"{"status":"ready"}"#);
     }
-    not_ready(&missing.iter().map(|m| json!({"what": m.what, "why": m.why})).collect())
+    if missing.iter().all(|missing| missing.what == POSTGRES) {
+        let body = json!({"status": "degraded", "missing": listed(&missing)}).to_string();
+        return answer(StatusCode::OK, JSON, body);
+    }
+    not_ready(&listed(&missing))
 }
 
 /// `GET /startupz`: everything needed was there once.
@@ -56,7 +64,14 @@ pub(crate) async fn started(State(shared): State<Arc<Shared>>) -> Response {
     if shared.readiness.started.load(Ordering::Relaxed) {
         return answer(StatusCode::OK, JSON, r#"{"status":"started"}"#);
     }
-    ready(State(shared)).await
+    if shared.is_draining() {
+        return stopping();
+    }
+    let missing = look(&shared).await;
+    if missing.is_empty() {
+        return answer(StatusCode::OK, JSON, r#"{"status":"started"}"#);
+    }
+    not_ready(&listed(&missing))
 }
 
 /// `GET /metrics`
@@ -74,6 +89,14 @@ pub(crate) async fn metrics_apart(State(shared): State<Arc<Shared>>) -> Result<R
         return Err(Problem::new(&problems::NOT_FOUND, "metrics are switched off"));
     };
     Ok(answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", render()))
+}
+
+fn stopping() -> Response {
+    not_ready(&json!([{"what": "gateway", "why": "it is stopping"}]))
+}
+
+fn listed(missing: &[Missing]) -> serde_json::Value {
+    missing.iter().map(|m| json!({"what": m.what, "why": m.why})).collect()
 }
 
 fn not_ready(missing: &serde_json::Value) -> Response {
@@ -95,7 +118,7 @@ async fn look(shared: &Shared) -> Arc<[Missing]> {
     let log = check("nats", async {
         shared.store.last_sequence().await.map_err(|error| error.to_string())
     });
-    let rows = check("postgres", async {
+    let rows = check(POSTGRES, async {
         shared.read_models.ping().await.map_err(|error| error.to_string())
     });
     let (log, rows) = tokio::join!(log, rows);

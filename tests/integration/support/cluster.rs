@@ -107,8 +107,8 @@ impl Cluster {
         Place { target: self.target(), postgres, options: self.options() }
     }
 
-    /// Waits until `/readyz` says this.
-    pub(crate) async fn readiness(&mut self, ready: bool, missing: &str) {
+    /// Waits until `/readyz` has this status, and names what is missing.
+    pub(crate) async fn readiness(&mut self, status: &str, missing: &str) {
         let http = Http::new(&self.http, "");
         eventually("readiness", async || {
             for role in &mut self.roles {
@@ -116,9 +116,13 @@ impl Cluster {
                 assert!(ended.is_none(), "a role ended, {ended:?}\n{}", role.tail());
             }
             let answer = http.try_send("GET", "/readyz", &[], "").await?;
-            let found = answer.status == if ready { 200 } else { 503 };
-            let named = ready || answer.json()["missing"].to_string().contains(missing);
-            if found && named { Ok(()) } else { Err(format!("{answer:?}")) }
+            let found = answer.status == if status == "not ready" { 503 } else { 200 };
+            let named = answer.json()["missing"].to_string().contains(missing);
+            if found && named && answer.json()["status"] == status {
+                Ok(())
+            } else {
+                Err(format!("{answer:?}"))
+            }
         })
         .await;
     }

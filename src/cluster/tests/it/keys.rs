@@ -5,8 +5,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use async_nats::jetstream::context::PublishErrorKind;
-use flexcore_cluster::{Kind, LEASE_MAX, Member, Settings, look};
+use async_nats::jetstream::{self, context::PublishErrorKind};
+use flexcore_cluster::{Error, Kind, LEASE_MAX, Member, Settings, look};
 
 use crate::floor::{Floor, LEASE, Worker, broker, get, put, until};
 
@@ -103,4 +103,23 @@ async fn a_foreign_record_in_a_members_place_does_not_keep_it_busy() {
     assert!(sent < 50, "{sent} requests in a second");
     put(&a.client, &key, "", None).await.unwrap();
     until("it is back", SOON, || b.member.guard().holds()).await;
+}
+
+/// A replica that is behind would answer from it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_cannot_hold_leases_is_refused() {
+    let servers = broker().await;
+    let client = async_nats::connect(servers.nats_url()).await.unwrap();
+    let bucket = jetstream::stream::Config {
+        name: flexcore_cluster::STREAM.to_owned(),
+        subjects: vec!["$KV.flex_cluster.>".to_owned()],
+        max_messages_per_subject: 1,
+        allow_message_ttl: true,
+        allow_direct: true,
+        ..Default::default()
+    };
+    jetstream::new(client.clone()).create_stream(bucket).await.unwrap();
+    let joined = Member::join(&client, Settings::new("a", "worker", Kind::ALL)).await;
+    let Err(Error::Misconfigured { what, .. }) = joined else { panic!("{joined:?}") };
+    assert_eq!(what, "allow_direct");
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use async_nats::{HeaderMap, connection::State};
 use flexcore_domain::{ActorName, CommandHash, CommandId, Commit, Event, EventName};
 use flexcore_eventstore::{
-    Error, EventStore, Expected, Profile, REQUEST_TIMEOUT, subject, topology,
+    Error, EventStore, Expected, Profile, REQUEST_TIMEOUT, Settings, subject, topology,
 };
 use flexcore_servers::Sync;
 use futures::future::join_all;
@@ -109,5 +109,25 @@ async fn a_commit_without_an_answer_does_not_hold_up_those_behind_it() {
     assert!(matches!(&lost, Err(Error::Unavailable(_))), "{lost:?}");
     assert_eq!(next.unwrap().sequence, 1);
     assert!(took < REQUEST_TIMEOUT / 2, "{took:?}");
+    servers.stop().await;
+}
+
+/// The broker would drop an aggregate's oldest commit in silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_keeps_less_than_everything_is_refused() {
+    let (servers, store) = start().await;
+    let log = store.jetstream().get_stream(topology::EVENTS).await.unwrap();
+    let mut config = log.cached_info().config.clone();
+    config.max_messages_per_subject = 1_000;
+    store.jetstream().update_stream(config).await.unwrap();
+    let settings = Settings {
+        profile: Profile::Relaxed,
+        replicas: 1,
+        monitor_urls: vec![servers.nats_monitor_url()],
+    };
+    let refused = EventStore::open(store.client().clone(), settings).await;
+    let Err(Error::Misconfigured(why)) = refused else { panic!("it is taken") };
+    assert!(why.contains("FLEX_EVENTS has max_msgs_per_subject"), "{why}");
+    assert!(why.contains("nats stream edit FLEX_EVENTS"), "{why}");
     servers.stop().await;
 }
