@@ -293,7 +293,8 @@ mod tests {
             };
             assert_eq!(check(&wanted, &found), Ok(()), "{}", wanted.name);
         }
-        let changes: [(&str, &str, fn(&mut Config)); 9] = [
+        type Change = fn(&mut Config);
+        let changes: [(&str, &str, Change); 9] = [
             (EVENTS, "max_msgs_per_subject", |c| c.max_messages_per_subject = 100),
             (EVENTS, "max_age", |c| c.max_age = Duration::from_secs(3600)),
             (EVENTS, "discard policy", |c| c.discard = DiscardPolicy::Old),
