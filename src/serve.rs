@@ -135,7 +135,9 @@ impl Installation {
             };
             let log = error.downcast_ref::<eventstore::Error>();
             let rows = error.downcast_ref::<readmodel::Error>();
+            let members = error.downcast_ref::<cluster::Error>();
             if matches!(log, Some(eventstore::Error::Misconfigured(_)))
+                || matches!(members, Some(cluster::Error::Misconfigured { .. }))
                 || matches!(rows, Some(readmodel::Error::Misconfigured(_)))
             {
                 return Err(error);

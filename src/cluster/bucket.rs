@@ -60,8 +60,8 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    /// The bucket; made when it is missing. Fails when one that is there has other settings. No answer is waited for longer than `timeout`, so that
-    /// several fit between a renewal and the end of the lease.
+    /// The bucket; made when it is missing. Fails when one that is there has other settings. No answer
+    /// is waited for longer than `timeout`, so that several fit between a renewal and the lease's end.
     pub(crate) async fn open(
         client: &async_nats::Client,
         replicas: usize,

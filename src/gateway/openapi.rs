@@ -289,7 +289,7 @@ fn open_paths(paths: &mut Map<String, Value>) {
         (
             "/readyz",
             "readyz",
-            "Whether commands are taken (503: why not), and what is missing",
+            "Whether the broker answers (503: it does not), and what is missing",
             json_type,
         ),
         ("/startupz", "startupz", "Whether everything needed answered once", json_type),

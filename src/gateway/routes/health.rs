@@ -1,4 +1,4 @@
-//! Health: alive without looking at anything, ready while commands can be taken, started when everything
+//! Health: alive without looking at anything, ready while the broker answers, started when everything
 //! needed was there once.
 
 use std::{
