@@ -18,8 +18,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Lanes, perform::ANSWER_WITHIN};
 
-/// How long a slot that is to be left is listened to yet. Who asks learns of it at the same time as we
-/// do; a question on its way when we stop to listen would be lost, and its sender in doubt.
+/// How long a slot that is to be left is listened to yet. Where the map says so, who asks learns of it
+/// at about the same time as we do; a question on its way when we stop to listen would be lost, and its sender in doubt.
 const LISTENS_ON: Duration = Duration::from_millis(100);
 
 /// Answers who asks for the version of an application that this worker has in force. Fails when the
@@ -35,8 +35,8 @@ pub(super) async fn serve_catalog(
 }
 
 /// Answers the requests of a slot, as its owner of this epoch, until the token is cancelled and what
-/// was asked before, or just after, is answered. The subjects have the epoch in them, so that nothing new comes to
-/// an owner that was replaced. Fails when the broker refuses a subscription.
+/// was asked before, or just after, is answered. The subjects have the epoch in them, so that nothing
+/// new comes to an owner that was replaced. Fails when the broker refuses a subscription.
 pub(super) async fn serve(
     here: &Here,
     slot: Slot,

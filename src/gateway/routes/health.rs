@@ -22,6 +22,8 @@ use crate::{
     shared::Shared,
 };
 
+const POSTGRES: &str = "postgres";
+
 /// What was found last, and when.
 #[derive(Default)]
 pub(crate) struct Readiness {
@@ -29,8 +31,6 @@ pub(crate) struct Readiness {
     /// Everything was there once.
     started: AtomicBool,
 }
-
-const POSTGRES: &str = "postgres";
 
 struct Missing {
     what: &'static str,
@@ -45,10 +45,7 @@ pub(crate) async fn live() -> Response {
 /// `GET /readyz`: the gateway can do its work, or what is missing. It is of use without Postgres: a
 /// balancer that left every gateway for it would take the commands down as well.
 pub(crate) async fn ready(State(shared): State<Arc<Shared>>) -> Response {
-    if shared.is_draining() {
-        return stopping();
-    }
-    let missing = look(&shared).await;
+    let missing = missing(&shared).await;
     if missing.is_empty() {
         return answer(StatusCode::OK, JSON, r#"{"status":"ready"}"#);
     }
@@ -64,10 +61,7 @@ pub(crate) async fn started(State(shared): State<Arc<Shared>>) -> Response {
     if shared.readiness.started.load(Ordering::Relaxed) {
         return answer(StatusCode::OK, JSON, r#"{"status":"started"}"#);
     }
-    if shared.is_draining() {
-        return stopping();
-    }
-    let missing = look(&shared).await;
+    let missing = missing(&shared).await;
     if missing.is_empty() {
         return answer(StatusCode::OK, JSON, r#"{"status":"started"}"#);
     }
@@ -91,10 +85,6 @@ pub(crate) async fn metrics_apart(State(shared): State<Arc<Shared>>) -> Result<R
     Ok(answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", render()))
 }
 
-fn stopping() -> Response {
-    not_ready(&json!([{"what": "gateway", "why": "it is stopping"}]))
-}
-
 fn listed(missing: &[Missing]) -> serde_json::Value {
     missing.iter().map(|m| json!({"what": m.what, "why": m.why})).collect()
 }
@@ -105,6 +95,13 @@ fn not_ready(missing: &serde_json::Value) -> Response {
     let wait = axum::http::HeaderValue::from_static("1");
     response.headers_mut().insert(axum::http::header::RETRY_AFTER, wait);
     response
+}
+
+async fn missing(shared: &Shared) -> Arc<[Missing]> {
+    if shared.is_draining() {
+        return Arc::from([Missing { what: "gateway", why: "it is stopping" }]);
+    }
+    look(shared).await
 }
 
 /// Asks what is needed, unless it was asked just now. One look at a time, whoever asks.
