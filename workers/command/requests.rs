@@ -19,7 +19,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{Lanes, perform::ANSWER_WITHIN};
 
 /// How long a slot that is to be left is listened to yet. Where the map says so, who asks learns of it
-/// at about the same time as we do; a question on its way when we stop to listen would be lost, and its sender in doubt.
+/// at about the same time as we do; a question on its way when we stop to listen would be lost, and
+/// its sender in doubt.
 const LISTENS_ON: Duration = Duration::from_millis(100);
 
 /// Answers who asks for the version of an application that this worker has in force. Fails when the
