@@ -5,11 +5,13 @@ use std::time::Duration;
 /// What is done about faults, by what may fail.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Policies {
-    /// Reads from Postgres.
+    /// Reads from Postgres: the gateway's breaker. They are not tried again.
     pub postgres: Policy,
-    /// Commands that are stored in the queue: the same command again is recognised.
+    /// Commands that a gateway stores in the queue, which are tried again within a budget: the same
+    /// command again is recognised. They have no breaker.
     pub queue: Policy,
-    /// Gateways that an operator lists as equals.
+    /// Gateways that an operator lists as equals: a tool goes on to the next one, within a budget,
+    /// and leaves out those that fail. It neither pauses nor looks at them between calls.
     pub gateways: Policy,
 }
 
@@ -24,7 +26,7 @@ impl Default for Policies {
             pause_min: Duration::from_millis(200),
             pause_max: Duration::from_secs(2),
         };
-        // A gateway may wait for a worker, and a query for a position, for 30 s each.
+        // A gateway may let a query wait for a position for 30 s; for a worker it waits 15 s at most.
         let gateway = BreakerPolicy { slow_call: Duration::from_secs(35), ..Default::default() };
         Self {
             postgres: Policy { breaker: postgres, ..Policy::default() },
@@ -96,7 +98,8 @@ impl Default for BreakerPolicy {
 /// How a call is tried again.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RetryPolicy {
-    /// Attempts in all. 5: with the pauses below about a second, in which an owner changes.
+    /// Attempts in all. 5: with the pauses below 0.75 s at most between the first and the last, for a
+    /// target that is back in a moment. What may be away for longer says so in its own policy.
     pub attempts_max: u32,
     /// Upper end of the first pause; each is twice the one before. 50 ms: what a reconnect takes.
     pub pause_min: Duration,
@@ -114,11 +117,11 @@ impl Default for RetryPolicy {
     }
 }
 
-/// How many retries all callers of a target have together: in any stretch of time at most
-/// `burst` + `percent` of the requests in it + `floor_per_second` × its seconds.
+/// How many retries all callers of a target in one process have together: in any stretch of time at
+/// most `burst` + `percent` of the requests in it + `floor_per_second` × its seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BudgetPolicy {
-    /// Retries earned by requests, in percent. 10: an outage makes the load a tenth higher at most.
+    /// Retries earned by requests, in percent. 10: an outage makes a great load about a tenth higher.
     pub percent: u32,
     /// Retries earned by time. 2 a second: a process with few requests can try again, too.
     pub floor_per_second: u32,
