@@ -44,9 +44,14 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "flexcore_command_seconds",
         Kind::Histogram(SECONDS),
         Unit::Seconds,
-        "Time from taking a command up to its outcome",
+        "Time from a lane's taking up a command or a question to its answer",
     ),
-    ("flexcore_queue_depth", Kind::Gauge, Unit::Count, "Commands that wait, by lane"),
+    (
+        "flexcore_queue_depth",
+        Kind::Gauge,
+        Unit::Count,
+        "Commands and questions that a lane has taken on and not answered yet",
+    ),
     ("flexcore_leader", Kind::Gauge, Unit::Count, "1 while this member leads the cluster"),
     (
         "flexcore_leader_changes_total",
@@ -72,7 +77,7 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "flexcore_projection_stopped",
         Kind::Gauge,
         Unit::Count,
-        "1 while a read model is stopped by a gap or a broken chain",
+        "1 while a read model is stopped by a damaged log or a refusal of Postgres",
     ),
     (
         "flexcore_projection_parked_total",
