@@ -9,7 +9,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Longer than every stop_grace_period in docker-compose.yml, and than what a server takes to catch up.
+# As long as the longest stop_grace_period in docker-compose.yml; longer than a server takes to catch up.
 stop_seconds=60 healthy_seconds=180
 
 if [ $# = 0 ]; then

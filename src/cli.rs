@@ -498,7 +498,8 @@ Examples:
   flexcore cluster --json
   flexcore cluster drain worker-1-0a1b2c3d
 
-Exit code 0: there is a leader, every slot has an owner, and the servers are well; 1: not so.")]
+Exit code 0: there is a leader, every slot and every share of the read models has an owner, Postgres
+answers, and every copy of the log is up to date; 1: not so, or not known.")]
 pub(crate) struct Cluster {
     #[command(subcommand)]
     pub(crate) action: Option<ClusterAction>,

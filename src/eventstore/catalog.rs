@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::{Error, EventStore, Expected, Filter, Recorded, topology, unavailable};
 
-/// The tenant that applications belong to. No token is minted for it.
+/// The platform's own tenant, to which applications belong: a token of it sees the cluster.
 pub const TENANT: &str = "flexcore";
 /// Subjects of deployments.
 pub(crate) const SUBJECTS: &str = "evt.*.flexcore.application.*";

@@ -1,5 +1,5 @@
 //! FLEX_DEAD: what could not be processed, kept to be looked at and requeued; and FLEX_OUTCOMES:
-//! rejections of asynchronous commands, for those who ask.
+//! what came of asynchronous commands that left nothing in the log, for those who ask.
 
 use async_nats::{
     HeaderMap,
@@ -11,8 +11,8 @@ use flexcore_domain::{AggregateKey, CommandId, Outcome, command::header};
 use crate::{Error, EventStore, topology, unavailable};
 
 impl EventStore {
-    /// Puts a message aside. `kind` is `command` or `projection.<read model>`; `reason` becomes one
-    /// line. Returns when the broker has it.
+    /// Puts a message aside. `kind` is `command` or `projection.<read model>.<slot>`; `reason`
+    /// becomes one line. Returns when the broker has it.
     pub async fn bury(
         &self,
         kind: &str,

@@ -23,7 +23,7 @@ pub const EVENTS: &str = "FLEX_EVENTS";
 pub const COMMANDS: &str = "FLEX_COMMANDS";
 /// What could not be processed.
 pub const DEAD: &str = "FLEX_DEAD";
-/// Rejections of asynchronous commands, for those who ask later.
+/// What came of asynchronous commands that left nothing in the log, for those who ask later.
 pub const OUTCOMES: &str = "FLEX_OUTCOMES";
 /// How far the commands of each slot are done, laid out as a KV bucket named `flex_queue`.
 pub const QUEUE: &str = "KV_flex_queue";
@@ -34,9 +34,9 @@ pub const SNAPSHOTS: &str = "KV_flex_snapshots";
 const COMMANDS_BYTES_MAX: i64 = 1 << 30;
 /// Most bytes of dead messages; then the oldest go.
 const DEAD_BYTES_MAX: i64 = 256 << 20;
-/// Most bytes of rejections; then the oldest go.
+/// Most bytes of outcomes; then the oldest go.
 const OUTCOMES_BYTES_MAX: i64 = 256 << 20;
-/// How long a rejection can be asked for.
+/// How long an outcome can be asked for that is not in the log.
 const OUTCOMES_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Shortest window that the broker takes. Commands are recognised by their aggregates, without a
 /// clock; the broker's own check spans all aggregates and would swallow a command that shares its

@@ -92,8 +92,8 @@ pub const EVENTS_PAGE_MAX: usize = 1_000;
 /// Events of an aggregate in one answer when the request does not say.
 pub const EVENTS_PAGE_DEFAULT: usize = 100;
 
-/// Requests a second of one tenant, and as a burst, unless configured: more than one installation
-/// of this size carries, so that only a run-away tenant meets it.
+/// Requests a second of one tenant at one gateway, and as a burst: more than one installation of this
+/// size carries, so that only a run-away tenant meets it. No option of the executable changes it.
 pub const REQUESTS_PER_SECOND: u32 = 50_000;
 
 /// Tenants whose rate is remembered, about 100 bytes each; those that have been quiet for a second

@@ -142,7 +142,8 @@ kinds! {
          Wait as Retry-After says, with some randomness, and send it again."
     UNAVAILABLE "unavailable" SERVICE_UNAVAILABLE 1
         "Something that is needed does not answer"
-        "/readyz names what does not answer. Nothing was done; send it again as Retry-After says."
+        "/readyz names the broker or Postgres when one of them does not answer; else it was a \
+         worker. Nothing was done; send it again as Retry-After says."
     OUTCOME_UNKNOWN "outcome-unknown" SERVICE_UNAVAILABLE 1
         "It is not known what came of the command"
         "The answer got lost. Send the command again with the same Idempotency-Key and the \
