@@ -65,7 +65,7 @@ impl Default for Settings {
 /// 100 ms of work.
 const LANE_DEPTH_MAX: usize = 2_048;
 /// How long the last answers may take once the worker is told to stop.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+const DRAIN_TIMEOUT: Duration = slots::TOLD_MAX.saturating_add(slots::LEAVE_MAX);
 /// How often the queue is purged and its depth measured.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
 

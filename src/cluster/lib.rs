@@ -160,6 +160,9 @@ pub struct Record {
     pub started_s: u64,
     /// What it serves, by kind.
     pub serves: BTreeMap<Kind, Serves>,
+    /// It is about to end, and is to serve nothing any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub leaving: bool,
     /// The number of the attempt that wrote this.
     #[serde(default)]
     beat: u64,

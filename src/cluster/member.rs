@@ -172,7 +172,18 @@ impl Member {
         let _ = self.looks.send(());
     }
 
-    /// Leads no longer, and does not want to: it is about to leave.
+    /// Whether nobody else serves a kind, as far as the map says: then what this member leaves has no
+    /// new owner to wait for.
+    #[must_use]
+    pub fn is_alone(&self, kind: Kind) -> bool {
+        let map = self.map.borrow();
+        let mut owners =
+            map.places.get(&kind).into_iter().flatten().filter_map(|p| p.owner.as_ref());
+        owners.all(|owner| *owner == self.id)
+    }
+
+    /// Leads no longer, and does not want to: it is about to leave. What it serves is given to others
+    /// from now on; it is told by [`Self::assigned`].
     pub fn resign(&self) {
         self.resigning.cancel();
     }

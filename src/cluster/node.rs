@@ -58,7 +58,7 @@ type Told = (watch::Sender<Arc<Map>>, watch::Sender<Assigned>);
 
 /// When to stop.
 pub(crate) struct Ends {
-    /// Leading.
+    /// Leading, and being given anything to serve.
     pub(crate) resigning: CancellationToken,
     /// Altogether.
     pub(crate) leaving: CancellationToken,
@@ -154,7 +154,11 @@ impl Node {
             let wake = self.wake_at();
             tokio::select! {
                 () = ends.leaving.cancelled() => break,
-                () = ends.resigning.cancelled(), if self.may_lead => self.resign().await,
+                () = ends.resigning.cancelled(), if !self.record.leaving => {
+                    self.record.leaving = true;
+                    self.renew_at = Instant::now();
+                    self.resign().await;
+                }
                 () = tokio::time::sleep_until(wake) => {}
                 Some(hint) = hints.next() => self.hinted(&hint),
                 Some(()) = looks.recv() => {

@@ -54,7 +54,7 @@ pub async fn look(client: &async_nats::Client) -> Result<View, Error> {
     let mut members = Vec::new();
     for (id, entry) in bucket.entries("member").await? {
         let Some(record) = entry.parse::<Record>() else { continue };
-        let draining = drained.contains(&id);
+        let draining = record.leaving || drained.contains(&id);
         let id = MemberId(id);
         members.push(Seat {
             leads: leader.member.as_ref() == Some(&id),

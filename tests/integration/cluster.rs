@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use serde_json::Value;
 
 use crate::support::{
-    cluster::Cluster,
+    Http,
+    cluster::{Cluster, free_address},
     eventually,
     load::{self, Load},
     process::{flexcore, texts},
@@ -109,6 +110,52 @@ async fn a_member_is_drained_and_a_killed_one_is_replaced() {
     let mut command = flexcore();
     let output = command.args(cluster.options()).arg("cluster").output().unwrap();
     assert_eq!(output.status.code(), Some(1), "nobody serves: {}", texts(&output).0);
+}
+
+/// Workers come and are told to stop under load, the leader first: nobody who waits sees it, and
+/// nothing of the queue that was processed is processed again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_that_is_told_to_stop_leaves_nothing_open() {
+    let seed = seed("stop");
+    let mut cluster = two_workers().await;
+    let target = cluster.target();
+    load::open(&target).await;
+    let load = Load::start(seed, 6, 2, target);
+    let mut successors = Vec::new();
+    for (number, (stops, comes)) in [("one", "three"), ("two", "four")].into_iter().enumerate() {
+        load.goes_on(50).await;
+        let address = free_address();
+        cluster.start_with("worker", comes, &["--metrics-http", &address]);
+        successors.push(Http::new(&address, ""));
+        let stays = if number == 0 { "two" } else { "three" };
+        let share = SLOTS / 3;
+        eventually("three to share", async || {
+            let found = slots(&cluster.view());
+            let all = [stops, stays, comes].map(|name| found.get(name).copied().unwrap_or(0));
+            if all.iter().all(|slots| *slots >= share) { Ok(()) } else { Err(format!("{found:?}")) }
+        })
+        .await;
+        load.goes_on(50).await;
+        cluster.roles[1 + number].terminate();
+        owners(&cluster, &[(stays, SLOTS / 2), (comes, SLOTS / 2)]).await;
+    }
+    load.goes_on(50).await;
+    let history = load.finish().await;
+    let open: Vec<_> = history.iter().filter(|sent| sent.unknown > 0).collect();
+    assert!(open.is_empty(), "{} of {}: {open:?}", open.len(), history.len());
+    let queued = history.iter().filter(|sent| sent.fate == load::Fate::Queued).count();
+    assert!(queued > 100, "there was a queue: {queued}");
+    cluster.place().check(&history).await;
+    for successor in successors {
+        let answer = successor.try_send("GET", "/metrics", &[], "").await.unwrap();
+        let metrics = String::from_utf8(answer.body.to_vec()).unwrap();
+        let of = |outcome: &str| {
+            let name = format!("flexcore_commands_total{{outcome=\"{outcome}\"}} ");
+            metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse::<u64>().ok())
+        };
+        assert!(of("accepted").is_some_and(|count| count > 0), "{metrics}");
+        assert_eq!(of("replayed"), None, "processed again");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    pin::pin,
     time::Duration,
 };
 
@@ -19,7 +20,11 @@ use super::{
 const RETRY: Duration = Duration::from_millis(200);
 /// How long a slot that is to be left may take to answer what it has taken on; then it is given away
 /// all the same, and what is left of it meets the new owner's commits.
-const LEAVE_MAX: Duration = Duration::from_secs(10);
+pub(super) const LEAVE_MAX: Duration = Duration::from_secs(10);
+/// How long a worker that stops waits for the map to say so. Until then it is asked, and answers; after
+/// that nobody asks it any more. The leader takes a tenth of it, and another leader must be found first
+/// when it is the leader that stops.
+pub(super) const TOLD_MAX: Duration = Duration::from_secs(2);
 
 /// A slot that is served.
 struct Serving {
@@ -30,15 +35,20 @@ struct Serving {
     lost: CancellationToken,
 }
 
-/// Serves the slots that are assigned until the token is cancelled, and leaves those that are not
-/// any more: it tells the cluster when nothing of them is under way.
+/// Serves the slots that are assigned until the token is cancelled and the map says that others are to
+/// have them; leaves those that are not assigned any more, and tells the cluster when nothing of them
+/// is under way.
 pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) {
     let mut assigned = member.assigned();
     let mut serving: HashMap<u16, Serving> = HashMap::new();
     let mut tasks = JoinSet::new();
     // Whose task it is, for one that panics.
     let mut slots: HashMap<task::Id, u16> = HashMap::new();
-    while !stop.is_cancelled() {
+    let mut too_late = pin!(async {
+        stop.cancelled().await;
+        tokio::time::sleep(TOLD_MAX).await;
+    });
+    loop {
         let now = assigned.borrow_and_update().clone();
         let (wanted, leaving) = (now.of(Kind::Command), now.leaving(Kind::Command));
         for (number, slot) in &serving {
@@ -65,8 +75,13 @@ pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) 
         let serves: BTreeSet<u16> = wanted.keys().chain(serving.keys()).copied().collect();
         metrics::gauge!("flexcore_slots_owned").set(wanted.len() as f64);
         member.report(Kind::Command, now.followed, serves);
+        let stops = stop.is_cancelled();
+        if stops && (wanted.is_empty() || member.is_alone(Kind::Command)) {
+            break;
+        }
         tokio::select! {
-            () = stop.cancelled() => {}
+            () = stop.cancelled(), if !stops => {}
+            () = &mut too_late => break,
             changed = assigned.changed() => if changed.is_err() { break },
             Some(ended) = tasks.join_next_with_id() => {
                 // A task that panicked has left its slot as well: it is taken up anew.

@@ -76,8 +76,10 @@ impl Node {
             .collect();
         let drained = self.bucket.entries("drain").await?;
         let drained = drained.into_iter().map(|(id, _)| MemberId(id));
-        let (leaving, strays): (BTreeSet<_>, BTreeSet<_>) =
+        let (mut leaving, strays): (BTreeSet<_>, BTreeSet<_>) =
             drained.partition(|id| members.contains_key(id));
+        let about_to_end = members.iter().filter(|(_, record)| record.leaving);
+        leaving.extend(about_to_end.map(|(id, _)| id.clone()));
         let now = Instant::now();
         self.strays.retain(|id, _| strays.contains(id));
         for id in strays {

@@ -17,6 +17,12 @@ use super::{
 
 const TENANT: &str = "demo";
 
+/// Free just now, and to be bound at once.
+pub(crate) fn free_address() -> String {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    free.local_addr().unwrap().to_string()
+}
+
 /// A gateway and a worker on servers that the test holds in its hand.
 pub(crate) struct Cluster {
     // The processes end before their servers: fields are dropped in order.
@@ -35,9 +41,7 @@ impl Cluster {
         let folder = folder();
         let key = folder.path().join("key.pem");
         std::fs::write(&key, SigningKey::generate().1.as_bytes()).unwrap();
-        // Free just now, and bound again at once.
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let http = free.local_addr().unwrap().to_string();
+        let http = free_address();
         Self { roles: Vec::new(), servers, http, key, folder, more: Vec::new() }
     }
 
@@ -63,8 +67,13 @@ impl Cluster {
 
     /// Starts a role as a member of this name.
     pub(crate) fn start(&mut self, role: &str, name: &str) {
+        self.start_with(role, name, &[]);
+    }
+
+    /// The same, with further options.
+    pub(crate) fn start_with(&mut self, role: &str, name: &str, options: &[&str]) {
         let mut command = flexcore();
-        command.arg(role).args(self.options()).args(["--member", name]);
+        command.arg(role).args(self.options()).args(["--member", name]).args(options);
         let log = self.folder.path().join(format!("{name}.log"));
         self.roles.push(Process::start(command, &log, Path::new("")));
     }

@@ -64,6 +64,30 @@ async fn leaving_hands_everything_over_within_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_that_resigns_is_told_to_leave_its_places_and_gets_no_others() {
+    let (servers, floor) = (broker().await, Arc::new(Floor::default()));
+    let a = Worker::join(&servers, &floor, "a").await;
+    until("a serves everything", SOON, || a.count(Kind::Command) == 64).await;
+    assert!(a.member.is_alone(Kind::Command));
+    let b = Worker::join(&servers, &floor, "b").await;
+    until("half each", SOON, || b.count(Kind::Command) == 32 && a.count(Kind::Command) == 32).await;
+    assert!(!a.member.is_alone(Kind::Command));
+    assert_eq!(look(&b.client).await.unwrap().leader.as_ref(), Some(a.member.id()));
+    // It is the leader: another has to be found first.
+    a.member.resign();
+    let took = until("b serves everything", Duration::from_secs(1), || {
+        b.count(Kind::Command) == 64 && b.count(Kind::Projection) == 16
+    });
+    println_took("after a leader resigned", took.await);
+    assert_eq!((a.count(Kind::Command), a.count(Kind::Projection)), (0, 0));
+    let view = look(&b.client).await.unwrap();
+    assert_eq!(view.leader.as_ref(), Some(b.member.id()));
+    let seat = view.members.iter().find(|seat| seat.id == *a.member.id()).unwrap();
+    assert!(seat.draining && a.member.guard().holds(), "it is a member yet: {seat:?}");
+    floor.check();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_leader_is_replaced_when_its_lease_has_ended() {
     let (servers, floor) = (broker().await, Arc::new(Floor::default()));
     let a = Worker::join(&servers, &floor, "a").await;
