@@ -10,8 +10,8 @@ pub struct Policies {
     /// Commands that a gateway stores in the queue, which are tried again within a budget: the same
     /// command again is recognised. They have no breaker.
     pub queue: Policy,
-    /// Gateways that an operator lists as equals: a tool goes on to the next one, within a budget,
-    /// and leaves out those that fail. It neither pauses nor looks at them between calls.
+    /// Gateways that an operator lists as equals: a tool goes on to the next one, within a budget.
+    /// What it knows of them lasts for one call, and it does not look at them in between.
     pub gateways: Policy,
 }
 
