@@ -239,12 +239,14 @@ pub(crate) struct Preferences {
 /// than [`ANSWER_TIMEOUT`]. Fails when it says something that is no time.
 pub(crate) fn deadline(headers: &HeaderMap) -> Result<Deadline, Problem> {
     let longest = Deadline::after(ANSWER_TIMEOUT);
-    let Some(text) = single(headers, &HeaderName::from_static("flexcore-timeout-ms"))? else {
-        return Ok(longest);
-    };
-    let asked = Deadline::parse(text, Instant::now())
-        .map_err(|error| Problem::new(&problems::BAD_REQUEST, error.to_string()))?;
-    Ok(asked.min(longest))
+    Ok(clients_deadline(headers)?.map_or(longest, |asked| asked.min(longest)))
+}
+
+/// Until when the client says that it waits; `None`: it does not say.
+pub(crate) fn clients_deadline(headers: &HeaderMap) -> Result<Option<Deadline>, Problem> {
+    let text = single(headers, &HeaderName::from_static("flexcore-timeout-ms"))?;
+    let asked = text.map(|text| Deadline::parse(text, Instant::now())).transpose();
+    asked.map_err(|error| Problem::new(&problems::BAD_REQUEST, error.to_string()))
 }
 
 pub(crate) fn preferences(headers: &HeaderMap) -> Preferences {

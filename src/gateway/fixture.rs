@@ -53,7 +53,7 @@ pub(crate) fn catalog() -> Catalog {
         name: name("delays"),
         description: "Delays.".to_owned(),
         place: Place::default(),
-        sql: "select 1".to_owned(),
+        sql: "select pg_sleep(:least)::text as slept".to_owned(),
         reads: vec![name("flights")],
         parameters: vec![Parameter {
             name: name("least"),

@@ -106,6 +106,7 @@ fn commands(catalog: &Catalog, paths: &mut Map<String, Value>) {
             },
             query("aggregate", true, &name_schema(), "The aggregate's kind."),
             query("id", true, &id_schema(), "The aggregate's id."),
+            parameter_ref("Flexcore-Timeout-Ms"),
         ],
         "responses": responses(
             &[
@@ -128,6 +129,7 @@ fn aggregates(catalog: &Catalog, paths: &mut Map<String, Value>) {
             "summary": aggregate.description,
             "parameters": [
                 parameter_ref("id"), parameter_ref("If-None-Match"),
+                parameter_ref("Flexcore-Timeout-Ms"),
                 query("at_version", false, &version, "The state as it was at this version."),
             ],
             "responses": responses(
@@ -146,7 +148,7 @@ fn aggregates(catalog: &Catalog, paths: &mut Map<String, Value>) {
             "tags": [name],
             "summary": format!("The events of one {name}, as a CloudEvents batch"),
             "parameters": [
-                parameter_ref("id"),
+                parameter_ref("id"), parameter_ref("Flexcore-Timeout-Ms"),
                 query("after_version", false, &after, "Events after this version."),
                 query("limit", false, &limit, "Most events; Link has the address of the next ones."),
             ],
@@ -185,6 +187,7 @@ fn read_model(model: &ReadModelDefinition) -> Value {
         query("cursor", false, &text, "next_cursor of the page before."),
         parameter_ref("min_position"),
         parameter_ref("wait_ms"),
+        parameter_ref("Flexcore-Timeout-Ms"),
     ]);
     let columns = model.columns.iter();
     let row: Map<String, Value> =
@@ -215,7 +218,8 @@ fn named_query(definition: &QueryDefinition) -> Value {
         query(parameter.name.as_str(), required, &schema, kind_words(parameter.kind))
     };
     let mut parameters: Vec<Value> = definition.parameters.iter().map(parameter).collect();
-    parameters.extend([parameter_ref("min_position"), parameter_ref("wait_ms")]);
+    let waits = ["min_position", "wait_ms", "Flexcore-Timeout-Ms"];
+    parameters.extend(waits.map(parameter_ref));
     let rows = json!({
         "type": "object",
         "required": ["rows"],
@@ -387,7 +391,8 @@ fn shared_parameters() -> Value {
         "Flexcore-Causation-Id": header("Flexcore-Causation-Id", command_id,
             "What caused the command."),
         "Flexcore-Timeout-Ms": header("Flexcore-Timeout-Ms", json!({"type": "integer"}),
-            "How long the client waits; what is not begun by then is not begun. At most 15000."),
+            "How long the client waits, in milliseconds, from 1: what is not begun by then is not \
+             begun. At most 15000, and for queries 45000."),
         "min_position": query("min_position", false, &text,
             "Answer from this position or later (repeatable, or with commas between)."),
         "wait_ms": query("wait_ms", false, &wait, "How long to wait for min_position."),

@@ -60,12 +60,15 @@ pub struct Settings {
     pub statement_timeout: Duration,
 }
 
+/// Longest time of one query unless configured.
+pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
             connections_max: 16,
             acquire_timeout: Duration::from_secs(2),
-            statement_timeout: Duration::from_secs(5),
+            statement_timeout: STATEMENT_TIMEOUT,
         }
     }
 }
@@ -131,6 +134,18 @@ impl ReadModels {
             "Postgres has {name} {setting}, so the profile power-loss would be a false promise: \
              `alter system set {name} = on` and reload, or start with --profile relaxed"
         )))
+    }
+
+    /// The same, for somebody who waits so long: Postgres gives each query up after that.
+    #[must_use]
+    pub fn within(&self, timeout: Duration) -> Self {
+        if timeout >= self.settings.statement_timeout {
+            return self.clone();
+        }
+        // Postgres takes 0 for no limit.
+        let statement_timeout = timeout.max(Duration::from_millis(1));
+        let settings = Settings { statement_timeout, ..(*self.settings).clone() };
+        Self { settings: Arc::new(settings), ..self.clone() }
     }
 
     /// Asks Postgres whether it answers.

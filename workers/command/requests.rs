@@ -189,6 +189,13 @@ impl Here {
         else {
             return Outcome::Unavailable { message: "not a question for a command".to_owned() };
         };
+        let known = deadline(message.headers.as_ref()).timeout("lane", self.known(key, id)).await;
+        known.unwrap_or_else(|_| Outcome::Unavailable {
+            message: "the log did not answer in time".to_owned(),
+        })
+    }
+
+    async fn known(&self, key: AggregateKey, id: CommandId) -> Outcome {
         match self.lanes.outcome(key.clone(), id.clone()).await {
             Some(Outcome::Accepted { version, position, .. }) => {
                 return Outcome::Accepted { version, position, replayed: false };

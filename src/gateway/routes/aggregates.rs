@@ -42,6 +42,7 @@ pub(crate) async fn state(
     let mut parameters = call.parameters()?;
     let at = parameters.take_parsed::<u64>("at_version", "a version")?;
     parameters.finish(&["at_version"])?;
+    let deadline = extract::deadline(&call.headers)?;
     let _place = shared.admission.read()?;
     let mut headers = async_nats::HeaderMap::new();
     headers.insert(field::TRACEPARENT, call.trace().as_str());
@@ -55,7 +56,7 @@ pub(crate) async fn state(
         subject,
         headers,
         Bytes::new(),
-        extract::deadline(&call.headers)?,
+        deadline,
         |_| true,
         Problem::unavailable,
     )
@@ -97,8 +98,10 @@ pub(crate) async fn events(
         let detail = format!("limit must be 1 to {EVENTS_PAGE_MAX}");
         return Err(Problem::new(&problems::INVALID_PARAMETER, detail));
     }
+    let deadline = extract::deadline(&call.headers)?;
     let _place = shared.admission.read()?;
-    let page = page(&shared, &key, after, limit).await?;
+    let page = deadline.timeout("log", page(&shared, &key, after, limit)).await;
+    let page = page.map_err(|_| Problem::unavailable(&"the log did not answer in time"))??;
     if page.version == 0 {
         return Err(missing(&shared.catalog(), &key));
     }

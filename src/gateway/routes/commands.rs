@@ -104,9 +104,10 @@ pub(crate) async fn outcome(
     let aggregate = AggregateName::parse(&parameters.take("aggregate")?.ok_or_else(missing)?)?;
     let aggregate_id = AggregateId::parse(&parameters.take("id")?.ok_or_else(missing)?)?;
     parameters.finish(&["aggregate", "id"])?;
+    let deadline = extract::deadline(&call.headers)?;
     let _place = shared.admission.read()?;
     let key = AggregateKey::new(call.tenant().clone(), aggregate, aggregate_id);
-    match outcome_of(&shared, &key, &id).await? {
+    match outcome_of(&shared, &key, &id, deadline).await? {
         Outcome::Overloaded { retry_after_s } => {
             Err(error::refused(Outcome::Overloaded { retry_after_s }, false))
         }
@@ -220,7 +221,8 @@ async fn queued(
             tokio::time::sleep_until((Instant::now() + pause).min(end)).await;
             pause = (pause * 2).min(LOOK_LONGEST);
             // The command is stored: a question that fails is only a question.
-            outcome = outcome_of(shared, key, id).await.unwrap_or(Outcome::Pending);
+            let deadline = Deadline::after(limits::ANSWER_TIMEOUT);
+            outcome = outcome_of(shared, key, id, deadline).await.unwrap_or(Outcome::Pending);
         }
         if matches!(outcome, Outcome::Unavailable { .. } | Outcome::Overloaded { .. }) {
             outcome = Outcome::Pending;
@@ -243,11 +245,11 @@ async fn outcome_of(
     shared: &Shared,
     key: &AggregateKey,
     id: &CommandId,
+    deadline: Deadline,
 ) -> Result<Outcome, Problem> {
     let mut headers = async_nats::HeaderMap::new();
     headers.insert(field::COMMAND_ID, id.as_str());
     let subject = |epoch| Command::outcome_subject(epoch, key);
-    let deadline = Deadline::after(limits::ANSWER_TIMEOUT);
     ask(shared, key, subject, headers, Bytes::new(), deadline, |_| true, Problem::unavailable).await
 }
 

@@ -4,10 +4,15 @@ use std::{fmt::Write, sync::Arc};
 
 use axum::{extract::State, http::StatusCode, response::Response};
 use flexcore_domain::{Name, definition};
-use flexcore_readmodel::Select;
+use flexcore_readmodel::{ReadModels, Select};
 
 use super::{JSON, answer};
-use crate::{error::Problem, extract::Call, postgres, problems, shared::Shared};
+use crate::{
+    error::Problem,
+    extract::{self, Call},
+    postgres, problems,
+    shared::Shared,
+};
 
 /// `GET /v1/query/{read_model}`
 pub(crate) async fn read_model(
@@ -28,12 +33,15 @@ pub(crate) async fn read_model(
     let mut parameters = call.parameters()?;
     let (positions, wait) = parameters.take_wait()?;
     let select = Select::parse(model, &parameters.rest())?;
+    let client = extract::clients_deadline(&call.headers)?;
     let _place = shared.admission.read()?;
     if !positions.is_empty() {
-        postgres::wait(&shared, std::slice::from_ref(&name), &positions, wait).await?;
+        let models = std::slice::from_ref(&name);
+        postgres::wait(&shared, client, models, &positions, wait).await?;
     }
-    let read = shared.read_models.select(call.tenant(), model, &select);
-    let page = postgres::read(&shared, read).await?;
+    let (tenant, select) = (call.tenant(), &select);
+    let read = async |rows: ReadModels| rows.select(tenant, model, select).await;
+    let page = postgres::read(&shared, client, read).await?;
     let mut body = format!("{{\"rows\":{}", page.rows);
     if let Some(cursor) = &page.next_cursor {
         let cursor = serde_json::to_string(cursor).expect("BUG: text serialises");
@@ -59,13 +67,13 @@ pub(crate) async fn named(
     let query: &definition::QueryDefinition = query;
     let mut parameters = call.parameters()?;
     let (positions, wait) = parameters.take_wait()?;
+    let client = extract::clients_deadline(&call.headers)?;
     let _place = shared.admission.read()?;
     if !positions.is_empty() {
-        postgres::wait(&shared, &query.reads, &positions, wait).await?;
+        postgres::wait(&shared, client, &query.reads, &positions, wait).await?;
     }
-    let parameters = parameters.rest();
-    let rows =
-        postgres::read(&shared, shared.read_models.run_query(call.tenant(), query, &parameters))
-            .await?;
+    let (tenant, parameters) = (call.tenant(), &parameters.rest());
+    let run = async |rows: ReadModels| rows.run_query(tenant, query, parameters).await;
+    let rows = postgres::read(&shared, client, run).await?;
     Ok(answer(StatusCode::OK, JSON, format!("{{\"rows\":{rows}}}")))
 }

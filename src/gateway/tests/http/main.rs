@@ -69,9 +69,25 @@ async fn answers_by_the_clients_deadline(gateway: &Gateway) {
     late.problem(503, "outcome-unknown");
     let took = started.elapsed();
     assert!(took >= Duration::from_millis(250) && took < Duration::from_secs(5), "{took:?}");
+    let asked = std::time::Instant::now();
+    let hasty = format!("{}Flexcore-Timeout-Ms: 300\r\n", bearer());
+    let path = "/v1/commands/c?aggregate=flight&id=silent";
+    gateway.send("GET", path, &hasty, "").await.problem(503, "unavailable");
+    let took = asked.elapsed();
+    assert!(took >= Duration::from_millis(250) && took < Duration::from_secs(5), "{took:?}");
     for wrong in ["0", "-1", "soon", "1.5"] {
         let header = format!("Flexcore-Timeout-Ms: {wrong}\r\n");
         gateway.command("depart", &header, "{}").await.problem(400, "bad-request");
+        for path in [
+            "/v1/commands/c?aggregate=flight&id=UA1",
+            "/v1/aggregates/flight/UA1",
+            "/v1/aggregates/flight/UA1/events",
+            "/v1/query/flights",
+            "/v1/queries/delays",
+        ] {
+            let header = format!("{}{header}", bearer());
+            gateway.send("GET", path, &header, "").await.problem(400, "bad-request");
+        }
     }
 }
 
@@ -415,6 +431,23 @@ async fn query_until_left_alone(gateway: &Gateway) -> usize {
         }
     }
     panic!("still asked after {queries} queries");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_gives_a_query_up_when_its_client_does() {
+    let gateway = start_on(settings(), Want::Both).await;
+    // More than there are connections, and each would take as long as any query may.
+    let hasty = format!("{}Flexcore-Timeout-Ms: 300\r\n", bearer());
+    let queries = (0..20).map(|_| gateway.send("GET", "/v1/queries/delays?least=30", &hasty, ""));
+    let began = std::time::Instant::now();
+    for answer in futures::future::join_all(queries).await {
+        assert_eq!(answer.status, 503, "{answer:?}");
+    }
+    let answer = gateway.get("/v1/queries/delays").await;
+    let took = began.elapsed();
+    assert_eq!(answer.body, r#"{"rows":[{"slept":""}]}"#, "the circuit is closed: {answer:?}");
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    gateway.servers.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

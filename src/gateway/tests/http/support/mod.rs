@@ -227,6 +227,7 @@ fn reply_to(message: &Message) -> Option<Value> {
     }
     if subject.starts_with("out.") {
         let outcome = match last {
+            "silent" => return None,
             "pending" => Outcome::Pending,
             "dead" => Outcome::Dead { reason: "why".to_owned() },
             _ => accepted(1),
