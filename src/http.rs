@@ -40,9 +40,13 @@ pub(crate) struct Answer {
 /// it must be harmless to repeat. Fails when none answers; an answer with an error status is an
 /// answer.
 pub(crate) async fn call(gateways: Vec<String>, call: Call<'_>) -> anyhow::Result<Answer> {
-    let listed = gateways.join(", ");
+    let (listed, several) = (gateways.join(", "), gateways.len() > 1);
     let policy = Policies::default().gateways;
     let gateways = Endpoints::new("gateways", gateways, Order::Preferred, policy);
+    if several {
+        // One that hangs would be waited for as long as a query may take.
+        gateways.look(|authority| is_alive(authority)).await;
+    }
     let judge = |result: &anyhow::Result<Answer>| match result {
         Ok(_) => Verdict::Success,
         Err(_) => Verdict::Failure,
@@ -57,6 +61,11 @@ pub(crate) async fn call(gateways: Vec<String>, call: Call<'_>) -> anyhow::Resul
         resilience::Error::Failed(error) => error.context(format!("no gateway answers: {listed}")),
         other => anyhow!("no gateway answers in time: {listed}: {other}"),
     })
+}
+
+async fn is_alive(authority: &str) -> bool {
+    let call = Call { method: Method::GET, path: "/livez", token: "", headers: &[], body: None };
+    exchange(authority, call).await.is_ok_and(|answer| answer.status.is_success())
 }
 
 async fn exchange(authority: &str, call: Call<'_>) -> anyhow::Result<Answer> {

@@ -114,6 +114,17 @@ impl<T> Endpoints<T> {
         }
     }
 
+    /// Looks at every endpoint once, at all of them at the same time: so that a caller who makes one
+    /// call does not have to find out by it. Takes as long as
+    /// [`crate::policy::CheckPolicy::timeout`] at most.
+    pub async fn look<'e, F>(&'e self, check: impl Fn(&'e T) -> F)
+    where
+        F: Future<Output = bool>,
+    {
+        let looks = (0..self.all.len()).map(|index| self.look_at(index, &check));
+        futures::future::join_all(looks).await;
+    }
+
     /// Looks at every endpoint again and again, for as long as it is polled: `check` says whether
     /// one answers. Endpoints that rest are looked at, too, so that they come back soon.
     pub async fn check<'e, F>(&'e self, check: impl Fn(&'e T) -> F)
@@ -131,13 +142,20 @@ impl<T> Endpoints<T> {
         let policy = self.policy.check;
         loop {
             tokio::time::sleep(policy.interval.mul_f64(2.0 * rand::random::<f64>())).await;
-            let ticket = self.circuits.with(|all, now| all[index].insist(now));
-            // A call is probing it: its outcome will tell.
-            let Some(ticket) = ticket else { continue };
-            let place = self.circuits.place(index, ticket);
-            let looked = tokio::time::timeout(policy.timeout, check(&self.all[index])).await;
-            place.leave(if looked == Ok(true) { Verdict::Success } else { Verdict::Failure });
+            self.look_at(index, check).await;
         }
+    }
+
+    async fn look_at<'e, F>(&'e self, index: usize, check: &impl Fn(&'e T) -> F)
+    where
+        F: Future<Output = bool>,
+    {
+        let ticket = self.circuits.with(|all, now| all[index].insist(now));
+        // A call is probing it: its outcome will tell.
+        let Some(ticket) = ticket else { return };
+        let place = self.circuits.place(index, ticket);
+        let looked = tokio::time::timeout(self.policy.check.timeout, check(&self.all[index])).await;
+        place.leave(if looked == Ok(true) { Verdict::Success } else { Verdict::Failure });
     }
 
     /// How the best of them stands.

@@ -10,8 +10,8 @@ pub struct Policies {
     /// Commands that a gateway stores in the queue, which are tried again within a budget: the same
     /// command again is recognised. They have no breaker.
     pub queue: Policy,
-    /// Gateways that an operator lists as equals: a tool goes on to the next one, within a budget.
-    /// What it knows of them lasts for one call, and it does not look at them in between.
+    /// Gateways that an operator lists as equals: a tool looks which of them are there, and goes on to
+    /// the next one, within a budget. What it knows of them lasts for one call.
     pub gateways: Policy,
 }
 
@@ -27,7 +27,12 @@ impl Default for Policies {
             pause_max: Duration::from_secs(2),
         };
         // A gateway may let a query wait for a position for 30 s; for a worker it waits 15 s at most.
-        let gateway = BreakerPolicy { slow_call: Duration::from_secs(35), ..Default::default() };
+        // One look is all that a tool has before its call.
+        let gateway = BreakerPolicy {
+            slow_call: Duration::from_secs(35),
+            failures_in_a_row: 1,
+            ..Default::default()
+        };
         Self {
             postgres: Policy { breaker: postgres, ..Policy::default() },
             queue: Policy { retry: elected, ..Policy::default() },

@@ -165,6 +165,13 @@ async fn tools_go_to_the_next_gateway_and_ask_for_health_without_a_shell() {
     let both = format!("127.0.0.1:1,{http}");
     let rows = cluster.run(&["query", "accounts", "--http", &both, "--json"]);
     assert!(rows.contains("\"rows\""), "{rows}");
+    // It takes connections, and answers nobody.
+    let hangs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let both = format!("{},{http}", hangs.local_addr().unwrap());
+    let began = std::time::Instant::now();
+    let rows = cluster.run(&["query", "accounts", "--http", &both, "--json"]);
+    assert!(rows.contains("\"rows\""), "{rows}");
+    assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     let well = cluster.run(&["healthcheck", &http]);
     assert!(well.starts_with("200"), "{well}");
     let output = flexcore().args(["healthcheck", "127.0.0.1:1"]).output().unwrap();

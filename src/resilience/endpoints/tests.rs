@@ -176,6 +176,23 @@ async fn failovers_are_within_the_budget_and_seen() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_look_finds_those_that_hang_and_those_that_fail() {
+    // One that fails at once would otherwise be due for a probe when the one that hangs is given up.
+    let pause_min = Duration::from_secs(5);
+    let breaker = BreakerPolicy { failures_in_a_row: 1, pause_min, ..BreakerPolicy::default() };
+    let policy = Policy { breaker, ..Policy::default() };
+    let fakes = [Does::Hang, Does::Fail, Does::Answer].map(Fake::new).into();
+    let all = Endpoints::new("t", fakes, Order::Preferred, policy);
+    let began = Instant::now();
+    all.look(async |fake: &Fake| fake.answer().await.is_ok()).await;
+    assert_eq!(began.elapsed(), policy.check.timeout, "all at once");
+    assert_eq!(all.calls(), [1, 1, 1]);
+    all.ask().await.unwrap();
+    assert_eq!(all.calls(), [0, 0, 1]);
+    assert_eq!(began.elapsed(), policy.check.timeout, "nobody was waited for");
+}
+
+#[tokio::test(start_paused = true)]
 async fn active_checks_find_what_is_down_and_what_is_back() {
     // Pauses so long that no call is a probe.
     let hour = Duration::from_secs(3_600);
