@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Application, Catalog, CommandHash,
-    CommandId, Commit, Event, EventName, Name, Tenant, definition::SourceFile,
+    CommandId, Commit, Event, EventName, Name, Tenant,
+    definition::{DEPLOYMENTS, SourceFile},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -15,7 +16,6 @@ use crate::{Error, EventStore, Expected, Filter, Recorded, topology, unavailable
 pub const TENANT: &str = "flexcore";
 /// Subjects of deployments.
 pub(crate) const SUBJECTS: &str = "evt.*.flexcore.application.*";
-const AGGREGATE: &str = "application";
 const DEPLOYED: &str = "deployed";
 
 /// Data of the event `application.deployed`.
@@ -36,7 +36,7 @@ pub struct Deployment {
 fn key(name: &Name) -> AggregateKey {
     AggregateKey::new(
         Tenant::parse(TENANT).expect("BUG: a valid tenant"),
-        AggregateName::parse(AGGREGATE).expect("BUG: a valid aggregate"),
+        AggregateName::parse(DEPLOYMENTS).expect("BUG: a valid aggregate"),
         AggregateId::parse(name.as_str()).expect("BUG: every name is an id"),
     )
 }
