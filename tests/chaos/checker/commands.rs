@@ -139,6 +139,60 @@ pub(crate) fn one_wins_a_version(story: &Story) -> Verdict {
     verdict
 }
 
+/// 4: an account's queued commands keep their order: one that was stored before another was sent comes
+/// first in the log. Of a command that was also sent another way the place in the queue says nothing.
+pub(crate) fn queued_keep_their_order(story: &Story) -> Verdict {
+    let mut verdict = Verdict::new(4, "an account's queued commands keep their order");
+    let commits = story.by_key();
+    let mut accounts: BTreeMap<(&str, &str), Vec<Queued<'_>>> = BTreeMap::new();
+    for ((tenant, key, tag), calls) in by_payload(story) {
+        let found = commits.get(&(tenant, key)).map_or(&[][..], Vec::as_slice);
+        let Some(commit) = found.iter().find(|commit| is_of(commit, tag)) else { continue };
+        let stored = calls.iter().filter(|call| call.told == Told::Queued);
+        let queued = Queued {
+            key,
+            sent_ns: calls.iter().map(|call| call.start_ns).min().unwrap_or(0),
+            stored_ns: stored.map(|call| call.end_ns).min(),
+            only: calls.iter().all(|call| call.way != Way::Wait),
+            sequence: commit.sequence,
+        };
+        accounts.entry((tenant, &calls[0].account)).or_default().push(queued);
+    }
+    for (account, mut queued) in accounts {
+        let mut stored: Vec<(u64, &str, u64)> =
+            queued.iter().filter_map(|one| Some((one.stored_ns?, one.key, one.sequence))).collect();
+        stored.sort_unstable();
+        queued.sort_unstable_by_key(|one| one.sent_ns);
+        let (mut stored, mut last) = (stored.into_iter().peekable(), None::<(u64, &str)>);
+        for one in queued.iter().filter(|one| one.only) {
+            while let Some((_, key, sequence)) = stored.next_if(|(at, ..)| *at < one.sent_ns) {
+                last = last.max(Some((sequence, key)));
+            }
+            let Some((sequence, before)) = last else { continue };
+            verdict.hold(sequence < one.sequence, || {
+                let Queued { key, sequence: at, .. } = one;
+                format!(
+                    "{account:?}: {before} was stored first, and is behind {key}: {sequence} > {at}"
+                )
+            });
+        }
+    }
+    verdict
+}
+
+/// A command that went into the queue, and into the log.
+struct Queued<'a> {
+    key: &'a str,
+    /// The first time.
+    sent_ns: u64,
+    /// When it was known to be in the queue; `None`: never.
+    stored_ns: Option<u64>,
+    /// It was not sent to an owner as well.
+    only: bool,
+    /// Of its commit.
+    sequence: u64,
+}
+
 /// 5: nothing that was acknowledged is missing: answered 2xx means an event, queued means an
 /// outcome.
 pub(crate) fn acknowledged_stay(story: &Story) -> Verdict {
@@ -277,6 +331,29 @@ mod tests {
         }
         let found = one_wins_a_version(&story).violations;
         assert!(found.len() == 1 && found[0].contains("one won"), "{found:?}");
+    }
+
+    #[test]
+    fn queued_commands_out_of_order_are_found() {
+        let mut story = story();
+        let mut queue = |key: &str, sent_ns: u64, sequence: u64| {
+            let mut queued = call(key, Told::Queued);
+            let sent_ns = 20_000_000_000 + sent_ns;
+            (queued.way, queued.start_ns, queued.end_ns) = (Way::Publish, sent_ns, sent_ns + 10);
+            story.calls.push(queued);
+            story.log.commits.push(commit(key, sequence, sequence));
+        };
+        queue("one", 1_000, 9);
+        // At the same time as the first: either may be first.
+        queue("two", 1_005, 8);
+        queue("three", 2_000, 10);
+        queue("four", 3_000, 7);
+        let verdict = queued_keep_their_order(&story);
+        assert_eq!((verdict.n, verdict.violations.len()), (5, 1), "{verdict:?}");
+        assert!(verdict.violations[0].contains("three was stored first, and is behind four"));
+        // Sent to its owner as well, it may come early.
+        story.calls.push(call("four", accepted(7, 7)));
+        assert_eq!(queued_keep_their_order(&story).violations.len(), 0);
     }
 
     #[test]

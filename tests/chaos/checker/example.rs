@@ -61,6 +61,13 @@ pub(crate) fn story() -> Story {
     let mut calls: Vec<Call> =
         (1..).zip(keys).map(|(version, key)| call(key, accepted(version, version))).collect();
     calls[2].if_match = Some(2);
+    // Two went through the queue, one after the other.
+    let mut queued = call("open", Told::Queued);
+    (queued.start_ns, queued.end_ns) = (1_000_000_000, 2_000_000_000);
+    for queued in [&mut queued].into_iter().chain(&mut calls[..2]) {
+        queued.way = Way::Queue;
+    }
+    calls.insert(0, queued);
     calls.insert(0, call("no", Told::Refused { status: 409, code: "too_little".to_owned() }));
     calls.insert(0, call("lost", Told::NoAnswer { why: "Timeout".to_owned() }));
     let account = ("alder".to_owned(), "a-g0".to_owned());

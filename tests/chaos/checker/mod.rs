@@ -105,6 +105,7 @@ pub(crate) fn all(story: &Story) -> Vec<Verdict> {
         log::listeners_miss_nothing(story),
         log::versions_follow(story),
         commands::one_wins_a_version(story),
+        commands::queued_keep_their_order(story),
         commands::acknowledged_stay(story),
         rows::rows_are_the_fold(story, &story.rows, "rows equal the fold of the log"),
     ];
