@@ -241,15 +241,18 @@ async fn keep_house(store: EventStore, lanes: Lanes, member: Member, stop: Cance
             let depth = lane.depth.load(Ordering::Relaxed);
             metrics::gauge!("flexcore_queue_depth", "lane" => number.to_string()).set(depth as f64);
         }
+        let waiting = metrics::gauge!("flexcore_commands_waiting");
         // One worker does it for all.
         if !assigned.borrow().of(Kind::Command).contains_key(&0) {
+            waiting.set(0.0);
             continue;
         }
         match store.purge_queue(seen).await {
-            Ok((purged, stored)) => {
-                seen = stored;
-                if purged > 0 {
-                    tracing::debug!(purged, "processed commands left the queue");
+            Ok(purged) => {
+                seen = purged.stored;
+                waiting.set(purged.waiting as f64);
+                if purged.gone > 0 {
+                    tracing::debug!(purged.gone, "processed commands left the queue");
                 }
             }
             Err(error) => tracing::debug!(%error, "the queue was not purged"),

@@ -78,24 +78,24 @@ impl EventStore {
         CommandPublisher(publish::Publisher::start(&self.acknowledged, groups))
     }
 
-    /// Removes those of the first `seen` commands that are settled in every slot. Returns how many went,
-    /// and how many have been stored by now: `seen` of the next call, some seconds later. Of those that
-    /// are stored in between a leader that was deposed knows nothing, and says that none are left.
-    pub async fn purge_queue(&self, seen: u64) -> Result<(u64, u64), Error> {
+    /// Removes those of the first `seen` commands that are settled in every slot. Of those that are
+    /// stored in between a leader that was deposed knows nothing, and says that none are left.
+    pub async fn purge_queue(&self, seen: u64) -> Result<Purged, Error> {
         let (queue, place, first_left) = self.first_left().await?;
         let first_kept = place.first_to_keep(first_left, seen);
-        if first_kept <= 1 {
-            return Ok((0, place.last));
+        let mut purged = Purged { gone: 0, stored: place.last, waiting: place.from(first_left) };
+        if first_kept > 1 {
+            let removed = queue.purge().sequence(first_kept).await.map_err(unavailable)?;
+            purged.gone = removed.purged;
         }
-        let purged = queue.purge().sequence(first_kept).await.map_err(unavailable)?;
-        Ok((purged.purged, place.last))
+        Ok(purged)
     }
 
     /// Commands that have no outcome yet: 0 exactly when there are none, and otherwise at most so
     /// many, since some behind the first of them may have one.
     pub async fn queue_depth(&self) -> Result<u64, Error> {
         let (_, place, first_left) = self.first_left().await?;
-        Ok(first_left.map_or(0, |first| place.last.max(first) - first + 1))
+        Ok(place.from(first_left))
     }
 
     /// Stream sequence of the first command, over all slots, that is not known to be settled; and
@@ -117,6 +117,17 @@ impl EventStore {
     }
 }
 
+/// What a purge of the queue found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Purged {
+    /// Commands that it removed.
+    pub gone: u64,
+    /// How many have been stored by now: `seen` of the next purge, some seconds later.
+    pub stored: u64,
+    /// As [`EventStore::queue_depth`].
+    pub waiting: u64,
+}
+
 /// The queue's stream, and where it ended when it was looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
@@ -127,6 +138,11 @@ struct Place {
 }
 
 impl Place {
+    /// How many there are from the first that is left on.
+    fn from(self, first_left: Option<u64>) -> u64 {
+        first_left.map_or(0, |first| self.last.max(first) - first + 1)
+    }
+
     fn of(info: &stream::Info) -> Self {
         let made_ns = info.created.unix_timestamp_nanos();
         Self { made_ns: made_ns.try_into().unwrap_or(i64::MAX), last: info.state.last_sequence }

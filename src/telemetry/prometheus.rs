@@ -47,6 +47,12 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "Time from a lane's taking up a command or a question to its answer",
     ),
     (
+        "flexcore_commands_waiting",
+        Kind::Gauge,
+        Unit::Count,
+        "Stored commands from the first on that is not settled; 0 where another worker looks",
+    ),
+    (
         "flexcore_queue_depth",
         Kind::Gauge,
         Unit::Count,

@@ -99,7 +99,11 @@ impl Here {
             // The epoch is the subscription's own.
             let (kind, rest) = (parts.next(), parts.nth(1));
             let body = match kind.zip(rest) {
-                Some(("req", rest)) => to_bytes(&here.command(rest, &message).await),
+                Some(("req", rest)) => {
+                    let outcome = here.command(rest, &message).await;
+                    count(&outcome);
+                    to_bytes(&outcome)
+                }
                 Some(("get", rest)) => to_bytes(&here.state(rest, &message).await),
                 Some(("out", rest)) => to_bytes(&here.outcome(rest, &message).await),
                 _ => here.catalog_version(subject),
@@ -123,11 +127,9 @@ impl Here {
         }
         let until = deadline(message.headers.as_ref());
         let answer = tracing::Instrument::instrument(self.lanes.command(command, until), span);
-        let outcome = until.timeout("lane", answer).await.unwrap_or_else(|_| {
-            Outcome::Unavailable { message: "the log did not answer in time".to_owned() }
-        });
-        count(&outcome);
-        outcome
+        until.timeout("lane", answer).await.unwrap_or_else(|_| Outcome::Unavailable {
+            message: "the log did not answer in time".to_owned(),
+        })
     }
 
     async fn state(&self, rest: &str, message: &Message) -> StateReply {
@@ -289,7 +291,9 @@ pub(super) fn read_command(
     let id = match id_of(header::OWN_COMMAND_ID)? {
         Some(id) => id,
         None => id_of(header::COMMAND_ID)?.ok_or_else(|| {
-            invalid(header::COMMAND_ID, "every command needs an id in this header".to_owned())
+            let reason =
+                format!("every command needs an id, here or in {}", header::OWN_COMMAND_ID);
+            invalid(header::COMMAND_ID, reason)
         })?,
     };
     let actor = header(header::ACTOR).unwrap_or("nats");

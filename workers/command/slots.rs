@@ -1,7 +1,7 @@
 //! Which slots this worker serves: it follows the cluster's map.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     pin::pin,
     time::Duration,
 };
@@ -51,15 +51,7 @@ pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) 
     loop {
         let now = assigned.borrow_and_update().clone();
         let (wanted, leaving) = (now.of(Kind::Command), now.leaving(Kind::Command));
-        for (number, slot) in &serving {
-            if wanted.get(number) == Some(&slot.epoch) {
-                continue;
-            }
-            slot.leave.cancel();
-            if leaving.get(number) != Some(&slot.epoch) {
-                slot.lost.cancel();
-            }
-        }
+        leave(&serving, &wanted, &leaving);
         for (number, epoch) in &wanted {
             let Some(slot) = Slot::new(*number) else { continue };
             if serving.contains_key(number) {
@@ -101,6 +93,23 @@ pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) 
     while tasks.join_next().await.is_some() {}
     let followed = assigned.borrow().followed;
     member.report(Kind::Command, followed, BTreeSet::new());
+}
+
+/// Leaves what is not wanted any more; what is not even to be left in order is lost.
+fn leave(
+    serving: &HashMap<u16, Serving>,
+    wanted: &BTreeMap<u16, u64>,
+    leaving: &BTreeMap<u16, u64>,
+) {
+    for (number, slot) in serving {
+        if wanted.get(number) == Some(&slot.epoch) {
+            continue;
+        }
+        slot.leave.cancel();
+        if leaving.get(number) != Some(&slot.epoch) {
+            slot.lost.cancel();
+        }
+    }
 }
 
 /// Serves a slot until it is to be left. Returns when nothing of it is under way.

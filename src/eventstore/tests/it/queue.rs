@@ -17,8 +17,10 @@ async fn put(store: &EventStore, key: &AggregateKey, id: &str) {
 
 /// Removes what may go. Returns how much that was, and how much is left.
 async fn purge(store: &EventStore) -> (u64, u64) {
-    let (_, seen) = store.purge_queue(0).await.unwrap();
-    let (purged, _) = store.purge_queue(seen).await.unwrap();
+    let seen = store.purge_queue(0).await.unwrap().stored;
+    let purged = store.purge_queue(seen).await.unwrap();
+    assert_eq!(purged.waiting, store.queue_depth().await.unwrap());
+    let purged = purged.gone;
     let stream = store.jetstream().get_stream(topology::COMMANDS).await.unwrap();
     (purged, stream.cached_info().state.messages)
 }
