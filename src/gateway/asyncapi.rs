@@ -126,16 +126,26 @@ fn command_headers() -> Value {
     let id = json!({"type": "string", "pattern": "^[A-Za-z0-9_:-]{1,128}$"});
     json!({
         "type": "object",
-        "required": [header::COMMAND_ID],
+        "anyOf": [{"required": [header::OWN_COMMAND_ID]}, {"required": [header::COMMAND_ID]}],
         "properties": {
+            (header::OWN_COMMAND_ID): {
+                "type": "string",
+                "pattern": "^[A-Za-z0-9_:-]{1,128}$",
+                "description": "The command's id: the same command again has the same. The broker \
+                                does not look at it.",
+            },
             (header::COMMAND_ID): {
                 "type": "string",
                 "pattern": "^[A-Za-z0-9_:-]{1,128}$",
-                "description": "The command's id: the same command again has the same. Do not use \
-                                one id for two aggregates; the broker itself takes a second message \
-                                with it for a repetition, for 100 ms.",
+                "description": "The command's id where Flexcore-Command-Id is absent. Do not use one \
+                                id for two aggregates: the broker itself takes a second message with \
+                                it for a repetition, for 100 ms.",
             },
-            (header::ACTOR): {"type": "string", "pattern": "^[A-Za-z0-9_:.@-]{1,128}$"},
+            (header::ACTOR): {
+                "type": "string",
+                "pattern": "^[A-Za-z0-9_:.@-]{1,128}$",
+                "description": "Who sends it; nats where it is absent.",
+            },
             (header::EXPECTED_VERSION): {"type": "string", "pattern": "^[0-9]+$"},
             (header::CORRELATION_ID): id,
             (header::CAUSATION_ID): id,

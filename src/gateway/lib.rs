@@ -17,6 +17,7 @@ mod problems;
 mod request;
 mod router;
 mod routes;
+mod schema;
 mod shared;
 
 use std::sync::Arc;

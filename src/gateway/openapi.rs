@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     limits::{EVENTS_PAGE_DEFAULT, EVENTS_PAGE_MAX, WAIT_DEFAULT, WAIT_MAX},
     problems::{self, Kind},
+    schema::{column_schema, id_schema, kind_words, name_schema, nullable},
 };
 
 /// The contract over HTTP as an OpenAPI 3.1 document. Same catalog, same text.
@@ -384,15 +385,16 @@ fn shared_parameters() -> Value {
             "The version that the aggregate must have, as its ETag; \"0\": it must not exist yet."),
         "If-None-Match": header("If-None-Match", text.clone(), "Answer 304 at this version."),
         "Prefer": header("Prefer", text.clone(),
-            "respond-async: store the command and answer 202; with wait=N look N seconds for the \
-             outcome first."),
+            "respond-async: store the command and answer 202; with wait=N look N seconds, 30 at most, \
+             for the outcome first."),
         "Flexcore-Correlation-Id": header("Flexcore-Correlation-Id", command_id.clone(),
             "What the command belongs to."),
         "Flexcore-Causation-Id": header("Flexcore-Causation-Id", command_id,
             "What caused the command."),
-        "Flexcore-Timeout-Ms": header("Flexcore-Timeout-Ms", json!({"type": "integer"}),
-            "How long the client waits, in milliseconds, from 1: what is not begun by then is not \
-             begun. At most 15000, and for queries 45000."),
+        "Flexcore-Timeout-Ms": header("Flexcore-Timeout-Ms", json!({"type": "integer", "minimum": 1}),
+            "How long the client waits, in milliseconds; more than 15000 (queries: 45000) counts as \
+             that. What is not begun by then is not begun. A worker works on a waiting client's \
+             command for 8000 at most. With Prefer: respond-async it bounds the storing only."),
         "min_position": query("min_position", false, &text,
             "Answer from this position or later (repeatable, or with commas between)."),
         "wait_ms": query("wait_ms", false, &wait, "How long to wait for min_position."),
@@ -465,40 +467,4 @@ fn parameter_ref(name: &str) -> Value {
 fn query(name: &str, required: bool, schema: &Value, about: &str) -> Value {
     json!({"name": name, "in": "query", "required": required, "schema": schema,
         "description": about})
-}
-
-fn name_schema() -> Value {
-    json!({"type": "string", "pattern": "^[a-z][a-z0-9_]{0,39}$"})
-}
-
-fn id_schema() -> Value {
-    json!({"type": "string", "pattern": "^[A-Za-z0-9_-]{1,128}$"})
-}
-
-fn column_schema(kind: ColumnKind) -> Value {
-    match kind {
-        ColumnKind::Text => json!({"type": "string"}),
-        ColumnKind::Integer => json!({"type": "integer", "format": "int64"}),
-        ColumnKind::Number => json!({"type": "number", "format": "double"}),
-        ColumnKind::Boolean => json!({"type": "boolean"}),
-        ColumnKind::Timestamp => json!({"type": "string", "format": "date-time"}),
-        ColumnKind::Date => json!({"type": "string", "format": "date"}),
-    }
-}
-
-fn kind_words(kind: ColumnKind) -> &'static str {
-    match kind {
-        ColumnKind::Text => "Text.",
-        ColumnKind::Integer => "An integer.",
-        ColumnKind::Number => "A number.",
-        ColumnKind::Boolean => "true or false.",
-        ColumnKind::Timestamp => "A time, RFC 3339.",
-        ColumnKind::Date => "A date, YYYY-MM-DD.",
-    }
-}
-
-fn nullable(mut schema: Value) -> Value {
-    let kind = schema["type"].take();
-    schema["type"] = json!([kind, "null"]);
-    schema
 }

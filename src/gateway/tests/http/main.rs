@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "the whole file is tests")]
 
 mod broker;
+mod postgres;
 mod support;
 
 use std::{num::NonZeroU32, time::Duration};
@@ -13,8 +14,7 @@ use flexcore_domain::{
 };
 use flexcore_eventstore::Expected;
 use flexcore_gateway::{Settings, limits};
-use flexcore_servers::Want;
-use support::{Gateway, bearer, read, settings, start, start_on, token};
+use support::{Gateway, bearer, read, settings, start, token};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -413,71 +413,6 @@ async fn what_is_too_much_is_turned_away_with_an_answer() {
     silent.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     assert_eq!(read(&mut silent).await.status, 503);
     drop(held);
-    gateway.servers.stop().await;
-}
-
-/// Queries until the breaker has opened; returns how many that took.
-async fn query_until_left_alone(gateway: &Gateway) -> usize {
-    let mut queries = 0;
-    while queries < 20 {
-        let (one, two) =
-            tokio::join!(gateway.get("/v1/query/flights"), gateway.get("/v1/queries/delays"));
-        for answer in [one, two] {
-            let document = answer.problem(503, "unavailable");
-            if document["detail"].as_str().unwrap().contains("left alone") {
-                return queries;
-            }
-            queries += 1;
-        }
-    }
-    panic!("still asked after {queries} queries");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn postgres_gives_a_query_up_when_its_client_does() {
-    let gateway = start_on(settings(), Want::Both).await;
-    // More than there are connections, and each would take as long as any query may.
-    let hasty = format!("{}Flexcore-Timeout-Ms: 300\r\n", bearer());
-    let queries = (0..20).map(|_| gateway.send("GET", "/v1/queries/delays?least=30", &hasty, ""));
-    let began = std::time::Instant::now();
-    for answer in futures::future::join_all(queries).await {
-        assert_eq!(answer.status, 503, "{answer:?}");
-    }
-    let answer = gateway.get("/v1/queries/delays").await;
-    let took = began.elapsed();
-    assert_eq!(answer.body, r#"{"rows":[{"slept":""}]}"#, "the circuit is closed: {answer:?}");
-    assert!(took < Duration::from_secs(4), "{took:?}");
-    gateway.servers.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn while_postgres_is_away_queries_are_answered_at_once_and_commands_go_on() {
-    let mut gateway = start_on(settings(), Want::Both).await;
-    gateway.get("/v1/query/flights").await.problem(503, "read-model-building");
-    gateway.servers.postgres.as_mut().unwrap().kill().await.unwrap();
-    let queries = query_until_left_alone(&gateway).await;
-    assert!(queries <= 6, "five failures, and one beside the fifth: {queries}");
-    let mut fastest = Duration::MAX;
-    for path in ["/v1/query/flights", "/v1/queries/delays", "/v1/query/flights?min_position=1-7-9"]
-    {
-        let began = std::time::Instant::now();
-        let refused = gateway.get(path).await;
-        fastest = fastest.min(began.elapsed());
-        refused.problem(503, "unavailable");
-        let wait_s: u64 = refused.header("retry-after").unwrap().parse().unwrap();
-        assert!((1..=5).contains(&wait_s), "{refused:?}");
-    }
-    // The fastest, because this machine may be busy with other tests.
-    assert!(fastest < Duration::from_millis(10), "{fastest:?}");
-    assert_eq!(gateway.command("depart", "", "{}").await.status, 200);
-    assert_eq!(gateway.get("/v1/aggregates/flight/UA1").await.status, 200);
-
-    gateway.servers.postgres.as_mut().unwrap().start_again().await.unwrap();
-    let back = std::time::Instant::now();
-    while gateway.get("/v1/query/flights").await.json()["type"] != "/problems/read-model-building" {
-        assert!(back.elapsed() < Duration::from_secs(10), "it is not asked again");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
     gateway.servers.stop().await;
 }
 

@@ -1,0 +1,72 @@
+//! Queries whose Postgres is slow, or away.
+
+use std::time::{Duration, Instant};
+
+use flexcore_servers::Want;
+
+use crate::support::{Gateway, bearer, settings, start_on};
+
+/// Queries until the breaker has opened; returns how many that took.
+async fn query_until_left_alone(gateway: &Gateway) -> usize {
+    let mut queries = 0;
+    while queries < 20 {
+        let (one, two) =
+            tokio::join!(gateway.get("/v1/query/flights"), gateway.get("/v1/queries/delays"));
+        for answer in [one, two] {
+            let document = answer.problem(503, "unavailable");
+            if document["detail"].as_str().unwrap().contains("left alone") {
+                return queries;
+            }
+            queries += 1;
+        }
+    }
+    panic!("still asked after {queries} queries");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_gives_a_query_up_when_its_client_does() {
+    let gateway = start_on(settings(), Want::Both).await;
+    // More than there are connections, and each would take as long as any query may.
+    let hasty = format!("{}Flexcore-Timeout-Ms: 300\r\n", bearer());
+    let queries = (0..20).map(|_| gateway.send("GET", "/v1/queries/delays?least=30", &hasty, ""));
+    let began = Instant::now();
+    for answer in futures::future::join_all(queries).await {
+        assert_eq!(answer.status, 503, "{answer:?}");
+    }
+    let answer = gateway.get("/v1/queries/delays").await;
+    let took = began.elapsed();
+    assert_eq!(answer.body, r#"{"rows":[{"slept":""}]}"#, "the circuit is closed: {answer:?}");
+    assert!(took < Duration::from_secs(4), "{took:?}");
+    gateway.servers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_postgres_is_away_queries_are_answered_at_once_and_commands_go_on() {
+    let mut gateway = start_on(settings(), Want::Both).await;
+    gateway.get("/v1/query/flights").await.problem(503, "read-model-building");
+    gateway.servers.postgres.as_mut().unwrap().kill().await.unwrap();
+    let queries = query_until_left_alone(&gateway).await;
+    assert!(queries <= 6, "five failures, and one beside the fifth: {queries}");
+    let mut fastest = Duration::MAX;
+    for path in ["/v1/query/flights", "/v1/queries/delays", "/v1/query/flights?min_position=1-7-9"]
+    {
+        let began = Instant::now();
+        let refused = gateway.get(path).await;
+        fastest = fastest.min(began.elapsed());
+        refused.problem(503, "unavailable");
+        let wait_s: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+        assert!((1..=5).contains(&wait_s), "{refused:?}");
+    }
+    // The fastest, because this machine may be busy with other tests.
+    assert!(fastest < Duration::from_millis(10), "{fastest:?}");
+    assert_eq!(gateway.command("depart", "", "{}").await.status, 200);
+    assert_eq!(gateway.get("/v1/aggregates/flight/UA1").await.status, 200);
+
+    gateway.servers.postgres.as_mut().unwrap().start_again().await.unwrap();
+    let back = Instant::now();
+    while gateway.get("/v1/query/flights").await.json()["type"] != "/problems/read-model-building" {
+        assert!(back.elapsed() < Duration::from_secs(10), "it is not asked again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    gateway.servers.stop().await;
+}
