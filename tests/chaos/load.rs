@@ -33,7 +33,7 @@ const OPENED_BEFORE: Duration = Duration::from_secs(6);
 const AGAIN_AFTER_MS: std::ops::Range<u64> = 50..250;
 /// Arrivals that are under way at once, each a client with a connection of its own: fewer than the
 /// gateways have room for. What arrives beyond it is counted and not sent.
-const CLIENTS_MAX: usize = 2_000;
+const CLIENTS_MAX: usize = 6_000;
 /// Own writes that queries look for.
 const RECENT_MAX: usize = 64;
 /// Longest wait of a query for its position.

@@ -46,6 +46,9 @@ const NO_LOG_WAIT: Duration = Duration::from_secs(15);
 /// The kind of node that leads the log's stream.
 pub(crate) const LOG_LEADER: &str = "the log's leader";
 
+/// A broker that loses its disk as well.
+pub(crate) const LOST_NATS: &str = "nats and its disk";
+
 /// What an experiment works with.
 pub(crate) struct Rig {
     pub(crate) cluster: Cluster,
@@ -105,16 +108,17 @@ impl Rig {
         rig
     }
 
-    /// Some node of a kind: `worker`, `gateway`, `nats`, `postgres`, or [`LOG_LEADER`].
+    /// Some node of a kind: `worker`, `gateway`, `nats`, `postgres`, [`LOG_LEADER`] or [`LOST_NATS`].
     pub(crate) async fn member_of(&mut self, kind: &str) -> String {
         let count = match kind {
             "postgres" => return kind.to_owned(),
             LOG_LEADER => return self.log_leader().await,
-            "nats" => 3,
+            "nats" | LOST_NATS => 3,
             "gateway" => self.cluster.shape.gateways,
             _ => self.cluster.shape.workers,
         };
-        format!("{kind}-{}", self.random.random_range(1..=count))
+        let role = if kind == LOST_NATS { "nats" } else { kind };
+        format!("{role}-{}", self.random.random_range(1..=count))
     }
 
     /// Starts the load.

@@ -1,18 +1,21 @@
-//! Random SIGKILLs, of pairs too; what was killed is started again after a pause. And SIGTERMs of
-//! gateways and workers, which must not fail anybody's request.
+//! Random SIGKILLs, of pairs too, and of brokers whose disk is lost with them; what was killed is started
+//! again after a pause. And SIGTERMs of gateways and workers, which must not fail anybody's request.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use rand::{RngExt as _, seq::IndexedRandom as _};
 
 use super::Extent;
 use crate::{
     checker::answers::Stop,
-    rig::{CALM, LOG_LEADER, RECOVERY_MOST, Rig},
+    rig::{CALM, LOG_LEADER, LOST_NATS, RECOVERY_MOST, Rig},
 };
 
 /// What is killed, with how often among the others.
-const VICTIMS: [(&[&str], u32); 7] = [
+const VICTIMS: [(&[&str], u32); 9] = [
     (&["worker"], 4),
     (&["gateway"], 2),
     (&["nats"], 2),
@@ -20,6 +23,8 @@ const VICTIMS: [(&[&str], u32); 7] = [
     (&["postgres"], 2),
     (&["worker", "gateway"], 1),
     (&["worker", "postgres"], 1),
+    (&["worker", "nats"], 1),
+    (&[LOST_NATS], 1),
 ];
 /// What a worker's death may cost beyond its lease.
 const WORKER_BEYOND_LEASE_MS: f64 = 3_000.0;
@@ -40,6 +45,9 @@ pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
         }
         let fault = rig.fault(&format!("SIGKILL of {}", victims.join(" and ")));
         victims.iter().for_each(|victim| rig.cluster.kill(victim));
+        if *kinds == [LOST_NATS] {
+            fs::remove_dir_all(rig.cluster.data(&victims[0]).join("store")).unwrap();
+        }
         let pause = Duration::from_millis(rig.random.random_range(200..3_000));
         tokio::time::sleep(pause).await;
         victims.iter().for_each(|victim| rig.cluster.run(victim));
