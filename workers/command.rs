@@ -64,8 +64,9 @@ impl Default for Settings {
 /// Questions that one lane takes on for waiting clients before it answers "overloaded": about
 /// 100 ms of work.
 const LANE_DEPTH_MAX: usize = 2_048;
-/// How long the last answers may take once the worker is told to stop.
-const DRAIN_TIMEOUT: Duration = slots::TOLD_MAX.saturating_add(slots::LEAVE_MAX);
+/// How long the last answers may take once the worker is told to stop, with a second for saying so.
+const DRAIN_TIMEOUT: Duration =
+    crate::TOLD_MAX.saturating_add(slots::LEAVE_MAX).saturating_add(Duration::from_secs(1));
 /// How often the queue is purged and its depth measured.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
 

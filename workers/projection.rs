@@ -52,8 +52,22 @@ pub async fn run(
         token.cancel();
     }
     while readers.tasks.join_next().await.is_some() {}
-    worker.member.report(Kind::Projection, worker.owned.followed, BTreeSet::new());
+    let _ = tokio::time::timeout(crate::TOLD_MAX, handed_over(&worker.member)).await;
     result
+}
+
+/// Says that nothing is served any more, until the map has taken the shares: they are given to others
+/// when their owner has said so in answer to a map that asks for it.
+async fn handed_over(member: &Member) {
+    let mut assigned = member.assigned();
+    loop {
+        let now = assigned.borrow_and_update().clone();
+        member.report(Kind::Projection, now.followed, BTreeSet::new());
+        let none = now.of(Kind::Projection).is_empty() && now.leaving(Kind::Projection).is_empty();
+        if none || member.is_alone(Kind::Projection) || assigned.changed().await.is_err() {
+            return;
+        }
+    }
 }
 
 /// The share that a read model belongs to.

@@ -15,6 +15,7 @@ use crate::support::{
 
 /// Short, so that a test can outlast it.
 const LEASE: Duration = Duration::from_secs(3);
+const SHORT: &[&str] = &["--lease", "3"];
 const SLOTS: usize = 64;
 
 /// Slots by the name of their owner.
@@ -44,9 +45,9 @@ fn id_of(view: &Value, name: &str) -> String {
 }
 
 /// A gateway and two workers that share the slots, and the bank.
-async fn two_workers() -> Cluster {
+async fn two_workers(options: &[&str]) -> Cluster {
     let mut cluster = Cluster::new().await;
-    cluster.with(&["--lease", "3"]);
+    cluster.with(options);
     for (role, name) in [("gateway", "gateway"), ("worker", "one"), ("worker", "two")] {
         cluster.start(role, name);
     }
@@ -59,7 +60,7 @@ async fn two_workers() -> Cluster {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_owner_that_wakes_up_does_no_harm() {
     let seed = seed("cluster");
-    let cluster = two_workers().await;
+    let cluster = two_workers(SHORT).await;
     let target = cluster.target();
     load::open(&target).await;
     let load = Load::start(seed, 6, 2, target);
@@ -84,7 +85,7 @@ async fn a_paused_owner_that_wakes_up_does_no_harm() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_is_drained_and_a_killed_one_is_replaced() {
-    let mut cluster = two_workers().await;
+    let mut cluster = two_workers(SHORT).await;
     let view = owners(&cluster, &[("one", SLOTS / 2), ("two", SLOTS / 2)]).await;
     let (one, leader) = (id_of(&view, "one"), view["leader"].as_str().unwrap().to_owned());
     let drained = cluster.run(&["cluster", "drain", &one, "--json"]);
@@ -112,12 +113,12 @@ async fn a_member_is_drained_and_a_killed_one_is_replaced() {
     assert_eq!(output.status.code(), Some(1), "nobody serves: {}", texts(&output).0);
 }
 
-/// Workers come and are told to stop under load, the leader first: nobody who waits sees it, and
+/// Workers come and are told to stop under load, a leader among them: nobody who waits sees it, and
 /// nothing of the queue that was processed is processed again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_is_told_to_stop_leaves_nothing_open() {
     let seed = seed("stop");
-    let mut cluster = two_workers().await;
+    let mut cluster = two_workers(&[]).await;
     let target = cluster.target();
     load::open(&target).await;
     let load = Load::start(seed, 6, 2, target);
@@ -160,7 +161,7 @@ async fn a_worker_that_is_told_to_stop_leaves_nothing_open() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tools_go_to_the_next_gateway_and_ask_for_health_without_a_shell() {
-    let cluster = two_workers().await;
+    let cluster = two_workers(SHORT).await;
     let http = cluster.target().http;
     let both = format!("127.0.0.1:1,{http}");
     let rows = cluster.run(&["query", "accounts", "--http", &both, "--json"]);

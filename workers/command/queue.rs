@@ -201,6 +201,9 @@ impl Reader {
                 Err(_) => false,
             };
         }
+        if is_done {
+            metrics::counter!("flexcore_commands_total", "outcome" => "replayed").increment(1);
+        }
         Ok(Next { message, sequence, kills, is_done })
     }
 
@@ -231,7 +234,6 @@ impl Reader {
         let read = read_command(rest, message.headers.as_ref(), &message.payload);
         let number = under_way.take_up(message, sequence);
         if is_done {
-            metrics::counter!("flexcore_commands_total", "outcome" => "replayed").increment(1);
             return under_way.settle(number, Instant::now());
         }
         let outcome = match read {

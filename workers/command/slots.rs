@@ -21,10 +21,6 @@ const RETRY: Duration = Duration::from_millis(200);
 /// How long a slot that is to be left may take to answer what it has taken on; then it is given away
 /// all the same, and what is left of it meets the new owner's commits.
 pub(super) const LEAVE_MAX: Duration = Duration::from_secs(10);
-/// How long a worker that stops waits for the map to say so. Until then it is asked, and answers; after
-/// that nobody asks it any more. The leader takes a tenth of it, and another leader must be found first
-/// when it is the leader that stops.
-pub(super) const TOLD_MAX: Duration = Duration::from_secs(2);
 
 /// A slot that is served.
 struct Serving {
@@ -46,7 +42,7 @@ pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) 
     let mut slots: HashMap<task::Id, u16> = HashMap::new();
     let mut too_late = pin!(async {
         stop.cancelled().await;
-        tokio::time::sleep(TOLD_MAX).await;
+        tokio::time::sleep(crate::TOLD_MAX).await;
     });
     loop {
         let now = assigned.borrow_and_update().clone();
@@ -68,12 +64,12 @@ pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) 
         metrics::gauge!("flexcore_slots_owned").set(wanted.len() as f64);
         member.report(Kind::Command, now.followed, serves);
         let stops = stop.is_cancelled();
-        if stops && (wanted.is_empty() || member.is_alone(Kind::Command)) {
+        if stops && (member.is_alone(Kind::Command) || wanted.is_empty() && serving.is_empty()) {
             break;
         }
         tokio::select! {
             () = stop.cancelled(), if !stops => {}
-            () = &mut too_late => break,
+            () = &mut too_late, if !wanted.is_empty() => break,
             changed = assigned.changed() => if changed.is_err() { break },
             Some(ended) = tasks.join_next_with_id() => {
                 // A task that panicked has left its slot as well: it is taken up anew.
