@@ -4,7 +4,7 @@
 use std::{future::Future, time::Duration};
 
 use flexcore_domain::{Name, Position};
-use flexcore_readmodel::{Error, ReadModels, STATEMENT_TIMEOUT, look_timeout};
+use flexcore_readmodel::{Error, ReadModels, look_timeout};
 use flexcore_resilience::{self as resilience, Deadline, Verdict};
 use tokio::time::Instant;
 
@@ -22,7 +22,25 @@ where
 {
     let deadline = until(client);
     let read = read(shared.read_models.within(deadline.remaining(Instant::now())));
-    Ok(shared.postgres.call(deadline, judge, read).await?)
+    call(shared, client, deadline, read).await.map_err(Problem::from)
+}
+
+/// Asks Postgres, unless it is left alone for now. What a client ended says nothing about Postgres,
+/// whether its end is noticed here or there.
+async fn call<T>(
+    shared: &Shared,
+    client: Option<Deadline>,
+    deadline: Deadline,
+    asked: impl Future<Output = Result<T, Error>>,
+) -> Result<T, resilience::Error<Error>> {
+    let is_over = || client.is_some_and(|client| client.is_over(Instant::now()));
+    let judge = |result: &_| if is_over() { Verdict::Neutral } else { judge(result) };
+    match shared.postgres.call(deadline, judge, asked).await {
+        Err(resilience::Error::Failed(Error::Timeout(_))) if is_over() => {
+            Err(resilience::Error::TimedOut { target: "postgres" })
+        }
+        result => result,
+    }
 }
 
 fn until(client: Option<Deadline>) -> Deadline {
@@ -41,19 +59,20 @@ pub(crate) async fn wait(
     wait: Duration,
 ) -> Result<(), Problem> {
     let wait = client.map_or(wait, |client| wait.min(client.remaining(Instant::now()) * 9 / 10));
+    let waits = Deadline::after(wait);
     let look = shared.read_models.look(read_models, positions);
     let deadline = until(client).within(look_timeout(wait));
-    let looked = shared.postgres.call(deadline, judge, look).await;
+    let looked = call(shared, client, deadline, look).await;
     let unreached = match looked {
         Ok(None) => return Ok(()),
         Ok(Some(unreached)) => unreached,
-        // The client's own wait is over.
-        Err(resilience::Error::TimedOut { .. }) if wait < READ_TIMEOUT => {
+        // The client's own wait is over, and it has time left to hear of it.
+        Err(resilience::Error::TimedOut { .. }) if client.is_none() && wait < READ_TIMEOUT => {
             return Err(Error::Timeout(wait).into());
         }
         Err(error) => return Err(error.into()),
     };
-    if unreached.reached(wait).await? {
+    if unreached.reached(waits.remaining(Instant::now())).await? {
         return Ok(());
     }
     read(shared, client, |_| async { Err(unreached.missing().await) }).await
@@ -62,8 +81,6 @@ pub(crate) async fn wait(
 /// Whether Postgres did its part.
 fn judge<T>(result: &Result<T, Error>) -> Verdict {
     match result {
-        // A client that waits for a moment only says nothing about Postgres.
-        Err(Error::Timeout(after)) if *after < STATEMENT_TIMEOUT => Verdict::Neutral,
         Err(Error::Unavailable(_) | Error::Timeout(_)) => Verdict::Failure,
         Ok(_) | Err(Error::NotBuilt(_) | Error::NotYet { .. } | Error::TooManyRows { .. }) => {
             Verdict::Success
@@ -84,7 +101,6 @@ mod tests {
         assert_eq!(of(Error::NotBuilt("flights".to_owned())), Verdict::Success);
         assert_eq!(of(Error::Unavailable("no connection in time".to_owned())), Verdict::Failure);
         assert_eq!(of(Error::Timeout(Duration::from_secs(5))), Verdict::Failure);
-        assert_eq!(of(Error::Timeout(Duration::from_millis(4_999))), Verdict::Neutral);
         assert_eq!(of(Error::InvalidCursor), Verdict::Neutral);
         assert_eq!(of(Error::TooManyWaiters), Verdict::Neutral);
     }

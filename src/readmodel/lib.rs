@@ -60,15 +60,12 @@ pub struct Settings {
     pub statement_timeout: Duration,
 }
 
-/// Longest time of one query unless configured.
-pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-
 impl Default for Settings {
     fn default() -> Self {
         Self {
             connections_max: 16,
             acquire_timeout: Duration::from_secs(2),
-            statement_timeout: STATEMENT_TIMEOUT,
+            statement_timeout: Duration::from_secs(5),
         }
     }
 }
@@ -136,7 +133,8 @@ impl ReadModels {
         )))
     }
 
-    /// The same, for somebody who waits so long: Postgres gives each query up after that.
+    /// The same, for somebody who waits so long: Postgres gives each query up after that, once there is
+    /// a connection for it.
     #[must_use]
     pub fn within(&self, timeout: Duration) -> Self {
         if timeout >= self.settings.statement_timeout {
