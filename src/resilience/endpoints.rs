@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use futures::{StreamExt, stream::FuturesOrdered};
 use tokio::time::Instant;
 
 use crate::{
@@ -114,15 +115,16 @@ impl<T> Endpoints<T> {
         }
     }
 
-    /// Looks at every endpoint once, at all of them at the same time: so that a caller who makes one
-    /// call does not have to find out by it. Takes as long as
+    /// Looks at the endpoints once, at all of them at the same time, until the first that answers is
+    /// known: so that a caller who makes one call does not have to find out by it. Takes as long as
     /// [`crate::policy::CheckPolicy::timeout`] at most.
     pub async fn look<'e, F>(&'e self, check: impl Fn(&'e T) -> F)
     where
         F: Future<Output = bool>,
     {
-        let looks = (0..self.all.len()).map(|index| self.look_at(index, &check));
-        futures::future::join_all(looks).await;
+        let look = |index| self.look_at(index, &check);
+        let mut looks: FuturesOrdered<_> = (0..self.all.len()).map(look).collect();
+        while looks.next().await == Some(false) {}
     }
 
     /// Looks at every endpoint again and again, for as long as it is polled: `check` says whether
@@ -146,16 +148,19 @@ impl<T> Endpoints<T> {
         }
     }
 
-    async fn look_at<'e, F>(&'e self, index: usize, check: &impl Fn(&'e T) -> F)
+    /// Whether it answers.
+    async fn look_at<'e, F>(&'e self, index: usize, check: &impl Fn(&'e T) -> F) -> bool
     where
         F: Future<Output = bool>,
     {
         let ticket = self.circuits.with(|all, now| all[index].insist(now));
         // A call is probing it: its outcome will tell.
-        let Some(ticket) = ticket else { return };
+        let Some(ticket) = ticket else { return false };
         let place = self.circuits.place(index, ticket);
         let looked = tokio::time::timeout(self.policy.check.timeout, check(&self.all[index])).await;
-        place.leave(if looked == Ok(true) { Verdict::Success } else { Verdict::Failure });
+        let answers = looked == Ok(true);
+        place.leave(if answers { Verdict::Success } else { Verdict::Failure });
+        answers
     }
 
     /// How the best of them stands.

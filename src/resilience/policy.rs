@@ -31,6 +31,8 @@ impl Default for Policies {
         let gateway = BreakerPolicy {
             slow_call: Duration::from_secs(35),
             failures_in_a_row: 1,
+            // Longer than that look.
+            pause_min: Duration::from_secs(3),
             ..Default::default()
         };
         Self {

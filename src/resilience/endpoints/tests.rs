@@ -6,7 +6,7 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 use tokio::time::sleep;
 
 use super::*;
-use crate::policy::{BreakerPolicy, BudgetPolicy};
+use crate::policy::{BreakerPolicy, BudgetPolicy, Policies};
 
 /// What one endpoint does, and how often it was called.
 #[derive(Debug)]
@@ -177,10 +177,7 @@ async fn failovers_are_within_the_budget_and_seen() {
 
 #[tokio::test(start_paused = true)]
 async fn one_look_finds_those_that_hang_and_those_that_fail() {
-    // One that fails at once would otherwise be due for a probe when the one that hangs is given up.
-    let pause_min = Duration::from_secs(5);
-    let breaker = BreakerPolicy { failures_in_a_row: 1, pause_min, ..BreakerPolicy::default() };
-    let policy = Policy { breaker, ..Policy::default() };
+    let policy = Policies::default().gateways;
     let fakes = [Does::Hang, Does::Fail, Does::Answer].map(Fake::new).into();
     let all = Endpoints::new("t", fakes, Order::Preferred, policy);
     let began = Instant::now();
@@ -190,6 +187,16 @@ async fn one_look_finds_those_that_hang_and_those_that_fail() {
     all.ask().await.unwrap();
     assert_eq!(all.calls(), [0, 0, 1]);
     assert_eq!(began.elapsed(), policy.check.timeout, "nobody was waited for");
+    let fakes = [Does::Fail, Does::Answer, Does::Hang].map(Fake::new).into();
+    let all = Endpoints::new("t", fakes, Order::Preferred, policy);
+    all.look(async |fake: &Fake| fake.answer().await.is_ok()).await;
+    all.ask().await.unwrap();
+    assert_eq!(all.calls()[..2], [1, 2]);
+    assert_eq!(
+        began.elapsed(),
+        policy.check.timeout,
+        "one that would not be asked is not waited for"
+    );
 }
 
 #[tokio::test(start_paused = true)]
