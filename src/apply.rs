@@ -62,6 +62,9 @@ pub(crate) async fn run(
 /// Reads and checks a folder, its JavaScript included.
 pub(crate) fn read(folder: &Path) -> anyhow::Result<Application> {
     let application = application_folder::read(folder)?;
+    if application.aggregates.keys().any(|name| name.as_str() == catalog::AGGREGATE) {
+        bail!("aggregate `{}` is the platform's own: choose another name", catalog::AGGREGATE);
+    }
     if let Err(problems) = script::check(&application) {
         bail!(application_folder::listed(&problems));
     }

@@ -23,7 +23,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::{
-    aggregate::DEPLOYMENTS,
     compare::{Comparison, compare},
     problem::Problem,
 };

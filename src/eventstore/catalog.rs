@@ -4,8 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Application, Catalog, CommandHash,
-    CommandId, Commit, Event, EventName, Name, Tenant,
-    definition::{DEPLOYMENTS, SourceFile},
+    CommandId, Commit, Event, EventName, Name, Tenant, definition::SourceFile,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -16,6 +15,9 @@ use crate::{Error, EventStore, Expected, Filter, Recorded, topology, unavailable
 pub const TENANT: &str = "flexcore";
 /// Subjects of deployments.
 pub(crate) const SUBJECTS: &str = "evt.*.flexcore.application.*";
+/// The aggregate of that tenant whose commits are the deployments: no application may have one of this
+/// name, or its commands would write to the same subjects.
+pub const AGGREGATE: &str = "application";
 const DEPLOYED: &str = "deployed";
 
 /// Data of the event `application.deployed`.
@@ -36,7 +38,7 @@ pub struct Deployment {
 fn key(name: &Name) -> AggregateKey {
     AggregateKey::new(
         Tenant::parse(TENANT).expect("BUG: a valid tenant"),
-        AggregateName::parse(DEPLOYMENTS).expect("BUG: a valid aggregate"),
+        AggregateName::parse(AGGREGATE).expect("BUG: a valid aggregate"),
         AggregateId::parse(name.as_str()).expect("BUG: every name is an id"),
     )
 }

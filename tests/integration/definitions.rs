@@ -143,6 +143,10 @@ async fn what_would_make_recorded_events_unreadable_is_refused() {
     let thief = Files::one("thieves", &format!("{}\n", include_str!("bank/account.yaml")));
     let said = app::refused(&dev, &thief);
     assert!(said.contains("account") && said.contains("bank"), "{said}");
+    // The name under which deployments are recorded.
+    let platform = counter("application");
+    let said = app::refused(&dev, &platform);
+    assert!(said.contains("`application` is the platform's own"), "{said}");
     assert_eq!(raise(&http, "sheep", "c-1", r#"{"by":2}"#).await.ok()["version"], json!(2));
 
     // With a new version of the event and its upcast it is accepted, and old events are read.

@@ -13,9 +13,6 @@ use super::{
 };
 use crate::names::{AggregateName, CommandName, EventName};
 
-/// The aggregate of the platform's own tenant whose commits are the deployments.
-pub const DEPLOYMENTS: &str = "application";
-
 /// Most commands of an aggregate, and most events: a table of each is kept by every worker.
 const MEMBERS_MAX: usize = 256;
 
@@ -30,9 +27,6 @@ pub(super) fn read(node: &Node, notes: &mut Notes) -> Option<AggregateDefinition
     let fields = Fields::of(node, "an aggregate", &known, notes)?;
     let name = fields.required("aggregate", notes)?;
     let text = notes.text(name, "an aggregate's name")?;
-    if text == DEPLOYMENTS {
-        notes.add::<()>(name.line, format!("`{text}` is the platform's own; choose another name"));
-    }
     let name = notes.name(AggregateName::parse, text, name.line);
     let commands = fields
         .required("commands", notes)

@@ -34,7 +34,6 @@ fn the_small_application_is_right() {
 fn aggregates() {
     check(&[
         ("aggregate: order", "aggregate: Order", "1", "must match"),
-        ("aggregate: order", "aggregate: application", "1", "the platform's own"),
         ("aggregate: order", "agregate: order", "1", "did you mean `aggregate`?"),
         ("description: An", "descripton: An", "2", "did you mean `description`?"),
         ("description: An order.", "description: [a]", "2", "must be a text, and is a list"),
