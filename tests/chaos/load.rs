@@ -32,8 +32,9 @@ const OPENED_BEFORE: Duration = Duration::from_secs(6);
 /// Pause before a command whose outcome is not known is sent again.
 const AGAIN_AFTER_MS: std::ops::Range<u64> = 50..250;
 /// Arrivals that are under way at once, each a client with a connection of its own: fewer than the
-/// gateways have room for. What arrives beyond it is counted and not sent.
-const CLIENTS_MAX: usize = 6_000;
+/// gateways have room for, and as many as two cores can be clients beside a cluster. What arrives beyond
+/// it is counted and not sent. With three times as many no more was sent, but connections failed.
+const CLIENTS_MAX: usize = 2_000;
 /// Own writes that queries look for.
 const RECENT_MAX: usize = 64;
 /// Longest wait of a query for its position.
