@@ -7,7 +7,6 @@ pub mod projection;
 
 use std::time::Duration;
 
-/// How long a worker that stops waits for the map to say so. Until then it is asked, and answers; after
-/// that nobody asks it any more. The leader takes a tenth of it, and another leader must be found first
-/// when it is the leader that stops.
+/// How long a worker that stops waits for the map to say so. Until the map does it is asked, and answers.
+/// A leader takes a twentieth of it; when it is the leader that stops, another must be found first.
 const TOLD_MAX: Duration = Duration::from_secs(2);

@@ -52,6 +52,7 @@ pub async fn run(
         token.cancel();
     }
     while readers.tasks.join_next().await.is_some() {}
+    worker.member.resign();
     let _ = tokio::time::timeout(crate::TOLD_MAX, handed_over(&worker.member)).await;
     result
 }
@@ -60,11 +61,12 @@ pub async fn run(
 /// when their owner has said so in answer to a map that asks for it.
 async fn handed_over(member: &Member) {
     let mut assigned = member.assigned();
+    let alone = member.is_alone(Kind::Projection).await;
     loop {
         let now = assigned.borrow_and_update().clone();
         member.report(Kind::Projection, now.followed, BTreeSet::new());
         let none = now.of(Kind::Projection).is_empty() && now.leaving(Kind::Projection).is_empty();
-        if none || member.is_alone(Kind::Projection) || assigned.changed().await.is_err() {
+        if none || alone || assigned.changed().await.is_err() {
             return;
         }
     }

@@ -13,8 +13,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    Error, Kind, LEASE, Map, MemberId, Serves,
-    bucket::Bucket,
+    Error, Kind, LEASE, Map, MemberId, Record, Serves,
+    bucket::{Bucket, Entry},
     node::{Ends, Node, RENEWALS},
 };
 
@@ -96,6 +96,7 @@ impl Guard {
 #[derive(Clone)]
 pub struct Member {
     id: MemberId,
+    bucket: Bucket,
     guard: Guard,
     map: watch::Receiver<Arc<Map>>,
     assigned: watch::Receiver<Assigned>,
@@ -120,7 +121,7 @@ impl Member {
         let (leaving, gone) = (CancellationToken::new(), CancellationToken::new());
         let resigning = CancellationToken::new();
         let guard = Guard { origin: Instant::now(), until_ms: Arc::default() };
-        let mut node = Node::new(bucket, id.clone(), &settings, guard.clone());
+        let mut node = Node::new(bucket.clone(), id.clone(), &settings, guard.clone());
         node.told = Some((tell_map, tell_assigned));
         let hints = node.start().await?;
         let task = tokio::spawn({
@@ -133,7 +134,19 @@ impl Member {
             }
         });
         let task = Arc::new(AbortOnDropHandle::new(task));
-        Ok(Self { id, guard, map, assigned, reports, looks, resigning, leaving, gone, _task: task })
+        Ok(Self {
+            id,
+            bucket,
+            guard,
+            map,
+            assigned,
+            reports,
+            looks,
+            resigning,
+            leaving,
+            gone,
+            _task: task,
+        })
     }
 
     /// Its id.
@@ -172,14 +185,16 @@ impl Member {
         let _ = self.looks.send(());
     }
 
-    /// Whether nobody else serves a kind, as far as the map says: then what this member leaves has no
-    /// new owner to wait for.
-    #[must_use]
-    pub fn is_alone(&self, kind: Kind) -> bool {
-        let map = self.map.borrow();
-        let mut owners =
-            map.places.get(&kind).into_iter().flatten().filter_map(|p| p.owner.as_ref());
-        owners.all(|owner| *owner == self.id)
+    /// Whether nobody else is there to serve a kind, or nobody says so: then what this member leaves has
+    /// no new owner to wait for.
+    pub async fn is_alone(&self, kind: Kind) -> bool {
+        let Ok(members) = self.bucket.entries("member").await else { return true };
+        let serves = |entry: &Entry| {
+            entry
+                .parse::<Record>()
+                .is_some_and(|member| member.kinds.contains(&kind) && !member.leaving)
+        };
+        !members.iter().any(|(id, entry)| id != self.id.as_str() && serves(entry))
     }
 
     /// Leads no longer, and does not want to: it is about to leave. What it serves is given to others

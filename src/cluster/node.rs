@@ -155,8 +155,9 @@ impl Node {
             tokio::select! {
                 () = ends.leaving.cancelled() => break,
                 () = ends.resigning.cancelled(), if !self.record.leaving => {
+                    // First: the next leader then plans without us from the beginning.
                     self.record.leaving = true;
-                    self.renew_at = Instant::now();
+                    self.renew().await;
                     self.resign().await;
                 }
                 () = tokio::time::sleep_until(wake) => {}

@@ -135,7 +135,7 @@ impl Reader {
                 () = stop.cancelled(), if open => open = false,
                 next = in_turn.next(), if open && under_way.has_room() => {
                     match self.in_order(next, under_way.taken()) {
-                        Some(next) => self.take_up(next, &mut under_way, &to),
+                        Some(next) => self.take_up(next, settled, &mut under_way, &to),
                         None => open = false,
                     }
                 }
@@ -201,9 +201,6 @@ impl Reader {
                 Err(_) => false,
             };
         }
-        if is_done {
-            metrics::counter!("flexcore_commands_total", "outcome" => "replayed").increment(1);
-        }
         Ok(Next { message, sequence, kills, is_done })
     }
 
@@ -226,6 +223,7 @@ impl Reader {
     fn take_up(
         &self,
         next: Next,
+        settled: u64,
         under_way: &mut UnderWay<jetstream::Message>,
         to: &mpsc::UnboundedSender<(u64, Outcome)>,
     ) {
@@ -234,6 +232,9 @@ impl Reader {
         let read = read_command(rest, message.headers.as_ref(), &message.payload);
         let number = under_way.take_up(message, sequence);
         if is_done {
+            if sequence > settled {
+                metrics::counter!("flexcore_commands_total", "outcome" => "replayed").increment(1);
+            }
             return under_way.settle(number, Instant::now());
         }
         let outcome = match read {

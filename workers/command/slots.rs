@@ -32,8 +32,8 @@ struct Serving {
 }
 
 /// Serves the slots that are assigned until the token is cancelled and the map says that others are to
-/// have them; leaves those that are not assigned any more, and tells the cluster when nothing of them
-/// is under way.
+/// have them, if there are others, and says so in time. Leaves those that are not assigned any more, and
+/// tells the cluster when nothing of them is under way.
 pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) {
     let mut assigned = member.assigned();
     let mut serving: HashMap<u16, Serving> = HashMap::new();
@@ -64,11 +64,11 @@ pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) 
         metrics::gauge!("flexcore_slots_owned").set(wanted.len() as f64);
         member.report(Kind::Command, now.followed, serves);
         let stops = stop.is_cancelled();
-        if stops && (member.is_alone(Kind::Command) || wanted.is_empty() && serving.is_empty()) {
+        if stops && wanted.is_empty() && serving.is_empty() {
             break;
         }
         tokio::select! {
-            () = stop.cancelled(), if !stops => {}
+            () = stop.cancelled(), if !stops => if member.is_alone(Kind::Command).await { break },
             () = &mut too_late, if !wanted.is_empty() => break,
             changed = assigned.changed() => if changed.is_err() { break },
             Some(ended) = tasks.join_next_with_id() => {

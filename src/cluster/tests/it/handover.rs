@@ -68,10 +68,10 @@ async fn one_that_resigns_is_told_to_leave_its_places_and_gets_no_others() {
     let (servers, floor) = (broker().await, Arc::new(Floor::default()));
     let a = Worker::join(&servers, &floor, "a").await;
     until("a serves everything", SOON, || a.count(Kind::Command) == 64).await;
-    assert!(a.member.is_alone(Kind::Command));
+    assert!(a.member.is_alone(Kind::Command).await);
     let b = Worker::join(&servers, &floor, "b").await;
     until("half each", SOON, || b.count(Kind::Command) == 32 && a.count(Kind::Command) == 32).await;
-    assert!(!a.member.is_alone(Kind::Command));
+    assert!(!a.member.is_alone(Kind::Command).await);
     assert_eq!(look(&b.client).await.unwrap().leader.as_ref(), Some(a.member.id()));
     // It is the leader: another has to be found first.
     a.member.resign();
@@ -83,6 +83,7 @@ async fn one_that_resigns_is_told_to_leave_its_places_and_gets_no_others() {
     let view = look(&b.client).await.unwrap();
     assert_eq!(view.leader.as_ref(), Some(b.member.id()));
     let seat = view.members.iter().find(|seat| seat.id == *a.member.id()).unwrap();
+    assert!(b.member.is_alone(Kind::Command).await, "the other is about to end");
     assert!(seat.draining && a.member.guard().holds(), "it is a member yet: {seat:?}");
     floor.check();
 }
