@@ -25,18 +25,22 @@ where
     call(shared, client, deadline, read).await.map_err(Problem::from)
 }
 
-/// Asks Postgres, unless it is left alone for now. What a client ended says nothing about Postgres,
-/// whether its end is noticed here or there.
+/// Asks Postgres, unless it is left alone for now. What a client ended says nothing about Postgres:
+/// neither where we give it up, nor where Postgres does, which is told how long the client waits.
 async fn call<T>(
     shared: &Shared,
     client: Option<Deadline>,
     deadline: Deadline,
     asked: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, resilience::Error<Error>> {
-    let is_over = || client.is_some_and(|client| client.is_over(Instant::now()));
-    let judge = |result: &_| if is_over() { Verdict::Neutral } else { judge(result) };
+    let usual = shared.read_models.statement_timeout();
+    let hasty = client.is_some_and(|client| client.remaining(Instant::now()) < usual);
+    let judge = |result: &Result<T, Error>| match result {
+        Err(Error::Timeout(_)) if hasty => Verdict::Neutral,
+        result => judge(result),
+    };
     match shared.postgres.call(deadline, judge, asked).await {
-        Err(resilience::Error::Failed(Error::Timeout(_))) if is_over() => {
+        Err(resilience::Error::Failed(Error::Timeout(_))) if hasty => {
             Err(resilience::Error::TimedOut { target: "postgres" })
         }
         result => result,
@@ -58,6 +62,7 @@ pub(crate) async fn wait(
     positions: &[Position],
     wait: Duration,
 ) -> Result<(), Problem> {
+    let asked = wait;
     let wait = client.map_or(wait, |client| wait.min(client.remaining(Instant::now()) * 9 / 10));
     let waits = Deadline::after(wait);
     let look = shared.read_models.look(read_models, positions);
@@ -66,8 +71,8 @@ pub(crate) async fn wait(
     let unreached = match looked {
         Ok(None) => return Ok(()),
         Ok(Some(unreached)) => unreached,
-        // The client's own wait is over, and it has time left to hear of it.
-        Err(resilience::Error::TimedOut { .. }) if client.is_none() && wait < READ_TIMEOUT => {
+        // The wait that was asked for is over, and not the time in which the client hears of it.
+        Err(resilience::Error::TimedOut { .. }) if wait == asked && wait < READ_TIMEOUT => {
             return Err(Error::Timeout(wait).into());
         }
         Err(error) => return Err(error.into()),

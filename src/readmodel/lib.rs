@@ -146,6 +146,12 @@ impl ReadModels {
         Self { settings: Arc::new(settings), ..self.clone() }
     }
 
+    /// After how long Postgres gives a query up.
+    #[must_use]
+    pub fn statement_timeout(&self) -> Duration {
+        self.settings.statement_timeout
+    }
+
     /// Asks Postgres whether it answers.
     pub async fn ping(&self) -> Result<(), Error> {
         sqlx::query("select 1").execute(&self.pool).await?;
