@@ -26,10 +26,11 @@ impl Default for Policies {
             pause_min: Duration::from_millis(200),
             pause_max: Duration::from_secs(2),
         };
-        // A gateway may let a query wait for a position for 30 s; for a worker it waits 15 s at most.
+        // A gateway may let a query wait for a position for 30 s, and read for 8 s then; for a worker it
+        // waits 15 s at most.
         // One look is all that a tool has before its call.
         let gateway = BreakerPolicy {
-            slow_call: Duration::from_secs(35),
+            slow_call: Duration::from_secs(40),
             failures_in_a_row: 1,
             // Longer than that look.
             pause_min: Duration::from_secs(3),
