@@ -139,11 +139,11 @@ pub(crate) fn one_wins_a_version(story: &Story) -> Verdict {
     verdict
 }
 
-/// 4: an account's queued commands keep their order: one that was stored before another was sent comes
-/// first in the log. Of a command that was also sent another way the place in the queue says nothing;
-/// nor of one that its place may have had refused, and a copy that was stored later not.
+/// 4: an account's queued deposits keep their order: one that was stored before another was sent comes
+/// first in the log. Of one that was also sent another way the place in the queue says nothing. Nor of a
+/// withdrawal: it may be refused in its place, and a copy that was stored later not.
 pub(crate) fn queued_keep_their_order(story: &Story) -> Verdict {
-    let mut verdict = Verdict::new(4, "an account's queued commands keep their order");
+    let mut verdict = Verdict::new(4, "an account's queued deposits keep their order");
     let commits = story.by_key();
     let mut accounts: BTreeMap<(&str, &str), Vec<Queued<'_>>> = BTreeMap::new();
     for ((tenant, key, tag), calls) in by_payload(story) {

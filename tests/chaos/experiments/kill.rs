@@ -43,7 +43,8 @@ pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
         for kind in kinds {
             victims.push(rig.member_of(kind).await);
         }
-        let fault = rig.fault(&format!("SIGKILL of {}", victims.join(" and ")));
+        let disk = if *kinds == [LOST_NATS] { ", its disk is lost" } else { "" };
+        let fault = rig.fault(&format!("SIGKILL of {}{disk}", victims.join(" and ")));
         victims.iter().for_each(|victim| rig.cluster.kill(victim));
         if *kinds == [LOST_NATS] {
             fs::remove_dir_all(rig.cluster.data(&victims[0]).join("store")).unwrap();
