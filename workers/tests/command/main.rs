@@ -2,14 +2,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
 
-use std::{sync::Arc, time::Duration};
+mod deciders;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_nats::{HeaderMap, Message, Subscriber};
-use flexcore_cluster::{Kind, LEASE, LEASE_MIN, Member, Owners};
+use deciders::{Accepts, Panics, Refuses, Slow};
+use flexcore_cluster::{Kind, LEASE, LEASE_MIN, Member, Owners, look};
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandHash, CommandId,
-    CommandName, Commit, Context, Decider, Decision, Event, EventName, NewEvent, Outcome, Refusal,
-    State, Tenant, command::header,
+    CommandName, Commit, Event, EventName, Outcome, Tenant, command::header,
 };
 use flexcore_eventstore::{EventStore, Expected, Profile, topology};
 use flexcore_servers::{Options, Servers, Sync, Want};
@@ -23,88 +25,11 @@ use tokio_util::sync::CancellationToken;
 /// Long enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A decider with a bug.
-struct Panics;
-
-impl Decider for Panics {
-    fn decide(
-        &mut self,
-        _: &State,
-        _: &CommandName,
-        _: &RawValue,
-        _: &Context,
-    ) -> Result<Decision, Refusal> {
-        panic!("a bug, on purpose");
-    }
-
-    fn evolve(&mut self, state: &State, _: &[Event]) -> Result<State, Refusal> {
-        Ok(state.clone())
-    }
-}
-
-/// A decider that accepts everything, with so many events.
-struct Accepts(usize);
-
-impl Decider for Accepts {
-    fn decide(
-        &mut self,
-        state: &State,
-        _: &CommandName,
-        _: &RawValue,
-        _: &Context,
-    ) -> Result<Decision, Refusal> {
-        let event = NewEvent {
-            event: EventName::parse("added").unwrap(),
-            schema_version: 1,
-            data: RawValue::from_string("{}".to_owned()).unwrap(),
-        };
-        Ok(Decision { events: vec![event; self.0], state: state.clone() })
-    }
-
-    fn evolve(&mut self, state: &State, _: &[Event]) -> Result<State, Refusal> {
-        Ok(state.clone())
-    }
-}
-
-/// A decider that takes so long over what it accepts.
-struct Slow(Duration);
-
-impl Decider for Slow {
-    fn decide(
-        &mut self,
-        state: &State,
-        name: &CommandName,
-        payload: &RawValue,
-        context: &Context,
-    ) -> Result<Decision, Refusal> {
-        std::thread::sleep(self.0);
-        Accepts(1).decide(state, name, payload, context)
-    }
-
-    fn evolve(&mut self, state: &State, _: &[Event]) -> Result<State, Refusal> {
-        Ok(state.clone())
-    }
-}
-
-/// A decider that takes so long to refuse, and says when it begins.
-struct Refuses(Duration, Arc<Notify>);
-
-impl Decider for Refuses {
-    fn decide(
-        &mut self,
-        _: &State,
-        _: &CommandName,
-        _: &RawValue,
-        _: &Context,
-    ) -> Result<Decision, Refusal> {
-        self.1.notify_one();
-        std::thread::sleep(self.0);
-        Err(Refusal::Rejected { code: "closed".to_owned(), message: "not today".to_owned() })
-    }
-
-    fn evolve(&mut self, state: &State, _: &[Event]) -> Result<State, Refusal> {
-        Ok(state.clone())
-    }
+/// The epochs of all slots, when the member has them.
+async fn everything(member: &Member) -> BTreeMap<u16, u64> {
+    let mut assigned = member.assigned();
+    let all = assigned.wait_for(|now| now.of(Kind::Command).len() == 64);
+    tokio::time::timeout(PATIENCE, all).await.unwrap().unwrap().of(Kind::Command)
 }
 
 struct Rig {
@@ -138,7 +63,7 @@ impl Rig {
         &self,
         native: command::NativeDeciders,
     ) -> JoinHandle<Result<(), flexcore_eventstore::Error>> {
-        self.work_as(self.member(LEASE).await, native)
+        self.work_as(self.member(LEASE).await, native, CancellationToken::new())
     }
 
     async fn member(&self, lease: Duration) -> Member {
@@ -151,10 +76,10 @@ impl Rig {
         &self,
         member: Member,
         native: command::NativeDeciders,
+        stop: CancellationToken,
     ) -> JoinHandle<Result<(), flexcore_eventstore::Error>> {
         let settings = command::Settings { native, ..command::Settings::default() };
         let (_deployed, catalog) = watch::channel(Arc::new(Catalog::default()));
-        let stop = CancellationToken::new();
         tokio::spawn(command::run(self.store.clone(), catalog, member, settings, stop))
     }
 
@@ -400,14 +325,12 @@ async fn an_owner_whose_lease_has_ended_refuses_nothing() {
     let rig = Rig::start().await;
     let (begun, takes) = (Arc::new(Notify::new()), LEASE_MIN + Duration::from_secs(1));
     let member = rig.member(LEASE_MIN).await;
-    let (guard, mut assigned) = (member.guard(), member.assigned());
+    let guard = member.guard();
     let notes = begun.clone();
-    let worker =
-        rig.work_as(member, Arc::new(move |_| Some(Box::new(Refuses(takes, notes.clone())))));
-    let slot = rig.key.slot().number();
-    let map = assigned.wait_for(|now| now.of(Kind::Command).contains_key(&slot));
-    let epoch =
-        tokio::time::timeout(PATIENCE, map).await.unwrap().unwrap().of(Kind::Command)[&slot];
+    let refuses: command::NativeDeciders =
+        Arc::new(move |_| Some(Box::new(Refuses(takes, notes.clone()))));
+    let worker = rig.work_as(member.clone(), refuses, CancellationToken::new());
+    let epoch = everything(&member).await[&rig.key.slot().number()];
     let mut answers = tokio::time::timeout(PATIENCE, rig.ask(epoch, &begun)).await.unwrap();
     rig.signal_broker("STOP");
     tokio::time::sleep(takes + Duration::from_millis(300)).await;
@@ -426,9 +349,9 @@ async fn a_slot_that_is_to_be_left_answers_for_a_moment_yet() {
     let rig = Rig::start().await;
     let member = rig.member(LEASE).await;
     let mut assigned = member.assigned();
-    let worker = rig.work_as(member, Arc::new(|_| Some(Box::new(Panics))));
-    let everything = assigned.wait_for(|now| now.of(Kind::Command).len() == 64);
-    tokio::time::timeout(PATIENCE, everything).await.unwrap().unwrap();
+    let worker =
+        rig.work_as(member.clone(), Arc::new(|_| Some(Box::new(Panics))), CancellationToken::new());
+    everything(&member).await;
     let _second = rig.member(LEASE).await;
     let left = assigned.wait_for(|now| !now.leaving(Kind::Command).is_empty());
     let left = tokio::time::timeout(PATIENCE, left).await.unwrap().unwrap().leaving(Kind::Command);
@@ -445,6 +368,29 @@ async fn a_slot_that_is_to_be_left_answers_for_a_moment_yet() {
     assert!(answers.iter().any(Result::is_ok), "{answers:?}");
     worker.abort();
     rig.servers.stop().await;
+}
+
+/// Until the map says otherwise it is asked, and what it did not hear would be lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_stops_answers_until_the_map_says_so() {
+    let rig = Rig::start().await;
+    let (member, stop) = (rig.member(LEASE).await, CancellationToken::new());
+    let worker = rig.work_as(member.clone(), Arc::new(|_| None), stop.clone());
+    let epoch = everything(&member).await[&rig.key.slot().number()];
+    // Somebody could take over, but nobody leads who could say so.
+    member.resign();
+    while look(rig.store.client()).await.unwrap().leader.is_some() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let other = r#"{"kinds":["command"],"role":"","version":"","started_s":0,"serves":{}}"#;
+    let key = "$KV.flex_cluster.member.other";
+    rig.store.jetstream().publish(key, other.into()).await.unwrap().await.unwrap();
+    stop.cancel();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let asked = rig.store.client().request(Command::outcome_subject(epoch, &rig.key), "".into());
+    assert!(asked.await.is_ok(), "it is listened to yet");
+    // Nor does it wait for ever.
+    tokio::time::timeout(Duration::from_secs(8), worker).await.unwrap().unwrap().unwrap();
 }
 
 /// A lane that had panicked once left its slots without an answer until somebody noticed.

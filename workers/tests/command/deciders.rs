@@ -1,0 +1,93 @@
+//! Deciders that do what a test needs.
+
+use std::{sync::Arc, time::Duration};
+
+use flexcore_domain::{
+    CommandName, Context, Decider, Decision, Event, EventName, NewEvent, Refusal, State,
+};
+use serde_json::value::RawValue;
+use tokio::sync::Notify;
+
+/// A decider with a bug.
+pub(crate) struct Panics;
+
+impl Decider for Panics {
+    fn decide(
+        &mut self,
+        _: &State,
+        _: &CommandName,
+        _: &RawValue,
+        _: &Context,
+    ) -> Result<Decision, Refusal> {
+        panic!("a bug, on purpose");
+    }
+
+    fn evolve(&mut self, state: &State, _: &[Event]) -> Result<State, Refusal> {
+        Ok(state.clone())
+    }
+}
+
+/// A decider that accepts everything, with so many events.
+pub(crate) struct Accepts(pub(crate) usize);
+
+impl Decider for Accepts {
+    fn decide(
+        &mut self,
+        state: &State,
+        _: &CommandName,
+        _: &RawValue,
+        _: &Context,
+    ) -> Result<Decision, Refusal> {
+        let event = NewEvent {
+            event: EventName::parse("added").unwrap(),
+            schema_version: 1,
+            data: RawValue::from_string("{}".to_owned()).unwrap(),
+        };
+        Ok(Decision { events: vec![event; self.0], state: state.clone() })
+    }
+
+    fn evolve(&mut self, state: &State, _: &[Event]) -> Result<State, Refusal> {
+        Ok(state.clone())
+    }
+}
+
+/// A decider that takes so long over what it accepts.
+pub(crate) struct Slow(pub(crate) Duration);
+
+impl Decider for Slow {
+    fn decide(
+        &mut self,
+        state: &State,
+        name: &CommandName,
+        payload: &RawValue,
+        context: &Context,
+    ) -> Result<Decision, Refusal> {
+        std::thread::sleep(self.0);
+        Accepts(1).decide(state, name, payload, context)
+    }
+
+    fn evolve(&mut self, state: &State, _: &[Event]) -> Result<State, Refusal> {
+        Ok(state.clone())
+    }
+}
+
+/// A decider that takes so long to refuse, and says when it begins.
+pub(crate) struct Refuses(pub(crate) Duration, pub(crate) Arc<Notify>);
+
+impl Decider for Refuses {
+    fn decide(
+        &mut self,
+        _: &State,
+        _: &CommandName,
+        _: &RawValue,
+        _: &Context,
+    ) -> Result<Decision, Refusal> {
+        self.1.notify_one();
+        std::thread::sleep(self.0);
+        Err(Refusal::Rejected { code: "closed".to_owned(), message: "not today".to_owned() })
+    }
+
+    fn evolve(&mut self, state: &State, _: &[Event]) -> Result<State, Refusal> {
+        Ok(state.clone())
+    }
+}
