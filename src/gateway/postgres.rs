@@ -35,15 +35,17 @@ async fn call<T>(
 ) -> Result<T, resilience::Error<Error>> {
     let usual = shared.read_models.statement_timeout();
     let hasty = client.is_some_and(|client| client.remaining(Instant::now()) < usual);
-    let judge = |result: &Result<T, Error>| match result {
-        Err(Error::Timeout(_)) if hasty => Verdict::Neutral,
-        result => judge(result),
-    };
-    match shared.postgres.call(deadline, judge, asked).await {
-        Err(resilience::Error::Failed(Error::Timeout(_))) if hasty => {
-            Err(resilience::Error::TimedOut { target: "postgres" })
+    let called = shared.postgres.call(deadline, |result| judge(result, hasty), asked).await;
+    called.map_err(|error| of_client(error, hasty))
+}
+
+/// A query that Postgres gave up because its client does not wait longer is one that we gave up.
+fn of_client(error: resilience::Error<Error>, hasty: bool) -> resilience::Error<Error> {
+    match error {
+        resilience::Error::Failed(Error::Timeout(_)) if hasty => {
+            resilience::Error::TimedOut { target: "postgres" }
         }
-        result => result,
+        error => error,
     }
 }
 
@@ -83,9 +85,10 @@ pub(crate) async fn wait(
     read(shared, client, |_| async { Err(unreached.missing().await) }).await
 }
 
-/// Whether Postgres did its part.
-fn judge<T>(result: &Result<T, Error>) -> Verdict {
+/// Whether Postgres did its part, for a client that may not have given it the time.
+fn judge<T>(result: &Result<T, Error>, hasty: bool) -> Verdict {
     match result {
+        Err(Error::Timeout(_)) if hasty => Verdict::Neutral,
         Err(Error::Unavailable(_) | Error::Timeout(_)) => Verdict::Failure,
         Ok(_) | Err(Error::NotBuilt(_) | Error::NotYet { .. } | Error::TooManyRows { .. }) => {
             Verdict::Success
@@ -101,12 +104,23 @@ mod tests {
 
     #[test]
     fn only_what_postgres_did_counts() {
-        let of = |error| judge::<()>(&Err(error));
-        assert_eq!(judge(&Ok(())), Verdict::Success);
+        let of = |error| judge::<()>(&Err(error), false);
+        assert_eq!(judge(&Ok(()), false), Verdict::Success);
         assert_eq!(of(Error::NotBuilt("flights".to_owned())), Verdict::Success);
         assert_eq!(of(Error::Unavailable("no connection in time".to_owned())), Verdict::Failure);
         assert_eq!(of(Error::Timeout(Duration::from_secs(5))), Verdict::Failure);
         assert_eq!(of(Error::InvalidCursor), Verdict::Neutral);
         assert_eq!(of(Error::TooManyWaiters), Verdict::Neutral);
+    }
+
+    #[test]
+    fn what_postgres_gives_up_for_a_client_is_the_clients() {
+        let timeout = || Error::Timeout(Duration::from_millis(300));
+        assert_eq!(judge::<()>(&Err(timeout()), true), Verdict::Neutral);
+        let away = Err(Error::Unavailable("no connection in time".to_owned()));
+        assert_eq!(judge::<()>(&away, true), Verdict::Failure);
+        let told = |hasty| of_client(resilience::Error::Failed(timeout()), hasty);
+        assert!(matches!(told(true), resilience::Error::TimedOut { .. }));
+        assert!(matches!(told(false), resilience::Error::Failed(Error::Timeout(_))));
     }
 }
