@@ -19,12 +19,19 @@ const CONNECT_PART: u32 = 6;
 /// Idle connections that are kept to one node.
 const IDLE_MAX: usize = 512;
 
+/// How long an idle connection is kept. A gateway closes one after 5 s (`HEADERS_TIMEOUT` among its limits), and
+/// what is sent at that moment is lost: clients have to be the first to let go.
+const IDLE_FOR: Duration = Duration::from_secs(4);
+
 type Connection = http1::SendRequest<Full<Bytes>>;
+
+/// A connection and since when it is idle.
+type Idle = (Connection, Instant);
 
 /// Connections that are free, by address.
 #[derive(Clone, Default)]
 pub(crate) struct Client {
-    idle: Arc<Mutex<HashMap<String, Vec<Connection>>>>,
+    idle: Arc<Mutex<HashMap<String, Vec<Idle>>>>,
 }
 
 /// What to send.
@@ -108,8 +115,8 @@ impl Client {
     fn take(&self, authority: &str) -> Option<Connection> {
         let mut idle = self.idle.lock().unwrap();
         let free = idle.get_mut(authority)?;
-        while let Some(open) = free.pop() {
-            if !open.is_closed() {
+        while let Some((open, since)) = free.pop() {
+            if !open.is_closed() && since.elapsed() < IDLE_FOR {
                 return Some(open);
             }
         }
@@ -120,7 +127,7 @@ impl Client {
         let mut idle = self.idle.lock().unwrap();
         let free = idle.entry(authority.to_owned()).or_default();
         if free.len() < IDLE_MAX && !open.is_closed() {
-            free.push(open);
+            free.push((open, Instant::now()));
         }
     }
 
