@@ -148,8 +148,17 @@ async fn a_worker_that_is_told_to_stop_leaves_nothing_open() {
     assert!(queued > 100, "there was a queue: {queued}");
     cluster.place().check(&history).await;
     for successor in successors {
-        let answer = successor.try_send("GET", "/metrics", &[], "").await.unwrap();
-        let metrics = String::from_utf8(answer.body.to_vec()).unwrap();
+        // Looked at every 5 s.
+        let metrics = eventually("the queue to be told of as empty", async || {
+            let answer = successor.try_send("GET", "/metrics", &[], "").await?;
+            let metrics = String::from_utf8(answer.body.to_vec()).unwrap();
+            if metrics.contains("\nflexcore_commands_waiting 0\n") {
+                Ok(metrics)
+            } else {
+                Err(metrics)
+            }
+        })
+        .await;
         let of = |outcome: &str| {
             let name = format!("flexcore_commands_total{{outcome=\"{outcome}\"}} ");
             metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse::<u64>().ok())
