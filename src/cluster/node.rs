@@ -32,6 +32,11 @@ use crate::{
 pub(crate) const RENEWALS: u32 = 6;
 /// How often a member looks whether something has changed that no hint told of.
 const LOOK_EVERY: Duration = Duration::from_millis(1_000);
+/// A hint comes when something is sent, which is before several brokers have agreed on it and anybody
+/// can read it. So after a hint there are further looks, the first after this time and each twice as
+/// long after the one before, up to the longest.
+const AGAIN_FIRST: Duration = Duration::from_millis(20);
+const AGAIN_LONGEST: Duration = Duration::from_millis(320);
 /// How long the leader waits for more news after some, so that many members cost one look.
 const GATHER: Duration = Duration::from_millis(20);
 /// Pause after a write or a look without an answer.
@@ -81,6 +86,8 @@ pub(crate) struct Node {
     fence: Fence,
     look_at: Instant,
     looked: Instant,
+    /// The pause before the next look, while a hint is fresh.
+    again: Option<Duration>,
     /// As the leader last read them, without what each renewal changes.
     members: BTreeMap<MemberId, Record>,
     /// Whom a wish to drain names that is not there, and since when.
@@ -119,6 +126,7 @@ impl Node {
             fence: Fence::default(),
             look_at: now,
             looked: now,
+            again: None,
             members: BTreeMap::new(),
             strays: BTreeMap::new(),
             silent_since: None,
@@ -198,7 +206,7 @@ impl Node {
         let key = hint.subject.strip_prefix("$KV.flex_cluster.").unwrap_or_default();
         let leads = self.lead.holds(self.now_ms());
         match key.split_once('.').unwrap_or((key, "")) {
-            ("map", _) => self.look_at = now,
+            ("map", _) => self.look_soon(now),
             ("leader", _) if !leads => self.lead_at = self.lead_at.min(now + jitter(RETRY / 10)),
             ("leader", _) => {
                 let leader = serde_json::from_slice::<Leadership>(&hint.payload);
@@ -213,9 +221,14 @@ impl Node {
                 self.renew_at = now;
             }
             ("member", id) if leads && self.knows(id, &hint.payload) => {}
-            ("member" | "drain", _) if leads => self.look_at = self.look_at.min(now + GATHER),
+            ("member" | "drain", _) if leads => self.look_soon(now + GATHER),
             _ => {}
         }
+    }
+
+    fn look_soon(&mut self, at: Instant) {
+        self.look_at = self.look_at.min(at);
+        self.again = Some(AGAIN_FIRST);
     }
 
     async fn tick(&mut self) {
@@ -227,7 +240,9 @@ impl Node {
             self.contend().await;
         }
         if self.look_at <= now {
-            self.look_at = now + jitter(LOOK_EVERY);
+            let pause = self.again.take_if(|pause| *pause <= AGAIN_LONGEST);
+            self.again = pause.map(|pause| pause * 2);
+            self.look_at = now + pause.unwrap_or_else(|| jitter(LOOK_EVERY));
             self.looked = now;
             // What is planned follows from the map in force, never from one that was once read.
             let fresh = self.follow().await;

@@ -105,6 +105,30 @@ async fn a_foreign_record_in_a_members_place_does_not_keep_it_busy() {
     until("it is back", SOON, || b.member.guard().holds()).await;
 }
 
+/// Several brokers have to agree on a write after its hint has come: who looks at once sees nothing new.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_comes_after_its_hint_is_found_soon() {
+    let servers = broker().await;
+    let client = async_nats::connect(servers.nats_url()).await.unwrap();
+    let gateway = Member::join(&client, Settings::new("g", "gateway", [])).await.unwrap();
+    let context = jetstream::new(client.clone());
+    let bucket = context.get_stream(flexcore_cluster::STREAM).await.unwrap();
+    let map = gateway.map();
+    let mut fastest = SOON;
+    for epoch in 1..=5 {
+        let written = format!(r#"{{"epoch":{epoch},"leader":"x","places":{{}}}}"#);
+        put(&client, "map", &written, None).await.unwrap();
+        until("it is known", SOON, || map.borrow().epoch == epoch).await;
+        // A hint of something that is refused; then a change that gives none.
+        put(&client, "map", "{}", Some(("map", 1))).await.unwrap_err();
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        bucket.purge().filter("$KV.flex_cluster.map").await.unwrap();
+        fastest = fastest.min(until("it is gone", SOON, || map.borrow().epoch == 0).await);
+    }
+    // Without a fresh hint it takes 400 ms at least. The fastest: this machine may be busy.
+    assert!(fastest < Duration::from_millis(300), "{fastest:?}");
+}
+
 /// A replica that is behind would answer from it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bucket_that_cannot_hold_leases_is_refused() {
