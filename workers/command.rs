@@ -6,6 +6,7 @@
 
 mod cache;
 mod deciders;
+mod growth;
 mod guesses;
 mod lane;
 #[cfg(test)]
@@ -201,6 +202,7 @@ pub async fn run(
     let here = Here { store: store.clone(), lanes: lanes.clone(), catalog: in_force };
     requests::serve_catalog(&here, &tasks, &stop).await?;
     tasks.spawn(slots::follow(here, member.clone(), stop.clone()));
+    tasks.spawn(growth::watch(store.clone(), member.clone(), stop.clone()));
     tasks.spawn(keep_house(store, lanes.clone(), member, stop.clone()));
     tokio::select! {
         () = stop.cancelled() => {}

@@ -8,6 +8,7 @@ mod acknowledged;
 pub mod catalog;
 pub mod dead;
 mod ephemeral;
+mod growth;
 mod inbox;
 mod leader;
 mod load;
@@ -24,6 +25,7 @@ use async_nats::jetstream;
 use flexcore_domain::{AggregateKey, Commit, Hash, Position, Slot};
 use tokio::sync::Semaphore;
 
+pub use growth::{Growth, ServerUse};
 pub use subscribe::{Filter, Subscription};
 
 /// What an acknowledgement promises.

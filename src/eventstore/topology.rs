@@ -241,7 +241,7 @@ fn syncs(answers: Vec<(&String, Result<serde_json::Value, Error>)>) -> Result<()
     }
 }
 
-async fn varz(url: &str) -> Result<serde_json::Value, Error> {
+pub(crate) async fn varz(url: &str) -> Result<serde_json::Value, Error> {
     let host = url.trim_start_matches("http://").trim_end_matches('/');
     let bad =
         |error: &dyn std::fmt::Display| Error::Unavailable(format!("monitoring at {url}: {error}"));

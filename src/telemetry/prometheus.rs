@@ -53,6 +53,37 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "Stored commands from the first on that is not settled; 0 where another worker looks",
     ),
     (
+        "flexcore_log_bytes",
+        Kind::Gauge,
+        Unit::Bytes,
+        "Size of the log; 0 where another worker looks",
+    ),
+    (
+        "flexcore_log_aggregates",
+        Kind::Gauge,
+        Unit::Count,
+        "Aggregates in the log, each a subject in the servers' memory; 0 where another worker looks",
+    ),
+    ("flexcore_broker_memory_bytes", Kind::Gauge, Unit::Bytes, "Memory of a server of the broker"),
+    (
+        "flexcore_broker_store_bytes",
+        Kind::Gauge,
+        Unit::Bytes,
+        "What a server's streams take of its disk",
+    ),
+    (
+        "flexcore_broker_store_limit_bytes",
+        Kind::Gauge,
+        Unit::Bytes,
+        "What a server's streams may take of its disk",
+    ),
+    (
+        "flexcore_capacity_alarm",
+        Kind::Gauge,
+        Unit::Count,
+        "1 while the log is near this limit of its servers",
+    ),
+    (
         "flexcore_queue_depth",
         Kind::Gauge,
         Unit::Count,

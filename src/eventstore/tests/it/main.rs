@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
 
 mod broker;
+mod growth;
 mod queue;
 mod replicas;
 mod subscription;

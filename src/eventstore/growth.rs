@@ -1,0 +1,53 @@
+//! How large the log has become, and what it costs the broker's servers.
+
+use crate::{Error, EventStore, topology, unavailable};
+
+/// How large the log is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Growth {
+    /// Bytes of its messages, as one server stores them.
+    pub bytes: u64,
+    /// Aggregates. Each is a subject of its own, which every server keeps in memory.
+    pub aggregates: u64,
+}
+
+/// What one of the broker's servers uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerUse {
+    /// The server's name.
+    pub server: String,
+    /// Its process's memory, in bytes.
+    pub memory_bytes: u64,
+    /// What its streams take of the disk, in bytes.
+    pub store_bytes: u64,
+    /// What they may take (`max_file_store`), in bytes.
+    pub store_bytes_max: u64,
+}
+
+impl EventStore {
+    /// How large the log is now. Fails with [`Error::Unavailable`] when the broker does not answer.
+    pub async fn growth(&self) -> Result<Growth, Error> {
+        let stream = self.jetstream.get_stream(topology::EVENTS).await.map_err(unavailable)?;
+        let state = &stream.cached_info().state;
+        Ok(Growth { bytes: state.bytes, aggregates: state.subjects_count })
+    }
+
+    /// What each server uses whose monitoring address the settings name. One that does not answer is
+    /// left out.
+    pub async fn servers_use(&self) -> Vec<ServerUse> {
+        let asked = self.settings.monitor_urls.iter().map(|url| topology::varz(url));
+        let answers = futures::future::join_all(asked).await;
+        answers.iter().flatten().filter_map(server_use).collect()
+    }
+}
+
+/// Reads a server's `/varz`; `None` when JetStream is off there.
+fn server_use(varz: &serde_json::Value) -> Option<ServerUse> {
+    let jetstream = &varz["jetstream"];
+    Some(ServerUse {
+        server: varz["server_name"].as_str()?.to_owned(),
+        memory_bytes: varz["mem"].as_u64()?,
+        store_bytes: jetstream["stats"]["storage"].as_u64()?,
+        store_bytes_max: jetstream["config"]["max_storage"].as_u64()?,
+    })
+}
