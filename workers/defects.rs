@@ -3,17 +3,55 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, OnceLock, PoisonError, atomic::Ordering},
+    sync::{
+        Mutex, OnceLock, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
+use flexcore_domain::{Command, CommandId, Outcome, Position, commit::Commit};
 use flexcore_eventstore::{Appended, Expected};
+use flexcore_readmodel::Part;
+use tokio::sync::mpsc;
+
+use crate::command::Lanes;
 
 /// A command worker answers before the log has the commit.
 pub(crate) const EARLY_ANSWER: &str = "acknowledge-before-append";
 
 /// A projection worker goes on with what was taken from it, and nothing stops it.
 const NO_FENCE: &str = "no-fence";
+
+/// A stored command is done twice, under its own id.
+const DOUBLE_STORED: &str = "double-stored";
+
+/// A stored command is passed over.
+const LOSE_STORED: &str = "lose-stored";
+
+/// A stored command waits while others overtake it.
+const REORDER_STORED: &str = "reorder-stored";
+
+/// A client is told that nothing was done, and its command is in the log.
+const DENY_DONE: &str = "deny-done";
+
+/// A client is told a reason that its aggregate does not give.
+const WRONG_REASON: &str = "wrong-reason";
+
+/// An event is not applied, and its place is passed.
+const SKIP_ROW: &str = "skip-row";
+
+/// A query is answered with another tenant's rows.
+const LEAK_TENANT: &str = "leak-tenant";
+
+/// Of what could go wrong, each so many does.
+const EACH: usize = 10;
+
+/// What is added to a command's id so that it is not known yet.
+const DISGUISE: &str = "-twice";
+
+/// How long a stored command waits while others overtake it.
+const OVERTAKEN_AFTER: Duration = Duration::from_millis(700);
 
 /// How long the append waits that was answered already: long enough to be killed before it.
 pub(crate) const APPEND_DELAY: Duration = Duration::from_millis(500);
@@ -24,14 +62,78 @@ pub(crate) fn is_on(name: &str) -> bool {
     CHOSEN.get_or_init(|| std::env::var("FLEXCORE_DEFECT").ok()).as_deref() == Some(name)
 }
 
+/// Whether this defect is switched on, and this is one of those that go wrong.
+fn is_due(name: &str) -> bool {
+    static COUNT: AtomicUsize = AtomicUsize::new(1);
+    is_on(name) && COUNT.fetch_add(1, Ordering::Relaxed).is_multiple_of(EACH)
+}
+
+/// Hands a stored command to its lane: not at all, later, or twice.
+pub(crate) fn queued(
+    lanes: &Lanes,
+    command: Command,
+    number: u64,
+    to: mpsc::UnboundedSender<(u64, Outcome)>,
+) {
+    if is_due(LOSE_STORED) {
+        let position = Some(Position { slot: command.key.slot(), sequence: 1 });
+        // The receiver is the reader itself.
+        let _ = to.send((number, Outcome::Accepted { version: 1, position, replayed: false }));
+    } else if is_due(REORDER_STORED) {
+        let lanes = lanes.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(OVERTAKEN_AFTER).await;
+            lanes.queued(command, number, to);
+        });
+    } else if is_due(DOUBLE_STORED) {
+        let id = CommandId::parse(&format!("{}{DISGUISE}", command.id));
+        let again = id.map(|id| Command { id, ..command.clone() });
+        lanes.queued(command, number, to);
+        if let Ok(again) = again {
+            // Nobody hears of it.
+            lanes.queued(again, number, mpsc::unbounded_channel().0);
+        }
+    } else {
+        lanes.queued(command, number, to);
+    }
+}
+
+/// A commit under the id of its command, whatever that was disguised as.
+pub(crate) fn undisguised(mut commit: Box<Commit>) -> Box<Commit> {
+    let id = commit.command_id.as_str().strip_suffix(DISGUISE).map(CommandId::parse);
+    if let Some(Ok(id)) = id {
+        commit.command_id = id;
+    }
+    commit
+}
+
+/// What a waiting client is told.
+pub(crate) fn told(outcome: Outcome) -> Outcome {
+    match outcome {
+        Outcome::Accepted { .. } if is_due(DENY_DONE) => Outcome::Overloaded { retry_after_s: 1 },
+        Outcome::Rejected { message, .. } if is_on(WRONG_REASON) => {
+            Outcome::Rejected { code: "not_open".to_owned(), message }
+        }
+        outcome => outcome,
+    }
+}
+
+/// What is applied of a batch.
+pub(crate) fn skipped(mut parts: Vec<Part>) -> Vec<Part> {
+    parts.iter_mut().for_each(|part| part.changes.retain(|_| !is_due(SKIP_ROW)));
+    parts
+}
+
 /// What the log would answer, if all went well.
 pub(crate) fn hoped_for(expected: Expected) -> Appended {
     Appended { sequence: expected.sequence + 1, hash: expected.hash }
 }
 
-/// What a worker owns, with everything that it ever owned, and no fence in Postgres.
+/// What a worker owns, with everything that it ever owned, and no fence in Postgres. Beside it, switches
+/// on what goes wrong with queries.
 pub(crate) fn never_let_go(owned: BTreeMap<u16, u64>) -> BTreeMap<u16, u64> {
     static EVER: Mutex<BTreeMap<u16, u64>> = Mutex::new(BTreeMap::new());
+    flexcore_readmodel::LEAKING.store(is_on(LEAK_TENANT), Ordering::Relaxed);
     if !is_on(NO_FENCE) {
         return owned;
     }

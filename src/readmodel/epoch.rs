@@ -13,6 +13,25 @@ pub type Owned<'a> = &'a (dyn Fn(&Name) -> Option<i64> + Send + Sync);
 #[cfg(feature = "defects")]
 pub static UNFENCED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 
+/// Answers some queries with another tenant's rows, for the chaos harness: its checker must notice.
+#[cfg(feature = "defects")]
+pub static LEAKING: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
+
+/// The tenant whose rows a query shows: where they leak, now and then the one before.
+#[cfg(feature = "defects")]
+pub(crate) fn leaked(tenant: &flexcore_domain::Tenant) -> flexcore_domain::Tenant {
+    use std::sync::{Mutex, PoisonError, atomic::Ordering};
+    /// How many queries there were, and whose the last one was.
+    static BEFORE: Mutex<(u64, Option<flexcore_domain::Tenant>)> = Mutex::new((0, None));
+    if !LEAKING.load(Ordering::Relaxed) {
+        return tenant.clone();
+    }
+    let mut before = BEFORE.lock().unwrap_or_else(PoisonError::into_inner);
+    before.0 += 1;
+    let last = before.1.replace(tenant.clone());
+    last.filter(|_| before.0.is_multiple_of(2)).unwrap_or_else(|| tenant.clone())
+}
+
 /// Without the fence, forgets that a version had an owner later than its writer.
 #[cfg(feature = "defects")]
 pub(crate) async fn forget_later(

@@ -28,7 +28,7 @@ use sqlx::{
 
 pub use epoch::Owned;
 #[cfg(feature = "defects")]
-pub use epoch::UNFENCED;
+pub use epoch::{LEAKING, UNFENCED};
 pub use error::Error;
 pub use page::Page;
 pub use plan::{Change, KEY_BYTES_MAX, Plan, Unfit};
@@ -169,6 +169,8 @@ impl ReadModels {
         &self,
         tenant: &Tenant,
     ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+        #[cfg(feature = "defects")]
+        let tenant = &epoch::leaked(tenant);
         let timeout_ms = self.settings.statement_timeout.as_millis();
         let begin = format!(
             "begin read only; set local role flexcore_query; set local search_path = rm; \

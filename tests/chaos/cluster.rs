@@ -16,6 +16,7 @@ use crate::{
     http::{Ask, Client},
     netns::{self, Network},
     process::{Plan, Process},
+    talk::Place,
 };
 
 /// Whose accounts the load works on.
@@ -25,7 +26,7 @@ const STOP_WAIT: Duration = Duration::from_secs(30);
 /// How long everything may take to serve, on a busy machine with a debug build.
 const READY_WAIT: Duration = Duration::from_secs(120);
 /// How long tokens are good, in seconds: longer than any run.
-const LIFETIME_S: u32 = 6 * 3_600;
+pub(crate) const LIFETIME_S: u32 = 6 * 3_600;
 
 /// What is built.
 #[derive(Clone, Debug)]
@@ -153,6 +154,17 @@ impl Cluster {
         format!("{}:8080", self.address(&format!("gateway-{index}")))
     }
 
+    /// Where clients find it.
+    pub(crate) fn place(&self) -> Place {
+        Place {
+            client: self.client.clone(),
+            gateways: (1..=self.shape.gateways).map(|n| self.gateway(n.into())).collect(),
+            tokens: self.tokens.clone(),
+            nats: self.nats(),
+            postgres: self.postgres(),
+        }
+    }
+
     /// `HOST:PORT` of metrics and health of a gateway or worker.
     pub(crate) fn metrics(&self, node: &str) -> String {
         format!("{}:9090", self.address(node))
@@ -197,7 +209,8 @@ impl Cluster {
         self.net.folder.join(format!("{node}.log"))
     }
 
-    fn token(&self, tenant: &str) -> String {
+    /// A bearer token for a tenant.
+    pub(crate) fn token(&self, tenant: &str) -> String {
         let lifetime = LIFETIME_S.to_string();
         let arguments = ["token", "--tenant", tenant, "--lifetime", &lifetime];
         self.flexcore(&arguments).unwrap().trim().to_owned()

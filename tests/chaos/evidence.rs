@@ -9,10 +9,13 @@ use async_nats::jetstream::{
     self,
     consumer::{DeliverPolicy, pull},
 };
-use flexcore_domain::{AggregateKey, Commit as Envelope, Hash, Outcome, command::header};
+use flexcore_domain::{AggregateKey, Commit as Envelope, Hash, command::header};
 use futures::StreamExt as _;
+use serde::Serialize;
 use serde_json::Value;
 use sqlx::{Connection as _, PgConnection, Row as _};
+
+use crate::history::HOT;
 
 /// Messages of the log that are read at once.
 const PAGE: usize = 2_000;
@@ -40,7 +43,7 @@ pub(crate) struct Commit {
 }
 
 /// An event.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Change {
     pub(crate) event: String,
     pub(crate) branch: String,
@@ -60,7 +63,7 @@ pub(crate) struct Log {
 }
 
 /// A row of `balances`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Row {
     pub(crate) branch: String,
     pub(crate) changes: i64,
@@ -86,7 +89,7 @@ pub(crate) struct Snapshot {
     pub(crate) checkpoints: BTreeMap<(i64, i16), (i64, i64)>,
     /// The version of `balances` that serves.
     pub(crate) serving: i64,
-    /// Only accounts of this generation were looked at.
+    /// Only hot accounts and those of this generation were looked at.
     pub(crate) generation: u64,
     /// By tenant and account.
     pub(crate) versions: BTreeMap<(String, String), u64>,
@@ -119,16 +122,19 @@ pub(crate) async fn log(client: &async_nats::Client) -> Result<Log, String> {
     Ok(log)
 }
 
+impl Change {
+    /// An event of this name, with this data.
+    pub(crate) fn of(event: &str, data: &Value) -> Self {
+        let text = |field: &str| data[field].as_str().unwrap_or_default().to_owned();
+        let amount = data["amount"].as_i64().unwrap_or(0);
+        Self { event: event.to_owned(), branch: text("branch"), amount, tag: text("tag") }
+    }
+}
+
 fn of(commit: &Envelope, sequence: u64, stored_ms: u64, chained: bool) -> Commit {
-    let text = |data: &Value, field: &str| data[field].as_str().unwrap_or_default().to_owned();
     let changes = commit.events.iter().map(|event| {
         let data: Value = serde_json::from_str(event.data.get()).unwrap_or_default();
-        Change {
-            event: event.event.to_string(),
-            branch: text(&data, "branch"),
-            amount: data["amount"].as_i64().unwrap_or(0),
-            tag: text(&data, "tag"),
-        }
+        Change::of(event.event.as_str(), &data)
     });
     Commit {
         sequence,
@@ -142,27 +148,6 @@ fn of(commit: &Envelope, sequence: u64, stored_ms: u64, chained: bool) -> Commit
         changes: changes.collect(),
         chained,
     }
-}
-
-/// What the broker keeps of queued commands that left no event, by tenant, account and key.
-pub(crate) async fn outcomes(
-    client: &async_nats::Client,
-) -> Result<BTreeMap<(String, String, String), String>, String> {
-    let mut outcomes = BTreeMap::new();
-    each(client, "FLEX_OUTCOMES", |message, _, _| {
-        let parts: Vec<&str> = message.subject.split('.').collect();
-        let [_, _, tenant, _, account, key] = parts[..] else { return };
-        let outcome: Result<Outcome, _> = serde_json::from_slice(&message.payload);
-        let word = match outcome {
-            Ok(Outcome::Rejected { code, .. }) => code,
-            Ok(Outcome::Conflict { .. }) => "conflict".to_owned(),
-            Ok(Outcome::Dead { reason }) => format!("dead: {reason}"),
-            other => format!("strange: {other:?}"),
-        };
-        outcomes.insert((tenant.to_owned(), account.to_owned(), key.to_owned()), word);
-    })
-    .await?;
-    Ok(outcomes)
 }
 
 /// Hands over every message of a stream with its sequence and time, each once.
@@ -271,9 +256,10 @@ pub(crate) async fn snapshot(
         let place = (row.try_get(2)?, row.try_get(3)?);
         snapshot.checkpoints.insert((row.try_get(0)?, row.try_get(1)?), place);
     }
-    let versions = "select tenant, account, version from rm.balances where account like $1";
+    let versions = "select tenant, account, version from rm.balances \
+                    where account like $1 or account = $2";
     let pattern = format!("%-g{generation}");
-    for row in sqlx::query(versions).bind(pattern).fetch_all(&mut *transaction).await? {
+    for row in sqlx::query(versions).bind(pattern).bind(HOT).fetch_all(&mut *transaction).await? {
         let version: i64 = row.try_get(2)?;
         snapshot.versions.insert((row.try_get(0)?, row.try_get(1)?), version.cast_unsigned());
     }

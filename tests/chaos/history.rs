@@ -8,19 +8,29 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
+use rand::{RngExt as _, rngs::StdRng};
 use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::evidence::{Change, Row};
+
+/// Name of an account that is used from the begin to the end of a run; the others take turns.
+pub(crate) const HOT: &str = "hot";
+
+/// Whether an account is never left for a new one.
+pub(crate) fn is_hot(account: &str) -> bool {
+    account == HOT
+}
 
 /// A command sent once; the same command sent again is another call with the same key.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Call {
     pub(crate) tenant: &'static str,
     pub(crate) account: String,
-    pub(crate) command: &'static str,
+    pub(crate) wanted: Wanted,
     pub(crate) key: String,
     /// Tells two payloads under one key apart; the events carry it.
     pub(crate) tag: String,
-    /// Events that the command makes when it is accepted.
-    pub(crate) parts: u64,
     pub(crate) if_match: Option<u64>,
     pub(crate) way: Way,
     /// Which gateway was asked; 0: the broker.
@@ -29,6 +39,36 @@ pub(crate) struct Call {
     pub(crate) start_ns: u64,
     pub(crate) end_ns: u64,
     pub(crate) told: Told,
+}
+
+/// What a command asks of an account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(crate) enum Wanted {
+    Open { branch: String },
+    Deposit { amount: i64, parts: u64 },
+    Withdraw { amount: i64 },
+}
+
+impl Wanted {
+    /// The command's name.
+    pub(crate) fn command(&self) -> &'static str {
+        match self {
+            Self::Open { .. } => "open",
+            Self::Deposit { .. } => "deposit",
+            Self::Withdraw { .. } => "withdraw",
+        }
+    }
+
+    /// The command's payload.
+    pub(crate) fn payload(&self, tag: &str) -> Value {
+        match self {
+            Self::Open { branch } => json!({"branch": branch, "tag": tag}),
+            Self::Deposit { amount, parts } => {
+                json!({"amount": amount, "parts": parts, "tag": tag})
+            }
+            Self::Withdraw { amount } => json!({"amount": amount, "tag": tag}),
+        }
+    }
 }
 
 /// How a command is sent.
@@ -51,7 +91,7 @@ pub(crate) enum Told {
     Queued,
     /// 4xx, and the problem's code.
     Refused { status: u16, code: String },
-    /// 429 or 503 that says that nothing was done.
+    /// 429, 503 or 507 that says that nothing was done.
     TurnedAway { status: u16, code: String, retry_after: bool },
     /// Any other 5xx: it is not known what came of it.
     Unknown { status: u16, code: String, retry_after: bool },
@@ -68,28 +108,64 @@ impl Told {
     }
 }
 
-/// A query that had to see an own command.
+/// A question about an account.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Read {
     pub(crate) tenant: &'static str,
     pub(crate) account: String,
-    /// The account's version that `min_position` belongs to.
-    pub(crate) least: u64,
+    pub(crate) asked: Asked,
     pub(crate) gateway: usize,
     pub(crate) start_ns: u64,
     pub(crate) end_ns: u64,
     pub(crate) seen: Seen,
 }
 
-/// What a query showed.
+/// What a question is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) enum Asked {
+    /// Its row, which has to show an own command: `min_position` belongs to this version.
+    Row { least: u64 },
+    /// Its state now.
+    State,
+    /// Its events after this version.
+    Events { after: u64 },
+}
+
+/// What a question showed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) enum Seen {
-    /// The row's version; `None`: there was no row.
-    Row(Option<u64>),
+    /// Every row that was given, with its account.
+    Rows(Vec<(String, Row)>),
+    State {
+        version: u64,
+        branch: String,
+        balance: i64,
+    },
+    /// Events with their versions, and whether more follow.
+    Events {
+        events: Vec<(u64, Change)>,
+        more: bool,
+    },
     /// It said that it could not, with this status.
-    Not { status: u16, retry_after: bool },
+    Not {
+        status: u16,
+        retry_after: bool,
+    },
     /// No answer.
-    Nothing { why: String },
+    Nothing {
+        why: String,
+    },
+}
+
+impl Seen {
+    /// It is neither an answer nor a word that something is wrong with the question.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Not { status, .. } => matches!(status, 429 | 500..),
+            Self::Nothing { .. } => true,
+            Self::Rows(_) | Self::State { .. } | Self::Events { .. } => false,
+        }
+    }
 }
 
 /// One wish of a client, with all its calls until it was known what came of it.
@@ -112,6 +188,8 @@ pub(crate) struct History {
 
 struct Inner {
     calls: Vec<Call>,
+    /// Where calls about hot accounts are among the others.
+    hot: Vec<usize>,
     reads: Vec<Read>,
     wishes: Vec<Wish>,
     file: BufWriter<File>,
@@ -121,7 +199,13 @@ impl History {
     pub(crate) fn new(file: &Path) -> Self {
         let file = BufWriter::new(File::create(file).unwrap());
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-        let inner = Inner { calls: Vec::new(), reads: Vec::new(), wishes: Vec::new(), file };
+        let inner = Inner {
+            calls: Vec::new(),
+            hot: Vec::new(),
+            reads: Vec::new(),
+            wishes: Vec::new(),
+            file,
+        };
         Self {
             begun: Instant::now(),
             begun_ms: u64::try_from(since.as_millis()).unwrap(),
@@ -137,7 +221,18 @@ impl History {
     pub(crate) fn call(&self, call: Call) {
         let mut inner = self.inner.lock().unwrap();
         line(&mut inner.file, &call);
+        if is_hot(&call.account) {
+            let place = inner.calls.len();
+            inner.hot.push(place);
+        }
         inner.calls.push(call);
+    }
+
+    /// Some call about a hot account, from any time since the begin.
+    pub(crate) fn old_call(&self, random: &mut StdRng) -> Option<Call> {
+        let inner = self.inner.lock().unwrap();
+        let place = inner.hot.get(random.random_range(0..inner.hot.len().max(1)))?;
+        Some(inner.calls[*place].clone())
     }
 
     pub(crate) fn read(&self, read: Read) {

@@ -1,5 +1,6 @@
-//! The load: arrivals by the clock, whoever answers; few accounts that everybody wants; repeated,
-//! racing and queued commands; and queries that must see what was written.
+//! The load: arrivals by the clock, whoever answers; few accounts that everybody wants, and two that are
+//! wanted from the begin to the end; repeated, racing, queued and impossible commands, and some that are
+//! repeated minutes later; and questions that must see what was written.
 
 use std::{
     collections::VecDeque,
@@ -10,31 +11,41 @@ use std::{
     time::Duration,
 };
 
-use futures::FutureExt as _;
+use futures::{FutureExt as _, StreamExt as _, stream};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    cluster::{Cluster, TENANTS},
-    history::{Call, History, Read, Told, Way},
-    talk::Talk,
+    cluster::TENANTS,
+    history::{Asked, Call, HOT, History, Read, Seen, Told, Wanted, Way},
+    talk::{Place, Talk},
 };
 
 /// Accounts of a tenant at a time.
 pub(crate) const ACCOUNTS: u64 = 6;
-/// An aggregate remembers 1,024 commands: after this time the load goes to new accounts, so that a
-/// command which is repeated late is still known.
+/// After this time the load goes to new accounts, but for the hot ones: accounts are opened under faults,
+/// too, and rows and checkpoints are compared often where few are looked at.
 const GENERATION: Duration = Duration::from_secs(40);
 /// New accounts are opened this long before the load goes to them.
 const OPENED_BEFORE: Duration = Duration::from_secs(6);
 /// Pause before a command whose outcome is not known is sent again.
 const AGAIN_AFTER_MS: std::ops::Range<u64> = 50..250;
+/// So many times as long when no gateway took the connection.
+const NOBODY_THERE: u32 = 4;
 /// Arrivals that are under way at once, each a client with a connection of its own: fewer than the
 /// gateways have room for, and as many as two cores can be clients beside a cluster. What arrives beyond
 /// it is counted and not sent. With three times as many no more was sent, but connections failed.
 const CLIENTS_MAX: usize = 2_000;
+/// Tenants with a hot account. The first one's is wanted twice as often as the second one's.
+const HOT_TENANTS: usize = 2;
+/// Commands of a filling that are under way at once.
+const FILLING_AT_ONCE: usize = 64;
+/// Commands of a burst, and how long they are under way when something happens to who has them.
+const BURST: usize = 24;
+const BURST_BEFORE: Duration = Duration::from_millis(3);
+/// Events that a question asks for at most: what an aggregate wrote since this many versions ago.
+const EVENTS_BACK: u64 = 40;
 /// Own writes that queries look for.
 const RECENT_MAX: usize = 64;
 /// Longest wait of a query for its position.
@@ -49,14 +60,18 @@ pub(crate) struct Pace {
     pub(crate) within: Duration,
     /// Whether what is not known is asked again.
     pub(crate) again: bool,
-    /// In hundredths: queries. The rest are commands.
+    /// In hundredths: questions. The rest are commands.
     pub(crate) reads: u32,
+    /// In hundredths of the commands: those on hot accounts.
+    pub(crate) hot: u32,
+    /// In hundredths of the commands: those that go through the queue.
+    pub(crate) queued: u32,
 }
 
 impl Pace {
     /// So many arrivals a second by clients that do not give up.
     pub(crate) fn steady(rate: u64) -> Self {
-        Self { rate, within: Duration::from_secs(8), again: true, reads: 20 }
+        Self { rate, within: Duration::from_secs(8), again: true, reads: 20, hot: 24, queued: 18 }
     }
 }
 
@@ -65,6 +80,7 @@ pub(crate) struct Load {
     shared: Arc<Shared>,
     tasks: TaskTracker,
     stop: CancellationToken,
+    pace: Pace,
 }
 
 /// What a load did not do.
@@ -92,20 +108,18 @@ struct Shared {
 struct Order {
     tenant: usize,
     account: String,
-    command: &'static str,
+    wanted: Wanted,
     key: String,
     tag: String,
-    payload: String,
-    parts: u64,
     if_match: Option<u64>,
     way: Way,
 }
 
 impl Load {
     /// Opens the first accounts and begins.
-    pub(crate) async fn start(cluster: &Cluster, history: &History, seed: u64, pace: Pace) -> Self {
+    pub(crate) async fn start(place: &Place, history: &History, seed: u64, pace: Pace) -> Self {
         let shared = Arc::new(Shared {
-            talk: Talk::new(cluster).await,
+            talk: Talk::new(place).await,
             history: history.clone(),
             seed,
             numbers: AtomicU64::new(0),
@@ -117,9 +131,36 @@ impl Load {
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let openings = shared.openings(shared.generation(Duration::ZERO));
         let opened = openings.map(|order| shared.clone().command(order, 1, pace));
-        futures::future::join_all(opened).await;
+        let hot = (0..HOT_TENANTS).map(|tenant| shared.opening(tenant, HOT.to_owned(), 0));
+        let hot = hot.map(|order| shared.clone().command(order, 1, pace));
+        futures::future::join_all(opened.chain(hot)).await;
         tasks.spawn(arrive(shared.clone(), tasks.clone(), stop.clone(), pace));
-        Self { shared, tasks, stop }
+        Self { shared, tasks, stop, pace }
+    }
+
+    /// Stores so many deposits to the first hot account, each once its place among some others is free.
+    pub(crate) async fn fill(&self, count: usize, pace: Pace) {
+        let fillings = (0..count).map(|_| {
+            let number = self.shared.number();
+            let mut random = StdRng::seed_from_u64(self.shared.seed ^ number);
+            let wanted = Wanted::Deposit { amount: random.random_range(1..100), parts: 1 };
+            let way = if number.is_multiple_of(2) { Way::Publish } else { Way::Queue };
+            let order = self.shared.order_of(0, HOT.to_owned(), wanted, way);
+            self.shared.clone().command(order, 1, pace)
+        });
+        stream::iter(fillings).buffer_unordered(FILLING_AT_ONCE).collect::<()>().await;
+    }
+
+    /// Sends some commands to a gateway, and returns while they are under way.
+    pub(crate) async fn burst(&self, gateway: usize) {
+        let shared = &self.shared;
+        let pace = self.pace;
+        let mut random = StdRng::seed_from_u64(shared.seed ^ shared.number());
+        for _ in 0..BURST {
+            let order = Order { way: Way::Wait, ..shared.order(&mut random, pace) };
+            self.tasks.spawn(shared.clone().command(order, gateway, pace));
+        }
+        tokio::time::sleep(BURST_BEFORE).await;
     }
 
     /// Ends the arrivals and waits until everybody knows what came of what they sent; after the
@@ -180,11 +221,12 @@ async fn arrive(shared: Arc<Shared>, tasks: TaskTracker, stop: CancellationToken
         };
         let gateway = 1 + random.random_range(0..shared.talk.gateways());
         if random.random_range(0..100) < pace.reads {
-            let query = shared.clone().query(gateway, random.random_range(0..RECENT_MAX), pace);
-            tasks.spawn(query.map(|()| drop(client)));
+            let (kind, choice) = (random.random_range(0..100), random.random_range(0..RECENT_MAX));
+            let question = shared.clone().question(gateway, kind, choice, pace);
+            tasks.spawn(question.map(|()| drop(client)));
             continue;
         }
-        let order = shared.order(&mut random);
+        let order = shared.order(&mut random, pace);
         let own = match random.random_range(0..100) {
             // The same again: at once at the other gateway, or some time later.
             0..10 => {
@@ -196,11 +238,15 @@ async fn arrive(shared: Arc<Shared>, tasks: TaskTracker, stop: CancellationToken
             // Another payload under a key that is in use: at most one of the two takes effect.
             18..19 => {
                 let tag = format!("{}-other", order.tag);
-                let payload = order.payload.replace(&order.tag, &tag);
-                let other = Order { tag, payload, ..order.clone() };
+                let other = Order { tag, ..order.clone() };
                 tasks.spawn(shared.clone().command(other, gateway % 2 + 1, pace));
                 shared.clone().command(order, gateway, pace).boxed()
             }
+            // One from any time before, on an account that has long gone on.
+            19..22 => match shared.old_order(&mut random) {
+                Some(old) => shared.clone().command(old, gateway, pace).boxed(),
+                None => shared.clone().command(order, gateway, pace).boxed(),
+            },
             _ => shared.clone().command(order, gateway, pace).boxed(),
         };
         tasks.spawn(own.map(|()| drop(client)));
@@ -220,42 +266,65 @@ impl Shared {
     fn openings(&self, generation: u64) -> impl Iterator<Item = Order> {
         let accounts =
             (0..TENANTS.len()).flat_map(|tenant| (0..ACCOUNTS).map(move |n| (tenant, n)));
-        accounts.map(move |(tenant, n)| {
-            let account = format!("a{n}-g{generation}");
-            // Each load its own: an aggregate may have forgotten by now what an earlier one sent.
-            let key = format!("open-{}-{account}-{}", TENANTS[tenant], self.seed % 100_000);
-            let payload = json!({"branch": format!("b{}", n % 3), "tag": key}).to_string();
-            let (tag, command, way) = (key.clone(), "open", Way::Wait);
-            Order { tenant, account, command, key, tag, payload, parts: 1, if_match: None, way }
-        })
+        accounts.map(move |(tenant, n)| self.opening(tenant, format!("a{n}-g{generation}"), n))
     }
 
-    fn order(&self, random: &mut StdRng) -> Order {
-        let key = format!("k{}-{}", self.number(), self.seed % 100_000);
-        let tenant = random.random_range(0..TENANTS.len());
-        // Some accounts are wanted more than others.
-        let n = random.random_range(0..ACCOUNTS).min(random.random_range(0..ACCOUNTS));
-        let account = format!("a{n}-g{}", self.generation(Duration::ZERO));
-        let amount = random.random_range(1..100);
-        let parts = if random.random_bool(0.1) { random.random_range(2..=8) } else { 1 };
-        let (command, payload, parts) = if random.random_bool(0.25) {
-            ("withdraw", json!({"amount": amount * 3, "tag": key}), 1)
+    fn opening(&self, tenant: usize, account: String, n: u64) -> Order {
+        // Each load its own: whether an account is open is for the rules to say.
+        let key = format!("open-{}-{account}-{}", TENANTS[tenant], self.seed % 100_000);
+        let wanted = Wanted::Open { branch: format!("b{}", n % 3) };
+        let (tag, way) = (key.clone(), Way::Wait);
+        Order { tenant, account, wanted, key, tag, if_match: None, way }
+    }
+
+    fn order(&self, random: &mut StdRng, pace: Pace) -> Order {
+        let (tenant, account) = if random.random_range(0..100) < pace.hot {
+            // The first is wanted twice as often.
+            let tenant = random.random_range(0..=HOT_TENANTS).saturating_sub(1);
+            (tenant, HOT.to_owned())
         } else {
-            ("deposit", json!({"amount": amount, "parts": parts, "tag": key}), parts)
+            let tenant = random.random_range(0..TENANTS.len());
+            // Some accounts are wanted more than others.
+            let n = random.random_range(0..ACCOUNTS).min(random.random_range(0..ACCOUNTS));
+            (tenant, format!("a{n}-g{}", self.generation(Duration::ZERO)))
         };
-        let way = match random.random_range(0..100) {
-            0..10 => Way::Queue,
-            10..18 => Way::Publish,
-            _ => Way::Wait,
+        let amount = random.random_range(1..100);
+        let wanted = match random.random_range(0..100) {
+            0..25 => Wanted::Withdraw { amount: amount * 3 },
+            // No rule is asked about these.
+            25..26 => Wanted::Deposit { amount: 0, parts: 1 },
+            26..34 => Wanted::Deposit { amount, parts: random.random_range(2..=8) },
+            _ => Wanted::Deposit { amount, parts: 1 },
         };
-        let (tag, payload) = (key.clone(), payload.to_string());
-        Order { tenant, account, command, key, tag, payload, parts, if_match: None, way }
+        let way = if random.random_range(0..100) >= pace.queued {
+            Way::Wait
+        } else if random.random_bool(0.5) {
+            Way::Queue
+        } else {
+            Way::Publish
+        };
+        self.order_of(tenant, account, wanted, way)
+    }
+
+    fn order_of(&self, tenant: usize, account: String, wanted: Wanted, way: Way) -> Order {
+        let key = format!("k{}-{}", self.number(), self.seed % 100_000);
+        Order { tenant, account, wanted, tag: key.clone(), key, if_match: None, way }
+    }
+
+    /// A command on a hot account that was sent at any time before.
+    fn old_order(&self, random: &mut StdRng) -> Option<Order> {
+        let Call { tenant, account, wanted, key, tag, if_match, way, .. } =
+            self.history.old_call(random)?;
+        let tenant = TENANTS.iter().position(|name| *name == tenant)?;
+        // Mostly waited for, so that its answer can be compared.
+        let way = if random.random_bool(0.7) { Way::Wait } else { way };
+        Some(Order { tenant, account, wanted, key, tag, if_match, way })
     }
 
     /// Sends a command until it is known what came of it.
     async fn command(self: Arc<Self>, order: Order, gateway: usize, pace: Pace) {
         let mut random = StdRng::seed_from_u64(self.seed ^ self.number());
-        let (wish, mut gateway) = (self.history.wish(), gateway);
+        let (wish, mut gateway, mut absent) = (self.history.wish(), gateway, 0);
         let known = loop {
             let told = self.call(&order, gateway, pace).await;
             if told.is_known() {
@@ -265,7 +334,11 @@ impl Shared {
                 break false;
             }
             gateway = gateway % self.talk.gateways() + 1;
-            let pause = Duration::from_millis(random.random_range(AGAIN_AFTER_MS));
+            let mut pause = Duration::from_millis(random.random_range(AGAIN_AFTER_MS));
+            absent = if told == Told::NotSent { absent + 1 } else { 0 };
+            if absent >= self.talk.gateways() {
+                pause *= NOBODY_THERE;
+            }
             tokio::select! {
                 () = self.give_up.cancelled() => break false,
                 () = tokio::time::sleep(pause) => {}
@@ -276,10 +349,11 @@ impl Shared {
 
     async fn call(&self, order: &Order, gateway: usize, pace: Pace) -> Told {
         let start_ns = self.history.now_ns();
-        let Order { tenant, account, command, key, payload, .. } = order;
-        let target = (TENANTS[*tenant], account.as_str(), *command);
+        let Order { tenant, account, key, .. } = order;
+        let target = (TENANTS[*tenant], account.as_str(), order.wanted.command());
+        let payload = order.wanted.payload(&order.tag).to_string();
         let (told, position) = match order.way {
-            Way::Publish => (self.talk.publish(target, key, payload).await, None),
+            Way::Publish => (self.talk.publish(target, key, &payload).await, None),
             way => {
                 let queue = way == Way::Queue;
                 let sent = (key.as_str(), payload.as_str(), order.if_match, queue);
@@ -296,10 +370,9 @@ impl Shared {
         self.history.call(Call {
             tenant: TENANTS[*tenant],
             account: account.clone(),
-            command,
+            wanted: order.wanted.clone(),
             key: key.clone(),
             tag: order.tag.clone(),
-            parts: order.parts,
             if_match: order.if_match,
             way: order.way,
             gateway: if order.way == Way::Publish { 0 } else { gateway },
@@ -325,12 +398,11 @@ impl Shared {
 
     /// Two commands that expect the same version, at once at two gateways.
     async fn race(self: Arc<Self>, order: Order, pace: Pace) {
-        let found = self.talk.version(1, order.tenant, &order.account, pace.within).await;
-        let Some(version) = found else { return };
+        let seen = self.state(1, order.tenant, &order.account, pace).await;
+        let Seen::State { version, .. } = seen else { return };
         let key = format!("{}-rival", order.key);
-        let payload = order.payload.replace(&order.key, &key);
         let (if_match, way) = (Some(version), Way::Wait);
-        let rival = Order { tag: key.clone(), key, payload, if_match, way, ..order.clone() };
+        let rival = Order { tag: key.clone(), key, if_match, way, ..order.clone() };
         let order = Order { if_match, way, ..order };
         tokio::join!(
             self.clone().command(order, 1, pace),
@@ -338,19 +410,53 @@ impl Shared {
         );
     }
 
-    /// Asks for the row of an own write, with its position.
-    async fn query(self: Arc<Self>, gateway: usize, choice: usize, pace: Pace) {
+    /// Asks about an own write: for its row with its position, the state now, or the events around it.
+    async fn question(self: Arc<Self>, gateway: usize, kind: u32, choice: usize, pace: Pace) {
         let own = {
             let recent = self.recent.lock().unwrap();
             if recent.is_empty() { None } else { Some(recent[choice % recent.len()].clone()) }
         };
-        let Some((tenant, account, least, position)) = own else { return };
+        let Some((tenant, account, version, position)) = own else { return };
+        match kind {
+            0..60 => self.row(gateway, (tenant, account, version, position), pace).await,
+            60..85 => drop(self.state(gateway, tenant, &account, pace).await),
+            _ => {
+                let after = version.saturating_sub(EVENTS_BACK);
+                let start_ns = self.history.now_ns();
+                let asked = (account.as_str(), after);
+                let seen = self.talk.events(gateway, tenant, asked, pace.within).await;
+                self.read(gateway, tenant, account, start_ns, Asked::Events { after }, seen);
+            }
+        }
+    }
+
+    async fn row(&self, gateway: usize, own: (usize, String, u64, String), pace: Pace) {
+        let (tenant, account, least, position) = own;
         let start_ns = self.history.now_ns();
         let path = format!(
-            "/v1/query/balances?account={account}&fields=version&min_position={position}&wait_ms={READ_WAIT_MS}"
+            "/v1/query/balances?account={account}&min_position={position}&wait_ms={READ_WAIT_MS}"
         );
-        let seen = self.talk.row(gateway, tenant, &path, pace.within).await;
+        let seen = self.talk.rows(gateway, tenant, &path, pace.within).await;
+        self.read(gateway, tenant, account, start_ns, Asked::Row { least }, seen);
+    }
+
+    async fn state(&self, gateway: usize, tenant: usize, account: &str, pace: Pace) -> Seen {
+        let start_ns = self.history.now_ns();
+        let seen = self.talk.state(gateway, tenant, account, pace.within).await;
+        self.read(gateway, tenant, account.to_owned(), start_ns, Asked::State, seen.clone());
+        seen
+    }
+
+    fn read(
+        &self,
+        gateway: usize,
+        tenant: usize,
+        account: String,
+        start_ns: u64,
+        asked: Asked,
+        seen: Seen,
+    ) {
         let (tenant, end_ns) = (TENANTS[tenant], self.history.now_ns());
-        self.history.read(Read { tenant, account, least, gateway, start_ns, end_ns, seen });
+        self.history.read(Read { tenant, account, asked, gateway, start_ns, end_ns, seen });
     }
 }

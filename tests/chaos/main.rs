@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! FLEXCORE_CHAOS=slice cargo test --test chaos          a few minutes
-//! FLEXCORE_CHAOS=full cargo test --release --test chaos about an hour
+//! FLEXCORE_CHAOS=full cargo test --release --test chaos some two hours
 //! FLEXCORE_CHAOS=kill cargo test --test chaos           one experiment
 //! ```
 //! `FLEXCORE_CHAOS_SEED` repeats a run, `FLEXCORE_CHAOS_REPORT` names the file for the report. It
@@ -16,8 +16,10 @@ mod disk;
 mod evidence;
 mod experiments;
 mod fake_postgres;
+mod gather;
 mod history;
 mod host;
+mod hostile;
 mod http;
 mod leadership;
 mod limits;
@@ -28,6 +30,7 @@ mod netns;
 mod process;
 mod report;
 mod rig;
+mod small;
 mod talk;
 
 use experiments::{Extent, NAMES, SLICE};

@@ -24,8 +24,10 @@ pub(crate) struct Section {
     pub(crate) timings: BTreeMap<String, Vec<f64>>,
     /// Further lines.
     pub(crate) notes: Vec<String>,
-    /// With a defect switched on there must be violations.
-    pub(crate) control: bool,
+    /// With a defect switched on, the checks that must find it; empty: there is none.
+    pub(crate) control: &'static [&'static str],
+    /// Checks that have nothing to look at here, and why: said before the run.
+    pub(crate) without: &'static [(&'static str, &'static str)],
 }
 
 impl Report {
@@ -36,7 +38,7 @@ impl Report {
     /// Adds an experiment's section, and says what came of it.
     pub(crate) fn add(&mut self, mut section: Section) {
         section.verdicts = together(section.verdicts);
-        let arm = if section.control { " (control arm: violations are expected)" } else { "" };
+        let arm = if section.is_control() { " (control arm: violations are expected)" } else { "" };
         say(&format!("== {}{arm}", section.name));
         for verdict in &section.verdicts {
             say(&verdict.told());
@@ -49,27 +51,7 @@ impl Report {
 
     /// Why the run fails; empty: it does not.
     pub(crate) fn failures(&self) -> Vec<String> {
-        let of = |section: &Section| {
-            // A control arm must lose what was acknowledged, or break the fence: nothing less.
-            let counts =
-                |verdict: &&Verdict| !section.control || [5, 9].contains(&verdict.invariant);
-            let broken: Vec<&Verdict> = section
-                .verdicts
-                .iter()
-                .filter(counts)
-                .filter(|verdict| !verdict.violations.is_empty())
-                .collect();
-            match (section.control, broken.is_empty()) {
-                (true, true) => Some(format!("{}: the defect was not noticed", section.name)),
-                (false, false) => {
-                    // With their words: often no more than the end of what was printed is kept.
-                    let told: Vec<String> = broken.iter().map(|verdict| verdict.told()).collect();
-                    Some(format!("{}:\n{}", section.name, told.join("\n")))
-                }
-                _ => None,
-            }
-        };
-        self.sections.iter().filter_map(of).collect()
+        self.sections.iter().filter_map(Section::failure).collect()
     }
 
     /// Writes it to the file that `FLEXCORE_CHAOS_REPORT` names.
@@ -97,6 +79,28 @@ impl Report {
 impl Section {
     pub(crate) fn new(name: impl Into<String>) -> Self {
         Self { name: name.into(), ..Self::default() }
+    }
+
+    fn is_control(&self) -> bool {
+        !self.control.is_empty()
+    }
+
+    /// Why the run fails because of this; `None`: it does not.
+    fn failure(&self) -> Option<String> {
+        let name = &self.name;
+        if self.is_control() {
+            let finds = |what: &str| self.verdicts.iter().any(|v| v.what == what && v.is_broken());
+            let blind: Vec<&str> = self.control.iter().copied().filter(|w| !finds(w)).collect();
+            let told = format!("{name}: the defect was not noticed by: {}", blind.join("; "));
+            return (!blind.is_empty()).then_some(told);
+        }
+        let fails = |verdict: &&Verdict| {
+            let may_lack = self.without.iter().any(|(what, _)| *what == verdict.what);
+            verdict.is_broken() || verdict.n == 0 && !may_lack
+        };
+        // With their words: often no more than the end of what was printed is kept.
+        let told: Vec<String> = self.verdicts.iter().filter(fails).map(Verdict::told).collect();
+        (!told.is_empty()).then(|| format!("{name}:\n{}", told.join("\n")))
     }
 
     /// Adds a time in milliseconds.
@@ -130,7 +134,8 @@ impl Section {
     }
 
     fn write(&self, text: &mut String) {
-        let arm = if self.control { " (control arm: a defect that must be noticed)" } else { "" };
+        let arm =
+            if self.is_control() { " (control arm: a defect that must be noticed)" } else { "" };
         write!(text, "\n## {}{arm}\n", self.name).unwrap();
         if !self.verdicts.is_empty() {
             text.push_str(
@@ -138,6 +143,9 @@ impl Section {
             );
         }
         for Verdict { invariant, what, n, violations } in &self.verdicts {
+            if *n == 0 && self.is_control() {
+                continue;
+            }
             // What no invariant says, but the experiment promises.
             let number = if *invariant == 0 { "–".to_owned() } else { invariant.to_string() };
             writeln!(text, "| {number} | {what} | {n} | {} |", violations.len()).unwrap();
@@ -152,8 +160,11 @@ impl Section {
             writeln!(text, "| {name} | {} | {p50:.0} | {p99:.0} | {most:.0} |", times.len())
                 .unwrap();
         }
-        if !self.notes.is_empty() {
+        if !self.notes.is_empty() || !self.without.is_empty() {
             text.push('\n');
+        }
+        for (what, why) in self.without {
+            writeln!(text, "- {what}: none here, {why}").unwrap();
         }
         for note in &self.notes {
             writeln!(text, "- {note}").unwrap();
@@ -219,17 +230,30 @@ mod tests {
         assert_eq!(sums, [verdict(1, 1, &[]), verdict(9, 7, &["a", "b"])]);
     }
 
+    fn section(n: usize, violations: &[&str]) -> Section {
+        let mut verdict = Verdict { n, ..Verdict::new(5, "x") };
+        verdict.violations.extend(violations.iter().map(|text| (*text).to_owned()));
+        Section { verdicts: vec![verdict], ..Section::new("s") }
+    }
+
     #[test]
-    fn a_violation_fails_the_run_and_a_control_arm_without_one_does_too() {
-        let section = |control, violations: &[&str]| {
-            let mut verdict = Verdict::new(5, "x");
-            verdict.violations.extend(violations.iter().map(|text| (*text).to_owned()));
-            Section { control, verdicts: vec![verdict], ..Section::new("s") }
-        };
-        let failures = |section| Report { sections: vec![section], ..Report::default() }.failures();
-        assert!(failures(section(false, &[])).is_empty());
-        assert_eq!(failures(section(false, &["wrong"])), ["s:\n 5 x: 1 of 0\n      wrong"]);
-        assert_eq!(failures(section(true, &[])).len(), 1);
-        assert!(failures(section(true, &["wrong"])).is_empty());
+    fn a_violation_fails_the_run_and_so_does_a_verdict_about_nothing() {
+        assert_eq!(section(1, &[]).failure(), None);
+        let wrong = section(2, &["wrong"]).failure();
+        assert_eq!(wrong.as_deref(), Some("s:\n 5 x: 1 of 2\n      wrong"));
+        assert_eq!(section(0, &[]).failure().as_deref(), Some("s:\n 5 x: 0 of 0"));
+        let without: &[_] = &[("x", "nobody asks")];
+        assert_eq!(Section { without, ..section(0, &[]) }.failure(), None);
+        assert!(Section { without, ..section(1, &["wrong"]) }.failure().is_some());
+    }
+
+    #[test]
+    fn a_control_arm_fails_unless_the_check_that_is_meant_finds_the_defect() {
+        let control: &[_] = &["x"];
+        assert_eq!(Section { control, ..section(1, &["wrong"]) }.failure(), None);
+        assert!(Section { control, ..section(1, &[]) }.failure().is_some());
+        let other: &[_] = &["x", "y"];
+        let told = Section { control: other, ..section(1, &["wrong"]) }.failure().unwrap();
+        assert!(told.ends_with("by: y"), "{told}");
     }
 }

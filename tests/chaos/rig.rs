@@ -15,12 +15,13 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     checker::{self, Story, Verdict, answers::Stop, resources},
     cluster::{Cluster, Shape},
-    evidence::{self, Log, Rows, Snapshot},
+    evidence::{self, Log, Snapshot},
     fake_postgres::FakePostgres,
+    gather,
     history::{History, Wish},
     host::say,
     leadership::Leadership,
-    listener::{self, Listener},
+    listener::Listener,
     load::{Load, Pace},
     report::Section,
     talk,
@@ -38,8 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) const REST_WAIT: Duration = Duration::from_secs(60);
 /// How long the load goes on before the first fault, for everything to have been used once.
 const WARM_UP: Duration = Duration::from_secs(4);
-/// How long a listener may take to notice that it was cut off, and to catch up.
-const LISTENER_WAIT: Duration = Duration::from_secs(40);
+/// Commands that a hot account gets at once in the beginning: what comes then is beyond every window.
+const FILLING: usize = 2_100;
 /// How long brokers that are well may say that there is no log before that is believed.
 const NO_LOG_WAIT: Duration = Duration::from_secs(15);
 
@@ -72,6 +73,7 @@ impl Rig {
     pub(crate) async fn start(name: &str, seed: u64, shape: Shape, pace: Pace) -> Self {
         let mut rig = Self::quiet(name, seed, shape).await;
         rig.load(pace).await;
+        rig.fill(pace).await;
         tokio::time::sleep(WARM_UP).await;
         rig.unload().await;
         // Pools are filled by now; what is held from here on is a leak.
@@ -96,7 +98,7 @@ impl Rig {
             random: StdRng::seed_from_u64(seed),
             section: Section::new(name),
             load: None,
-            listener: Listener::start(&cluster),
+            listener: Listener::start(&cluster.place()),
             watch: tokio::spawn(watch),
             watching,
             snapshots,
@@ -124,8 +126,23 @@ impl Rig {
     /// Starts the load.
     pub(crate) async fn load(&mut self, pace: Pace) {
         let number = self.history.now_ns();
-        let load = Load::start(&self.cluster, &self.history, self.seed ^ number, pace).await;
+        let place = self.cluster.place();
+        let load = Load::start(&place, &self.history, self.seed ^ number, pace).await;
         self.load = Some(load);
+    }
+
+    /// Gives a hot account so many commands that what comes later is beyond every window.
+    pub(crate) async fn fill(&self, pace: Pace) {
+        if let Some(load) = &self.load {
+            load.fill(FILLING, pace).await;
+        }
+    }
+
+    /// Has some requests under way to a gateway.
+    pub(crate) async fn burst(&self, gateway: usize) {
+        if let Some(load) = &self.load {
+            load.burst(gateway).await;
+        }
     }
 
     /// Ends the load; adds how many gave up to the notes.
@@ -198,8 +215,9 @@ impl Rig {
         drop((&mut self.watch).await);
         match self.story().await {
             Ok(story) => {
-                self.count(&story);
+                self.section.notes.push(story.told());
                 self.section.verdicts.extend(checker::all(&story));
+                self.section.verdicts.push(checker::commands::late_repeats_are_known(&story));
                 if !self.stops.is_empty() {
                     let (stops, calls) = (&self.stops, &story.calls);
                     let verdicts = &mut self.section.verdicts;
@@ -247,9 +265,8 @@ impl Rig {
         if let Some(log) = log {
             let (calls, begun_ms) = (self.history.calls(), self.history.begun_ms);
             let story = Story { calls, begun_ms, log, ..Story::default() };
-            self.count(&story);
-            self.section.verdicts.push(checker::commands::accepted_are_recorded_once(&story));
-            self.section.verdicts.push(checker::commands::acknowledged_in_the_log(&story));
+            self.section.notes.push(story.told());
+            self.section.verdicts.extend(checker::of_the_log(&story));
         }
         self.keep();
         self.section
@@ -287,26 +304,6 @@ impl Rig {
         say(&format!("history and logs are in {}", to.display()));
     }
 
-    fn count(&mut self, story: &Story) {
-        use crate::history::Told;
-        let count = |of: fn(&Told) -> bool| story.calls.iter().filter(|c| of(&c.told)).count();
-        let note = format!(
-            "{} calls: {} accepted, {} queued, {} refused, {} turned away, {} unknown, {} without \
-             an answer, {} without a connection; {} queries; {} commits",
-            story.calls.len(),
-            count(|told| matches!(told, Told::Accepted { .. })),
-            count(|told| *told == Told::Queued),
-            count(|told| matches!(told, Told::Refused { .. })),
-            count(|told| matches!(told, Told::TurnedAway { .. })),
-            count(|told| matches!(told, Told::Unknown { .. })),
-            count(|told| matches!(told, Told::NoAnswer { .. })),
-            count(|told| *told == Told::NotSent),
-            story.reads.len(),
-            story.log.commits.len()
-        );
-        self.section.notes.push(note);
-    }
-
     /// Waits until everybody is back, the queue is drained, and rows equal the fold.
     async fn rest(&mut self) -> Result<(), String> {
         self.cluster.brokers_ready().await;
@@ -314,7 +311,7 @@ impl Rig {
         let client = talk::connect(&self.cluster.nats()).await;
         let start = Instant::now();
         loop {
-            let waiting = match self.waiting(&client).await {
+            let waiting = match gather::waiting(&self.cluster.place(), &client).await {
                 Ok(None) => return Ok(()),
                 Ok(Some(waiting)) => waiting,
                 Err(error) => error,
@@ -326,65 +323,21 @@ impl Rig {
         }
     }
 
-    /// What is not done yet; `None`: nothing.
-    async fn waiting(&self, client: &async_nats::Client) -> Result<Option<String>, String> {
-        let jetstream = async_nats::jetstream::new(client.clone());
-        let queue = jetstream.get_stream("FLEX_COMMANDS").await.map_err(|e| e.to_string())?;
-        // What is settled is purged every few seconds.
-        let left = queue.cached_info().state.messages;
-        if left > 0 {
-            return Ok(Some(format!("{left} queued commands wait")));
-        }
-        let log = evidence::log(client).await?;
-        let rows = self.rows().await?;
-        if checker::rows::fold(&log.commits) == rows {
-            return Ok(None);
-        }
-        Ok(Some("the rows are not the fold of the log yet".to_owned()))
-    }
-
-    async fn rows(&self) -> Result<Rows, String> {
-        let mut postgres = evidence::postgres(&self.cluster.postgres()).await?;
-        evidence::rows(&mut postgres).await.map_err(|error| error.to_string())
-    }
-
     async fn story(&mut self) -> Result<Story, String> {
-        let client = talk::connect(&self.cluster.nats()).await;
-        let rows = self.rows().await?;
+        let place = self.cluster.place();
+        let mut story = gather::story(&place, &self.history, &self.listener).await?;
         for read_model in ["balances", "branches"] {
             self.cluster.flexcore(&["rebuild", read_model, "--json"])?;
         }
-        let snapshots = std::mem::take(&mut *self.snapshots.lock().unwrap());
-        let log = evidence::log(&client).await?;
-        let replicas = self.level_replicas().await?;
-        Ok(Story {
-            calls: self.history.calls(),
-            reads: self.history.reads(),
-            begun_ms: self.history.begun_ms,
-            heard: self.heard(&log).await,
-            log,
-            outcomes: evidence::outcomes(&client).await?,
-            rows,
-            rebuilt: Some(self.rows().await?),
-            snapshots,
-            replicas,
-        })
-    }
-
-    /// What the listener heard, once it has heard of the log's end or had the time for it.
-    async fn heard(&self, log: &Log) -> Vec<u64> {
-        let of_tenant = log.commits.iter().filter(|commit| commit.tenant == listener::TENANT);
-        let last = of_tenant.map(|commit| commit.sequence).max();
-        let start = Instant::now();
-        while self.listener.heard().last().copied() < last && start.elapsed() < LISTENER_WAIT {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        self.listener.heard()
+        story.rebuilt = Some(gather::rows(&place).await?);
+        story.snapshots = std::mem::take(&mut *self.snapshots.lock().unwrap());
+        story.replicas = self.level_replicas().await?;
+        Ok(story)
     }
 }
 
 /// Looks at rows and checkpoints now and then, until told to stop.
-async fn watch(
+pub(crate) async fn watch(
     url: String,
     history: History,
     snapshots: Arc<Mutex<Vec<Snapshot>>>,

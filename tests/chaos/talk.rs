@@ -6,7 +6,8 @@ use async_nats::{HeaderMap, jetstream};
 use serde_json::Value;
 
 use crate::{
-    cluster::Cluster,
+    checker::stored::Outcome,
+    evidence::{Change, Row},
     history::{Seen, Told},
     http::{Answer, Ask, Client, Failure},
 };
@@ -14,11 +15,21 @@ use crate::{
 /// An acknowledgement of the broker that has not come after this time is not waited for.
 const PUBACK_WAIT: Duration = Duration::from_secs(5);
 
+/// Where an installation is, and who may ask there.
+#[derive(Clone)]
+pub(crate) struct Place {
+    pub(crate) client: Client,
+    /// `HOST:PORT` of each gateway.
+    pub(crate) gateways: Vec<String>,
+    /// A bearer token of each tenant.
+    pub(crate) tokens: Vec<String>,
+    pub(crate) nats: Vec<String>,
+    pub(crate) postgres: String,
+}
+
 /// A way to all gateways and to the brokers.
 pub(crate) struct Talk {
-    client: Client,
-    gateways: Vec<String>,
-    tokens: Vec<String>,
+    place: Place,
     jetstream: jetstream::Context,
 }
 
@@ -26,18 +37,13 @@ pub(crate) struct Talk {
 type Target<'a> = (&'a str, &'a str, &'a str);
 
 impl Talk {
-    pub(crate) async fn new(cluster: &Cluster) -> Self {
-        let gateways = (1..=cluster.shape.gateways).map(|n| cluster.gateway(n.into())).collect();
-        Self {
-            client: cluster.client.clone(),
-            gateways,
-            tokens: cluster.tokens.clone(),
-            jetstream: jetstream::new(connect(&cluster.nats()).await),
-        }
+    pub(crate) async fn new(place: &Place) -> Self {
+        let jetstream = jetstream::new(connect(&place.nats).await);
+        Self { place: place.clone(), jetstream }
     }
 
     pub(crate) fn gateways(&self) -> usize {
-        self.gateways.len()
+        self.place.gateways.len()
     }
 
     /// Sends a command: key, payload, expected version, and whether it is to be queued. Gives what
@@ -56,11 +62,11 @@ impl Talk {
         let ask = Ask {
             method: "POST",
             path: format!("/v1/commands/account/{account}/{command}"),
-            token: self.tokens[tenant].clone(),
+            token: self.place.tokens[tenant].clone(),
             headers,
             body: payload.to_owned(),
         };
-        match self.client.send(&self.gateways[gateway - 1], &ask, within).await {
+        match self.send(gateway, &ask, within).await {
             Ok(answer) => told(&answer),
             Err(Failure::Connect(_)) => (Told::NotSent, None),
             Err(failure) => (Told::NoAnswer { why: format!("{failure:?}") }, None),
@@ -89,34 +95,24 @@ impl Talk {
         }
     }
 
-    /// An account's version now, if anybody says.
-    pub(crate) async fn version(
-        &self,
-        gateway: usize,
-        tenant: usize,
-        account: &str,
-        within: Duration,
-    ) -> Option<u64> {
-        let ask = Ask::get(format!("/v1/aggregates/account/{account}"), &self.tokens[tenant]);
-        let answer = self.client.send(&self.gateways[gateway - 1], &ask, within).await.ok()?;
-        if answer.status != 200 {
-            return None;
-        }
-        answer.json()["version"].as_u64()
+    async fn send(&self, gateway: usize, ask: &Ask, within: Duration) -> Result<Answer, Failure> {
+        self.place.client.send(&self.place.gateways[gateway - 1], ask, within).await
     }
 
-    /// The version in the one row that the query gives.
-    pub(crate) async fn row(
+    /// Asks one gateway for something of a tenant, and reads what it shows when it answers.
+    async fn seen(
         &self,
         gateway: usize,
         tenant: usize,
         path: &str,
         within: Duration,
+        read: impl FnOnce(&Answer) -> Option<Seen>,
     ) -> Seen {
-        let ask = Ask::get(path, &self.tokens[tenant]);
-        match self.client.send(&self.gateways[gateway - 1], &ask, within).await {
+        let ask = Ask::get(path, &self.place.tokens[tenant]);
+        match self.send(gateway, &ask, within).await {
             Ok(answer) if answer.status == 200 => {
-                Seen::Row(answer.json().pointer("/rows/0/version").and_then(Value::as_u64))
+                let why = || Seen::Nothing { why: format!("strange: {answer:?}") };
+                read(&answer).unwrap_or_else(why)
             }
             Ok(answer) => {
                 let retry_after = answer.header("retry-after").is_some();
@@ -125,6 +121,110 @@ impl Talk {
             Err(failure) => Seen::Nothing { why: format!("{failure:?}") },
         }
     }
+
+    /// An account's state now.
+    pub(crate) async fn state(
+        &self,
+        gateway: usize,
+        tenant: usize,
+        account: &str,
+        within: Duration,
+    ) -> Seen {
+        let path = format!("/v1/aggregates/account/{account}");
+        let read = |answer: &Answer| {
+            let body = answer.json();
+            Some(Seen::State {
+                version: body["version"].as_u64()?,
+                branch: body["state"]["branch"].as_str()?.to_owned(),
+                balance: body["state"]["balance"].as_i64()?,
+            })
+        };
+        self.seen(gateway, tenant, &path, within, read).await
+    }
+
+    /// An account's events after a version, as many as one page has.
+    pub(crate) async fn events(
+        &self,
+        gateway: usize,
+        tenant: usize,
+        (account, after): (&str, u64),
+        within: Duration,
+    ) -> Seen {
+        let path = format!("/v1/aggregates/account/{account}/events?after_version={after}");
+        let read = |answer: &Answer| {
+            let body = answer.json();
+            let event = |event: &Value| {
+                let name = event["type"].as_str()?.strip_prefix("account.")?;
+                Some((event["sequence"].as_u64()?, Change::of(name, &event["data"])))
+            };
+            let events: Option<Vec<_>> = body.as_array()?.iter().map(event).collect();
+            Some(Seen::Events { events: events?, more: answer.header("link").is_some() })
+        };
+        self.seen(gateway, tenant, &path, within, read).await
+    }
+
+    /// The rows of `balances` that the query gives.
+    pub(crate) async fn rows(
+        &self,
+        gateway: usize,
+        tenant: usize,
+        path: &str,
+        within: Duration,
+    ) -> Seen {
+        let read = |answer: &Answer| {
+            let body = answer.json();
+            let row = |row: &Value| {
+                let text = |name: &str| row[name].as_str().map(str::to_owned);
+                let number = |name: &str| row[name].as_i64();
+                let row = Row {
+                    branch: text("branch")?,
+                    changes: number("changes")?,
+                    deposited: number("deposited")?,
+                    withdrawn: number("withdrawn")?,
+                    version: number("version")?,
+                };
+                Some((text("account")?, row))
+            };
+            let rows: Option<Vec<_>> =
+                body["rows"].as_array()?.iter().map(|given| row(given)).collect();
+            Some(Seen::Rows(rows?))
+        };
+        self.seen(gateway, tenant, path, within, read).await
+    }
+
+    /// What is said of a command that was stored.
+    pub(crate) async fn outcome(
+        &self,
+        gateway: usize,
+        tenant: usize,
+        (account, key): (&str, &str),
+        within: Duration,
+    ) -> Outcome {
+        let path = format!("/v1/commands/{key}?aggregate=account&id={account}");
+        let ask = Ask::get(path, &self.place.tokens[tenant]);
+        let answer = match self.send(gateway, &ask, within).await {
+            Ok(answer) => answer,
+            Err(failure) => return Outcome::Strange(format!("{failure:?}")),
+        };
+        let body = answer.json();
+        let text = |field: &str| body[field].as_str().unwrap_or_default().to_owned();
+        match (answer.status, text("status").as_str()) {
+            (202, _) => Outcome::Pending,
+            (200, "accepted") => Outcome::Accepted {
+                version: body["version"].as_u64().unwrap_or(0),
+                sequence: sequence(&body),
+            },
+            (200, "rejected") => Outcome::Refused { code: text("code") },
+            (200, "conflict") => Outcome::Refused { code: "conflict".to_owned() },
+            (200, "dead") => Outcome::Dead { reason: text("reason") },
+            (status, _) => Outcome::Strange(format!("{status} {body}")),
+        }
+    }
+}
+
+/// The place in the log that an answer names.
+fn sequence(body: &Value) -> Option<u64> {
+    body["position"].as_str()?.rsplit('-').next()?.parse().ok()
 }
 
 /// A connection that comes back by itself.
@@ -148,8 +248,7 @@ fn told(answer: &Answer) -> (Told, Option<String>) {
     let nothing_done = ["overloaded", "unavailable", "rate-limited"].contains(&kind);
     let told = match status {
         200 => {
-            let position = body["position"].as_str();
-            let sequence = position.and_then(|text| text.rsplit('-').next()?.parse().ok());
+            let (position, sequence) = (body["position"].as_str(), sequence(&body));
             let Some(version) = body["version"].as_u64() else {
                 return (Told::Unknown { status, code, retry_after }, None);
             };
@@ -158,6 +257,8 @@ fn told(answer: &Answer) -> (Told, Option<String>) {
             return (Told::Accepted { version, sequence, replayed }, position);
         }
         202 => Told::Queued,
+        // A full store is said so, with whatever word.
+        507 => Told::TurnedAway { status, code, retry_after },
         429 | 503 if nothing_done => Told::TurnedAway { status, code, retry_after },
         400..500 => Told::Refused { status, code },
         _ => Told::Unknown { status, code, retry_after },

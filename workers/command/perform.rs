@@ -196,6 +196,8 @@ impl LaneThread {
                 });
             }
             Action::Append { commit, expected } => {
+                #[cfg(feature = "defects")]
+                let commit = defects::undisguised(commit);
                 let (inputs, key) = (self.inputs.clone(), commit.key.clone());
                 if !self.guard.holds() {
                     let result = Err(Error::Unavailable(LEASE_OVER.to_owned()));
@@ -219,6 +221,8 @@ impl LaneThread {
                 (Some(Responder::Outcome(to)), outcome) => drop(to.send(outcome)),
                 (Some(Responder::Waiting(to, _)), outcome) => {
                     let outcome = outcome.map(|outcome| vouched_for(outcome, &self.guard));
+                    #[cfg(feature = "defects")]
+                    let outcome = outcome.map(defects::told);
                     drop(to.send(outcome));
                 }
                 (Some(Responder::Queue(to, number)), Some(outcome)) => {

@@ -241,6 +241,11 @@ impl Reader {
             Ok(_) if kills => Outcome::Faulty {
                 message: format!("{BEGUN_MAX} workers began with it, and none has lived on"),
             },
+            #[cfg(feature = "defects")]
+            Ok(command) => {
+                return crate::defects::queued(&self.lanes, command, number, to.clone());
+            }
+            #[cfg(not(feature = "defects"))]
             Ok(command) => return self.lanes.queued(command, number, to.clone()),
             Err(outcome) => outcome,
         };

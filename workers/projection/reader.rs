@@ -295,6 +295,8 @@ impl Running<'_> {
     }
 
     fn commit(&mut self, batch: Batch) {
+        #[cfg(feature = "defects")]
+        let batch = Batch { parts: crate::defects::skipped(batch.parts), ..batch };
         let span = tracing::info_span!("project", commits = batch.commits.len());
         let traces = batch.commits.iter().filter_map(|c| c.commit.traceparent.as_ref());
         for traceparent in traces.take(TRACES_MAX) {

@@ -19,13 +19,15 @@ pub(crate) struct Stop {
     pub(crate) ended: Option<(Option<i32>, Duration)>,
 }
 
-/// 13: every request that reached a gateway is answered by its deadline: 2xx, 4xx, or 429 and 503
-/// with `Retry-After`.
+/// 13: every request that reached a gateway is answered by its deadline: 2xx, a refusal of what it asks
+/// for, or 429 and 503 with `Retry-After`. 401 and 404 are no answer to a good request.
 pub(crate) fn everything_is_answered(calls: &[Call], reads: &[Read]) -> Verdict {
     let mut verdict = Verdict::new(13, "every request is answered, the excess with Retry-After");
     for call in calls.iter().filter(|call| call.gateway > 0) {
         let holds = match &call.told {
-            Told::Accepted { .. } | Told::Queued | Told::Refused { .. } => true,
+            Told::Accepted { .. } | Told::Queued => true,
+            // By the rules or for its payload: whether rightly so is another check's.
+            Told::Refused { status, .. } => matches!(status, 409 | 412 | 422),
             Told::TurnedAway { retry_after, .. } => *retry_after,
             Told::Unknown { status, retry_after, .. } => *status == 503 && *retry_after,
             Told::NotSent | Told::NoAnswer { .. } => false,
@@ -34,10 +36,9 @@ pub(crate) fn everything_is_answered(calls: &[Call], reads: &[Read]) -> Verdict 
     }
     for read in reads {
         let holds = match read.seen {
-            Seen::Row(_) => true,
+            Seen::Rows(_) | Seen::State { .. } | Seen::Events { .. } => true,
             Seen::Not { status: 429 | 503, retry_after } => retry_after,
-            Seen::Not { status, .. } => status < 500,
-            Seen::Nothing { .. } => false,
+            Seen::Not { .. } | Seen::Nothing { .. } => false,
         };
         verdict.hold(holds, || format!("{read:?}"));
     }
@@ -76,8 +77,12 @@ mod tests {
     use super::*;
     use crate::checker::example::{accepted, call, story};
 
-    fn turned_away(retry_after: bool) -> Told {
+    fn shed(retry_after: bool) -> Told {
         Told::TurnedAway { status: 503, code: "overloaded".to_owned(), retry_after }
+    }
+
+    fn refused(status: u16) -> Told {
+        Told::Refused { status, code: String::new() }
     }
 
     fn no_answer() -> Told {
@@ -89,14 +94,17 @@ mod tests {
         let unknown = |status| Told::Unknown { status, code: String::new(), retry_after: true };
         for (told, violations) in [
             (accepted(1, 1), 0),
-            (turned_away(true), 0),
-            (turned_away(false), 1),
+            (shed(true), 0),
+            (shed(false), 1),
             (unknown(503), 0),
             (unknown(500), 1),
             (no_answer(), 1),
             (Told::NotSent, 1),
+            (refused(409), 0),
+            (refused(401), 1),
+            (refused(404), 1),
         ] {
-            let verdict = everything_is_answered(&[call("k", told.clone())], &[]);
+            let verdict = everything_is_answered(&[call("k", 10, told.clone())], &[]);
             assert_eq!(verdict.violations.len(), violations, "{told:?}");
         }
         let mut reads = story().reads;
@@ -105,6 +113,9 @@ mod tests {
             (Seen::Not { status: 503, retry_after: false }, 1),
             (Seen::Not { status: 500, retry_after: false }, 1),
             (Seen::Nothing { why: String::new() }, 1),
+            (Seen::Not { status: 401, retry_after: false }, 1),
+            (Seen::Not { status: 404, retry_after: false }, 1),
+            (Seen::Rows(Vec::new()), 0),
         ] {
             reads[0].seen = seen;
             assert_eq!(everything_is_answered(&[], &reads).violations.len(), violations);
@@ -135,7 +146,7 @@ mod tests {
             from_ns: from_s * 1_000_000_000,
             ended: None,
         };
-        let calls = [call("k", no_answer())];
+        let calls = [call("k", 10, no_answer())];
         let found = |gateway, from_s: u64| {
             nothing_under_way_fails(&[stop(gateway, from_s)], &calls).violations.len()
         };

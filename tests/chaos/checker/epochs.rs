@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use super::{Story, Verdict};
 
+/// Names of checks.
+pub(crate) const EPOCHS: &str = "epochs of checkpoints never go back";
+
 /// Something that the holder of a role did, in the order in which it took effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Effect {
@@ -31,7 +34,7 @@ pub(crate) fn effects_follow_epochs(effects: &[Effect]) -> Verdict {
 
 /// 9: the epoch beside a checkpoint, which the writer's transaction has checked, never goes back.
 pub(crate) fn checkpoints_epochs_never_go_back(story: &Story) -> Verdict {
-    let mut verdict = Verdict::new(9, "epochs of checkpoints never go back");
+    let mut verdict = Verdict::new(9, EPOCHS);
     let mut reached: BTreeMap<(i64, i16), i64> = BTreeMap::new();
     for snapshot in &story.snapshots {
         for (place, (_, epoch)) in &snapshot.checkpoints {

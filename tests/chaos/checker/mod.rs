@@ -2,18 +2,30 @@
 //! story. Every check is a pure function over the story that gives how much it looked at, and what
 //! was wrong.
 
+pub(crate) mod account;
 pub(crate) mod answers;
 pub(crate) mod commands;
 pub(crate) mod epochs;
 pub(crate) mod log;
+pub(crate) mod model;
+pub(crate) mod reads;
 pub(crate) mod resources;
 pub(crate) mod rows;
+pub(crate) mod stored;
+
+#[cfg(test)]
+mod example;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 
+use account::Accounts;
+
 use crate::{
-    evidence::{Commit, Log, Rows, Snapshot},
-    history::{Call, Read},
+    evidence::{Log, Rows, Snapshot},
+    history::{Call, Read, Seen, Told},
+    listener::Heard,
 };
 
 /// Violations that are told in full; the rest is counted.
@@ -29,16 +41,51 @@ pub(crate) struct Story {
     /// Milliseconds since 1970 at nanosecond 0 of the calls.
     pub(crate) begun_ms: u64,
     pub(crate) log: Log,
-    /// Of queued commands without an event, by tenant, account and key.
-    pub(crate) outcomes: BTreeMap<(String, String, String), String>,
+    /// What was said in the end of commands that were stored, by tenant, account and key.
+    pub(crate) outcomes: BTreeMap<(String, String, String), stored::Outcome>,
     pub(crate) rows: Rows,
     /// After a rebuild from the log's beginning.
     pub(crate) rebuilt: Option<Rows>,
     pub(crate) snapshots: Vec<Snapshot>,
-    /// Stream sequences that the listener was told of, in order.
-    pub(crate) heard: Vec<u64>,
+    /// Commits that the listener was told of, in order.
+    pub(crate) heard: Vec<Heard>,
     /// Messages, deletions and last sequence of the log, by broker.
     pub(crate) replicas: BTreeMap<String, (u64, u64, u64)>,
+}
+
+impl Story {
+    /// How much of what there is, in a line.
+    pub(crate) fn told(&self) -> String {
+        let calls = |of: fn(&Told) -> bool| self.calls.iter().filter(|c| of(&c.told)).count();
+        let reads = |of: fn(&Seen) -> bool| self.reads.iter().filter(|r| of(&r.seen)).count();
+        let most = self.most_on_one_account();
+        format!(
+            "{} calls: {} accepted, {} queued, {} refused, {} turned away, {} unknown, {} without \
+             an answer, {} without a connection; {} questions: {} not answered, {} without an \
+             answer; {} commits, up to {most} on one account",
+            self.calls.len(),
+            calls(|told| matches!(told, Told::Accepted { .. })),
+            calls(|told| *told == Told::Queued),
+            calls(|told| matches!(told, Told::Refused { .. })),
+            calls(|told| matches!(told, Told::TurnedAway { .. })),
+            calls(|told| matches!(told, Told::Unknown { .. })),
+            calls(|told| matches!(told, Told::NoAnswer { .. })),
+            calls(|told| *told == Told::NotSent),
+            self.reads.len(),
+            reads(|seen| matches!(seen, Seen::Not { .. })),
+            reads(|seen| matches!(seen, Seen::Nothing { .. })),
+            self.log.commits.len()
+        )
+    }
+
+    /// Commits of the account that has most.
+    fn most_on_one_account(&self) -> usize {
+        let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+        for commit in &self.log.commits {
+            *counts.entry((&commit.tenant, &commit.account)).or_default() += 1;
+        }
+        counts.into_values().max().unwrap_or(0)
+    }
 }
 
 /// What came of a check.
@@ -66,6 +113,10 @@ impl Verdict {
         }
     }
 
+    pub(crate) fn is_broken(&self) -> bool {
+        !self.violations.is_empty()
+    }
+
     /// In a line, with the first violations below.
     pub(crate) fn told(&self) -> String {
         let Self { invariant, what, n, violations } = self;
@@ -78,36 +129,24 @@ impl Verdict {
     }
 }
 
-impl Story {
-    /// The commits of each command, by tenant and key.
-    pub(crate) fn by_key(&self) -> BTreeMap<(&str, &str), Vec<&Commit>> {
-        let mut found: BTreeMap<_, Vec<&Commit>> = BTreeMap::new();
-        for commit in &self.log.commits {
-            found.entry((commit.tenant.as_str(), commit.key.as_str())).or_default().push(commit);
-        }
-        found
-    }
-
-    /// Milliseconds since 1970 of a moment of a call.
-    pub(crate) fn ms(&self, at_ns: u64) -> u64 {
-        self.begun_ms + at_ns / 1_000_000
-    }
-}
-
 /// Every check that needs nothing but the story.
 pub(crate) fn all(story: &Story) -> Vec<Verdict> {
+    let accounts = Accounts::of(story);
     let mut verdicts = vec![
-        commands::accepted_are_recorded_once(story),
-        commands::nothing_else_is_recorded(story),
-        commands::refused_leave_nothing(story),
-        commands::unknown_are_whole_or_nothing(story),
+        commands::accepted_are_recorded_once(story, &accounts),
+        commands::commits_are_explained(story, &accounts),
+        commands::turned_away_leave_nothing(story, &accounts),
+        commands::refused_are_justified(story, &accounts),
+        commands::unknown_are_whole_or_nothing(story, &accounts),
         log::sequences_follow(story),
         log::listeners_miss_nothing(story),
         log::versions_follow(story),
-        commands::one_wins_a_version(story),
-        commands::queued_keep_their_order(story),
-        commands::acknowledged_stay(story),
-        rows::rows_are_the_fold(story, &story.rows, "rows equal the fold of the log"),
+        commands::commits_follow_what_was_known(story, &accounts),
+        commands::one_wins_a_version(story, &accounts),
+        commands::queued_keep_their_order(story, &accounts),
+        commands::acknowledged_in_the_log(story, &accounts),
+        stored::stored_come_to_one_outcome(story, &accounts),
+        rows::rows_are_the_fold(story, &story.rows, rows::FOLD),
     ];
     if let Some(rebuilt) = &story.rebuilt {
         verdicts.push(rows::rows_are_the_fold(story, rebuilt, "a rebuild gives the same rows"));
@@ -115,11 +154,18 @@ pub(crate) fn all(story: &Story) -> Vec<Verdict> {
     verdicts.extend([
         rows::checkpoints_never_go_back(story),
         rows::checkpoints_commit_with_rows(story),
-        rows::queries_see_own_writes(story),
+        reads::rows_are_explained(story, &accounts),
+        reads::states_are_explained(story, &accounts),
         epochs::checkpoints_epochs_never_go_back(story),
     ]);
     verdicts
 }
 
-#[cfg(test)]
-pub(crate) mod example;
+/// Of a log alone, after faults that may have torn everything else.
+pub(crate) fn of_the_log(story: &Story) -> Vec<Verdict> {
+    let accounts = Accounts::of(story);
+    vec![
+        commands::accepted_are_recorded_once(story, &accounts),
+        commands::acknowledged_in_the_log(story, &accounts),
+    ]
+}

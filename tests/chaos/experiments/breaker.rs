@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::Extent;
 use crate::{
-    checker::Verdict,
+    checker::{Verdict, commands, reads},
     cluster::{Cluster, Shape},
     fake_postgres::Way,
     history::Told,
@@ -41,6 +41,12 @@ pub(crate) async fn run(seed: u64, extent: Extent) -> Section {
     let shape = Shape { fake_postgres: Some(PORT), ..Shape::default() };
     let pace = Pace { reads: 0, ..Pace::steady(30) };
     let mut rig = Rig::start("breaker", seed, shape, pace).await;
+    rig.section.without = &[
+        (reads::ROWS, "its own clients ask"),
+        (reads::STATES, "its own clients ask"),
+        (commands::TURNED_AWAY, "nothing is in the commands' way"),
+        (commands::UNKNOWN, "nothing is in the commands' way"),
+    ];
     let ways = extent.of(&WAYS[1..2], &WAYS[..]);
     for way in ways {
         fails(&mut rig, *way, Duration::from_secs(extent.of(5, 15))).await;

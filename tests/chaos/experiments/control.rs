@@ -3,13 +3,56 @@
 use std::time::Duration;
 
 use super::SHORT_LEASE;
-use crate::{checker, cluster::Shape, load::Pace, report::Section, rig::Rig};
+use crate::{
+    checker::{
+        commands::{ACCEPTED, COMMITS, IN_THE_LOG, QUEUED_ORDER, REFUSED, TURNED_AWAY, UNKNOWN},
+        epochs::{self, EPOCHS},
+        reads::ROWS,
+        rows::FOLD,
+        stored::STORED,
+    },
+    cluster::Shape,
+    load::Pace,
+    report::{Report, Section},
+    rig::Rig,
+    small,
+};
+
+/// A defect of `workers/defects.rs`, what it does, and the checks that have to find it.
+type Arm = (&'static str, &'static str, &'static [&'static str]);
+
+/// Every arm of a small installation.
+const ARMS: [Arm; 8] = [
+    ("double-stored", "does stored commands twice", &[STORED, COMMITS]),
+    ("lose-stored", "loses stored commands", &[STORED]),
+    ("acknowledge-before-append", "answers before the log has it", &[ACCEPTED]),
+    ("reorder-stored", "lets stored commands be overtaken", &[QUEUED_ORDER]),
+    ("leak-tenant", "shows another tenant's rows", &[ROWS]),
+    ("skip-row", "leaves events out of the rows", &[FOLD]),
+    ("deny-done", "says that nothing was done where it was", &[TURNED_AWAY, COMMITS]),
+    ("wrong-reason", "refuses for a reason that is none", &[REFUSED]),
+];
+/// Those of a slice.
+const SOME: [&str; 2] = ["double-stored", "leak-tenant"];
+
+/// The small installation without a defect, which must pass, and with each; or with some.
+pub(crate) async fn small(seed: u64, all: bool, report: &mut Report) {
+    let mut whole = small::run("no defect", None, &[], seed).await;
+    whole.without = &[(TURNED_AWAY, "nothing fails"), (UNKNOWN, "nothing fails")];
+    report.add(whole);
+    for (defect, what, checks) in ARMS {
+        if all || SOME.contains(&defect) {
+            let name = format!("defect: {what}");
+            report.add(small::run(&name, Some(defect), checks, seed).await);
+        }
+    }
+}
 
 /// A worker that answers before the log has the commit loses it when it is killed.
 pub(crate) async fn acknowledge_before_append(seed: u64) -> Section {
     let defect = ("FLEXCORE_DEFECT".to_owned(), "acknowledge-before-append".to_owned());
     let shape = Shape { environment: vec![defect], ..Shape::default() };
-    let name = "defect: answers before the log has it";
+    let name = "defect: answers before the log has it, and is killed";
     let mut rig = Rig::quiet(name, seed, shape).await;
     rig.load(Pace::steady(60)).await;
     tokio::time::sleep(Duration::from_secs(4)).await;
@@ -17,7 +60,7 @@ pub(crate) async fn acknowledge_before_append(seed: u64) -> Section {
     rig.cluster.kill("worker-1");
     tokio::time::sleep(Duration::from_secs(2)).await;
     rig.cluster.run("worker-1");
-    rig.section.control = true;
+    rig.section.control = &[ACCEPTED, IN_THE_LOG];
     rig.finish_with_the_log_alone().await
 }
 
@@ -35,8 +78,8 @@ pub(crate) async fn no_fence(seed: u64) -> Section {
     tokio::time::sleep(SHORT_LEASE * 2).await;
     rig.cluster.node(&node).signal("CONT");
     tokio::time::sleep(Duration::from_secs(4)).await;
-    rig.section.control = true;
-    rig.finish_with_the_snapshots_alone(checker::epochs::checkpoints_epochs_never_go_back).await
+    rig.section.control = &[EPOCHS];
+    rig.finish_with_the_snapshots_alone(epochs::checkpoints_epochs_never_go_back).await
 }
 
 /// The worker that projects `balances`.

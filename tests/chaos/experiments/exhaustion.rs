@@ -77,6 +77,9 @@ impl Phase {
 
 pub(crate) async fn run(mut rig: Rig, extent: Extent) -> crate::report::Section {
     let length = Duration::from_secs(extent.of(4, 15));
+    rig.load(Pace::steady(BASE_RATE)).await;
+    rig.fill(Pace::steady(BASE_RATE)).await;
+    rig.unload().await;
     // Every slot has its reader and every pool is filled before anything is held to what there was.
     phase(&mut rig, BASE_RATE, length).await;
     rig.held = rig.held().await.unwrap();
@@ -96,10 +99,10 @@ pub(crate) async fn run(mut rig: Rig, extent: Extent) -> crate::report::Section 
 
 /// Sends so much for so long, and sees what comes of it once everything is answered.
 async fn phase(rig: &mut Rig, rate: u64, length: Duration) -> Phase {
-    let pace = Pace { rate, within: DEADLINE, again: false, reads: 20 };
+    let pace = Pace { within: DEADLINE, again: false, hot: 0, ..Pace::steady(rate) };
     let from_ns = rig.history.now_ns();
     let seed = rig.seed ^ from_ns;
-    let load = Load::start(&rig.cluster, &rig.history, seed, pace).await;
+    let load = Load::start(&rig.cluster.place(), &rig.history, seed, pace).await;
     tokio::time::sleep(length).await;
     let to_ns = rig.history.now_ns();
     let left = load.finish(DEADLINE * 2).await;

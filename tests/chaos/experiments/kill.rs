@@ -76,14 +76,16 @@ pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
     }
 }
 
-/// Asks a node to end, and starts it again.
+/// Asks a node to end while requests are under way, and starts it again.
 async fn terminate(rig: &mut Rig, node: &str) {
+    let gateway: Option<usize> =
+        node.strip_prefix("gateway-").and_then(|number| number.parse().ok());
+    rig.burst(gateway.unwrap_or(1)).await;
     let from_ns = rig.fault(&format!("SIGTERM of {node}"));
     let start = Instant::now();
     rig.cluster.node(node).signal("TERM");
     let ended = rig.cluster.node(node).ends(Duration::from_secs(31)).await;
     let ended = ended.map(|(status, _)| (status.code(), start.elapsed()));
-    let gateway = node.strip_prefix("gateway-").and_then(|number| number.parse().ok());
     rig.stops.push(Stop { node: node.to_owned(), gateway, from_ns, ended });
     rig.cluster.kill(node);
     rig.cluster.run(node);

@@ -4,6 +4,7 @@ mod breaker;
 mod control;
 mod election;
 mod exhaustion;
+mod hostile;
 mod kill;
 mod partition;
 mod powercut;
@@ -19,10 +20,10 @@ use crate::{
 };
 
 /// Every experiment by its name, in the order in which they are run.
-pub(crate) const NAMES: [&str; 7] =
-    ["kill", "partition", "election", "exhaustion", "powercut", "breaker", "control"];
+pub(crate) const NAMES: [&str; 8] =
+    ["kill", "partition", "election", "exhaustion", "powercut", "breaker", "hostile", "control"];
 /// Those of a slice.
-pub(crate) const SLICE: [&str; 3] = ["together", "powercut", "control"];
+pub(crate) const SLICE: [&str; 3] = ["together", "powercut", "some controls"];
 
 /// How much of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,8 +76,11 @@ pub(crate) async fn run(name: &str, seed: u64, extent: Extent, report: &mut Repo
                 report.add(powercut::control(seed).await);
             }
         }
+        "hostile" => report.add(hostile::run(seed, extent).await),
         "breaker" => report.add(breaker::run(seed, extent).await),
+        "some controls" => control::small(seed, false, report).await,
         "control" => {
+            control::small(seed, true, report).await;
             report.add(control::acknowledge_before_append(seed).await);
             report.add(control::no_fence(seed).await);
         }

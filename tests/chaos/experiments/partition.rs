@@ -9,6 +9,8 @@ use crate::{
 };
 
 const VICTIMS: [&str; 5] = ["nats", LOG_LEADER, "worker", "postgres", "gateway"];
+/// How often in a full run: each length, way and victim twice, and some of them once more.
+const TRIALS: usize = 100;
 const LENGTHS_MS: [u64; 3] = [200, 2_000, 10_000];
 
 pub(crate) async fn faults(rig: &mut Rig, extent: Extent, seed: u64) {
@@ -18,7 +20,10 @@ pub(crate) async fn faults(rig: &mut Rig, extent: Extent, seed: u64) {
     // One length and one way for each victim in a slice.
     let way = |n: usize| &Cut::ALL[(n + usize::from(seed.is_multiple_of(2))) % Cut::ALL.len()];
     let some = (0..).zip(VICTIMS.iter()).map(|(n, victim)| (&LENGTHS_MS[1], way(n), victim));
-    let chosen: Vec<_> = if extent == Extent::Full { all.collect() } else { some.collect() };
+    let chosen: Vec<_> = match extent {
+        Extent::Full => all.cycle().take(TRIALS).collect(),
+        Extent::Slice => some.collect(),
+    };
     for (length, cut, kind) in chosen {
         let victim = rig.member_of(kind).await;
         let fault = rig.fault(&format!("{victim} cut off ({cut:?}) for {length} ms"));

@@ -1,0 +1,183 @@
+//! A tenant who wishes the others ill: floods over every way in, the largest and the malformed, and
+//! definitions that never end. What comes of it does not matter here; what comes of the others does.
+
+use std::{sync::Arc, time::Duration};
+
+use async_nats::{HeaderMap, jetstream};
+use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
+use tokio::{task::JoinSet, time::sleep};
+
+use crate::{
+    http::{Ask, Client},
+    talk::{self, Place},
+};
+
+/// The tenant. Of its aggregate `blob` two ids are known whose subjects have one hash under a known key.
+pub(crate) const TENANT: &str = "demo";
+const TWINS: [&str; 2] = ["85eec3d2c784313e", "00c0dce69a15679a"];
+/// Commands that are stored each second.
+const STORED_A_SECOND: u32 = 400;
+/// Clients that wait for answers, and ask again at once.
+const CLIENTS: usize = 32;
+/// Event streams that are opened and not read.
+const STREAMS: usize = 40;
+/// A message of the broker, and a payload over HTTP, at the most.
+const MESSAGE_BYTES_MAX: usize = 1_048_576;
+const PAYLOAD_BYTES_MAX: usize = 262_144;
+/// Longest wait for one answer.
+const WITHIN: Duration = Duration::from_secs(10);
+
+/// The tenant at work. Dropping it ends it.
+pub(crate) struct Hostile {
+    tasks: JoinSet<()>,
+}
+
+impl Hostile {
+    /// Begins with everything at once.
+    pub(crate) fn start(place: &Place, token: &str, seed: u64) -> Self {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(store(place.nats.clone(), seed));
+        let place = Arc::new(place.clone());
+        for number in 0..CLIENTS {
+            let seed = seed ^ number as u64;
+            tasks.spawn(ask(place.clone(), token.to_owned(), number, seed));
+        }
+        tasks.spawn(hold_streams(place, token.to_owned()));
+        Self { tasks }
+    }
+
+    /// Ends it.
+    pub(crate) async fn stop(mut self) {
+        self.tasks.shutdown().await;
+    }
+}
+
+/// Publishes commands to the broker: many, and among them the largest and what is none.
+async fn store(nats: Vec<String>, seed: u64) {
+    let client = talk::connect(&nats).await;
+    let jetstream = jetstream::new(client);
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut clock = tokio::time::interval(Duration::from_secs(1) / STORED_A_SECOND);
+    for number in 0_u64.. {
+        clock.tick().await;
+        let (subject, headers, payload) = message(number, &mut random);
+        // Whether it is taken is the broker's affair; nobody waits for it.
+        drop(jetstream.publish_with_headers(subject, headers, payload.into()).await);
+    }
+}
+
+/// One message: mostly a command that is well formed.
+fn message(number: u64, random: &mut StdRng) -> (String, HeaderMap, Vec<u8>) {
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Msg-Id", format!("h{number}-{}", random.random_range(0..u32::MAX)));
+    let id = match random.random_range(0..10) {
+        0..2 => TWINS[random.random_range(0..2)].to_owned(),
+        2..5 => "one".to_owned(),
+        _ => format!("b{}", random.random_range(0..5_000)),
+    };
+    let command = match random.random_range(0..1_000) {
+        0..2 => "spin",
+        2..4 => "hog",
+        4..6 => "swell",
+        6..8 => "nest",
+        8..20 => "fall",
+        20..30 => "nothing",
+        _ => "put",
+    };
+    let subject = format!("cmd.{TENANT}.blob.{id}.{command}");
+    let payload = match random.random_range(0..400) {
+        // One less, as much as fits, and one more, with headers.
+        0 => {
+            let id = headers.get("Nats-Msg-Id").map_or(0, |id| id.as_str().len());
+            let size = "NATS/1.0\r\nNats-Msg-Id: \r\n\r\n".len() + id;
+            let size = MESSAGE_BYTES_MAX - size + random.random_range(0..3) - 1;
+            large(size)
+        }
+        1 => large(PAYLOAD_BYTES_MAX),
+        2 => b"{".to_vec(),
+        3 => vec![0xff, 0xfe, 0x00],
+        4 => vec![b'['; 200_000],
+        5 => br#"{"a":1,"a":2,"b":1e999,"c":9007199254740993}"#.to_vec(),
+        6 => {
+            headers = HeaderMap::new();
+            b"{}".to_vec()
+        }
+        7 => {
+            headers.insert("Flexcore-Expected-Version", "-1");
+            headers.insert("Flexcore-Actor", "x".repeat(4_000));
+            b"{}".to_vec()
+        }
+        _ => b"{}".to_vec(),
+    };
+    (subject, headers, payload)
+}
+
+/// A payload of this many bytes.
+fn large(bytes: usize) -> Vec<u8> {
+    let mut text = br#"{"text":""#.to_vec();
+    text.resize(bytes - 2, b'x');
+    text.extend(b"\"}");
+    text
+}
+
+/// A client that asks without a pause, for all that there is.
+async fn ask(place: Arc<Place>, token: String, number: usize, seed: u64) {
+    let client = Client::default();
+    let mut random = StdRng::seed_from_u64(seed);
+    let gateway = place.gateways[number % place.gateways.len()].clone();
+    for turn in 0_u64.. {
+        let ask = request(&token, format!("c{number}-{turn}-{seed}"), &mut random);
+        if client.send(&gateway, &ask, WITHIN).await.is_err() {
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+fn request(token: &str, key: String, random: &mut StdRng) -> Ask {
+    let get = |path: &str| Ask::get(path, token);
+    let put = |command: &str, body: Vec<u8>| Ask {
+        method: "POST",
+        path: format!("/v1/commands/blob/one/{command}"),
+        token: token.to_owned(),
+        headers: vec![("idempotency-key", key.clone())],
+        body: String::from_utf8_lossy(&body).into_owned(),
+    };
+    match random.random_range(0..100) {
+        0 => put("spin", b"{}".to_vec()),
+        1 => put("hog", b"{}".to_vec()),
+        2 => put("swell", b"{}".to_vec()),
+        3 => put("nest", b"{}".to_vec()),
+        4..6 => put("put", large(PAYLOAD_BYTES_MAX)),
+        6 => put("put", large(PAYLOAD_BYTES_MAX + 1)),
+        7 => put("put", vec![b'['; 200_000]),
+        8 => put("put", b"{".to_vec()),
+        9..15 => get("/v1/commands/never-heard-of?aggregate=blob&id=one"),
+        15..20 => get("/v1/aggregates/blob/one?at_version=1"),
+        20..25 => get("/v1/aggregates/blob/one/events?after_version=0&limit=1000"),
+        25..30 => get("/v1/queries/all_blobs"),
+        30..35 => get("/v1/query/blobs?limit=1000&sort=-size"),
+        35 => get("/v1/events?after=1-0-18446744073709551615"),
+        36 => get("/v1/query/blobs?min_position=1-0-18446744073709551615&wait_ms=10000"),
+        37 => get("/v1/aggregates/blob/one?at_version=18446744073709551615"),
+        38 => get("/v1/query/balances?limit=1000"),
+        _ => put("put", b"{}".to_vec()),
+    }
+}
+
+/// Opens event streams and reads nothing of them.
+async fn hold_streams(place: Arc<Place>, token: String) {
+    use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+    let mut open = Vec::new();
+    for number in 0..STREAMS {
+        let gateway = &place.gateways[number % place.gateways.len()];
+        let Ok(mut stream) = TcpStream::connect(gateway).await else { continue };
+        let head = format!(
+            "GET /v1/events?after=1-0-0 HTTP/1.1\r\nhost: {gateway}\r\n\
+             authorization: Bearer {token}\r\n\r\n"
+        );
+        if stream.write_all(head.as_bytes()).await.is_ok() {
+            open.push(stream);
+        }
+    }
+    std::future::pending::<()>().await;
+}
