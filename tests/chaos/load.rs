@@ -239,7 +239,11 @@ async fn arrive(shared: Arc<Shared>, tasks: TaskTracker, stop: CancellationToken
             18..19 => {
                 let tag = format!("{}-other", order.tag);
                 let other = Order { tag, ..order.clone() };
-                tasks.spawn(shared.clone().command(other, gateway % 2 + 1, pace));
+                tasks.spawn(shared.clone().command(
+                    other,
+                    gateway % shared.talk.gateways() + 1,
+                    pace,
+                ));
                 shared.clone().command(order, gateway, pace).boxed()
             }
             // One from any time before, on an account that has long gone on.
