@@ -220,10 +220,12 @@ pub(crate) async fn postgres(url: &str) -> Result<PgConnection, String> {
 
 /// Every row.
 pub(crate) async fn rows(postgres: &mut PgConnection) -> Result<Rows, sqlx::Error> {
-    let balances = "select tenant, account, branch, changes, deposited, withdrawn, version \
+    // A row that an event is missing from may lack a value: then it is wrong, and no riddle.
+    let balances = "select tenant, account, coalesce(branch, ''), coalesce(changes, -1), \
+                    coalesce(deposited, -1), coalesce(withdrawn, -1), coalesce(version, -1) \
                     from rm.balances";
-    let branches =
-        "select tenant, branch, accounts, changes, deposited, withdrawn from rm.branches";
+    let branches = "select tenant, branch, coalesce(accounts, -1), coalesce(changes, -1), \
+                    coalesce(deposited, -1), coalesce(withdrawn, -1) from rm.branches";
     let mut rows = Rows::default();
     for row in sqlx::query(balances).fetch_all(&mut *postgres).await? {
         let (changes, deposited) = (row.try_get(3)?, row.try_get(4)?);
