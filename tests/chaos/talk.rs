@@ -185,8 +185,7 @@ impl Talk {
                 };
                 Some((text("account")?, row))
             };
-            let rows: Option<Vec<_>> =
-                body["rows"].as_array()?.iter().map(|given| row(given)).collect();
+            let rows: Option<Vec<_>> = body["rows"].as_array()?.iter().map(row).collect();
             Some(Seen::Rows(rows?))
         };
         self.seen(gateway, tenant, path, within, read).await
