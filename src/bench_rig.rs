@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 use flexcore_cluster::{self as cluster, Kind, Member};
-use flexcore_eventstore::{self as eventstore, EventStore, Profile, Settings};
+use flexcore_eventstore::{EventStore, Profile, Settings};
 use flexcore_servers::{Options, Servers, Sync, Want};
 
 use crate::{
@@ -103,7 +103,7 @@ async fn open(client: async_nats::Client, settings: &Settings) -> anyhow::Result
     loop {
         match EventStore::open(client.clone(), settings.clone()).await {
             Ok(store) => return Ok(store),
-            Err(error @ eventstore::Error::Misconfigured(_)) => return Err(error.into()),
+            Err(error) if !error.is_passing() => return Err(error.into()),
             Err(error) if started.elapsed() > CLUSTER_WITHIN => return Err(error.into()),
             Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
         }

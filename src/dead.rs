@@ -121,6 +121,7 @@ async fn requeue(
              log; correct the application, then `flexcore rebuild` the read model"
         )
     })?;
+    whole(dead)?;
     let mut headers = HeaderMap::new();
     for (name, values) in dead.headers.iter() {
         let name: &str = name.as_ref();
@@ -138,6 +139,25 @@ async fn requeue(
         .context("requeued, but still on the list; requeue it again, nothing is done twice")?
     {
         bail!("{number} was taken off the list meanwhile, by somebody else");
+    }
+    Ok(())
+}
+
+/// Fails when not all of the message was kept: a part of it is another command.
+fn whole(dead: &StreamMessage) -> anyhow::Result<()> {
+    let (number, bytes) = (dead.sequence, header(dead, header::DEAD_BODY_BYTES));
+    if !bytes.is_empty() {
+        bail!(
+            "{number} cannot be requeued: its body had {bytes} bytes, too many to be kept; send the \
+             command again from where it came, in parts"
+        );
+    }
+    let left_out = header(dead, header::DEAD_HEADERS_LEFT_OUT);
+    if !left_out.is_empty() {
+        bail!(
+            "{number} cannot be requeued: {left_out} of its headers had no room; send the command \
+             again from where it came, with fewer"
+        );
     }
     Ok(())
 }

@@ -206,7 +206,7 @@ impl Demo<'_> {
         };
         let error = match stored {
             Ok(()) => return Ok(()),
-            Err(error @ eventstore::Error::Misconfigured(_)) => return Err(error.into()),
+            Err(error) if !error.is_passing() => return Err(error.into()),
             Err(error) => error,
         };
         tracing::warn!(%error, "publishing again");

@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context, bail};
 use async_nats::{
     HeaderMap,
-    jetstream::{self, context::PublishAckFuture},
+    jetstream::{
+        self,
+        context::{PublishAckFuture, PublishErrorKind},
+    },
 };
 use flexcore_cluster::{Kind, Owners};
 use flexcore_domain::{
@@ -123,8 +126,15 @@ async fn publish(
 }
 
 fn not_taken(error: jetstream::context::PublishError) -> anyhow::Error {
-    anyhow::Error::new(error)
-        .context("the broker did not confirm the command; send it again with the same --id")
+    // An answer of the stream's: it has stored nothing, whatever is sent again.
+    let refused = error.kind() == PublishErrorKind::Other
+        && std::error::Error::source(&error).is_some_and(|cause| cause.is::<jetstream::Error>());
+    let advice = if refused || error.kind() == PublishErrorKind::MaxPayloadExceeded {
+        "the broker does not take the command; nothing was stored"
+    } else {
+        "the broker did not confirm the command; send it again with the same --id"
+    };
+    anyhow::Error::new(error).context(advice)
 }
 
 async fn wait(
@@ -193,6 +203,7 @@ fn show(
         Outcome::Unavailable { message } => {
             writeln!(out, "stored as {id}, but no worker says what came of it ({message})")?;
         }
+        Outcome::Unknown => writeln!(out, "no outcome of {id} is kept; it has recorded nothing")?,
         Outcome::Dead { reason } => {
             writeln!(out, "put aside: {reason}\n`flexcore dead list` shows it")?;
         }

@@ -136,7 +136,7 @@ impl Installation {
             let log = error.downcast_ref::<eventstore::Error>();
             let rows = error.downcast_ref::<readmodel::Error>();
             let members = error.downcast_ref::<cluster::Error>();
-            if matches!(log, Some(eventstore::Error::Misconfigured(_)))
+            if log.is_some_and(|error| !error.is_passing())
                 || matches!(members, Some(cluster::Error::Misconfigured { .. }))
                 || matches!(rows, Some(readmodel::Error::Misconfigured(_)))
             {

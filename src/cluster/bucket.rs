@@ -208,6 +208,10 @@ impl Bucket {
         match stored {
             Ok(acknowledged) => Written::Stored(acknowledged.sequence),
             Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Written::Refused,
+            Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
+                tracing::error!(key, %error, "a record of the cluster is larger than a message");
+                Written::Unknown
+            }
             Err(error) => {
                 tracing::debug!(key, %error, "a write to the cluster's bucket has no answer");
                 Written::Unknown

@@ -87,6 +87,10 @@ pub mod header {
     pub const DEAD_REASON: &str = "Flexcore-Reason";
     /// In FLEX_DEAD: the subject that the message had, to requeue it to.
     pub const DEAD_SUBJECT: &str = "Flexcore-Subject";
+    /// In FLEX_DEAD: how many bytes the body had, where only its beginning was kept.
+    pub const DEAD_BODY_BYTES: &str = "Flexcore-Body-Bytes";
+    /// In FLEX_DEAD: how many of its headers had no room.
+    pub const DEAD_HEADERS_LEFT_OUT: &str = "Flexcore-Headers-Left-Out";
 }
 
 /// One field that does not match its schema.
@@ -151,18 +155,79 @@ pub enum Outcome {
         /// When to try again, in seconds.
         retry_after_s: u32,
     },
+    /// Nothing was done: the broker's storage is full. Safe to send again later.
+    NoRoom {
+        /// What the broker said.
+        message: String,
+    },
     /// Unknown: the log did not answer. Send again with the same command id to learn the outcome.
     Unavailable {
         /// What did not answer.
         message: String,
     },
-    /// Asked for by id: not processed yet, or never received.
+    /// Asked for by id: stored, and not processed yet.
     Pending,
+    /// Asked for by id: no command of it waits and the aggregate's log has none, so it has recorded
+    /// nothing. It was never received, or what came of it is no longer kept.
+    Unknown,
     /// Asked for by id: put aside in FLEX_DEAD.
     Dead {
         /// Why.
         reason: String,
     },
+}
+
+/// Longest sentence of an outcome, in characters: an outcome is one message, however long what it
+/// quotes.
+const SENTENCE_CHARS_MAX: usize = 2_000;
+/// Most entries of a list in an outcome.
+const ENTRIES_MAX: usize = 256;
+/// Most violations of an outcome.
+const VIOLATIONS_MAX: usize = 32;
+
+impl Outcome {
+    /// The outcome with its texts cut to what fits a message many times over.
+    #[must_use]
+    pub fn shortened(mut self) -> Self {
+        match &mut self {
+            Self::Rejected { code, message } => {
+                shorten(code);
+                shorten(message);
+            }
+            Self::InvalidPayload { violations } => {
+                violations.truncate(VIOLATIONS_MAX);
+                for Violation { field, reason } in violations {
+                    shorten(field);
+                    shorten(reason);
+                }
+            }
+            Self::UnknownAggregate { known } | Self::UnknownCommand { known } => {
+                known.truncate(ENTRIES_MAX);
+                known.iter_mut().for_each(shorten);
+            }
+            Self::Faulty { message } | Self::NoRoom { message } | Self::Unavailable { message } => {
+                shorten(message);
+            }
+            Self::Dead { reason } => shorten(reason),
+            Self::Accepted { .. }
+            | Self::Conflict { .. }
+            | Self::IdMismatch
+            | Self::Overloaded { .. }
+            | Self::Pending
+            | Self::Unknown => {}
+        }
+        self
+    }
+}
+
+fn shorten(text: &mut String) {
+    // Most are shorter in bytes already, and are not counted.
+    if text.len() > SENTENCE_CHARS_MAX
+        && let Some((at, _)) = text.char_indices().nth(SENTENCE_CHARS_MAX)
+    {
+        text.truncate(at);
+        text.push('…');
+    }
 }
 
 /// The answer to a state request.
@@ -215,6 +280,28 @@ impl TryFrom<FlatStateReply> for StateReply {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_outcome_fits_a_message_whatever_it_quotes() {
+        let long = || "\u{1}".repeat(600_000);
+        let violation = || Violation { field: long(), reason: long() };
+        for outcome in [
+            Outcome::Rejected { code: long(), message: long() },
+            Outcome::InvalidPayload { violations: (0..200).map(|_| violation()).collect() },
+            Outcome::UnknownCommand { known: vec!["a".repeat(40); 100_000] },
+            Outcome::Faulty { message: long() },
+            Outcome::NoRoom { message: long() },
+            Outcome::Dead { reason: long() },
+        ] {
+            let bytes = serde_json::to_vec(&outcome.shortened()).unwrap().len();
+            assert!(bytes < 1_000_000, "{bytes}");
+        }
+        let exact = "é".repeat(SENTENCE_CHARS_MAX);
+        let kept = Outcome::Faulty { message: exact.clone() }.shortened();
+        assert_eq!(kept, Outcome::Faulty { message: exact.clone() });
+        let cut = Outcome::Faulty { message: exact.clone() + "é" }.shortened();
+        assert_eq!(cut, Outcome::Faulty { message: exact + "…" });
+    }
 
     #[test]
     fn state_replies_round_trip() {

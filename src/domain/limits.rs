@@ -4,9 +4,13 @@
 /// for several events.
 pub const PAYLOAD_BYTES_MAX: usize = 256 * 1024;
 
-/// Longest body of one commit, in bytes: just under the broker's `max_payload` of 1 MiB, less the
-/// headers.
+/// Longest body of one commit, in bytes, its events in their envelopes: just under the broker's
+/// `max_payload` of 1 MiB, less the headers.
 pub const COMMIT_BYTES_MAX: usize = 960 * 1024;
+
+/// Largest queued command, in bytes, headers and payload: what the broker takes of headers beside the
+/// longest payload. What is added to it where it is put aside fits a message then.
+pub const QUEUED_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 64 * 1024;
 
 /// Most events that one command may produce: they are one message, folded as one.
 pub const COMMIT_EVENTS_MAX: usize = 256;

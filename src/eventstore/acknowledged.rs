@@ -8,14 +8,22 @@ use std::{
     time::Duration,
 };
 
-use async_nats::{HeaderMap, Message, Subscriber, connection::State};
+use async_nats::{
+    HeaderMap, Message, Subscriber,
+    client::{PublishError, PublishErrorKind},
+    connection::State,
+};
 use bytes::Bytes;
 use futures::StreamExt;
 use serde::Deserialize;
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{Error, REQUEST_TIMEOUT, unavailable};
+use crate::{
+    Error, REQUEST_TIMEOUT,
+    refusal::{self, Refusal},
+    unavailable,
+};
 
 /// Between two looks for acknowledgements that do not come.
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
@@ -31,6 +39,10 @@ pub(crate) enum Unstored {
     /// The server does not have the whole batch that it closes, and has stored nothing of it: it
     /// takes no more batches at a time, or was another one when the batch began.
     BatchIncomplete,
+    /// It is larger than the broker takes; it is not stored.
+    TooLarge(String),
+    /// The broker has no room; it is not stored.
+    NoRoom(String),
     /// Whether it is stored is unknown.
     Unknown(String),
 }
@@ -40,6 +52,8 @@ impl From<Unstored> for Error {
         match unstored {
             Unstored::Conflict => Self::Conflict,
             Unstored::BatchIncomplete => unavailable("the batch was refused as a whole"),
+            Unstored::TooLarge(reason) => Self::TooLarge(reason),
+            Unstored::NoRoom(reason) => Self::NoRoom(reason),
             Unstored::Unknown(reason) => Self::Unavailable(reason),
         }
     }
@@ -116,9 +130,17 @@ impl Acknowledged {
             // Told after the lock is free, since it may publish in turn.
             let told = lock(&self.waiting).take(token);
             if let Some(told) = told {
-                told(Err(unknown(error)));
+                told(Err(unsent(&error)));
             }
         }
+    }
+}
+
+/// Why the client library did not send a message.
+pub(crate) fn unsent(error: &PublishError) -> Unstored {
+    match error.kind() {
+        PublishErrorKind::MaxPayloadExceeded => Unstored::TooLarge(error.to_string()),
+        PublishErrorKind::InvalidSubject | PublishErrorKind::Send => unknown(error),
     }
 }
 
@@ -168,11 +190,18 @@ struct ApiError {
     description: String,
 }
 
-/// The server's codes for an expected sequence that does not hold, and for one that can't be checked
-/// because the subject is being written just now.
-const WRONG_LAST_SEQUENCE: [u64; 2] = [10_071, 10_164];
-/// The server's code for a batch that it has not all of.
-const BATCH_INCOMPLETE: u64 = 10_176;
+impl ApiError {
+    fn unstored(self) -> Unstored {
+        let said = format!("{} (error {})", self.description, self.err_code);
+        match refusal::of(self.err_code, &self.description) {
+            Refusal::Conflict => Unstored::Conflict,
+            Refusal::BatchIncomplete => Unstored::BatchIncomplete,
+            Refusal::TooLarge => Unstored::TooLarge(said),
+            Refusal::NoRoom => Unstored::NoRoom(said),
+            Refusal::Unknown => Unstored::Unknown(said),
+        }
+    }
+}
 
 fn outcome(reply: &Message) -> Result<u64, Unstored> {
     if let Some(status) = reply.status {
@@ -184,9 +213,7 @@ fn outcome(reply: &Message) -> Result<u64, Unstored> {
     match acknowledgement.error {
         None if acknowledgement.seq > 0 => Ok(acknowledgement.seq),
         None => Err(unknown("the message was not acknowledged")),
-        Some(error) if WRONG_LAST_SEQUENCE.contains(&error.err_code) => Err(Unstored::Conflict),
-        Some(error) if error.err_code == BATCH_INCOMPLETE => Err(Unstored::BatchIncomplete),
-        Some(error) => Err(unknown(format!("{} (error {})", error.description, error.err_code))),
+        Some(error) => Err(error.unstored()),
     }
 }
 

@@ -55,7 +55,8 @@ pub async fn deployment(store: &EventStore, name: &Name) -> Result<Deployment, E
 }
 
 /// Records a version of an application. Returns its version number. Fails with
-/// [`Error::Conflict`] when another deployment came first.
+/// [`Error::Conflict`] when another deployment came first, and with [`Error::TooLarge`] when its files
+/// take more than one message.
 pub async fn deploy(
     store: &EventStore,
     application: &Application,
@@ -66,13 +67,6 @@ pub async fn deploy(
     let version = before.application.as_ref().map_or(0, |application| application.version) + 1;
     let deployed = Deployed { version, files: application.files.clone() };
     let data = serde_json::value::to_raw_value(&deployed).map_err(unavailable)?;
-    if data.get().len() > flexcore_domain::limits::COMMIT_BYTES_MAX {
-        return Err(Error::Misconfigured(format!(
-            "the application's files take {} bytes as JSON; one message holds {}",
-            data.get().len(),
-            flexcore_domain::limits::COMMIT_BYTES_MAX
-        )));
-    }
     let commit = Commit {
         key: key(&application.name),
         command_id: CommandId::parse(&format!("deploy-{version}")).expect("BUG: a valid id"),
@@ -89,7 +83,12 @@ pub async fn deploy(
             data,
         }],
     };
-    store.append(&commit, before.expected).await?;
+    store.append(&commit, before.expected).await.map_err(|error| match error {
+        Error::TooLarge(why) => Error::TooLarge(format!(
+            "the application's files are one message of the log: {why}; divide the application"
+        )),
+        other => other,
+    })?;
     Ok(version)
 }
 

@@ -6,13 +6,14 @@ use async_nats::{
     jetstream::{message::StreamMessage, stream::LastRawMessageErrorKind},
 };
 use bytes::Bytes;
-use flexcore_domain::{AggregateKey, CommandId, Outcome, command::header};
+use flexcore_domain::{AggregateKey, CommandId, Outcome};
 
-use crate::{Error, EventStore, topology, unavailable};
+use crate::{Error, EventStore, aside, topology, unavailable};
 
 impl EventStore {
     /// Puts a message aside. `kind` is `command` or `projection.<read model>.<slot>`; `reason`
-    /// becomes one line. Returns when the broker has it.
+    /// becomes one line. What is too large for a message is cut, and headers say so. Returns when the
+    /// broker has it.
     pub async fn bury(
         &self,
         kind: &str,
@@ -21,27 +22,16 @@ impl EventStore {
         headers: Option<&HeaderMap>,
         body: Bytes,
     ) -> Result<(), Error> {
-        let mut all = HeaderMap::new();
-        for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
-            let name: &str = name.as_ref();
-            let brokers = name.starts_with("Nats-") && name != header::COMMAND_ID;
-            if let (false, Some(value)) = (brokers, values.last()) {
-                // The id moves to another header, or the broker would take a second burial of the
-                // same id for a repetition of the first.
-                let name = if name == header::COMMAND_ID { header::OWN_COMMAND_ID } else { name };
-                all.insert(name, value.as_str());
-            }
-        }
-        all.insert(header::DEAD_REASON, one_line(reason));
-        all.insert(header::DEAD_SUBJECT, one_line(subject));
+        let bytes_max = self.client.max_payload();
+        let (all, body) = aside::fitted(reason, subject, headers, body, bytes_max);
         self.acknowledged.store(format!("dead.{kind}"), all, body).await?;
         let kind = kind.split('.').next().unwrap_or_default().to_owned();
         metrics::counter!("flexcore_dead_total", "kind" => kind).increment(1);
         Ok(())
     }
 
-    /// Keeps what came of an asynchronous command that left nothing in the log. `sequence` is its own
-    /// in the queue.
+    /// Keeps what came of an asynchronous command that left nothing in the log, long texts in it cut.
+    /// `sequence` is its own in the queue.
     pub async fn save_outcome(
         &self,
         key: &AggregateKey,
@@ -49,7 +39,7 @@ impl EventStore {
         sequence: u64,
         outcome: &Outcome,
     ) -> Result<(), Error> {
-        let body = serde_json::to_vec(outcome).map_err(unavailable)?;
+        let body = serde_json::to_vec(&outcome.clone().shortened()).map_err(unavailable)?;
         let mut headers = HeaderMap::new();
         headers.insert(QUEUE_SEQUENCE, sequence.to_string());
         self.acknowledged.store(outcome_subject(key, id), headers, body.into()).await?;
@@ -101,12 +91,4 @@ const QUEUE_SEQUENCE: &str = "Flexcore-Queue-Sequence";
 
 fn outcome_subject(key: &AggregateKey, id: &CommandId) -> String {
     format!("outcome.{}.{id}", key.subject_part())
-}
-
-/// Longest reason, in characters: it is read in a list.
-const REASON_CHARS_MAX: usize = 400;
-
-/// Header values hold no line breaks.
-fn one_line(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(REASON_CHARS_MAX).collect()
 }

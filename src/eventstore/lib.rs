@@ -5,6 +5,7 @@
 //! hash, so that a reader sees what is missing or changed.
 
 mod acknowledged;
+mod aside;
 pub mod catalog;
 pub mod dead;
 mod ephemeral;
@@ -14,6 +15,9 @@ mod leader;
 mod load;
 mod publish;
 pub mod queue;
+mod refusal;
+mod room;
+mod size;
 pub mod snapshot;
 mod subscribe;
 pub mod topology;
@@ -22,7 +26,9 @@ pub mod verify;
 use std::{fmt, str::FromStr, sync::Arc, time::Duration};
 
 use async_nats::jetstream;
-use flexcore_domain::{AggregateKey, Commit, Hash, Position, Slot};
+use flexcore_domain::{
+    AggregateKey, Commit, Hash, Position, Slot, commit::Encoded, limits::COMMIT_BYTES_MAX,
+};
 use tokio::sync::Semaphore;
 
 pub use growth::{Growth, ServerUse};
@@ -102,6 +108,13 @@ pub enum Error {
     /// tail and look for the command id.
     #[error("the log is unavailable: {0}")]
     Unavailable(String),
+    /// The message is larger than the broker takes. Nothing was stored, and nothing will be however
+    /// often it is sent: say so to whoever made it.
+    #[error("too large to be stored: {0}")]
+    TooLarge(String),
+    /// The broker's storage has no room for more. Nothing was stored: send it again later.
+    #[error("the broker's storage is full: {0}")]
+    NoRoom(String),
     /// Messages are missing from the log: a replica lost them or they were deleted.
     #[error(
         "gap in the log: {subject} jumps to {found} where {expected} follows; \
@@ -138,6 +151,21 @@ pub enum Error {
     /// The server or a stream contradicts the settings.
     #[error("{0}")]
     Misconfigured(String),
+}
+
+impl Error {
+    /// Whether doing the same again may succeed without anybody's help.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Unavailable(_) | Self::NoRoom(_) | Self::Conflict => true,
+            Self::TooLarge(_)
+            | Self::Gap { .. }
+            | Self::BrokenChain { .. }
+            | Self::Corrupt { .. }
+            | Self::Misconfigured(_) => false,
+        }
+    }
 }
 
 pub(crate) fn unavailable(error: impl fmt::Display) -> Error {
@@ -201,6 +229,9 @@ impl Recorded {
     }
 }
 
+/// Room for the headers of a commit, those of a batch included: they are about 300 bytes.
+const COMMIT_HEADERS_BYTES: usize = 1_024;
+
 /// Longest wait for the broker's answer to one request: a leader's death takes 4 to 7 s to heal,
 /// and the caller retries.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -214,6 +245,7 @@ pub struct EventStore {
     acknowledged: acknowledged::Acknowledged,
     events: publish::Publisher,
     inbox: inbox::Inbox,
+    room: room::Room,
     /// There are other replicas than the leader, or may be.
     asks_leader: bool,
     /// Questions to leaders that may be under way.
@@ -228,7 +260,8 @@ impl EventStore {
         let jetstream = jetstream::new(client.clone());
         topology::create(&jetstream, &settings).await?;
         let asks_leader = settings.replicas > 1;
-        Ok(Self { asks_leader, ..Self::attach(client, settings).await? })
+        let room = room::Room::watch(&settings.monitor_urls);
+        Ok(Self { asks_leader, room, ..Self::attach(client, settings).await? })
     }
 
     /// A handle on a log that another process has opened, for tools: nothing is created or checked,
@@ -244,7 +277,18 @@ impl EventStore {
         let asking = Arc::new(Semaphore::new(leader::ASKED_AT_ONCE_MAX));
         let asks_leader = true;
         let settings = Arc::new(settings);
-        Ok(Self { client, jetstream, settings, acknowledged, events, inbox, asks_leader, asking })
+        let room = room::Room::default();
+        Ok(Self {
+            client,
+            jetstream,
+            settings,
+            acknowledged,
+            events,
+            inbox,
+            room,
+            asks_leader,
+            asking,
+        })
     }
 
     /// The connection below.
@@ -266,7 +310,8 @@ impl EventStore {
     }
 
     /// Appends a commit. Returns its place when the broker has it as the profile promises. Fails
-    /// with [`Error::Conflict`] when the aggregate does not end with `expected`, and with
+    /// with [`Error::Conflict`] when the aggregate does not end with `expected`, with
+    /// [`Error::TooLarge`] or [`Error::NoRoom`] when nothing was stored for that reason, and with
     /// [`Error::Unavailable`] when the outcome is unknown.
     pub async fn append(&self, commit: &Commit, expected: Expected) -> Result<Appended, Error> {
         let (answer, answered) = tokio::sync::oneshot::channel();
@@ -284,6 +329,10 @@ impl EventStore {
         then: impl FnOnce(Result<Appended, Error>) + Send + 'static,
     ) {
         let encoded = commit.encode(&expected.hash);
+        if let Err(error) = self.takes_commit(&encoded) {
+            count_refused(&error);
+            return then(Err(error));
+        }
         let started = std::time::Instant::now();
         let mut headers = async_nats::HeaderMap::new();
         for (name, value) in encoded.headers {
@@ -296,9 +345,25 @@ impl EventStore {
             if matches!(result, Err(acknowledged::Unstored::Conflict)) {
                 metrics::counter!("flexcore_append_conflicts_total").increment(1);
             }
-            then(result.map(|sequence| Appended { sequence, hash }).map_err(Error::from));
+            let appended = result.map(|sequence| Appended { sequence, hash }).map_err(Error::from);
+            if let Err(error) = &appended {
+                count_refused(error);
+            }
+            then(appended);
         };
         self.events.publish(subject(&commit.key), headers, encoded.body.into(), Box::new(told));
+    }
+
+    /// Whether there is room for a commit, and it is within what the log keeps and the broker takes. Its size is that of the
+    /// whole envelope, and its headers those that it is sent with.
+    fn takes_commit(&self, encoded: &Encoded) -> Result<(), Error> {
+        self.room.check()?;
+        let max_payload = self.client.max_payload();
+        let bytes_max = COMMIT_BYTES_MAX.min(max_payload.saturating_sub(COMMIT_HEADERS_BYTES));
+        if encoded.body.len() > bytes_max {
+            return Err(Error::TooLarge(size::too_large(encoded.body.len(), bytes_max)));
+        }
+        Ok(())
     }
 
     /// Stream sequence of the log's last message; 0 when it is empty.
@@ -306,6 +371,16 @@ impl EventStore {
         let stream = self.jetstream.get_stream(topology::EVENTS).await.map_err(unavailable)?;
         Ok(stream.cached_info().state.last_sequence)
     }
+}
+
+/// Counts a commit that the log has certainly not taken.
+fn count_refused(error: &Error) {
+    let reason = match error {
+        Error::TooLarge(_) => "too_large",
+        Error::NoRoom(_) => "no_room",
+        _ => return,
+    };
+    metrics::counter!("flexcore_append_refused_total", "reason" => reason).increment(1);
 }
 
 /// The subject of an aggregate's commits: `evt.<slot>.<tenant>.<aggregate>.<id>`.

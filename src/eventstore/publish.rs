@@ -16,7 +16,8 @@ use tokio::{
 
 use crate::{
     Error,
-    acknowledged::{Acknowledged, Outgoing, Told, Unstored, unknown},
+    acknowledged::{Acknowledged, Outgoing, Told, Unstored, unknown, unsent},
+    size,
 };
 
 /// Most messages of one batch; the broker's own limit.
@@ -40,6 +41,7 @@ const UNDER_WAY_MAX: usize = 8_192;
 /// Publishes to one stream; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Publisher {
+    client: async_nats::Client,
     outgoing: mpsc::UnboundedSender<Outgoing>,
     places: Arc<Semaphore>,
 }
@@ -78,17 +80,22 @@ impl Publisher {
     /// Publishes one by one when `groups` is `None`.
     pub(crate) fn start(acknowledged: &Acknowledged, groups: Option<Groups>) -> Self {
         let (outgoing, receiver) = mpsc::unbounded_channel();
+        let client = acknowledged.client().clone();
         let acknowledged = acknowledged.clone();
         match groups {
             Some(groups) => tokio::spawn(group(acknowledged, groups, receiver)),
             None => tokio::spawn(one_by_one(acknowledged, receiver)),
         };
-        Self { outgoing, places: Arc::new(Semaphore::new(UNDER_WAY_MAX)) }
+        Self { client, outgoing, places: Arc::new(Semaphore::new(UNDER_WAY_MAX)) }
     }
 
     /// Hands a message over, in order with those before it, and returns at once: the caller bounds
-    /// what is under way. `told` learns the stream sequence, or why there is none.
+    /// what is under way. `told` learns the stream sequence, or why there is none. One that is too
+    /// large is not sent: it would take the others of its batch with it.
     pub(crate) fn publish(&self, subject: String, headers: HeaderMap, body: Bytes, told: Told) {
+        if let Err(why) = size::check(&headers, body.len(), self.client.max_payload()) {
+            return told(Err(Unstored::TooLarge(why)));
+        }
         if let Err(mpsc::error::SendError(message)) =
             self.outgoing.send(Outgoing { subject, headers, body, told })
         {
@@ -229,8 +236,8 @@ fn take_batch(waiting: Vec<Outgoing>, order: Order) -> (Vec<Outgoing>, Vec<Outgo
     (batch, rest)
 }
 
-/// Publishes a batch and tells each of its publishers. A batch with a conflict is not recorded at
-/// all: it is split, until the conflict stands alone. One that the server does not take goes out
+/// Publishes a batch and tells each of its publishers. A batch with a conflict, or with a message that
+/// the stream does not take, is not recorded at all: it is split, until that message stands alone. One that the server does not take goes out
 /// message by message: it takes 50 batches of a stream at a time, and there may be more workers.
 async fn publish_group(acknowledged: Acknowledged, batch: Vec<Outgoing>) {
     let mut left = vec![batch];
@@ -249,7 +256,7 @@ async fn publish_group(acknowledged: Acknowledged, batch: Vec<Outgoing>) {
                 }
             }
             Err(Unstored::BatchIncomplete) => publish_singly(&acknowledged, batch).await,
-            Err(Unstored::Conflict) => {
+            Err(Unstored::Conflict | Unstored::TooLarge(_)) => {
                 let half = batch.split_off(batch.len() / 2);
                 left.push(half);
                 left.push(batch);
@@ -297,7 +304,7 @@ async fn publish_atomically(
     let (subject, headers, body) = batch.pop().ok_or_else(|| unknown("an empty batch"))?;
     for (subject, headers, body) in batch {
         let sent = acknowledged.client().publish_with_headers(subject, headers, body).await;
-        sent.map_err(unknown)?;
+        sent.map_err(|error| unsent(&error))?;
     }
     acknowledged.store(subject, headers, body).await
 }

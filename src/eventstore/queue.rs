@@ -8,29 +8,35 @@
 mod claim;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::stream::{self, LastRawMessageErrorKind, Stream};
+use async_nats::jetstream::{
+    message::StreamMessage,
+    stream::{self, LastRawMessageErrorKind, Stream},
+};
 use flexcore_domain::{
     AggregateKey, Command, CommandId, CommandName, SLOTS, Slot, command::header,
 };
 use futures::{StreamExt, TryStreamExt};
 
-use crate::{Error, EventStore, publish, topology, unavailable};
+use crate::{Error, EventStore, publish, room::Room, topology, unavailable};
 
 pub use crate::ephemeral::Lost;
 pub use claim::{Claim, Messages, Reader};
 
 /// Questions to the broker at a time, where there is one a slot.
 const ASKED_AT_ONCE: usize = 16;
+/// Waiting commands of one aggregate that are looked through for an id.
+const LOOKED_THROUGH_MAX: usize = 64;
 
 /// Publishes many asynchronous commands, in order, as fast as the profile lets it: with atomic
 /// batches where one server syncs each message. Cheap to clone.
 #[derive(Clone)]
-pub struct CommandPublisher(publish::Publisher);
+pub struct CommandPublisher(publish::Publisher, Room);
 
 impl CommandPublisher {
     /// Publishes a command with its payload, JSON text. Returns when the broker has it: then it will
     /// be processed. Fails with [`Error::Unavailable`] when that is unknown: publish it again with
-    /// the same id.
+    /// the same id. Fails with [`Error::TooLarge`] or [`Error::NoRoom`] when it is not stored for that
+    /// reason.
     pub async fn publish(
         &self,
         key: &AggregateKey,
@@ -52,6 +58,7 @@ impl CommandPublisher {
         mut headers: HeaderMap,
         payload: String,
     ) -> Result<SentCommand, Error> {
+        self.1.check()?;
         // Not `Nats-Msg-Id`: the broker would swallow another aggregate's command of the same id.
         headers.insert(header::OWN_COMMAND_ID, id.as_str());
         let subject = Command::queue_subject(key, name);
@@ -75,7 +82,7 @@ impl EventStore {
     #[must_use]
     pub fn command_publisher(&self) -> CommandPublisher {
         let groups = self.settings.command_groups();
-        CommandPublisher(publish::Publisher::start(&self.acknowledged, groups))
+        CommandPublisher(publish::Publisher::start(&self.acknowledged, groups), self.room.clone())
     }
 
     /// Looks how many commands wait, and removes those of the first `seen` that are settled in every
@@ -100,6 +107,29 @@ impl EventStore {
     pub async fn queue_depth(&self) -> Result<u64, Error> {
         let (_, place, first_left) = self.first_left().await?;
         Ok(place.from(first_left))
+    }
+
+    /// Whether a command of this id is stored for the aggregate and has no outcome yet; also true where
+    /// very many wait for the aggregate and it was not among the first. What is under way may be said to
+    /// wait for a moment after it has its outcome.
+    pub async fn waits(&self, key: &AggregateKey, id: &CommandId) -> Result<bool, Error> {
+        let queue = self.jetstream.get_stream_no_info(topology::COMMANDS).await;
+        let queue = queue.map_err(unavailable)?;
+        let progress = self.progress_of(key.slot()).await?;
+        // After what was read: it cannot be settled further than the queue goes.
+        let place = Place::of(&queue.get_info().await.map_err(unavailable)?);
+        let mut after = progress.settled_in(place)?;
+        let subjects = format!("cmdq.{}.*", key.subject_part());
+        for _ in 0..LOOKED_THROUGH_MAX {
+            let Some(waiting) = next_on(&queue, &subjects, after).await? else { return Ok(false) };
+            let ids = [header::OWN_COMMAND_ID, header::COMMAND_ID];
+            let own = ids.into_iter().find_map(|name| waiting.headers.get(name));
+            if own.is_some_and(|own| own.as_str() == id.as_str()) {
+                return Ok(true);
+            }
+            after = waiting.sequence;
+        }
+        Ok(true)
     }
 
     /// Stream sequence of the first command, over all slots, that is not known to be settled; and
@@ -164,10 +194,18 @@ impl Place {
 /// Stream sequence of a slot's first command after this one; `None` when there is none. The stream's
 /// leader is asked: another replica may not have the last commands yet.
 async fn next<I>(queue: &Stream<I>, slot: Slot, after: u64) -> Result<Option<u64>, Error> {
-    let asked =
-        queue.raw_message_builder().sequence(after + 1).next_by_subject(filter(slot)).send().await;
-    match asked {
-        Ok(message) => Ok(Some(message.sequence)),
+    Ok(next_on(queue, &filter(slot), after).await?.map(|message| message.sequence))
+}
+
+/// The first message on these subjects after this sequence, as the stream's leader has it.
+async fn next_on<I>(
+    queue: &Stream<I>,
+    subjects: &str,
+    after: u64,
+) -> Result<Option<StreamMessage>, Error> {
+    let asked = queue.raw_message_builder().sequence(after + 1).next_by_subject(subjects);
+    match asked.send().await {
+        Ok(message) => Ok(Some(message)),
         Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
         Err(error) => Err(unavailable(error)),
     }

@@ -1,5 +1,6 @@
 //! Snapshots: an aggregate's state at a version. Losing one costs a longer load, nothing else.
 
+use async_nats::HeaderMap;
 use bytes::Bytes;
 use flexcore_domain::{AggregateKey, CommandHash, CommandId, Hash};
 use serde::{Deserialize, Serialize};
@@ -50,15 +51,16 @@ fn subject(key: &AggregateKey) -> String {
 }
 
 impl EventStore {
-    /// Keeps a snapshot. Fails when the broker is away or the snapshot is larger than a message.
+    /// Keeps a snapshot. Fails with [`Error::TooLarge`] when it is larger than a message, and when the
+    /// broker is away or has no room.
     pub async fn save_snapshot(
         &self,
         key: &AggregateKey,
         snapshot: &Snapshot,
     ) -> Result<(), Error> {
+        self.room.check()?;
         let body = serde_json::to_vec(snapshot).map_err(unavailable)?;
-        let sent = self.jetstream.publish(subject(key), Bytes::from(body)).await;
-        sent.map_err(unavailable)?.await.map_err(unavailable)?;
+        self.acknowledged.store(subject(key), HeaderMap::new(), body.into()).await?;
         Ok(())
     }
 

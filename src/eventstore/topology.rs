@@ -13,7 +13,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use flexcore_domain::SLOTS;
+use flexcore_domain::{SLOTS, limits::QUEUED_BYTES_MAX};
 
 use crate::{Error, Profile, Settings, unavailable};
 
@@ -75,6 +75,8 @@ fn streams(settings: &Settings) -> [Config; 6] {
             subject_transform: Some(commands),
             discard: DiscardPolicy::New,
             max_bytes: COMMANDS_BYTES_MAX,
+            // What is larger can only be put aside: its publisher learns it at once.
+            max_message_size: i32::try_from(QUEUED_BYTES_MAX).unwrap_or(i32::MAX),
             allow_atomic_publish: true,
             ..base.clone()
         },
@@ -135,8 +137,21 @@ pub(crate) async fn create(
                 settings.profile
             ))
         })?;
+        if let Some(narrowed) = narrowed(&wanted, found)
+            && let Err(error) = jetstream.update_stream(narrowed).await
+        {
+            // What is put aside is cut to fit all the same.
+            tracing::warn!(stream = name, %error, "the stream takes larger messages than it should");
+        }
     }
     Ok(())
+}
+
+/// The settings of a stream that was made before its messages had a largest size, with that size.
+fn narrowed(wanted: &Config, found: &Config) -> Option<Config> {
+    let limited = wanted.max_message_size > 0;
+    let wide = found.max_message_size <= 0 || found.max_message_size > wanted.max_message_size;
+    (limited && wide).then(|| Config { max_message_size: wanted.max_message_size, ..found.clone() })
 }
 
 type Contradiction = (&'static str, String, String);
@@ -166,6 +181,9 @@ fn check(wanted: &Config, found: &Config) -> Result<(), Contradiction> {
     // Beyond it a subject's oldest message goes, whatever the discard policy.
     let per_subject = |config: &Config| limit_text(config.max_messages_per_subject);
     same("max_msgs_per_subject", &per_subject(wanted), &per_subject(found))?;
+    // A smaller message size refuses for good what may be stored.
+    let message_size = |config: &Config| i64::from(config.max_message_size);
+    at_least("max_msg_size", message_size(wanted), message_size(found))?;
     if wanted.discard == DiscardPolicy::Old {
         at_least("max_msgs", wanted.max_messages, found.max_messages)?;
         at_least("max_bytes", wanted.max_bytes, found.max_bytes)?;
@@ -241,6 +259,7 @@ fn syncs(answers: Vec<(&String, Result<serde_json::Value, Error>)>) -> Result<()
     }
 }
 
+/// What a server's monitoring says of it at large.
 pub(crate) async fn varz(url: &str) -> Result<serde_json::Value, Error> {
     let host = url.trim_start_matches("http://").trim_end_matches('/');
     let bad =
@@ -294,7 +313,7 @@ mod tests {
             assert_eq!(check(&wanted, &found), Ok(()), "{}", wanted.name);
         }
         type Change = fn(&mut Config);
-        let changes: [(&str, &str, Change); 9] = [
+        let changes: [(&str, &str, Change); 12] = [
             (EVENTS, "max_msgs_per_subject", |c| c.max_messages_per_subject = 100),
             (EVENTS, "max_age", |c| c.max_age = Duration::from_secs(3600)),
             (EVENTS, "discard policy", |c| c.discard = DiscardPolicy::Old),
@@ -304,12 +323,28 @@ mod tests {
             (QUEUE, "max_msgs_per_subject", |c| c.max_messages_per_subject = -1),
             (QUEUE, "max_msgs", |c| c.max_messages = 10),
             (OUTCOMES, "max_bytes", |c| c.max_bytes = 1 << 20),
+            (EVENTS, "max_msg_size", |c| c.max_message_size = 512 << 10),
+            (DEAD, "max_msg_size", |c| c.max_message_size = 512 << 10),
+            (COMMANDS, "max_msg_size", |c| c.max_message_size -= 1),
         ];
         for (name, what, change) in changes {
             let (wanted, mut found) = (named(name), named(name));
             change(&mut found);
             let said = check(&wanted, &found).map_err(|(what, ..)| what);
             assert_eq!(said, Err(what), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_queue_without_a_largest_message_gets_one() {
+        let settings =
+            Settings { profile: Profile::Relaxed, replicas: 1, monitor_urls: Vec::new() };
+        for wanted in streams(&settings) {
+            let unlimited = Config { max_message_size: -1, ..wanted.clone() };
+            let narrowed = narrowed(&wanted, &unlimited).map(|config| config.max_message_size);
+            let limit = i32::try_from(QUEUED_BYTES_MAX).unwrap();
+            assert_eq!(narrowed, (wanted.name == COMMANDS).then_some(limit), "{}", wanted.name);
+            assert_eq!(super::narrowed(&wanted, &wanted), None, "{}", wanted.name);
         }
     }
 

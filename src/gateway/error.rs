@@ -88,6 +88,12 @@ impl Problem {
         Self::new(&problems::UNAVAILABLE, detail).header(header::RETRY_AFTER, wait)
     }
 
+    /// The broker has no room; nothing was done.
+    pub(crate) fn storage_full(cause: &dyn std::fmt::Display) -> Self {
+        let detail = "nothing was done; send it again when there is room";
+        Self::new(&problems::STORAGE_FULL, detail).caused(cause)
+    }
+
     pub(crate) fn outcome_unknown(cause: &dyn std::fmt::Display) -> Self {
         let detail = "the command may or may not have been recorded: send it again with the same \
                       Idempotency-Key to learn which";
@@ -177,7 +183,12 @@ pub(crate) fn refused(outcome: Outcome, if_match: bool) -> Problem {
             Problem::new(&problems::OVERLOADED, "too many commands wait; nothing was done")
                 .header(header::RETRY_AFTER, retry_after_s.max(1).into())
         }
+        Outcome::NoRoom { message } => Problem::storage_full(&message),
         Outcome::Unavailable { message } => Problem::outcome_unknown(&message),
+        Outcome::Unknown => {
+            let detail = "it has recorded nothing: never received, or refused too long ago";
+            Problem::new(&problems::NO_OUTCOME, detail)
+        }
         other @ (Outcome::Accepted { .. } | Outcome::Pending | Outcome::Dead { .. }) => {
             Problem::internal(&format!("{other:?} is not the answer to a command"))
         }
@@ -236,6 +247,10 @@ impl From<flexcore_eventstore::Error> for Problem {
     fn from(error: flexcore_eventstore::Error) -> Self {
         match error {
             flexcore_eventstore::Error::Unavailable(cause) => Self::unavailable(&cause),
+            flexcore_eventstore::Error::NoRoom(cause) => Self::storage_full(&cause),
+            flexcore_eventstore::Error::TooLarge(why) => {
+                Self::new(&problems::PAYLOAD_TOO_LARGE, why)
+            }
             other => Self::internal(&other),
         }
     }

@@ -90,7 +90,7 @@ fn commands(catalog: &Catalog, paths: &mut Map<String, Value>) {
                         &problems::MALFORMED_JSON, &problems::NOT_FOUND, &problems::REQUEST_TIMEOUT,
                         &problems::REJECTED, &problems::VERSION_MISMATCH,
                         &problems::PAYLOAD_TOO_LARGE, &problems::UNSUPPORTED_MEDIA_TYPE,
-                        &problems::INVALID_PAYLOAD,
+                        &problems::INVALID_PAYLOAD, &problems::STORAGE_FULL,
                     ],
                 ),
             });
@@ -112,9 +112,9 @@ fn commands(catalog: &Catalog, paths: &mut Map<String, Value>) {
         "responses": responses(
             &[
                 ("200", "Known.", "Outcome"),
-                ("202", "Not processed yet, or never received.", "Outcome"),
+                ("202", "Stored, and not processed yet.", "Outcome"),
             ],
-            &[&problems::BAD_REQUEST],
+            &[&problems::BAD_REQUEST, &problems::NO_OUTCOME],
         ),
     });
     paths.insert("/v1/commands/{command_id}".to_owned(), json!({"get": operation}));

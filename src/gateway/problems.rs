@@ -68,6 +68,12 @@ kinds! {
     NO_SUCH_AGGREGATE "no-such-aggregate" NOT_FOUND 0
         "The aggregate has no events"
         "Nothing has been recorded under this id for your tenant. Ids are case-sensitive."
+    NO_OUTCOME "no-outcome" NOT_FOUND 0
+        "No outcome of this command is kept"
+        "No command of this id waits for the aggregate and its log has none, so it has recorded \
+         nothing: it was never received, or it was refused longer ago than refusals are kept, \
+         which is 7 days, and less where very many are. Sent again under the same key it is \
+         done now."
     UNKNOWN_AGGREGATE "unknown-aggregate" NOT_FOUND 0
         "No deployed application has this aggregate"
         "known lists the aggregates that there are. Deploy the application with `flexcore apply`."
@@ -158,6 +164,11 @@ kinds! {
     QUERY_TIMEOUT "query-timeout" GATEWAY_TIMEOUT 0
         "The query took too long"
         "Narrow it with filters, a smaller limit or fewer rows to sort."
+    STORAGE_FULL "storage-full" INSUFFICIENT_STORAGE 10
+        "The broker's storage is full"
+        "Nothing was done, and nothing that was accepted is lost: stored commands wait. Tell \
+         whoever runs the installation; deploy/README.md says how to make room. After that the \
+         command can be sent again under the same key."
 }
 
 /// The kind with this code.
@@ -175,6 +186,7 @@ mod tests {
             assert!(ALL[..at].iter().all(|other| other.code != kind.code), "{}", kind.code);
             assert!(kind.code.bytes().all(|b| b.is_ascii_lowercase() || b == b'-'));
             let waiting = kind.status == StatusCode::SERVICE_UNAVAILABLE
+                || kind.status == StatusCode::INSUFFICIENT_STORAGE
                 || kind.status == StatusCode::TOO_MANY_REQUESTS;
             assert_eq!(kind.retry_after_s > 0, waiting, "{}", kind.code);
         }

@@ -146,6 +146,28 @@ impl Nats {
         result
     }
 
+    /// Starts it again with this limit on what its streams take on the disk. For tests of a full one.
+    pub async fn start_again_with_room(&mut self, file_bytes: u64) -> Result<(), Error> {
+        self.stop().await;
+        self.write_room(file_bytes)?;
+        self.start_again().await
+    }
+
+    /// Raises the limit on what its streams take on the disk, while it runs: as its operator would.
+    pub fn raise_room(&self, file_bytes: u64) -> Result<(), Error> {
+        self.write_room(file_bytes)?;
+        let pid = self.pid().unwrap_or_default().to_string();
+        let signalled = std::process::Command::new("kill").args(["-s", "HUP", &pid]).status();
+        signalled.map(|_| ()).map_err(io_error("have nats.conf read again"))
+    }
+
+    fn write_room(&self, file_bytes: u64) -> Result<(), Error> {
+        let path = self.folder.join("nats.conf");
+        let config = std::fs::read_to_string(&path).map_err(io_error("read nats.conf"))?;
+        let config = set(&config, "max_file_store", &file_bytes.to_string());
+        std::fs::write(&path, config).map_err(io_error("write nats.conf"))
+    }
+
     /// Ends it in order: SIGTERM, after ten seconds SIGKILL.
     pub async fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {

@@ -296,3 +296,18 @@ async fn a_dead_command_is_requeued_once_its_cause_is_mended() {
     let rows = http.rows(&format!("/v1/query/machines?min_position={position}")).await;
     assert_eq!(rows, [json!({"id": "m-1", "starts": 4, "speed": 3 + 10 + 4 + 5})]);
 }
+
+/// The half of a command is another command.
+#[tokio::test]
+async fn what_was_cut_to_be_put_aside_is_not_requeued() {
+    let dev = Dev::shared();
+    let subject = ("Flexcore-Subject", "cmd.cut.account.a-1.open");
+    let cut = ("Flexcore-Body-Bytes", "2000000");
+    let headers = [("Flexcore-Command-Id", "cut-1"), ("Flexcore-Reason", "too long"), subject, cut];
+    Queue::of(&dev).await.put("dead.command", &headers, "{").await;
+    let found = dead_of(&dev, "cut", 1).await;
+    let requeued = dev.run_async(&["dead", "requeue", &found[0]["number"].to_string()]).await;
+    let said = String::from_utf8_lossy(&requeued.stderr).into_owned();
+    assert!(!requeued.status.success() && said.contains("had 2000000 bytes"), "{said}");
+    assert_eq!(dead(&dev, "cut").await.len(), 1, "it is still on the list");
+}

@@ -4,6 +4,7 @@
 
 mod answers;
 mod leave;
+mod unstored;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -406,6 +407,14 @@ impl Lane {
         }
         match result {
             Ok(appended) => self.recorded(key, *appending, appended, waiting, now_ms, actions),
+            Err(Error::TooLarge(why))
+                if !appending.guessed && !self.doubts.is_open(appending.ticket, attempts) =>
+            {
+                self.too_large(key, *appending, &why, waiting, now_ms, actions);
+            }
+            Err(Error::NoRoom(why)) => {
+                self.no_room(key, *appending, &why, waiting, attempts + 1, actions);
+            }
             Err(error) => {
                 let wrong_guess = appending.guessed && matches!(error, Error::Conflict);
                 if wrong_guess {
@@ -457,7 +466,7 @@ impl Lane {
         actions: &mut Vec<Action>,
     ) {
         let Appending { before, command, patient, ticket, generation, guessed, .. } = appending;
-        if !matches!(error, Error::Conflict) {
+        if matches!(error, Error::Unavailable(_)) {
             self.doubts.begin(ticket, &key);
         }
         if attempts >= ATTEMPTS_MAX && !patient {

@@ -1,5 +1,7 @@
 //! The lane's returned actions, with a decider in Rust and no server.
 
+mod unstored;
+
 use std::sync::Arc;
 
 use flexcore_domain::{

@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, Once,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
@@ -52,6 +52,9 @@ pub(super) enum ToLane {
     /// What became of an action, or news.
     Told(Input),
 }
+
+/// That a snapshot is too large has been said: loads take longer without it, and that is all.
+static TOO_LARGE_SAID: Once = Once::new();
 
 const ANOTHER_OWNER: &str = "the slot has another owner now";
 /// Paused or cut off for longer than the lease: somebody else may own the slot.
@@ -212,8 +215,16 @@ impl LaneThread {
             Action::SaveSnapshot { key, snapshot } => {
                 let store = self.store.clone();
                 self.runtime.spawn(async move {
-                    if let Err(error) = store.save_snapshot(&key, &snapshot).await {
-                        tracing::debug!(%error, "a snapshot was not kept");
+                    match store.save_snapshot(&key, &snapshot).await {
+                        Ok(()) => {}
+                        // It will be the same each time: one line is enough.
+                        Err(error @ Error::TooLarge(_)) => {
+                            metrics::counter!("flexcore_snapshots_too_large_total").increment(1);
+                            TOO_LARGE_SAID.call_once(|| {
+                                tracing::warn!(%error, %key, "a snapshot is not kept");
+                            });
+                        }
+                        Err(error) => tracing::debug!(%error, "a snapshot was not kept"),
                     }
                 });
             }

@@ -41,6 +41,8 @@ const LASTED: Duration = Duration::from_secs(5);
 /// Pause before a reader or a write to the broker is tried again.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(2);
+/// The same where a person has to mend something first.
+const RETRY_MENDED: Duration = Duration::from_secs(30);
 /// How often an idle reader looks whether messages were lost on their way.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
@@ -81,12 +83,7 @@ impl Reader {
                         pause = RETRY_FIRST;
                     }
                 }
-                Err(Error::Conflict) => {
-                    tracing::warn!(slot = %self.slot, "another owner claims the slot's queue");
-                }
-                Err(error) => {
-                    tracing::debug!(%error, slot = %self.slot, "the queue cannot be read yet");
-                }
+                Err(error) => pause = self.not_opened(&error, pause),
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -94,6 +91,22 @@ impl Reader {
             }
             pause = (pause * 2).min(RETRY_LONGEST);
         }
+    }
+
+    /// Says why the queue cannot be read. Returns the pause before the next attempt.
+    fn not_opened(&self, error: &Error, pause: Duration) -> Duration {
+        let slot = self.slot;
+        match error {
+            Error::Conflict => tracing::warn!(%slot, "another owner claims the slot's queue"),
+            error if error.is_passing() => {
+                tracing::debug!(%error, %slot, "the queue cannot be read yet");
+            }
+            error => {
+                tracing::error!(%error, %slot, "the queue cannot be read");
+                return RETRY_MENDED;
+            }
+        }
+        pause
     }
 
     async fn open(&self) -> Result<(Claim, Messages), Error> {
@@ -253,7 +266,8 @@ impl Reader {
         let _ = to.send((number, outcome));
     }
 
-    /// Sees to it that an outcome is durable, however long that takes. Returns the number.
+    /// Sees to it that an outcome is durable, however long the broker is away or has no room. Returns
+    /// the number.
     async fn keep_at_last(
         &self,
         number: u64,
@@ -263,6 +277,13 @@ impl Reader {
         let known = identify(&message);
         let mut pause = RETRY_FIRST;
         while let Err(error) = self.keep(&message, known.as_ref(), &outcome).await {
+            if !error.is_passing() {
+                // Everything is made to fit; a stream that takes less is not opened. Trying for ever
+                // would keep the whole slot waiting.
+                let (subject, slot) = (message.subject.as_str(), self.slot);
+                tracing::error!(%error, %slot, subject, "what came of a command cannot be kept");
+                break;
+            }
             tracing::debug!(%error, "what came of a command cannot be kept yet");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_LONGEST);

@@ -102,10 +102,10 @@ impl Here {
                 Some(("req", rest)) => {
                     let outcome = here.command(rest, &message).await;
                     count(&outcome);
-                    to_bytes(&outcome)
+                    to_bytes(&outcome.shortened())
                 }
                 Some(("get", rest)) => to_bytes(&here.state(rest, &message).await),
-                Some(("out", rest)) => to_bytes(&here.outcome(rest, &message).await),
+                Some(("out", rest)) => to_bytes(&here.outcome(rest, &message).await.shortened()),
                 _ => here.catalog_version(subject),
             };
             // The sender learns from its own timeout when the connection is gone.
@@ -205,8 +205,15 @@ impl Here {
             Some(other) => return other,
             None => {}
         }
+        // Looked for first: what does not wait any more has left its outcome when that is looked for.
+        let waits = match self.store.waits(&key, &id).await {
+            Ok(waits) => waits,
+            Err(error) => return Outcome::Unavailable { message: error.to_string() },
+        };
         match self.search(&key, &id).await {
-            Ok(outcome) => outcome.unwrap_or(Outcome::Pending),
+            Ok(Some(outcome)) => outcome,
+            Ok(None) if waits => Outcome::Pending,
+            Ok(None) => Outcome::Unknown,
             Err(error) => Outcome::Unavailable { message: error.to_string() },
         }
     }
@@ -246,8 +253,9 @@ pub(super) fn count(outcome: &Outcome) {
         Outcome::IdMismatch => "id_mismatch",
         Outcome::Faulty { .. } => "faulty",
         Outcome::Overloaded { .. } => "overloaded",
+        Outcome::NoRoom { .. } => "no_room",
         Outcome::Unavailable { .. } => "unavailable",
-        Outcome::Pending | Outcome::Dead { .. } => "other",
+        Outcome::Pending | Outcome::Unknown | Outcome::Dead { .. } => "other",
     };
     metrics::counter!("flexcore_commands_total", "outcome" => word).increment(1);
 }

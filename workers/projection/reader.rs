@@ -201,8 +201,8 @@ impl Reader {
                 End::Retry { reason: error.to_string(), progressed }
             }
             Failure::ReadModel(error) => End::Refused { reason: error.to_string(), names: names() },
-            Failure::Log(eventstore::Error::Unavailable(reason)) => {
-                End::Retry { reason, progressed }
+            Failure::Log(error) if error.is_passing() => {
+                End::Retry { reason: error.to_string(), progressed }
             }
             Failure::Log(error) => End::Broken { reason: error.to_string(), names: names() },
             Failure::LogReplaced { position, last } => End::Broken {

@@ -44,7 +44,7 @@ impl Progress {
             return Ok(0);
         }
         if self.settled > queue.last {
-            return Err(unavailable(format!(
+            return Err(Error::Misconfigured(format!(
                 "the queue ends at {}, before what is settled, {}: it has lost its end. Delete the \
                  stream {} to have what is left in it done again",
                 queue.last,
@@ -86,7 +86,8 @@ pub struct Claim {
 
 impl EventStore {
     /// Claims a slot's commands for the owner of this epoch. Fails with [`Error::Conflict`] when
-    /// there is a later owner (or one has just written), and with [`Error::Unavailable`] when the broker is away.
+    /// there is a later owner (or one has just written), with [`Error::Unavailable`] when the broker is
+    /// away, and with [`Error::Misconfigured`] when a person has to mend the queue.
     pub async fn claim_queue(&self, slot: Slot, epoch: u64) -> Result<Claim, Error> {
         let queue = self.jetstream.get_stream_no_info(topology::COMMANDS).await;
         let queue = queue.map_err(unavailable)?;
@@ -103,6 +104,13 @@ impl EventStore {
         // lease has ended.
         let last = queue.get_info().await.map_err(unavailable)?.state.last_sequence;
         Ok(Claim { last, ..claim })
+    }
+
+    /// What stands there of a slot. The bucket's leader is asked.
+    pub(super) async fn progress_of(&self, slot: Slot) -> Result<Progress, Error> {
+        let bucket = self.jetstream.get_stream_no_info(topology::QUEUE).await;
+        let (progress, _) = read(&bucket.map_err(unavailable)?, slot).await?;
+        Ok(progress)
     }
 
     /// What stands there of each slot; a replica that is behind has less.
@@ -231,7 +239,8 @@ fn subject(slot: &str) -> String {
 }
 
 fn decode(body: &[u8]) -> Result<Progress, Error> {
-    let broken = |error| unavailable(format!("how far a slot's commands are done: {error}"));
+    let broken =
+        |error| Error::Misconfigured(format!("how far a slot's commands are done: {error}"));
     serde_json::from_slice(body).map_err(broken)
 }
 

@@ -1,6 +1,12 @@
 //! Commands: sent and waited for, or queued and asked for later.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use async_nats::connection;
 use axum::{
@@ -13,6 +19,7 @@ use flexcore_domain::{
     AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandId, CommandName, Outcome,
     Position, command::header as field, json,
 };
+use flexcore_eventstore as eventstore;
 use flexcore_resilience::Deadline;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -108,8 +115,8 @@ pub(crate) async fn outcome(
     let _place = shared.admission.read()?;
     let key = AggregateKey::new(call.tenant().clone(), aggregate, aggregate_id);
     match outcome_of(&shared, &key, &id, deadline).await? {
-        Outcome::Overloaded { retry_after_s } => {
-            Err(error::refused(Outcome::Overloaded { retry_after_s }, false))
+        refused @ (Outcome::Overloaded { .. } | Outcome::Unknown) => {
+            Err(error::refused(refused, false))
         }
         Outcome::Unavailable { message } => Err(Problem::unavailable(&message)),
         outcome => Ok(about(&id, &outcome)),
@@ -172,8 +179,9 @@ fn known(catalog: &Catalog, key: &AggregateKey, name: &CommandName) -> Result<()
     Err(error::refused(Outcome::UnknownCommand { known }, false))
 }
 
-/// Stores a command in the queue, again while the broker is away or refuses: the same id is recognised.
-/// Fails with "unavailable" when no attempt was sent, and else without knowing whether it is stored.
+/// Stores a command in the queue, again while the broker is away: the same id is recognised. Fails with
+/// "unavailable" when no attempt was sent, with what the broker said when it has stored none, and else
+/// without knowing whether it is stored.
 async fn enqueue(
     shared: &Shared,
     key: &AggregateKey,
@@ -185,23 +193,30 @@ async fn enqueue(
 ) -> Result<(), Problem> {
     let payload =
         String::from_utf8(payload.into()).expect("BUG: JSON was read from it, so it is text");
-    let mut sent = false;
+    // Of an attempt without an answer: it may be stored.
+    let in_doubt = AtomicBool::new(false);
     let publish = |_| {
         let connected = shared.store.client().connection_state() == connection::State::Connected;
-        sent |= connected;
         let (publisher, headers, payload) = (&shared.publisher, headers.clone(), payload.clone());
+        let in_doubt = &in_doubt;
         async move {
             if !connected {
                 let reason = "not connected to the broker".to_owned();
-                return Err(flexcore_eventstore::Error::Unavailable(reason));
+                return Err(eventstore::Error::Unavailable(reason));
             }
-            publisher.publish(key, name, id, headers, payload).await
+            let before = in_doubt.swap(true, Ordering::Relaxed);
+            let stored = publisher.publish(key, name, id, headers, payload).await;
+            if let Err(eventstore::Error::NoRoom(_) | eventstore::Error::TooLarge(_)) = &stored {
+                in_doubt.store(before, Ordering::Relaxed);
+            }
+            stored
         }
     };
-    let stored = shared.queue.run(deadline, |_| true, publish).await;
-    stored.map_err(|error| match sent {
+    let again = |error: &eventstore::Error| matches!(error, eventstore::Error::Unavailable(_));
+    let stored = shared.queue.run(deadline, again, publish).await;
+    stored.map_err(|error| match in_doubt.load(Ordering::Relaxed) {
         true => Problem::outcome_unknown(&error),
-        false => Problem::unavailable(&error),
+        false => error.into(),
     })
 }
 
@@ -224,7 +239,10 @@ async fn queued(
             let deadline = Deadline::after(limits::ANSWER_TIMEOUT);
             outcome = outcome_of(shared, key, id, deadline).await.unwrap_or(Outcome::Pending);
         }
-        if matches!(outcome, Outcome::Unavailable { .. } | Outcome::Overloaded { .. }) {
+        if matches!(
+            outcome,
+            Outcome::Unavailable { .. } | Outcome::Overloaded { .. } | Outcome::Unknown
+        ) {
             outcome = Outcome::Pending;
         }
     }

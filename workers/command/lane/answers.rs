@@ -30,7 +30,12 @@ impl Doubts {
 
     /// Whether a queued command has to be looked at again before this is its outcome.
     pub(super) fn must_look_again(&self, ticket: Ticket, outcome: &Outcome, looks: u32) -> bool {
-        self.0.contains_key(&ticket) && depends_on_the_state(outcome) && looks < LOOKS_MAX
+        depends_on_the_state(outcome) && self.is_open(ticket, looks)
+    }
+
+    /// Whether an earlier commit of a command may be in the log yet, so often looked for.
+    pub(super) fn is_open(&self, ticket: Ticket, looks: u32) -> bool {
+        self.0.contains_key(&ticket) && looks < LOOKS_MAX
     }
 
     /// What a waiting client is told in place of this outcome.
@@ -45,7 +50,13 @@ impl Doubts {
 }
 
 fn depends_on_the_state(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Rejected { .. } | Outcome::Conflict { .. })
+    matches!(
+        outcome,
+        Outcome::Rejected { .. }
+            | Outcome::Conflict { .. }
+            | Outcome::Faulty { .. }
+            | Outcome::NoRoom { .. }
+    )
 }
 
 pub(super) fn answer_all(

@@ -91,3 +91,29 @@ impl Decider for Refuses {
         Ok(state.clone())
     }
 }
+
+/// A decider that records too much for the command of this id, and little for others. No event of it
+/// is large.
+pub(crate) struct Large(pub(crate) &'static str);
+
+impl Decider for Large {
+    fn decide(
+        &mut self,
+        state: &State,
+        name: &CommandName,
+        payload: &RawValue,
+        context: &Context,
+    ) -> Result<Decision, Refusal> {
+        let mut decision = Accepts(1).decide(state, name, payload, context)?;
+        if context.command_id.as_str() == self.0 {
+            let data = RawValue::from_string(format!("\"{}\"", "x".repeat(3_790))).unwrap();
+            let event = NewEvent { data, ..decision.events[0].clone() };
+            decision.events = vec![event; 256];
+        }
+        Ok(decision)
+    }
+
+    fn evolve(&mut self, state: &State, _: &[Event]) -> Result<State, Refusal> {
+        Ok(state.clone())
+    }
+}

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
 
 mod deciders;
+mod unstored;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

@@ -6,6 +6,7 @@ mod broker;
 mod growth;
 mod queue;
 mod replicas;
+mod sizes;
 mod subscription;
 
 use std::{path::PathBuf, time::Duration};

@@ -58,6 +58,9 @@ async fn says_what_came_of_commands(gateway: &Gateway) {
     let overloaded = gateway.command("overloaded", "", "{}").await;
     overloaded.problem(503, "overloaded");
     assert_eq!(overloaded.header("retry-after"), Some("3"));
+    let full = gateway.command("full", "", "{}").await;
+    full.problem(507, "storage-full");
+    assert!(full.header("retry-after").is_some() && !full.body.contains("secret"), "{full:?}");
     let unknown = gateway.command("unavailable", "", "{}").await;
     unknown.problem(503, "outcome-unknown");
     assert!(!unknown.body.contains("secret") && unknown.header("idempotency-key").is_some());
@@ -225,6 +228,8 @@ async fn queues_commands(gateway: &Gateway) {
     assert_eq!((pending.status, &pending.json()["status"]), (202, &"pending".into()));
     let dead = gateway.get("/v1/commands/c?aggregate=flight&id=dead").await;
     assert_eq!((dead.status, &dead.json()["reason"]), (200, &"why".into()));
+    let gone = gateway.get("/v1/commands/c?aggregate=flight&id=gone").await;
+    gone.problem(404, "no-outcome");
     gateway.get("/v1/commands/c?aggregate=flight").await.problem(400, "invalid-parameter");
 }
 

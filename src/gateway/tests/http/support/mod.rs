@@ -229,6 +229,7 @@ fn reply_to(message: &Message) -> Option<Value> {
         let outcome = match last {
             "silent" => return None,
             "pending" => Outcome::Pending,
+            "gone" => Outcome::Unknown,
             "dead" => Outcome::Dead { reason: "why".to_owned() },
             _ => accepted(1),
         };
@@ -261,6 +262,7 @@ fn outcome(command: &str, field: &impl Fn(&str) -> Option<String>) -> Option<Out
         "mismatch" => Outcome::IdMismatch,
         "faulty" => Outcome::Faulty { message: "it threw".to_owned() },
         "overloaded" => Outcome::Overloaded { retry_after_s: 3 },
+        "full" => Outcome::NoRoom { message: "secret disk".to_owned() },
         "unavailable" => Outcome::Unavailable { message: "secret host".to_owned() },
         _ => return None,
     })

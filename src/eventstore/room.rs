@@ -1,0 +1,132 @@
+//! How much room the broker has left. At `max_file_store` it refuses every write, that of a lease and
+//! of a slot's progress too: within seconds nothing would have an owner, and nobody could say why. So
+//! the log takes no more while the last of the room is left for what keeps everything going.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use serde_json::Value;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{Error, topology};
+
+/// Between two looks. What is written in between is far less than what is left free.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// What is left free, in bytes: all that stored commands, outcomes and dead letters may take, 1.5 GiB,
+/// and as much again as leases, progress and snapshots need.
+const RESERVE_BYTES: u64 = 2 << 30;
+/// A smaller store leaves this part of it free.
+const RESERVE_PART: u64 = 10;
+
+/// The broker's room as it was seen last; cheap to clone. Without monitoring addresses it is never seen,
+/// and only the broker's own answers say that there is none.
+#[derive(Clone, Default)]
+pub(crate) struct Room {
+    seen: Arc<Seen>,
+    _looking: Option<Arc<AbortOnDropHandle<()>>>,
+}
+
+#[derive(Default)]
+struct Seen {
+    used: AtomicU64,
+    /// 0: nothing was seen.
+    most: AtomicU64,
+}
+
+impl Room {
+    /// Looks at these monitoring addresses until the last clone is dropped.
+    pub(crate) fn watch(monitor_urls: &[String]) -> Self {
+        let seen = Arc::<Seen>::default();
+        let looking = tokio::spawn(watch(monitor_urls.to_vec(), seen.clone()));
+        Self { seen, _looking: Some(Arc::new(AbortOnDropHandle::new(looking))) }
+    }
+
+    /// Fails with [`Error::NoRoom`] when only the reserve is left.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let used = self.seen.used.load(Ordering::Relaxed);
+        let most = self.seen.most.load(Ordering::Relaxed);
+        if is_full(used, most) {
+            return Err(Error::NoRoom(format!(
+                "{used} of {most} bytes are taken, and the rest is left for leases and what is stored \
+                 already"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// Whether no more than the reserve is left.
+fn is_full(used: u64, most: u64) -> bool {
+    most > 0 && most.saturating_sub(used) <= RESERVE_BYTES.min(most / RESERVE_PART)
+}
+
+async fn watch(monitor_urls: Vec<String>, seen: Arc<Seen>) {
+    let mut was_full = false;
+    loop {
+        let asked = monitor_urls.iter().map(|url| topology::varz(url));
+        let answers = futures::future::join_all(asked).await;
+        let rooms = answers.iter().filter_map(|answer| room(answer.as_ref().ok()?));
+        // With several servers the fullest one refuses first.
+        if let Some((used, most)) = rooms.min_by_key(|(used, most)| most.saturating_sub(*used)) {
+            seen.used.store(used, Ordering::Relaxed);
+            seen.most.store(most, Ordering::Relaxed);
+            let full = is_full(used, most);
+            metrics::gauge!("flexcore_broker_storage_bytes").set(used as f64);
+            metrics::gauge!("flexcore_broker_storage_bytes_max").set(most as f64);
+            metrics::gauge!("flexcore_broker_full").set(u8::from(full));
+            match (was_full, full) {
+                (false, true) => tracing::error!(
+                    used,
+                    most,
+                    "the broker's storage is full: commands are refused, and stored ones wait"
+                ),
+                (true, false) => tracing::info!(used, most, "the broker has room again"),
+                _ => {}
+            }
+            was_full = full;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Bytes that a server's streams take on its disk, and may take. `None`: it says nothing of it.
+fn room(varz: &Value) -> Option<(u64, u64)> {
+    let jetstream = &varz["jetstream"];
+    let most = jetstream["config"]["max_storage"].as_u64().filter(|most| *most > 0)?;
+    Some((jetstream["stats"]["storage"].as_u64()?, most))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_reserve_is_left_free_and_not_a_byte_less() {
+        let (tb, gib) = (1_u64 << 40, 1_u64 << 30);
+        for (used, most, full) in [
+            (0, 0, false),
+            (tb - 2 * gib - 1, tb, false),
+            (tb - 2 * gib, tb, true),
+            (tb + 1, tb, true),
+            (899, 1_000, false),
+            (900, 1_000, true),
+            (u64::MAX, 1_000, true),
+        ] {
+            assert_eq!(is_full(used, most), full, "{used} of {most}");
+        }
+    }
+
+    #[test]
+    fn a_server_without_a_limit_is_not_looked_at() {
+        let varz = |most: i64| json!({"jetstream": {"config": {"max_storage": most}, "stats": {"storage": 7}}});
+        assert_eq!(room(&varz(9)), Some((7, 9)));
+        assert_eq!((room(&varz(0)), room(&varz(-1)), room(&json!({}))), (None, None, None));
+    }
+}

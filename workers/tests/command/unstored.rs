@@ -1,0 +1,190 @@
+//! What can never be stored, and what can't be now.
+
+use std::time::Duration;
+
+use super::*;
+use crate::deciders::Large;
+
+/// What the client library lets through as the largest: headers that fill a block, and the rest.
+fn fullest(store: &EventStore) -> (HeaderMap, bytes::Bytes) {
+    let mut headers = HeaderMap::new();
+    for number in 0..6 {
+        headers.insert(format!("X-Filler-{number}").as_str(), "x".repeat(10_000));
+    }
+    headers.insert(header::COMMAND_ID, "huge");
+    let lines = headers.iter().map(|(name, values)| {
+        let name: &str = name.as_ref();
+        name.len() + values.last().unwrap().as_str().len() + ": \r\n".len()
+    });
+    let block = "NATS/1.0\r\n\r\n".len() + lines.sum::<usize>();
+    (headers, vec![b'x'; store.client().max_payload() - block].into())
+}
+
+/// Putting it aside adds headers, and the client library took none more: its slot stood still for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_command_that_there_can_be_is_put_aside_and_the_next_is_done() {
+    let rig = Rig::start().await;
+    // As a stream that was made before its messages had a largest size.
+    let queue = rig.store.jetstream().get_stream(topology::COMMANDS).await.unwrap();
+    let mut config = queue.cached_info().config.clone();
+    config.max_message_size = -1;
+    rig.store.jetstream().update_stream(config).await.unwrap();
+    let (headers, body) = fullest(&rig.store);
+    let bytes = body.len().to_string();
+    let subject = Command::queue_subject(&rig.key, &CommandName::parse("add").unwrap());
+    let sent = rig.store.jetstream().publish_with_headers(subject, headers, body).await;
+    sent.unwrap().await.unwrap();
+    rig.put("next").await;
+    let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts(1))))).await;
+    rig.settled().await;
+    assert_eq!(rig.recorded().await, ["next"]);
+    let dead = rig.store.jetstream().get_stream(topology::DEAD).await.unwrap();
+    let dead = dead.get_last_raw_message_by_subject("dead.>").await.unwrap();
+    assert_eq!(dead.headers.get(header::DEAD_BODY_BYTES).unwrap().as_str(), bytes);
+    assert!(matches!(rig.outcome("huge").await, Some(Outcome::Dead { .. })));
+    worker.abort();
+    rig.servers.stop().await;
+}
+
+/// Each event is small, and in their envelopes they pass the largest message.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_is_too_large_is_put_aside_and_the_next_is_done() {
+    let rig = Rig::start().await;
+    rig.put("large").await;
+    rig.put("next").await;
+    let worker = rig.work(Arc::new(|_| Some(Box::new(Large("large"))))).await;
+    rig.settled().await;
+    assert_eq!(rig.recorded().await, ["next"]);
+    let Some(Outcome::Dead { reason }) = rig.outcome("large").await else { panic!("not dead") };
+    assert!(reason.contains("too large for one commit"), "{reason}");
+    assert!(reason.contains("at most 983040"), "{reason}");
+    worker.abort();
+    rig.servers.stop().await;
+}
+
+/// It never came, or it is too long ago: "pending" would be waited for for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outcome_that_is_gone_is_not_pending_for_ever() {
+    let rig = Rig::start().await;
+    let member = rig.member(LEASE).await;
+    rig.put("waits").await;
+    // Another one has the slot's queue, so nobody takes it up.
+    let claim = rig.store.claim_queue(rig.key.slot(), u64::MAX / 2).await.unwrap();
+    let worker =
+        rig.work_as(member.clone(), Arc::new(|_| Some(Box::new(Panics))), CancellationToken::new());
+    let epoch = everything(&member).await[&rig.key.slot().number()];
+    let ask = async |id: &str| {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::COMMAND_ID, id);
+        let subject = Command::outcome_subject(epoch, &rig.key);
+        until(async || {
+            let (subject, headers) = (subject.clone(), headers.clone());
+            let asked = rig.store.client().request_with_headers(subject, headers, "".into());
+            // Until the worker has subscribed, nobody answers.
+            Some(serde_json::from_slice::<Outcome>(&asked.await.ok()?.payload).unwrap())
+        })
+        .await
+    };
+    assert_eq!(ask("waits").await, Outcome::Pending);
+    assert_eq!(ask("never-sent").await, Outcome::Unknown);
+    let told = Outcome::Rejected { code: "closed".to_owned(), message: "not today".to_owned() };
+    let id = CommandId::parse("waits").unwrap();
+    rig.store.save_outcome(&rig.key, &id, 1, &told).await.unwrap();
+    claim.settle(1).await.unwrap();
+    assert_eq!(ask("waits").await, told);
+    // As when its days are over, or others have taken the room.
+    let outcomes = rig.store.jetstream().get_stream(topology::OUTCOMES).await.unwrap();
+    outcomes.purge().await.unwrap();
+    assert_eq!(ask("waits").await, Outcome::Unknown);
+    worker.abort();
+    rig.servers.stop().await;
+}
+
+/// A broker that reaches its limit refuses leases and progress, too: the log stops before that.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_room_stored_commands_wait_and_go_on_in_order_when_there_is_some() {
+    let mut rig = Rig::start().await;
+    let member = rig.member(LEASE_MIN).await;
+    let guard = member.guard();
+    // A tenth of it is kept free, and what is there already is more than the rest.
+    rig.store.append(&filler(&rig.key), Expected::default()).await.unwrap();
+    rig.servers.nats.start_again_with_room(980_000).await.unwrap();
+    let full =
+        until(async || match rig.store.append(&filler(&rig.key), Expected::default()).await {
+            Err(flexcore_eventstore::Error::NoRoom(why)) => Some(why),
+            _ => None,
+        });
+    let why = full.await;
+    assert!(why.contains("of 980000 bytes are taken"), "{why}");
+    for id in ["a", "b", "c"] {
+        put_as_a_client(&rig, id).await;
+    }
+    let worker = rig.work_as(
+        member.clone(),
+        Arc::new(|_| Some(Box::new(Accepts(1)))),
+        CancellationToken::new(),
+    );
+    let epoch = everything(&member).await[&rig.key.slot().number()];
+    let subject = Command::request_subject(epoch, &rig.key, &CommandName::parse("add").unwrap());
+    let mut headers = HeaderMap::new();
+    headers.insert(header::COMMAND_ID, "waits");
+    let told = until(async || {
+        let client = rig.store.client();
+        let asked =
+            client.request_with_headers(subject.clone(), headers.clone(), "{}".into()).await;
+        Some(serde_json::from_slice::<Outcome>(&asked.ok()?.payload).unwrap())
+    });
+    let told = told.await;
+    assert!(matches!(told, Outcome::NoRoom { .. }), "{told:?}");
+    // Longer than a lease: it is renewed all the same.
+    tokio::time::sleep(LEASE_MIN + Duration::from_secs(1)).await;
+    assert!(guard.holds(), "the leases have ended");
+    assert_eq!((rig.store.queue_depth().await.unwrap(), rig.recorded().await.len()), (3, 1));
+    rig.servers.nats.raise_room(64 << 30).unwrap();
+    rig.settled().await;
+    assert_eq!(rig.recorded().await, ["filler", "a", "b", "c"]);
+    worker.abort();
+    rig.servers.stop().await;
+}
+
+/// What it says, once it says something.
+async fn until<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        if let Some(said) = ask().await {
+            return said;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "not in time");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// A client of the queue does not know how much room there is.
+async fn put_as_a_client(rig: &Rig, id: &str) {
+    let subject = Command::queue_subject(&rig.key, &CommandName::parse("add").unwrap());
+    let mut headers = HeaderMap::new();
+    headers.insert(header::OWN_COMMAND_ID, id);
+    let sent = rig.store.jetstream().publish_with_headers(subject, headers, "{}".into()).await;
+    sent.unwrap().await.unwrap();
+}
+
+/// A commit of some 900,000 bytes.
+fn filler(key: &AggregateKey) -> Commit {
+    let event = Event {
+        event: EventName::parse("added").unwrap(),
+        version: 1,
+        schema_version: 1,
+        data: RawValue::from_string(format!("\"{}\"", "x".repeat(900_000))).unwrap(),
+    };
+    Commit {
+        key: key.clone(),
+        command_id: CommandId::parse("filler").unwrap(),
+        command_hash: CommandHash::of("add", "{}"),
+        actor: ActorName::parse("test").unwrap(),
+        correlation_id: None,
+        causation_id: None,
+        traceparent: None,
+        time_ms: 0,
+        events: vec![event],
+    }
+}
