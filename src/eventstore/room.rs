@@ -76,8 +76,6 @@ async fn watch(monitor_urls: Vec<String>, seen: Arc<Seen>) {
             seen.used.store(used, Ordering::Relaxed);
             seen.most.store(most, Ordering::Relaxed);
             let full = is_full(used, most);
-            metrics::gauge!("flexcore_broker_storage_bytes").set(used as f64);
-            metrics::gauge!("flexcore_broker_storage_bytes_max").set(most as f64);
             metrics::gauge!("flexcore_broker_full").set(u8::from(full));
             match (was_full, full) {
                 (false, true) => tracing::error!(
