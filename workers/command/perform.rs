@@ -11,7 +11,7 @@ use std::{
 
 use flexcore_cluster::Guard;
 use flexcore_domain::{AggregateKey, Catalog, Outcome, Slot, StateReply};
-use flexcore_eventstore::{Error, EventStore, Expected};
+use flexcore_eventstore::{Error, EventStore, Expected, snapshot::Snapshot};
 use flexcore_resilience::Deadline;
 use tokio::{
     runtime::Handle,
@@ -53,7 +53,7 @@ pub(super) enum ToLane {
     Told(Input),
 }
 
-/// That a snapshot is too large has been said: loads take longer without it, and that is all.
+/// That a snapshot is too large has been said.
 static TOO_LARGE_SAID: Once = Once::new();
 
 const ANOTHER_OWNER: &str = "the slot has another owner now";
@@ -214,19 +214,7 @@ impl LaneThread {
             }
             Action::SaveSnapshot { key, snapshot } => {
                 let store = self.store.clone();
-                self.runtime.spawn(async move {
-                    match store.save_snapshot(&key, &snapshot).await {
-                        Ok(()) => {}
-                        // It will be the same each time: one line is enough.
-                        Err(error @ Error::TooLarge(_)) => {
-                            metrics::counter!("flexcore_snapshots_too_large_total").increment(1);
-                            TOO_LARGE_SAID.call_once(|| {
-                                tracing::warn!(%error, %key, "a snapshot is not kept");
-                            });
-                        }
-                        Err(error) => tracing::debug!(%error, "a snapshot was not kept"),
-                    }
-                });
+                self.runtime.spawn(async move { keep(&store, &key, &snapshot).await });
             }
             Action::Answer { ticket, outcome } => match (self.settle(ticket), outcome) {
                 (Some(Responder::Outcome(to)), outcome) => drop(to.send(outcome)),
@@ -270,6 +258,19 @@ impl LaneThread {
                 let _ = inputs.send(ToLane::Told(input));
             }
         });
+    }
+}
+
+/// Keeps a snapshot. Without it loads take longer, and that is all.
+async fn keep(store: &EventStore, key: &AggregateKey, snapshot: &Snapshot) {
+    match store.save_snapshot(key, snapshot).await {
+        Ok(()) => {}
+        // It will be the same each time: one line is enough.
+        Err(error @ Error::TooLarge(_)) => {
+            metrics::counter!("flexcore_snapshots_too_large_total").increment(1);
+            TOO_LARGE_SAID.call_once(|| tracing::warn!(%error, %key, "a snapshot is not kept"));
+        }
+        Err(error) => tracing::debug!(%error, "a snapshot was not kept"),
     }
 }
 
