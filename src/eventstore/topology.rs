@@ -5,7 +5,8 @@ use std::time::Duration;
 use async_nats::jetstream::{
     self,
     stream::{
-        Config, DiscardPolicy, PersistenceMode, RetentionPolicy, StorageType, SubjectTransform,
+        Config, DiscardPolicy, PersistenceMode, RetentionPolicy, Source, StorageType,
+        SubjectTransform,
     },
 };
 use tokio::{
@@ -38,10 +39,13 @@ const DEAD_BYTES_MAX: i64 = 256 << 20;
 const OUTCOMES_BYTES_MAX: i64 = 256 << 20;
 /// How long an outcome can be asked for that is not in the log.
 const OUTCOMES_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Shortest window that the broker takes. Commands are recognised by their aggregates, without a
-/// clock; the broker's own check spans all aggregates and would swallow a command that shares its
-/// id with another aggregate's.
+/// Shortest window that the broker takes, for streams that only we write to, without `Nats-Msg-Id`.
 const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
+/// What FLEX_COMMANDS is said to be filled from, besides its publishers: nothing is ever published
+/// there. A stream with a source has no duplicate window, and in no other way does the broker go
+/// without one. It would span all aggregates and tenants: a command that shares its `Nats-Msg-Id`
+/// with another's was acknowledged, and not stored.
+const NO_SOURCE: (&str, &str) = (DEAD, "dead.none");
 
 fn streams(settings: &Settings) -> [Config; 6] {
     let base = Config {
@@ -69,6 +73,14 @@ fn streams(settings: &Settings) -> [Config; 6] {
             allow_atomic_publish: true,
             ..base.clone()
         },
+        // Before the stream that names it as its source.
+        Config {
+            name: DEAD.to_owned(),
+            subjects: vec!["dead.>".to_owned()],
+            max_bytes: DEAD_BYTES_MAX,
+            allow_direct: true,
+            ..base.clone()
+        },
         Config {
             name: COMMANDS.to_owned(),
             subjects: vec!["cmd.*.*.*.*".to_owned()],
@@ -78,13 +90,12 @@ fn streams(settings: &Settings) -> [Config; 6] {
             // What is larger can only be put aside: its publisher learns it at once.
             max_message_size: i32::try_from(QUEUED_BYTES_MAX).unwrap_or(i32::MAX),
             allow_atomic_publish: true,
-            ..base.clone()
-        },
-        Config {
-            name: DEAD.to_owned(),
-            subjects: vec!["dead.>".to_owned()],
-            max_bytes: DEAD_BYTES_MAX,
-            allow_direct: true,
+            duplicate_window: Duration::ZERO,
+            sources: Some(vec![Source {
+                name: NO_SOURCE.0.to_owned(),
+                filter_subject: Some(NO_SOURCE.1.to_owned()),
+                ..Source::default()
+            }]),
             ..base.clone()
         },
         Config {
@@ -178,6 +189,11 @@ fn check(wanted: &Config, found: &Config) -> Result<(), Contradiction> {
     same("subject transform", &wanted.subject_transform, &found.subject_transform)?;
     same("discard policy", &wanted.discard, &found.discard)?;
     same("duplicate_window", &wanted.duplicate_window, &found.duplicate_window)?;
+    let sources = |config: &Config| {
+        let sources = config.sources.iter().flatten();
+        sources.map(|it| (it.name.clone(), it.filter_subject.clone())).collect::<Vec<_>>()
+    };
+    same("sources", &sources(wanted), &sources(found))?;
     // Beyond it a subject's oldest message goes, whatever the discard policy.
     let per_subject = |config: &Config| limit_text(config.max_messages_per_subject);
     same("max_msgs_per_subject", &per_subject(wanted), &per_subject(found))?;
@@ -313,13 +329,14 @@ mod tests {
             assert_eq!(check(&wanted, &found), Ok(()), "{}", wanted.name);
         }
         type Change = fn(&mut Config);
-        let changes: [(&str, &str, Change); 12] = [
+        let changes: [(&str, &str, Change); 13] = [
             (EVENTS, "max_msgs_per_subject", |c| c.max_messages_per_subject = 100),
             (EVENTS, "max_age", |c| c.max_age = Duration::from_secs(3600)),
             (EVENTS, "discard policy", |c| c.discard = DiscardPolicy::Old),
             (EVENTS, "deny_delete", |c| c.deny_delete = false),
             (EVENTS, "replicas", |c| c.num_replicas = 1),
             (COMMANDS, "duplicate_window", |c| c.duplicate_window = Duration::from_secs(120)),
+            (COMMANDS, "sources", |c| c.sources = None),
             (QUEUE, "max_msgs_per_subject", |c| c.max_messages_per_subject = -1),
             (QUEUE, "max_msgs", |c| c.max_messages = 10),
             (OUTCOMES, "max_bytes", |c| c.max_bytes = 1 << 20),

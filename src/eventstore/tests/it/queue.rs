@@ -1,7 +1,9 @@
 //! The queue of asynchronous commands on a real broker.
 
+use std::time::{Duration, Instant};
+
 use async_nats::HeaderMap;
-use flexcore_domain::{AggregateKey, CommandId, CommandName};
+use flexcore_domain::{AggregateKey, CommandId, CommandName, command::header};
 use flexcore_eventstore::{Error, EventStore, topology};
 use futures::StreamExt;
 
@@ -23,6 +25,42 @@ async fn purge(store: &EventStore) -> (u64, u64) {
     let purged = purged.gone;
     let stream = store.jetstream().get_stream(topology::COMMANDS).await.unwrap();
     (purged, stream.cached_info().state.messages)
+}
+
+/// Publishes what a client would: some commands that share one `Nats-Msg-Id`. Returns those that the
+/// broker took for a repetition.
+pub(crate) async fn swallowed(store: &EventStore) -> Vec<String> {
+    let subjects = ["acme.counter.a", "acme.counter.b", "other.counter.a", "acme.gauge.a"];
+    let mut swallowed = Vec::new();
+    for aggregate in subjects.into_iter().chain(subjects) {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::COMMAND_ID, "the-same");
+        let subject = format!("cmd.{aggregate}.add");
+        let sent = store.jetstream().publish_with_headers(subject, headers, "{}".into());
+        if sent.await.unwrap().await.unwrap().duplicate {
+            swallowed.push(aggregate.to_owned());
+        }
+    }
+    swallowed
+}
+
+/// The broker's own window spans all aggregates and tenants. It acknowledged what it did not store.
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_share_a_message_id_are_all_stored() {
+    let (mut servers, store) = start().await;
+    assert_eq!(swallowed(&store).await, Vec::<String>::new());
+    assert_eq!(store.queue_depth().await.unwrap(), 8);
+    // What a restart reads from the disk has no window either.
+    servers.nats.kill().await.unwrap();
+    servers.nats.start_again().await.unwrap();
+    let began = Instant::now();
+    while store.queue_depth().await.is_err() {
+        assert!(began.elapsed() < PATIENCE, "not back in time");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(swallowed(&store).await, Vec::<String>::new());
+    assert_eq!(store.queue_depth().await.unwrap(), 16);
+    servers.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
