@@ -11,6 +11,9 @@ mod guesses;
 mod lane;
 #[cfg(test)]
 mod lane_tests;
+mod memory;
+#[cfg(test)]
+mod memory_tests;
 mod messages;
 mod perform;
 mod queue;
@@ -147,11 +150,12 @@ impl Lanes {
         &self.lanes[usize::from(slot.number()) % self.lanes.len()]
     }
 
-    /// What the aggregate remembers of a command.
+    /// What came of a command that the aggregate accepted; `None`: it never did.
     pub(crate) async fn outcome(&self, key: AggregateKey, id: CommandId) -> Option<Outcome> {
         let (to, answer) = oneshot::channel();
         self.ask(key, |ticket| Work::OutcomeOf { id, ticket }, Responder::Outcome(to));
-        answer.await.ok().flatten()
+        let lost = || Some(Outcome::Unavailable { message: "the worker is stopping".to_owned() });
+        answer.await.unwrap_or_else(|_| lost())
     }
 
     /// The aggregate's state now.

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{
+    hash::CommandHash,
     names::{ActorName, AggregateKey, CommandId, CommandName},
     position::Position,
     trace::TraceParent,
@@ -20,6 +21,8 @@ pub struct Command {
     pub id: CommandId,
     /// JSON.
     pub payload: Box<RawValue>,
+    /// What tells it from another command of the same id: [`CommandHash::of_command`].
+    pub hash: CommandHash,
     /// Who sent it.
     pub actor: ActorName,
     /// What it belongs to, when the sender said so.

@@ -24,6 +24,7 @@ use serde_json::Value;
 
 pub use self::{
     compare::{Comparison, compare},
+    kind::exact_double,
     problem::Problem,
 };
 use crate::names::{AggregateName, CommandName, EventName, Name};

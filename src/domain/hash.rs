@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
 
 /// The first bytes of a SHA-256 digest; as text two hexadecimal digits each.
@@ -28,14 +29,39 @@ impl Hash {
     }
 }
 
+/// Makes fingerprints that only who knows it can foresee.
+pub type Secret = Digest<16>;
+
+impl Secret {
+    /// Four bytes of the SHA-256 of the secret and the text.
+    #[must_use]
+    pub fn fingerprint(&self, text: &str) -> u32 {
+        let digest = Sha256::new().chain_update(self.0).chain_update(text).finalize();
+        u32::from_le_bytes([digest[0], digest[1], digest[2], digest[3]])
+    }
+}
+
 impl CommandHash {
-    /// Of a command: SHA-256 of name, a zero byte and payload.
+    /// Of a command: over its name and its payload's value, however that is written. The payload is
+    /// one that [`crate::json::payload`] returned.
+    #[must_use]
+    pub fn of_command(name: &str, payload: &RawValue) -> Self {
+        Self::of(name, &crate::json::canonical(payload))
+    }
+
+    /// SHA-256 of a name, a zero byte and text: of a command its payload's canonical text.
     #[must_use]
     pub fn of(name: &str, payload: &str) -> Self {
         let hasher = Sha256::new().chain_update(name).chain_update([0]).chain_update(payload);
         let mut half = [0; 16];
         half.copy_from_slice(&hasher.finalize()[..16]);
         Self(half)
+    }
+}
+
+impl<const BYTES: usize> From<[u8; BYTES]> for Digest<BYTES> {
+    fn from(bytes: [u8; BYTES]) -> Self {
+        Self(bytes)
     }
 }
 

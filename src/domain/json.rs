@@ -1,5 +1,8 @@
 //! Reading JSON that strangers sent.
 
+mod canonical;
+mod exact;
+
 use std::{borrow::Cow, collections::HashSet, fmt};
 
 use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
@@ -7,8 +10,11 @@ use serde_json::value::RawValue;
 
 use crate::{
     command::Violation,
-    limits::{JSON_DEPTH_MAX, PAYLOAD_BYTES_MAX},
+    limits::{INTEGER_EXACT_MAX, JSON_DEPTH_MAX, PAYLOAD_BYTES_MAX},
 };
+
+pub use canonical::canonical;
+pub use exact::beyond_exact;
 
 /// Keys of an object that are compared one by one; beyond, a hash set keeps hostile objects linear.
 const KEYS_COMPARED_MAX: usize = 16;
@@ -21,8 +27,9 @@ const VIOLATIONS_MAX: usize = 16;
 const PRIVATE_KEY: &str = "$serde_json::private::";
 
 /// Reads a payload: one JSON value and nothing behind it, within [`PAYLOAD_BYTES_MAX`] and
-/// [`JSON_DEPTH_MAX`], no key twice in an object, every number within the range of a double. Fails
-/// with what is wrong, and where.
+/// [`JSON_DEPTH_MAX`], no key twice in an object, every number within the range of a double, and none
+/// that JavaScript would take for another integer ([`INTEGER_EXACT_MAX`]). Fails with what is wrong,
+/// and where.
 pub fn payload(bytes: &[u8]) -> Result<Box<RawValue>, Vec<Violation>> {
     if bytes.len() > PAYLOAD_BYTES_MAX {
         let size = bytes.len();
@@ -43,7 +50,8 @@ fn whole(reason: String) -> Vec<Violation> {
 }
 
 fn check(text: &str) -> Result<(), Vec<Violation>> {
-    let mut walk = Walk { keys: Vec::new(), frames: Vec::new(), found: Vec::new() };
+    let numbers = exact::Numbers::of(text);
+    let mut walk = Walk { keys: Vec::new(), frames: Vec::new(), found: Vec::new(), numbers };
     let mut reader = serde_json::Deserializer::from_str(text);
     let read = Node(&mut walk).deserialize(&mut reader).and_then(|()| reader.end());
     match read {
@@ -58,6 +66,7 @@ struct Walk<'de> {
     keys: Vec<Cow<'de, str>>,
     frames: Vec<Frame>,
     found: Vec<Violation>,
+    numbers: exact::Numbers<'de>,
 }
 
 /// An open array or object.
@@ -128,15 +137,27 @@ impl<'de> Visitor<'de> for Node<'_, 'de> {
         Ok(())
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+    fn visit_i64<E>(self, number: i64) -> Result<(), E> {
+        self.0.numbers.next();
+        if number.unsigned_abs() > INTEGER_EXACT_MAX {
+            self.0.report(exact::reason(&number));
+        }
         Ok(())
     }
 
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+    fn visit_u64<E>(self, number: u64) -> Result<(), E> {
+        self.0.numbers.next();
+        if number > INTEGER_EXACT_MAX {
+            self.0.report(exact::reason(&number));
+        }
         Ok(())
     }
 
-    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+    fn visit_f64<E>(self, number: f64) -> Result<(), E> {
+        let place = self.0.numbers.next();
+        if self.0.numbers.is_changed(place, number) {
+            self.0.report(exact::reason(&number));
+        }
         Ok(())
     }
 
@@ -232,7 +253,7 @@ mod tests {
     fn good_payloads_are_kept_as_they_were_sent() {
         let odd =
             r#"{"a":[1,-2.5e3,null,true,"\u00fc\ud83d\ude00"],"b":{"a":{}},"":"","é":"\u0000"}"#;
-        for text in [odd, "{}", "[]", "null", "7", r#""text""#, "18446744073709551616"] {
+        for text in [odd, "{}", "[]", "null", "7", r#""text""#, "1e21", "-9007199254740991"] {
             assert_eq!(payload(text.as_bytes()).unwrap().get(), text);
         }
         assert_eq!(payload(b" \r\n{\"a\" : 1}\t").unwrap().get(), r#"{"a" : 1}"#);

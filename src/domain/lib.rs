@@ -17,7 +17,7 @@ pub use command::{Command, Outcome, StateReply, Violation};
 pub use commit::{Commit, Event};
 pub use decider::{Context, Decider, Decision, NewEvent, Refusal, State};
 pub use definition::{Application, Catalog};
-pub use hash::{CommandHash, Digest, Hash};
+pub use hash::{CommandHash, Digest, Hash, Secret};
 pub use names::{
     ActorName, AggregateId, AggregateKey, AggregateName, CommandId, CommandName, EventName,
     InvalidName, Name, Tenant,

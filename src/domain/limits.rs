@@ -18,8 +18,17 @@ pub const COMMIT_EVENTS_MAX: usize = 256;
 /// Deepest nesting of JSON that is read: deeper documents exist only to exhaust stacks.
 pub const JSON_DEPTH_MAX: usize = 32;
 
-/// Command ids that an aggregate remembers, so that a repeated command finds its first outcome.
+/// Command ids that an aggregate remembers whole, so that a command that is repeated soon finds its
+/// first outcome at once. Of the older ones it keeps fingerprints.
 pub const COMMAND_IDS_REMEMBERED: usize = 1_024;
+
+/// Fingerprints of older command ids in one block: one message beside the snapshot, of 80 KiB. The
+/// snapshot itself has those that fill no block yet.
+pub const FINGERPRINTS_PER_BLOCK: usize = 4_096;
 
 /// Largest state of one aggregate as JSON text, in bytes: it travels in one snapshot message.
 pub const STATE_BYTES_MAX: usize = 512 * 1024;
+
+/// Largest integer in a payload, and in what a decider returns, either way from zero: 2^53 − 1.
+/// Deciders reckon in doubles, and a double beyond may stand for several integers.
+pub const INTEGER_EXACT_MAX: u64 = (1 << 53) - 1;

@@ -13,6 +13,7 @@ mod growth;
 mod inbox;
 mod leader;
 mod load;
+mod lookup;
 mod publish;
 pub mod queue;
 mod refusal;

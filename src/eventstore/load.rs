@@ -166,7 +166,7 @@ pub(crate) fn check_link(
     Ok(())
 }
 
-fn number(message: &Message, name: &str) -> Option<u64> {
+pub(crate) fn number(message: &Message, name: &str) -> Option<u64> {
     message.headers.as_ref()?.get(name)?.as_str().parse().ok()
 }
 

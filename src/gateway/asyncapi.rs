@@ -131,15 +131,15 @@ fn command_headers() -> Value {
             (header::OWN_COMMAND_ID): {
                 "type": "string",
                 "pattern": "^[A-Za-z0-9_:-]{1,128}$",
-                "description": "The command's id: the same command again has the same. The broker \
-                                does not look at it.",
+                "description": "The command's id: the same command again has the same. It counts \
+                                within its aggregate.",
             },
             (header::COMMAND_ID): {
                 "type": "string",
                 "pattern": "^[A-Za-z0-9_:-]{1,128}$",
-                "description": "The command's id where Flexcore-Command-Id is absent. Do not use one \
-                                id for two aggregates: the broker itself takes a second message with \
-                                it for a repetition, for 100 ms.",
+                "description": "The command's id where Flexcore-Command-Id is absent. Every message \
+                                is stored, also where the broker has seen the id before; but an \
+                                atomic batch in which it stands twice is refused.",
             },
             (header::ACTOR): {
                 "type": "string",
@@ -170,7 +170,7 @@ fn cloud_event(kind: &str, version: u32, data: &Value) -> Value {
                 "type": "string",
                 "pattern": "^[0-9a-f]{32}$",
                 "description": "First half of the SHA-256 over the command's name, a zero byte and \
-                                its payload.",
+                                its payload as canonical JSON (RFC 8785).",
             },
             "data": data,
         },

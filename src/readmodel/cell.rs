@@ -1,6 +1,9 @@
 //! Values of columns, as Postgres has them: checked here, so that no value fails inside a batch.
 
-use flexcore_domain::definition::ColumnKind;
+use flexcore_domain::{
+    definition::{ColumnKind, exact_double},
+    limits::INTEGER_EXACT_MAX,
+};
 use serde_json::Value;
 use sqlx::{
     Arguments as _, Decode, Encode, Postgres, Row as _, Type,
@@ -136,7 +139,7 @@ impl Cell {
         match kind {
             ColumnKind::Text => (!text.contains('\0')).then(|| Self::Text(text.into())),
             ColumnKind::Integer => text.parse().ok().map(Self::Integer),
-            ColumnKind::Number => text.parse().ok().and_then(Self::number),
+            ColumnKind::Number => Self::number_from(text),
             ColumnKind::Boolean => match text {
                 "true" => Some(Self::Boolean(true)),
                 "false" => Some(Self::Boolean(false)),
@@ -153,7 +156,9 @@ impl Cell {
         match (kind, value) {
             (_, Value::Null) => Some(Self::Null),
             (ColumnKind::Integer, Value::Number(number)) => integer(number).map(Self::Integer),
-            (ColumnKind::Number, Value::Number(number)) => number.as_f64().and_then(Self::number),
+            (ColumnKind::Number, Value::Number(number)) => {
+                exact_double(number).and_then(Self::number)
+            }
             (ColumnKind::Boolean, Value::Bool(value)) => Some(Self::Boolean(*value)),
             (ColumnKind::Text | ColumnKind::Timestamp | ColumnKind::Date, Value::String(text)) => {
                 Self::from_text(kind, text)
@@ -173,6 +178,16 @@ impl Cell {
             ColumnKind::Date => row.try_get::<Option<_>, _>(at)?.map(Self::Date),
         };
         Ok(cell.unwrap_or(Self::Null))
+    }
+
+    /// Reads a number as a query string has it, integers only as far as doubles tell them apart.
+    fn number_from(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix('-').unwrap_or(text);
+        if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            let whole: i128 = text.parse().ok()?;
+            return (whole as f64 as i128 == whole).then_some(Self::Number(whole as f64));
+        }
+        text.parse().ok().and_then(Self::number)
     }
 
     /// A finite number; -0 becomes 0, because Postgres counts them as equal.
@@ -205,10 +220,9 @@ pub(crate) fn integer(number: &serde_json::Number) -> Option<i64> {
     if let Some(value) = number.as_i64() {
         return Some(value);
     }
-    // Beyond 2^53 a float no longer says which integer was meant.
-    const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
+    // Beyond it a float no longer says which integer was meant.
     let value = number.as_f64().filter(|_| number.is_f64())?;
-    (value.fract() == 0.0 && value.abs() <= EXACT_MAX).then_some(value as i64)
+    (value.fract() == 0.0 && value.abs() <= INTEGER_EXACT_MAX as f64).then_some(value as i64)
 }
 
 #[cfg(test)]
@@ -230,6 +244,30 @@ mod tests {
         assert_eq!(Micros::from_unix_ms(946_684_800_001), Some(Micros(1_000)));
     }
 
+    /// `bigint` holds 64 bits; a double tells integers apart up to 2^53.
+    #[test]
+    fn integers_are_kept_exactly_or_refused() {
+        use serde_json::json;
+        for exact in [9_007_199_254_740_993, -9_007_199_254_740_993, i64::MAX, i64::MIN] {
+            let (json, text) = (json!(exact), exact.to_string());
+            assert_eq!(Cell::from_json(ColumnKind::Integer, &json), Some(Cell::Integer(exact)));
+            assert_eq!(Cell::from_text(ColumnKind::Integer, &text), Some(Cell::Integer(exact)));
+        }
+        let refused = ["9007199254740993", "-9007199254740993", "18446744073709551615"];
+        for text in refused {
+            let json = serde_json::from_str(text).unwrap();
+            assert_eq!(Cell::from_json(ColumnKind::Number, &json), None, "{text}");
+            assert_eq!(Cell::from_text(ColumnKind::Number, text), None, "{text}");
+        }
+        assert_eq!(Cell::from_text(ColumnKind::Number, "36893488147419103233"), None, "2^65 + 1");
+        assert_eq!(Cell::from_json(ColumnKind::Integer, &json!(9_007_199_254_740_994_f64)), None);
+        let even = Some(Cell::Number(9_007_199_254_740_994.0));
+        assert_eq!(Cell::from_text(ColumnKind::Number, "9007199254740994"), even);
+        assert_eq!(Cell::from_json(ColumnKind::Number, &json!(9_007_199_254_740_994_i64)), even);
+        assert_eq!(Cell::from_text(ColumnKind::Number, "-0"), Some(Cell::Number(0.0)));
+        assert_eq!(Cell::from_text(ColumnKind::Number, "1e300"), Some(Cell::Number(1e300)));
+    }
+
     #[test]
     fn json_values_must_fit_their_column() {
         use serde_json::json;
@@ -241,6 +279,7 @@ mod tests {
         assert_eq!(read(ColumnKind::Text, &json!("a\u{0}")), None);
         assert_eq!(read(ColumnKind::Text, &json!({"a": 1})), None);
         assert_eq!(read(ColumnKind::Number, &json!(1)), Some(Cell::Number(1.0)));
+        assert_eq!(read(ColumnKind::Number, &json!(-0.0)), Some(Cell::Number(0.0)));
         assert_eq!(read(ColumnKind::Date, &json!(null)), Some(Cell::Null));
     }
 }

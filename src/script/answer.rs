@@ -1,6 +1,9 @@
 //! What the glue answers, as text.
 
-use flexcore_domain::limits::JSON_DEPTH_MAX;
+use flexcore_domain::{
+    json::beyond_exact,
+    limits::{INTEGER_EXACT_MAX, JSON_DEPTH_MAX},
+};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -38,8 +41,8 @@ pub(crate) struct Decided<'a> {
 }
 
 /// What serde_json and every strict reader must be able to read: no deeper than [`JSON_DEPTH_MAX`],
-/// no half of a surrogate pair, and none of the keys that serde_json gives a meaning of its own.
-/// Fails with what is wrong.
+/// no half of a surrogate pair, none of the keys that serde_json gives a meaning of its own, and no
+/// integer that the script may have rounded. Fails with what is wrong.
 pub(crate) fn check_json(text: &str) -> Result<(), String> {
     let (mut depth, mut deepest, mut quoted, mut suspicious) = (0_usize, 0, false, false);
     let bytes = text.as_bytes();
@@ -67,6 +70,12 @@ pub(crate) fn check_json(text: &str) -> Result<(), String> {
     }
     if suspicious {
         return Err("a text in it is half a character, or a key that is reserved".to_owned());
+    }
+    if let Some(number) = beyond_exact(text) {
+        return Err(format!(
+            "{number} is an integer beyond 2^53 - 1 ({INTEGER_EXACT_MAX}), up to which JavaScript counts \
+             exactly: keep it as a string, or reckon in larger units"
+        ));
     }
     Ok(())
 }

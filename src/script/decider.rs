@@ -6,6 +6,7 @@ use flexcore_domain::{
     Application, CommandName, Context, Decider, Decision, Event, NewEvent, Refusal, State,
     commit::rfc3339,
     definition::{AggregateDefinition, EventDefinition, Function, Problem, Schema},
+    json,
     limits::{COMMIT_BYTES_MAX, STATE_BYTES_MAX},
 };
 use serde::Serialize;
@@ -256,6 +257,11 @@ fn declared<'a>(
 }
 
 fn check_payload(schema: &Schema, payload: &RawValue) -> Result<(), Refusal> {
+    // Whoever reads commands has refused it before. Tests of an application come here at once.
+    if json::beyond_exact(payload.get()).is_some() {
+        json::payload(payload.get().as_bytes())
+            .map_err(|violations| Refusal::InvalidPayload { violations })?;
+    }
     let value: Value = serde_json::from_str(payload.get()).map_err(|error| {
         let reason = error.to_string();
         let violations = vec![flexcore_domain::Violation { field: String::new(), reason }];

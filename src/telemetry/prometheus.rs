@@ -41,6 +41,12 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
     ),
     ("flexcore_commands_total", Kind::Counter, Unit::Count, "Commands by outcome"),
     (
+        "flexcore_command_lookups_total",
+        Kind::Counter,
+        Unit::Count,
+        "Commands looked up in the log because their id may be an old one",
+    ),
+    (
         "flexcore_command_seconds",
         Kind::Histogram(SECONDS),
         Unit::Seconds,

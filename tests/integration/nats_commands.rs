@@ -119,7 +119,7 @@ fn poison() -> Vec<Poison> {
     let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
     let huge = format!(r#"{{"amount":1,"note":"{}"}}"#, "x".repeat(300 * 1024));
     let deposit = "account.a-1.deposit";
-    let payloads: [(&str, bytes::Bytes, &str); 9] = [
+    let payloads: [(&str, bytes::Bytes, &str); 10] = [
         (deposit, "".into(), "invalid payload"),
         (deposit, "{".into(), "invalid payload"),
         (deposit, "{}".into(), "amount"),
@@ -127,6 +127,7 @@ fn poison() -> Vec<Poison> {
         (deposit, huge.into(), "invalid payload"),
         (deposit, r#"{"amount":1,"amount":2}"#.into(), "amount"),
         (deposit, b"\xff\xfe"[..].into(), "invalid payload"),
+        (deposit, r#"{"amount":9007199254740993}"#.into(), "/amount: 9007199254740993 is"),
         ("account.a-1.nothing", "{}".into(), "unknown command"),
         ("nobody.a-1.open", "{}".into(), "unknown aggregate"),
     ];
@@ -142,9 +143,9 @@ fn poison() -> Vec<Poison> {
         (vec![], ID),
         (vec![id("a b")], ID),
         (vec![id(&"k".repeat(129))], ID),
-        (vec![id("p-10"), ("Flexcore-Actor", "a b".to_owned())], "Flexcore-Actor"),
+        (vec![id("p-11"), ("Flexcore-Actor", "a b".to_owned())], "Flexcore-Actor"),
         (
-            vec![id("p-11"), ("Flexcore-Expected-Version", "x".to_owned())],
+            vec![id("p-12"), ("Flexcore-Expected-Version", "x".to_owned())],
             "Flexcore-Expected-Version",
         ),
     ];

@@ -1,12 +1,10 @@
 //! Aggregates that a lane has at hand, within a limit of bytes.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
 use flexcore_domain::{
-    AggregateKey, Command, CommandHash, CommandId, Decision, Outcome, Position, Slot, State,
-    StateReply,
+    AggregateKey, Command, CommandId, Decision, Outcome, Position, Secret, Slot, State, StateReply,
     commit::{Commit, Event},
-    limits,
 };
 use flexcore_eventstore::{
     Appended, Expected, Recorded,
@@ -15,7 +13,9 @@ use flexcore_eventstore::{
 use lru::LruCache;
 use serde_json::value::RawValue;
 
-/// An aggregate: its state, its place in the log, and its last command ids.
+use super::memory::{Memory, Recall};
+
+/// An aggregate: its state, its place in the log, and its command ids.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     /// Events so far.
@@ -24,52 +24,62 @@ pub(super) struct Entry {
     pub(super) expected: Expected,
     /// What its decider's `evolve` returned last.
     pub(super) state: State,
-    /// Oldest first. Shared with the entry that an append would make until that one is recorded.
-    commands: Arc<VecDeque<RememberedCommand>>,
+    /// Shared with the entry that an append would make until that one is recorded.
+    memory: Arc<Memory>,
 }
 
-impl Default for Entry {
-    fn default() -> Self {
+impl Entry {
+    /// An aggregate without events. The secret is for the fingerprints of its command ids.
+    pub(super) fn new(secret: Secret) -> Self {
         Self {
             version: 0,
             expected: Expected::default(),
             state: State::none(),
-            commands: Arc::default(),
+            memory: Arc::new(Memory::new(secret)),
         }
     }
-}
 
-impl Entry {
     pub(super) fn from_snapshot(snapshot: &Snapshot) -> Self {
         Self {
             version: snapshot.version,
             expected: snapshot.expected(),
             state: State::from_json(snapshot.state.get()),
-            commands: Arc::new(snapshot.commands.iter().cloned().collect()),
+            memory: Arc::new(Memory::restore(&snapshot.commands, &snapshot.older)),
         }
     }
 
     pub(super) fn snapshot(&self, fingerprint: String) -> Snapshot {
+        let (commands, older) = self.memory.save();
         Snapshot {
             fingerprint,
             version: self.version,
             sequence: self.expected.sequence,
             hash: self.expected.hash,
             state: self.raw_state(),
-            commands: self.commands.iter().cloned().collect(),
+            commands,
+            older,
         }
     }
 
-    /// What came of a command that this aggregate accepted before.
-    pub(super) fn remembered(&self, id: &CommandId) -> Option<&RememberedCommand> {
-        self.commands.iter().rev().find(|command| command.id == *id)
+    /// Whether this aggregate accepted a command before.
+    pub(super) fn recall(&self, id: &CommandId) -> Recall<'_> {
+        self.memory.recall(id)
+    }
+
+    /// The log was asked for a command, and this is what it says.
+    pub(super) fn looked_up(&mut self, id: CommandId, said: Option<RememberedCommand>) {
+        Arc::make_mut(&mut self.memory).looked_up(id, said);
+    }
+
+    /// The broker has so many blocks of fingerprints, made with this secret.
+    pub(super) fn keeps(&mut self, secret: Secret, blocks: usize) {
+        Arc::make_mut(&mut self.memory).keeps(secret, blocks);
     }
 
     /// The commit of a decision, and the aggregate with it; its place is not known yet.
     pub(super) fn commit(
         &self,
         command: &Command,
-        hash: CommandHash,
         decision: Decision,
         now_ms: i64,
     ) -> (Commit, Self) {
@@ -88,12 +98,12 @@ impl Entry {
             version: self.version + events.len() as u64,
             expected: self.expected,
             state: decision.state,
-            commands: self.commands.clone(),
+            memory: self.memory.clone(),
         };
         let commit = Commit {
             key: command.key.clone(),
             command_id: command.id.clone(),
-            command_hash: hash,
+            command_hash: command.hash,
             actor: command.actor.clone(),
             correlation_id: command.correlation_id.clone(),
             causation_id: command.causation_id.clone(),
@@ -105,11 +115,11 @@ impl Entry {
     }
 
     /// The commit was appended there.
-    pub(super) fn appended(&mut self, appended: Appended, command: &Command, hash: CommandHash) {
+    pub(super) fn appended(&mut self, appended: Appended, command: &Command) {
         self.expected = Expected { sequence: appended.sequence, hash: appended.hash };
         self.remember(RememberedCommand {
             id: command.id.clone(),
-            hash,
+            hash: command.hash,
             version: self.version,
             sequence: appended.sequence,
         });
@@ -120,20 +130,11 @@ impl Entry {
         self.version = recorded.commit.version();
         self.expected = Expected { sequence: recorded.sequence, hash: recorded.hash };
         self.state = state;
-        self.remember(RememberedCommand {
-            id: recorded.commit.command_id.clone(),
-            hash: recorded.commit.command_hash,
-            version: self.version,
-            sequence: recorded.sequence,
-        });
+        self.remember(RememberedCommand::of(recorded));
     }
 
     fn remember(&mut self, command: RememberedCommand) {
-        let commands = Arc::make_mut(&mut self.commands);
-        if commands.len() == limits::COMMAND_IDS_REMEMBERED {
-            commands.pop_front();
-        }
-        commands.push_back(command);
+        Arc::make_mut(&mut self.memory).remember(command);
     }
 
     pub(super) fn accepted(&self, key: &AggregateKey) -> Outcome {
@@ -157,9 +158,7 @@ impl Entry {
     }
 
     fn size_bytes(&self) -> usize {
-        // A remembered command takes its struct and about 48 bytes of id.
-        let command = size_of::<RememberedCommand>() + 48;
-        size_of::<Self>() + self.state.as_str().len() + self.commands.len() * command + 256
+        size_of::<Self>() + self.state.as_str().len() + self.memory.size_bytes() + 256
     }
 }
 
@@ -191,6 +190,10 @@ impl Cache {
             let Some((_, (_, size))) = self.entries.pop_lru() else { return };
             self.size_bytes -= size;
         }
+    }
+
+    pub(super) fn get_mut(&mut self, key: &AggregateKey) -> Option<&mut Entry> {
+        self.entries.peek_mut(key).map(|(entry, _)| entry)
     }
 
     /// Drops the aggregates of a slot.

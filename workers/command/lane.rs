@@ -3,7 +3,9 @@
 //! different aggregates overlap.
 
 mod answers;
+mod fold;
 mod leave;
+mod look_up;
 mod unstored;
 
 use std::{
@@ -11,17 +13,17 @@ use std::{
     time::Duration,
 };
 
-use flexcore_domain::{
-    AggregateKey, Command, CommandHash, Context, Outcome, Refusal, commit::Commit,
-};
+use flexcore_domain::{AggregateKey, Command, CommandId, Context, Outcome, Secret, commit::Commit};
 use flexcore_eventstore::{Appended, Error, Expected};
 
-use answers::{Doubts, answer_all, is_patient, refused, replay};
+use answers::{Doubts, answer_all, is_patient, refused, repeated, replay};
+use look_up::to_look_up;
 
 use super::{
     cache::{Cache, Entry},
     deciders::Deciders,
     guesses::Guesses,
+    memory::{Recall, random_secret},
     messages::{Action, Input, Loaded, Ticket, Work},
 };
 
@@ -43,6 +45,13 @@ enum Phase {
         generation: u64,
     },
     Appending(Box<Appending>),
+    /// A command may be an old one: the log is asked.
+    LookingUp {
+        entry: Box<Entry>,
+        id: CommandId,
+        /// Deployments seen when the entry was folded.
+        generation: u64,
+    },
 }
 
 /// A commit on its way into the log.
@@ -52,7 +61,6 @@ struct Appending {
     /// The aggregate when it has, but for its place in the log.
     after: Entry,
     command: Box<Command>,
-    hash: CommandHash,
     patient: bool,
     ticket: Ticket,
     /// Deployments seen when it was decided: a state folded by older functions is void.
@@ -79,6 +87,8 @@ pub(super) struct Lane {
     doubts: Doubts,
     busy: HashMap<AggregateKey, Busy>,
     generation: u64,
+    /// For the fingerprints of the aggregates that are folded here.
+    secret: Secret,
 }
 
 impl Lane {
@@ -92,6 +102,7 @@ impl Lane {
             doubts: Doubts::default(),
             busy: HashMap::new(),
             generation: 0,
+            secret: random_secret(),
         }
     }
 
@@ -102,6 +113,8 @@ impl Lane {
             Input::Work { key, work } => self.take_up(key, work, now_ms, &mut actions),
             Input::Loaded { key, result } => self.loaded(key, result, now_ms, &mut actions),
             Input::Appended { key, result } => self.appended(key, result, now_ms, &mut actions),
+            Input::LookedUp { key, result } => self.looked_up(key, result, now_ms, &mut actions),
+            Input::BlocksKept { key, secret, count } => self.blocks_kept(&key, secret, count),
             Input::Catalog(catalog) => {
                 self.deciders.follow(catalog);
                 // States folded by other functions are void, and the cheapest proof is a reload.
@@ -110,6 +123,12 @@ impl Lane {
             }
         }
         actions
+    }
+
+    /// What is at hand of an aggregate.
+    #[cfg(test)]
+    pub(super) fn entry(&mut self, key: &AggregateKey) -> Option<&Entry> {
+        self.cache.get_mut(key).map(|entry| &*entry)
     }
 
     fn take_up(&mut self, key: AggregateKey, work: Work, now_ms: i64, actions: &mut Vec<Action>) {
@@ -140,14 +159,13 @@ impl Lane {
         now_ms: i64,
         actions: &mut Vec<Action>,
     ) {
-        let before = Entry::default();
+        let before = Entry::new(self.secret);
         if let Ok((commit, after)) = self.decide(&before, &command, now_ms) {
             self.guesses.begin();
             let appending = Appending {
                 before,
                 after,
                 command,
-                hash: commit.command_hash,
                 patient,
                 ticket,
                 generation: self.generation,
@@ -191,12 +209,19 @@ impl Lane {
         actions: &mut Vec<Action>,
     ) {
         while let Some(work) = waiting.pop_front() {
+            if let Some((id, places)) = to_look_up(&entry, &work) {
+                waiting.push_front(work);
+                return self.look_up(key, entry, (id, places), waiting, attempts, actions);
+            }
             match work {
                 Work::State { ticket } => {
                     actions.push(Action::AnswerState { ticket, reply: entry.state_reply() });
                 }
                 Work::OutcomeOf { id, ticket } => {
-                    let outcome = entry.remembered(&id).map(|first| replay(key.slot(), first));
+                    let outcome = match entry.recall(&id) {
+                        Recall::Known(first) => Some(replay(key.slot(), first)),
+                        Recall::Perhaps(_) | Recall::Never => None,
+                    };
                     actions.push(Action::Answer { ticket, outcome });
                 }
                 Work::Command { command, patient, ticket } => {
@@ -206,7 +231,6 @@ impl Lane {
                                 before: entry,
                                 after,
                                 command,
-                                hash: commit.command_hash,
                                 patient,
                                 ticket,
                                 generation: self.generation,
@@ -256,10 +280,8 @@ impl Lane {
         command: &Command,
         now_ms: i64,
     ) -> Result<(Commit, Entry), Outcome> {
-        let hash = CommandHash::of(command.name.as_str(), command.payload.get());
-        if let Some(first) = entry.remembered(&command.id) {
-            let same = first.hash == hash;
-            return Err(if same { replay(command.key.slot(), first) } else { Outcome::IdMismatch });
+        if let Recall::Known(first) = entry.recall(&command.id) {
+            return Err(repeated(command, first));
         }
         if command.expected_version.is_some_and(|expected| expected != entry.version) {
             return Err(Outcome::Conflict { version: entry.version });
@@ -283,7 +305,7 @@ impl Lane {
                 replayed: false,
             });
         }
-        Ok(entry.commit(command, hash, decision, now_ms))
+        Ok(entry.commit(command, decision, now_ms))
     }
 
     fn loaded(
@@ -350,46 +372,6 @@ impl Lane {
         }
     }
 
-    /// The aggregate as loaded: from a snapshot, from what was known of it, or from nothing.
-    fn fold(
-        &mut self,
-        key: &AggregateKey,
-        base: Option<Entry>,
-        loaded: Loaded,
-    ) -> Result<Result<Entry, Refusal>, Error> {
-        let mut entry = match (loaded.snapshot, base) {
-            (Some(snapshot), _) => Entry::from_snapshot(&snapshot),
-            (None, Some(base)) => base,
-            (None, None) => Entry::default(),
-        };
-        if let Some(first) = loaded.commits.first()
-            && first.commit.version_before() != entry.version
-        {
-            return Err(Error::Gap {
-                subject: flexcore_eventstore::subject(key),
-                expected: entry.version + 1,
-                found: first.commit.version_before() + 1,
-            });
-        }
-        for recorded in &loaded.commits {
-            if !recorded.follows(&entry.expected.hash) {
-                return Err(Error::BrokenChain {
-                    subject: flexcore_eventstore::subject(key),
-                    sequence: recorded.sequence,
-                });
-            }
-            let decider = match self.deciders.get(key.aggregate()) {
-                Ok(decider) => decider,
-                Err(_) => return Ok(Err(Refusal::Faulty("no such aggregate".to_owned()))),
-            };
-            match decider.evolve(&entry.state, &recorded.commit.events) {
-                Ok(state) => entry.record(recorded, state),
-                Err(refusal) => return Ok(Err(refusal)),
-            }
-        }
-        Ok(Ok(entry))
-    }
-
     fn appended(
         &mut self,
         key: AggregateKey,
@@ -435,12 +417,12 @@ impl Lane {
         now_ms: i64,
         actions: &mut Vec<Action>,
     ) {
-        let Appending { before, mut after, command, hash, ticket, generation, .. } = appending;
+        let Appending { before, mut after, command, ticket, generation, .. } = appending;
         let snapshots_before = before.version / SNAPSHOT_EVENTS;
         // First, since the two share the commands that they remember: a list of one owner grows in
         // place, one of two is copied.
         drop(before);
-        after.appended(appended, &command, hash);
+        after.appended(appended, &command);
         self.doubts.end(ticket);
         actions.push(Action::Answer { ticket, outcome: Some(after.accepted(&key)) });
         if generation != self.generation {

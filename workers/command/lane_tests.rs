@@ -5,8 +5,8 @@ mod unstored;
 use std::sync::Arc;
 
 use flexcore_domain::{
-    ActorName, AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandId, CommandName,
-    Context, Outcome, StateReply, Tenant,
+    ActorName, AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandHash, CommandId,
+    CommandName, Context, Outcome, StateReply, Tenant,
     commit::Commit,
     decider::{Native, Rules},
 };
@@ -64,7 +64,7 @@ impl Rules for Counter {
     }
 }
 
-fn lane() -> Lane {
+pub(super) fn lane() -> Lane {
     let native: super::NativeDeciders = Arc::new(|name: &AggregateName| {
         let counter = || Box::new(Native::<Counter>::default()) as Box<_>;
         (name.as_str() == "counter").then(counter)
@@ -72,7 +72,7 @@ fn lane() -> Lane {
     Lane::new(Deciders::new(Arc::new(Catalog::default()), native), 1 << 20)
 }
 
-fn key() -> AggregateKey {
+pub(super) fn key() -> AggregateKey {
     key_of("c1")
 }
 
@@ -84,16 +84,18 @@ fn key_of(id: &str) -> AggregateKey {
     )
 }
 
-fn up(id: &str, by: u64, ticket: u64, patient: bool) -> Input {
+pub(super) fn up(id: &str, by: u64, ticket: u64, patient: bool) -> Input {
     up_of(key(), id, by, ticket, patient)
 }
 
 fn up_of(key: AggregateKey, id: &str, by: u64, ticket: u64, patient: bool) -> Input {
+    let payload = RawValue::from_string(format!("{{\"by\":{by}}}")).unwrap();
     let command = Command {
         key: key.clone(),
         name: CommandName::parse("up").unwrap(),
         id: CommandId::parse(id).unwrap(),
-        payload: RawValue::from_string(format!("{{\"by\":{by}}}")).unwrap(),
+        hash: CommandHash::of_command("up", &payload),
+        payload,
         actor: ActorName::parse("alice").unwrap(),
         correlation_id: None,
         causation_id: None,
@@ -103,18 +105,18 @@ fn up_of(key: AggregateKey, id: &str, by: u64, ticket: u64, patient: bool) -> In
     Input::Work { key, work: Work::Command { command: Box::new(command), patient, ticket } }
 }
 
-fn loaded(commits: Vec<Recorded>) -> Input {
+pub(super) fn loaded(commits: Vec<Recorded>) -> Input {
     Input::Loaded { key: key(), result: Ok(Loaded { snapshot: None, commits }) }
 }
 
-fn append(actions: Vec<Action>) -> (Commit, Expected) {
+pub(super) fn append(actions: Vec<Action>) -> (Commit, Expected) {
     match <[Action; 1]>::try_from(actions) {
         Ok([Action::Append { commit, expected }]) => (*commit, expected),
         other => panic!("not one append: {other:?}"),
     }
 }
 
-fn outcomes(actions: &[Action]) -> Vec<(u64, Outcome)> {
+pub(super) fn outcomes(actions: &[Action]) -> Vec<(u64, Outcome)> {
     let answers = actions.iter().filter_map(|action| match action {
         Action::Answer { ticket, outcome } => Some((*ticket, outcome.clone()?)),
         _ => None,
@@ -122,18 +124,18 @@ fn outcomes(actions: &[Action]) -> Vec<(u64, Outcome)> {
     answers.collect()
 }
 
-fn recorded(commit: &Commit, expected: Expected, sequence: u64) -> Recorded {
+pub(super) fn recorded(commit: &Commit, expected: Expected, sequence: u64) -> Recorded {
     let encoded = commit.encode(&expected.hash);
     Recorded { sequence, hash: encoded.hash, body: encoded.body.into(), commit: commit.clone() }
 }
 
-fn appended(recorded: &Recorded) -> Input {
+pub(super) fn appended(recorded: &Recorded) -> Input {
     let place = Appended { sequence: recorded.sequence, hash: recorded.hash };
     Input::Appended { key: key(), result: Ok(place) }
 }
 
 /// A lane whose counter stands at 1 with command `a`, and that commit.
-fn started() -> (Lane, Recorded) {
+pub(super) fn started() -> (Lane, Recorded) {
     let mut lane = lane();
     lane.handle(up("a", 1, 0, false), 0);
     let (commit, expected) = append(lane.handle(loaded(vec![]), 0));
@@ -338,7 +340,7 @@ fn a_guess_is_never_an_answer() {
     assert_eq!(answered, vec![(50, Outcome::IdMismatch)]);
 }
 
-fn unavailable() -> Error {
+pub(super) fn unavailable() -> Error {
     Error::Unavailable("the broker is away".to_owned())
 }
 

@@ -2,8 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use flexcore_domain::{AggregateKey, Catalog, Command, Outcome, StateReply, commit::Commit};
-use flexcore_eventstore::{Appended, Error, Expected, snapshot::Snapshot};
+use flexcore_domain::{
+    AggregateKey, Catalog, Command, CommandId, Outcome, Secret, StateReply, commit::Commit,
+};
+use flexcore_eventstore::{
+    Appended, Error, Expected,
+    snapshot::{RememberedCommand, Snapshot},
+};
 
 /// Answers that this lane owes, by number.
 pub(super) type Ticket = u64;
@@ -29,7 +34,7 @@ pub(super) enum Work {
     /// What came of a command.
     OutcomeOf {
         /// The command's id.
-        id: flexcore_domain::CommandId,
+        id: CommandId,
         /// The answer's number.
         ticket: Ticket,
     },
@@ -69,6 +74,22 @@ pub(super) enum Input {
         /// Where the commit is.
         result: Result<Appended, Error>,
     },
+    /// A command was looked up in the log.
+    LookedUp {
+        /// The aggregate.
+        key: AggregateKey,
+        /// What came of it; `None`: it is at none of those places.
+        result: Result<Option<RememberedCommand>, Error>,
+    },
+    /// The broker has blocks of an aggregate's fingerprints.
+    BlocksKept {
+        /// The aggregate.
+        key: AggregateKey,
+        /// What they are keyed with.
+        secret: Secret,
+        /// So many of the first.
+        count: usize,
+    },
     /// Other applications are in force.
     Catalog(Arc<Catalog>),
 }
@@ -103,7 +124,16 @@ pub(super) enum Action {
         /// What the aggregate must end with.
         expected: Expected,
     },
-    /// Answer a command, or a question for one: `None` when the aggregate does not remember it.
+    /// Look up whether a command's commit is at one of these places.
+    LookUp {
+        /// The aggregate.
+        key: AggregateKey,
+        /// The command.
+        id: CommandId,
+        /// Stream sequences, in order. Few: fingerprints that fit by chance, and the one that does not.
+        places: Vec<u64>,
+    },
+    /// Answer a command, or a question for one: `None` when the aggregate never accepted it.
     Answer {
         /// The answer's number.
         ticket: Ticket,

@@ -213,8 +213,24 @@ impl LaneThread {
                 });
             }
             Action::SaveSnapshot { key, snapshot } => {
+                let (store, inputs) = (self.store.clone(), self.inputs.clone());
+                self.runtime.spawn(async move {
+                    let kept = keep(&store, key, &snapshot).await;
+                    if let Some((inputs, kept)) = inputs.upgrade().zip(kept) {
+                        let _ = inputs.send(ToLane::Told(kept));
+                    }
+                });
+            }
+            Action::LookUp { key, id, places } => {
                 let store = self.store.clone();
-                self.runtime.spawn(async move { keep(&store, &key, &snapshot).await });
+                self.tell(async move {
+                    let result = store.command_at(&key, &id, &places).await;
+                    let found = matches!(result, Ok(Some(_))).to_string();
+                    let looked =
+                        metrics::counter!("flexcore_command_lookups_total", "found" => found);
+                    looked.increment(1);
+                    Input::LookedUp { key, result }
+                });
             }
             Action::Answer { ticket, outcome } => match (self.settle(ticket), outcome) {
                 (Some(Responder::Outcome(to)), outcome) => drop(to.send(outcome)),
@@ -261,10 +277,14 @@ impl LaneThread {
     }
 }
 
-/// Keeps a snapshot. Without it loads take longer, and that is all.
-async fn keep(store: &EventStore, key: &AggregateKey, snapshot: &Snapshot) {
-    match store.save_snapshot(key, snapshot).await {
-        Ok(()) => {}
+/// Keeps a snapshot. Without it loads take longer, and that is all. Returns what the lane is to know.
+async fn keep(store: &EventStore, key: AggregateKey, snapshot: &Snapshot) -> Option<Input> {
+    match store.save_snapshot(&key, snapshot).await {
+        Ok(()) => {
+            let older = &snapshot.older;
+            let (secret, count) = (older.secret, older.full);
+            return (older.kept < count).then_some(Input::BlocksKept { key, secret, count });
+        }
         // It will be the same each time: one line is enough.
         Err(error @ Error::TooLarge(_)) => {
             metrics::counter!("flexcore_snapshots_too_large_total").increment(1);
@@ -272,6 +292,7 @@ async fn keep(store: &EventStore, key: &AggregateKey, snapshot: &Snapshot) {
         }
         Err(error) => tracing::debug!(%error, "a snapshot was not kept"),
     }
+    None
 }
 
 /// What a waiting client is told. What is in the log stands, whoever says it; anything else may be

@@ -207,8 +207,8 @@ impl Reader {
         let is_refused = self.store.has_outcome(&key, &id, sequence).await;
         let mut is_done = is_refused.map_err(|error| error.to_string())?;
         if kills && !is_done {
-            is_done = match self.store.load(&key, 0).await {
-                Ok(commits) => commits.iter().any(|recorded| recorded.commit.command_id == id),
+            is_done = match self.store.command_anywhere(&key, &id).await {
+                Ok(found) => found.is_some(),
                 Err(error @ Error::Unavailable(_)) => return Err(error.to_string()),
                 // Waiting makes a damaged log no better, and holds the slot up.
                 Err(_) => false,

@@ -5,8 +5,8 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use async_nats::{HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use flexcore_domain::{
-    AggregateKey, Catalog, Command, CommandId, CommandName, Outcome, Slot, StateReply,
-    command::header, json, names::ActorName, position::Position,
+    AggregateKey, Catalog, Command, CommandHash, CommandId, CommandName, Outcome, Slot, StateReply,
+    command::header, json, names::ActorName,
 };
 use flexcore_eventstore::{Error, EventStore};
 use flexcore_resilience::Deadline;
@@ -210,26 +210,13 @@ impl Here {
             Ok(waits) => waits,
             Err(error) => return Outcome::Unavailable { message: error.to_string() },
         };
-        match self.search(&key, &id).await {
+        // It left nothing in the log: the aggregate knows of all its commits.
+        match self.store.outcome(&key, &id).await {
             Ok(Some(outcome)) => outcome,
             Ok(None) if waits => Outcome::Pending,
             Ok(None) => Outcome::Unknown,
             Err(error) => Outcome::Unavailable { message: error.to_string() },
         }
-    }
-
-    /// Looks where the aggregate's memory does not reach: the whole log of the aggregate, which is
-    /// right whatever was told, and the outcomes that are kept.
-    async fn search(&self, key: &AggregateKey, id: &CommandId) -> Result<Option<Outcome>, Error> {
-        let told = self.store.outcome(key, id).await?;
-        let commits = self.store.load(key, 0).await?;
-        let found = commits.iter().find(|recorded| recorded.commit.command_id == *id);
-        let recorded = found.map(|recorded| Outcome::Accepted {
-            version: recorded.commit.version(),
-            position: Some(Position { slot: key.slot(), sequence: recorded.sequence }),
-            replayed: false,
-        });
-        Ok(recorded.or(told))
     }
 
     /// The version of an application that this worker has in force: `apply` waits for it.
@@ -304,11 +291,13 @@ pub(super) fn read_command(
             invalid(header::COMMAND_ID, reason)
         })?,
     };
+    let payload =
+        json::payload(payload).map_err(|violations| Outcome::InvalidPayload { violations })?;
     let actor = header(header::ACTOR).unwrap_or("nats");
     let expected = header(header::EXPECTED_VERSION).map(str::parse).transpose();
     Ok(Command {
-        payload: json::payload(payload)
-            .map_err(|violations| Outcome::InvalidPayload { violations })?,
+        hash: CommandHash::of_command(name.as_str(), &payload),
+        payload,
         actor: ActorName::parse(actor).map_err(|e| invalid(header::ACTOR, e.to_string()))?,
         correlation_id: id_of(header::CORRELATION_ID)?,
         causation_id: id_of(header::CAUSATION_ID)?,

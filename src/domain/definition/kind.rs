@@ -7,6 +7,15 @@ use time::{
 
 use super::{ColumnKind, Operation};
 
+/// A JSON number as a double, when it is no integer that a double cannot hold.
+#[must_use]
+pub fn exact_double(number: &serde_json::Number) -> Option<f64> {
+    let double = number.as_f64()?;
+    let whole = number.as_i64().map(i128::from).or(number.as_u64().map(i128::from));
+    // A double of that size is an integer, and 128 bits hold it.
+    whole.is_none_or(|whole| double as i128 == whole).then_some(double)
+}
+
 impl ColumnKind {
     pub(super) const NAMES: [&'static str; 6] =
         ["text", "integer", "number", "boolean", "timestamp", "date"];
@@ -50,9 +59,8 @@ impl ColumnKind {
     /// Whether a column of this kind can hold the JSON value. `null` always fits.
     pub(super) fn accepts(self, value: &Value) -> bool {
         match (self, value) {
-            (_, Value::Null)
-            | (Self::Number, Value::Number(_))
-            | (Self::Boolean, Value::Bool(_)) => true,
+            (_, Value::Null) | (Self::Boolean, Value::Bool(_)) => true,
+            (Self::Number, Value::Number(number)) => exact_double(number).is_some(),
             // Postgres' text can't hold NUL.
             (Self::Text, Value::String(text)) => !text.contains('\0'),
             (Self::Integer, Value::Number(number)) => number.as_i64().is_some(),

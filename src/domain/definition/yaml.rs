@@ -6,6 +6,7 @@ use saphyr_parser::{Event, Marker, Parser, ScalarStyle, StrInput};
 use serde_json::{Map, Number, Value};
 
 use super::{Place, problem::Problem};
+use crate::json;
 
 /// Deepest nesting: readable definitions have about ten levels, and the tree is walked recursively.
 const DEPTH_MAX: usize = 64;
@@ -223,10 +224,14 @@ fn plain(text: &str) -> Result<Value, String> {
         "false" | "False" | "FALSE" => Value::Bool(false),
         _ if looks_like_a_number(text) => {
             let number = text.strip_prefix('+').unwrap_or(text);
-            let number: Result<Number, _> = serde_json::from_str(number);
-            Value::Number(number.map_err(|_| {
+            let read: Result<Number, _> = serde_json::from_str(number);
+            let read = read.map_err(|_| {
                 format!("{text} looks like a number, but is none of JSON; quote it if it is a text")
-            })?)
+            })?;
+            if read.is_f64() && json::beyond_exact(number).is_some() {
+                return Err(format!("{text} is more than 64 bits hold; quote it if it is a text"));
+            }
+            Value::Number(read)
         }
         _ => Value::String(text.to_owned()),
     };
@@ -292,6 +297,12 @@ mod tests {
             "e1"
         ]);
         assert_eq!(read(text).unwrap()[0].json(), json);
+        let widest = "[9007199254740993, 18446744073709551615, -9223372036854775808, 1e300]";
+        let json = serde_json::json!([9_007_199_254_740_993_u64, u64::MAX, i64::MIN, 1e300]);
+        assert_eq!(read(widest).unwrap()[0].json(), json, "each as it is written");
+        for text in ["18446744073709551616", "-9223372036854775809", "1000000000000000000000001"] {
+            assert!(read(text).unwrap_err().contains("64 bits"), "{text}");
+        }
         for text in ["0x1f", "0o17", ".5", "1.", ".inf", "-.nan", "007"] {
             assert!(read(text).unwrap_err().contains("quote it"), "{text}");
         }

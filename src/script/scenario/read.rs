@@ -8,6 +8,7 @@ use flexcore_domain::{
         AggregateDefinition, Place, Problem, SourceFile,
         yaml::{self, Data, Node},
     },
+    json,
 };
 use serde_json::{Value, value::to_raw_value};
 
@@ -166,11 +167,17 @@ fn event(
         let message = format!("event {name}: {}: {}", first.field, first.reason);
         return Err(document.problem(node.line_at(&first.field), message));
     }
+    let data = to_raw_value(&data).expect("BUG: a value is JSON");
+    if let Some(number) = json::beyond_exact(data.get()) {
+        let message =
+            format!("event {name}: no decider returns {number}, which is beyond 2^53 - 1");
+        return Err(document.problem(node.line, message));
+    }
     Ok(Event {
         event: name.clone(),
         version: before as u64 + 1,
         schema_version: declared.version,
-        data: to_raw_value(&data).expect("BUG: a value is JSON"),
+        data,
     })
 }
 

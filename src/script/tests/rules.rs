@@ -105,6 +105,42 @@ fn older_events_are_brought_to_the_current_schema() {
     assert!(wrong.contains("app.yaml:") && wrong.contains("/on"), "{wrong}");
 }
 
+const METER: &str = "
+aggregate: meter
+commands:
+  read:
+    payload: { type: object, properties: { value: { type: number } } }
+    decide: |
+      (state, { value }) => [{ event: 'read', data: { value: value * 2 } }]
+events:
+  read:
+    data: { type: object }
+    evolve: |
+      (state, { data }) => ({ sum: [(state?.sum[0] ?? 0) + data.value] })
+";
+
+/// Doubles stand for several integers each beyond 2^53 - 1: it was recorded which one they were not.
+#[test]
+fn no_integer_is_changed_without_a_word() {
+    let mut meter = decider(METER);
+    let read = |meter: &mut _, state: &str, value: &str| {
+        let payload = format!(r#"{{"value":{value}}}"#);
+        run(meter, &State::from_json(state), "read", &payload)
+    };
+    let exact = read(&mut meter, "null", "4503599627370495.5").unwrap();
+    assert_eq!(exact.state.as_str(), r#"{"sum":[9007199254740991]}"#);
+    let large = read(&mut meter, "null", "3e30").unwrap();
+    assert_eq!(large.state.as_str(), r#"{"sum":[6e+30]}"#);
+
+    let refusal = read(&mut meter, "null", "9007199254740993").unwrap_err();
+    let Refusal::InvalidPayload { violations } = refusal else { panic!("{refusal}") };
+    assert_eq!(violations[0].field, "/value");
+    let event = faulty(read(&mut meter, "null", "4503599627370496").map(|_| ()));
+    assert!(event.contains("the event read") && event.contains("9007199254740992"), "{event}");
+    let state = faulty(read(&mut meter, r#"{"sum":[9007199254740990]}"#, "1").map(|_| ()));
+    assert!(state.contains("the state: 9007199254740992 is an integer beyond"), "{state}");
+}
+
 #[test]
 fn the_same_input_gives_the_same_answer() {
     let (mut one, mut two) = (decider(LAMP), decider(LAMP));

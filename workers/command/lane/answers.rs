@@ -2,7 +2,10 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use flexcore_domain::{AggregateKey, Outcome, Position, Refusal, Slot, StateReply};
+use flexcore_domain::{
+    AggregateKey, Command, CommandHash, Outcome, Position, Refusal, Slot, StateReply,
+};
+use flexcore_eventstore::snapshot::RememberedCommand;
 
 use super::{Action, Ticket, Work};
 
@@ -80,10 +83,17 @@ pub(super) fn is_patient(work: &Work) -> bool {
     matches!(work, Work::Command { patient: true, .. })
 }
 
-pub(super) fn replay(
-    slot: Slot,
-    first: &flexcore_eventstore::snapshot::RememberedCommand,
-) -> Outcome {
+/// The answer to a command whose id was accepted before.
+pub(super) fn repeated(command: &Command, first: &RememberedCommand) -> Outcome {
+    // Logs of earlier versions have the hash of the payload as it was sent.
+    let as_sent = || CommandHash::of(command.name.as_str(), command.payload.get());
+    if first.hash == command.hash || first.hash == as_sent() {
+        return replay(command.key.slot(), first);
+    }
+    Outcome::IdMismatch
+}
+
+pub(super) fn replay(slot: Slot, first: &RememberedCommand) -> Outcome {
     Outcome::Accepted {
         version: first.version,
         position: Some(Position { slot, sequence: first.sequence }),

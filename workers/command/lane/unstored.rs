@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use flexcore_domain::{AggregateKey, Outcome};
 
-use super::{Action, Appending, Lane, Work};
+use super::{Action, Appending, Lane, Recall, Work};
 
 impl Lane {
     /// A commit is larger than the log takes, and would be each time: the command is refused.
@@ -49,9 +49,9 @@ impl Lane {
         let mut left = VecDeque::with_capacity(waiting.len());
         for work in std::iter::once(Work::Command { command, patient, ticket }).chain(waiting) {
             match work {
-                // A repeated one has its outcome already.
+                // A repeated one has its outcome already, or may have.
                 Work::Command { command, patient: false, ticket }
-                    if before.remembered(&command.id).is_none() =>
+                    if before.recall(&command.id) == Recall::Never =>
                 {
                     let outcome = Some(self.doubts.told(ticket, false, outcome.clone()));
                     actions.push(Action::Answer { ticket, outcome });

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 /// Commands of one slot that are worked on at once; those of one aggregate still go one by one.
 const AT_ONCE: usize = 256;
 /// Commands that may be settled without being recorded so, or under way: those that a next owner
-/// finds in doubt. Fewer than an aggregate remembers.
+/// finds in doubt. Fewer than an aggregate remembers whole: to recognise them costs no look into the log.
 pub(super) const IN_DOUBT_MAX: usize = 1_000;
 /// Owners that have begun with a command before those behind it wait until it is recorded as settled:
 /// then the one that kills its workers stands first.
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_next_owner_finds_no_more_in_doubt_than_an_aggregate_remembers() {
+    fn a_next_owner_finds_no_more_in_doubt_than_an_aggregate_remembers_whole() {
         let now = Instant::now();
         let mut under_way = UnderWay::after(None);
         let mut most = 0;

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
 
 mod deciders;
+mod repeats;
 mod unstored;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -108,6 +109,27 @@ impl Rig {
                 early = answers.next() => assert!(early.unwrap().status.is_some()),
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// What came of a command: one event of this version.
+    fn commit(&self, id: &str, version: u64) -> Commit {
+        let event = Event {
+            event: EventName::parse("added").unwrap(),
+            version,
+            schema_version: 1,
+            data: RawValue::from_string("{}".to_owned()).unwrap(),
+        };
+        Commit {
+            key: self.key.clone(),
+            command_id: CommandId::parse(id).unwrap(),
+            command_hash: CommandHash::of("add", "{}"),
+            actor: ActorName::parse("test").unwrap(),
+            correlation_id: None,
+            causation_id: None,
+            traceparent: None,
+            time_ms: 0,
+            events: vec![event],
         }
     }
 
@@ -237,24 +259,7 @@ async fn a_command_that_kills_its_workers_is_put_aside() {
 async fn a_command_that_the_log_has_is_never_put_aside() {
     let rig = Rig::start().await;
     rig.put("recorded").await;
-    let event = Event {
-        event: EventName::parse("added").unwrap(),
-        version: 1,
-        schema_version: 1,
-        data: RawValue::from_string("{}".to_owned()).unwrap(),
-    };
-    let commit = Commit {
-        key: rig.key.clone(),
-        command_id: CommandId::parse("recorded").unwrap(),
-        command_hash: CommandHash::of("add", "{}"),
-        actor: ActorName::parse("test").unwrap(),
-        correlation_id: None,
-        causation_id: None,
-        traceparent: None,
-        time_ms: 0,
-        events: vec![event],
-    };
-    rig.store.append(&commit, Expected::default()).await.unwrap();
+    rig.store.append(&rig.commit("recorded", 1), Expected::default()).await.unwrap();
     rig.begun(10).await;
     let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts(1))))).await;
     rig.settled().await;
