@@ -64,6 +64,10 @@ pub struct Encoded {
     pub hash: Hash,
 }
 
+/// The last version that an aggregate can have: Postgres keeps versions as `bigint`, and what follows
+/// has one more to count to.
+const VERSION_MAX: u64 = i64::MAX as u64 - 1;
+
 /// Media type of a commit with one event.
 pub const STRUCTURED: &str = "application/cloudevents+json";
 /// Media type of a commit with several events.
@@ -154,12 +158,13 @@ impl Commit {
             events: Vec::with_capacity(wrapped.len()),
             key,
         };
-        for (event, version) in wrapped.iter().zip(first.sequence..) {
+        for (nth, event) in (0..).zip(&wrapped) {
+            let version = first.sequence.checked_add(nth).ok_or_else(|| bad(&"sequence"))?;
             let name = event.r#type.strip_prefix(&prefix).ok_or_else(|| bad(&"type"))?;
             let ours = event.tenant == commit.key.tenant().as_str()
                 && event.subject == commit.key.id().as_str()
                 && event.sequence == version
-                && version > 0;
+                && (1..=VERSION_MAX).contains(&version);
             if !ours {
                 return Err(bad(&"tenant, subject or sequence contradict the message's subject"));
             }
@@ -285,6 +290,21 @@ mod tests {
             body[at] ^= 4;
             assert_ne!(Hash::chain(&Hash::ZERO, &body), encoded.hash);
         }
+    }
+
+    /// Whoever can publish to the log can write one.
+    #[test]
+    fn versions_that_cannot_be_counted_on_from_are_refused() {
+        let mut commit = commit(1);
+        for (version, read) in [(0, false), (VERSION_MAX, true), (VERSION_MAX + 1, false)] {
+            commit.events[0].version = version;
+            let body = commit.encode(&Hash::ZERO).body;
+            assert_eq!(Commit::decode(commit.key.clone(), &body).is_ok(), read, "{version}");
+        }
+        commit.events[0].version = u64::MAX;
+        commit.events.push(commit.events[0].clone());
+        let body = commit.encode(&Hash::ZERO).body;
+        assert!(Commit::decode(commit.key.clone(), &body).is_err());
     }
 
     #[test]

@@ -17,6 +17,10 @@ pub struct Position {
     pub sequence: u64,
 }
 
+/// The last sequence that a token may have: Postgres keeps positions as `bigint`, and what reads on
+/// behind a position has one more to count to.
+const SEQUENCE_MAX: u64 = i64::MAX as u64 - 1;
+
 /// Not a position token of this installation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not a position: pass on the token that a command's answer or an event carried, unchanged")]
@@ -38,6 +42,9 @@ impl FromStr for Position {
         };
         let slot = slot.parse().ok().and_then(Slot::new).ok_or(InvalidPosition)?;
         let sequence = sequence.parse().map_err(|_| InvalidPosition)?;
+        if sequence > SEQUENCE_MAX {
+            return Err(InvalidPosition);
+        }
         Ok(Self { slot, sequence })
     }
 }
@@ -52,5 +59,27 @@ impl TryFrom<String> for Position {
 impl From<Position> for String {
     fn from(position: Position) -> Self {
         position.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_token_holds_a_sequence_that_cannot_be_counted_on_from() {
+        for sequence in [0, 1, SEQUENCE_MAX] {
+            let position: Position = format!("1-63-{sequence}").parse().unwrap();
+            assert_eq!(position.sequence, sequence);
+            assert!(i64::try_from(position.sequence + 1).is_ok());
+        }
+        let beyond = [SEQUENCE_MAX + 1, i64::MAX as u64 + 1, u64::MAX];
+        let tokens = beyond.map(|sequence| format!("1-0-{sequence}"));
+        let others = ["", "1-", "1-0", "1-64-1", "1-0-1-1", "2-0-1", "1-0--1", "1-0-1e3", "1-0-١"];
+        for token in tokens.iter().map(String::as_str).chain(others) {
+            assert_eq!(token.parse::<Position>(), Err(InvalidPosition), "{token}");
+            let json = serde_json::json!(token);
+            assert!(serde_json::from_value::<Position>(json).is_err(), "{token}");
+        }
     }
 }

@@ -12,6 +12,7 @@ mod ephemeral;
 mod growth;
 mod inbox;
 mod leader;
+mod links;
 mod load;
 mod lookup;
 mod publish;

@@ -1,24 +1,19 @@
 //! Subscribe: the log in order, from any place on, checked as it is read.
 
-use std::{
-    collections::HashMap,
-    fmt::Display,
-    hash::{DefaultHasher, Hash as _, Hasher},
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt::Display, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{
     self,
     consumer::{Consumer, DeliverPolicy, pull},
 };
-use flexcore_domain::{AggregateKey, Hash, Tenant};
+use flexcore_domain::{AggregateKey, Tenant};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::{
     Error, EventStore, Recorded,
     ephemeral::{self, Ephemeral, Lost, PULL_BYTES_MAX},
+    links::{LINKS_MAX, Links},
     load, topology,
 };
 
@@ -45,9 +40,6 @@ impl Filter {
 
 /// Messages of one pull request: enough to keep reading while a batch is folded.
 const PULL_MESSAGES_MAX: usize = 2_000;
-/// Aggregates whose last link is remembered, about 64 bytes each. Beyond it the table is emptied,
-/// and links are checked again from each aggregate's next commit on.
-const LINKS_MAX: usize = 1_000_000;
 /// First and longest time between two makings of a consumer of which nothing came.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(3);
@@ -158,7 +150,7 @@ impl EventStore {
             source: None,
             resume_at: Instant::now(),
             retry_after: RETRY_FIRST,
-            links: Links::default(),
+            links: Links::with_room_for(LINKS_MAX),
         };
         subscription.source = Some(subscription.consume().await?);
         Ok(subscription)
@@ -279,32 +271,5 @@ impl Subscription {
             looking: FuturesUnordered::new(),
             _kept: kept,
         })
-    }
-}
-
-/// The last link of each aggregate read so far.
-#[derive(Default)]
-pub(crate) struct Links {
-    last: HashMap<u64, (u64, Hash)>,
-}
-
-impl Links {
-    /// Checks a commit against the one before it, where that one was read, and remembers it.
-    fn check(&mut self, recorded: &Recorded) -> Result<(), Error> {
-        let key = &recorded.commit.key;
-        let mut hasher = DefaultHasher::new();
-        key.hash(&mut hasher);
-        let place = hasher.finish();
-        let before = recorded.commit.version_before();
-        match self.last.get(&place) {
-            Some((version, hash)) => load::check_link(key, recorded, *version, Some(hash))?,
-            None if before == 0 => load::check_link(key, recorded, 0, Some(&Hash::ZERO))?,
-            None => {}
-        }
-        if self.last.len() >= LINKS_MAX {
-            self.last.clear();
-        }
-        self.last.insert(place, (recorded.commit.version(), recorded.hash));
-        Ok(())
     }
 }

@@ -77,6 +77,10 @@ pub const HEARTBEAT: Duration = Duration::from_secs(15);
 /// Commits that an event stream reads at once, so that a slow reader holds little memory.
 pub const STREAM_COMMITS_MAX: usize = 64;
 
+/// Commits that an event stream passes over before it says how far it is: what a client that resumes
+/// has read again, some 10 ms.
+pub const PASSED_OVER_MAX: usize = 1_000;
+
 /// Longest wait for a worker's answer: longer than a worker takes to give up, so that the worker's
 /// own answer, which says more, arrives first.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);

@@ -1,6 +1,9 @@
 //! The tenant's events as they are recorded, as server-sent events.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     body::Body,
@@ -8,7 +11,7 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::Response,
 };
-use flexcore_domain::{AggregateName, Position, Tenant};
+use flexcore_domain::{AggregateName, Position, Slot, Tenant};
 use flexcore_eventstore::{Filter, Recorded, Subscription};
 use futures::Stream;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +21,7 @@ use crate::{
     admission::Place,
     error::Problem,
     extract::{self, Call},
-    limits::{HEARTBEAT, STREAM_COMMITS_MAX},
+    limits::{HEARTBEAT, PASSED_OVER_MAX, STREAM_COMMITS_MAX},
     problems,
     request::now_s,
     shared::Shared,
@@ -36,15 +39,19 @@ pub(crate) async fn stream(
     parameters.finish(&["aggregate", "after"])?;
     let after = last_event_id(&call)?.or(after);
     let place = shared.admission.stream(call.tenant())?;
-    let from = match after {
-        Some(position) => position.sequence,
-        None => shared.store.last_sequence().await?,
-    };
+    let last = shared.store.last_sequence().await?;
+    let from = after.map_or(last, |position| position.sequence);
+    if from > last {
+        let detail = format!("after: the log ends at {last}, so the position is of another log");
+        return Err(Problem::new(&problems::INVALID_PARAMETER, detail));
+    }
     let filter = Filter::Tenant(call.tenant().clone());
     let subscription = shared.store.subscribe(filter, from + 1).await?;
     let reader = Reader {
         subscription,
         aggregate,
+        // Whoever is cut off before the first event resumes here.
+        places: Places::begin(from, Instant::now()),
         expires_s: call.identity().expires_s,
         shutdown: shared.shutdown.clone(),
         state: Progress::Opening,
@@ -78,6 +85,7 @@ enum Progress {
 struct Reader {
     subscription: Subscription,
     aggregate: Option<AggregateName>,
+    places: Places,
     expires_s: u64,
     shutdown: CancellationToken,
     state: Progress,
@@ -97,26 +105,34 @@ impl Reader {
         match self.state {
             Progress::Opening => {
                 self.state = Progress::Reading;
-                return Some("retry: 1000\n\n".to_owned());
+                let id = self.places.to_tell(Instant::now()).unwrap_or_default();
+                return Some(format!("retry: 1000\n{id}"));
             }
             Progress::Closed => return None,
             Progress::Reading => {}
         }
-        let left = Duration::from_secs(self.expires_s.saturating_sub(now_s()));
-        if left.is_zero() {
-            return Some(self.close("the token has expired"));
-        }
-        let shutdown = self.shutdown.clone();
-        let batch = self.subscription.next_batch(STREAM_COMMITS_MAX, left.min(HEARTBEAT));
-        let read = tokio::select! {
-            () = shutdown.cancelled() => return Some(self.close("the gateway is stopping")),
-            read = batch => read,
-        };
-        match read {
-            Ok(commits) => Some(self.write(&commits)),
-            Err(error) => {
-                tracing::error!(%error, "an event stream stopped");
-                Some(self.close("the log cannot be read"))
+        loop {
+            let left = Duration::from_secs(self.expires_s.saturating_sub(now_s()));
+            if left.is_zero() {
+                return Some(self.close("the token has expired"));
+            }
+            let wait = left.min(self.places.silence_left(Instant::now()));
+            let shutdown = self.shutdown.clone();
+            let batch = self.subscription.next_batch(STREAM_COMMITS_MAX, wait);
+            let read = tokio::select! {
+                () = shutdown.cancelled() => return Some(self.close("the gateway is stopping")),
+                read = batch => read,
+            };
+            match read {
+                Ok(commits) => {
+                    if let Some(text) = self.write(&commits, Instant::now()) {
+                        return Some(text);
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "an event stream stopped");
+                    return Some(self.close("the log cannot be read"));
+                }
             }
         }
     }
@@ -126,19 +142,69 @@ impl Reader {
         format!("event: closed\ndata: {{\"reason\":\"{reason}\"}}\n\n")
     }
 
-    /// The commits' events, or a comment when there are none for this client.
-    fn write(&self, commits: &[Recorded]) -> String {
+    /// The commits' events for this client, and how far the log is read where that is due; `None`:
+    /// neither.
+    fn write(&mut self, commits: &[Recorded], now: Instant) -> Option<String> {
         let mut text = String::new();
         for recorded in commits {
             let key = &recorded.commit.key;
             if self.aggregate.as_ref().is_none_or(|wanted| wanted == key.aggregate()) {
                 write_commit(&mut text, recorded);
+                self.places.told(now);
+            } else {
+                self.places.pass_over(recorded.position());
             }
         }
-        if text.is_empty() {
+        if let Some(id) = self.places.to_tell(now) {
+            text.push_str(&id);
+        } else if text.is_empty() && self.places.silence_left(now).is_zero() {
+            self.places.told(now);
             text.push_str(": nothing new\n\n");
         }
-        text
+        (!text.is_empty()).then_some(text)
+    }
+}
+
+/// The place up to which the client needs nothing: beside the events' own ids it is sent alone, now
+/// and then, or a client that resumes would have everything read again since its last event.
+struct Places {
+    /// The last commit that was passed over since an id was sent.
+    passed: Option<Position>,
+    commits: usize,
+    told_at: Instant,
+    due: bool,
+}
+
+impl Places {
+    /// At this stream sequence, which is to be told.
+    fn begin(sequence: u64, now: Instant) -> Self {
+        let slot = Slot::all().next().expect("BUG: there are slots");
+        let passed = Some(Position { slot, sequence });
+        Self { passed, commits: 0, told_at: now, due: true }
+    }
+
+    fn pass_over(&mut self, position: Position) {
+        self.passed = Some(position);
+        self.commits += 1;
+        self.due |= self.commits >= PASSED_OVER_MAX;
+    }
+
+    /// An id was sent, or that there is nothing new.
+    fn told(&mut self, now: Instant) {
+        *self = Self { passed: None, commits: 0, told_at: now, due: false };
+    }
+
+    /// The place alone, when it is due.
+    fn to_tell(&mut self, now: Instant) -> Option<String> {
+        let position = self.passed.filter(|_| self.due || self.silence_left(now).is_zero())?;
+        self.told(now);
+        // Without data it is no event: the client remembers the id.
+        Some(format!("id: {position}\n\n"))
+    }
+
+    /// How long nothing may be sent yet.
+    fn silence_left(&self, now: Instant) -> Duration {
+        HEARTBEAT.saturating_sub(now.saturating_duration_since(self.told_at))
     }
 }
 
@@ -172,6 +238,30 @@ mod tests {
     use serde_json::value::RawValue;
 
     use super::*;
+
+    #[test]
+    fn places_alone_are_told_after_many_commits_or_some_time_and_at_the_beginning() {
+        let now = Instant::now();
+        let position = |sequence| Position { slot: Slot::new(7).unwrap(), sequence };
+        let mut places = Places::begin(41, now);
+        assert_eq!(places.to_tell(now).as_deref(), Some("id: 1-0-41\n\n"));
+        assert_eq!(places.to_tell(now), None);
+        for sequence in 1..PASSED_OVER_MAX as u64 {
+            places.pass_over(position(sequence));
+            assert_eq!(places.to_tell(now), None, "{sequence}");
+        }
+        places.pass_over(position(5_000));
+        assert_eq!(places.to_tell(now).as_deref(), Some("id: 1-7-5000\n\n"));
+        places.pass_over(position(5_001));
+        assert_eq!(places.to_tell(now + HEARTBEAT / 2), None);
+        let later = now + HEARTBEAT;
+        assert_eq!(places.to_tell(later).as_deref(), Some("id: 1-7-5001\n\n"));
+        assert_eq!(places.silence_left(later), HEARTBEAT);
+        // What was passed over before an event is covered by the event's own id.
+        places.pass_over(position(5_002));
+        places.told(later);
+        assert_eq!(places.to_tell(later + HEARTBEAT), None);
+    }
 
     #[test]
     fn a_commit_is_resumed_whole_and_stays_on_its_lines() {

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "the whole file is tests")]
 
 mod broker;
+mod numbers;
 mod postgres;
 mod support;
 
@@ -327,7 +328,9 @@ async fn events_stream_to_their_tenant_and_resume() {
     until(&mut live, &mut seen, "\"n\":3").await;
     assert!(seen.contains("\"n\":1") && !seen.contains("X1"), "{seen}");
 
-    let id = seen.lines().find_map(|line| line.strip_prefix("id: ")).unwrap().trim().to_owned();
+    let mut ids = seen.lines().filter_map(|line| line.strip_prefix("id: "));
+    assert_eq!(ids.next(), Some("1-0-0"), "where it began");
+    let id = ids.next().unwrap().trim().to_owned();
     let again = format!("Last-Event-ID: {id}\r\n");
     let mut resumed = open_stream(&gateway, &token_of("acme"), &again).await;
     let mut rest = String::new();

@@ -1,0 +1,171 @@
+//! The last link of each aggregate that a reader has met, in bounded memory.
+
+use std::{
+    collections::HashMap,
+    hash::{BuildHasher as _, RandomState},
+};
+
+use flexcore_domain::{AggregateKey, Hash};
+
+use crate::{Error, Recorded, load};
+
+/// Aggregates whose last link is remembered, about 100 bytes each. Beyond it those are forgotten that
+/// were not met for longest, and their links are checked again from their next commit on.
+pub const LINKS_MAX: usize = 1_000_000;
+
+/// Stands for an aggregate: 128 bits under keys that this process alone knows. Tenants choose the
+/// ids. Of a hash that they can compute they find two ids that look like one aggregate, whose
+/// commits then seem not to follow one another.
+type Place = u128;
+
+/// The last link of each aggregate, in two generations: when the young one is full the old one is
+/// forgotten, and the young one becomes old.
+pub(crate) struct Links {
+    keys: [RandomState; 2],
+    young: HashMap<Place, (u64, Hash)>,
+    old: HashMap<Place, (u64, Hash)>,
+    max: usize,
+    /// Aggregates whose first commit was checked.
+    pub(crate) begun: u64,
+    /// Commits that could not be checked, because their predecessor was not read or was forgotten.
+    pub(crate) unchecked: u64,
+}
+
+impl Links {
+    /// Remembers so many aggregates at most.
+    pub(crate) fn with_room_for(max: usize) -> Self {
+        Self {
+            keys: [RandomState::new(), RandomState::new()],
+            young: HashMap::new(),
+            old: HashMap::new(),
+            max,
+            begun: 0,
+            unchecked: 0,
+        }
+    }
+
+    /// Checks a commit against the one before it, where that one is remembered, and remembers it.
+    /// One that does not follow is not remembered.
+    pub(crate) fn check(&mut self, recorded: &Recorded) -> Result<(), Error> {
+        let key = &recorded.commit.key;
+        let place = self.place(key);
+        let last = self.young.get(&place).copied().or_else(|| self.old.remove(&place));
+        match last {
+            Some((version, hash)) => load::check_link(key, recorded, version, Some(&hash))?,
+            None if recorded.commit.version_before() == 0 => {
+                load::check_link(key, recorded, 0, Some(&Hash::ZERO))?;
+                self.begun += 1;
+            }
+            None => {
+                self.unchecked += 1;
+                metrics::counter!("flexcore_log_links_unchecked_total").increment(1);
+            }
+        }
+        if self.young.len() >= (self.max / 2).max(1) && !self.young.contains_key(&place) {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(place, (recorded.commit.version(), recorded.hash));
+        Ok(())
+    }
+
+    fn place(&self, key: &AggregateKey) -> Place {
+        let [high, low] = &self.keys;
+        u128::from(high.hash_one(key)) << 64 | u128::from(low.hash_one(key))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+    use flexcore_domain::{
+        ActorName, AggregateId, AggregateName, CommandHash, CommandId, Commit, Event, EventName,
+        Tenant,
+    };
+    use serde_json::value::RawValue;
+
+    use super::*;
+
+    fn key(id: &str) -> AggregateKey {
+        AggregateKey::new(
+            Tenant::parse("demo").unwrap(),
+            AggregateName::parse("blob").unwrap(),
+            AggregateId::parse(id).unwrap(),
+        )
+    }
+
+    fn commit(id: &str, version: u64, previous: &Hash) -> Recorded {
+        let event = Event {
+            event: EventName::parse("grew").unwrap(),
+            version,
+            schema_version: 1,
+            data: RawValue::from_string("{}".to_owned()).unwrap(),
+        };
+        let commit = Commit {
+            key: key(id),
+            command_id: CommandId::parse("c").unwrap(),
+            command_hash: CommandHash::of("", ""),
+            actor: ActorName::parse("a").unwrap(),
+            correlation_id: None,
+            causation_id: None,
+            traceparent: None,
+            time_ms: 0,
+            events: vec![event],
+        };
+        let encoded = commit.encode(previous);
+        Recorded { sequence: version, hash: encoded.hash, body: encoded.body.into(), commit }
+    }
+
+    /// A tenant found them in two minutes: they stopped every projection of every tenant.
+    #[test]
+    fn two_ids_that_one_hash_cannot_tell_apart_are_two_aggregates() {
+        let ids = ["85eec3d2c784313e", "00c0dce69a15679a"];
+        let public = ids.map(|id| {
+            let mut hasher = DefaultHasher::new();
+            key(id).hash(&mut hasher);
+            hasher.finish()
+        });
+        assert_eq!(public[0], public[1], "they collide where anybody can compute the hash");
+        let mut links = Links::with_room_for(LINKS_MAX);
+        for id in ids {
+            links.check(&commit(id, 1, &Hash::ZERO)).unwrap();
+        }
+        assert_eq!((links.begun, links.unchecked), (2, 0));
+        let places = ids.map(|id| links.place(&key(id)));
+        let others = ids.map(|id| Links::with_room_for(LINKS_MAX).place(&key(id)));
+        assert_ne!(places, others, "places can be computed outside");
+    }
+
+    #[test]
+    fn a_commit_that_does_not_follow_is_found_and_not_remembered() {
+        let mut links = Links::with_room_for(LINKS_MAX);
+        let first = commit("a", 1, &Hash::ZERO);
+        links.check(&first).unwrap();
+        assert!(matches!(links.check(&commit("a", 3, &first.hash)), Err(Error::Gap { .. })));
+        let other = commit("a", 2, &Hash::ZERO);
+        assert!(matches!(links.check(&other), Err(Error::BrokenChain { .. })));
+        links.check(&commit("a", 2, &first.hash)).unwrap();
+        let headless = commit("b", 1, &first.hash);
+        assert!(matches!(links.check(&headless), Err(Error::BrokenChain { .. })));
+    }
+
+    /// Memory is bounded, and what was not checked is counted, not passed over.
+    #[test]
+    fn what_is_met_again_soon_is_remembered_and_what_is_forgotten_is_counted() {
+        let mut links = Links::with_room_for(8);
+        let mut hot = commit("hot", 1, &Hash::ZERO);
+        links.check(&hot).unwrap();
+        for number in 0..100 {
+            links.check(&commit(&format!("cold-{number}"), 1, &Hash::ZERO)).unwrap();
+            if number % 3 == 2 {
+                hot = commit("hot", hot.commit.version() + 1, &hot.hash);
+                links.check(&hot).unwrap();
+            }
+            assert!(links.young.len() + links.old.len() <= 8);
+        }
+        assert_eq!((links.begun, links.unchecked), (101, 0));
+        let cold = commit("cold-0", 1, &Hash::ZERO);
+        links.check(&commit("cold-0", 2, &cold.hash)).unwrap();
+        assert_eq!(links.unchecked, 1);
+    }
+}
