@@ -29,6 +29,8 @@ pub(crate) struct Deployed {
 
 /// Longest wait for a worker to pick a version up.
 const PICKED_UP_WITHIN: Duration = Duration::from_secs(5);
+/// Times that another application may be deployed between our look and our deployment.
+const OTHERS_FIRST_MAX: u32 = 20;
 /// Pause between two questions for it.
 const ASK_EVERY: Duration = Duration::from_millis(20);
 
@@ -76,22 +78,35 @@ pub(crate) async fn deploy(
     store: &EventStore,
     application: &Application,
 ) -> anyhow::Result<Deployed> {
-    let (before, changes) = changes(store, application).await?;
-    let mut version = before.application.as_ref().map_or(0, |application| application.version);
-    if !changes.is_empty() {
+    let mut deployments = 0;
+    let (version, changes) = loop {
+        let (before, changes) = changes(store, application).await?;
+        let version = before.application.as_ref().map_or(0, |application| application.version);
+        if changes.is_empty() {
+            break (version, changes);
+        }
         let actor = ActorName::parse("apply")?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock")?;
         let now_ms = i64::try_from(now.as_millis())?;
-        version = catalog::deploy(store, application, &before, &actor, now_ms).await.map_err(
-            |error| match error {
-                eventstore::Error::Conflict => anyhow::anyhow!(
-                    "another deployment of {} came first: look at it and apply again",
-                    application.name
-                ),
-                other => other.into(),
-            },
-        )?;
-    }
+        match catalog::deploy(store, application, &before, &actor, now_ms).await {
+            Ok(version) => break (version, changes),
+            Err(eventstore::Error::Conflict) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // Another application's deployment may have taken a name that this one declares: look again.
+        deployments += 1;
+        let after = catalog::deployment(store, &application.name).await?;
+        if after.expected != before.expected || deployments == OTHERS_FIRST_MAX {
+            bail!(
+                "another deployment of {} came first: look at it and apply again",
+                if after.expected == before.expected {
+                    "applications"
+                } else {
+                    application.name.as_str()
+                }
+            );
+        }
+    };
     let picked_up_ms = picked_up(store, application.name.as_str(), version).await;
     Ok(Deployed { application: application.name.to_string(), version, changes, picked_up_ms })
 }

@@ -111,12 +111,16 @@ fn show(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
     for (kind, places) in report.view.unowned.iter().filter(|(_, places)| !places.is_empty()) {
         writeln!(out, "without an owner: {} {}", kind.as_str(), ranges(places))?;
     }
-    let mut projections = out::table(["read model", "version", "state", "lag (commits)"]);
+    let mut projections =
+        out::table(["read model", "version", "state", "lag (commits)", "parked", "held back"]);
     for one in &report.projections {
         let state = serde_json::to_value(one.state)?;
         let state = state.as_str().context("BUG: a state is a word")?;
-        let (version, lag) = (one.version.to_string(), one.lag.to_string());
-        projections.add_row([one.read_model.as_str(), &version, state, &lag]);
+        let [version, lag, parked, held] =
+            [u64::from(one.version.unsigned_abs()), one.lag, one.parked, one.held]
+                .map(|number| number.to_string());
+        let name = one.read_model.as_str();
+        projections.add_row([name, &version, state, &lag, &parked, &held]);
     }
     writeln!(out, "\n{projections}")?;
     let nats = &report.nats;

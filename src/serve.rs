@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use flexcore_auth::Verifier;
 use flexcore_cluster::{self as cluster, Kind, Member, Owners};
 use flexcore_domain::{AggregateKey, Catalog};
@@ -201,9 +201,15 @@ impl Roles {
             metrics: Some(metrics),
         };
         let listeners = gateway::Listeners { http, metrics: metrics_apart };
-        let stop = self.stop.clone();
+        let (stop, mut deployed) = (self.stop.clone(), installation.catalog.clone());
         self.tasks.spawn(async move {
-            gateway::serve(listeners, state, stop).await.context("the gateway stopped")
+            let followed = async { while deployed.changed().await.is_ok() {} };
+            tokio::select! {
+                served = gateway::serve(listeners, state, stop) => {
+                    served.context("the gateway stopped")
+                }
+                () = followed => bail!("deployments are not followed any more"),
+            }
         });
     }
 

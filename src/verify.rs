@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::{Context, bail};
 use flexcore_domain::AggregateKey;
-use flexcore_eventstore::verify;
+use flexcore_eventstore::{LINKS_MAX, verify};
 
 use crate::{cli, config::Config, out};
 
@@ -19,7 +19,7 @@ pub(crate) async fn run(
     };
     let store = config.event_store().await?;
     let bar = out::progress(0, "verify");
-    let report = verify::verify(&store, key.as_ref(), |read, all| {
+    let report = verify::verify(&store, key.as_ref(), LINKS_MAX, |read, all| {
         bar.set_length(all);
         bar.set_position(read);
     })
@@ -32,16 +32,31 @@ pub(crate) async fn run(
     if args.json {
         out::json(out, &report)?;
     } else {
-        let (commits, events, last) = (report.commits, report.events, report.last_sequence);
-        writeln!(out, "{commits} commits with {events} events read, up to sequence {last}")?;
-        match &report.broken {
-            None => writeln!(out, "whole: nothing missing, nothing changed")?,
-            Some(broken) => writeln!(
-                out,
-                "BROKEN: {broken}\nKeep the store as it is, compare the replicas, and restore \
-                 from a copy that verifies."
-            )?,
-        }
+        written(&report, out)?;
     }
-    Ok(report.broken.is_none())
+    Ok(report.is_whole())
+}
+
+fn written(report: &verify::Report, out: &mut dyn Write) -> anyhow::Result<()> {
+    let (commits, events, last) = (report.commits, report.events, report.last_sequence);
+    writeln!(out, "{commits} commits with {events} events read, up to sequence {last}")?;
+    writeln!(out, "{} aggregates checked from their first commit on", report.aggregates)?;
+    if report.not_checked > 0 {
+        writeln!(
+            out,
+            "NOT CHECKED: {} commits against their predecessors, for want of memory",
+            report.not_checked
+        )?;
+    }
+    match &report.broken {
+        None if report.is_whole() => writeln!(out, "whole: nothing missing, nothing changed")?,
+        None => writeln!(out, "nothing missing and nothing changed where it was checked")?,
+        Some(broken) => writeln!(
+            out,
+            "BROKEN in {} places, first: {broken}\nKeep the store as it is, compare the replicas, \
+             and restore from a copy that verifies.",
+            report.breaks
+        )?,
+    }
+    Ok(())
 }

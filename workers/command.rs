@@ -185,7 +185,7 @@ impl Lanes {
 
 /// Serves the commands of the slots that the member is assigned until the token is cancelled; then
 /// answers what it has taken on and returns. Fails when the broker refuses a subscription at the
-/// start, and when a lane has panicked.
+/// start, when a lane has panicked, and when deployments are not followed any more.
 pub async fn run(
     store: EventStore,
     mut catalog: watch::Receiver<Arc<Catalog>>,
@@ -202,7 +202,7 @@ pub async fn run(
     // Before anybody can ask, since a deployment may come while the consumers are being made.
     let (told, in_force) = watch::channel(now);
     let following = tokio::spawn(follow(catalog, lanes.clone(), told));
-    let _following = AbortOnDropHandle::new(following);
+    let mut following = AbortOnDropHandle::new(following);
     let here = Here { store: store.clone(), lanes: lanes.clone(), catalog: in_force };
     requests::serve_catalog(&here, &tasks, &stop).await?;
     tasks.spawn(slots::follow(here, member.clone(), stop.clone()));
@@ -213,6 +213,10 @@ pub async fn run(
         () = lanes.ended() => {
             // Its panic is in the log. Nobody else would answer for its slots.
             return Err(Error::Unavailable("a lane's thread has ended".to_owned()));
+        }
+        _ = &mut following => {
+            // It would go on by what was deployed so far, beside others that know better.
+            return Err(Error::Unavailable("deployments are not followed any more".to_owned()));
         }
     }
     tasks.close();

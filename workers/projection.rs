@@ -18,8 +18,8 @@ use std::{
 
 use anyhow::Context as _;
 use flexcore_cluster::{Assigned, Kind, Member};
-use flexcore_domain::{Catalog, Name};
-use flexcore_eventstore::EventStore;
+use flexcore_domain::{Catalog, Name, definition::ReadModelDefinition};
+use flexcore_eventstore::{self as eventstore, EventStore, catalog};
 use flexcore_readmodel::{Error, Owned, ReadModels, Requests, State, Version};
 use metrics::gauge;
 use tokio::{sync::watch, task::JoinSet, time::Instant};
@@ -45,7 +45,15 @@ pub async fn run(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let owned = Assigned::default();
-    let mut worker = Worker { store, read_models, catalog, member, owned, requests: None };
+    let mut worker = Worker {
+        store,
+        read_models,
+        catalog,
+        member,
+        owned,
+        requests: None,
+        former: Former::default(),
+    };
     let mut readers = Readers::default();
     let result = worker.project(&mut readers, &stop).await;
     for (_, token) in readers.running.values() {
@@ -98,6 +106,50 @@ struct Worker {
     /// The shares that it is to serve.
     owned: Assigned,
     requests: Option<Requests>,
+    former: Former,
+}
+
+/// Declarations of former deployments, by which versions still go that serve until their successors
+/// are built.
+#[derive(Default)]
+struct Former {
+    found: BTreeMap<String, Arc<ReadModelDefinition>>,
+    /// Fingerprints that were looked for, found or not.
+    asked: BTreeSet<String>,
+}
+
+impl Former {
+    /// The catalog with what was found.
+    fn beside(&self, catalog: &Arc<Catalog>) -> Arc<Catalog> {
+        if self.found.is_empty() {
+            return catalog.clone();
+        }
+        let mut catalog = Catalog::clone(catalog);
+        catalog.declarations.extend(self.found.clone());
+        Arc::new(catalog)
+    }
+
+    /// Looks up in the log what was not looked up before; false when there is no such thing. Fails
+    /// when the broker is away.
+    async fn look_up(
+        &mut self,
+        store: &EventStore,
+        unknown: &[(Name, String)],
+    ) -> Result<bool, eventstore::Error> {
+        let mut wanted: BTreeMap<&Name, BTreeSet<String>> = BTreeMap::new();
+        for (application, fingerprint) in unknown {
+            if !self.asked.contains(fingerprint) {
+                wanted.entry(application).or_default().insert(fingerprint.clone());
+            }
+        }
+        let some = !wanted.is_empty();
+        for (application, wanted) in wanted {
+            let asked = wanted.clone();
+            self.found.extend(catalog::declarations(store, application, wanted).await?);
+            self.asked.extend(asked);
+        }
+        Ok(some)
+    }
 }
 
 /// The versions that one reader feeds: each one's id, and the epoch of its owner.
@@ -113,6 +165,8 @@ struct Readers {
     resting: HashMap<Group, (Instant, u32)>,
     /// Versions that wait for a person.
     broken: HashMap<i64, Name>,
+    /// Read models that cannot be created.
+    refused: BTreeSet<Name>,
     /// Serving versions that have a reader of their own, because one of them failed and the others
     /// must not.
     apart: BTreeSet<i64>,
@@ -178,10 +232,15 @@ impl Worker {
             self.requests = Some(self.read_models.rebuild_requests().await?);
         }
         let owned = |name: &Name| epochs.get(&share(name)).map(|epoch| epoch.cast_signed());
-        let catalog = self.catalog.borrow_and_update().clone();
-        let versions = self.read_models.versions(&catalog, &owned).await?;
+        let deployed = self.catalog.borrow_and_update().clone();
+        let mut versions =
+            self.read_models.versions(&self.former.beside(&deployed), &owned).await?;
+        let looked_up = self.former.look_up(&self.store, &versions.unknown).await;
+        if looked_up.map_err(|error| Error::Unavailable(error.to_string()))? {
+            versions = self.read_models.versions(&self.former.beside(&deployed), &owned).await?;
+        }
         for (name, error) in &versions.refused {
-            if readers.broken.insert(refused_id(name), name.clone()).is_none() {
+            if readers.refused.insert(name.clone()) {
                 tracing::error!(%error, "a read model cannot be created");
             }
         }
@@ -220,7 +279,11 @@ impl Worker {
             let name = status.read_model.to_string();
             let lag = owned(&status.read_model).map_or(0, |_| status.lag(last));
             gauge!("flexcore_projection_lag_events", "read_model" => name.clone()).set(lag as f64);
-            let stopped = readers.broken.values().any(|broken| *broken == status.read_model);
+            let stopped = readers.refused.contains(&status.read_model)
+                || readers.broken.values().any(|broken| *broken == status.read_model);
+            let held = owned(&status.read_model).map_or(0, |_| status.held);
+            gauge!("flexcore_projection_held_aggregates", "read_model" => name.clone())
+                .set(held as f64);
             gauge!("flexcore_projection_stopped", "read_model" => name)
                 .set(f64::from(u8::from(stopped)));
         }
@@ -237,15 +300,6 @@ async fn requested(requests: &mut Option<Requests>) {
         }
         None => std::future::pending().await,
     }
-}
-
-/// A key among the broken for a read model that has no version: no id is negative.
-fn refused_id(name: &Name) -> i64 {
-    let hash = name
-        .as_str()
-        .bytes()
-        .fold(0_i64, |hash, byte| hash.wrapping_mul(31).wrapping_add(i64::from(byte)));
-    -1 - (hash & i64::MAX)
 }
 
 impl Readers {

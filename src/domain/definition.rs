@@ -248,9 +248,13 @@ pub struct Parameter {
 pub struct Catalog {
     /// By name.
     pub applications: BTreeMap<Name, Arc<Application>>,
-    /// Read models as they were ever declared, by fingerprint: a version that serves goes on being
-    /// filled while its successor is built, also by a worker that starts meanwhile.
+    /// Read models as they are declared, and were while this process followed, by fingerprint: a
+    /// version that serves goes on being filled while its successor is built. What a process that
+    /// starts meanwhile does not have here it looks up in the log.
     pub declarations: BTreeMap<String, Arc<ReadModelDefinition>>,
+    /// Applications whose last deployment this executable cannot read, and why: the one before it is
+    /// in force here.
+    pub unreadable: BTreeMap<Name, String>,
 }
 
 impl Catalog {

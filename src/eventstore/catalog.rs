@@ -1,15 +1,26 @@
 //! The catalog: deployed applications, stored in the log and followed by every running process.
+//!
+//! A process reads what is in force, not what was: the last deployment of each application, and each
+//! that follows. Former ones are read where a read model still goes by one ([`declarations`]).
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Application, Catalog, CommandHash,
-    CommandId, Commit, Event, EventName, Name, Tenant, definition::SourceFile,
+    CommandId, Commit, Event, EventName, Name, Tenant,
+    definition::{ReadModelDefinition, SourceFile},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{Error, EventStore, Expected, Filter, Recorded, topology, unavailable};
+use crate::{
+    Error, EventStore, Expected, Filter, Read, Recorded, Subscription, topology, unavailable,
+};
 
 /// The platform's own tenant, to which applications belong: a token of it sees the cluster.
 pub const TENANT: &str = "flexcore";
@@ -33,6 +44,8 @@ pub struct Deployment {
     pub application: Option<Application>,
     /// What its subject ends with.
     pub expected: Expected,
+    /// Stream sequence of the last deployment of any application when this was read; 0: none.
+    last: u64,
 }
 
 fn key(name: &Name) -> AggregateKey {
@@ -46,17 +59,19 @@ fn key(name: &Name) -> AggregateKey {
 /// The application as it is deployed now. Fails when the broker is away or the stored files no
 /// longer read.
 pub async fn deployment(store: &EventStore, name: &Name) -> Result<Deployment, Error> {
-    let commits = store.load(&key(name), 0).await?;
-    let Some(last) = commits.last() else {
-        return Ok(Deployment { application: None, expected: Expected::default() });
+    // First: what is deployed after this was read makes `deploy` fail.
+    let last = store.last_on(topology::EVENTS, SUBJECTS, 0).await?;
+    let Some(recorded) = store.last_deployed(&key(name)).await? else {
+        return Ok(Deployment { application: None, expected: Expected::default(), last });
     };
-    let expected = Expected { sequence: last.sequence, hash: last.hash };
-    Ok(Deployment { application: Some(read(last)?), expected })
+    let expected = Expected { sequence: recorded.sequence, hash: recorded.hash };
+    Ok(Deployment { application: Some(read(&recorded)?), expected, last })
 }
 
 /// Records a version of an application. Returns its version number. Fails with
-/// [`Error::Conflict`] when another deployment came first, and with [`Error::TooLarge`] when its files
-/// take more than one message.
+/// [`Error::Conflict`] when another deployment came first, also of another application: it may have
+/// taken a name that this one declares. Fails with [`Error::TooLarge`] when its files take more than
+/// one message.
 pub async fn deploy(
     store: &EventStore,
     application: &Application,
@@ -83,7 +98,8 @@ pub async fn deploy(
             data,
         }],
     };
-    store.append(&commit, before.expected).await.map_err(|error| match error {
+    let appended = store.append_among(&commit, SUBJECTS, before.last, &before.expected.hash).await;
+    appended.map_err(|error| match error {
         Error::TooLarge(why) => Error::TooLarge(format!(
             "the application's files are one message of the log: {why}; divide the application"
         )),
@@ -92,7 +108,20 @@ pub async fn deploy(
     Ok(version)
 }
 
+/// The application that a deployment holds. Fails when this executable cannot read it. Its reader is
+/// kept from ending the task that follows everybody's deployments.
 fn read(recorded: &Recorded) -> Result<Application, Error> {
+    let caught = catch_unwind(AssertUnwindSafe(|| read_files(recorded)));
+    caught.unwrap_or_else(|_| {
+        Err(Error::Corrupt {
+            subject: crate::subject(&recorded.commit.key),
+            sequence: recorded.sequence,
+            reason: "reading it panicked".to_owned(),
+        })
+    })
+}
+
+fn read_files(recorded: &Recorded) -> Result<Application, Error> {
     let corrupt = |reason: String| Error::Corrupt {
         subject: crate::subject(&recorded.commit.key),
         sequence: recorded.sequence,
@@ -110,32 +139,57 @@ fn read(recorded: &Recorded) -> Result<Application, Error> {
     Ok(application)
 }
 
+/// The application's read models with these fingerprints, as it declares them or did: for versions of
+/// read models that still go by former declarations. Deployments are read from the last one back,
+/// until all are found. Fails when the broker is away.
+pub async fn declarations(
+    store: &EventStore,
+    name: &Name,
+    mut wanted: BTreeSet<String>,
+) -> Result<BTreeMap<String, Arc<ReadModelDefinition>>, Error> {
+    let (mut found, key) = (BTreeMap::new(), key(name));
+    let end = store.last_on(topology::EVENTS, SUBJECTS, 0).await? + 1;
+    let mut next = store.deployed_before(&key, end).await?;
+    while let Some(recorded) = next.filter(|_| !wanted.is_empty()) {
+        if let Ok(application) = read(&recorded) {
+            for model in application.read_models.into_values() {
+                if wanted.remove(&model.fingerprint) {
+                    found.insert(model.fingerprint.clone(), model);
+                }
+            }
+        }
+        next = store.deployed_before(&key, recorded.sequence).await?;
+    }
+    Ok(found)
+}
+
 /// How long one wait for a deployment lasts before the task looks whether anybody still follows.
 const WAIT: Duration = Duration::from_secs(5);
 
 /// Follows the deployments: what is deployed now, and every change after it. Ends when every
-/// receiver is gone. A stored version that this executable cannot read is logged and left out.
-/// Fails when the broker is away.
+/// receiver is gone. A stored version that this executable cannot read is logged and listed as such,
+/// and the one before it stays in force. Fails when the broker is away.
 pub async fn watch(store: &EventStore) -> Result<watch::Receiver<Arc<Catalog>>, Error> {
     let mut subscription = store.subscribe(Filter::Applications, 1).await?;
     let mut catalog = Catalog::default();
     // Not as many as there are where it is read: that replica may be behind.
     let last = store.last_on(topology::EVENTS, SUBJECTS, 0).await?;
     while subscription.read_to() < last {
-        let batch = subscription.next_batch(100, crate::REQUEST_TIMEOUT).await?;
-        if batch.is_empty() {
+        if !follow(store, &mut subscription, &mut catalog, crate::REQUEST_TIMEOUT).await? {
             return Err(unavailable("the deployed applications cannot be read in time"));
         }
-        put(&mut catalog, &batch);
     }
     let (sender, receiver) = watch::channel(Arc::new(catalog.clone()));
+    let store = store.clone();
     tokio::spawn(async move {
         while !sender.is_closed() {
-            match subscription.next_batch(100, WAIT).await {
-                Ok(batch) if batch.is_empty() => {}
-                Ok(batch) => {
-                    put(&mut catalog, &batch);
-                    sender.send_replace(Arc::new(catalog.clone()));
+            match follow(&store, &mut subscription, &mut catalog, WAIT).await {
+                Ok(false) => {}
+                Ok(true) => drop(sender.send_replace(Arc::new(catalog.clone()))),
+                Err(error @ Error::Unavailable(_)) => {
+                    tracing::warn!(%error, "a former deployment cannot be read yet");
+                    drop(sender.send_replace(Arc::new(catalog.clone())));
+                    tokio::time::sleep(WAIT).await;
                 }
                 Err(error) => {
                     tracing::error!(%error, "deployments are not followed any more");
@@ -147,18 +201,78 @@ pub async fn watch(store: &EventStore) -> Result<watch::Receiver<Arc<Catalog>>, 
     Ok(receiver)
 }
 
-fn put(catalog: &mut Catalog, batch: &[Recorded]) {
-    for recorded in batch {
-        match read(recorded) {
-            Ok(application) => {
-                tracing::info!(
-                    application = %application.name,
-                    version = application.version,
-                    "application in force"
-                );
-                catalog.put(application);
+/// Takes up what was deployed next; false when nothing came in time. Fails when the broker is away
+/// while a former deployment is looked up, which is done again with the next call.
+async fn follow(
+    store: &EventStore,
+    subscription: &mut Subscription,
+    catalog: &mut Catalog,
+    wait: Duration,
+) -> Result<bool, Error> {
+    let mut some = true;
+    match subscription.next_batch(100, wait).await? {
+        Read::Commits(batch) => {
+            some = !batch.is_empty();
+            batch.iter().for_each(|recorded| put(catalog, recorded));
+        }
+        Read::Broken(broken) => {
+            if let Some(key) = &broken.key {
+                unreadable(catalog, key, broken.reason);
             }
-            Err(error) => tracing::error!(%error, "a deployed application cannot be read"),
         }
     }
+    former(store, catalog).await?;
+    Ok(some)
+}
+
+fn put(catalog: &mut Catalog, recorded: &Recorded) {
+    match read(recorded) {
+        Ok(application) => {
+            tracing::info!(
+                application = %application.name,
+                version = application.version,
+                "application in force"
+            );
+            is_unreadable(&application.name, false);
+            catalog.unreadable.remove(&application.name);
+            catalog.put(application);
+        }
+        Err(error) => unreadable(catalog, &recorded.commit.key, error.to_string()),
+    }
+}
+
+/// A deployment that cannot be read leaves the one before it in force.
+fn unreadable(catalog: &mut Catalog, key: &AggregateKey, reason: String) {
+    // Any other id was not written by a deployment.
+    let Ok(name) = Name::parse(key.id().as_str()) else { return };
+    tracing::error!(
+        application = %name,
+        reason,
+        "a deployed version cannot be read here; the one before it stays in force"
+    );
+    is_unreadable(&name, true);
+    catalog.unreadable.insert(name, reason);
+}
+
+/// Looks up which deployment is in force of applications whose last one cannot be read, where that is
+/// not known: in a process that has just started.
+async fn former(store: &EventStore, catalog: &mut Catalog) -> Result<(), Error> {
+    let names = catalog.unreadable.keys().filter(|name| !catalog.applications.contains_key(*name));
+    for name in names.cloned().collect::<Vec<_>>() {
+        let end = store.last_on(topology::EVENTS, SUBJECTS, 0).await? + 1;
+        let mut next = store.deployed_before(&key(&name), end).await?;
+        while let Some(recorded) = next {
+            if let Ok(application) = read(&recorded) {
+                catalog.put(application);
+                break;
+            }
+            next = store.deployed_before(&key(&name), recorded.sequence).await?;
+        }
+    }
+    Ok(())
+}
+
+fn is_unreadable(name: &Name, is: bool) {
+    metrics::gauge!("flexcore_deployment_unreadable", "application" => name.to_string())
+        .set(f64::from(u8::from(is)));
 }

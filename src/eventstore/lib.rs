@@ -8,6 +8,7 @@ mod acknowledged;
 mod aside;
 pub mod catalog;
 pub mod dead;
+mod deployed;
 mod ephemeral;
 mod growth;
 mod inbox;
@@ -34,7 +35,8 @@ use flexcore_domain::{
 use tokio::sync::Semaphore;
 
 pub use growth::{Growth, ServerUse};
-pub use subscribe::{Filter, Subscription};
+pub use links::LINKS_MAX;
+pub use subscribe::{Broken, Filter, Read, Subscription};
 
 /// What an acknowledgement promises.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -356,8 +358,8 @@ impl EventStore {
         self.events.publish(subject(&commit.key), headers, encoded.body.into(), Box::new(told));
     }
 
-    /// Whether there is room for a commit, and it is within what the log keeps and the broker takes. Its size is that of the
-    /// whole envelope, and its headers those that it is sent with.
+    /// Whether there is room for a commit, and it is within what the log keeps and the broker takes.
+    /// Its size is that of the whole envelope, and its headers those that it is sent with.
     fn takes_commit(&self, encoded: &Encoded) -> Result<(), Error> {
         self.room.check()?;
         let max_payload = self.client.max_payload();
@@ -366,6 +368,28 @@ impl EventStore {
             return Err(Error::TooLarge(size::too_large(encoded.body.len(), bytes_max)));
         }
         Ok(())
+    }
+
+    /// Appends a commit if the last message on these subjects, among which is its own, is at this
+    /// sequence, and if its aggregate's last commit has this hash. Fails like [`Self::append`].
+    pub(crate) async fn append_among(
+        &self,
+        commit: &Commit,
+        subjects: &str,
+        last: u64,
+        previous: &Hash,
+    ) -> Result<Appended, Error> {
+        let encoded = commit.encode(previous);
+        self.takes_commit(&encoded)?;
+        let mut headers = async_nats::HeaderMap::new();
+        for (name, value) in encoded.headers {
+            headers.insert(name, value);
+        }
+        headers.insert("Nats-Expected-Last-Subject-Sequence", last.to_string());
+        headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", subjects);
+        let (subject, body) = (subject(&commit.key), encoded.body.into());
+        let sequence = self.acknowledged.store(subject, headers, body).await?;
+        Ok(Appended { sequence, hash: encoded.hash })
     }
 
     /// Stream sequence of the log's last message; 0 when it is empty.

@@ -1,12 +1,13 @@
 //! Subscribe: the log in order, from any place on, checked as it is read.
 
-use std::{fmt::Display, sync::Arc, time::Duration};
+use std::{collections::HashSet, fmt::Display, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{
     self,
     consumer::{Consumer, DeliverPolicy, pull},
 };
-use flexcore_domain::{AggregateKey, Tenant};
+use bytes::Bytes;
+use flexcore_domain::{AggregateKey, Commit, Slot, Tenant};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
@@ -22,16 +23,21 @@ use crate::{
 pub enum Filter {
     /// The whole log. Missing stream sequences are noticed.
     Everything,
-    /// One tenant's.
+    /// One slot's.
+    Slot(Slot),
+    /// One tenant's. They are not checked against one another: who follows a tenant needs little
+    /// memory.
     Tenant(Tenant),
-    /// Deployments of applications.
+    /// Deployments of applications: from the beginning of the log on only the last of each, and
+    /// those that follow.
     Applications,
 }
 
 impl Filter {
-    fn subject(&self) -> String {
+    pub(crate) fn subject(&self) -> String {
         match self {
             Self::Everything => "evt.>".to_owned(),
+            Self::Slot(slot) => format!("evt.{slot}.>"),
             Self::Tenant(tenant) => format!("evt.*.{tenant}.>"),
             Self::Applications => crate::catalog::SUBJECTS.to_owned(),
         }
@@ -46,6 +52,45 @@ const RETRY_LONGEST: Duration = Duration::from_secs(3);
 /// How often a reader that waits looks whether messages were lost on their way.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
+/// Aggregates that may be broken before the log is: beyond it reading stops, since it is no longer
+/// one of them that is damaged.
+const BROKEN_MAX: usize = 1_000;
+
+/// What the log had next.
+#[derive(Debug)]
+pub enum Read {
+    /// Commits, in order; none when none came in time.
+    Commits(Vec<Recorded>),
+    /// A message that cannot be taken for what it should be. What is in its place in the log is lost
+    /// for those who read it, and the rest is not: reading goes on behind it.
+    Broken(Box<Broken>),
+}
+
+/// A message that is no commit, or none that follows the one before it.
+#[derive(Debug)]
+pub struct Broken {
+    /// Its stream sequence.
+    pub sequence: u64,
+    /// Its subject.
+    pub subject: String,
+    /// Whose it is; `None`: nobody's, since the subject is not one of an aggregate. Later commits of
+    /// the aggregate are delivered, unchecked: whoever folds them holds them back.
+    pub key: Option<AggregateKey>,
+    /// What it says, where that can be read.
+    pub commit: Option<Commit>,
+    /// Its body.
+    pub body: Bytes,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Why a message does not count as a commit, and what of it can be read.
+struct Unread {
+    key: Option<AggregateKey>,
+    commit: Option<Commit>,
+    error: Error,
+}
+
 /// A reader of the log.
 pub struct Subscription {
     store: EventStore,
@@ -56,7 +101,12 @@ pub struct Subscription {
     /// None is made before that.
     resume_at: Instant,
     retry_after: Duration,
-    links: Links,
+    /// `None`: commits are not checked against one another.
+    links: Option<Links>,
+    /// Aggregates whose commits do not follow one another.
+    broken: HashSet<AggregateKey>,
+    /// Comes with the next read, because commits before it were read together with it.
+    next: Option<Box<Broken>>,
 }
 
 /// The consumer that messages come from, given back when this is dropped.
@@ -143,6 +193,20 @@ impl EventStore {
         filter: Filter,
         from_sequence: u64,
     ) -> Result<Subscription, Error> {
+        let links = match filter {
+            Filter::Tenant(_) => 0,
+            Filter::Everything | Filter::Slot(_) | Filter::Applications => LINKS_MAX,
+        };
+        self.subscribe_with(filter, from_sequence, links).await
+    }
+
+    /// As [`Self::subscribe`], remembering the last links of so many aggregates at most.
+    pub(crate) async fn subscribe_with(
+        &self,
+        filter: Filter,
+        from_sequence: u64,
+        links_max: usize,
+    ) -> Result<Subscription, Error> {
         let mut subscription = Subscription {
             store: self.clone(),
             filter,
@@ -150,7 +214,9 @@ impl EventStore {
             source: None,
             resume_at: Instant::now(),
             retry_after: RETRY_FIRST,
-            links: Links::with_room_for(LINKS_MAX),
+            links: (links_max > 0).then(|| Links::with_room_for(links_max)),
+            broken: HashSet::new(),
+            next: None,
         };
         subscription.source = Some(subscription.consume().await?);
         Ok(subscription)
@@ -158,23 +224,32 @@ impl EventStore {
 }
 
 impl Subscription {
-    /// Stream sequence of the last commit that was read; 0: none.
+    /// Stream sequence of the last message that was delivered; 0: none.
     #[must_use]
     pub fn read_to(&self) -> u64 {
-        self.next_sequence - 1
+        self.next.as_ref().map_or(self.next_sequence, |broken| broken.sequence) - 1
     }
 
-    /// The next commits in log order, up to `max`; waits up to `wait` for the first, and returns
-    /// none when none came. A lost connection is mended inside. Fails only for what needs a
-    /// person: [`Error::Gap`], [`Error::BrokenChain`] and [`Error::Corrupt`]; the failing commit
-    /// comes again on the next call.
-    pub async fn next_batch(&mut self, max: usize, wait: Duration) -> Result<Vec<Recorded>, Error> {
+    /// What came of checking commits against one another; `None`: they are not checked.
+    pub(crate) fn links(&self) -> Option<&Links> {
+        self.links.as_ref()
+    }
+
+    /// The next commits in log order, up to `max`, or what is broken next; waits up to `wait` for the
+    /// first, and returns no commits when none came. A lost connection is mended inside. Fails only
+    /// for what needs a person: with [`Error::Gap`] when messages are missing, and with what is wrong
+    /// with one when a thousand aggregates are broken. The failing message comes again on the next
+    /// call.
+    pub async fn next_batch(&mut self, max: usize, wait: Duration) -> Result<Read, Error> {
+        if let Some(broken) = self.next.take() {
+            return Ok(Read::Broken(broken));
+        }
         let deadline = Instant::now() + wait;
         let (mut batch, mut size_bytes) = (Vec::new(), 0);
         while batch.len() < max && size_bytes < PULL_BYTES_MAX {
             let Some(source) = &mut self.source else {
                 if !batch.is_empty() || !self.reconnect(deadline).await {
-                    return Ok(batch);
+                    return Ok(Read::Commits(batch));
                 }
                 continue;
             };
@@ -182,31 +257,37 @@ impl Subscription {
                 if batch.is_empty() { source.next(deadline).await } else { source.next_now() };
             match received {
                 Ok(Some((message, sequence))) => match self.read(&message, sequence) {
-                    Ok(Some(recorded)) => {
+                    Ok(Some(Ok(recorded))) => {
                         size_bytes += recorded.body.len();
                         batch.push(recorded);
+                    }
+                    Ok(Some(Err(broken))) if batch.is_empty() => return Ok(Read::Broken(broken)),
+                    Ok(Some(Err(broken))) => {
+                        self.next = Some(broken);
+                        break;
                     }
                     Ok(None) => {}
                     Err(error) => return self.stop_at(error, batch),
                 },
-                Ok(None) => return Ok(batch),
+                Ok(None) => break,
                 Err(Interrupted) => self.source = None,
             }
         }
-        Ok(batch)
+        Ok(Read::Commits(batch))
     }
 
     /// What was read before a failure is delivered first; the failing message is then read again.
-    fn stop_at(&mut self, error: Error, batch: Vec<Recorded>) -> Result<Vec<Recorded>, Error> {
+    fn stop_at(&mut self, error: Error, batch: Vec<Recorded>) -> Result<Read, Error> {
         self.source = None;
-        if batch.is_empty() { Err(error) } else { Ok(batch) }
+        if batch.is_empty() { Err(error) } else { Ok(Read::Commits(batch)) }
     }
 
+    /// Reads a message; `None`: it was read before.
     fn read(
         &mut self,
         message: &jetstream::Message,
         sequence: u64,
-    ) -> Result<Option<Recorded>, Error> {
+    ) -> Result<Option<Result<Recorded, Box<Broken>>>, Error> {
         if sequence < self.next_sequence {
             return Ok(None);
         }
@@ -217,22 +298,70 @@ impl Subscription {
                 found: sequence,
             });
         }
-        let key = message
-            .subject
-            .strip_prefix("evt.")
-            .and_then(AggregateKey::from_subject_part)
-            .ok_or_else(|| Error::Corrupt {
-                subject: message.subject.to_string(),
-                sequence,
-                reason: "not an aggregate's subject".to_owned(),
-            })?;
-        let recorded = load::decode(key, sequence, message.headers.as_ref(), &message.payload)?;
-        if self.filter == Filter::Everything {
-            self.links.check(&recorded)?;
-        }
+        let read = match self.decode(message, sequence) {
+            Ok(recorded) => Ok(recorded),
+            Err(unread) => {
+                let Unread { key, commit, error } = *unread;
+                if key.as_ref().is_some_and(|key| !self.is_broken_now(key)) {
+                    return Err(error);
+                }
+                Err(Box::new(Broken {
+                    sequence,
+                    subject: message.subject.to_string(),
+                    key,
+                    commit,
+                    body: message.payload.clone(),
+                    reason: error.to_string(),
+                }))
+            }
+        };
         self.next_sequence = sequence + 1;
         self.retry_after = RETRY_FIRST;
-        Ok(Some(recorded))
+        Ok(Some(read))
+    }
+
+    /// Remembers that the aggregate is broken; false when there are too many.
+    fn is_broken_now(&mut self, key: &AggregateKey) -> bool {
+        if !self.broken.contains(key) && self.broken.len() >= BROKEN_MAX {
+            return false;
+        }
+        if self.broken.insert(key.clone()) {
+            metrics::counter!("flexcore_log_broken_total").increment(1);
+        }
+        true
+    }
+
+    /// The commit that a message is, when it follows the one before it; else whose it should be, what
+    /// it says, and why it does not count.
+    fn decode(
+        &mut self,
+        message: &jetstream::Message,
+        sequence: u64,
+    ) -> Result<Recorded, Box<Unread>> {
+        let subject = message.subject.strip_prefix("evt.");
+        let Some(key) = subject.and_then(AggregateKey::from_subject_part) else {
+            let subject = message.subject.escape_debug().to_string();
+            let reason = "not an aggregate's subject".to_owned();
+            let error = Error::Corrupt { subject, sequence, reason };
+            return Err(Box::new(Unread { key: None, commit: None, error }));
+        };
+        let headers = message.headers.as_ref();
+        let recorded = match load::decode(key.clone(), sequence, headers, &message.payload) {
+            Ok(recorded) => recorded,
+            Err(error) => {
+                return Err(Box::new(Unread { key: Some(key), commit: None, error }));
+            }
+        };
+        if !self.broken.is_empty() && self.broken.contains(&key) {
+            return Ok(recorded);
+        }
+        match self.links.as_mut().map_or(Ok(()), |links| links.check(&recorded)) {
+            Ok(()) => Ok(recorded),
+            Err(error) => {
+                let commit = Some(recorded.commit);
+                Err(Box::new(Unread { key: Some(key), commit, error }))
+            }
+        }
     }
 
     /// Makes the consumer anew, or tries to; false when the deadline came first.
@@ -252,8 +381,13 @@ impl Subscription {
     }
 
     async fn consume(&mut self) -> Result<Source, Error> {
+        // Of the deployments of an application the last one counts.
+        let deliver_policy = match (&self.filter, self.next_sequence) {
+            (Filter::Applications, 1) => DeliverPolicy::LastPerSubject,
+            (_, start_sequence) => DeliverPolicy::ByStartSequence { start_sequence },
+        };
         let config = pull::Config {
-            deliver_policy: DeliverPolicy::ByStartSequence { start_sequence: self.next_sequence },
+            deliver_policy,
             filter_subject: self.filter.subject(),
             ..pull::Config::default()
         };

@@ -1,14 +1,14 @@
-//! Verify: walks the log, or one aggregate, and names the first break.
+//! Verify: walks the log, or one aggregate, and says what is broken and what was not checked.
 
 use std::time::Duration;
 
-use flexcore_domain::AggregateKey;
+use flexcore_domain::{AggregateKey, Slot};
 use serde::Serialize;
 
-use crate::{Error, EventStore, Filter};
+use crate::{Error, EventStore, Filter, Read, Recorded, topology, unavailable};
 
 /// What a walk found.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// Commits read.
     pub commits: u64,
@@ -16,66 +16,148 @@ pub struct Report {
     pub events: u64,
     /// Last stream sequence read.
     pub last_sequence: u64,
-    /// The first break, in words; `None`: contiguous and unchanged.
+    /// Aggregates whose commits were checked against one another from the first one on.
+    pub aggregates: u64,
+    /// Commits that were not checked against their predecessor, because there was no memory for it.
+    pub not_checked: u64,
+    /// The first break, in words; `None`: contiguous and unchanged, where it was checked.
     pub broken: Option<String>,
+    /// Aggregates and other subjects with a break; reading stops where messages are missing.
+    pub breaks: u64,
+    /// Times that the log was read: with many aggregates once for its messages, and again a slot at a
+    /// time, so that all of them are checked in bounded memory.
+    pub passes: u64,
 }
 
 /// Commits between two calls of the progress function.
 const STEP: usize = 1_000;
+/// Times of two seconds in which nothing comes before the broker is taken to be away.
+const SILENT_MAX: u32 = 5;
 
 /// Walks the whole log, or one aggregate: stream sequences and versions must follow one another
-/// and every commit must carry the hash that follows from its predecessor. `progress` is called
-/// with (commits read, commits in all). Fails with [`Error::Unavailable`] when the broker goes away;
-/// a break is not a failure but the report's `broken`.
+/// and every commit must carry the hash that follows from its predecessor. At most `links_max`
+/// aggregates ([`crate::LINKS_MAX`]) are kept in memory at a time. `progress` is called with (commits
+/// read, commits in all). Fails with [`Error::Unavailable`] when the broker goes away; a break is not
+/// a failure but the report's `broken`.
 pub async fn verify(
     store: &EventStore,
     aggregate: Option<&AggregateKey>,
+    links_max: usize,
     mut progress: impl FnMut(u64, u64),
 ) -> Result<Report, Error> {
-    let mut report = Report::default();
     if let Some(key) = aggregate {
-        match store.load(key, 0).await {
-            Ok(commits) => {
-                for recorded in &commits {
-                    report.count(recorded);
-                }
-            }
-            Err(error @ (Error::Unavailable(_) | Error::Misconfigured(_))) => return Err(error),
-            Err(broken) => report.broken = Some(broken.to_string()),
-        }
+        return one(store, key).await;
+    }
+    let log = store.jetstream.get_stream(topology::EVENTS).await.map_err(unavailable)?;
+    let state = &log.cached_info().state;
+    let (end, subjects) = (state.last_sequence, state.subjects_count);
+    // Links are remembered in two generations: what is met again within half the room is there.
+    let at_once = subjects <= links_max as u64 / 2;
+    let mut report = Report { passes: 1, ..Report::default() };
+    let links = if at_once { links_max } else { 0 };
+    let all = if at_once { end } else { 2 * end };
+    let told = |report: &Report| progress(report.last_sequence, all);
+    walk(store, Filter::Everything, end, links, &mut report, told).await?;
+    if at_once || report.last_sequence < end {
         return Ok(report);
     }
-    let end = store.last_sequence().await?;
-    let mut subscription = store.subscribe(Filter::Everything, 1).await?;
-    let mut silent = 0;
-    while report.last_sequence < end {
-        match subscription.next_batch(STEP, Duration::from_secs(2)).await {
-            Ok(batch) if batch.is_empty() => {
-                silent += 1;
-                if silent == 5 {
-                    return Err(Error::Unavailable("the broker sends nothing more".to_owned()));
-                }
-            }
-            Ok(batch) => {
-                silent = 0;
-                for recorded in &batch {
-                    report.count(recorded);
-                }
-                progress(report.last_sequence, end);
-            }
-            Err(broken) => {
-                report.broken = Some(broken.to_string());
-                break;
-            }
+    let mut linked = Report { passes: 2, ..Report::default() };
+    for slot in Slot::all() {
+        let filter = Filter::Slot(slot);
+        let last = store.last_on(topology::EVENTS, &filter.subject(), 0).await?.min(end);
+        let told = |linked: &Report| progress(end + linked.commits, all);
+        walk(store, filter, last, links_max, &mut linked, told).await?;
+    }
+    Ok(report.with_links(linked))
+}
+
+async fn one(store: &EventStore, key: &AggregateKey) -> Result<Report, Error> {
+    let mut report = Report { passes: 1, ..Report::default() };
+    match store.load(key, 0).await {
+        Ok(commits) => {
+            commits.iter().for_each(|recorded| report.count(recorded));
+            report.aggregates = u64::from(!commits.is_empty());
         }
+        Err(error @ (Error::Unavailable(_) | Error::Misconfigured(_))) => return Err(error),
+        Err(broken) => report.broken_by(broken.to_string()),
     }
     Ok(report)
 }
 
+/// Reads what the filter names up to this sequence.
+async fn walk(
+    store: &EventStore,
+    filter: Filter,
+    last: u64,
+    links_max: usize,
+    report: &mut Report,
+    mut progress: impl FnMut(&Report),
+) -> Result<(), Error> {
+    let mut subscription = store.subscribe_with(filter, 1, links_max).await?;
+    let mut silent = 0;
+    while subscription.read_to() < last {
+        match subscription.next_batch(STEP, Duration::from_secs(2)).await {
+            Ok(Read::Commits(batch)) if batch.is_empty() => {
+                silent += 1;
+                if silent == SILENT_MAX {
+                    return Err(Error::Unavailable("the broker sends nothing more".to_owned()));
+                }
+            }
+            Ok(Read::Commits(batch)) => {
+                silent = 0;
+                batch.iter().take_while(|c| c.sequence <= last).for_each(|c| report.count(c));
+                progress(report);
+            }
+            Ok(Read::Broken(broken)) if broken.sequence > last => break,
+            Ok(Read::Broken(broken)) => {
+                report.broken_by(broken.reason);
+                report.commits += 1;
+                report.last_sequence = broken.sequence;
+            }
+            Err(error @ (Error::Unavailable(_) | Error::Misconfigured(_))) => return Err(error),
+            Err(broken) => {
+                report.broken_by(broken.to_string());
+                break;
+            }
+        }
+    }
+    if let Some(links) = subscription.links() {
+        report.aggregates += links.begun;
+        report.not_checked += links.unchecked;
+    }
+    Ok(())
+}
+
 impl Report {
-    fn count(&mut self, recorded: &crate::Recorded) {
+    /// Whether everything was checked and nothing is broken.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.broken.is_none() && self.not_checked == 0
+    }
+
+    fn count(&mut self, recorded: &Recorded) {
         self.commits += 1;
         self.events += recorded.commit.events.len() as u64;
         self.last_sequence = recorded.sequence;
+    }
+
+    fn broken_by(&mut self, reason: String) {
+        self.broken.get_or_insert(reason);
+        self.breaks += 1;
+    }
+
+    /// With what the slots' readers found, which together have read what this one has.
+    fn with_links(self, linked: Self) -> Self {
+        let (slots, log) = (linked.commits, self.commits);
+        let missing = (slots != log)
+            .then(|| format!("gap in the log: of {log} messages the slots have {slots}"));
+        Self {
+            aggregates: linked.aggregates,
+            not_checked: linked.not_checked,
+            broken: self.broken.or(linked.broken).or(missing),
+            breaks: self.breaks.max(linked.breaks),
+            passes: linked.passes,
+            ..self
+        }
     }
 }

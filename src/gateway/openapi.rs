@@ -251,8 +251,8 @@ fn events() -> Value {
         "summary": "The tenant's events as they are recorded, as server-sent events",
         "description": "The id of an event is its position; an id without an event says how far \
                         the stream is, at its beginning and where nothing was for this client. A \
-                        comment every 15 s says that the stream lives; the event closed says why \
-                        it ends.",
+                        comment every 15 s says that the stream lives; the event unreadable stands \
+                        where the log is damaged, and closed says why the stream ends.",
         "parameters": [
             query("aggregate", false, &name_schema(), "Only events of this kind of aggregate."),
             query("after", false, &position, "As Last-Event-ID, for those who cannot set it."),

@@ -8,6 +8,7 @@ mod cell;
 mod epoch;
 mod error;
 mod fold;
+mod held;
 mod named;
 mod page;
 mod plan;

@@ -89,6 +89,12 @@ impl Plan {
         Self { layout, rules }
     }
 
+    /// Whether some event of this kind of aggregate changes rows.
+    #[must_use]
+    pub fn follows(&self, aggregate: &AggregateName) -> bool {
+        self.rules.contains_key(aggregate)
+    }
+
     /// Whether events of this kind change rows at all.
     #[must_use]
     pub fn concerns(&self, commit: &Commit, event: &Event) -> bool {

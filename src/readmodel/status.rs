@@ -46,6 +46,9 @@ pub struct Status {
     pub position_max: u64,
     /// Events that could not be applied.
     pub parked: u64,
+    /// Aggregates that are held back since a break in the log; their later events are among the
+    /// parked.
+    pub held: u64,
 }
 
 impl Status {
@@ -65,7 +68,9 @@ impl ReadModels {
                      where c.projection_id = p.id), \
                     (select coalesce(max(position), 0) from flexcore.checkpoints c \
                      where c.projection_id = p.id), \
-                    (select count(*) from flexcore.parked k where k.projection_id = p.id) \
+                    (select count(*) from flexcore.parked k where k.projection_id = p.id), \
+                    (select count(distinct (tenant, aggregate, aggregate_id)) \
+                     from flexcore.parked k where k.projection_id = p.id and k.holds) \
              from flexcore.projections p order by p.read_model, p.version",
         )
         .fetch_all(&self.pool)
@@ -82,6 +87,7 @@ impl ReadModels {
                     position: row.try_get::<i64, _>(4)?.unsigned_abs(),
                     position_max: row.try_get::<i64, _>(5)?.unsigned_abs(),
                     parked: row.try_get::<i64, _>(6)?.unsigned_abs(),
+                    held: row.try_get::<i64, _>(7)?.unsigned_abs(),
                 })
             })
             .collect()

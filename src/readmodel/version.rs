@@ -79,6 +79,8 @@ pub struct Versions {
     pub run: Vec<Arc<Version>>,
     /// Read models that cannot be created, and why.
     pub refused: Vec<(Name, Error)>,
+    /// Fingerprints of versions whose declarations are not at hand, each with its application.
+    pub unknown: Vec<(Name, String)>,
 }
 
 /// Checks a read model's names against those that are taken. Fails with [`Error::Reserved`].
@@ -128,8 +130,9 @@ impl ReadModels {
                 } else if let Some(definition) = catalog.declarations.get(&registered.fingerprint) {
                     Arc::clone(definition)
                 } else {
-                    // Declared by a deployment that this executable cannot read: it serves as it
-                    // is until its successor is built.
+                    // Declared by a former deployment. If that cannot be read either, the version
+                    // serves as it is until its successor is built.
+                    versions.unknown.push((application.clone(), registered.fingerprint));
                     continue;
                 };
                 versions.run.push(Arc::new(Version {

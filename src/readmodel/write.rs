@@ -58,6 +58,8 @@ pub struct Parked {
     pub event: flexcore_domain::EventName,
     /// Why.
     pub reason: String,
+    /// It is where its aggregate breaks: later events of it are held back.
+    pub holds: bool,
 }
 
 /// The start of every transaction that writes rows: as a role that owns nothing.
@@ -418,23 +420,29 @@ fn bind_column<'c>(
 
 /// Keeps a row for each event that was put aside.
 async fn park(connection: &mut PgConnection, part: &Part) -> Result<(), Error> {
-    for parked in &part.parked {
-        sqlx::query(
-            "insert into flexcore.parked (projection_id, sequence, event_version, slot, tenant, \
-             aggregate, aggregate_id, event, reason) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-        )
-        .bind(part.version.id)
-        .bind(parked.sequence.cast_signed())
-        .bind(parked.event_version.cast_signed())
-        .bind(parked.key.slot().number() as i16)
-        .bind(parked.key.tenant().as_str())
-        .bind(parked.key.aggregate().as_str())
-        .bind(parked.key.id().as_str())
-        .bind(parked.event.as_str())
-        .bind(parked.reason.replace('\0', " "))
-        .execute(&mut *connection)
-        .await?;
+    if part.parked.is_empty() {
+        return Ok(());
     }
+    let all = || part.parked.iter();
+    sqlx::query(
+        "insert into flexcore.parked (projection_id, sequence, event_version, slot, tenant, \
+         aggregate, aggregate_id, event, reason, holds) \
+         select $1, * from unnest($2::bigint[], $3::bigint[], $4::smallint[], $5::text[], \
+             $6::text[], $7::text[], $8::text[], $9::text[], $10::boolean[]) \
+         on conflict (projection_id, sequence, event_version) do update set holds = excluded.holds",
+    )
+    .bind(part.version.id)
+    .bind(all().map(|parked| parked.sequence.cast_signed()).collect::<Vec<_>>())
+    .bind(all().map(|parked| parked.event_version.cast_signed()).collect::<Vec<_>>())
+    .bind(all().map(|parked| parked.key.slot().number() as i16).collect::<Vec<_>>())
+    .bind(all().map(|parked| parked.key.tenant().as_str()).collect::<Vec<_>>())
+    .bind(all().map(|parked| parked.key.aggregate().as_str()).collect::<Vec<_>>())
+    .bind(all().map(|parked| parked.key.id().as_str()).collect::<Vec<_>>())
+    .bind(all().map(|parked| parked.event.as_str()).collect::<Vec<_>>())
+    .bind(all().map(|parked| parked.reason.replace('\0', " ")).collect::<Vec<_>>())
+    .bind(all().map(|parked| parked.holds).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
     Ok(())
 }
 

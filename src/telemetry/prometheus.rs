@@ -123,6 +123,30 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "1 while a read model is stopped by a damaged log or a refusal of Postgres",
     ),
     (
+        "flexcore_projection_held_aggregates",
+        Kind::Gauge,
+        Unit::Count,
+        "Aggregates that a read model holds back since a break in the log",
+    ),
+    (
+        "flexcore_log_broken_total",
+        Kind::Counter,
+        Unit::Count,
+        "Messages of the log that readers found broken, each once an aggregate and reader",
+    ),
+    (
+        "flexcore_log_links_unchecked_total",
+        Kind::Counter,
+        Unit::Count,
+        "Commits read without their predecessor at hand to check them against",
+    ),
+    (
+        "flexcore_deployment_unreadable",
+        Kind::Gauge,
+        Unit::Count,
+        "1 while an application's last deployment cannot be read here and the one before is in force",
+    ),
+    (
         "flexcore_projection_parked_total",
         Kind::Counter,
         Unit::Count,

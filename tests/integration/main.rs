@@ -12,6 +12,7 @@ mod definitions;
 mod dev;
 mod faults;
 mod flights;
+mod hostile;
 mod http_commands;
 mod kill;
 mod nats_commands;

@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 
 use flexcore_cluster::Guard;
 use flexcore_domain::{Catalog, Name};
-use flexcore_eventstore::{self as eventstore, EventStore, Filter, Recorded, Subscription};
+use flexcore_eventstore::{
+    self as eventstore, Broken, EventStore, Filter, Read, Recorded, Subscription,
+};
 use flexcore_readmodel::{Error, ReadModels, State, Version};
 use metrics::counter;
 use tokio::{
@@ -112,6 +114,8 @@ struct Running<'a> {
     subscription: Subscription,
     models: Vec<Model>,
     upcasts: Upcasts,
+    /// What the log had behind the commits that were read last.
+    broken: Option<Box<Broken>>,
     /// The batch that Postgres has at hand.
     committing: Option<JoinHandle<Result<(), Failure>>>,
     read_to: u64,
@@ -168,7 +172,8 @@ impl Reader {
         let mut models = Vec::with_capacity(self.versions.len());
         for version in &self.versions {
             let positions = self.read_models.take_over(version).await?;
-            models.push(Model { version: version.clone(), positions });
+            let held = self.read_models.held(version).await?;
+            models.push(Model { version: version.clone(), positions, held });
         }
         let foremost = models.iter().flat_map(|model| model.positions.iter().copied()).max();
         let position = foremost.unwrap_or(0);
@@ -184,6 +189,7 @@ impl Reader {
             subscription,
             models,
             upcasts: Upcasts::new(self.catalog.clone()),
+            broken: None,
             committing: None,
             read_to,
             all_slots_at: now,
@@ -220,7 +226,14 @@ impl Running<'_> {
     /// Reads what there is, folds it while the batch before is being committed, and has it
     /// committed in turn.
     async fn tick(&mut self, now: Instant) -> Result<Progress, Failure> {
-        let mut commits = self.subscription.next_batch(CHUNK_COMMITS, WAIT).await?;
+        let read = match self.broken.take().map(Read::Broken) {
+            Some(read) => read,
+            None => self.subscription.next_batch(CHUNK_COMMITS, WAIT).await?,
+        };
+        let mut commits = match read {
+            Read::Commits(commits) => commits,
+            Read::Broken(broken) => return self.put_aside(&broken).await,
+        };
         self.gather(&mut commits).await?;
         let (read, full) = (commits.len(), commits.len() >= CHUNK_COMMITS);
         if read > 0 {
@@ -248,6 +261,24 @@ impl Running<'_> {
         Ok(if read > 0 { Progress::Some } else { Progress::None })
     }
 
+    /// Goes on behind a message that is no commit, or breaks its aggregate: the models hold the
+    /// aggregate back, and nothing else.
+    async fn put_aside(&mut self, broken: &Broken) -> Result<Progress, Failure> {
+        self.finish().await?;
+        self.read_to = broken.sequence;
+        tracing::error!(
+            subject = broken.subject,
+            sequence = broken.sequence,
+            reason = broken.reason,
+            "the log is broken here: the aggregate is held back from now on"
+        );
+        let batch = batch::make_of_broken(&mut self.models, broken);
+        if !batch.parts.is_empty() {
+            self.commit(batch);
+        }
+        Ok(Progress::Some)
+    }
+
     /// Reads on while the batch before is being committed: the larger a batch, the less a row costs.
     async fn gather(&mut self, commits: &mut Vec<Recorded>) -> Result<(), Failure> {
         let mut size_bytes = bytes_of(commits);
@@ -264,9 +295,13 @@ impl Running<'_> {
                     self.committed(ended)?;
                 }
                 more = self.subscription.next_batch(room, WAIT) => match more {
-                    Ok(more) => {
+                    Ok(Read::Commits(more)) => {
                         size_bytes += bytes_of(&more);
                         commits.extend(more);
+                    }
+                    Ok(Read::Broken(broken)) => {
+                        self.broken = Some(broken);
+                        return Ok(());
                     }
                     Err(error) if commits.is_empty() => return Err(error.into()),
                     // It comes again with the next batch; what was read before it goes first.

@@ -40,6 +40,10 @@ pub struct Projection {
     pub state: readmodel::State,
     /// Commits between it and the end of the log.
     pub lag: u64,
+    /// Events that it could not apply.
+    pub parked: u64,
+    /// Aggregates that it holds back since a break in the log.
+    pub held: u64,
 }
 
 /// Whether a server is well.
@@ -92,6 +96,8 @@ pub async fn report(
         Ok(all) => {
             let of = |status: readmodel::Status| Projection {
                 lag: status.lag(nats.last_sequence),
+                parked: status.parked,
+                held: status.held,
                 read_model: status.read_model,
                 version: status.version,
                 state: status.state,

@@ -11,8 +11,8 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::Response,
 };
-use flexcore_domain::{AggregateName, Position, Slot, Tenant};
-use flexcore_eventstore::{Filter, Recorded, Subscription};
+use flexcore_domain::{AggregateKey, AggregateName, Position, Slot, Tenant};
+use flexcore_eventstore::{Broken, Filter, Read, Recorded, Subscription};
 use futures::Stream;
 use tokio_util::sync::CancellationToken;
 
@@ -105,7 +105,7 @@ impl Reader {
         match self.state {
             Progress::Opening => {
                 self.state = Progress::Reading;
-                let id = self.places.to_tell(Instant::now()).unwrap_or_default();
+                let id = self.places.tell(Instant::now()).unwrap_or_default();
                 return Some(format!("retry: 1000\n{id}"));
             }
             Progress::Closed => return None,
@@ -124,8 +124,8 @@ impl Reader {
                 read = batch => read,
             };
             match read {
-                Ok(commits) => {
-                    if let Some(text) = self.write(&commits, Instant::now()) {
+                Ok(read) => {
+                    if let Some(text) = self.write(&read, Instant::now()) {
                         return Some(text);
                     }
                 }
@@ -142,20 +142,32 @@ impl Reader {
         format!("event: closed\ndata: {{\"reason\":\"{reason}\"}}\n\n")
     }
 
-    /// The commits' events for this client, and how far the log is read where that is due; `None`:
+    /// What was read of the log for this client, and how far it is read where that is due; `None`:
     /// neither.
-    fn write(&mut self, commits: &[Recorded], now: Instant) -> Option<String> {
+    fn write(&mut self, read: &Read, now: Instant) -> Option<String> {
         let mut text = String::new();
-        for recorded in commits {
-            let key = &recorded.commit.key;
-            if self.aggregate.as_ref().is_none_or(|wanted| wanted == key.aggregate()) {
-                write_commit(&mut text, recorded);
-                self.places.told(now);
-            } else {
-                self.places.pass_over(recorded.position());
+        let wanted = |key: &AggregateKey| {
+            self.aggregate.as_ref().is_none_or(|wanted| wanted == key.aggregate())
+        };
+        match read {
+            Read::Commits(commits) => {
+                for recorded in commits {
+                    if wanted(&recorded.commit.key) {
+                        write_commit(&mut text, recorded);
+                        self.places.told(now);
+                    } else {
+                        self.places.pass_over(recorded.position());
+                    }
+                }
+            }
+            Read::Broken(broken) => {
+                if let Some(key) = broken.key.as_ref().filter(|key| wanted(key)) {
+                    write_broken(&mut text, key, broken);
+                    self.places.told(now);
+                }
             }
         }
-        if let Some(id) = self.places.to_tell(now) {
+        if let Some(id) = self.places.tell(now) {
             text.push_str(&id);
         } else if text.is_empty() && self.places.silence_left(now).is_zero() {
             self.places.told(now);
@@ -195,7 +207,7 @@ impl Places {
     }
 
     /// The place alone, when it is due.
-    fn to_tell(&mut self, now: Instant) -> Option<String> {
+    fn tell(&mut self, now: Instant) -> Option<String> {
         let position = self.passed.filter(|_| self.due || self.silence_left(now).is_zero())?;
         self.told(now);
         // Without data it is no event: the client remembers the id.
@@ -229,6 +241,13 @@ fn write_commit(text: &mut String, recorded: &Recorded) {
     }
 }
 
+/// In the place of a commit that cannot be read: its client misses something, and the rest goes on.
+fn write_broken(text: &mut String, key: &AggregateKey, broken: &Broken) {
+    let position = Position { slot: key.slot(), sequence: broken.sequence };
+    let data = serde_json::json!({"aggregate": key.aggregate(), "id": key.id()});
+    text.push_str(&format!("id: {position}\nevent: unreadable\ndata: {data}\n\n"));
+}
+
 #[cfg(test)]
 mod tests {
     use flexcore_domain::{
@@ -244,23 +263,23 @@ mod tests {
         let now = Instant::now();
         let position = |sequence| Position { slot: Slot::new(7).unwrap(), sequence };
         let mut places = Places::begin(41, now);
-        assert_eq!(places.to_tell(now).as_deref(), Some("id: 1-0-41\n\n"));
-        assert_eq!(places.to_tell(now), None);
+        assert_eq!(places.tell(now).as_deref(), Some("id: 1-0-41\n\n"));
+        assert_eq!(places.tell(now), None);
         for sequence in 1..PASSED_OVER_MAX as u64 {
             places.pass_over(position(sequence));
-            assert_eq!(places.to_tell(now), None, "{sequence}");
+            assert_eq!(places.tell(now), None, "{sequence}");
         }
         places.pass_over(position(5_000));
-        assert_eq!(places.to_tell(now).as_deref(), Some("id: 1-7-5000\n\n"));
+        assert_eq!(places.tell(now).as_deref(), Some("id: 1-7-5000\n\n"));
         places.pass_over(position(5_001));
-        assert_eq!(places.to_tell(now + HEARTBEAT / 2), None);
+        assert_eq!(places.tell(now + HEARTBEAT / 2), None);
         let later = now + HEARTBEAT;
-        assert_eq!(places.to_tell(later).as_deref(), Some("id: 1-7-5001\n\n"));
+        assert_eq!(places.tell(later).as_deref(), Some("id: 1-7-5001\n\n"));
         assert_eq!(places.silence_left(later), HEARTBEAT);
         // What was passed over before an event is covered by the event's own id.
         places.pass_over(position(5_002));
         places.told(later);
-        assert_eq!(places.to_tell(later + HEARTBEAT), None);
+        assert_eq!(places.tell(later + HEARTBEAT), None);
     }
 
     #[test]

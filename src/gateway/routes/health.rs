@@ -23,6 +23,10 @@ use crate::{
 };
 
 const POSTGRES: &str = "postgres";
+const READ_MODELS: &str = "read models";
+const DEPLOYMENTS: &str = "deployments";
+/// Without these a gateway is of use: one that a balancer leaves does nothing at all.
+const DEGRADES: [&str; 3] = [POSTGRES, READ_MODELS, DEPLOYMENTS];
 
 /// What was found last, and when.
 #[derive(Default)]
@@ -49,7 +53,7 @@ pub(crate) async fn ready(State(shared): State<Arc<Shared>>) -> Response {
     if missing.is_empty() {
         return answer(StatusCode::OK, JSON, r#"{"status":"ready"}"#);
     }
-    if missing.iter().all(|missing| missing.what == POSTGRES) {
+    if missing.iter().all(|missing| DEGRADES.contains(&missing.what)) {
         let body = json!({"status": "degraded", "missing": listed(&missing)}).to_string();
         return answer(StatusCode::OK, JSON, body);
     }
@@ -62,7 +66,7 @@ pub(crate) async fn started(State(shared): State<Arc<Shared>>) -> Response {
         return answer(StatusCode::OK, JSON, r#"{"status":"started"}"#);
     }
     let missing = missing(&shared).await;
-    if missing.is_empty() {
+    if shared.readiness.started.load(Ordering::Relaxed) {
         return answer(StatusCode::OK, JSON, r#"{"status":"started"}"#);
     }
     not_ready(&listed(&missing))
@@ -119,12 +123,30 @@ async fn look(shared: &Shared) -> Arc<[Missing]> {
         shared.read_models.ping().await.map_err(|error| error.to_string())
     });
     let (log, rows) = tokio::join!(log, rows);
-    let missing: Arc<[Missing]> = log.into_iter().chain(rows).collect();
-    if missing.is_empty() {
+    let held = match &rows {
+        None => held(shared).await,
+        Some(_) => None,
+    };
+    let unread = (!shared.catalog().unreadable.is_empty()).then_some(Missing {
+        what: DEPLOYMENTS,
+        why: "the last version of an application cannot be read here; the one before it is in force",
+    });
+    let missing: Arc<[Missing]> = log.into_iter().chain(rows).chain(held).chain(unread).collect();
+    if missing.iter().all(|missing| [READ_MODELS, DEPLOYMENTS].contains(&missing.what)) {
         shared.readiness.started.store(true, Ordering::Relaxed);
     }
     *found = Some((Instant::now(), missing.clone()));
     missing
+}
+
+/// Whether the log is broken in the middle of an aggregate, and its rows stay as they were.
+async fn held(shared: &Shared) -> Option<Missing> {
+    let asked = tokio::time::timeout(READINESS_TIMEOUT, shared.read_models.held_in_all());
+    let held = matches!(asked.await, Ok(Ok(1..)));
+    held.then_some(Missing {
+        what: READ_MODELS,
+        why: "the log is broken in an aggregate, whose events are held back from there on",
+    })
 }
 
 /// The cause goes to the log: it may name hosts, which strangers need not know.

@@ -81,8 +81,12 @@ impl Rig {
         stop: CancellationToken,
     ) -> JoinHandle<Result<(), flexcore_eventstore::Error>> {
         let settings = command::Settings { native, ..command::Settings::default() };
-        let (_deployed, catalog) = watch::channel(Arc::new(Catalog::default()));
-        tokio::spawn(command::run(self.store.clone(), catalog, member, settings, stop))
+        let (deployed, catalog) = watch::channel(Arc::new(Catalog::default()));
+        let running = command::run(self.store.clone(), catalog, member, settings, stop);
+        tokio::spawn(async move {
+            let _deployed = deployed;
+            running.await
+        })
     }
 
     fn signal_broker(&self, name: &str) {
@@ -422,5 +426,21 @@ async fn a_lane_that_panics_ends_the_worker() {
     }
     let error = worker.await.unwrap().unwrap_err();
     assert!(error.to_string().contains("lane"), "{error}");
+    rig.servers.stop().await;
+}
+
+/// It once went on by what had been deployed so far, beside others that knew better.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_hears_of_no_deployment_any_more_ends() {
+    let rig = Rig::start().await;
+    let (deployed, catalog) = watch::channel(Arc::new(Catalog::default()));
+    let (store, member) = (rig.store.clone(), rig.member(LEASE).await);
+    let (settings, stop) = (command::Settings::default(), CancellationToken::new());
+    let running = tokio::spawn(command::run(store, catalog, member.clone(), settings, stop));
+    everything(&member).await;
+    assert!(!running.is_finished());
+    drop(deployed);
+    let ended = tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap();
+    assert!(ended.unwrap_err().to_string().contains("not followed any more"));
     rig.servers.stop().await;
 }

@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
 
+mod broken;
 mod broker;
+mod catalog;
 mod growth;
 mod queue;
 mod replicas;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use async_nats::Subscriber;
-use flexcore_eventstore::{EventStore, Expected, Filter, Subscription, topology};
+use flexcore_eventstore::{EventStore, Expected, Filter, Read, Subscription, topology};
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::{PATIENCE, broker::commit, key, start};
@@ -27,7 +27,8 @@ async fn read(subscription: &mut Subscription, count: usize) -> Vec<String> {
     let (began, mut ids) = (Instant::now(), Vec::new());
     while ids.len() < count {
         assert!(began.elapsed() < 3 * PATIENCE, "{ids:?}");
-        let batch = subscription.next_batch(10, PATIENCE).await.unwrap();
+        let read = subscription.next_batch(10, PATIENCE).await.unwrap();
+        let Read::Commits(batch) = read else { panic!("{read:?}") };
         ids.extend(batch.iter().map(|recorded| recorded.commit.key.id().as_str().to_owned()));
     }
     ids
