@@ -12,10 +12,7 @@ use flexcore_domain::{
     limits::{COMMIT_BYTES_MAX, QUEUED_BYTES_MAX},
 };
 use flexcore_eventstore::{
-    Error, EventStore, Expected, Profile,
-    catalog::{self, Deployment},
-    snapshot::Snapshot,
-    topology,
+    Error, EventStore, Expected, Profile, catalog, snapshot::Snapshot, topology,
 };
 use flexcore_servers::Sync;
 use futures::future::join_all;
@@ -212,9 +209,10 @@ async fn deployments() {
         }
     };
     let deploy = async |quotes| {
-        let before = Deployment { application: None, expected: Expected::default() };
+        let application = application(quotes);
+        let before = catalog::deployment(&store, &application.name).await.unwrap();
         let actor = flexcore_domain::ActorName::parse("test").unwrap();
-        catalog::deploy(&store, &application(quotes), &before, &actor, 0).await
+        catalog::deploy(&store, &application, &before, &actor, 0).await
     };
     let refused = deploy(COMMIT_BYTES_MAX / 2).await;
     let Err(Error::TooLarge(why)) = refused else { panic!("{refused:?}") };
