@@ -1,7 +1,7 @@
 //! Every write to the broker with the largest message that it takes, one byte less and one more. What
 //! is too large must say so at once, and hold up nothing: an outage is waited for, this is for ever.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
@@ -9,10 +9,12 @@ use flexcore_domain::{
     AggregateKey, Application, CommandId, CommandName, Commit, Hash, Name, Outcome,
     command::header,
     definition::SourceFile,
-    limits::{COMMIT_BYTES_MAX, QUEUED_BYTES_MAX},
+    limits::{COMMIT_BYTES_MAX, FINGERPRINTS_PER_BLOCK, QUEUED_BYTES_MAX},
 };
 use flexcore_eventstore::{
-    Error, EventStore, Expected, Profile, catalog, snapshot::Snapshot, topology,
+    Error, EventStore, Expected, Profile, catalog,
+    snapshot::{Block, OlderCommands, Snapshot},
+    topology,
 };
 use flexcore_servers::Sync;
 use futures::future::join_all;
@@ -180,6 +182,7 @@ async fn snapshots() {
         hash: Hash::ZERO,
         state: json(state),
         commands: Vec::new(),
+        older: older(0),
     };
     let frame = serde_json::to_vec(&snapshot(2)).unwrap().len() - 2;
     for (bytes, is_taken) in around(store.client().max_payload()) {
@@ -189,6 +192,47 @@ async fn snapshots() {
         assert_eq!(is_too_large(&saved), !is_taken, "{bytes}: {saved:?}");
         assert_eq!(store.snapshot(&counter).await.unwrap().is_some(), is_taken, "{bytes}");
     }
+    servers.stop().await;
+}
+
+/// So many full blocks of fingerprints, each as large as they come.
+fn older(blocks: usize) -> OlderCommands {
+    let count = FINGERPRINTS_PER_BLOCK;
+    let block = Block { prints: vec![u32::MAX; count], sequences: vec![u64::MAX; count] };
+    OlderCommands {
+        secret: [7; 16].into(),
+        full: blocks,
+        open: Block::default(),
+        blocks: vec![Arc::new(block); blocks],
+        kept: 0,
+    }
+}
+
+/// They are messages of their own beside the snapshot, which is of no use without one of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn full_blocks_of_fingerprints() {
+    let (servers, store) = start().await;
+    let counter = key("c1");
+    let snapshot = Snapshot {
+        fingerprint: String::new(),
+        version: 1,
+        sequence: 1,
+        hash: Hash::ZERO,
+        state: json(2),
+        commands: Vec::new(),
+        older: older(3),
+    };
+    store.save_snapshot(&counter, &snapshot).await.unwrap();
+    let read = store.snapshot(&counter).await.unwrap().unwrap().older;
+    assert_eq!(read, OlderCommands { kept: 3, ..snapshot.older.clone() });
+    // As another worker's memory has it.
+    let other = OlderCommands { secret: [8; 16].into(), full: 1, ..older(1) };
+    let other = Snapshot { older: other, ..snapshot.clone() };
+    store.save_snapshot(&counter, &other).await.unwrap();
+    assert!(store.snapshot(&counter).await.unwrap().is_some());
+    let kept = OlderCommands { kept: 3, ..snapshot.older.clone() };
+    store.save_snapshot(&counter, &Snapshot { older: kept, ..snapshot }).await.unwrap();
+    assert!(store.snapshot(&counter).await.unwrap().is_none(), "the first block is another's");
     servers.stop().await;
 }
 
