@@ -49,6 +49,12 @@ const REFUSED: &[(&str, &str)] = &[
     ("native-tls", "rustls with aws-lc-rs is the one TLS stack"),
 ];
 
+/// Features that our own code stands on: named by us, since a dependency may stop wanting them.
+const FEATURES: &[(&str, &str, &str)] = &[
+    ("serde_json", "float_roundtrip", "numbers are recorded, folded and compared to the last bit"),
+    ("serde_json", "preserve_order", "documents and states keep the order of their keys"),
+];
+
 /// Calls and attributes that are not used: pattern, folders where they are looked for, files that
 /// may have them, and what to write instead. Where `tests` is among the folders, unit tests count.
 const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
@@ -218,6 +224,24 @@ fn crates_use_only_what_they_may() {
             let in_tests = dependency.kind == DependencyKind::Development;
             if !(may.contains(&used) || in_tests && used == "servers") {
                 findings.push(format!("{name} → {used} is no edge of ours: {reason}"));
+            }
+        }
+    }
+    none(findings);
+}
+
+#[test]
+fn the_features_that_code_stands_on_are_named() {
+    let metadata = metadata();
+    let mut findings = Vec::new();
+    for (name, feature, reason) in FEATURES {
+        for package in metadata.workspace_packages() {
+            let uses = package.dependencies.iter().filter(|dependency| dependency.name == *name);
+            for dependency in uses {
+                if !dependency.features.iter().any(|named| named == feature) {
+                    let package = &package.name;
+                    findings.push(format!("{package}: {name} without {feature}: {reason}"));
+                }
             }
         }
     }

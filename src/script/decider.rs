@@ -302,9 +302,8 @@ fn new_events(
     Ok(events)
 }
 
-/// What `decide` gets as its third argument.
+/// What `decide` gets as its third argument, under the names that `schemas/README.md` gives.
 #[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
 struct ContextJson<'a> {
     tenant: &'a str,
     id: &'a str,

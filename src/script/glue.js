@@ -48,12 +48,23 @@
     return text;
   };
 
+  // A context has its fields and nothing else: a name that is not one of them must not be a silent
+  // `undefined`. Its own fields are found before its prototype is asked, so that only a mistake costs.
+  const { setPrototypeOf } = Object;
+  const strict = new Proxy(freeze({}), {
+    get(nothing, name, context) {
+      if (typeof name === "symbol" || name === "toJSON" || name in nothing) return nothing[name];
+      throw new TypeError(`the context has no ${name}; it has ${ownKeys(context).join(", ")}`);
+    },
+  });
+  delete globalThis.Proxy;
+
   // Every event is evolved from the text that will be recorded, on a state read from text, so that
   // folding the log later gives the very same state.
   const decider = (decide, evolves) => (state, payload, contextText) => {
     let at = "";
     try {
-      const context = parse(contextText);
+      const context = setPrototypeOf(parse(contextText), strict);
       const { version } = context;
       const decided = decide(parse(state), parse(payload), context);
       if (decided instanceof Promise) throw new TypeError("decide returned a promise");

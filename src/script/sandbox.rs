@@ -32,6 +32,8 @@ type Intrinsics = (
     intrinsic::Json,
     intrinsic::MapSet,
     intrinsic::Promise,
+    // The glue's alone: scripts can't make one.
+    intrinsic::Proxy,
 );
 
 /// A compiled function of text and text.

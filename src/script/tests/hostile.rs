@@ -191,7 +191,7 @@ fn a_fault_names_its_line() {
 
 #[test]
 fn nothing_survives_a_call() {
-    let decide = "(state, payload) => {
+    let decide = "(state, payload, context) => {
   const tries = [
     () => { globalThis.kept = 1; },
     () => { Object.prototype.kept = 1; },
@@ -210,6 +210,8 @@ fn nothing_survives_a_call() {
     () => { String.prototype.at = () => 'kept'; },
     () => { try { reject('a'); } catch (e) { e.__proto__.kept = 1; } },
     () => { try { reject('a'); } catch (e) { e.constructor.kept = 1; } },
+    () => { Object.getPrototypeOf(context).kept = 1; },
+    () => { Object.setPrototypeOf(Object.getPrototypeOf(context), { kept: 1 }); },
     () => { payload.kept = 1; state.kept = 1; return 'its own'; },
   ];
   const went = tries.flatMap((run, i) => { try { return run() ?? i; } catch (e) { return []; } });
