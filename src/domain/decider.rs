@@ -50,7 +50,8 @@ pub struct Context {
     pub command_id: CommandId,
     /// Who sent the command.
     pub actor: ActorName,
-    /// When the worker took the command up, in milliseconds since 1970-01-01 UTC.
+    /// When the worker took the command up, in milliseconds since 1970-01-01 UTC; never before the
+    /// aggregate's last event.
     pub now_ms: i64,
 }
 
@@ -97,10 +98,14 @@ pub enum Refusal {
         /// Which field, and why.
         violations: Vec<Violation>,
     },
-    /// The decider itself failed: it threw, returned an undeclared or invalid event, looped past
-    /// its deadline or asked for too much memory. The state is as before.
+    /// The decider itself failed: it threw, or returned an undeclared or invalid event. The state is
+    /// as before.
     #[error("{0}")]
     Faulty(String),
+    /// It used more processor time or memory than it may. The machine may have had a part in it: the
+    /// same may succeed later. The state is as before.
+    #[error("{0}")]
+    Exhausted(String),
 }
 
 /// The rules of one kind of aggregate. Same input, same answer: no clock, no randomness, no effect.
@@ -116,7 +121,7 @@ pub trait Decider {
     ) -> Result<Decision, Refusal>;
 
     /// Folds recorded events into the state, older schemas being upcast first. Fails with
-    /// [`Refusal::Faulty`] when an event cannot be applied.
+    /// [`Refusal::Faulty`] when an event cannot be applied, and with [`Refusal::Exhausted`].
     fn evolve(&mut self, state: &State, events: &[Event]) -> Result<State, Refusal>;
 }
 

@@ -42,7 +42,7 @@ impl ScriptDecider {
 
     /// The event as the current version of its schema has it. Fails with [`Refusal::Faulty`] when
     /// its `upcast` throws or makes data that do not match the schema, and when the event is not
-    /// declared or of a later version.
+    /// declared or of a later version; with [`Refusal::Exhausted`] when it used too much.
     pub fn upcast(&mut self, event: &Event) -> Result<Event, Refusal> {
         let definition = self.definition.clone();
         let declared = declared(&definition, event)?;
@@ -92,7 +92,8 @@ impl ScriptDecider {
             let made = Sandbox::new(&self.definition);
             self.sandbox = Some(made.map_err(|problems| {
                 let first = problems.first().map(ToString::to_string).unwrap_or_default();
-                Refusal::Faulty(first)
+                // They were compiled before.
+                Refusal::Exhausted(first)
             })?);
         }
         let sandbox = self.sandbox.as_ref().expect("BUG: just made");
@@ -102,12 +103,16 @@ impl ScriptDecider {
             Err(broken) => broken,
         };
         self.sandbox = None;
-        let why = match broken {
-            Broken::Late(within) => format!("ran for longer than {} ms", within.as_millis()),
-            Broken::Memory => format!("asked for more than {} MiB", MEMORY_BYTES_MAX >> 20),
-            Broken::Asynchronous => "left a promise behind; nothing here may be async".to_owned(),
-        };
-        Err(what.at(function, &why))
+        Err(match broken {
+            Broken::Late(within) => {
+                let why = format!("used more than {} ms of processor time", within.as_millis());
+                what.exhausted(function, &why)
+            }
+            Broken::Memory => what.exhausted(function, &out_of_memory()),
+            Broken::Asynchronous => {
+                what.at(function, "left a promise behind; nothing here may be async")
+            }
+        })
     }
 
     /// Reads an answer; a fault becomes a refusal with its place.
@@ -125,6 +130,7 @@ impl ScriptDecider {
         };
         if message.contains("out of memory") {
             self.sandbox = None;
+            return Err(what.exhausted(function, &out_of_memory()));
         }
         let inner = self.definition.events.iter().find(|(name, _)| name.as_str() == at);
         let (what, function) = match inner {
@@ -236,6 +242,15 @@ impl What {
         let Self { verb, of } = self;
         Refusal::Faulty(format!("{}: {verb} of {of}: {why}", function.place))
     }
+
+    fn exhausted(&self, function: &Function, why: &str) -> Refusal {
+        let Self { verb, of } = self;
+        Refusal::Exhausted(format!("{}: {verb} of {of}: {why}", function.place))
+    }
+}
+
+fn out_of_memory() -> String {
+    format!("asked for more than {} MiB", MEMORY_BYTES_MAX >> 20)
 }
 
 fn declared<'a>(

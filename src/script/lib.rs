@@ -1,9 +1,10 @@
 //! Deciders in JavaScript: the functions of a deployed definition, run by QuickJS with a cap on
-//! memory, stack and time, and with nothing that could make the same input give another answer.
+//! memory, stack and processor time, and with nothing that could make the same input give another answer.
 
 mod answer;
+mod clock;
 mod decider;
-mod limits;
+pub mod limits;
 mod sandbox;
 pub mod scenario;
 mod violations;

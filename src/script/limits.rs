@@ -4,30 +4,30 @@ use std::time::Duration;
 
 /// Most memory of one runtime, in bytes: a state of the largest size, some ten times over, and the
 /// engine itself. A lane has one runtime for each kind of aggregate that it sees.
-pub(crate) const MEMORY_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub const MEMORY_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Most native stack of a script, in bytes: threads have 2 MiB, and the caller needs some of it.
 pub(crate) const STACK_BYTES_MAX: usize = 512 * 1024;
 
-/// Longest run of one command's functions: thousands of times what they need, and short enough that
+/// Most processor time of one command's functions: thousands of times what they need, and short enough that
 /// the other commands of the lane still get their answer in time.
-pub(crate) const DECIDE_MAX: Duration = Duration::from_millis(100);
+pub const DECIDE_MAX: Duration = Duration::from_millis(100);
 
-/// Longest run for each event of a fold, on top of [`DECIDE_MAX`]: what was accepted once must be
-/// foldable on a machine that has more to do.
-pub(crate) const EVOLVE_MAX: Duration = Duration::from_millis(20);
+/// Most processor time for each event of a fold, on top of [`DECIDE_MAX`]: what was accepted once must
+/// be foldable on a slower machine.
+pub const EVOLVE_MAX: Duration = Duration::from_millis(20);
 
-/// Longest compilation of a definition's functions: they are up to 64 KiB of source each.
+/// Most processor time of the compilation of a definition's functions: they are up to 64 KiB of source each.
 pub(crate) const COMPILE_MAX: Duration = Duration::from_secs(2);
 
 /// Events that are folded in one call: it bounds the text that is copied in.
 pub(crate) const FOLD_EVENTS_MAX: usize = 1_024;
 
 /// Longest code of a rejection, in characters: it is a word for programs.
-pub(crate) const CODE_CHARS_MAX: usize = 64;
+pub const CODE_CHARS_MAX: usize = 64;
 
 /// Longest message that leaves a script, in characters: it is a sentence, and travels in a header.
-pub(crate) const MESSAGE_CHARS_MAX: usize = 500;
+pub const MESSAGE_CHARS_MAX: usize = 500;
 
 /// Longest list that the engine's uninterruptible loops are let loose on: a hundred times the
 /// elements that a state of the largest size could hold usefully, and milliseconds of work.

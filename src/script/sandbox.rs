@@ -1,11 +1,6 @@
 //! One QuickJS runtime with an aggregate's functions, compiled once.
 
-use std::{
-    cell::Cell,
-    collections::BTreeMap,
-    rc::Rc,
-    time::{Duration, Instant},
-};
+use std::{cell::Cell, collections::BTreeMap, rc::Rc, time::Duration};
 
 use flexcore_domain::{
     CommandName, EventName,
@@ -18,6 +13,7 @@ use rquickjs::{
     function::IntoArgs,
 };
 
+use crate::clock::processor_time;
 use crate::limits::{
     CODE_CHARS_MAX, COMPARISONS_MAX, COMPILE_MAX, ELEMENTS_MAX, MEMORY_BYTES_MAX,
     MESSAGE_CHARS_MAX, STACK_BYTES_MAX,
@@ -42,7 +38,7 @@ pub(crate) type Compiled = Persistent<rquickjs::Function<'static>>;
 /// Why a call has no answer: the runtime is of no use any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Broken {
-    /// The deadline has passed.
+    /// It has used more processor time than it may.
     Late(Duration),
     /// No memory, or a failure inside the engine.
     Memory,
@@ -57,7 +53,8 @@ pub(crate) struct Sandbox {
     pub(crate) upcast: BTreeMap<(EventName, u32), Compiled>,
     context: Context,
     runtime: Runtime,
-    deadline: Rc<Cell<Instant>>,
+    /// What this thread's processor time must not pass.
+    deadline: Rc<Cell<Duration>>,
 }
 
 impl Sandbox {
@@ -67,19 +64,19 @@ impl Sandbox {
             let message = format!("no JavaScript runtime: {error}");
             vec![Problem { place: definition.place.clone(), message }]
         };
-        let deadline = Rc::new(Cell::new(Instant::now() + COMPILE_MAX));
+        let deadline = Rc::new(Cell::new(processor_time() + COMPILE_MAX));
         let runtime = Runtime::new().map_err(failed)?;
         runtime.set_memory_limit(MEMORY_BYTES_MAX);
         runtime.set_max_stack_size(STACK_BYTES_MAX);
         let until = deadline.clone();
-        runtime.set_interrupt_handler(Some(Box::new(move || Instant::now() > until.get())));
+        runtime.set_interrupt_handler(Some(Box::new(move || processor_time() > until.get())));
         let context = Context::custom::<Intrinsics>(&runtime).map_err(failed)?;
         let compiled = context.with(|ctx| compile(&ctx, definition, &failed))?;
         let (decide, fold, upcast) = compiled;
         Ok(Self { decide, fold, upcast, context, runtime, deadline })
     }
 
-    /// Calls a function, for at most `within`. After a failure the runtime must not be used again.
+    /// Calls a function, for at most `within` of processor time. After a failure the runtime must not be used again.
     pub(crate) fn call<A>(
         &self,
         function: &Compiled,
@@ -89,7 +86,7 @@ impl Sandbox {
     where
         A: for<'js> IntoArgs<'js>,
     {
-        self.deadline.set(Instant::now() + within);
+        self.deadline.set(processor_time() + within);
         let returned = self.context.with(|ctx| {
             let function = function.clone().restore(&ctx)?;
             let returned = function.call::<_, String>(arguments);
@@ -100,7 +97,7 @@ impl Sandbox {
             returned
         });
         match returned {
-            Err(_) if Instant::now() > self.deadline.get() => Err(Broken::Late(within)),
+            Err(_) if processor_time() > self.deadline.get() => Err(Broken::Late(within)),
             Err(_) => Err(Broken::Memory),
             Ok(_) if self.runtime.is_job_pending() => Err(Broken::Asynchronous),
             Ok(text) => Ok(text),

@@ -54,7 +54,7 @@ pub(crate) fn event(event: &str, version: u64, schema_version: u32, data: &str) 
 
 pub(crate) fn faulty<T: std::fmt::Debug>(result: Result<T, Refusal>) -> String {
     match result {
-        Err(Refusal::Faulty(message)) => message,
+        Err(Refusal::Faulty(message) | Refusal::Exhausted(message)) => message,
         other => panic!("not faulty: {other:?}"),
     }
 }
