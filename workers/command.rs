@@ -53,6 +53,9 @@ pub struct Settings {
     pub cache_bytes_max: usize,
     /// Deciders written in Rust.
     pub native: NativeDeciders,
+    /// This host's clock, in milliseconds since 1970-01-01 UTC: what deciders see as `now`, unless
+    /// their aggregate's last event is later.
+    pub clock: fn() -> i64,
 }
 
 impl Default for Settings {
@@ -61,6 +64,7 @@ impl Default for Settings {
             lanes: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8),
             cache_bytes_max: 128 << 20,
             native: Arc::new(|_| None),
+            clock: now_ms,
         }
     }
 }
@@ -271,7 +275,7 @@ async fn keep_house(store: EventStore, lanes: Lanes, member: Member, stop: Cance
     }
 }
 
-/// Milliseconds since 1970-01-01 UTC: what deciders see as `now`.
+/// Milliseconds since 1970-01-01 UTC.
 fn now_ms() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)

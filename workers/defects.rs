@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Mutex, OnceLock, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -99,12 +99,12 @@ pub(crate) fn queued(
 }
 
 /// A commit under the id of its command, whatever that was disguised as.
-pub(crate) fn undisguised(mut commit: Box<Commit>) -> Box<Commit> {
+pub(crate) fn undisguised(commit: Arc<Commit>) -> Arc<Commit> {
     let id = commit.command_id.as_str().strip_suffix(DISGUISE).map(CommandId::parse);
-    if let Some(Ok(id)) = id {
-        commit.command_id = id;
+    match id {
+        Some(Ok(command_id)) => Arc::new(Commit { command_id, ..Arc::unwrap_or_clone(commit) }),
+        _ => commit,
     }
-    commit
 }
 
 /// What a waiting client is told.

@@ -42,7 +42,8 @@ pub struct Commit {
     pub causation_id: Option<CommandId>,
     /// The trace that the command is part of.
     pub traceparent: Option<TraceParent>,
-    /// When it was decided, in milliseconds since 1970-01-01 UTC.
+    /// When it was decided, in milliseconds since 1970-01-01 UTC. Never before the aggregate's
+    /// previous commit.
     pub time_ms: i64,
     /// The events, at least one, their versions following one another.
     pub events: Vec<Event>,

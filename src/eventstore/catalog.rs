@@ -46,6 +46,8 @@ pub struct Deployment {
     pub expected: Expected,
     /// Stream sequence of the last deployment of any application when this was read; 0: none.
     last: u64,
+    /// When that was deployed, in milliseconds since 1970-01-01 UTC.
+    pub time_ms: i64,
 }
 
 fn key(name: &Name) -> AggregateKey {
@@ -62,10 +64,12 @@ pub async fn deployment(store: &EventStore, name: &Name) -> Result<Deployment, E
     // First: what is deployed after this was read makes `deploy` fail.
     let last = store.last_on(topology::EVENTS, SUBJECTS, 0).await?;
     let Some(recorded) = store.last_deployed(&key(name)).await? else {
-        return Ok(Deployment { application: None, expected: Expected::default(), last });
+        let (expected, time_ms) = (Expected::default(), i64::MIN);
+        return Ok(Deployment { application: None, expected, last, time_ms });
     };
     let expected = Expected { sequence: recorded.sequence, hash: recorded.hash };
-    Ok(Deployment { application: Some(read(&recorded)?), expected, last })
+    let time_ms = recorded.commit.time_ms;
+    Ok(Deployment { application: Some(read(&recorded)?), expected, last, time_ms })
 }
 
 /// Records a version of an application. Returns its version number. Fails with
@@ -90,7 +94,8 @@ pub async fn deploy(
         correlation_id: None,
         causation_id: None,
         traceparent: None,
-        time_ms: now_ms,
+        // As with every aggregate, hosts' clocks differ.
+        time_ms: now_ms.max(before.time_ms),
         events: vec![Event {
             event: EventName::parse(DEPLOYED).expect("BUG: a valid event name"),
             version: u64::from(version),

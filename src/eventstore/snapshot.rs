@@ -25,6 +25,8 @@ pub struct Snapshot {
     pub sequence: u64,
     /// That commit's hash.
     pub hash: Hash,
+    /// When that commit was decided, in milliseconds since 1970-01-01 UTC.
+    pub time_ms: i64,
     /// The state.
     pub state: Box<RawValue>,
     /// The last command ids, oldest first.

@@ -22,6 +22,8 @@ pub(super) struct Entry {
     pub(super) version: u64,
     /// What its subject ends with.
     pub(super) expected: Expected,
+    /// When its last commit was decided. No later commit has an earlier time.
+    pub(super) time_ms: i64,
     /// What its decider's `evolve` returned last.
     pub(super) state: State,
     /// Shared with the entry that an append would make until that one is recorded.
@@ -34,6 +36,7 @@ impl Entry {
         Self {
             version: 0,
             expected: Expected::default(),
+            time_ms: i64::MIN,
             state: State::none(),
             memory: Arc::new(Memory::new(secret)),
         }
@@ -43,6 +46,7 @@ impl Entry {
         Self {
             version: snapshot.version,
             expected: snapshot.expected(),
+            time_ms: snapshot.time_ms,
             state: State::from_json(snapshot.state.get()),
             memory: Arc::new(Memory::restore(&snapshot.commands, &snapshot.older)),
         }
@@ -55,6 +59,7 @@ impl Entry {
             version: self.version,
             sequence: self.expected.sequence,
             hash: self.expected.hash,
+            time_ms: self.time_ms,
             state: self.raw_state(),
             commands,
             older,
@@ -97,6 +102,7 @@ impl Entry {
         let after = Self {
             version: self.version + events.len() as u64,
             expected: self.expected,
+            time_ms: now_ms,
             state: decision.state,
             memory: self.memory.clone(),
         };
@@ -129,6 +135,8 @@ impl Entry {
     pub(super) fn record(&mut self, recorded: &Recorded, state: State) {
         self.version = recorded.commit.version();
         self.expected = Expected { sequence: recorded.sequence, hash: recorded.hash };
+        // Logs of earlier builds may have times that go back.
+        self.time_ms = self.time_ms.max(recorded.commit.time_ms);
         self.state = state;
         self.remember(RememberedCommand::of(recorded));
     }

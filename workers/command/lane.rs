@@ -3,6 +3,7 @@
 //! different aggregates overlap.
 
 mod answers;
+mod doubts;
 mod fold;
 mod leave;
 mod look_up;
@@ -10,13 +11,15 @@ mod unstored;
 
 use std::{
     collections::{HashMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
 use flexcore_domain::{AggregateKey, Command, CommandId, Context, Outcome, Secret, commit::Commit};
 use flexcore_eventstore::{Appended, Error, Expected};
 
-use answers::{Doubts, answer_all, is_patient, refused, repeated, replay};
+use answers::{is_patient, refused, repeated, replay};
+use doubts::{Doubts, Unanswered, Undecided, not_made};
 use look_up::to_look_up;
 
 use super::{
@@ -61,6 +64,7 @@ struct Appending {
     /// The aggregate when it has, but for its place in the log.
     after: Entry,
     command: Box<Command>,
+    commit: Arc<Commit>,
     patient: bool,
     ticket: Ticket,
     /// Deployments seen when it was decided: a state folded by older functions is void.
@@ -166,12 +170,13 @@ impl Lane {
                 before,
                 after,
                 command,
+                commit: Arc::new(commit),
                 patient,
                 ticket,
                 generation: self.generation,
                 guessed: true,
             };
-            self.append(key, commit, appending, VecDeque::new(), 0, actions);
+            self.append(key, appending, VecDeque::new(), 0, actions);
             return;
         }
         self.guesses.learn(&command, false);
@@ -225,32 +230,32 @@ impl Lane {
                     actions.push(Action::Answer { ticket, outcome });
                 }
                 Work::Command { command, patient, ticket } => {
-                    match self.decide(&entry, &command, now_ms) {
-                        Ok((commit, after)) => {
+                    let undecided = match self.next_try(&entry, &command, ticket, now_ms) {
+                        Ok(Unanswered { commit, after, generation, .. }) => {
                             let appending = Appending {
                                 before: entry,
                                 after,
                                 command,
+                                commit,
                                 patient,
                                 ticket,
-                                generation: self.generation,
+                                generation,
                                 guessed: false,
                             };
-                            self.append(key, commit, appending, waiting, attempts, actions);
-                            return;
+                            return self.append(key, appending, waiting, attempts, actions);
                         }
-                        Err(outcome)
-                            if patient
-                                && self.doubts.must_look_again(ticket, &outcome, attempts) =>
-                        {
-                            waiting.push_front(Work::Command { command, patient, ticket });
-                            return self.load(key, waiting, None, attempts + 1, actions);
-                        }
-                        Err(outcome) => {
-                            let outcome = Some(self.doubts.told(ticket, patient, outcome));
-                            actions.push(Action::Answer { ticket, outcome });
-                        }
+                        Err(undecided) => undecided,
+                    };
+                    let work = Work::Command { command, patient, ticket };
+                    if matches!(undecided, Undecided::Exhausted(_))
+                        && self.doubts.try_again(&work, &key)
+                    {
+                        waiting.push_front(work);
+                        let base = Some(Box::new(entry));
+                        return self.load(key, waiting, base, attempts + 1, actions);
                     }
+                    self.doubts.end(ticket);
+                    actions.push(Action::Answer { ticket, outcome: Some(undecided.outcome()) });
                     attempts = 0;
                 }
             }
@@ -261,32 +266,33 @@ impl Lane {
     fn append(
         &mut self,
         key: AggregateKey,
-        commit: Commit,
         appending: Appending,
         waiting: VecDeque<Work>,
         attempts: u32,
         actions: &mut Vec<Action>,
     ) {
-        let expected = appending.before.expected;
-        actions.push(Action::Append { commit: Box::new(commit), expected });
+        let (commit, expected) = (appending.commit.clone(), appending.before.expected);
+        actions.push(Action::Append { commit, expected });
         let phase = Phase::Appending(Box::new(appending));
         self.busy.insert(key, Busy { phase, waiting, attempts, void: false });
     }
 
-    /// The commit and the aggregate after it, or the answer when there is nothing to append.
+    /// The commit and the aggregate after it, or why there is nothing to append.
     fn decide(
         &mut self,
         entry: &Entry,
         command: &Command,
         now_ms: i64,
-    ) -> Result<(Commit, Entry), Outcome> {
+    ) -> Result<(Commit, Entry), Undecided> {
         if let Recall::Known(first) = entry.recall(&command.id) {
-            return Err(repeated(command, first));
+            return Err(repeated(command, first).into());
         }
         if command.expected_version.is_some_and(|expected| expected != entry.version) {
-            return Err(Outcome::Conflict { version: entry.version });
+            return Err(Outcome::Conflict { version: entry.version }.into());
         }
-        let decider = self.deciders.get(command.key.aggregate())?;
+        let decider = self.deciders.get(command.key.aggregate()).map_err(not_made)?;
+        // Hosts' clocks differ, and are set back: an aggregate's time stands still then.
+        let now_ms = now_ms.max(entry.time_ms);
         let context = Context {
             tenant: command.key.tenant().clone(),
             id: command.key.id().clone(),
@@ -299,11 +305,8 @@ impl Lane {
             .decide(&entry.state, &command.name, &command.payload, &context)
             .map_err(refused)?;
         if decision.events.is_empty() {
-            return Err(Outcome::Accepted {
-                version: entry.version,
-                position: None,
-                replayed: false,
-            });
+            let version = entry.version;
+            return Err(Outcome::Accepted { version, position: None, replayed: false }.into());
         }
         Ok(entry.commit(command, decision, now_ms))
     }
@@ -340,15 +343,11 @@ impl Lane {
                 }
                 self.drain(key, entry, waiting, attempts, now_ms, actions);
             }
-            Ok(Err(refusal)) => {
-                let outcome = refused(refusal);
-                let message = "the state cannot be computed".to_owned();
-                answer_all(waiting, &outcome, &message, actions);
-            }
+            Ok(Err(refusal)) => self.not_folded(key, waiting, attempts, refusal, actions),
             Err(broken) => {
                 let message = broken.to_string();
                 let outcome = Outcome::Faulty { message: message.clone() };
-                answer_all(waiting, &outcome, &message, actions);
+                self.answer_all(waiting, &outcome, &message, actions);
             }
         }
     }
@@ -364,9 +363,8 @@ impl Lane {
         actions: &mut Vec<Action>,
     ) {
         let (patient, others): (VecDeque<Work>, _) = waiting.into_iter().partition(is_patient);
-        others.iter().for_each(|work| self.doubts.end(work.ticket()));
         let outcome = Outcome::Unavailable { message: message.clone() };
-        answer_all(others, &outcome, &message, actions);
+        self.answer_all(others, &outcome, &message, actions);
         if !patient.is_empty() {
             self.load(key, patient, base, attempts + 1, actions);
         }
@@ -447,19 +445,21 @@ impl Lane {
         attempts: u32,
         actions: &mut Vec<Action>,
     ) {
-        let Appending { before, command, patient, ticket, generation, guessed, .. } = appending;
+        let Appending { before, after, command, commit, patient, ticket, generation, guessed } =
+            appending;
         if matches!(error, Error::Unavailable(_)) {
-            self.doubts.begin(ticket, &key);
+            let expects = before.expected.sequence;
+            self.doubts.begin(ticket, Unanswered { commit, after, generation, expects });
         }
+        let work = Work::Command { command, patient, ticket };
         if attempts >= ATTEMPTS_MAX && !patient {
             let outcome = match error {
                 Error::Conflict => Outcome::Conflict { version: before.version },
                 other => Outcome::Unavailable { message: other.to_string() },
             };
-            let outcome = Some(self.doubts.told(ticket, patient, outcome));
-            actions.push(Action::Answer { ticket, outcome });
+            self.answer_all(VecDeque::from([work]), &outcome, "", actions);
         } else {
-            waiting.push_front(Work::Command { command, patient, ticket });
+            waiting.push_front(work);
         }
         if !waiting.is_empty() {
             // A guess knows nothing, and what older functions folded is void.

@@ -1,12 +1,13 @@
 //! The lane's returned actions, with a decider in Rust and no server.
 
+mod tries;
 mod unstored;
 
 use std::sync::Arc;
 
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandHash, CommandId,
-    CommandName, Context, Outcome, StateReply, Tenant,
+    CommandName, Context, Decider, Outcome, StateReply, Tenant,
     commit::Commit,
     decider::{Native, Rules},
 };
@@ -65,10 +66,12 @@ impl Rules for Counter {
 }
 
 pub(super) fn lane() -> Lane {
-    let native: super::NativeDeciders = Arc::new(|name: &AggregateName| {
-        let counter = || Box::new(Native::<Counter>::default()) as Box<_>;
-        (name.as_str() == "counter").then(counter)
-    });
+    lane_of(|| Box::new(Native::<Counter>::default()))
+}
+
+fn lane_of(counter: impl Fn() -> Box<dyn Decider> + Send + Sync + 'static) -> Lane {
+    let native: super::NativeDeciders =
+        Arc::new(move |name: &AggregateName| (name.as_str() == "counter").then(&counter));
     Lane::new(Deciders::new(Arc::new(Catalog::default()), native), 1 << 20)
 }
 
@@ -111,7 +114,7 @@ pub(super) fn loaded(commits: Vec<Recorded>) -> Input {
 
 pub(super) fn append(actions: Vec<Action>) -> (Commit, Expected) {
     match <[Action; 1]>::try_from(actions) {
-        Ok([Action::Append { commit, expected }]) => (*commit, expected),
+        Ok([Action::Append { commit, expected }]) => (Arc::unwrap_or_clone(commit), expected),
         other => panic!("not one append: {other:?}"),
     }
 }
@@ -451,36 +454,4 @@ fn what_was_under_way_when_a_slot_was_left_has_no_consequence() {
         let (commit, _) = append(lane.handle(loaded(vec![]), 0));
         assert_eq!(commit.command_id.as_str(), "d", "neither b again nor c");
     }
-}
-
-/// A refusal after a commit that had no answer: the commit may get into the log yet.
-#[test]
-fn a_refusal_is_none_while_an_earlier_commit_of_the_command_is_in_doubt() {
-    let lost = || Input::Appended { key: key(), result: Err(unavailable()) };
-    let conflict = || Input::Appended { key: key(), result: Err(Error::Conflict) };
-    let (mut lane, first) = started();
-    append(lane.handle(up("b", 2, 1, false), 0));
-    lane.handle(lost(), 0);
-    // A replica that is behind shows nothing of it, so it is decided again, and again.
-    let told = (0..3).find_map(|_| {
-        append(lane.handle(loaded(vec![]), 0));
-        outcomes(&lane.handle(conflict(), 0)).pop()
-    });
-    assert!(matches!(told, Some((1, Outcome::Unavailable { .. }))), "{told:?}");
-
-    // A queued command is looked at again instead, until its commit shows.
-    let (mut lane, _) = started();
-    let (commit, expected) = append(lane.handle(up("b", 600, 1, true), 0));
-    lane.handle(lost(), 0);
-    let other = Commit { command_id: CommandId::parse("other").unwrap(), ..commit.clone() };
-    let other = recorded(&other, expected, 11);
-    let mut found = vec![other.clone()];
-    for _ in 0..3 {
-        let actions = lane.handle(loaded(found), 0);
-        assert!(matches!(&actions[..], [Action::Load { .. }]), "600 more are refused: {actions:?}");
-        found = vec![first.clone(), other.clone()];
-    }
-    let own = vec![first, recorded(&commit, expected, 11)];
-    let told = outcomes(&lane.handle(loaded(own), 0));
-    assert!(matches!(told[..], [(1, Outcome::Accepted { version: 2, .. })]), "{told:?}");
 }

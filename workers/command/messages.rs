@@ -119,8 +119,8 @@ pub(super) enum Action {
     },
     /// Append a commit.
     Append {
-        /// The commit.
-        commit: Box<Commit>,
+        /// The commit. Kept by the lane, too: without an answer it is sent again.
+        commit: Arc<Commit>,
         /// What the aggregate must end with.
         expected: Expected,
     },

@@ -26,7 +26,6 @@ use super::{
     deciders::Deciders,
     lane::Lane,
     messages::{Action, Input, Loaded, Ticket, Work},
-    now_ms,
 };
 
 /// Who waits for an answer. A receiver that has gone away is not missed.
@@ -87,6 +86,7 @@ pub(super) struct LaneThread {
     entered: HashMap<Slot, u64>,
     depth: Arc<AtomicUsize>,
     guard: Guard,
+    clock: fn() -> i64,
     /// Weak, so that the thread ends when nobody can ask any more.
     inputs: mpsc::WeakUnboundedSender<ToLane>,
 }
@@ -116,6 +116,7 @@ impl LaneThread {
                 entered: HashMap::new(),
                 depth: counted,
                 guard,
+                clock: settings.clock,
                 inputs: weak,
             };
             thread.run(receiver);
@@ -155,7 +156,7 @@ impl LaneThread {
                     Input::Work { key, work }
                 }
             };
-            for action in self.lane.handle(input, now_ms()) {
+            for action in self.lane.handle(input, (self.clock)()) {
                 self.perform(action);
             }
         }

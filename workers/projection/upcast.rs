@@ -7,11 +7,14 @@ use std::{
     thread,
 };
 
-use flexcore_domain::{AggregateName, Catalog, Event};
+use flexcore_domain::{AggregateName, Catalog, Event, Refusal};
 use flexcore_eventstore::Recorded;
 use flexcore_script::ScriptDecider;
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot, watch};
+
+/// Tries of an upcast that uses up its time or memory before its event is parked.
+const TRIES_MAX: u32 = 4;
 
 /// New data of events, by commit and event; or why there is none.
 pub(super) type Upcasted = HashMap<(usize, usize), Result<Box<RawValue>, String>>;
@@ -96,30 +99,37 @@ impl Upcasts {
 
 /// Upcasts until the reader is gone.
 fn serve(mut requests: mpsc::Receiver<Request>, catalog: &Catalog) {
-    let mut deciders: HashMap<AggregateName, Result<ScriptDecider, String>> = HashMap::new();
+    let mut deciders: HashMap<AggregateName, ScriptDecider> = HashMap::new();
     while let Some((old, answer)) = requests.blocking_recv() {
         let upcasted = old
             .into_iter()
             .map(|old| {
                 let decider = match deciders.entry(old.aggregate) {
-                    Entry::Occupied(made) => made.into_mut(),
+                    Entry::Occupied(made) => Ok(made.into_mut()),
+                    // One that can't be made is not kept: it was compiled when it was deployed.
                     Entry::Vacant(place) => {
-                        let made = make(catalog, place.key());
-                        place.insert(made)
+                        make(catalog, place.key()).map(|made| place.insert(made))
                     }
                 };
-                let data = match decider {
-                    Ok(decider) => match decider.upcast(&old.event) {
-                        Ok(newest) => Ok(newest.data),
-                        Err(error) => Err(format!("upcast: {error}")),
-                    },
-                    Err(reason) => Err(reason.clone()),
-                };
+                let data = decider.and_then(|decider| upcast(decider, &old.event));
                 (old.place, data)
             })
             .collect();
         // The reader may have ended meanwhile.
         let _ = answer.send(upcasted);
+    }
+}
+
+/// Fails with the reason for which the event is parked. What used up its time or memory is tried again
+/// first, since the machine may have had a part in it.
+fn upcast(decider: &mut ScriptDecider, event: &Event) -> Result<Box<RawValue>, String> {
+    let mut tries = 1;
+    loop {
+        match decider.upcast(event) {
+            Ok(newest) => return Ok(newest.data),
+            Err(Refusal::Exhausted(_)) if tries < TRIES_MAX => tries += 1,
+            Err(error) => return Err(format!("upcast: {error}")),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Folding what was loaded.
 
-use flexcore_domain::{AggregateKey, Refusal};
+use flexcore_domain::{AggregateKey, Outcome, Refusal};
 use flexcore_eventstore::Error;
 
 use super::{Entry, Lane, Loaded};
@@ -36,6 +36,7 @@ impl Lane {
             }
             let decider = match self.deciders.get(key.aggregate()) {
                 Ok(decider) => decider,
+                Err(Outcome::Faulty { message }) => return Ok(Err(Refusal::Exhausted(message))),
                 Err(_) => return Ok(Err(Refusal::Faulty("no such aggregate".to_owned()))),
             };
             match decider.evolve(&entry.state, &recorded.commit.events) {

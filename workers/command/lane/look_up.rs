@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use flexcore_domain::{AggregateKey, CommandId, Outcome, Secret};
 use flexcore_eventstore::{Error, snapshot::RememberedCommand};
 
-use super::{Action, Busy, Entry, Lane, Phase, Recall, Work, answer_all};
+use super::{Action, Busy, Entry, Lane, Phase, Recall, Work};
 
 /// The command that has to be looked up before this can be worked on, and where.
 pub(super) fn to_look_up(entry: &Entry, work: &Work) -> Option<(CommandId, Vec<u64>)> {
@@ -60,7 +60,7 @@ impl Lane {
             Err(broken) => {
                 let message = broken.to_string();
                 let outcome = Outcome::Faulty { message: message.clone() };
-                answer_all(waiting, &outcome, &message, actions);
+                self.answer_all(waiting, &outcome, &message, actions);
             }
         }
     }

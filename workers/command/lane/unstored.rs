@@ -23,9 +23,9 @@ impl Lane {
              or smaller events, or divide the command",
             command.name
         );
-        let outcome = Outcome::Faulty { message };
-        let outcome = Some(self.doubts.told(ticket, patient, outcome));
-        actions.push(Action::Answer { ticket, outcome });
+        let work = Work::Command { command, patient, ticket };
+        let outcome = Outcome::Faulty { message: message.clone() };
+        self.answer_all(VecDeque::from([work]), &outcome, &message, actions);
         if generation != self.generation {
             return self.begin_anew(key, waiting, actions);
         }
@@ -46,19 +46,13 @@ impl Lane {
         let Appending { before, command, patient, ticket, generation, guessed, .. } = appending;
         let known = !guessed && generation == self.generation;
         let outcome = Outcome::NoRoom { message: why.to_owned() };
-        let mut left = VecDeque::with_capacity(waiting.len());
-        for work in std::iter::once(Work::Command { command, patient, ticket }).chain(waiting) {
-            match work {
-                // A repeated one has its outcome already, or may have.
-                Work::Command { command, patient: false, ticket }
-                    if before.recall(&command.id) == Recall::Never =>
-                {
-                    let outcome = Some(self.doubts.told(ticket, false, outcome.clone()));
-                    actions.push(Action::Answer { ticket, outcome });
-                }
-                work => left.push_back(work),
-            }
-        }
+        let all = std::iter::once(Work::Command { command, patient, ticket }).chain(waiting);
+        // A repeated one has its outcome already, or may have.
+        let (told, left): (VecDeque<Work>, VecDeque<Work>) = all.partition(|work| {
+            matches!(work, Work::Command { command, patient: false, .. }
+                if before.recall(&command.id) == Recall::Never)
+        });
+        self.answer_all(told, &outcome, why, actions);
         if left.is_empty() {
             if known {
                 self.cache.put(key, before);

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
 
+mod clocks;
 mod deciders;
 mod repeats;
 mod unstored;
@@ -80,7 +81,15 @@ impl Rig {
         native: command::NativeDeciders,
         stop: CancellationToken,
     ) -> JoinHandle<Result<(), flexcore_eventstore::Error>> {
-        let settings = command::Settings { native, ..command::Settings::default() };
+        self.work_with(member, command::Settings { native, ..command::Settings::default() }, stop)
+    }
+
+    fn work_with(
+        &self,
+        member: Member,
+        settings: command::Settings,
+        stop: CancellationToken,
+    ) -> JoinHandle<Result<(), flexcore_eventstore::Error>> {
         let (deployed, catalog) = watch::channel(Arc::new(Catalog::default()));
         let running = command::run(self.store.clone(), catalog, member, settings, stop);
         tokio::spawn(async move {

@@ -1,0 +1,232 @@
+//! Commands that are not done with at their first try.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    num::NonZero,
+    sync::Arc,
+};
+
+use flexcore_domain::{AggregateKey, Command, CommandId, Outcome, Refusal, Slot, commit::Commit};
+use lru::LruCache;
+
+use super::{Action, Entry, Lane, Ticket, Work, is_patient, refused};
+
+/// Tries of a stored command whose functions use up their time or memory before it is put aside as
+/// faulty. Each takes up to 100 ms of the lane, so that they are few; before the next there are 50, 100
+/// and 200 ms.
+const TRIES_MAX: u32 = 4;
+
+/// Times that the log is looked at for a commit that it did not answer, and calls too large now: some
+/// 10 s in all.
+const LOOKS_MAX: u32 = 10;
+
+/// Commands of unknown outcome that are remembered when their clients have been told so, some 250 bytes
+/// each: they are sent again within seconds.
+const UNKNOWN_MAX: NonZero<usize> = NonZero::new(4_096).expect("it is not zero");
+
+/// What is remembered of commands from one try to the next.
+pub(super) struct Doubts {
+    unanswered: HashMap<Ticket, Unanswered>,
+    /// When the unanswered commit of a command was decided, and what it expects, once its client has
+    /// been told that the outcome is unknown.
+    unknown: LruCache<(AggregateKey, CommandId), (i64, u64)>,
+    /// Tries that used up what a script may use.
+    exhausted: HashMap<Ticket, (Slot, u32)>,
+}
+
+impl Default for Doubts {
+    fn default() -> Self {
+        let (unanswered, exhausted) = Default::default();
+        Self { unanswered, unknown: LruCache::new(UNKNOWN_MAX), exhausted }
+    }
+}
+
+/// A commit that had no answer: it may be in the log, or get there yet. Until that is certain the
+/// command is not decided again, since another outcome could follow from it: the same commit is sent
+/// again. Either the log takes one of them, or it has something else of the aggregate, and can take
+/// none any more.
+#[derive(Clone)]
+pub(super) struct Unanswered {
+    pub(super) commit: Arc<Commit>,
+    /// The aggregate with it.
+    pub(super) after: Entry,
+    /// Deployments seen when it was decided.
+    pub(super) generation: u64,
+    /// The stream sequence that the aggregate's subject must end with.
+    pub(super) expects: u64,
+}
+
+/// Why a command has no commit.
+pub(super) enum Undecided {
+    /// This is its outcome.
+    Told(Outcome),
+    /// Its functions, or those of its state, used up what they may.
+    Exhausted(String),
+}
+
+impl From<Outcome> for Undecided {
+    fn from(outcome: Outcome) -> Self {
+        Self::Told(outcome)
+    }
+}
+
+impl Undecided {
+    pub(super) fn outcome(self) -> Outcome {
+        match self {
+            Self::Told(outcome) => outcome,
+            Self::Exhausted(message) => Outcome::Faulty { message },
+        }
+    }
+}
+
+impl Doubts {
+    pub(super) fn begin(&mut self, ticket: Ticket, unanswered: Unanswered) {
+        self.unanswered.insert(ticket, unanswered);
+    }
+
+    pub(super) fn end(&mut self, ticket: Ticket) {
+        self.unanswered.remove(&ticket);
+        self.exhausted.remove(&ticket);
+    }
+
+    /// Its client is told that the outcome is unknown, and may send it again.
+    pub(super) fn give_up(&mut self, ticket: Ticket) {
+        if let Some(Unanswered { commit, expects, .. }) = self.unanswered.remove(&ticket) {
+            let command = (commit.key.clone(), commit.command_id.clone());
+            self.unknown.put(command, (commit.time_ms, expects));
+        }
+        self.exhausted.remove(&ticket);
+    }
+
+    /// When a command was decided that has come again after its outcome was unknown, while the log can
+    /// still take what was decided then.
+    fn decided_ms(&mut self, command: &Command, ends_with: u64) -> Option<i64> {
+        if self.unknown.is_empty() {
+            return None;
+        }
+        let command = (command.key.clone(), command.id.clone());
+        let (time_ms, expects) = *self.unknown.get(&command)?;
+        if expects != ends_with {
+            self.unknown.pop(&command);
+            return None;
+        }
+        Some(time_ms)
+    }
+
+    pub(super) fn leave(&mut self, slot: Slot) {
+        let left = self.unknown.iter().filter(|((key, _), _)| key.slot() == slot);
+        for command in left.map(|(command, _)| command.clone()).collect::<Vec<_>>() {
+            self.unknown.pop(&command);
+        }
+        self.unanswered.retain(|_, unanswered| unanswered.commit.key.slot() != slot);
+        self.exhausted.retain(|_, (of, _)| *of != slot);
+    }
+
+    /// The commit to send again while the aggregate ends with what it expects. With anything else the
+    /// log will never take it, and nothing is in doubt any more.
+    pub(super) fn unanswered(&mut self, ticket: Ticket, ends_with: u64) -> Option<Unanswered> {
+        if self.unanswered.get(&ticket)?.expects != ends_with {
+            self.unanswered.remove(&ticket);
+        }
+        self.unanswered.get(&ticket).cloned()
+    }
+
+    /// Whether an unanswered commit may be in the log yet, so often looked for.
+    pub(super) fn is_open(&self, ticket: Ticket, looks: u32) -> bool {
+        self.unanswered.contains_key(&ticket) && looks < LOOKS_MAX
+    }
+
+    /// What a command is told in place of this outcome, which says that nothing was recorded.
+    pub(super) fn told(&self, work: &Work, outcome: &Outcome) -> Outcome {
+        let in_doubt = self.unanswered.contains_key(&work.ticket());
+        match outcome {
+            Outcome::Faulty { message } if in_doubt && is_patient(work) => Outcome::Faulty {
+                message: format!("{message}; a commit of it had no answer and may be in the log"),
+            },
+            _ if in_doubt => still_unknown(),
+            other => other.clone(),
+        }
+    }
+
+    /// Whether a command that used up what it may is tried again: a stored one, some times.
+    pub(super) fn try_again(&mut self, work: &Work, key: &AggregateKey) -> bool {
+        if !is_patient(work) {
+            return false;
+        }
+        let (_, tries) = self.exhausted.entry(work.ticket()).or_insert((key.slot(), 0));
+        *tries += 1;
+        *tries < TRIES_MAX
+    }
+}
+
+/// What was compiled when it was deployed, and can't be now, has met a limit.
+pub(super) fn not_made(outcome: Outcome) -> Undecided {
+    match outcome {
+        Outcome::Faulty { message } => Undecided::Exhausted(message),
+        other => Undecided::Told(other),
+    }
+}
+
+fn still_unknown() -> Outcome {
+    Outcome::Unavailable { message: "a commit of this command had no answer".to_owned() }
+}
+
+impl Lane {
+    /// What is appended for a command, or why nothing is. What had no answer is appended again as it
+    /// was.
+    pub(super) fn next_try(
+        &mut self,
+        entry: &Entry,
+        command: &Command,
+        ticket: Ticket,
+        now_ms: i64,
+    ) -> Result<Unanswered, Undecided> {
+        let expects = entry.expected.sequence;
+        if let Some(unanswered) = self.doubts.unanswered(ticket, expects) {
+            return Ok(unanswered);
+        }
+        let decided_ms = self.doubts.decided_ms(command, expects);
+        let decided = self.decide(entry, command, decided_ms.unwrap_or(now_ms));
+        // At the same time, on the same state, another outcome than a commit is that of other functions.
+        let (commit, after) = match (decided, decided_ms) {
+            (Err(_), Some(_)) => return Err(still_unknown().into()),
+            (decided, _) => decided?,
+        };
+        let (commit, generation) = (Arc::new(commit), self.generation);
+        Ok(Unanswered { commit, after, generation, expects })
+    }
+
+    /// The state cannot be computed. Where that took too much, stored commands are tried again.
+    pub(super) fn not_folded(
+        &mut self,
+        key: AggregateKey,
+        mut waiting: VecDeque<Work>,
+        attempts: u32,
+        refusal: Refusal,
+        actions: &mut Vec<Action>,
+    ) {
+        let undecided = refused(refusal);
+        let mut again = VecDeque::new();
+        if matches!(undecided, Undecided::Exhausted(_)) {
+            let all = waiting.into_iter();
+            (again, waiting) = all.partition(|work| self.doubts.try_again(work, &key));
+        }
+        let message = "the state cannot be computed".to_owned();
+        self.answer_all(waiting, &undecided.outcome(), &message, actions);
+        if !again.is_empty() {
+            self.load(key, again, None, attempts + 1, actions);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_readme_says_how_often_a_stored_command_is_tried() {
+        let times = ["", "once", "twice", "three times", "four times", "five times"];
+        let said = format!("is tried {} before it is put", times[TRIES_MAX as usize]);
+        assert!(include_str!("../../../README.md").contains(&said), "{said}");
+    }
+}
