@@ -31,6 +31,7 @@ pub use epoch::Owned;
 #[cfg(feature = "defects")]
 pub use epoch::{LEAKING, UNFENCED};
 pub use error::Error;
+pub use named::ROWS_MAX;
 pub use page::Page;
 pub use plan::{Change, KEY_BYTES_MAX, Plan, Unfit};
 pub use rebuild::{Rebuild, Requests};

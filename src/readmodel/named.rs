@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Most rows that a named query returns.
-pub(crate) const ROWS_MAX: usize = 10_000;
+pub const ROWS_MAX: usize = 10_000;
 
 impl ReadModels {
     /// Runs a named query for one tenant, read only; returns a JSON array of objects. Fails when a

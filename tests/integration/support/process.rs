@@ -226,6 +226,11 @@ impl Dev {
         self.process.as_ref().expect("it runs").pid()
     }
 
+    /// Sends it a signal, such as `STOP`; not its servers.
+    pub(crate) fn signal(&self, name: &str) {
+        self.process.as_ref().expect("it runs").signal(name);
+    }
+
     pub(crate) fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }

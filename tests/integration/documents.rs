@@ -1,0 +1,277 @@
+//! What the documents show: every fenced block of README.md and schemas/README.md is run as it stands,
+//! or is named here with the test that runs it. A block that nothing runs fails.
+
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use flexcore_domain::limits as domain;
+use flexcore_gateway::limits as gateway;
+use flexcore_readmodel as readmodel;
+use flexcore_script::limits as script;
+use serde_json::{Value, json};
+
+use crate::support::{
+    Dev, eventually,
+    process::{Process, cache, flexcore, folder, texts, wait_until},
+};
+
+const README: (&str, &str) = ("README.md", include_str!("../../README.md"));
+const REFERENCE: (&str, &str) = ("schemas/README.md", include_str!("../../schemas/README.md"));
+
+/// A fenced block of a document.
+struct Block {
+    place: String,
+    language: &'static str,
+    text: &'static str,
+}
+
+fn blocks((name, document): (&'static str, &'static str)) -> Vec<Block> {
+    let (mut blocks, mut at) = (Vec::new(), 0);
+    while let Some(begin) = document[at..].find("\n```") {
+        let from = at + begin + 4;
+        let (language, rest) = document[from..].split_once('\n').unwrap();
+        let length = rest.find("```\n").expect("a block that begins ends");
+        let place = format!("{name}:{}", document[..from].lines().count());
+        blocks.push(Block { place, language, text: &rest[..length] });
+        at = from + language.len() + 1 + length + 3;
+    }
+    assert!(blocks.len() > 3, "{name} has examples");
+    blocks
+}
+
+impl Block {
+    fn begins_with(&self, text: &str) -> bool {
+        self.text.starts_with(text)
+    }
+
+    /// Runs it with a shell, which must succeed; returns what it prints.
+    fn run(&self, place: &Path) -> String {
+        let mut shell = Command::new("sh");
+        shell.args(["-eu", "-c", self.text]).current_dir(place).stdin(Stdio::null());
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("FLEXCORE_") {
+                shell.env_remove(name);
+            }
+        }
+        let path = format!("{}/target/release:{}", place.display(), std::env::var("PATH").unwrap());
+        let output = shell.env("PATH", path).env("FLEXCORE_CACHE", cache()).output().unwrap();
+        let (out, err) = texts(&output);
+        assert!(output.status.success(), "{}: {}\n{out}\n{err}", self.place, output.status);
+        out
+    }
+
+    /// Another test runs it: this one, in this file.
+    fn runs_elsewhere(&self, file: &str, test: &str) {
+        let text = fs::read_to_string(Path::new("tests").join(file)).unwrap();
+        assert!(text.contains(&format!("fn {test}(")), "{}: no {test} in {file}", self.place);
+    }
+}
+
+/// A folder that looks like the project's after `cargo build --release`.
+fn as_built() -> tempfile::TempDir {
+    let place = folder();
+    let release = place.path().join("target/release");
+    fs::create_dir_all(&release).unwrap();
+    symlink(env!("CARGO_BIN_EXE_flexcore"), release.join("flexcore")).unwrap();
+    let schemas = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas");
+    symlink(schemas, place.path().join("schemas")).unwrap();
+    place
+}
+
+/// Serves as the document says; ended with the value.
+fn serve(block: &Block, place: &Path) -> Process {
+    let (build, serve) = block.text.trim().split_once(" && ").expect("it builds and serves");
+    assert_eq!(build, "cargo build --release", "{}: it was built", block.place);
+    let serve = serve.strip_prefix("target/release/flexcore ").expect("what was built");
+    let mut command = flexcore();
+    command.args(serve.split(' ')).current_dir(place);
+    let process = Process::start(command, &place.join("dev.log"), place);
+    wait_until("dev to serve", || place.join(".flexcore/dev.json").exists());
+    process
+}
+
+#[tokio::test]
+async fn every_example_of_the_readme_works() {
+    tokio::task::spawn_blocking(run_the_readme).await.unwrap();
+}
+
+fn run_the_readme() {
+    let place = as_built();
+    let mut serving = None;
+    for block in blocks(README) {
+        match block.language {
+            "mermaid" => {}
+            "sh" if block.begins_with("cargo run --release -- demo\n") => {
+                let test = "a_month_of_flights_gives_the_numbers_of_the_data_set";
+                block.runs_elsewhere("integration/flights.rs", test);
+            }
+            "sh" if block.text == "cargo test\n" => {
+                block.runs_elsewhere("integration/documents.rs", "run_the_readme");
+            }
+            "sh" if block.begins_with("cargo build --release && ") => {
+                serving = Some(serve(&block, place.path()));
+            }
+            "sh" if block.begins_with("export PATH=") => {
+                let said = block.run(place.path());
+                for expected in ["0 failed", "deployed", "accepted: version 1", "UA1-20130101-EWR"]
+                {
+                    assert!(said.contains(expected), "{}: {said}", block.place);
+                }
+            }
+            "json" => publish_lines(&block, place.path()),
+            "sh" if block.begins_with("http=$(") => {
+                let said = block.run(place.path());
+                let (page, stream) = said.split_once(']').unwrap();
+                for event in ["flight.scheduled", "flight.departed", "flight.arrived"] {
+                    assert!(page.contains(event) && stream.contains(event), "{event}: {said}");
+                }
+            }
+            "sh" if block.begins_with("deploy/secrets.sh && deploy/image.sh\n") => {
+                let test = "no_acknowledged_command_is_lost_whatever_container_goes";
+                block.runs_elsewhere("compose/main.rs", test);
+            }
+            language => panic!("{}: nothing runs this block ({language})", block.place),
+        }
+    }
+    serving.expect("the document says how to serve").terminate();
+}
+
+/// Publishes a block of commands twice, as after a failure, and waits until they are events.
+fn publish_lines(block: &Block, place: &Path) {
+    fs::write(place.join("commands.ndjson"), block.text).unwrap();
+    let lines = block.text.lines().count();
+    for _ in 0..2 {
+        let mut publish = flexcore();
+        publish.args(["publish", "--lines", "commands.ndjson"]).current_dir(place);
+        let (out, err) = texts(&publish.output().unwrap());
+        assert!(out.contains(&format!("{lines} commands stored")), "{}: {out}{err}", block.place);
+    }
+    wait_until("the lines to be processed", || {
+        let mut verify = flexcore();
+        verify.args(["verify", "--json"]).current_dir(place);
+        let (out, _) = texts(&verify.output().unwrap());
+        let report: Value = serde_json::from_str(&out).unwrap_or_default();
+        // The application was deployed, and the flight scheduled, before.
+        report["events"] == json!(lines + 2)
+    });
+}
+
+#[tokio::test]
+async fn every_example_of_the_reference_works() {
+    let dev = Dev::start(&[]);
+    let place = folder();
+    let application = place.path().join("timetable");
+    fs::create_dir_all(application.join("tests")).unwrap();
+    for block in blocks(REFERENCE) {
+        let kind = block.text.split(':').next().unwrap();
+        let file = match (block.language, kind) {
+            ("yaml", "aggregate" | "read_model" | "query") => format!("{kind}.yaml"),
+            ("yaml", "test") => "tests/flight.yaml".to_owned(),
+            (language, _) => panic!("{}: nothing runs this block ({language})", block.place),
+        };
+        let file = application.join(file);
+        assert!(!file.exists(), "{}: a second one", block.place);
+        fs::write(file, block.text).unwrap();
+    }
+    let path = application.to_str().unwrap();
+    let tested = dev.succeed(&["test", path]);
+    assert!(tested.contains("timetable: 3 passed, 0 failed"), "{tested}");
+
+    // An event of version 1, from before there was a version 2.
+    let current = fs::read_to_string(application.join("aggregate.yaml")).unwrap();
+    let (before, after) = current.split_once("    version: 2 ").unwrap();
+    let (_, after) = after.split_once('\n').unwrap();
+    let first = format!("{before}{}", after.split_once("    upcast:").unwrap().0);
+    let first = first.replace("{ carrier: state.carrier,", "{ airline: state.carrier,");
+    let former = place.path().join("former/timetable");
+    fs::create_dir_all(&former).unwrap();
+    fs::write(former.join("aggregate.yaml"), first).unwrap();
+    dev.succeed(&["apply", former.to_str().unwrap()]);
+    dev.succeed(&["publish", "flight", "f-1", "schedule", r#"{"carrier":"UA"}"#, "--wait"]);
+    dev.succeed(&["publish", "flight", "f-1", "depart", r#"{"delay_minutes":20}"#, "--wait"]);
+
+    dev.succeed(&["apply", path]);
+    let http = dev.http("demo");
+    let state = http.get("/v1/aggregates/flight/f-1").await.ok();
+    assert_eq!(state["state"], json!({"carrier": "UA", "status": "departed"}));
+    let rows = eventually("the rows", async || {
+        let answer = http.get("/v1/queries/delays_by_carrier?carrier=UA&min_departures=1").await;
+        let rows = if answer.status == 200 { answer.json()["rows"].clone() } else { Value::Null };
+        if rows[0].is_object() { Ok(rows) } else { Err(format!("{answer:?}")) }
+    })
+    .await;
+    assert_eq!(rows[0]["carrier"], json!("UA"));
+    assert_eq!(rows[0]["average"].to_string().trim_matches('"').parse::<f64>().unwrap(), 20.0);
+    let longest = &http.rows("/v1/query/carriers?fields=longest_minutes").await[0];
+    assert_eq!(longest["longest_minutes"], json!(20));
+}
+
+/// The rows of the table under this heading.
+fn table(document: &'static str, heading: &str) -> Vec<(String, String)> {
+    let (_, section) = document.split_once(&format!("\n{heading}\n")).unwrap();
+    let rows = section.lines().skip_while(|line| !line.starts_with("| --- |")).skip(1);
+    rows.take_while(|line| line.starts_with('|'))
+        .map(|line| {
+            let (what, most) = line.trim_matches(['|', ' ']).split_once(" | ").unwrap();
+            (what.trim().to_owned(), most.trim().to_owned())
+        })
+        .collect()
+}
+
+fn kib(bytes: usize) -> String {
+    assert_eq!(bytes % 1024, 0);
+    format!("{} KiB", bytes >> 10)
+}
+
+fn thousands(number: usize) -> String {
+    if number < 1_000 {
+        return number.to_string();
+    }
+    format!("{},{:03}", number / 1_000, number % 1_000)
+}
+
+#[test]
+fn the_limits_in_the_readme_are_those_of_the_code() {
+    let deep = format!("nested {} levels", domain::JSON_DEPTH_MAX);
+    let (commit, memory) =
+        (kib(domain::COMMIT_BYTES_MAX), format!("{} MiB", script::MEMORY_BYTES_MAX >> 20));
+    let (decide, evolve) = (script::DECIDE_MAX.as_millis(), script::EVOLVE_MAX.as_millis());
+    let query_s = readmodel::Settings::default().statement_timeout.as_secs();
+    assert_eq!(gateway::WAIT_MAX.as_secs(), 30, "positions and outcomes alike");
+    let expected = [
+        ("a command's payload", format!("{}, {deep}", kib(domain::PAYLOAD_BYTES_MAX))),
+        ("events of a command", format!("{}, together {commit}", domain::COMMIT_EVENTS_MAX)),
+        ("an aggregate's state", format!("{} of JSON, {deep}", kib(domain::STATE_BYTES_MAX))),
+        (
+            "`decide`, with the `evolve` of its events; `upcast`",
+            format!("{decide} ms of processor time, {memory}"),
+        ),
+        (
+            "`evolve` when a state is loaded",
+            format!("{decide} ms of processor time and {evolve} ms for each event, {memory}"),
+        ),
+        (
+            "code and message of a rejection",
+            format!("{} and {} characters", script::CODE_CHARS_MAX, script::MESSAGE_CHARS_MAX),
+        ),
+        ("rows of a page of a read model", thousands(readmodel::select::LIMIT_MAX as usize)),
+        ("rows of a named query", thousands(readmodel::ROWS_MAX)),
+        ("a query", format!("{query_s} s")),
+        ("events in an answer", thousands(gateway::EVENTS_PAGE_MAX)),
+        (
+            "event streams of a tenant",
+            format!("{} at each gateway", gateway::STREAMS_PER_TENANT_MAX),
+        ),
+        (
+            "commands that wait for an aggregate",
+            format!("{} at each gateway", gateway::COMMANDS_PER_AGGREGATE_MAX),
+        ),
+        ("a wait for a position, or for an outcome", "30 s".to_owned()),
+    ];
+    let expected = expected.map(|(what, most)| (what.to_owned(), most));
+    assert_eq!(table(README.1, "### Limits"), expected);
+}
