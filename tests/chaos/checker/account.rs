@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use super::{CLOCK_MS, Story, model::Account};
 use crate::{
     evidence::Commit,
-    history::{Asked, Call, Seen, Told},
+    history::{Call, Seen, Told},
 };
 
 /// An account's commits, and what it was after each.
@@ -161,11 +161,11 @@ fn facts(story: &Story) -> impl Iterator<Item = ((&str, &str), u64, u64)> {
         let Told::Accepted { version, .. } = call.told else { return None };
         Some(((call.tenant, call.account.as_str()), call.end_ns, version))
     });
+    // Rows say nothing here: they are another store's, and may be the ones that are wrong.
     let seen = story.reads.iter().filter_map(|read| {
-        let version = match (&read.seen, read.asked) {
-            (Seen::State { version, .. }, _) => *version,
-            (Seen::Events { events, .. }, _) => events.last()?.0,
-            (Seen::Rows(rows), Asked::Row { .. }) => rows.first()?.1.version.cast_unsigned(),
+        let version = match &read.seen {
+            Seen::State { version, .. } => *version,
+            Seen::Events { events, .. } => events.last()?.0,
             _ => return None,
         };
         Some(((read.tenant, read.account.as_str()), read.end_ns, version))
