@@ -62,7 +62,7 @@ pub(crate) async fn run(
     let watch = rig::watch(url, history.clone(), Arc::clone(&snapshots), watching.clone());
     let watch = tokio::spawn(watch);
     // Much goes through the queue, since most that can go wrong there does so to few.
-    let pace = Pace { queued: 45, reads: 30, ..Pace::steady(150) };
+    let pace = Pace { queued: 45, reads: 30, hot: 24, ..Pace::steady(150) };
     let load = Load::start(&small.place, &history, seed, pace).await;
     tokio::time::sleep(LOAD_FOR).await;
     load.finish(Duration::from_secs(10)).await;
