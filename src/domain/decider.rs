@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 use crate::{
     command::Violation,
     commit::Event,
+    limits::STATE_BYTES_MAX,
     names::{ActorName, AggregateId, CommandId, CommandName, EventName, Tenant},
 };
 
@@ -170,7 +171,12 @@ impl<R: Rules> Native<R> {
     }
 
     fn write(state: &R::State) -> Result<State, Refusal> {
-        serde_json::to_string(state).map(|text| State(text.into())).map_err(faulty)
+        let text = serde_json::to_string(state).map_err(faulty)?;
+        if text.len() > STATE_BYTES_MAX {
+            let bytes = text.len();
+            return Err(faulty(format!("the state has {bytes} bytes; at most {STATE_BYTES_MAX}")));
+        }
+        Ok(State(text.into()))
     }
 }
 
@@ -221,5 +227,71 @@ impl<R: Rules> Decider for Native<R> {
             after = R::evolve(after, &typed);
         }
         Self::write(&after)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    /// Its state is a text of the length that the last command asked for.
+    struct Grows;
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Grow {
+        To(usize),
+    }
+
+    #[derive(Deserialize, Serialize)]
+    #[serde(rename_all = "snake_case")]
+    enum Grown {
+        To(usize),
+    }
+
+    impl Rules for Grows {
+        type State = String;
+        type Command = Grow;
+        type Event = Grown;
+        const COMMANDS: &'static [&'static str] = &["to"];
+
+        fn decide(
+            _: &String,
+            Grow::To(length): Grow,
+            _: &Context,
+        ) -> Result<Vec<Grown>, (&'static str, String)> {
+            Ok(vec![Grown::To(length)])
+        }
+
+        fn evolve(_: String, Grown::To(length): &Grown) -> String {
+            "x".repeat(*length)
+        }
+    }
+
+    /// A state is one message of a snapshot, and one of an answer: a script's is bounded, too.
+    #[test]
+    fn a_state_in_rust_is_as_large_as_one_of_a_script_and_no_larger() {
+        let context = Context {
+            tenant: Tenant::parse("acme").unwrap(),
+            id: AggregateId::parse("a").unwrap(),
+            version: 0,
+            command_id: CommandId::parse("c").unwrap(),
+            actor: ActorName::parse("ann").unwrap(),
+            now_ms: 0,
+        };
+        let grow = |bytes: usize| {
+            let (name, length) = (CommandName::parse("to").unwrap(), bytes - "\"\"".len());
+            let payload = RawValue::from_string(length.to_string()).unwrap();
+            Native::<Grows>::default().decide(&State::none(), &name, &payload, &context)
+        };
+        for (bytes, fits) in
+            [(STATE_BYTES_MAX - 1, true), (STATE_BYTES_MAX, true), (STATE_BYTES_MAX + 1, false)]
+        {
+            let decided = grow(bytes);
+            assert_eq!(decided.is_ok(), fits, "{bytes}");
+            assert_eq!(matches!(decided, Err(Refusal::Faulty(_))), !fits, "{bytes}");
+        }
     }
 }
