@@ -10,6 +10,7 @@ use std::{
 use anyhow::{Context, bail};
 use flexcore_domain::{ActorName, Application, Catalog, definition};
 use flexcore_eventstore::{self as eventstore, EventStore, catalog};
+use flexcore_readmodel::{ReadModels, Settings};
 use flexcore_script as script;
 use serde::Serialize;
 
@@ -40,6 +41,7 @@ pub(crate) async fn run(
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
     let application = read(&args.folder)?;
+    check_queries(config, &application).await?;
     let store = config.event_store().await?;
     if args.dry_run {
         let changes = changes(&store, &application).await?.1;
@@ -71,6 +73,24 @@ pub(crate) fn read(folder: &Path) -> anyhow::Result<Application> {
         bail!(application_folder::listed(&problems));
     }
     Ok(application)
+}
+
+/// Has Postgres prepare the queries, against the columns that the deployment will have. Fails with
+/// all problems that were found, one a line, and when Postgres cannot be asked.
+async fn check_queries(config: &Config, application: &Application) -> anyhow::Result<()> {
+    if application.queries.is_empty() {
+        return Ok(());
+    }
+    let unchecked = "the queries cannot be checked";
+    let url = config.postgres().context(unchecked)?;
+    let read_models = ReadModels::connect(&url, Settings::default()).await?;
+    let problems = read_models.check_queries(application).await.context(unchecked);
+    read_models.close().await;
+    let problems = problems?;
+    if !problems.is_empty() {
+        bail!(application_folder::listed(&problems));
+    }
+    Ok(())
 }
 
 /// Deploys an application if it differs from the one in force, and waits until a worker has it.

@@ -76,7 +76,7 @@ impl Rig {
     pub(crate) fn endpoints(&self) -> anyhow::Result<Endpoints> {
         let (nats, nats_monitors) = addresses(&self.servers);
         let (replicas, postgres) = (self.replicas, self.postgres()?);
-        Ok(Endpoints { nats, nats_monitors, replicas, postgres })
+        Ok(Endpoints { nats, nats_monitors, replicas, postgres, postgres_query: None })
     }
 
     /// A member that serves everything.

@@ -128,7 +128,7 @@ struct Workers {
 
 impl Workers {
     fn new(run: &Run<'_>, endpoints: Endpoints) -> Self {
-        let Endpoints { nats, nats_monitors, replicas, postgres } = endpoints;
+        let Endpoints { nats, nats_monitors, replicas, postgres, .. } = endpoints;
         let line = [
             ("--nats", nats.join(",")),
             ("--nats-monitor", nats_monitors.join(",")),

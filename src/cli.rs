@@ -73,6 +73,15 @@ pub(crate) struct Global {
         hide_env_values = true
     )]
     pub(crate) postgres: Option<String>,
+    /// The same database over a login for queries that owns nothing [default: one is made]
+    #[arg(
+        long,
+        global = true,
+        env = "FLEXCORE_POSTGRES_QUERY",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub(crate) postgres_query: Option<String>,
     /// Where `dev` and `demo` keep their data, and where the others look for a running one
     #[arg(
         long,
@@ -295,7 +304,7 @@ Examples:
   flexcore apply schemas/flights
   flexcore apply schemas/flights --dry-run
 
-Every message points at a file and a line. Running workers pick the version up with no restart.")]
+Queries are prepared by Postgres: an application that has some needs --postgres. Every message points at a file and a line. Running workers pick the version up with no restart.")]
 pub(crate) struct Apply {
     /// The application's folder
     pub(crate) folder: PathBuf,

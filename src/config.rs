@@ -38,6 +38,7 @@ pub(crate) struct Config {
     nats_monitors: Vec<String>,
     replicas: usize,
     postgres: Option<String>,
+    postgres_query: Option<String>,
     http: Option<String>,
     tenant: Option<Tenant>,
     token: Option<String>,
@@ -131,6 +132,7 @@ impl Config {
             nats_monitors: global.nats_monitor,
             replicas: global.replicas,
             postgres: global.postgres,
+            postgres_query: global.postgres_query,
             http: global.http,
             tenant: global.tenant,
             token: global.token,
@@ -147,6 +149,11 @@ impl Config {
     /// URL of the database: as given, or that of the running `dev`.
     pub(crate) fn postgres(&self) -> anyhow::Result<String> {
         self.given_or(self.postgres.clone(), "--postgres", |ready| ready.postgres)
+    }
+
+    /// URL of the login of queries that was given.
+    pub(crate) fn postgres_query(&self) -> Option<String> {
+        self.postgres_query.clone()
     }
 
     /// `HOST:PORT` of each gateway: as given, or that of the running `dev`.
@@ -188,6 +195,7 @@ impl Config {
             nats_monitors,
             replicas: self.replicas,
             postgres: self.postgres()?,
+            postgres_query: self.postgres_query(),
         })
     }
 

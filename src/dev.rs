@@ -82,6 +82,7 @@ impl Dev {
             nats_monitors: vec![servers.nats_monitor_url()],
             replicas: 1,
             postgres: servers.postgres_url().context("BUG: both servers were asked for")?,
+            postgres_query: None,
         };
         let (key, key_path) = signing_key(config)?;
         // The broker is ours alone: members of an earlier run are gone, whatever their leases say.

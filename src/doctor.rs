@@ -1,20 +1,21 @@
 //! `flexcore doctor`: what is missing on this machine, and how to get it.
 
-use std::{io::Write, path::Path};
+use std::io::Write;
 
 use comfy_table::{ContentArrangement, Table, presets};
+use flexcore_readmodel::{Error, ReadModels, Settings};
 use flexcore_servers::{Finding, State};
 
+use crate::config::Config;
+
 /// Prints what was found, as a table or as JSON. Returns whether nothing that is needed is missing.
-pub(crate) async fn run(
-    cache: &Path,
-    data: &Path,
-    json: bool,
-    out: &mut dyn Write,
-) -> anyhow::Result<bool> {
-    let (cache, data) = (cache.to_owned(), data.to_owned());
-    let findings =
+pub(crate) async fn run(config: &Config, json: bool, out: &mut dyn Write) -> anyhow::Result<bool> {
+    let (cache, data) = (config.cache.clone(), config.data.clone());
+    let mut findings =
         tokio::task::spawn_blocking(move || flexcore_servers::probe(&cache, &data)).await?;
+    if let Ok(url) = config.postgres() {
+        findings.push(login_of_queries(&url, config.postgres_query()).await);
+    }
     let well = findings.iter().all(|finding| finding.state != State::Missing);
     if json {
         serde_json::to_writer(&mut *out, &serde_json::json!({ "ok": well, "findings": findings }))?;
@@ -28,6 +29,32 @@ pub(crate) async fn run(
         writeln!(out, "\nSomething that is needed is missing: see \"what to do\".")?;
     }
     Ok(well)
+}
+
+/// Whether the login that queries run over could see more than one tenant's rows.
+async fn login_of_queries(url: &str, query_url: Option<String>) -> Finding {
+    let settings = Settings { query_url, ..Settings::default() };
+    let checked = match ReadModels::connect(url, settings).await {
+        Ok(read_models) => read_models.check_login().await,
+        Err(error) => Err(error),
+    };
+    let what = "login of queries";
+    match checked {
+        Ok(()) => {
+            let found = "owns nothing, and can become nobody".to_owned();
+            Finding { what, state: State::Ok, found, advice: String::new() }
+        }
+        Err(Error::NotBuilt(_)) => {
+            let advice = "the first gateway or worker that starts makes it".to_owned();
+            Finding { what, state: State::Warning, found: "not there yet".to_owned(), advice }
+        }
+        Err(error) => Finding {
+            what,
+            state: State::Missing,
+            found: error.to_string(),
+            advice: "deploy/README.md, \"The login of queries\"".to_owned(),
+        },
+    }
 }
 
 fn table(findings: &[Finding]) -> Table {
@@ -49,15 +76,26 @@ fn table(findings: &[Finding]) -> Table {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use clap::Parser as _;
+
     use super::*;
+    use crate::cli;
+
+    fn config(cache: &Path, data: &str, more: &[&str]) -> Config {
+        let line = ["flexcore", "--data", data, "--cache", cache.to_str().unwrap(), "doctor"];
+        let cli = cli::Cli::try_parse_from(line.iter().chain(more)).unwrap();
+        Config::resolve(cli.global, "warn").unwrap()
+    }
 
     #[tokio::test]
     async fn a_folder_that_cannot_be_written_is_missing() {
         let folder = tempfile::tempdir().unwrap();
         let mut out = Vec::new();
         // Below /proc nobody can create a file, not even root.
-        let nowhere = Path::new("/proc/flexcore");
-        let well = run(folder.path(), nowhere, true, &mut out).await.unwrap();
+        let nowhere = config(folder.path(), "/proc/flexcore", &[]);
+        let well = run(&nowhere, true, &mut out).await.unwrap();
         let report: serde_json::Value = serde_json::from_slice(&out).unwrap();
         assert!(!well && report["ok"] == false, "{report}");
         let state = |what: &str| {
@@ -67,8 +105,23 @@ mod tests {
         assert_eq!(state("data folder"), "missing");
         assert_eq!(state("cache folder"), "ok");
         out.clear();
-        run(folder.path(), nowhere, false, &mut out).await.unwrap();
+        run(&nowhere, false, &mut out).await.unwrap();
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("choose a folder that this user can write to"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn a_database_that_does_not_answer_is_said_to_be_missing() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut out = Vec::new();
+        let away =
+            config(folder.path(), "/proc/flexcore", &["--postgres", "postgres://127.0.0.1:1/x"]);
+        assert!(!run(&away, true, &mut out).await.unwrap());
+        let report: serde_json::Value = serde_json::from_slice(&out).unwrap();
+        let found = report["findings"].as_array().unwrap().last().unwrap();
+        assert_eq!(
+            (&found["what"], &found["state"]),
+            (&"login of queries".into(), &"missing".into())
+        );
     }
 }

@@ -112,9 +112,7 @@ async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow
         Command::Cluster(args) => cluster::run(config, &args, &mut out).await,
         Command::Token(args) => token::run(config, &args, &mut out),
         Command::Healthcheck(args) => healthcheck::run(&args, &mut out).await,
-        Command::Doctor(args) => {
-            doctor::run(&config.cache, &config.data, args.json, &mut out).await
-        }
+        Command::Doctor(args) => doctor::run(config, args.json, &mut out).await,
         Command::Bench(args) => bench::run(config, &args, telemetry, &mut out).await,
         Command::BenchClient(args) => bench_client::run(config, &args, &mut out).await,
         Command::Completions(args) => {

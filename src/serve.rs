@@ -33,6 +33,8 @@ pub(crate) struct Endpoints {
     /// Copies of each stream.
     pub(crate) replicas: usize,
     pub(crate) postgres: String,
+    /// The login for queries; `None`: one is made.
+    pub(crate) postgres_query: Option<String>,
 }
 
 /// An installation: the log is open and checked, the read models are migrated, what is deployed is
@@ -100,12 +102,14 @@ impl Installation {
             monitor_urls: endpoints.nats_monitors.clone(),
         };
         let store = EventStore::open(client, settings).await?;
-        let read_models =
-            ReadModels::connect(&endpoints.postgres, readmodel::Settings::default()).await?;
+        let query_url = endpoints.postgres_query.clone();
+        let settings = readmodel::Settings { query_url, ..readmodel::Settings::default() };
+        let read_models = ReadModels::connect(&endpoints.postgres, settings).await?;
         if profile == Profile::PowerLoss {
             read_models.check_durable().await?;
         }
         read_models.migrate().await.context("no read models")?;
+        read_models.check_login().await.context("no queries")?;
         let catalog = eventstore::catalog::watch(&store).await?;
         let member = Member::join(store.client(), membership.clone()).await?;
         Ok(Self { store, read_models, catalog, member })

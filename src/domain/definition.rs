@@ -225,8 +225,12 @@ pub struct QueryDefinition {
     pub place: Place,
     /// The statement, `:name` standing for parameters.
     pub sql: String,
+    /// The line of its file on which the statement begins.
+    pub sql_line: usize,
     /// The read models that it reads, for waiting on their checkpoints.
     pub reads: Vec<Name>,
+    /// Their fingerprints, as they are declared beside it.
+    pub fingerprints: Vec<String>,
     /// Its parameters.
     pub parameters: Vec<Parameter>,
 }

@@ -5,13 +5,17 @@
 //! `rm.flights`. Internals live in schema `flexcore`. What exists is in `schemas/sql`.
 
 mod cell;
+mod check;
 mod epoch;
 mod error;
 mod fold;
+mod functions;
 mod held;
+mod login;
 mod named;
 mod page;
 mod plan;
+mod readers;
 mod rebuild;
 pub mod select;
 mod status;
@@ -23,7 +27,7 @@ use std::{sync::Arc, time::Duration};
 
 use flexcore_domain::Tenant;
 use sqlx::{
-    AssertSqlSafe, Connection as _, PgPool, Postgres, Transaction,
+    Connection as _, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -47,19 +51,21 @@ static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../../schemas/sql")
 /// restarted leaves dead ones behind, and trying each one costs a round trip a query.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 
-/// Attempts of a read whose connection breaks: the pool may hold several that died together.
-const READ_ATTEMPTS: u32 = 3;
-
 /// How Postgres is used.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Most connections of this process.
+    /// Most connections of this process as the owner, and as many again for queries.
     pub connections_max: u32,
     /// Longest wait for a free connection, and for Postgres to come back: a caller is better told
     /// 503 soon than kept.
     pub acquire_timeout: Duration,
     /// Longest time of one query.
     pub statement_timeout: Duration,
+    /// URL of the login that queries run over. `None`: one is made, with the owner's host, port and
+    /// database.
+    pub query_url: Option<String>,
+    /// How often it is looked at whether that login is still one that may run them.
+    pub look_every: Duration,
 }
 
 impl Default for Settings {
@@ -68,6 +74,8 @@ impl Default for Settings {
             connections_max: 16,
             acquire_timeout: Duration::from_secs(2),
             statement_timeout: Duration::from_secs(5),
+            query_url: None,
+            look_every: Duration::from_secs(10),
         }
     }
 }
@@ -75,7 +83,10 @@ impl Default for Settings {
 /// A handle on the read models; cheap to clone.
 #[derive(Clone)]
 pub struct ReadModels {
+    /// As the owner: what we run ourselves.
     pool: PgPool,
+    /// As the login of queries: what tenants run.
+    readers: Arc<readers::Readers>,
     settings: Arc<Settings>,
     waiters: Arc<wait::Waiters>,
 }
@@ -85,14 +96,8 @@ impl ReadModels {
     /// Postgres that is down is found by [`ReadModels::ping`] and by queries. Fails when the URL is
     /// malformed.
     pub async fn connect(url: &str, settings: Settings) -> Result<Self, Error> {
-        let options: PgConnectOptions = url
-            .parse()
-            .map_err(|error: sqlx::Error| Error::Database(format!("database URL: {error}")))?;
-        // By default a user's own schema comes first in the search path; for a user `flexcore` that
-        // would be ours from the first migration on.
-        let options = options
-            .application_name("flexcore")
-            .options([("timezone", "UTC"), ("search_path", "public")]);
+        let options = options(url)?;
+        let queries = settings.query_url.as_deref().map(self::options).transpose()?;
         let pool = PgPoolOptions::new()
             .max_connections(settings.connections_max)
             .acquire_timeout(settings.acquire_timeout)
@@ -105,16 +110,30 @@ impl ReadModels {
                     Ok(true)
                 })
             })
-            .connect_lazy_with(options);
-        Ok(Self { pool, settings: Arc::new(settings), waiters: Arc::default() })
+            .connect_lazy_with(options.clone());
+        let readers = readers::Readers::new(pool.clone(), options, queries, &settings);
+        let (readers, settings) = (Arc::new(readers), Arc::new(settings));
+        Ok(Self { pool, readers, settings, waiters: Arc::default() })
     }
 
-    /// Brings schemas and roles up to date. Safe when several processes do it at once.
+    /// Brings schemas and roles up to date, the login of queries with what it may do among them.
+    /// Safe when several processes do it at once. Fails with [`Error::Misconfigured`] when there is
+    /// no such login and it cannot be made.
     pub async fn migrate(&self) -> Result<(), Error> {
         MIGRATIONS.run(&self.pool).await.map_err(|error| match error {
-            sqlx::migrate::MigrateError::Execute(inner) => inner.into(),
+            sqlx::migrate::MigrateError::Execute(inner) => Error::from(inner),
             other => Error::Database(other.to_string()),
-        })
+        })?;
+        self.readers.open().await
+    }
+
+    /// Checks that the login of queries owns nothing and can become nobody else. Fails with
+    /// [`Error::Misconfigured`] when it could see more than one tenant's rows. Before queries are
+    /// answered it is checked again and again.
+    pub async fn check_login(&self) -> Result<(), Error> {
+        let nobody = Tenant::parse("nobody").expect("BUG: a tenant's name");
+        self.read_as(&nobody).await?.end().await;
+        Ok(())
     }
 
     /// Checks that what Postgres acknowledges survives a power cut. Fails with
@@ -162,28 +181,25 @@ impl ReadModels {
 
     /// Closes every connection, after what is running on them.
     pub async fn close(&self) {
+        self.readers.close().await;
         self.pool.close().await;
     }
 
-    /// A read-only transaction that sees one tenant's rows. One round trip: a tenant is checked to
-    /// have no quote in it.
-    async fn read_as(
-        &self,
-        tenant: &Tenant,
-    ) -> Result<Transaction<'static, Postgres>, sqlx::Error> {
+    /// A read-only transaction that sees one tenant's rows.
+    async fn read_as(&self, tenant: &Tenant) -> Result<readers::Reading, Error> {
         #[cfg(feature = "defects")]
         let tenant = &epoch::leaked(tenant);
-        let timeout_ms = self.settings.statement_timeout.as_millis();
-        let begin = format!(
-            "begin read only; set local role flexcore_query; set local search_path = rm; \
-             set local flexcore.tenant = '{tenant}'; set local statement_timeout = {timeout_ms}"
-        );
-        let mut attempt = 1;
-        loop {
-            match self.pool.begin_with(AssertSqlSafe(begin.clone())).await {
-                Err(sqlx::Error::Io(_)) if attempt < READ_ATTEMPTS => attempt += 1,
-                result => return result,
-            }
-        }
+        self.readers.begin(tenant, self.settings.statement_timeout).await
     }
+}
+
+fn options(url: &str) -> Result<PgConnectOptions, Error> {
+    let options: PgConnectOptions = url
+        .parse()
+        .map_err(|error: sqlx::Error| Error::Database(format!("database URL: {error}")))?;
+    // By default a user's own schema comes first in the search path; for a user `flexcore` that
+    // would be ours from the first migration on.
+    Ok(options
+        .application_name("flexcore")
+        .options([("timezone", "UTC"), ("search_path", "public")]))
 }

@@ -24,24 +24,21 @@ impl ReadModels {
         params: &[(String, String)],
     ) -> Result<String, Error> {
         let values = values(query, params)?;
-        let (sql, used) = positional(&query.sql, &query.name, &values)?;
+        let names: Vec<&Name> = values.iter().map(|(name, _)| *name).collect();
+        let (sql, used) = positional(&query.sql, &query.name, &names)?;
         let mut arguments = PgArguments::default();
         for index in used {
             let (parameter, cell) = (&query.parameters[index], &values[index].1);
             cell.bind(parameter.kind, &mut arguments);
         }
-        // The statement may end in a comment: hence the line's end after it.
-        let sql = format!(
-            "select coalesce(json_agg(row_to_json(_q)), '[]')::text as rows, count(*) as count \
-             from (select * from ({sql}\n) as _statement limit {}) as _q",
-            ROWS_MAX + 1
-        );
-        let mut transaction = self.read_as(tenant).await?;
-        let row = sqlx::query_with(AssertSqlSafe(sql), arguments)
-            .fetch_one(&mut *transaction)
-            .await
-            .map_err(|error| self.query_failed(query, error))?;
-        transaction.rollback().await?;
+        let sql = whole(&sql).text;
+        let mut reading = self.read_as(tenant).await?;
+        let row = sqlx::query_with(AssertSqlSafe(sql), arguments).fetch_one(&mut *reading).await;
+        reading.end().await;
+        let row = match row {
+            Ok(row) => row,
+            Err(error) => return Err(self.query_failed(query, error).await),
+        };
         let count: i64 = row.try_get("count")?;
         if count > ROWS_MAX as i64 {
             return Err(Error::TooManyRows { query: query.name.clone(), max: ROWS_MAX });
@@ -49,24 +46,57 @@ impl ReadModels {
         Ok(row.try_get("rows")?)
     }
 
-    fn query_failed(&self, query: &QueryDefinition, error: sqlx::Error) -> Error {
-        match code(&error).as_deref() {
-            Some("57014") => Error::Timeout(self.settings.statement_timeout),
-            Some("42P01" | "42703") => {
-                let reads: Vec<&str> = query.reads.iter().map(Name::as_str).collect();
-                Error::NotBuilt(format!(
-                    "{} (or something that it reads: {error})",
-                    reads.join(", ")
-                ))
+    async fn query_failed(&self, query: &QueryDefinition, error: sqlx::Error) -> Error {
+        let failed = match (code(&error).as_deref(), Error::from(error)) {
+            (Some("57014"), _) => return Error::Timeout(self.settings.statement_timeout),
+            // Syntax and names: what it was prepared against may not serve yet.
+            (Some(code), Error::Database(message)) if code.starts_with("42") => message,
+            (_, Error::Database(message)) => {
+                return Error::QueryFailed { query: query.name.clone(), message };
             }
-            _ => match Error::from(error) {
-                Error::Database(message) => {
-                    Error::QueryFailed { query: query.name.clone(), message }
-                }
-                other => other,
-            },
+            (_, other) => return other,
+        };
+        match self.serve_as_declared(query).await {
+            Ok(true) => Error::QueryFailed { query: query.name.clone(), message: failed },
+            Ok(false) => {
+                let reads: Vec<&str> = query.reads.iter().map(Name::as_str).collect();
+                Error::NotBuilt(format!("{} ({failed})", reads.join(", ")))
+            }
+            Err(error) => error,
         }
     }
+
+    /// Whether each read model of a query serves as it is declared beside it.
+    async fn serve_as_declared(&self, query: &QueryDefinition) -> Result<bool, Error> {
+        let names: Vec<&str> = query.reads.iter().map(Name::as_str).collect();
+        let row = sqlx::query(
+            "select count(*) from flexcore.projections p \
+             join unnest($1::text[], $2::text[]) as d (name, fingerprint) \
+                 on p.read_model = d.name and p.fingerprint = d.fingerprint \
+             where p.state = 'serving'",
+        )
+        .bind(&names)
+        .bind(&query.fingerprints)
+        .fetch_one(&self.pool)
+        .await?;
+        Ok(row.try_get::<i64, _>(0)?.unsigned_abs() == names.len() as u64)
+    }
+}
+
+/// A statement as it runs.
+pub(crate) struct Whole {
+    pub(crate) text: String,
+    /// Bytes of it before the author's part.
+    pub(crate) before: usize,
+}
+
+/// The whole statement that runs an author's: its rows as one JSON array.
+pub(crate) fn whole(sql: &str) -> Whole {
+    let head = "select coalesce(json_agg(row_to_json(_q)), '[]')::text as rows, \
+        count(*) as count from (select * from (";
+    // The statement may end in a comment: hence the line's end after it.
+    let text = format!("{head}{sql}\n) as _statement limit {}) as _q", ROWS_MAX + 1);
+    Whole { text, before: head.len() }
 }
 
 /// A value for each declared parameter, in the order of their declaration.
@@ -113,40 +143,46 @@ fn values<'q>(
 }
 
 /// The statement with `$n` for each `:name`, and which parameter each `$n` is.
-fn positional(
+fn positional(sql: &str, query: &Name, names: &[&Name]) -> Result<(String, Vec<usize>), Error> {
+    let mut used: Vec<usize> = Vec::new();
+    let sql = substitute(sql, query, names, |index| {
+        let at = used.iter().position(|known| *known == index).unwrap_or_else(|| {
+            used.push(index);
+            used.len() - 1
+        });
+        format!("${}", at + 1)
+    })?;
+    Ok((sql, used))
+}
+
+/// The statement with something else for each `:name`, line by line as it was. Fails with
+/// [`Error::QueryFailed`] when a name is not among `names`.
+pub(crate) fn substitute(
     sql: &str,
     query: &Name,
-    values: &[(&Name, Cell)],
-) -> Result<(String, Vec<usize>), Error> {
+    names: &[&Name],
+    mut by: impl FnMut(usize) -> String,
+) -> Result<String, Error> {
     let failed = |message: String| Error::QueryFailed { query: query.clone(), message };
-    let sql = sql.trim().trim_end_matches(';');
+    let mut rest = sql.trim_end().trim_end_matches(';');
     let mut out = String::with_capacity(sql.len());
-    let mut used: Vec<usize> = Vec::new();
-    let mut rest = sql;
     while !rest.is_empty() {
         let (token, kind) = next_token(rest);
         rest = &rest[token.len()..];
         match kind {
             Token::Parameter => {
-                let name = &token[1..];
-                let index = values
-                    .iter()
-                    .position(|(known, _)| known.as_str() == name)
-                    .ok_or_else(|| failed(format!("{token} is not a declared parameter")))?;
-                let at = used.iter().position(|known| *known == index).unwrap_or_else(|| {
-                    used.push(index);
-                    used.len() - 1
-                });
-                out.push_str(&format!("${}", at + 1));
+                let index = names.iter().position(|known| known.as_str() == &token[1..]);
+                let unknown = || failed(format!("{token} is not a declared parameter"));
+                out.push_str(&by(index.ok_or_else(unknown)?));
             }
-            // Would let a statement choose the tenant that it runs for.
+            // A friendlier word than that of Postgres, which is what holds.
             Token::Word if token.eq_ignore_ascii_case("set_config") => {
                 return Err(failed("set_config is not allowed in a query".to_owned()));
             }
             Token::Word | Token::Other => out.push_str(token),
         }
     }
-    Ok((out, used))
+    Ok(out)
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -236,9 +272,9 @@ mod tests {
     #[test]
     fn only_parameters_are_replaced() {
         let names = [Name::parse("a").unwrap(), Name::parse("b_2").unwrap()];
-        let values: Vec<_> = names.iter().map(|name| (name, Cell::Null)).collect();
+        let names: Vec<&Name> = names.iter().collect();
         let query = Name::parse("q").unwrap();
-        let read = |sql| positional(sql, &query, &values).map_err(|error| error.to_string());
+        let read = |sql| positional(sql, &query, &names).map_err(|error| error.to_string());
         let sql = "select ':a', \":a\", e'\\':a', $$:a$$, $t$ $$:a$t$, x::a -- :a\n \
                    /* :a /* */ :a */ where c = :b_2 and d=:a and é = :b_2;";
         let (out, used) = read(sql).unwrap();

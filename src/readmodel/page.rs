@@ -64,12 +64,12 @@ impl ReadModels {
         let order = order(model, select)?;
         let after = select.cursor.as_deref().map(|text| read_cursor(model, select, &order, text));
         let statement = statement(model, select, &order, after.transpose()?.as_deref())?;
-        let mut transaction = self.read_as(tenant).await?;
+        let mut reading = self.read_as(tenant).await?;
         let fetched = sqlx::query_with(AssertSqlSafe(statement.sql), statement.arguments)
-            .fetch_all(&mut *transaction)
-            .await
-            .map_err(|error| self.failed(model, error))?;
-        transaction.rollback().await?;
+            .fetch_all(&mut *reading)
+            .await;
+        reading.end().await;
+        let fetched = fetched.map_err(|error| self.failed(model, error))?;
         let limit = select.limit() as usize;
         let mut rows = String::from("[");
         for (index, row) in fetched.iter().take(limit).enumerate() {

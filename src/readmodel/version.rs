@@ -34,7 +34,7 @@ const LOCK_TIMEOUT_MS: u32 = 100;
 
 /// The name of the lock on the tables as such: FNV-1a of `flexcore projections`, as any number of
 /// ours alone would do.
-const LOCK: i64 = 0x666c_6578_7072_6f6a;
+pub(crate) const LOCK: i64 = 0x666c_6578_7072_6f6a;
 
 /// A version of a read model, to project into.
 #[derive(Debug)]
@@ -387,10 +387,8 @@ async fn create(
              primary key (tenant, {})); \
          alter table {table} enable row level security; \
          alter table {table} force row level security; \
-         create policy query on {table} for select to flexcore_query \
-             using (tenant = (select flexcore.tenant())); \
          create policy projection on {table} to flexcore_projection using (true) with check (true); \
-         grant select on {table} to flexcore_query; \
+         select flexcore.admit_queries('{table}'); \
          grant select, insert, update, delete on {table} to flexcore_projection",
         key.join(", ")
     );
@@ -441,7 +439,7 @@ async fn swap(connection: &mut PgConnection, version: &Version) -> Result<(), sq
     let (view, id) = (format!("rm.\"{}\"", version.read_model), version.id);
     let create = format!(
         "view {view} with (security_invoker = true) as select tenant{names} from {}; \
-         grant select on {view} to flexcore_query",
+         select flexcore.admit_queries('{view}')",
         version.table
     );
     let states = format!(

@@ -18,5 +18,6 @@ mod http_commands;
 mod kill;
 mod nats_commands;
 mod pauses;
+mod queries;
 mod read_models;
 mod slots;

@@ -52,7 +52,18 @@ pub(super) fn read(
     check_statement((statement, sql_node.text_line), &reads, &declared, notes);
     let parameters = declared.into_iter().map(|(parameter, _)| parameter).collect();
     let (place, sql) = (notes.place(node.line), statement.to_owned());
-    Some(QueryDefinition { name: name?, description, place, sql, reads, parameters })
+    let fingerprints = reads.iter().map(|name| models[name].fingerprint.clone()).collect();
+    let (name, sql_line) = (name?, sql_node.text_line);
+    Some(QueryDefinition {
+        name,
+        description,
+        place,
+        sql,
+        sql_line,
+        reads,
+        fingerprints,
+        parameters,
+    })
 }
 
 fn reads(

@@ -3,6 +3,8 @@
 
 mod database;
 mod fold;
+mod hostile;
 mod isolation;
+mod queries;
 mod reading;
 mod versions;

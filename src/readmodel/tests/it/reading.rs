@@ -139,7 +139,9 @@ fn query(sql: &str) -> QueryDefinition {
         description: String::new(),
         place: Place::default(),
         sql: sql.to_owned(),
+        sql_line: 1,
         reads: vec![name("things")],
+        fingerprints: vec!["f".to_owned()],
         parameters: vec![
             parameter("least", ColumnKind::Integer, None),
             parameter("who", ColumnKind::Text, Some(json!("eq.x"))),
@@ -184,17 +186,21 @@ async fn named_queries_are_typed_bounded_and_read_only() {
             &[("least", "1")],
             "permission denied",
         ),
-        ("select * from no_such where :least = 1", &[("least", "1")], "is being built"),
+        ("select * from no_such where :least = 1", &[("least", "1")], "q fails: relation"),
     ] {
         let error = run(sql, params).await.unwrap_err();
         assert!(error.contains(expected), "{sql}: {error}");
     }
     let settings = Settings { statement_timeout: Duration::from_millis(50), ..Settings::default() };
     let hasty = ReadModels::connect(&database.url, settings).await.unwrap();
-    let slow = query("select pg_sleep(5) where :least = 1 and :who <> ''");
+    let slow = query("select max(generate_series) from generate_series(1, 100000000 * :least)");
     let params = [("least".to_owned(), "1".to_owned())];
     let error = hasty.run_query(&tenant("a"), &slow, &params).await.unwrap_err();
     assert!(matches!(error, Error::Timeout(_)), "{error:?}");
+    // Another declaration than the one that serves: it was prepared against that.
+    let newer = QueryDefinition { fingerprints: vec!["g".to_owned()], ..query("select :least, x") };
+    let error = database.models.run_query(&tenant("a"), &newer, &params).await.unwrap_err();
+    assert!(matches!(error, Error::NotBuilt(_)), "{error:?}");
 }
 
 #[tokio::test]

@@ -1,0 +1,165 @@
+//! Named queries held to Postgres before they are deployed: prepared as they will run, against the
+//! columns that the deployment will have.
+//!
+//! Postgres itself reads them: what a statement calls and reads stands in the rules of a view made of
+//! it, whatever way it was written.
+
+use flexcore_domain::{
+    Application, Name,
+    definition::{Place, Problem, QueryDefinition, ReadModelDefinition},
+};
+use sqlx::{
+    AssertSqlSafe, PgConnection, Row as _,
+    postgres::{PgDatabaseError, PgErrorPosition},
+};
+
+use crate::{
+    Error, ReadModels,
+    cell::sql_type,
+    functions::{LISTED, allowed},
+    named::{substitute, whole},
+    version::LOCK,
+};
+
+/// The view that a query becomes while it is checked.
+const VIEW: &str = "create temporary view _checked as ";
+
+/// An empty schema `rm` in place of the one in use, for this transaction alone: others go on with
+/// theirs, since nothing in it is locked and the transaction is rolled back.
+const STAGE: &str = "set local lock_timeout = '5s'; set local statement_timeout = '30s'; \
+     do $$ begin \
+         if exists (select from pg_namespace where nspname = 'rm') then \
+             alter schema rm rename to flexcore_rm_in_use; \
+         end if; \
+     end $$; \
+     create schema rm; set local search_path = rm";
+
+impl ReadModels {
+    /// Prepares every named query of an application as it will run. Returns what is wrong, each with
+    /// file and line: what Postgres says of a statement, functions that are not allowed, and
+    /// relations that `reads` does not name. Nothing stays of it in the database, and nothing waits
+    /// for it. Fails when Postgres is away or does not let us make tables.
+    pub async fn check_queries(&self, application: &Application) -> Result<Vec<Problem>, Error> {
+        if application.queries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let begin = format!("begin; select pg_advisory_xact_lock({LOCK}); {STAGE}");
+        let mut transaction = self.pool.begin_with(AssertSqlSafe(begin)).await?;
+        for model in application.read_models.values() {
+            sqlx::raw_sql(AssertSqlSafe(table(model))).execute(&mut *transaction).await?;
+        }
+        let mut problems = Vec::new();
+        for query in application.queries.values() {
+            sqlx::raw_sql("savepoint query").execute(&mut *transaction).await?;
+            problems.extend(check(&mut transaction, query).await?);
+            sqlx::raw_sql("rollback to savepoint query").execute(&mut *transaction).await?;
+        }
+        transaction.rollback().await?;
+        Ok(problems)
+    }
+}
+
+/// What people read of the read model, with nothing in it.
+fn table(model: &ReadModelDefinition) -> String {
+    let columns: String = model
+        .columns
+        .iter()
+        .map(|column| format!(", \"{}\" {}", column.name, sql_type(column.kind)))
+        .collect();
+    format!("create table rm.\"{}\" (tenant text collate \"C\"{columns})", model.name)
+}
+
+async fn check(
+    connection: &mut PgConnection,
+    query: &QueryDefinition,
+) -> Result<Vec<Problem>, Error> {
+    let names: Vec<&Name> = query.parameters.iter().map(|parameter| &parameter.name).collect();
+    // A view has no parameters: a null of the same type says as much about the statement.
+    let null = |index: usize| {
+        let kind = sql_type(query.parameters[index].kind);
+        format!("(null::{})", kind.split(' ').next().unwrap_or(kind))
+    };
+    let problem = |line: usize, message: String| Problem {
+        place: Place { file: query.place.file.clone(), line: query.sql_line + line },
+        message: format!("query `{}`: {message}", query.name),
+    };
+    let statement = match substitute(&query.sql, &query.name, &names, null) {
+        Ok(statement) => whole(&statement),
+        Err(Error::QueryFailed { message, .. }) => return Ok(vec![problem(0, message)]),
+        Err(other) => return Err(other),
+    };
+    let view = format!("{VIEW}{}", statement.text);
+    if let Err(error) = sqlx::raw_sql(AssertSqlSafe(view.clone())).execute(&mut *connection).await {
+        let line = line(&view, VIEW.len() + statement.before, &error);
+        return match Error::from(error) {
+            Error::Database(message) => Ok(vec![problem(line, message)]),
+            other => Err(other),
+        };
+    }
+    let mut problems = Vec::new();
+    for function in functions(&mut *connection).await? {
+        let name = function.split('(').next().unwrap_or_default();
+        let message = format!(
+            "`{function}` is not among the functions that a query may call; schemas/README.md says \
+             which are"
+        );
+        problems.push(problem(found(&query.sql, name), message));
+    }
+    for relation in relations(&mut *connection, &query.reads).await? {
+        let name = relation.rsplit('.').next().unwrap_or_default();
+        let message = format!("it reads `{relation}`, which `reads` does not name");
+        problems.push(problem(found(&query.sql, name), message));
+    }
+    Ok(problems)
+}
+
+/// The line of the statement that an error points at, from 0.
+fn line(text: &str, before: usize, error: &sqlx::Error) -> usize {
+    let error = error.as_database_error().and_then(|e| e.try_downcast_ref::<PgDatabaseError>());
+    let Some(PgErrorPosition::Original(at)) = error.and_then(PgDatabaseError::position) else {
+        return 0;
+    };
+    // It counts characters, from 1. What stands before the statement has a byte each.
+    text.chars().take(at).skip(before).filter(|c| *c == '\n').count()
+}
+
+/// The line on which a name is first written, from 0.
+fn found(sql: &str, name: &str) -> usize {
+    let name = name.trim_matches('"').to_lowercase();
+    sql.lines().position(|line| line.to_lowercase().contains(&name)).unwrap_or(0)
+}
+
+/// Functions, and those of operators and casts, that the view calls and the list has not.
+async fn functions(connection: &mut PgConnection) -> Result<Vec<String>, Error> {
+    let sql = format!(
+        "select distinct p.oid::regprocedure::text \
+         from pg_rewrite r, \
+             regexp_matches(r.ev_action::text, \
+                 ':(?:funcid|opfuncid|aggfnoid|winfnoid) (\\d+)', 'g') as found, \
+             pg_proc p, pg_namespace n \
+         where r.ev_class = 'pg_temp._checked'::regclass and p.oid = found[1]::oid \
+           and n.oid = p.pronamespace and not {LISTED} \
+         order by 1"
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql)).bind(allowed()).fetch_all(connection).await?;
+    Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, sqlx::Error>>()?)
+}
+
+/// Tables and views that the view reads, but for read models of these names.
+async fn relations(connection: &mut PgConnection, reads: &[Name]) -> Result<Vec<String>, Error> {
+    let reads: Vec<&str> = reads.iter().map(Name::as_str).collect();
+    let rows = sqlx::query(
+        "select distinct n.nspname || '.' || c.relname \
+         from pg_rewrite r, \
+             regexp_matches(r.ev_action::text, ':relid (\\d+)', 'g') as found, \
+             pg_class c, pg_namespace n \
+         where r.ev_class = 'pg_temp._checked'::regclass and c.oid = found[1]::oid \
+           and c.oid <> r.ev_class and n.oid = c.relnamespace \
+           and not (n.nspname = 'rm' and c.relname = any($1)) \
+         order by 1",
+    )
+    .bind(reads)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, sqlx::Error>>()?)
+}

@@ -1,0 +1,122 @@
+//! Which functions a query may call: an allow-list, kept by Postgres as a privilege.
+//!
+//! Allowed are those of Postgres's own that compute from their arguments alone (`immutable` in its
+//! catalogue: operators, `lower`, `round`, `jsonb_path_query`, `regexp_replace`, …) and the ones named
+//! below. Whatever reads files, tables by name, other sessions or settings, runs text as SQL, locks,
+//! sleeps, signals, notifies or writes is neither, and so is everything of an extension.
+
+use sqlx::{AssertSqlSafe, PgConnection, Row as _, postgres::PgRow};
+
+use crate::Error;
+
+/// Functions that are not immutable, and allowed. They depend on the transaction's time, on the
+/// session's time zone and formats, or on chance, and reach nothing beyond their arguments.
+pub(crate) const ALLOWED: &[&str] = &[
+    // Times: what is now, and what depends on the time zone (which is UTC).
+    "now statement_timestamp transaction_timestamp clock_timestamp age date_add date_subtract",
+    "date_part date_trunc extract generate_series make_timestamptz overlaps timezone",
+    "to_char to_date to_number to_timestamp date time timetz timestamp timestamptz",
+    // Their operators.
+    "date_cmp_timestamptz date_eq_timestamptz date_ge_timestamptz date_gt_timestamptz",
+    "date_le_timestamptz date_lt_timestamptz date_ne_timestamptz",
+    "timestamp_cmp_timestamptz timestamp_eq_timestamptz timestamp_ge_timestamptz",
+    "timestamp_gt_timestamptz timestamp_le_timestamptz timestamp_lt_timestamptz",
+    "timestamp_ne_timestamptz timestamptz_cmp_date timestamptz_eq_date timestamptz_ge_date",
+    "timestamptz_gt_date timestamptz_le_date timestamptz_lt_date timestamptz_ne_date",
+    "timestamptz_cmp_timestamp timestamptz_eq_timestamp timestamptz_ge_timestamp",
+    "timestamptz_gt_timestamp timestamptz_le_timestamp timestamptz_lt_timestamp",
+    "timestamptz_ne_timestamp timestamptz_pl_interval timestamptz_mi_interval",
+    "interval_pl_timestamptz",
+    // Text, and values as text.
+    "anytextcat textanycat concat concat_ws format quote_literal quote_nullable array_to_string",
+    "convert convert_from convert_to length numeric pg_typeof",
+    // JSON.
+    "array_to_json row_to_json to_json to_jsonb json_agg json_agg_strict jsonb_agg",
+    "jsonb_agg_strict json_build_array json_build_object jsonb_build_array jsonb_build_object",
+    "json_object_agg json_object_agg_strict json_object_agg_unique json_object_agg_unique_strict",
+    "jsonb_object_agg jsonb_object_agg_strict jsonb_object_agg_unique",
+    "jsonb_object_agg_unique_strict json_populate_record json_populate_recordset json_to_record",
+    "json_to_recordset jsonb_populate_record jsonb_populate_recordset jsonb_to_record",
+    "jsonb_to_recordset jsonb_path_exists_tz jsonb_path_match_tz jsonb_path_query_array_tz",
+    "jsonb_path_query_first_tz jsonb_path_query_tz",
+    // Searching in text.
+    "to_tsvector json_to_tsvector jsonb_to_tsvector to_tsquery plainto_tsquery phraseto_tsquery",
+    "websearch_to_tsquery ts_headline ts_match_tq ts_match_tt",
+    // Chance.
+    "random random_normal gen_random_uuid uuidv4 uuidv7",
+    // The session itself: what its seal is made for.
+    "pg_backend_pid inet_client_port",
+];
+
+/// The names, one by one.
+pub(crate) fn allowed() -> Vec<&'static str> {
+    ALLOWED.iter().flat_map(|line| line.split(' ')).collect()
+}
+
+/// Whether function `p` of schema `n` is allowed; the names are `$1`.
+pub(crate) const LISTED: &str =
+    "(n.nspname = 'pg_catalog' and (p.provolatile = 'i' or p.proname = any($1)))";
+
+/// What the login `$2` may call, to be followed by what is not [`LISTED`]. Left out is what nobody
+/// can call from a statement: functions of triggers, and those that take or give what only the
+/// server can make.
+const CALLABLE: &str = "select p.oid::regprocedure::text \
+     from pg_proc p join pg_namespace n on n.oid = p.pronamespace \
+     where has_function_privilege($2, p.oid, 'execute') \
+       and has_schema_privilege($2, n.oid, 'usage') \
+       and p.prorettype <> all('{trigger,event_trigger,internal,language_handler,\
+           index_am_handler,table_am_handler,tsm_handler,fdw_handler}'::regtype[]) \
+       and not 'internal'::regtype = any(p.proargtypes) \
+       and not ";
+
+/// Catalogues that everybody may read: sizes of tables and what sessions run are in them.
+const READABLE: &str = "select format('%I.%I', n.nspname, c.relname) \
+     from pg_class c join pg_namespace n on n.oid = c.relnamespace \
+     where n.nspname in ('pg_catalog', 'information_schema') and c.relkind in ('r', 'v') \
+       and has_table_privilege($1, c.oid, 'select') \
+     order by 1";
+
+/// Takes from the login of queries the functions that the list has not, and the catalogues. Others
+/// keep them who are superusers, members of `pg_monitor`, or the projections' role;
+/// `flexcore_functions` is for the rest. Returns what stays open: nothing, unless the owner is no
+/// superuser.
+pub(crate) async fn close(
+    connection: &mut PgConnection,
+    login: &str,
+) -> Result<Vec<String>, Error> {
+    let names = |rows: Vec<PgRow>| {
+        rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, sqlx::Error>>()
+    };
+    let beyond = AssertSqlSafe(format!("{CALLABLE}{LISTED} order by 1"));
+    let beyond = sqlx::query(beyond).bind(allowed()).bind(login);
+    let mut beyond = names(beyond.fetch_all(&mut *connection).await?)?;
+    let readable = sqlx::query(READABLE).bind(login);
+    let readable = names(readable.fetch_all(&mut *connection).await?)?;
+    // The owner may be another than the superuser who starts us this once.
+    let row = sqlx::query(
+        "select r.rolsuper, n.nspowner::regrole::text \
+         from pg_roles r, pg_namespace n where r.rolname = current_user and n.nspname = 'flexcore'",
+    )
+    .fetch_one(&mut *connection)
+    .await?;
+    let (superuser, owner): (bool, String) = (row.try_get(0)?, row.try_get(1)?);
+    if !superuser {
+        beyond.extend(readable);
+        return Ok(beyond);
+    }
+    let mut sql = String::from(
+        "do $$ begin execute format('revoke temporary on database %I from public', \
+             current_database()); end $$;",
+    );
+    let others = format!("pg_monitor, flexcore_functions, flexcore_projection, {owner}");
+    for (what, list) in [("execute on routine", beyond), ("select on", readable)] {
+        if !list.is_empty() {
+            let list = list.join(", ");
+            sql.push_str(&format!(
+                "revoke {what} {list} from public, \"{login}\"; grant {what} {list} to {others};"
+            ));
+        }
+    }
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
+    Ok(Vec::new())
+}

@@ -1,0 +1,135 @@
+//! Named queries, prepared before they are deployed.
+
+use std::sync::Arc;
+
+use flexcore_domain::{
+    Application, Name,
+    definition::{ColumnKind, SourceFile},
+};
+
+use crate::database::{Database, model, tenant};
+
+const APPLICATION: &str = "\
+aggregate: thing
+events:
+  set: { data: { type: object }, evolve: (state) => state }
+---
+read_model: things
+columns: { k: text, n: integer, at: timestamp }
+key: [k]
+on:
+  thing.set: { key: { k: $id }, set: { n: $version, at: $time } }
+---
+";
+
+/// The application with these queries, each from its own file of the query's name.
+fn application(queries: &[(&str, &str, &str)]) -> Application {
+    let mut files = vec![SourceFile { path: "main.yaml".to_owned(), text: APPLICATION.to_owned() }];
+    for (name, parameters, sql) in queries {
+        let sql: String = sql.lines().map(|line| format!("  {line}\n")).collect();
+        let text = format!(
+            "query: {name}\nreads: [things]\nparameters: {{ {parameters} }}\nsql: |\n{sql}"
+        );
+        files.push(SourceFile { path: format!("{name}.yaml"), text });
+    }
+    Application::read(Name::parse("app").unwrap(), files).unwrap_or_else(|p| panic!("{p:?}"))
+}
+
+/// A deployed query with bad SQL once answered "being built" for ever.
+#[tokio::test]
+async fn what_a_query_gets_wrong_is_said_with_file_and_line() {
+    let database = Database::new().await;
+    let wrong = [
+        ("typo", "", "select k\nfrom rm.things\nwhre n = 1", 3, "syntax error at or near \"n\""),
+        ("gone", "", "select k\nfrom rm.things\nwhere m = 1", 3, "column \"m\" does not exist"),
+        ("kind", "", "select k from rm.things\nwhere n = 'x'", 2, "invalid input syntax for type"),
+        ("given", "a: text", "select k from rm.things\nwhere n = :a", 2, "operator does not exist"),
+        ("quoted", "", "select k,\n\"set_config\"('a', 'b', true) from rm.things", 2, "not among"),
+        ("text", "", "select k,\nquery_to_xml('x', true, true, '') from rm.things", 2, "not among"),
+        (
+            "sleep",
+            "",
+            "select k from rm.things,\n\n  pg_sleep(1)",
+            3,
+            "`pg_sleep(double precision)`",
+        ),
+        (
+            "meta",
+            "",
+            "select k,\n(select count(*) from pg_class) from rm.things",
+            2,
+            "does not name",
+        ),
+        ("names", "", "select k, k from rm.things\n order by z", 2, "column \"z\""),
+        ("none", "", "select lowr(k) from rm.things", 1, "function lowr(text) does not exist"),
+    ];
+    let queries = wrong.map(|(name, parameters, sql, ..)| (name, parameters, sql));
+    let problems = database.models.check_queries(&application(&queries)).await.unwrap();
+    assert_eq!(problems.len(), wrong.len(), "{problems:?}");
+    for (name, _, _, line, said) in &wrong {
+        // The statement begins on the fifth line of its file.
+        let place = format!("{name}.yaml:{}: query `{name}`: ", line + 4);
+        let found = problems.iter().map(ToString::to_string).find(|text| text.starts_with(&place));
+        let found = found.unwrap_or_else(|| panic!("nothing at {place} {problems:?}"));
+        assert!(found.contains(said), "{found}");
+    }
+}
+
+#[tokio::test]
+async fn what_queries_are_for_passes() {
+    let database = Database::new().await;
+    let queries = [
+        ("all_rows", "", "select * from rm.things -- all"),
+        ("found", "a: text, b: integer", "select k\nfrom things where k like :a || '%' limit :b;"),
+        (
+            "times",
+            "day: date, since: timestamp",
+            "select date_trunc('hour', at) as hour, count(*) filter (where at > :since) as c,\n\
+             percentile_cont(0.5) within group (order by n) as middle\n\
+             from rm.things where at between :day and now() - interval '1 day' group by hour",
+        ),
+        (
+            "ranks",
+            "",
+            "with t as (select k, rank() over (order by n desc) as r from rm.things)\n\
+             select jsonb_build_object('k', k, 'r', r), to_char(r, '999'), string_agg(k, ',')\n\
+             from t join lateral (select lower(k) as l) x on true group by k, r, random()",
+        ),
+        ("words", "w: text", "select ts_rank(to_tsvector(k), plainto_tsquery(:w)) from rm.things"),
+    ];
+    let problems = database.models.check_queries(&application(&queries)).await.unwrap();
+    assert!(problems.is_empty(), "{problems:?}");
+}
+
+/// The columns are those of the deployment, and nobody notices the check: neither who reads what
+/// serves meanwhile, nor who looks afterwards.
+#[tokio::test]
+async fn queries_are_held_to_the_new_columns_beside_those_in_use() {
+    let database = Database::new().await;
+    // In use `n` is called `m`.
+    let old = model("things", "f", &[("k", ColumnKind::Text), ("m", ColumnKind::Integer)], []);
+    database.serving(&old).await;
+    let new = ("new", "", "select n from rm.things");
+    let broken = ("broken", "", "select k,\nm from rm.things");
+    let deployed = Arc::new(application(&[new, broken]));
+    let mut checks = Vec::new();
+    for _ in 0..3 {
+        let (models, deployed) = (database.models.clone(), deployed.clone());
+        checks.push(tokio::spawn(async move { models.check_queries(&deployed).await.unwrap() }));
+    }
+    let select = flexcore_readmodel::Select::parse(&old, &[]).unwrap();
+    while checks.iter().any(|check| !check.is_finished()) {
+        database.models.select(&tenant("a"), &old, &select).await.unwrap();
+    }
+    for check in checks {
+        let problems = check.await.unwrap();
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].to_string().starts_with("broken.yaml:6: "), "{problems:?}");
+    }
+    let schemas = "select string_agg(nspname, ',' order by nspname)::text from pg_namespace \
+        where nspname in ('rm', 'flexcore') or nspname like 'flexcore_%'";
+    assert_eq!(database.one(schemas).await, "flexcore,rm");
+    // Before anybody has migrated there is nothing to be in the way of.
+    let fresh = Database::empty().await;
+    assert_eq!(fresh.models.check_queries(&deployed).await.unwrap().len(), 1);
+}
