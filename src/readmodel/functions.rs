@@ -57,66 +57,82 @@ pub(crate) fn allowed() -> Vec<&'static str> {
 pub(crate) const LISTED: &str =
     "(n.nspname = 'pg_catalog' and (p.provolatile = 'i' or p.proname = any($1)))";
 
-/// What the login `$2` may call, to be followed by what is not [`LISTED`]. Left out is what nobody
-/// can call from a statement: functions of triggers, and those that take or give what only the
-/// server can make.
-const CALLABLE: &str = "select p.oid::regprocedure::text \
+/// Functions that everybody or the login `$2` may call, to be followed by what is not [`LISTED`]; and
+/// whether it is everybody. Left out is what nobody can call from a statement: functions of triggers,
+/// and those that take or give what only the server can make.
+const CALLABLE: &str = "select p.oid::regprocedure::text, \
+         has_function_privilege('public', p.oid, 'execute') as everybody \
      from pg_proc p join pg_namespace n on n.oid = p.pronamespace \
-     where has_function_privilege($2, p.oid, 'execute') \
-       and has_schema_privilege($2, n.oid, 'usage') \
+     where (has_function_privilege('public', p.oid, 'execute') or exists ( \
+             select from aclexplode(p.proacl) a join pg_roles r on r.oid = a.grantee \
+             where r.rolname = $2)) \
+       and has_schema_privilege($2, n.oid, 'usage') and n.nspname <> 'flexcore' \
        and p.prorettype <> all('{trigger,event_trigger,internal,language_handler,\
            index_am_handler,table_am_handler,tsm_handler,fdw_handler}'::regtype[]) \
        and not 'internal'::regtype = any(p.proargtypes) \
        and not ";
 
-/// Catalogues that everybody may read: sizes of tables and what sessions run are in them.
-const READABLE: &str = "select format('%I.%I', n.nspname, c.relname) \
+/// Catalogues that everybody or the login `$1` may read, and whether it is everybody: sizes of tables
+/// and what sessions run are in them.
+const READABLE: &str = "select format('%I.%I', n.nspname, c.relname), \
+         has_table_privilege('public', c.oid, 'select') as everybody \
      from pg_class c join pg_namespace n on n.oid = c.relnamespace \
      where n.nspname in ('pg_catalog', 'information_schema') and c.relkind in ('r', 'v') \
-       and has_table_privilege($1, c.oid, 'select') \
+       and (has_table_privilege('public', c.oid, 'select') or exists ( \
+             select from aclexplode(c.relacl) a join pg_roles r on r.oid = a.grantee \
+             where r.rolname = $1)) \
      order by 1";
 
-/// Takes from the login of queries the functions that the list has not, and the catalogues. Others
-/// keep them who are superusers, members of `pg_monitor`, or the projections' role;
-/// `flexcore_functions` is for the rest. Returns what stays open: nothing, unless the owner is no
-/// superuser.
-pub(crate) async fn close(
-    connection: &mut PgConnection,
-    login: &str,
-) -> Result<Vec<String>, Error> {
-    let names = |rows: Vec<PgRow>| {
-        rows.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, sqlx::Error>>()
-    };
-    let beyond = AssertSqlSafe(format!("{CALLABLE}{LISTED} order by 1"));
-    let beyond = sqlx::query(beyond).bind(allowed()).bind(login);
-    let mut beyond = names(beyond.fetch_all(&mut *connection).await?)?;
-    let readable = sqlx::query(READABLE).bind(login);
-    let readable = names(readable.fetch_all(&mut *connection).await?)?;
+/// Takes from everybody, the login of queries with it, the functions that the list has not, and the
+/// catalogues. Those keep them who are superusers, members of `pg_monitor`, the owner or the
+/// projections' role; `flexcore_functions` is for the rest. Returns how many stay open: none, unless
+/// we are no superuser.
+pub(crate) async fn close(connection: &mut PgConnection, login: &str) -> Result<usize, Error> {
+    let callable = AssertSqlSafe(format!("{CALLABLE}{LISTED} order by 1"));
+    let callable = sqlx::query(callable).bind(allowed()).bind(login);
+    let callable = callable.fetch_all(&mut *connection).await?;
+    let readable = sqlx::query(READABLE).bind(login).fetch_all(&mut *connection).await?;
     // The owner may be another than the superuser who starts us this once.
     let row = sqlx::query(
-        "select r.rolsuper, n.nspowner::regrole::text \
-         from pg_roles r, pg_namespace n where r.rolname = current_user and n.nspname = 'flexcore'",
+        "select r.rolsuper, n.nspowner::regrole::text from pg_roles r, pg_namespace n \
+         where r.rolname = current_user and n.nspname = 'flexcore'",
     )
     .fetch_one(&mut *connection)
     .await?;
     let (superuser, owner): (bool, String) = (row.try_get(0)?, row.try_get(1)?);
     if !superuser {
-        beyond.extend(readable);
-        return Ok(beyond);
+        return Ok(callable.len() + readable.len());
     }
     let mut sql = String::from(
         "do $$ begin execute format('revoke temporary on database %I from public', \
              current_database()); end $$;",
     );
     let others = format!("pg_monitor, flexcore_functions, flexcore_projection, {owner}");
-    for (what, list) in [("execute on routine", beyond), ("select on", readable)] {
-        if !list.is_empty() {
-            let list = list.join(", ");
+    for (what, rows) in [("execute on routine", callable), ("select on", readable)] {
+        let (everybodys, own) = parted(&rows)?;
+        if !everybodys.is_empty() {
             sql.push_str(&format!(
-                "revoke {what} {list} from public, \"{login}\"; grant {what} {list} to {others};"
+                "revoke {what} {everybodys} from public; grant {what} {everybodys} to {others};"
             ));
+        }
+        if !own.is_empty() {
+            sql.push_str(&format!("revoke {what} {own} from \"{login}\";"));
         }
     }
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
-    Ok(Vec::new())
+    Ok(0)
+}
+
+/// Names that everybody has, and all of them, since the login may have been granted either: two lists
+/// of SQL.
+fn parted(rows: &[PgRow]) -> Result<(String, String), sqlx::Error> {
+    let (mut everybodys, mut own) = (Vec::new(), Vec::new());
+    for row in rows {
+        let name: &str = row.try_get(0)?;
+        own.push(name);
+        if row.try_get(1)? {
+            everybodys.push(name);
+        }
+    }
+    Ok((everybodys.join(", "), own.join(", ")))
 }

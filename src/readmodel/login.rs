@@ -118,11 +118,11 @@ pub(crate) async fn open(
         .try_get(0)?;
     let beyond = functions::close(&mut transaction, &login).await?;
     transaction.commit().await?;
-    if !beyond.is_empty() {
+    if beyond > 0 {
         tracing::warn!(
-            functions = beyond.len(),
-            "Postgres lets queries call functions beyond the list, and only a superuser can close \
-             them: start a gateway or worker once with a superuser's --postgres"
+            open = beyond,
+            "Postgres lets queries use functions and catalogues beyond the list, and only a superuser \
+             can close them: start a gateway or worker once with a superuser's --postgres"
         );
     }
     Ok(())

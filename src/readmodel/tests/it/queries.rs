@@ -11,8 +11,8 @@ use crate::database::{Database, model, tenant};
 
 const APPLICATION: &str = "\
 aggregate: thing
-events:
-  set: { data: { type: object }, evolve: (state) => state }
+commands: { set: { decide: \"() => []\" } }
+events: { set: { data: { type: object }, evolve: \"(state) => state\" } }
 ---
 read_model: things
 columns: { k: text, n: integer, at: timestamp }
@@ -80,7 +80,11 @@ async fn what_queries_are_for_passes() {
     let database = Database::new().await;
     let queries = [
         ("all_rows", "", "select * from rm.things -- all"),
-        ("found", "a: text, b: integer", "select k\nfrom things where k like :a || '%' limit :b;"),
+        (
+            "found",
+            "a: text, b: integer",
+            "select k\nfrom rm.things where k like :a || '%' limit :b;",
+        ),
         (
             "times",
             "day: date, since: timestamp",
