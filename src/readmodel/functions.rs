@@ -48,6 +48,10 @@ pub(crate) const ALLOWED: &[&str] = &[
     "pg_backend_pid inet_client_port",
 ];
 
+/// Most disk that one session's sorts and joins may take for the time of a statement: what a tenant
+/// fills is everybody's.
+const TEMP_FILE_LIMIT: &str = "1GB";
+
 /// The names, one by one.
 pub(crate) fn allowed() -> Vec<&'static str> {
     ALLOWED.iter().flat_map(|line| line.split(' ')).collect()
@@ -103,9 +107,10 @@ pub(crate) async fn close(connection: &mut PgConnection, login: &str) -> Result<
     if !superuser {
         return Ok(callable.len() + readable.len());
     }
-    let mut sql = String::from(
+    let mut sql = format!(
         "do $$ begin execute format('revoke temporary on database %I from public', \
-             current_database()); end $$;",
+             current_database()); end $$; \
+         alter role \"{login}\" set temp_file_limit = '{TEMP_FILE_LIMIT}';"
     );
     let others = format!("pg_monitor, flexcore_functions, flexcore_projection, {owner}");
     for (what, rows) in [("execute on routine", callable), ("select on", readable)] {

@@ -205,6 +205,8 @@ async fn rows_are_those_of_the_sealed_tenant_or_none() {
         let refused = ["permission denied", "must be superuser"].iter().any(|e| error.contains(e));
         assert!(refused, "{sql}: {error}");
     }
+    let limit = sqlx::query("show temp_file_limit").fetch_one(&mut session.connection).await;
+    assert_eq!(limit.unwrap().get::<String, _>(0), "1GB");
     let owner = database
         .one(
             "select tableowner::text from pg_tables \
