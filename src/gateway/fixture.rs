@@ -54,7 +54,7 @@ pub(crate) fn catalog() -> Catalog {
         description: "Delays.".to_owned(),
         place: Place::default(),
         // Some seconds for each `least`, one row at a time.
-        sql: "select max(n)::text as slept from ( \
+        sql: "select coalesce(max(n)::text, '') as slept from ( \
                   select generate_series(1, :least * 10000000) as n \
               ) as s"
             .to_owned(),
