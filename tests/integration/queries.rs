@@ -13,7 +13,7 @@ async fn a_query_with_bad_sql_is_refused_with_file_and_line() {
     for (old, new, said) in [
         ("order by balance desc", "ordr by balance desc", "syntax error"),
         ("deposited - withdrawn as balance", "deposit - withdrawn as balance", "does not exist"),
-        ("order by balance desc", "order by pg_sleep(1)", "a query may call"),
+        ("order by balance desc", "order by pg_sleep(1)::text", "a query may call"),
         ("order by balance desc", "order by \"set_config\"('a', 'b', true)", "a query may call"),
         // A column is renamed, and a query is not.
         ("owner: text", "holder: text", "does not exist"),
