@@ -11,7 +11,8 @@ use serde_json::{Map, Value};
 
 use crate::{
     bench_append, bench_commands, bench_growth, bench_http, bench_latency, bench_load,
-    bench_overload, bench_projection, bench_rebuild, bench_scale, config::Config, out,
+    bench_overload, bench_projection, bench_rebuild, bench_scale, bench_shares, config::Config,
+    out,
 };
 
 /// Measure what FlexCore does a second, beside the raw limit of its servers
@@ -51,6 +52,8 @@ enum Bench {
     Http,
     /// Ten times the connections that it can carry
     Overload,
+    /// A tenant's commands without and with another tenant's flood
+    Shares,
     /// A read model catching up with a filled log
     Projection,
     /// A read model built anew while queries go on
@@ -188,6 +191,7 @@ async fn one(bench: Bench, run: &Run<'_>) -> anyhow::Result<Figure> {
         Bench::Commands => bench_commands::run(run).await,
         Bench::Http => bench_http::run(run).await,
         Bench::Overload => bench_overload::run(run).await,
+        Bench::Shares => bench_shares::run(run).await,
         Bench::Projection => bench_projection::run(run).await,
         Bench::Rebuild => bench_rebuild::run(run).await,
         Bench::Latency => bench_latency::run(run).await,

@@ -6,7 +6,7 @@ use std::{
 };
 
 use flexcore_auth::{Grant, Issuer, SigningKey, Verifier};
-use flexcore_domain::ActorName;
+use flexcore_domain::{ActorName, Tenant};
 use flexcore_servers::Want;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -95,6 +95,13 @@ fn goals(figure: &mut Figure, single_p50_ms: Option<f64>) {
     figure.goal(format!("p50 at most {GOAL_SINGLE_P50_MS} ms on one connection"), quick);
 }
 
+fn mint(issuer: &Issuer, tenant: &Tenant) -> anyhow::Result<String> {
+    let subject = ActorName::parse("bench")?;
+    let grant = Grant { tenant: tenant.clone(), subject, lifetime: TOKEN_LIFETIME };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    Ok(issuer.mint(&grant, now)?)
+}
+
 /// A gateway and a command worker in this process.
 pub(crate) struct Gateway {
     installation: Installation,
@@ -102,6 +109,7 @@ pub(crate) struct Gateway {
     stop: CancellationToken,
     pub(crate) authority: String,
     pub(crate) token: String,
+    issuer: Issuer,
     loads: std::sync::atomic::AtomicU64,
 }
 
@@ -114,16 +122,39 @@ impl Gateway {
         bench_application::deploy(rig).await?;
         let (key, _) = SigningKey::generate();
         let verifier = Verifier::new(vec![key.public().clone()], token::ISSUER, token::AUDIENCE);
-        let subject = ActorName::parse("bench")?;
-        let grant = Grant { tenant: tenant(), subject, lifetime: TOKEN_LIFETIME };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-        let token = Issuer::new(key, token::ISSUER, token::AUDIENCE).mint(&grant, now)?;
+        let issuer = Issuer::new(key, token::ISSUER, token::AUDIENCE);
+        let token = mint(&issuer, &tenant())?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let authority = listener.local_addr()?.to_string();
         let metrics = run.telemetry.metrics();
         let render = Arc::new(move || metrics.render());
         roles.gateway(&installation, listener, None, verifier, render);
-        Ok(Self { installation, roles, stop, authority, token, loads: 0.into() })
+        Ok(Self { installation, roles, stop, authority, token, issuer, loads: 0.into() })
+    }
+
+    /// A token of another tenant.
+    pub(crate) fn token_of(&self, tenant: &Tenant) -> anyhow::Result<String> {
+        mint(&self.issuer, tenant)
+    }
+
+    /// Has a child process send commands as another tenant, for longer than a load takes.
+    pub(crate) async fn flood(
+        &self,
+        run: &Run<'_>,
+        token: &str,
+        connections: u64,
+    ) -> anyhow::Result<bench_client::Child> {
+        let load = self.loads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let lasting = run.measure() + 2 * WARM_UP;
+        let args = ClientArgs {
+            authority: self.authority.clone(),
+            connections,
+            lasting_ms: u64::try_from(lasting.as_millis())?,
+            warm_up_ms: 0,
+            prefix: format!("f{load}"),
+            get: None,
+        };
+        bench_client::spawn(&args, token).await
     }
 
     /// Has a child process load it, with aggregates of its own.

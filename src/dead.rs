@@ -196,8 +196,16 @@ fn since(dead: &StreamMessage) -> String {
     time.format(&Rfc3339).unwrap_or_default()
 }
 
-fn kind(dead: &StreamMessage) -> &str {
-    dead.subject.strip_prefix("dead.").unwrap_or(&dead.subject)
+/// What it is: `command`, or `projection.<read model>.<slot>`. Its subject has the tenant and the size
+/// behind the first word.
+fn kind(dead: &StreamMessage) -> String {
+    let parts: Vec<&str> = dead.subject.split('.').skip(1).collect();
+    match parts[..] {
+        [kind, _tenant, size, ref rest @ ..] if size.starts_with('k') => {
+            [&[kind], rest].concat().join(".")
+        }
+        _ => parts.join("."),
+    }
 }
 
 fn row(dead: &StreamMessage) -> [String; 6] {
@@ -209,7 +217,7 @@ fn row(dead: &StreamMessage) -> [String; 6] {
     [
         dead.sequence.to_string(),
         since(dead),
-        kind(dead).to_owned(),
+        kind(dead),
         header(dead, header::DEAD_SUBJECT),
         header(dead, header::DEAD_REASON),
         preview,

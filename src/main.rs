@@ -20,6 +20,7 @@ mod bench_rebuild;
 mod bench_rig;
 mod bench_rows;
 mod bench_scale;
+mod bench_shares;
 mod cli;
 mod cluster;
 mod config;

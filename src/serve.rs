@@ -102,6 +102,8 @@ impl Installation {
             monitor_urls: endpoints.nats_monitors.clone(),
         };
         let store = EventStore::open(client, settings).await?;
+        let (pages, streams) = (connect(&endpoints.nats).await?, connect(&endpoints.nats).await?);
+        let store = store.read_over(&pages, &streams).await?;
         let query_url = endpoints.postgres_query.clone();
         let settings = readmodel::Settings { query_url, ..readmodel::Settings::default() };
         let read_models = ReadModels::connect(&endpoints.postgres, settings).await?;

@@ -20,7 +20,11 @@ const EDGES: &[(&str, &[&str], &str)] = &[
     ("cluster", &[], "leases and slots are about members, whatever these do"),
     ("resilience", &[], "everybody may use it, so it may use nobody"),
     ("script", &["domain"], "the engine knows the decider's interface and no infrastructure"),
-    ("eventstore", &["domain"], "the log holds commits, whoever makes or reads them"),
+    (
+        "eventstore",
+        &["domain", "resilience"],
+        "the log holds commits, whoever makes or reads them, and tenants share its connections",
+    ),
     ("readmodel", &["domain"], "rows are folded from events, wherever these come from"),
     ("auth", &["domain"], "identity has to be usable alone"),
     (

@@ -19,6 +19,7 @@ mod perform;
 mod queue;
 mod requests;
 mod slots;
+mod turns;
 
 use std::{
     sync::{
@@ -29,9 +30,11 @@ use std::{
 };
 
 use flexcore_cluster::{Kind, Member};
-use flexcore_domain::{AggregateKey, Catalog, Command, CommandId, Outcome, Slot, StateReply};
+use flexcore_domain::{
+    AggregateKey, Catalog, Command, CommandId, Outcome, Slot, StateReply, Tenant,
+};
 use flexcore_eventstore::{Error, EventStore};
-use flexcore_resilience::Deadline;
+use flexcore_resilience::{Deadline, Place, Shares};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::{
     sync::CancellationToken,
@@ -69,9 +72,14 @@ impl Default for Settings {
     }
 }
 
-/// Questions that one lane takes on for waiting clients before it answers "overloaded": about
-/// 100 ms of work.
-const LANE_DEPTH_MAX: usize = 2_048;
+/// Questions that one lane takes on for waiting clients before it answers "overloaded". A tenant takes
+/// at most as many as are left for others, so the first gets 2,048: about 100 ms of work. Stored
+/// commands take none: nobody waits for them.
+const LANE_ROOM: usize = 4_096;
+/// Aggregates that one tenant has under way at once over all lanes for its clients, and as many for
+/// its stored commands: what one atomic batch takes of commits. More would only wait for the batch
+/// before, and others' commits behind them.
+const UNDER_WAY_MAX: usize = 1_024;
 /// How long the last answers may take once the worker is told to stop, with a second for saying so.
 const DRAIN_TIMEOUT: Duration =
     crate::TOLD_MAX.saturating_add(slots::LEAVE_MAX).saturating_add(Duration::from_secs(1));
@@ -88,6 +96,9 @@ pub(crate) struct Lanes {
 
 struct LaneHandle {
     inputs: mpsc::UnboundedSender<ToLane>,
+    /// For waiting clients.
+    room: Shares<Tenant>,
+    /// Answers that it owes, those to the queue included.
     depth: Arc<AtomicUsize>,
     next_ticket: AtomicU64,
 }
@@ -97,9 +108,10 @@ impl Lanes {
         self.of_slot(key.slot())
     }
 
-    /// Whether a waiting client should rather be told to come back.
-    pub(crate) fn is_full(&self, key: &AggregateKey) -> bool {
-        self.of(key).depth.load(Ordering::Relaxed) >= LANE_DEPTH_MAX
+    /// A place for a question that somebody waits for; `None`: the tenant should rather be told to
+    /// come back.
+    pub(crate) fn enter(&self, key: &AggregateKey) -> Option<Place<Tenant>> {
+        self.of(key).room.enter(key.tenant())
     }
 
     fn ask(&self, key: AggregateKey, work: impl FnOnce(u64) -> Work, to: Responder) {
@@ -112,11 +124,16 @@ impl Lanes {
     }
 
     /// What comes of a command whose sender waits until then. Not begun when the time has passed.
-    pub(crate) async fn command(&self, command: Command, until: Deadline) -> Outcome {
+    pub(crate) async fn command(
+        &self,
+        command: Command,
+        until: Deadline,
+        place: Place<Tenant>,
+    ) -> Outcome {
         let (to, answer) = oneshot::channel();
         let (key, command) = (command.key.clone(), Box::new(command));
         let work = |ticket| Work::Command { command, patient: false, ticket };
-        self.ask(key, work, Responder::Waiting(to, until));
+        self.ask(key, work, Responder::Waiting(to, until, place));
         let lost = || Outcome::Unavailable { message: "the worker is stopping".to_owned() };
         answer.await.ok().flatten().unwrap_or_else(lost)
     }
@@ -136,7 +153,7 @@ impl Lanes {
 
     /// Takes a slot up under this epoch. Returns the lanes as its owner asks them: what comes under
     /// another epoch is not begun.
-    pub(crate) fn enter(&self, slot: Slot, epoch: u64) -> Self {
+    pub(crate) fn own(&self, slot: Slot, epoch: u64) -> Self {
         let _ = self.of_slot(slot).inputs.send(ToLane::Enter { slot, epoch });
         Self { lanes: self.lanes.clone(), epoch }
     }
@@ -156,6 +173,9 @@ impl Lanes {
 
     /// What came of a command that the aggregate accepted; `None`: it never did.
     pub(crate) async fn outcome(&self, key: AggregateKey, id: CommandId) -> Option<Outcome> {
+        let Some(_place) = self.enter(&key) else {
+            return Some(Outcome::Overloaded { retry_after_s: 1 });
+        };
         let (to, answer) = oneshot::channel();
         self.ask(key, |ticket| Work::OutcomeOf { id, ticket }, Responder::Outcome(to));
         let lost = || Some(Outcome::Unavailable { message: "the worker is stopping".to_owned() });
@@ -164,6 +184,10 @@ impl Lanes {
 
     /// The aggregate's state now.
     pub(crate) async fn state(&self, key: AggregateKey) -> StateReply {
+        let Some(_place) = self.enter(&key) else {
+            let message = "the tenant asks for too much at once".to_owned();
+            return StateReply::Unavailable { message };
+        };
         let (to, answer) = oneshot::channel();
         self.ask(key, |ticket| Work::State { ticket }, Responder::State(to));
         let lost = || StateReply::Unavailable { message: "the worker is stopping".to_owned() };
@@ -207,7 +231,8 @@ pub async fn run(
     let (told, in_force) = watch::channel(now);
     let following = tokio::spawn(follow(catalog, lanes.clone(), told));
     let mut following = AbortOnDropHandle::new(following);
-    let here = Here { store: store.clone(), lanes: lanes.clone(), catalog: in_force };
+    let folds = Shares::new(requests::FOLDS_MAX, 1);
+    let here = Here { store: store.clone(), lanes: lanes.clone(), catalog: in_force, folds };
     requests::serve_catalog(&here, &tasks, &stop).await?;
     tasks.spawn(slots::follow(here, member.clone(), stop.clone()));
     tasks.spawn(growth::watch(store.clone(), member.clone(), stop.clone()));

@@ -8,7 +8,7 @@ use async_nats::{
 use bytes::Bytes;
 use flexcore_domain::{AggregateKey, CommandId, Outcome};
 
-use crate::{Error, EventStore, aside, topology, unavailable};
+use crate::{Error, EventStore, aside, kept, topology, unavailable};
 
 impl EventStore {
     /// Puts a message aside. `kind` is `command` or `projection.<read model>.<slot>`; `reason`
@@ -24,7 +24,10 @@ impl EventStore {
     ) -> Result<(), Error> {
         let bytes_max = self.client.max_payload();
         let (all, body) = aside::fitted(reason, subject, headers, body, bytes_max);
-        self.acknowledged.store(format!("dead.{kind}"), all, body).await?;
+        let bytes = body.len();
+        let to = kept::dead_subject(kind, subject, bytes);
+        self.acknowledged.store(to, all, body).await?;
+        self.wrote(topology::DEAD, kept::tenant_of(subject), bytes);
         let kind = kind.split('.').next().unwrap_or_default().to_owned();
         metrics::counter!("flexcore_dead_total", "kind" => kind).increment(1);
         Ok(())
@@ -42,7 +45,9 @@ impl EventStore {
         let body = serde_json::to_vec(&outcome.clone().shortened()).map_err(unavailable)?;
         let mut headers = HeaderMap::new();
         headers.insert(QUEUE_SEQUENCE, sequence.to_string());
+        let bytes = body.len();
         self.acknowledged.store(outcome_subject(key, id), headers, body.into()).await?;
+        self.wrote(topology::OUTCOMES, Some(key.tenant().clone()), bytes);
         Ok(())
     }
 

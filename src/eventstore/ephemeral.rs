@@ -14,8 +14,9 @@ use crate::{Error, unavailable};
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// How long the server keeps a reader's consumer that has gone away.
 const INACTIVE_MAX: Duration = Duration::from_secs(30);
-/// Bytes of one pull request, so that large messages do not pile up in memory.
-pub(crate) const PULL_BYTES_MAX: usize = 16 << 20;
+/// Fewest bytes of a pull request that any message fits into: the broker's limit of 1 MiB, and what
+/// comes with it. With a smaller one a large message would never be handed out.
+pub(crate) const PULL_BYTES_MIN: usize = (1 << 20) + (16 << 10);
 /// How long one pull request stands.
 const EXPIRES: Duration = Duration::from_secs(30);
 
@@ -51,13 +52,17 @@ impl Ephemeral {
     }
 }
 
-/// A consumer's messages, pulled so many at a time.
+/// A consumer's messages, pulled so many at a time, and so many bytes of them.
 pub(crate) async fn messages(
     consumer: &Consumer<pull::Config>,
     messages_max: usize,
+    bytes_max: usize,
 ) -> Result<pull::Stream, Error> {
     let pulls = consumer.stream().max_messages_per_batch(messages_max);
-    let pulls = pulls.max_bytes_per_batch(PULL_BYTES_MAX).heartbeat(HEARTBEAT).expires(EXPIRES);
+    let pulls = pulls
+        .max_bytes_per_batch(bytes_max.max(PULL_BYTES_MIN))
+        .heartbeat(HEARTBEAT)
+        .expires(EXPIRES);
     pulls.messages().await.map_err(unavailable)
 }
 

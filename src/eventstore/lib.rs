@@ -10,8 +10,10 @@ pub mod catalog;
 pub mod dead;
 mod deployed;
 mod ephemeral;
+mod find;
 mod growth;
 mod inbox;
+mod kept;
 mod leader;
 mod links;
 mod load;
@@ -34,8 +36,10 @@ use flexcore_domain::{
 };
 use tokio::sync::Semaphore;
 
+pub use find::Before;
 pub use growth::{Growth, ServerUse};
 pub use links::LINKS_MAX;
+pub use load::{LOAD_COMMITS_MAX, Page};
 pub use subscribe::{Broken, Filter, Read, Subscription};
 
 /// What an acknowledgement promises.
@@ -250,6 +254,12 @@ pub struct EventStore {
     events: publish::Publisher,
     inbox: inbox::Inbox,
     room: room::Room,
+    quick: load::Way,
+    bulk: load::Way,
+    /// Where streams are read in bulk.
+    streams: jetstream::Context,
+    /// What was written to streams that tenants share.
+    kept: kept::Kept,
     /// There are other replicas than the leader, or may be.
     asks_leader: bool,
     /// Questions to leaders that may be under way.
@@ -271,11 +281,10 @@ impl EventStore {
     /// A handle on a log that another process has opened, for tools: nothing is created or checked,
     /// so it may have more replicas than the settings say.
     pub async fn attach(client: async_nats::Client, settings: Settings) -> Result<Self, Error> {
-        let jetstream = jetstream::ContextBuilder::new()
-            .timeout(REQUEST_TIMEOUT)
-            .ack_timeout(REQUEST_TIMEOUT)
-            .build(client.clone());
+        let jetstream = context(&client);
         let inbox = inbox::Inbox::open(&client).await?;
+        let (quick, bulk) = (load::Way::quick(inbox.clone()), load::Way::bulk(inbox.clone()));
+        let streams = jetstream.clone();
         let acknowledged = acknowledged::Acknowledged::open(&client).await?;
         let events = publish::Publisher::start(&acknowledged, settings.commit_groups());
         let asking = Arc::new(Semaphore::new(leader::ASKED_AT_ONCE_MAX));
@@ -290,9 +299,25 @@ impl EventStore {
             events,
             inbox,
             room,
+            quick,
+            bulk,
+            streams,
+            kept: kept::Kept::default(),
             asks_leader,
             asking,
         })
+    }
+
+    /// The same log, with reads in bulk over connections of their own: pages of aggregates over one,
+    /// streams over the other. The broker cuts a connection off whose reader is too slow for what it
+    /// asks for, and commands must not be on it. Fails when a subscription is refused.
+    pub async fn read_over(
+        self,
+        pages: &async_nats::Client,
+        streams: &async_nats::Client,
+    ) -> Result<Self, Error> {
+        let bulk = load::Way::bulk(inbox::Inbox::open(pages).await?);
+        Ok(Self { bulk, streams: context(streams), ..self })
     }
 
     /// The connection below.
@@ -407,6 +432,13 @@ fn count_refused(error: &Error) {
         _ => return,
     };
     metrics::counter!("flexcore_append_refused_total", "reason" => reason).increment(1);
+}
+
+fn context(client: &async_nats::Client) -> jetstream::Context {
+    jetstream::ContextBuilder::new()
+        .timeout(REQUEST_TIMEOUT)
+        .ack_timeout(REQUEST_TIMEOUT)
+        .build(client.clone())
 }
 
 /// The subject of an aggregate's commits: `evt.<slot>.<tenant>.<aggregate>.<id>`.

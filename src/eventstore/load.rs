@@ -2,14 +2,47 @@
 
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
-use flexcore_domain::{AggregateKey, Commit, Hash, command::header};
+use flexcore_domain::{AggregateKey, Commit, Hash, Tenant, command::header};
+use flexcore_resilience::Shares;
 
-use crate::{Error, EventStore, REQUEST_TIMEOUT, Recorded, topology, unavailable};
+use crate::{Error, EventStore, REQUEST_TIMEOUT, Recorded, inbox::Inbox, topology, unavailable};
 
 /// Commits of one request. A longer aggregate takes several, each bounded in memory.
-const LOAD_COMMITS_MAX: usize = 512;
+pub const LOAD_COMMITS_MAX: usize = 512;
+/// Most bytes of a page for a command, with one message more: 512 small commits.
+const LOAD_BYTES_MAX: usize = 256 << 10;
+/// Pages for commands under way at once. With the largest messages they are 60 MiB; a broker cuts a
+/// connection off for which 64 MiB wait.
+const LOADS_MAX: usize = 48;
+/// Of which a tenant takes three times what is left for others: benches have 32 loads in flight.
+const LOADS_TIMES: usize = 3;
+/// The same for reads in bulk, over a connection of their own: fewer and larger pages.
+const READ_BYTES_MAX: usize = 1 << 20;
+const READS_MAX: usize = 30;
+const READS_TIMES: usize = 1;
 /// Commits of a page that are fetched one by one, because a replica did not have them.
 const COMPLETED_MAX: usize = 64;
+
+/// A connection over which pages come, and how much of it is taken. The broker reads faster than a
+/// connection takes it up: what waits there is bounded by what was asked for.
+#[derive(Clone)]
+pub(crate) struct Way {
+    pub(crate) inbox: Inbox,
+    pub(crate) places: Shares<Tenant>,
+    bytes_max: usize,
+}
+
+impl Way {
+    /// For what a command needs.
+    pub(crate) fn quick(inbox: Inbox) -> Self {
+        Self { inbox, places: Shares::new(LOADS_MAX, LOADS_TIMES), bytes_max: LOAD_BYTES_MAX }
+    }
+
+    /// For everything else.
+    pub(crate) fn bulk(inbox: Inbox) -> Self {
+        Self { inbox, places: Shares::new(READS_MAX, READS_TIMES), bytes_max: READ_BYTES_MAX }
+    }
+}
 
 /// Commits that come with one request, and whether there are more.
 pub struct Page {
@@ -21,7 +54,8 @@ pub struct Page {
 
 impl EventStore {
     /// The aggregate's commits after this stream sequence, 0 meaning from the first; empty when
-    /// there are none. None is left out that was acknowledged before this was called, but by a leader
+    /// there are none. All of them are held in memory: who can work page by page uses
+    /// [`Self::read_page`]. None is left out that was acknowledged before this was called, but by a leader
     /// of the log that has just been deposed and does not know. Fails with
     /// [`Error::Gap`], [`Error::BrokenChain`] or [`Error::Corrupt`] when they do not follow one
     /// another, and with [`Error::Unavailable`] when the broker is away or its stream has no leader.
@@ -30,27 +64,48 @@ impl EventStore {
         key: &AggregateKey,
         after_sequence: u64,
     ) -> Result<Vec<Recorded>, Error> {
-        let mut commits: Vec<Recorded> = Vec::new();
-        loop {
+        let mut page = self.load_page(key, after_sequence).await?;
+        let mut commits = page.commits;
+        while page.more {
             let after = commits.last().map_or(after_sequence, |last| last.sequence);
-            let page = self.load_page(key, after).await?;
-            commits.extend(page.commits);
-            if !page.more {
-                check_chain(key, after_sequence, &commits)?;
-                return Ok(commits);
-            }
+            page = self.read_page(key, after, LOAD_COMMITS_MAX).await?;
+            commits.extend(std::mem::take(&mut page.commits));
         }
+        check_chain(key, after_sequence, &commits)?;
+        Ok(commits)
     }
 
-    /// The first page of [`Self::load`]: for callers that would rather start from a snapshot when
-    /// there is more. Its commits are not yet checked against one another.
+    /// The first commits of [`Self::load`], for a command: callers go on after the last of them, or
+    /// from a snapshot, when there is more. They are not yet checked against one another.
     pub async fn load_page(&self, key: &AggregateKey, after: u64) -> Result<Page, Error> {
+        self.page(&self.quick, key, after, LOAD_COMMITS_MAX).await
+    }
+
+    /// The same for everybody else, and at most so many commits: over a connection that commands do not
+    /// need. A tenant that reads more than its share waits.
+    pub async fn read_page(
+        &self,
+        key: &AggregateKey,
+        after: u64,
+        commits_max: usize,
+    ) -> Result<Page, Error> {
+        self.page(&self.bulk, key, after, commits_max.clamp(1, LOAD_COMMITS_MAX)).await
+    }
+
+    async fn page(
+        &self,
+        way: &Way,
+        key: &AggregateKey,
+        after: u64,
+        commits_max: usize,
+    ) -> Result<Page, Error> {
         let subject = crate::subject(key);
+        let _place = way.places.wait(key.tenant()).await;
         if !self.asks_leader {
-            return self.direct_page(key, &subject, after).await;
+            return direct_page(way, key, &subject, after, commits_max).await;
         }
         let whole = async {
-            let page = self.direct_page(key, &subject, after);
+            let page = direct_page(way, key, &subject, after, commits_max);
             let last = self.last_on(topology::EVENTS, &subject, after);
             let (mut page, last) = tokio::try_join!(page, last)?;
             self.complete(&mut page, key, &subject, after, last).await?;
@@ -58,43 +113,6 @@ impl EventStore {
         };
         let whole = tokio::time::timeout(REQUEST_TIMEOUT, whole).await;
         whole.map_err(|_| unavailable("no answer in time"))?
-    }
-
-    /// A page as the replica has it that answers: any of them, and one that is behind leaves out what
-    /// it does not have yet.
-    async fn direct_page(
-        &self,
-        key: &AggregateKey,
-        subject: &str,
-        after: u64,
-    ) -> Result<Page, Error> {
-        let request = format!(
-            r#"{{"seq":{},"next_by_subj":"{subject}","batch":{LOAD_COMMITS_MAX}}}"#,
-            after + 1
-        );
-        let to = format!("$JS.API.DIRECT.GET.{}", topology::EVENTS);
-        let mut replies = self.inbox.request(to, None, Bytes::from(request)).await?;
-        let mut page = Page { commits: Vec::new(), more: false };
-        loop {
-            let message = replies.next().await?;
-            match message.status.map(|status| status.as_u16()) {
-                None => {}
-                // 204: the batch ends; 404: nothing there.
-                Some(204 | 404) => return Ok(page),
-                Some(status) => {
-                    let text = message.description.unwrap_or_default();
-                    return Err(unavailable(format!("direct get answered {status} {text}")));
-                }
-            }
-            let sequence = number(&message, "Nats-Sequence").ok_or_else(|| Error::Corrupt {
-                subject: subject.to_owned(),
-                sequence: 0,
-                reason: "direct get without a sequence".to_owned(),
-            })?;
-            page.more = number(&message, "Nats-Num-Pending").is_some_and(|pending| pending > 0);
-            let (headers, body) = (message.headers.as_ref(), &message.payload);
-            page.commits.push(decode(key.clone(), sequence, headers, body)?);
-        }
     }
 
     /// Adds what the replica did not have, up to `last`, from the stream's leader: mostly one or two,
@@ -128,6 +146,49 @@ impl EventStore {
         }
         Ok(())
     }
+}
+
+/// A page as the replica has it that answers: any of them, and one that is behind leaves out what it
+/// does not have yet.
+async fn direct_page(
+    way: &Way,
+    key: &AggregateKey,
+    subject: &str,
+    after: u64,
+    commits_max: usize,
+) -> Result<Page, Error> {
+    let request = format!(
+        r#"{{"seq":{},"next_by_subj":"{subject}","batch":{commits_max},"max_bytes":{}}}"#,
+        after + 1,
+        way.bytes_max
+    );
+    let to = format!("$JS.API.DIRECT.GET.{}", topology::EVENTS);
+    let mut replies = way.inbox.request(to, None, Bytes::from(request)).await?;
+    let mut page = Page { commits: Vec::new(), more: false };
+    loop {
+        let message = replies.next().await?;
+        match message.status.map(|status| status.as_u16()) {
+            None => {}
+            // 204: the batch ends; 404: nothing there.
+            Some(204 | 404) => return Ok(page),
+            Some(status) => {
+                let text = message.description.unwrap_or_default();
+                return Err(unavailable(format!("direct get answered {status} {text}")));
+            }
+        }
+        page.more = number(&message, "Nats-Num-Pending").is_some_and(|pending| pending > 0);
+        page.commits.push(read(key, &message)?);
+    }
+}
+
+/// Reads a commit that a direct get has answered.
+pub(crate) fn read(key: &AggregateKey, message: &Message) -> Result<Recorded, Error> {
+    let sequence = number(message, "Nats-Sequence").ok_or_else(|| Error::Corrupt {
+        subject: crate::subject(key),
+        sequence: 0,
+        reason: "direct get without a sequence".to_owned(),
+    })?;
+    decode(key.clone(), sequence, message.headers.as_ref(), &message.payload)
 }
 
 /// Checks that loaded commits follow one another and, when they start at the first, the whole chain.

@@ -13,7 +13,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::{
     Error, EventStore, Recorded,
-    ephemeral::{self, Ephemeral, Lost, PULL_BYTES_MAX},
+    ephemeral::{self, Ephemeral, Lost, PULL_BYTES_MIN},
     links::{LINKS_MAX, Links},
     load, topology,
 };
@@ -42,10 +42,26 @@ impl Filter {
             Self::Applications => crate::catalog::SUBJECTS.to_owned(),
         }
     }
+
+    /// Messages and bytes of one pull request.
+    fn pull(&self) -> (usize, usize) {
+        match self {
+            Self::Everything | Self::Slot(_) | Self::Applications => {
+                (PULL_MESSAGES_MAX, PULL_BYTES_MAX)
+            }
+            Self::Tenant(_) => (CLIENTS_MESSAGES_MAX, PULL_BYTES_MIN),
+        }
+    }
 }
 
-/// Messages of one pull request: enough to keep reading while a batch is folded.
+/// Messages of one pull request, and bytes: enough to keep reading while a batch is folded, and little
+/// enough for a dozen readers on one connection.
 const PULL_MESSAGES_MAX: usize = 2_000;
+const PULL_BYTES_MAX: usize = 4 << 20;
+/// Bytes of commits that a reader is handed at once, so that large ones do not pile up in memory.
+const BATCH_BYTES_MAX: usize = 16 << 20;
+/// The same for one tenant's events, of which a client reads and there may be hundreds.
+const CLIENTS_MESSAGES_MAX: usize = 64;
 /// First and longest time between two makings of a consumer of which nothing came.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(3);
@@ -246,7 +262,7 @@ impl Subscription {
         }
         let deadline = Instant::now() + wait;
         let (mut batch, mut size_bytes) = (Vec::new(), 0);
-        while batch.len() < max && size_bytes < PULL_BYTES_MAX {
+        while batch.len() < max && size_bytes < BATCH_BYTES_MAX {
             let Some(source) = &mut self.source else {
                 if !batch.is_empty() || !self.reconnect(deadline).await {
                     return Ok(Read::Commits(batch));
@@ -391,9 +407,10 @@ impl Subscription {
             filter_subject: self.filter.subject(),
             ..pull::Config::default()
         };
-        let jetstream = &self.store.jetstream;
+        let jetstream = &self.store.streams;
         let (kept, consumer) = Ephemeral::create(jetstream, topology::EVENTS, config).await?;
-        let messages = ephemeral::messages(&consumer, PULL_MESSAGES_MAX).await?;
+        let (messages_max, bytes_max) = self.filter.pull();
+        let messages = ephemeral::messages(&consumer, messages_max, bytes_max).await?;
         let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Source {

@@ -55,13 +55,6 @@ fn streams(settings: &Settings) -> [Config; 6] {
         duplicate_window: DUPLICATE_WINDOW,
         ..Config::default()
     };
-    let commands = SubjectTransform {
-        source: "cmd.*.*.*.*".to_owned(),
-        destination: format!(
-            "cmdq.{{{{partition({SLOTS},1,2,3)}}}}.\
-             {{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}.{{{{wildcard(3)}}}}.{{{{wildcard(4)}}}}"
-        ),
-    };
     [
         Config {
             name: EVENTS.to_owned(),
@@ -81,23 +74,7 @@ fn streams(settings: &Settings) -> [Config; 6] {
             allow_direct: true,
             ..base.clone()
         },
-        Config {
-            name: COMMANDS.to_owned(),
-            subjects: vec!["cmd.*.*.*.*".to_owned()],
-            subject_transform: Some(commands),
-            discard: DiscardPolicy::New,
-            max_bytes: COMMANDS_BYTES_MAX,
-            // What is larger can only be put aside: its publisher learns it at once.
-            max_message_size: i32::try_from(QUEUED_BYTES_MAX).unwrap_or(i32::MAX),
-            allow_atomic_publish: true,
-            duplicate_window: Duration::ZERO,
-            sources: Some(vec![Source {
-                name: NO_SOURCE.0.to_owned(),
-                filter_subject: Some(NO_SOURCE.1.to_owned()),
-                ..Source::default()
-            }]),
-            ..base.clone()
-        },
+        commands(&base),
         Config {
             name: OUTCOMES.to_owned(),
             subjects: vec!["outcome.>".to_owned()],
@@ -127,6 +104,33 @@ fn streams(settings: &Settings) -> [Config; 6] {
             ..base
         },
     ]
+}
+
+fn commands(base: &Config) -> Config {
+    let commands = SubjectTransform {
+        source: "cmd.*.*.*.*".to_owned(),
+        destination: format!(
+            "cmdq.{{{{partition({SLOTS},1,2,3)}}}}.\
+             {{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}.{{{{wildcard(3)}}}}.{{{{wildcard(4)}}}}"
+        ),
+    };
+    Config {
+        name: COMMANDS.to_owned(),
+        subjects: vec!["cmd.*.*.*.*".to_owned()],
+        subject_transform: Some(commands),
+        discard: DiscardPolicy::New,
+        max_bytes: COMMANDS_BYTES_MAX,
+        // What is larger can only be put aside: its publisher learns it at once.
+        max_message_size: i32::try_from(QUEUED_BYTES_MAX).unwrap_or(i32::MAX),
+        allow_atomic_publish: true,
+        duplicate_window: Duration::ZERO,
+        sources: Some(vec![Source {
+            name: NO_SOURCE.0.to_owned(),
+            filter_subject: Some(NO_SOURCE.1.to_owned()),
+            ..Source::default()
+        }]),
+        ..base.clone()
+    }
 }
 
 /// Creates what is missing and checks what is there.

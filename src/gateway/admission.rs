@@ -1,24 +1,18 @@
-//! Who may come in: rates by tenant, and bounds on what is under way. What does not fit is turned
-//! away at once, so that nothing queues here and what was let in is answered in time.
+//! Who may come in: rates by tenant, and bounds on what is under way, which tenants share. What does
+//! not fit is turned away at once, so that nothing queues here and what was let in is answered in
+//! time; queries alone wait, for those of their own tenant.
 
-use std::{
-    collections::HashMap,
-    hash::Hash,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use flexcore_domain::{AggregateKey, Tenant};
+use flexcore_resilience::{Place, Shares};
 use governor::{
     Quota, RateLimiter,
     clock::{Clock, DefaultClock},
     middleware::StateInformationMiddleware,
     state::keyed::DefaultKeyedStateStore,
 };
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{Settings, error::Problem, limits, problems};
 
@@ -32,10 +26,11 @@ pub(crate) struct Admission {
     rates: Rates,
     policy: HeaderValue,
     checks: AtomicUsize,
-    commands: Semaphore,
-    aggregates: Counts<AggregateKey>,
-    reads: Semaphore,
-    streams: Counts<Tenant>,
+    commands: Shares<Tenant>,
+    aggregates: Shares<AggregateKey>,
+    reads: Shares<Tenant>,
+    queries: Shares<Tenant>,
+    streams: Shares<Tenant>,
 }
 
 /// What `RateLimit` fields say of a request that was let in.
@@ -58,17 +53,19 @@ fn write_rate(headers: &mut HeaderMap, policy: &HeaderValue, remaining: u32, res
 }
 
 impl Admission {
-    pub(crate) fn new(settings: &Settings) -> Self {
+    /// `connections` are those that queries have to Postgres.
+    pub(crate) fn new(settings: &Settings, connections: usize) -> Self {
         let rate = settings.requests_per_second;
         Self {
             rates: RateLimiter::keyed(Quota::per_second(rate)).with_middleware(),
             policy: HeaderValue::try_from(format!("\"tenant\";q={rate};w=1"))
                 .expect("BUG: digits and ASCII"),
             checks: AtomicUsize::new(0),
-            commands: Semaphore::new(settings.commands_max),
-            aggregates: Counts::default(),
-            reads: Semaphore::new(limits::READS_MAX),
-            streams: Counts::default(),
+            commands: Shares::new(settings.commands_max, 1),
+            aggregates: Shares::limited(usize::MAX, 1, limits::COMMANDS_PER_AGGREGATE_MAX),
+            reads: Shares::new(limits::READS_MAX, 1),
+            queries: Shares::new(connections, limits::QUERIES_TIMES),
+            streams: Shares::limited(limits::STREAMS_MAX, 1, limits::STREAMS_PER_TENANT_MAX),
         }
     }
 
@@ -106,9 +103,9 @@ impl Admission {
         }
     }
 
-    /// A place for a command. Fails when all are taken.
-    pub(crate) fn command(&self) -> Result<SemaphorePermit<'_>, Problem> {
-        self.commands.try_acquire().map_err(|_| {
+    /// A place for a command. Fails when the tenant has its share.
+    pub(crate) fn command(&self, tenant: &Tenant) -> Result<Place<Tenant>, Problem> {
+        self.commands.enter(tenant).ok_or_else(|| {
             shed("commands");
             Problem::new(&problems::OVERLOADED, "too many commands are under way; nothing was done")
         })
@@ -116,79 +113,36 @@ impl Admission {
 
     /// A place among the commands that wait for this aggregate. Fails when all are taken.
     pub(crate) fn aggregate(&self, key: &AggregateKey) -> Result<Place<AggregateKey>, Problem> {
-        let most = limits::COMMANDS_PER_AGGREGATE_MAX;
-        self.aggregates.enter(key, most, usize::MAX).ok_or_else(|| {
+        self.aggregates.enter(key).ok_or_else(|| {
             shed("aggregate");
             let detail = "too many commands for this aggregate are under way; nothing was done";
             Problem::new(&problems::OVERLOADED, detail)
         })
     }
 
-    /// A place for a read. Fails when all are taken.
-    pub(crate) fn read(&self) -> Result<SemaphorePermit<'_>, Problem> {
-        self.reads.try_acquire().map_err(|_| {
+    /// A place for a read. Fails when the tenant has its share.
+    pub(crate) fn read(&self, tenant: &Tenant) -> Result<Place<Tenant>, Problem> {
+        self.reads.enter(tenant).ok_or_else(|| {
             shed("reads");
             Problem::new(&problems::OVERLOADED, "too many reads are under way")
         })
     }
 
-    /// A place for an event stream, free again when it is dropped. Fails when the tenant's or all
-    /// are taken.
+    /// A place for a query in Postgres, as soon as the tenant has one.
+    pub(crate) async fn query(&self, tenant: &Tenant) -> Place<Tenant> {
+        self.queries.wait(tenant).await
+    }
+
+    /// A place for an event stream, free again when it is dropped. Fails when the tenant has its
+    /// share.
     pub(crate) fn stream(&self, tenant: &Tenant) -> Result<Place<Tenant>, Problem> {
         let (most, most_of_all) = (limits::STREAMS_PER_TENANT_MAX, limits::STREAMS_MAX);
-        self.streams.enter(tenant, most, most_of_all).ok_or_else(|| {
+        self.streams.enter(tenant).ok_or_else(|| {
             shed("streams");
             let detail =
                 format!("a tenant has at most {most} event streams, the gateway {most_of_all}");
             Problem::new(&problems::OVERLOADED, detail)
         })
-    }
-}
-
-/// How many places each has taken; who has none is not in it.
-struct Counts<K>(Arc<Mutex<Taken<K>>>);
-
-struct Taken<K> {
-    of: HashMap<K, usize>,
-    in_all: usize,
-}
-
-impl<K> Default for Counts<K> {
-    fn default() -> Self {
-        Self(Arc::new(Mutex::new(Taken { of: HashMap::new(), in_all: 0 })))
-    }
-}
-
-impl<K: Clone + Eq + Hash> Counts<K> {
-    /// A place, unless this one or all together have so many already.
-    fn enter(&self, who: &K, most: usize, most_of_all: usize) -> Option<Place<K>> {
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let own = taken.of.get(who).copied().unwrap_or(0);
-        if own >= most || taken.in_all >= most_of_all {
-            return None;
-        }
-        taken.of.insert(who.clone(), own + 1);
-        taken.in_all += 1;
-        Some(Place { counts: self.0.clone(), who: who.clone() })
-    }
-}
-
-/// A place that is free again when this is dropped.
-pub(crate) struct Place<K: Eq + Hash> {
-    counts: Arc<Mutex<Taken<K>>>,
-    who: K,
-}
-
-impl<K: Eq + Hash> Drop for Place<K> {
-    fn drop(&mut self) {
-        let mut taken = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.in_all -= 1;
-        if let Some(own) = taken.of.get_mut(&self.who) {
-            *own -= 1;
-            if *own == 0 {
-                taken.of.remove(&self.who);
-            }
-        }
     }
 }
 
@@ -207,7 +161,8 @@ mod tests {
 
     fn admission(rate: u32) -> Admission {
         let requests_per_second = NonZeroU32::new(rate).unwrap();
-        Admission::new(&Settings { requests_per_second, commands_max: 2, ..Settings::default() })
+        let settings = Settings { requests_per_second, commands_max: 4, ..Settings::default() };
+        Admission::new(&settings, 16)
     }
 
     #[test]
@@ -226,13 +181,39 @@ mod tests {
         assert!(admission.rate(&two).is_ok());
     }
 
+    fn tenant(name: &str) -> Tenant {
+        Tenant::parse(name).unwrap()
+    }
+
+    /// How many a tenant gets that takes all it can, and whether another one gets one then.
+    fn flood<T>(enter: impl Fn(&Tenant) -> Result<T, Problem>) -> (usize, bool) {
+        let taken: Vec<T> = std::iter::from_fn(|| enter(&tenant("flood")).ok()).collect();
+        (taken.len(), enter(&tenant("calm")).is_ok())
+    }
+
     #[test]
     fn places_are_bounded_and_come_back() {
-        let admission = admission(1);
-        let (first, _second) = (admission.command().unwrap(), admission.command().unwrap());
-        assert_eq!(admission.command().unwrap_err().status(), 503);
+        let (admission, one) = (admission(1), tenant("one"));
+        let (first, _second) = (admission.command(&one).unwrap(), admission.command(&one).unwrap());
+        assert_eq!(admission.command(&one).map(drop).unwrap_err().status(), 503);
         drop(first);
-        assert!(admission.command().is_ok());
+        assert!(admission.command(&one).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_tenant_that_takes_all_it_can_has_nobody_else_refused() {
+        let admission = admission(1);
+        assert_eq!(flood(|tenant| admission.command(tenant)), (2, true));
+        assert_eq!(flood(|tenant| admission.read(tenant)), (limits::READS_MAX / 2, true));
+        assert_eq!(flood(|tenant| admission.stream(tenant)), (32, true));
+        let flood = tenant("flood");
+        let mut held = Vec::new();
+        while let Some(place) = futures::FutureExt::now_or_never(admission.query(&flood)) {
+            held.push(place);
+        }
+        assert_eq!(held.len(), 12);
+        let calm = tenant("calm");
+        assert!(futures::FutureExt::now_or_never(admission.query(&calm)).is_some());
     }
 
     #[test]
@@ -255,24 +236,21 @@ mod tests {
         waiting.pop();
         assert!(admission.aggregate(&hot).is_ok());
         drop(waiting);
-        assert!(admission.aggregates.0.lock().unwrap().of.is_empty());
+        assert_eq!(admission.aggregates.taken(), 0);
     }
 
     #[test]
-    fn streams_are_bounded_by_tenant_and_in_all() {
+    fn streams_are_bounded_in_all() {
         let admission = admission(1);
-        let tenant = Tenant::parse("one").unwrap();
-        let mut open: Vec<_> = (0..limits::STREAMS_PER_TENANT_MAX)
-            .map(|_| admission.stream(&tenant).ok().unwrap())
-            .collect();
-        assert!(admission.stream(&tenant).is_err());
-        for number in 0.. {
-            let other = Tenant::parse(&format!("t{number}")).unwrap();
-            let Ok(place) = admission.stream(&other) else { break };
-            open.push(place);
+        let mut open = Vec::new();
+        for number in 0..1_000 {
+            let other = tenant(&format!("t{number}"));
+            while let Ok(place) = admission.stream(&other) {
+                open.push(place);
+            }
         }
         assert_eq!(open.len(), limits::STREAMS_MAX);
         drop(open);
-        assert!(admission.streams.0.lock().unwrap().of.is_empty());
+        assert_eq!(admission.streams.taken(), 0);
     }
 }

@@ -64,7 +64,7 @@ pub struct Settings {
     pub requests_per_second: std::num::NonZeroU32,
     /// Connections at once.
     pub connections_max: usize,
-    /// Commands under way at once.
+    /// Commands under way at once, of which the first tenant has a half.
     pub commands_max: usize,
 }
 

@@ -47,26 +47,32 @@ pub const URI_BYTES_MAX: usize = 8 * 1024;
 /// Most parameters of a query string; read models take 32 filters.
 pub const PARAMETERS_MAX: usize = 64;
 
-/// Commands under way at once. A worker answers some 10,000 a second here, so this many wait about
-/// 100 ms; more would only wait longer.
-pub const COMMANDS_MAX: usize = 1_024;
+/// Commands under way at once. A tenant takes at most as many places as are left for others: the first
+/// has 1,024. A worker answers some 10,000 a second here, so those wait about 100 ms; more would only
+/// wait longer.
+pub const COMMANDS_MAX: usize = 2_048;
 
 /// Commands under way at once whose senders wait for the same aggregate. It takes one command after
 /// another, so that more would only wait longer: some 15 ms each on a slow disk in a cluster, and 30
-/// when it is overloaded. Without this bound the few aggregates that everybody wants take all of
-/// [`COMMANDS_MAX`], and the others are turned away although nothing holds them up.
+/// when it is overloaded. Without this bound the few aggregates that everybody wants take all of the
+/// tenant's places, and the others are turned away although nothing holds them up.
 pub const COMMANDS_PER_AGGREGATE_MAX: usize = 32;
 
-/// Reads under way at once: states, events and queries. Postgres has a few connections, and
-/// requests that wait for a position need a place to wait in.
-pub const READS_MAX: usize = 1_024;
+/// Reads under way at once: states, events and queries; shared among tenants as [`COMMANDS_MAX`].
+/// Postgres has a few connections, and requests that wait for a position need a place to wait in.
+pub const READS_MAX: usize = 2_048;
+
+/// Queries of one tenant in Postgres at once: three times as many as are left for others, so 12 of a
+/// process's 16 connections. More wait here: in the queue for a connection they would stand before
+/// everybody, and what fails there opens the breaker for all.
+pub const QUERIES_TIMES: usize = 3;
 
 /// Longest wait for a read from Postgres: longer than waiting for a connection (2 s) and a statement
 /// (5 s) may take, so that only a connection that leads nowhere meets it.
 pub const READ_TIMEOUT: Duration = Duration::from_secs(8);
 
 /// Event streams of one tenant, and of all: each is a consumer at the broker, which has room for
-/// hundreds.
+/// hundreds. A tenant takes at most as many as are left for others, too.
 pub const STREAMS_PER_TENANT_MAX: usize = 32;
 /// See [`STREAMS_PER_TENANT_MAX`].
 pub const STREAMS_MAX: usize = 256;

@@ -3,17 +3,18 @@
 
 use std::{future::Future, time::Duration};
 
-use flexcore_domain::{Name, Position};
+use flexcore_domain::{Name, Position, Tenant};
 use flexcore_readmodel::{Error, ReadModels, look_timeout};
-use flexcore_resilience::{self as resilience, Deadline, Verdict};
+use flexcore_resilience::{self as resilience, Deadline, Place, Verdict};
 use tokio::time::Instant;
 
-use crate::{error::Problem, limits::READ_TIMEOUT, shared::Shared};
+use crate::{admission::shed, error::Problem, limits::READ_TIMEOUT, problems, shared::Shared};
 
-/// Makes a read, unless Postgres is left alone for now. Postgres gives it up when the client does,
-/// where that says when.
+/// Makes a read when the tenant has a place, unless Postgres is left alone for now. Postgres gives it
+/// up when the client does, where that says when.
 pub(crate) async fn read<T, F>(
     shared: &Shared,
+    tenant: &Tenant,
     client: Option<Deadline>,
     read: impl FnOnce(ReadModels) -> F,
 ) -> Result<T, Problem>
@@ -21,8 +22,24 @@ where
     F: Future<Output = Result<T, Error>>,
 {
     let deadline = until(client);
+    let _place = place(shared, tenant, deadline).await?;
     let read = read(shared.read_models.within(deadline.remaining(Instant::now())));
     call(shared, client, deadline, read).await.map_err(Problem::from)
+}
+
+/// A place for a query. Fails when the tenant has none in time: its own queries have all that it may
+/// have.
+async fn place(
+    shared: &Shared,
+    tenant: &Tenant,
+    deadline: Deadline,
+) -> Result<Place<Tenant>, Problem> {
+    let place = deadline.timeout("postgres", shared.admission.query(tenant)).await;
+    place.map_err(|_| {
+        shed("queries");
+        let detail = "the tenant's other queries take all the places that it has";
+        Problem::new(&problems::OVERLOADED, detail)
+    })
 }
 
 /// Asks Postgres, unless it is left alone for now. What a client ended says nothing about Postgres:
@@ -59,6 +76,7 @@ fn until(client: Option<Deadline>) -> Deadline {
 /// client's time a part is left for looking what is missing.
 pub(crate) async fn wait(
     shared: &Shared,
+    tenant: &Tenant,
     client: Option<Deadline>,
     read_models: &[Name],
     positions: &[Position],
@@ -69,7 +87,10 @@ pub(crate) async fn wait(
     let waits = Deadline::after(wait);
     let look = shared.read_models.look(read_models, positions);
     let deadline = until(client).within(look_timeout(wait));
-    let looked = call(shared, client, deadline, look).await;
+    let looked = {
+        let _place = place(shared, tenant, deadline).await?;
+        call(shared, client, deadline, look).await
+    };
     let unreached = match looked {
         Ok(None) => return Ok(()),
         Ok(Some(unreached)) => unreached,
@@ -82,7 +103,7 @@ pub(crate) async fn wait(
     if unreached.reached(waits.remaining(Instant::now())).await? {
         return Ok(());
     }
-    read(shared, client, |_| async { Err(unreached.missing().await) }).await
+    read(shared, tenant, client, |_| async { Err(unreached.missing().await) }).await
 }
 
 /// Whether Postgres did its part, for a client that may not have given it the time.

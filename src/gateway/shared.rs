@@ -51,7 +51,7 @@ impl Shared {
     pub(crate) fn new(state: State, shutdown: CancellationToken, metrics_apart: bool) -> Arc<Self> {
         let policies = Policies::default();
         Arc::new(Self {
-            admission: Admission::new(&state.settings),
+            admission: Admission::new(&state.settings, state.read_models.connections_max()),
             publisher: state.store.command_publisher(),
             store: state.store,
             owners: state.owners,

@@ -173,6 +173,12 @@ impl ReadModels {
         self.settings.statement_timeout
     }
 
+    /// Connections of this process that queries share.
+    #[must_use]
+    pub fn connections_max(&self) -> usize {
+        usize::try_from(self.settings.connections_max).unwrap_or(usize::MAX)
+    }
+
     /// Asks Postgres whether it answers.
     pub async fn ping(&self) -> Result<(), Error> {
         sqlx::query("select 1").execute(&self.pool).await?;

@@ -1,6 +1,7 @@
 //! What keeps a fault of one thing from becoming everybody's: deadlines that travel with a request,
-//! circuit breakers, retries within a budget, and failover among endpoints. All policies stand in
-//! [`policy`], and what they do is seen in the metrics that `measure` lists.
+//! circuit breakers, retries within a budget, failover among endpoints, and shares of what there is
+//! only so much of. All policies stand in [`policy`], and what they do is seen in the metrics that
+//! `measure` lists.
 //!
 //! [`circuit`] and [`budget`] decide, with time and chance as arguments; [`Breaker`], [`Retry`] and
 //! [`Endpoints`] act. A caller says what counts as a failure: a downstream that answers "no" works.
@@ -19,6 +20,7 @@ mod error;
 mod measure;
 pub mod policy;
 mod retry;
+mod shares;
 
 pub use breaker::Breaker;
 pub use budget::Budget;
@@ -28,6 +30,7 @@ pub use endpoints::{Endpoints, Order};
 pub use error::Error;
 pub use policy::Policies;
 pub use retry::Retry;
+pub use shares::{Place, Shares};
 
 /// How properties are tested. A failing case is printed, and kept as a test of its own; a file of
 /// them would go beside this crate's folder, where only crates may be.

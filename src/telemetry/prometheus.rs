@@ -105,6 +105,12 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
     ("flexcore_slots_owned", Kind::Gauge, Unit::Count, "Slots of commands that this member owns"),
     ("flexcore_dead_total", Kind::Counter, Unit::Count, "Messages put aside in FLEX_DEAD, by kind"),
     (
+        "flexcore_kept_trimmed_total",
+        Kind::Counter,
+        Unit::Count,
+        "Dead messages and outcomes that a tenant with too many has lost, by stream",
+    ),
+    (
         "flexcore_projection_lag_events",
         Kind::Gauge,
         Unit::Count,

@@ -1,9 +1,13 @@
 //! Aggregates that a lane has at hand, within a limit of bytes.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use flexcore_domain::{
     AggregateKey, Command, CommandId, Decision, Outcome, Position, Secret, Slot, State, StateReply,
+    Tenant,
     commit::{Commit, Event},
 };
 use flexcore_eventstore::{
@@ -170,43 +174,71 @@ impl Entry {
     }
 }
 
-/// Entries by aggregate, the least recently used going first.
+/// Entries by aggregate, within a limit of bytes that tenants share: the one that has most of them
+/// loses its least recently used one first.
 pub(super) struct Cache {
-    entries: LruCache<AggregateKey, (Entry, usize)>,
+    of: HashMap<Tenant, Own>,
+    /// The tenants by what they have.
+    by_size: BTreeSet<(usize, Tenant)>,
     size_bytes: usize,
     size_bytes_max: usize,
 }
 
+/// One tenant's.
+struct Own {
+    entries: LruCache<AggregateKey, (Entry, usize)>,
+    size_bytes: usize,
+}
+
 impl Cache {
     pub(super) fn new(size_bytes_max: usize) -> Self {
-        Self { entries: LruCache::unbounded(), size_bytes: 0, size_bytes_max }
+        Self { of: HashMap::new(), by_size: BTreeSet::new(), size_bytes: 0, size_bytes_max }
     }
 
     pub(super) fn take(&mut self, key: &AggregateKey) -> Option<Entry> {
-        let (entry, size) = self.entries.pop(key)?;
-        self.size_bytes -= size;
+        let (entry, size) = self.of.get_mut(key.tenant())?.entries.pop(key)?;
+        self.resize(key.tenant(), 0, size);
         Some(entry)
     }
 
     pub(super) fn put(&mut self, key: AggregateKey, entry: Entry) {
-        let size = entry.size_bytes();
-        self.size_bytes += size;
-        if let Some((_, (_, replaced))) = self.entries.push(key, (entry, size)) {
-            self.size_bytes -= replaced;
-        }
+        let (tenant, size) = (key.tenant().clone(), entry.size_bytes());
+        let own = self.of.entry(tenant.clone());
+        let own = own.or_insert_with(|| Own { entries: LruCache::unbounded(), size_bytes: 0 });
+        let replaced = own.entries.push(key, (entry, size)).map_or(0, |(_, (_, size))| size);
+        self.resize(&tenant, size, replaced);
         while self.size_bytes > self.size_bytes_max {
-            let Some((_, (_, size))) = self.entries.pop_lru() else { return };
-            self.size_bytes -= size;
+            let Some((_, most)) = self.by_size.last().cloned() else { return };
+            let least_used = self.of.get_mut(&most).and_then(|own| own.entries.pop_lru());
+            let Some((_, (_, size))) = least_used else { return };
+            self.resize(&most, 0, size);
         }
     }
 
     pub(super) fn get_mut(&mut self, key: &AggregateKey) -> Option<&mut Entry> {
-        self.entries.peek_mut(key).map(|(entry, _)| entry)
+        let own = self.of.get_mut(key.tenant())?;
+        own.entries.peek_mut(key).map(|(entry, _)| entry)
+    }
+
+    /// Takes down what a tenant has more and less.
+    fn resize(&mut self, tenant: &Tenant, more: usize, less: usize) {
+        self.size_bytes = self.size_bytes + more - less;
+        let Some(own) = self.of.get_mut(tenant) else { return };
+        let mut place = (own.size_bytes, tenant.clone());
+        self.by_size.remove(&place);
+        own.size_bytes = own.size_bytes + more - less;
+        if own.entries.is_empty() {
+            self.of.remove(tenant);
+            return;
+        }
+        place.0 = own.size_bytes;
+        self.by_size.insert(place);
     }
 
     /// Drops the aggregates of a slot.
     pub(super) fn forget(&mut self, slot: Slot) {
-        let of_slot = self.entries.iter().filter(|(key, _)| key.slot() == slot);
+        let all = self.of.values().flat_map(|own| own.entries.iter());
+        let of_slot = all.filter(|(key, _)| key.slot() == slot);
         let keys: Vec<AggregateKey> = of_slot.map(|(key, _)| key.clone()).collect();
         for key in keys {
             self.take(&key);
@@ -214,7 +246,48 @@ impl Cache {
     }
 
     pub(super) fn clear(&mut self) {
-        self.entries.clear();
-        self.size_bytes = 0;
+        *self = Self::new(self.size_bytes_max);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flexcore_domain::{AggregateId, AggregateName};
+
+    use super::*;
+
+    fn key(tenant: &str, id: usize) -> AggregateKey {
+        AggregateKey::new(
+            Tenant::parse(tenant).unwrap(),
+            AggregateName::parse("counter").unwrap(),
+            AggregateId::parse(&id.to_string()).unwrap(),
+        )
+    }
+
+    fn entry() -> Entry {
+        Entry::new([0; 16].into())
+    }
+
+    #[test]
+    fn a_flood_of_aggregates_takes_nobody_elses_from_the_cache() {
+        let size = entry().size_bytes();
+        let mut cache = Cache::new(100 * size);
+        for id in 0..40 {
+            cache.put(key("calm", id), entry());
+        }
+        for id in 0..1_000 {
+            cache.put(key("flood", id), entry());
+        }
+        assert!((0..40).all(|id| cache.take(&key("calm", id)).is_some()));
+        assert_eq!(cache.size_bytes, 60 * size);
+        assert!((940..1_000).all(|id| cache.take(&key("flood", id)).is_some()), "the last used");
+        assert_eq!(cache.size_bytes, 0);
+        assert!(cache.of.is_empty() && cache.by_size.is_empty());
+        for id in 0..1_000 {
+            cache.put(key("flood", id), entry());
+        }
+        assert_eq!(cache.size_bytes, 100 * size, "alone it has all");
+        cache.put(key("flood", 999), entry());
+        assert_eq!(cache.size_bytes, 100 * size);
     }
 }

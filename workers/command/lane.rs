@@ -6,6 +6,7 @@ mod answers;
 mod doubts;
 mod fold;
 mod leave;
+mod loading;
 mod look_up;
 mod unstored;
 
@@ -16,7 +17,7 @@ use std::{
 };
 
 use flexcore_domain::{AggregateKey, Command, CommandId, Context, Outcome, Secret, commit::Commit};
-use flexcore_eventstore::{Appended, Error, Expected};
+use flexcore_eventstore::{Appended, Error};
 
 use answers::{is_patient, refused, repeated, replay};
 use doubts::{Doubts, Unanswered, Undecided, not_made};
@@ -35,9 +36,6 @@ pub(super) const SNAPSHOT_EVENTS: u64 = 256;
 /// Times that a command is decided again after a conflict or an unknown outcome before a waiting
 /// client is told.
 const ATTEMPTS_MAX: u32 = 4;
-/// First and longest pause before the log is asked again after it did not answer.
-const PAUSE_FIRST: Duration = Duration::from_millis(50);
-const PAUSE_LONGEST: Duration = Duration::from_secs(2);
 
 enum Phase {
     Loading {
@@ -184,25 +182,6 @@ impl Lane {
         self.load(key, waiting, None, 0, actions);
     }
 
-    fn load(
-        &mut self,
-        key: AggregateKey,
-        waiting: VecDeque<Work>,
-        base: Option<Box<Entry>>,
-        attempts: u32,
-        actions: &mut Vec<Action>,
-    ) {
-        let after = base.as_ref().map_or_else(Expected::default, |base| base.expected);
-        let fingerprint = self.deciders.fingerprint(key.aggregate());
-        let pause = match attempts {
-            0 => Duration::ZERO,
-            n => (PAUSE_FIRST * 2_u32.pow(n.min(10) - 1)).min(PAUSE_LONGEST),
-        };
-        actions.push(Action::Load { key: key.clone(), after, fingerprint, pause });
-        let phase = Phase::Loading { base, generation: self.generation };
-        self.busy.insert(key, Busy { phase, waiting, attempts, void: false });
-    }
-
     /// Works off what waits for an aggregate until something has to be appended.
     fn drain(
         &mut self,
@@ -329,6 +308,7 @@ impl Lane {
             return self.load(key, waiting, None, 0, actions);
         }
         let base = base.filter(|_| !deployed);
+        let more = result.as_ref().is_ok_and(|loaded| loaded.more);
         let folded = match result {
             Ok(loaded) => self.fold(&key, base.map(|base| *base), loaded),
             Err(Error::Unavailable(message)) => {
@@ -337,6 +317,10 @@ impl Lane {
             Err(broken) => Err(broken),
         };
         match folded {
+            Ok(Ok(entry)) if more => {
+                let entry = Some(Box::new(entry));
+                self.load_after(Duration::ZERO, key, waiting, entry, attempts, actions);
+            }
             Ok(Ok(entry)) => {
                 if let Some(Work::Command { command, .. }) = waiting.front() {
                     self.guesses.learn(command, entry.version == 0);

@@ -1,5 +1,6 @@
 //! The lane's returned actions, with a decider in Rust and no server.
 
+mod pages;
 mod tries;
 mod unstored;
 
@@ -109,7 +110,7 @@ fn up_of(key: AggregateKey, id: &str, by: u64, ticket: u64, patient: bool) -> In
 }
 
 pub(super) fn loaded(commits: Vec<Recorded>) -> Input {
-    Input::Loaded { key: key(), result: Ok(Loaded { snapshot: None, commits }) }
+    Input::Loaded { key: key(), result: Ok(Loaded { snapshot: None, commits, more: false }) }
 }
 
 pub(super) fn append(actions: Vec<Action>) -> (Commit, Expected) {
@@ -275,7 +276,7 @@ fn long_aggregates_are_snapshotted_and_start_from_there() {
     assert_eq!((snapshot.version, snapshot.state.get()), (SNAPSHOT_EVENTS, "256"));
     let mut fresh = self::lane();
     fresh.handle(Input::Work { key: key(), work: Work::State { ticket: 1 } }, 0);
-    let from = Loaded { snapshot: Some(snapshot), commits: vec![] };
+    let from = Loaded { snapshot: Some(snapshot), commits: vec![], more: false };
     let actions = fresh.handle(Input::Loaded { key: key(), result: Ok(from) }, 0);
     assert!(
         matches!(&actions[..], [Action::AnswerState { reply: StateReply::Found { version: 256, state }, .. }]
@@ -300,7 +301,7 @@ fn expecting_new_ones() -> Lane {
         let key = key_of(&format!("new{n}"));
         let actions = lane.handle(up_of(key.clone(), "a", 1, n, false), 0);
         assert!(matches!(actions[..], [Action::Load { .. }]), "{n}: {actions:?}");
-        let nothing = Loaded { snapshot: None, commits: vec![] };
+        let nothing = Loaded { snapshot: None, commits: vec![], more: false };
         append(lane.handle(Input::Loaded { key, result: Ok(nothing) }, 0));
     }
     lane
@@ -421,7 +422,7 @@ fn the_more_guesses_were_wrong_the_longer_they_must_be_right() {
             break;
         }
         loads += 1;
-        let nothing = Loaded { snapshot: None, commits: vec![] };
+        let nothing = Loaded { snapshot: None, commits: vec![], more: false };
         append(lane.handle(Input::Loaded { key, result: Ok(nothing) }, 0));
     }
     assert_eq!(loads, 64);

@@ -274,7 +274,7 @@ fn full_blocks_go_to_the_broker_once_and_come_back_with_the_snapshot() {
     let mut fresh = self::lane();
     let actions = fresh.handle(up("a", 1, 5, false), 0);
     assert!(matches!(actions[..], [Action::Load { .. }]), "{actions:?}");
-    let from = Loaded { snapshot: Some(last), commits: vec![] };
+    let from = Loaded { snapshot: Some(last), commits: vec![], more: false };
     let actions = fresh.handle(Input::Loaded { key: key(), result: Ok(from) }, 0);
     assert!(is_look_up(&actions), "{actions:?}");
 }

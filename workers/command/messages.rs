@@ -99,8 +99,11 @@ pub(super) enum Input {
 pub(super) struct Loaded {
     /// A snapshot of the right fingerprint, when one was used.
     pub(super) snapshot: Option<Snapshot>,
-    /// The commits after it, or after that sequence.
+    /// The first commits after it, or after that sequence.
     pub(super) commits: Vec<flexcore_eventstore::Recorded>,
+    /// Whether there are later ones: they are loaded when these are folded, so that a long aggregate
+    /// takes neither the memory nor the lane of others.
+    pub(super) more: bool,
 }
 
 /// What the shell shall do.

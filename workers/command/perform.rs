@@ -10,9 +10,9 @@ use std::{
 };
 
 use flexcore_cluster::Guard;
-use flexcore_domain::{AggregateKey, Catalog, Outcome, Slot, StateReply};
+use flexcore_domain::{AggregateKey, Catalog, Outcome, Slot, StateReply, Tenant};
 use flexcore_eventstore::{Error, EventStore, Expected, snapshot::Snapshot};
-use flexcore_resilience::Deadline;
+use flexcore_resilience::{Deadline, Place, Shares};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -22,16 +22,21 @@ use tokio::{
 use crate::defects;
 
 use super::{
-    LaneHandle, Settings,
+    LANE_ROOM, LaneHandle, Settings, UNDER_WAY_MAX,
     deciders::Deciders,
     lane::Lane,
     messages::{Action, Input, Loaded, Ticket, Work},
+    turns::{Class, Turns},
 };
 
 /// Who waits for an answer. A receiver that has gone away is not missed.
 pub(super) enum Responder {
-    /// For a command, until then.
-    Waiting(oneshot::Sender<Option<Outcome>>, Deadline),
+    /// For a command, until then, in the tenant's place.
+    Waiting(
+        oneshot::Sender<Option<Outcome>>,
+        Deadline,
+        #[expect(dead_code, reason = "it is kept until the answer is given")] Place<Tenant>,
+    ),
     /// For a question for a command.
     Outcome(oneshot::Sender<Option<Outcome>>),
     /// For a state.
@@ -64,7 +69,7 @@ impl Responder {
     fn refuse(self, why: &str) {
         let message = why.to_owned();
         match self {
-            Self::Waiting(to, _) | Self::Outcome(to) => {
+            Self::Waiting(to, ..) | Self::Outcome(to) => {
                 drop(to.send(Some(Outcome::Unavailable { message })));
             }
             Self::State(to) => drop(to.send(StateReply::Unavailable { message })),
@@ -72,16 +77,32 @@ impl Responder {
         }
     }
 
-    fn has_given_up(&self) -> bool {
-        matches!(self, Self::Waiting(_, until) if until.is_over(tokio::time::Instant::now()))
+    fn class(&self) -> Class {
+        match self {
+            Self::Queue(..) => Class::Stored,
+            Self::Waiting(..) | Self::Outcome(_) | Self::State(_) => Class::Waiting,
+        }
     }
+
+    fn has_given_up(&self) -> bool {
+        matches!(self, Self::Waiting(_, until, _) if until.is_over(tokio::time::Instant::now()))
+    }
+}
+
+/// A question whose turn has not come.
+struct Asked {
+    work: Work,
+    ticket: Ticket,
+    to: Responder,
+    epoch: u64,
 }
 
 pub(super) struct LaneThread {
     lane: Lane,
     store: EventStore,
     runtime: Handle,
-    owed: HashMap<Ticket, (Responder, Instant, Slot)>,
+    turns: Turns<Asked>,
+    owed: HashMap<Ticket, (Responder, Instant, AggregateKey)>,
     /// The slots that are ours, with the epochs.
     entered: HashMap<Slot, u64>,
     depth: Arc<AtomicUsize>,
@@ -112,6 +133,7 @@ impl LaneThread {
                 lane,
                 store,
                 runtime,
+                turns: Turns::new((UNDER_WAY_MAX / settings.lanes.max(1)).max(1)),
                 owed: HashMap::new(),
                 entered: HashMap::new(),
                 depth: counted,
@@ -122,43 +144,69 @@ impl LaneThread {
             thread.run(receiver);
         });
         spawned.expect("BUG: a thread can be started while the process starts");
-        LaneHandle { inputs, depth, next_ticket: AtomicU64::new(0) }
+        LaneHandle {
+            inputs,
+            room: Shares::new(LANE_ROOM, 1),
+            depth,
+            next_ticket: AtomicU64::new(0),
+        }
     }
 
     fn run(mut self, mut receiver: mpsc::UnboundedReceiver<ToLane>) {
+        // What has come is sorted first: what is under way goes on, and everybody is in the turns.
         while let Some(message) = receiver.blocking_recv() {
-            let input = match message {
-                ToLane::Told(input) => input,
-                ToLane::Enter { slot, epoch } => {
-                    self.entered.insert(slot, epoch);
-                    continue;
+            self.receive(message);
+            loop {
+                for _ in 0..receiver.len() {
+                    if let Ok(message) = receiver.try_recv() {
+                        self.receive(message);
+                    }
                 }
-                ToLane::Leave { slot, done } => {
-                    self.leave(slot);
-                    let _ = done.send(());
-                    continue;
-                }
-                ToLane::Ask { key, to, epoch, .. }
-                    if self.entered.get(&key.slot()) != Some(&epoch) =>
-                {
-                    self.depth.fetch_sub(1, Ordering::Relaxed);
-                    to.refuse(ANOTHER_OWNER);
-                    continue;
-                }
-                ToLane::Ask { to, .. } if to.has_given_up() => {
-                    // What nobody waits for is not begun.
-                    self.depth.fetch_sub(1, Ordering::Relaxed);
-                    to.refuse("its time was over before it was begun");
-                    continue;
-                }
-                ToLane::Ask { key, work, ticket, to, .. } => {
-                    self.owed.insert(ticket, (to, Instant::now(), key.slot()));
-                    Input::Work { key, work }
-                }
-            };
-            for action in self.lane.handle(input, (self.clock)()) {
-                self.perform(action);
+                let Some((key, asked)) = self.turns.next() else { break };
+                self.begin(key, asked);
             }
+        }
+    }
+
+    fn receive(&mut self, message: ToLane) {
+        match message {
+            ToLane::Told(input) => self.handle(input),
+            ToLane::Enter { slot, epoch } => {
+                self.entered.insert(slot, epoch);
+            }
+            ToLane::Leave { slot, done } => {
+                self.leave(slot);
+                let _ = done.send(());
+            }
+            ToLane::Ask { key, work, ticket, to, epoch } => {
+                let class = to.class();
+                self.turns.push(key, class, Asked { work, ticket, to, epoch });
+            }
+        }
+    }
+
+    /// Begins with what was asked of an aggregate, unless that is of no use any more.
+    fn begin(&mut self, key: AggregateKey, asked: Asked) {
+        let Asked { work, ticket, to, epoch } = asked;
+        let refused = if self.entered.get(&key.slot()) != Some(&epoch) {
+            Some(ANOTHER_OWNER)
+        } else if to.has_given_up() {
+            Some("its time was over before it was begun")
+        } else {
+            None
+        };
+        if let Some(why) = refused {
+            self.depth.fetch_sub(1, Ordering::Relaxed);
+            self.turns.ended(&key);
+            return to.refuse(why);
+        }
+        self.owed.insert(ticket, (to, Instant::now(), key.clone()));
+        self.handle(Input::Work { key, work });
+    }
+
+    fn handle(&mut self, input: Input) {
+        for action in self.lane.handle(input, (self.clock)()) {
+            self.perform(action);
         }
     }
 
@@ -166,8 +214,8 @@ impl LaneThread {
     /// it is begun.
     fn leave(&mut self, slot: Slot) {
         self.entered.remove(&slot);
-        let theirs = |(ticket, (_, _, of)): (&Ticket, &(Responder, Instant, Slot))| {
-            (*of == slot).then_some(*ticket)
+        let theirs = |(ticket, (_, _, of)): (&Ticket, &(Responder, Instant, AggregateKey))| {
+            (of.slot() == slot).then_some(*ticket)
         };
         let tickets: Vec<Ticket> = self.owed.iter().filter_map(theirs).collect();
         for ticket in tickets {
@@ -233,19 +281,7 @@ impl LaneThread {
                     Input::LookedUp { key, result }
                 });
             }
-            Action::Answer { ticket, outcome } => match (self.settle(ticket), outcome) {
-                (Some(Responder::Outcome(to)), outcome) => drop(to.send(outcome)),
-                (Some(Responder::Waiting(to, _)), outcome) => {
-                    let outcome = outcome.map(|outcome| vouched_for(outcome, &self.guard));
-                    #[cfg(feature = "defects")]
-                    let outcome = outcome.map(defects::told);
-                    drop(to.send(outcome));
-                }
-                (Some(Responder::Queue(to, number)), Some(outcome)) => {
-                    drop(to.send((number, outcome)));
-                }
-                _ => {}
-            },
+            Action::Answer { ticket, outcome } => self.answer(ticket, outcome),
             Action::AnswerState { ticket, reply } => {
                 let reply = if self.guard.holds() {
                     reply
@@ -259,9 +295,26 @@ impl LaneThread {
         }
     }
 
+    fn answer(&mut self, ticket: Ticket, outcome: Option<Outcome>) {
+        match (self.settle(ticket), outcome) {
+            (Some(Responder::Outcome(to)), outcome) => drop(to.send(outcome)),
+            (Some(Responder::Waiting(to, ..)), outcome) => {
+                let outcome = outcome.map(|outcome| vouched_for(outcome, &self.guard));
+                #[cfg(feature = "defects")]
+                let outcome = outcome.map(defects::told);
+                drop(to.send(outcome));
+            }
+            (Some(Responder::Queue(to, number)), Some(outcome)) => {
+                drop(to.send((number, outcome)));
+            }
+            _ => {}
+        }
+    }
+
     fn settle(&mut self, ticket: Ticket) -> Option<Responder> {
-        let (to, since, _) = self.owed.remove(&ticket)?;
+        let (to, since, key) = self.owed.remove(&ticket)?;
         self.depth.fetch_sub(1, Ordering::Relaxed);
+        self.turns.ended(&key);
         metrics::histogram!("flexcore_command_seconds").record(since.elapsed().as_secs_f64());
         Some(to)
     }
@@ -306,23 +359,24 @@ fn vouched_for(outcome: Outcome, guard: &Guard) -> Outcome {
     Outcome::Unavailable { message: LEASE_OVER.to_owned() }
 }
 
-/// The commits after `after`; a long aggregate starts from its snapshot when that one is of use.
+/// The first commits after `after`; a long aggregate starts from its snapshot when that one is of use.
 async fn load(
     store: &EventStore,
     key: &AggregateKey,
     after: Expected,
     fingerprint: &str,
 ) -> Result<Loaded, Error> {
-    let first = store.load_page(key, after.sequence).await?;
-    if !first.more {
-        return Ok(Loaded { snapshot: None, commits: first.commits });
+    let mut page = store.load_page(key, after.sequence).await?;
+    let mut snapshot = None;
+    if page.more {
+        snapshot = store.snapshot(key).await.unwrap_or_default().filter(|snapshot| {
+            snapshot.fingerprint == fingerprint && snapshot.sequence > after.sequence
+        });
+        if let Some(snapshot) = &snapshot {
+            page = store.load_page(key, snapshot.sequence).await?;
+        }
     }
-    let snapshot = store.snapshot(key).await.unwrap_or_default().filter(|snapshot| {
-        snapshot.fingerprint == fingerprint && snapshot.sequence > after.sequence
-    });
-    let from = snapshot.as_ref().map_or(after.sequence, |snapshot| snapshot.sequence);
-    let commits = store.load(key, from).await?;
-    Ok(Loaded { snapshot, commits })
+    Ok(Loaded { snapshot, commits: page.commits, more: page.more })
 }
 
 /// Longest that a waiting client's command is worked on; then it learns that the outcome is

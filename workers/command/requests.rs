@@ -5,15 +5,18 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use async_nats::{HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use flexcore_domain::{
-    AggregateKey, Catalog, Command, CommandHash, CommandId, CommandName, Outcome, Slot, StateReply,
-    command::header, json, names::ActorName,
+    AggregateKey, Catalog, Command, CommandHash, CommandId, CommandName, Event, Outcome, Slot,
+    StateReply, Tenant, command::header, json, names::ActorName,
 };
 use flexcore_eventstore::{Error, EventStore};
-use flexcore_resilience::Deadline;
+use flexcore_resilience::{Deadline, Shares};
 use flexcore_script::ScriptDecider;
 use futures::StreamExt;
 use serde::Serialize;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Lanes, perform::ANSWER_WITHIN};
@@ -22,6 +25,10 @@ use super::{Lanes, perform::ANSWER_WITHIN};
 /// at about the same time as we do; a question on its way when we stop to listen would be lost, and
 /// its sender in doubt.
 const LISTENS_ON: Duration = Duration::from_millis(100);
+
+/// States at a version that are folded at once, each on a thread of its own and in an interpreter of its
+/// own. A tenant takes at most as many as are left for others, and waits for more.
+pub(super) const FOLDS_MAX: usize = 8;
 
 /// Answers who asks for the version of an application that this worker has in force. Fails when the
 /// broker refuses the subscription.
@@ -64,6 +71,8 @@ pub(super) struct Here {
     pub(super) store: EventStore,
     pub(super) lanes: Lanes,
     pub(super) catalog: watch::Receiver<Arc<Catalog>>,
+    /// For states at a version.
+    pub(super) folds: Shares<Tenant>,
 }
 
 impl Here {
@@ -118,15 +127,16 @@ impl Here {
             Ok(command) => command,
             Err(outcome) => return outcome,
         };
-        if self.lanes.is_full(&command.key) {
+        let Some(place) = self.lanes.enter(&command.key) else {
             return Outcome::Overloaded { retry_after_s: 1 };
-        }
+        };
         let span = tracing::info_span!("command", otel.kind = "consumer");
         if let Some(parent) = &command.traceparent {
             flexcore_telemetry::link(&span, parent.as_str());
         }
         let until = deadline(message.headers.as_ref());
-        let answer = tracing::Instrument::instrument(self.lanes.command(command, until), span);
+        let answer = self.lanes.command(command, until, place);
+        let answer = tracing::Instrument::instrument(answer, span);
         until.timeout("lane", answer).await.unwrap_or_else(|_| Outcome::Unavailable {
             message: "the log did not answer in time".to_owned(),
         })
@@ -152,28 +162,30 @@ impl Here {
     /// Folds the log up to a version. Rare, so it neither uses nor fills a lane's cache.
     async fn state_at(&self, key: &AggregateKey, version: u64) -> StateReply {
         let unavailable = |message: String| StateReply::Unavailable { message };
-        let commits = match self.store.load(key, 0).await {
-            Ok(commits) => commits,
-            Err(error) => return unavailable(error.to_string()),
-        };
         let catalog = self.catalog.borrow().clone();
         let Some(definition) = catalog.aggregate(key.aggregate().as_str()).cloned() else {
             return StateReply::NotFound;
         };
-        let events = commits.into_iter().flat_map(|recorded| recorded.commit.events);
-        let events: Vec<_> = events.take_while(|event| event.version <= version).collect();
-        let Some(last) = events.last().map(|event| event.version) else {
-            return StateReply::NotFound;
-        };
-        let folded = tokio::task::spawn_blocking(move || {
+        let _place = self.folds.wait(key.tenant()).await;
+        // The log is read as fast as it is folded, a page ahead.
+        let (pages, mut events) = mpsc::channel::<Vec<Event>>(1);
+        let folding = tokio::task::spawn_blocking(move || {
             let mut decider = ScriptDecider::new(definition).map_err(|problems| {
                 problems.first().map(ToString::to_string).unwrap_or_default()
             })?;
-            let none = flexcore_domain::State::none();
-            flexcore_domain::Decider::evolve(&mut decider, &none, &events)
-                .map_err(|refusal| refusal.to_string())
+            let mut state = flexcore_domain::State::none();
+            while let Some(events) = events.blocking_recv() {
+                state = flexcore_domain::Decider::evolve(&mut decider, &state, &events)
+                    .map_err(|refusal| refusal.to_string())?;
+            }
+            Ok::<_, String>(state)
         });
-        match folded.await {
+        let last = match self.read_to(key, version, pages).await {
+            Ok(0) => return StateReply::NotFound,
+            Ok(last) => last,
+            Err(error) => return unavailable(error.to_string()),
+        };
+        match folding.await {
             Ok(Ok(state)) => StateReply::Found {
                 version: last,
                 state: serde_json::value::RawValue::from_string(state.as_str().to_owned())
@@ -182,6 +194,48 @@ impl Here {
             Ok(Err(message)) => unavailable(message),
             Err(error) => unavailable(error.to_string()),
         }
+    }
+
+    /// Reads an aggregate's events up to a version, and no further, page by page. Returns the last
+    /// one's version.
+    async fn read_to(
+        &self,
+        key: &AggregateKey,
+        version: u64,
+        pages: mpsc::Sender<Vec<Event>>,
+    ) -> Result<u64, Error> {
+        let (mut sequence, mut last) = (0, 0);
+        while last < version {
+            // Each commit has an event at least.
+            let left = usize::try_from(version - last).unwrap_or(usize::MAX);
+            let page = self.store.read_page(key, sequence, left).await?;
+            let mut events = Vec::new();
+            for recorded in page.commits {
+                sequence = recorded.sequence;
+                for event in recorded.commit.events {
+                    if event.version != last + 1 {
+                        return Err(Error::Gap {
+                            subject: flexcore_eventstore::subject(key),
+                            expected: last + 1,
+                            found: event.version,
+                        });
+                    }
+                    if event.version > version {
+                        break;
+                    }
+                    last = event.version;
+                    events.push(event);
+                }
+                if last == version {
+                    break;
+                }
+            }
+            // Who folds has given up when it takes no more, and says why.
+            if pages.send(events).await.is_err() || !page.more {
+                break;
+            }
+        }
+        Ok(last)
     }
 
     async fn outcome(&self, rest: &str, message: &Message) -> Outcome {

@@ -117,7 +117,7 @@ async fn serve(
     leave: CancellationToken,
     lost: CancellationToken,
 ) {
-    here.lanes = here.lanes.enter(slot, epoch);
+    here.lanes = here.lanes.own(slot, epoch);
     let (store, lanes) = (here.store.clone(), here.lanes.clone());
     let reader = Reader { store, lanes, guard, slot, epoch };
     let answering = async {

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::{Place, filter, next};
 use crate::{
     Error, EventStore,
-    ephemeral::{self, Ephemeral},
+    ephemeral::{self, Ephemeral, PULL_BYTES_MIN},
     topology, unavailable,
 };
 
@@ -180,8 +180,8 @@ impl Claim {
             ..pull::Config::default()
         };
         let stream = topology::COMMANDS;
-        let (reader, consumer) = Ephemeral::create(&self.store.jetstream, stream, config).await?;
-        let stream = ephemeral::messages(&consumer, batch).await?;
+        let (reader, consumer) = Ephemeral::create(&self.store.streams, stream, config).await?;
+        let stream = ephemeral::messages(&consumer, batch, PULL_BYTES_MIN).await?;
         Ok(Messages { stream, reader: Reader { consumer: Arc::new(consumer), _kept: reader } })
     }
 

@@ -43,7 +43,7 @@ pub(crate) async fn state(
     let at = parameters.take_parsed::<u64>("at_version", "a version")?;
     parameters.finish(&["at_version"])?;
     let deadline = extract::deadline(&call.headers)?;
-    let _place = shared.admission.read()?;
+    let _place = shared.admission.read(call.tenant())?;
     let mut headers = async_nats::HeaderMap::new();
     headers.insert(field::TRACEPARENT, call.trace().as_str());
     if let Some(version) = at {
@@ -99,7 +99,7 @@ pub(crate) async fn events(
         return Err(Problem::new(&problems::INVALID_PARAMETER, detail));
     }
     let deadline = extract::deadline(&call.headers)?;
-    let _place = shared.admission.read()?;
+    let _place = shared.admission.read(call.tenant())?;
     let page = deadline.timeout("log", page(&shared, &key, after, limit)).await;
     let page = page.map_err(|_| Problem::unavailable(&"the log did not answer in time"))??;
     if page.version == 0 {
@@ -127,17 +127,22 @@ struct Page {
     more: bool,
 }
 
-/// Walks the aggregate's commits, a bounded number at a time, until the page is full.
+/// Walks the aggregate's commits from where the page begins, a bounded number at a time, until it is
+/// full.
 async fn page(
     shared: &Shared,
     key: &AggregateKey,
     after: u64,
     limit: usize,
 ) -> Result<Page, Problem> {
-    let mut page = Page { json: "[".to_owned(), version: 0, more: false };
-    let (mut sequence, mut events) = (0, 0);
+    let start = shared.store.before_version(key, after).await?;
+    let mut page = Page { json: "[".to_owned(), version: start.version, more: false };
+    let (mut sequence, mut events) = (start.sequence, 0);
     'pages: loop {
-        let read = shared.store.load_page(key, sequence).await?;
+        // Each commit has an event at least; one more says whether there are more.
+        let skipped = usize::try_from(after.saturating_sub(page.version)).unwrap_or(usize::MAX);
+        let wanted = skipped.saturating_add(limit - events + 1);
+        let read = shared.store.read_page(key, sequence, wanted).await?;
         for recorded in &read.commits {
             sequence = recorded.sequence;
             for event in &recorded.commit.events {

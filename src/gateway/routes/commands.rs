@@ -71,7 +71,7 @@ pub(crate) async fn send(
     let expected = extract::if_match(&call.headers)?;
     let preferences = extract::preferences(&call.headers);
     let deadline = extract::deadline(&call.headers)?;
-    let _place = shared.admission.command()?;
+    let _place = shared.admission.command(call.tenant())?;
     // The queue has room for what an aggregate cannot take at once.
     let waits = !preferences.respond_async;
     let _turn = waits.then(|| shared.admission.aggregate(&key)).transpose()?;
@@ -112,7 +112,7 @@ pub(crate) async fn outcome(
     let aggregate_id = AggregateId::parse(&parameters.take("id")?.ok_or_else(missing)?)?;
     parameters.finish(&["aggregate", "id"])?;
     let deadline = extract::deadline(&call.headers)?;
-    let _place = shared.admission.read()?;
+    let _place = shared.admission.read(call.tenant())?;
     let key = AggregateKey::new(call.tenant().clone(), aggregate, aggregate_id);
     match outcome_of(&shared, &key, &id, deadline).await? {
         refused @ (Outcome::Overloaded { .. } | Outcome::Unknown) => {

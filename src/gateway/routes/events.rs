@@ -13,12 +13,12 @@ use axum::{
 };
 use flexcore_domain::{AggregateKey, AggregateName, Position, Slot, Tenant};
 use flexcore_eventstore::{Broken, Filter, Read, Recorded, Subscription};
+use flexcore_resilience::Place;
 use futures::Stream;
 use tokio_util::sync::CancellationToken;
 
 use super::answer;
 use crate::{
-    admission::Place,
     error::Problem,
     extract::{self, Call},
     limits::{HEARTBEAT, PASSED_OVER_MAX, STREAM_COMMITS_MAX},

@@ -34,14 +34,14 @@ pub(crate) async fn read_model(
     let (positions, wait) = parameters.take_wait()?;
     let select = Select::parse(model, &parameters.rest())?;
     let client = extract::clients_deadline(&call.headers)?;
-    let _place = shared.admission.read()?;
+    let _place = shared.admission.read(call.tenant())?;
     if !positions.is_empty() {
         let models = std::slice::from_ref(&name);
-        postgres::wait(&shared, client, models, &positions, wait).await?;
+        postgres::wait(&shared, call.tenant(), client, models, &positions, wait).await?;
     }
     let (tenant, select) = (call.tenant(), &select);
     let read = async |rows: ReadModels| rows.select(tenant, model, select).await;
-    let page = postgres::read(&shared, client, read).await?;
+    let page = postgres::read(&shared, call.tenant(), client, read).await?;
     let mut body = format!("{{\"rows\":{}", page.rows);
     if let Some(cursor) = &page.next_cursor {
         let cursor = serde_json::to_string(cursor).expect("BUG: text serialises");
@@ -68,12 +68,12 @@ pub(crate) async fn named(
     let mut parameters = call.parameters()?;
     let (positions, wait) = parameters.take_wait()?;
     let client = extract::clients_deadline(&call.headers)?;
-    let _place = shared.admission.read()?;
+    let _place = shared.admission.read(call.tenant())?;
     if !positions.is_empty() {
-        postgres::wait(&shared, client, &query.reads, &positions, wait).await?;
+        postgres::wait(&shared, call.tenant(), client, &query.reads, &positions, wait).await?;
     }
     let (tenant, parameters) = (call.tenant(), &parameters.rest());
     let run = async |rows: ReadModels| rows.run_query(tenant, query, parameters).await;
-    let rows = postgres::read(&shared, client, run).await?;
+    let rows = postgres::read(&shared, call.tenant(), client, run).await?;
     Ok(answer(StatusCode::OK, JSON, format!("{{\"rows\":{rows}}}")))
 }

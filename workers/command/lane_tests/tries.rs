@@ -219,9 +219,9 @@ fn an_aggregates_time_never_goes_back() {
             let mut entry = super::super::cache::Entry::new(super::super::memory::random_secret());
             entry.record(&first, State::from_json("1"));
             entry.record(&second, State::from_json("2"));
-            Loaded { snapshot: Some(entry.snapshot(String::new())), commits: vec![] }
+            Loaded { snapshot: Some(entry.snapshot(String::new())), commits: vec![], more: false }
         } else {
-            Loaded { snapshot: None, commits: vec![first.clone(), second.clone()] }
+            Loaded { snapshot: None, commits: vec![first.clone(), second.clone()], more: false }
         };
         let (commit, _) =
             append(next.handle(Input::Loaded { key: key(), result: Ok(found) }, 1_000));

@@ -5,6 +5,7 @@
 mod clocks;
 mod deciders;
 mod repeats;
+mod shares;
 mod unstored;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};

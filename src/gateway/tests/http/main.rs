@@ -393,7 +393,8 @@ async fn what_is_too_much_is_turned_away_with_an_answer() {
     let few = Settings {
         requests_per_second: NonZeroU32::new(40).unwrap(),
         connections_max: 80,
-        commands_max: limits::COMMANDS_PER_AGGREGATE_MAX + 1,
+        // One tenant has a half of them.
+        commands_max: 2 * limits::COMMANDS_PER_AGGREGATE_MAX + 1,
     };
     let gateway = start(few).await;
     turns_commands_away(&gateway).await;

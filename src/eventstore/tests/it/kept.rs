@@ -1,0 +1,80 @@
+//! What one tenant's flood does to others' dead letters and outcomes.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use flexcore_domain::{AggregateId, AggregateKey, AggregateName, CommandId, Outcome, Tenant};
+use flexcore_eventstore::{EventStore, topology};
+use futures::{TryStreamExt, future::join_all};
+
+use crate::start;
+
+/// Makes a stream of the log a small one.
+async fn shrink(store: &EventStore, name: &str, max_bytes: i64) {
+    let stream = store.jetstream().get_stream(name).await.unwrap();
+    let mut config = stream.cached_info().config.clone();
+    config.max_bytes = max_bytes;
+    store.jetstream().update_stream(config).await.unwrap();
+}
+
+async fn bury(store: &EventStore, tenant: &str, bytes: usize) {
+    let subject = format!("cmd.{tenant}.counter.c1.add");
+    let body = Bytes::from(vec![b'x'; bytes]);
+    store.bury("command", "a test", &subject, None, body).await.unwrap();
+}
+
+/// Dead messages of a tenant.
+async fn dead_of(store: &EventStore, tenant: &str) -> usize {
+    let stream = store.jetstream().get_stream(topology::DEAD).await.unwrap();
+    let subjects = stream.info_with_subjects(format!("dead.*.{tenant}.>")).await.unwrap();
+    let counts: Vec<(String, usize)> = subjects.try_collect().await.unwrap();
+    counts.into_iter().map(|(_, count)| count).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_dead_letters_evicts_nobody_elses() {
+    let (servers, store) = start().await;
+    shrink(&store, topology::DEAD, 16 << 20).await;
+    for _ in 0..20 {
+        bury(&store, "calm", 500).await;
+    }
+    // Ten times what fits.
+    for _ in 0..1_600 {
+        bury(&store, "flood", 100 << 10).await;
+    }
+    assert_eq!(dead_of(&store, "calm").await, 20);
+    let flood = dead_of(&store, "flood").await;
+    assert!((50..160).contains(&flood), "{flood} of its last are left");
+    servers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_refusals_evicts_nobody_elses_outcome() {
+    let (servers, store) = start().await;
+    shrink(&store, topology::OUTCOMES, 2 << 20).await;
+    let key = |tenant: &str| {
+        AggregateKey::new(
+            Tenant::parse(tenant).unwrap(),
+            AggregateName::parse("counter").unwrap(),
+            AggregateId::parse("c1").unwrap(),
+        )
+    };
+    let id = |number: usize| CommandId::parse(&format!("c-{number}")).unwrap();
+    let refused = Outcome::Rejected { code: "closed".to_owned(), message: "x".repeat(100) };
+    let (calm, flood) = (key("calm"), key("flood"));
+    for number in 0..100 {
+        store.save_outcome(&calm, &id(number), 1, &refused).await.unwrap();
+    }
+    for chunk in 0..500 {
+        let ids: Vec<CommandId> = (0..64).map(|number| id(chunk * 64 + number)).collect();
+        let saved = ids.iter().map(|id| store.save_outcome(&flood, id, 1, &refused));
+        assert!(join_all(saved).await.iter().all(Result::is_ok));
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for number in 0..100 {
+        assert!(store.outcome(&calm, &id(number)).await.unwrap().is_some(), "{number} is gone");
+    }
+    assert!(store.outcome(&flood, &id(31_999)).await.unwrap().is_some());
+    assert!(store.outcome(&flood, &id(0)).await.unwrap().is_none());
+    servers.stop().await;
+}

@@ -1,0 +1,257 @@
+//! Places that tenants share. Nobody takes more of them than are left for others, so whoever comes
+//! next finds some: one that floods gets a part and waits or is refused, and the others notice
+//! nothing.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::Hash,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::oneshot;
+
+/// Places, each taken by somebody. Cheap to clone.
+pub struct Shares<K: Clone + Eq + Hash>(Arc<Mutex<State<K>>>);
+
+struct State<K: Clone + Eq + Hash> {
+    places: usize,
+    times: usize,
+    each_max: usize,
+    of: HashMap<K, usize>,
+    taken: usize,
+    /// Who waits, and in which order they get what becomes free.
+    waiting: HashMap<K, VecDeque<oneshot::Sender<Place<K>>>>,
+    turns: VecDeque<K>,
+}
+
+/// A place that is free again when this is dropped.
+pub struct Place<K: Clone + Eq + Hash> {
+    shares: Shares<K>,
+    who: K,
+}
+
+impl<K: Clone + Eq + Hash> Clone for Shares<K> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+impl<K: Clone + Eq + Hash> Shares<K> {
+    /// So many places, of which one takes at most `times` as many as are free: with 1 the first gets a
+    /// half, with 3 three quarters. Where n take all they can, each has `times` parts of
+    /// `1 + n × times`, and one part stays free.
+    #[must_use]
+    pub fn new(places: usize, times: usize) -> Self {
+        Self::limited(places, times, usize::MAX)
+    }
+
+    /// The same, and nobody takes more than `each_max`.
+    #[must_use]
+    pub fn limited(places: usize, times: usize, each_max: usize) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            places,
+            times,
+            each_max,
+            of: HashMap::new(),
+            taken: 0,
+            waiting: HashMap::new(),
+            turns: VecDeque::new(),
+        })))
+    }
+
+    /// A place now; `None`: this one has its share.
+    #[must_use]
+    pub fn enter(&self, who: &K) -> Option<Place<K>> {
+        let mut state = self.lock();
+        state.has_room(who).then(|| {
+            state.take(who);
+            self.place(who)
+        })
+    }
+
+    /// A place as soon as there is one for this one, in the order in which its own came. Those who
+    /// wait take turns. Cancel it by dropping the future.
+    pub async fn wait(&self, who: &K) -> Place<K> {
+        loop {
+            let receiver = {
+                let mut state = self.lock();
+                if !state.waiting.contains_key(who) && state.has_room(who) {
+                    state.take(who);
+                    return self.place(who);
+                }
+                let (sender, receiver) = oneshot::channel();
+                state.wait(who, sender);
+                receiver
+            };
+            // The other end is kept until it has sent.
+            if let Ok(place) = receiver.await {
+                return place;
+            }
+        }
+    }
+
+    /// How many places are taken.
+    #[must_use]
+    pub fn taken(&self) -> usize {
+        self.lock().taken
+    }
+
+    fn place(&self, who: &K) -> Place<K> {
+        Place { shares: self.clone(), who: who.clone() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<K>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives what is free to those who wait for it.
+    fn give(&self) {
+        loop {
+            let Some((who, sender)) = self.lock().next() else { return };
+            // One that has given up waiting gives it back: that asks again who is next.
+            drop(sender.send(self.place(&who)));
+        }
+    }
+}
+
+impl<K: Clone + Eq + Hash> State<K> {
+    fn has_room(&self, who: &K) -> bool {
+        let own = self.of.get(who).copied().unwrap_or(0);
+        let free = self.places.saturating_sub(self.taken);
+        free > 0 && own < free.saturating_mul(self.times).min(self.each_max)
+    }
+
+    fn take(&mut self, who: &K) {
+        *self.of.entry(who.clone()).or_default() += 1;
+        self.taken += 1;
+    }
+
+    fn wait(&mut self, who: &K, sender: oneshot::Sender<Place<K>>) {
+        let own = self.waiting.entry(who.clone()).or_default();
+        if own.is_empty() {
+            self.turns.push_back(who.clone());
+        }
+        own.push_back(sender);
+    }
+
+    /// Takes a place for the next who waits and has room.
+    fn next(&mut self) -> Option<(K, oneshot::Sender<Place<K>>)> {
+        let at = self.turns.iter().position(|who| self.has_room(who))?;
+        let who = self.turns.remove(at)?;
+        let own = self.waiting.get_mut(&who)?;
+        let mut sender = None;
+        while let Some(next) = own.pop_front() {
+            if !next.is_closed() {
+                sender = Some(next);
+                break;
+            }
+        }
+        if own.is_empty() {
+            self.waiting.remove(&who);
+        } else {
+            self.turns.push_back(who.clone());
+        }
+        let Some(sender) = sender else { return self.next() };
+        self.take(&who);
+        Some((who, sender))
+    }
+}
+
+impl<K: Clone + Eq + Hash> Drop for Place<K> {
+    fn drop(&mut self) {
+        {
+            let mut state = self.shares.lock();
+            state.taken -= 1;
+            if let Some(own) = state.of.get_mut(&self.who) {
+                *own -= 1;
+                if *own == 0 {
+                    state.of.remove(&self.who);
+                }
+            }
+            if state.turns.is_empty() {
+                return;
+            }
+        }
+        self.shares.give();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn all<'a>(shares: &Shares<&'a str>, who: &'a str) -> Vec<Place<&'a str>> {
+        std::iter::from_fn(|| shares.enter(&who)).collect()
+    }
+
+    #[test]
+    fn whoever_floods_leaves_places_for_whoever_comes_next() {
+        let shares = Shares::new(100, 1);
+        let (first, second, third) = (all(&shares, "a"), all(&shares, "b"), all(&shares, "c"));
+        assert_eq!((first.len(), second.len(), third.len()), (50, 25, 13));
+        assert!(shares.enter(&"d").is_some());
+        drop(first);
+        assert_eq!(all(&shares, "b").len(), 19, "what is free is shared anew");
+        assert_eq!(all(&Shares::new(100, 3), "a").len(), 75);
+        assert_eq!(all(&Shares::new(1, 1), "a").len(), 1);
+        assert_eq!(all(&Shares::limited(100, 1, 8), "a").len(), 8);
+        drop((second, third));
+        assert_eq!(shares.taken(), 0);
+        assert!(shares.lock().of.is_empty());
+    }
+
+    #[tokio::test]
+    async fn who_waits_takes_turns_and_who_has_room_passes_those_who_have_not() {
+        let shares = Shares::new(4, 1);
+        let mut held = all(&shares, "a");
+        assert_eq!(held.len(), 2);
+        let waiting: Vec<_> = (0..3)
+            .map(|_| {
+                tokio::spawn({
+                    let shares = shares.clone();
+                    async move { shares.wait(&"a").await }
+                })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert_eq!(shares.lock().waiting[&"a"].len(), 3);
+        // Another one does not stand behind them.
+        let other = shares.wait(&"b").await;
+        waiting[0].abort();
+        tokio::task::yield_now().await;
+        drop(other);
+        held.pop();
+        let mut waiting = waiting.into_iter().skip(1);
+        let second = waiting.next().unwrap().await.unwrap();
+        assert_eq!(shares.lock().of[&"a"], 2);
+        drop((held, second));
+        drop(waiting.next().unwrap().await.unwrap());
+        assert_eq!(shares.taken(), 0);
+        let state = shares.lock();
+        assert!(state.waiting.is_empty() && state.turns.is_empty());
+    }
+
+    proptest! {
+        #![proptest_config(crate::cases())]
+
+        /// Whatever was taken and given back before: some place is left for one who has none.
+        #[test]
+        fn a_newcomer_always_finds_a_place(
+            steps in proptest::collection::vec((0_u8..5, proptest::bool::ANY), 0..400),
+        ) {
+            let shares = Shares::new(64, 1);
+            let mut held: Vec<(u8, Place<u8>)> = Vec::new();
+            for (who, takes) in steps {
+                if takes {
+                    held.extend(shares.enter(&who).map(|place| (who, place)));
+                } else if let Some(at) = held.iter().position(|(held, _)| *held == who) {
+                    held.swap_remove(at);
+                }
+                prop_assert!(shares.enter(&99).is_some());
+                prop_assert_eq!(shares.taken(), held.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! One tenant at many times its share: another one is refused nothing.
+
+use flexcore_eventstore::queue::CommandPublisher;
+use futures::future::join_all;
+
+use super::*;
+
+/// How long a command takes to be decided.
+const TAKES: Duration = Duration::from_millis(1);
+
+fn key_of(tenant: &str, id: usize) -> AggregateKey {
+    AggregateKey::new(
+        Tenant::parse(tenant).unwrap(),
+        AggregateName::parse("counter").unwrap(),
+        AggregateId::parse(&format!("c{id}")).unwrap(),
+    )
+}
+
+/// A worker of one lane, and who owns which slot.
+async fn one_lane(rig: &Rig) -> (BTreeMap<u16, u64>, CancellationToken) {
+    let (member, stop) = (rig.member(LEASE).await, CancellationToken::new());
+    let native: command::NativeDeciders = Arc::new(|_| Some(Box::new(Slow(TAKES))));
+    let settings = command::Settings { lanes: 1, native, ..command::Settings::default() };
+    let (_deployed, catalog) = watch::channel(Arc::new(Catalog::default()));
+    let running = command::run(rig.store.clone(), catalog, member.clone(), settings, stop.clone());
+    tokio::spawn(running);
+    (everything(&member).await, stop)
+}
+
+async fn ask(
+    client: &async_nats::Client,
+    epochs: &BTreeMap<u16, u64>,
+    key: AggregateKey,
+) -> Outcome {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::COMMAND_ID, "c-1");
+    let subject = Command::request_subject(
+        epochs[&key.slot().number()],
+        &key,
+        &CommandName::parse("add").unwrap(),
+    );
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let sent = client.request_with_headers(subject.clone(), headers.clone(), "{}".into());
+        match sent.await {
+            Ok(answer) => return serde_json::from_slice(&answer.payload).unwrap(),
+            // Nobody has subscribed yet.
+            Err(error) => assert!(tokio::time::Instant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn store(publisher: &CommandPublisher, keys: impl Iterator<Item = AggregateKey>) {
+    let (name, id) = (CommandName::parse("add").unwrap(), CommandId::parse("stored").unwrap());
+    let mut sent = Vec::new();
+    for key in keys {
+        let headers = HeaderMap::new();
+        sent.push(publisher.send(&key, &name, &id, headers, "{}".to_owned()).await.unwrap());
+    }
+    for sent in sent {
+        sent.stored().await.unwrap();
+    }
+}
+
+fn is_accepted(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Accepted { .. })
+}
+
+/// Nobody waits for them: they took the places of those who do.
+#[tokio::test(flavor = "multi_thread")]
+async fn stored_commands_take_no_place_of_a_waiting_client() {
+    const STORED: usize = 6_000;
+    let rig = Rig::start().await;
+    let publisher = rig.store.command_publisher();
+    store(&publisher, (0..STORED).map(|id| key_of("flood", id))).await;
+    let (epochs, stop) = one_lane(&rig).await;
+    let client = rig.store.client();
+    // As soon as a good part of them is in the lane.
+    while rig.store.last_sequence().await.unwrap() < 200 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for id in 0..20 {
+        let outcome = ask(client, &epochs, key_of("calm", id)).await;
+        assert!(is_accepted(&outcome), "{outcome:?}");
+    }
+    let recorded = rig.store.last_sequence().await.unwrap();
+    assert!(recorded < STORED as u64, "the flood was over: {recorded}");
+    stop.cancel();
+    rig.servers.stop().await;
+}
+
+/// It is refused what is above its share, and the other one nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_asks_for_ten_times_its_share_has_nobody_else_refused() {
+    const SHARE: usize = 2_048;
+    let rig = Rig::start().await;
+    let (epochs, stop) = one_lane(&rig).await;
+    let client = rig.store.client();
+    assert!(is_accepted(&ask(client, &epochs, key_of("calm", 0)).await));
+    let flood = (0..10 * SHARE).map(|id| ask(client, &epochs, key_of("flood", id)));
+    let calm = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let asked = (1..100).map(|id| ask(client, &epochs, key_of("calm", id)));
+        join_all(asked).await
+    };
+    let (flood, calm) = tokio::join!(join_all(flood), calm);
+    let refused = |outcomes: &[Outcome]| outcomes.iter().filter(|o| !is_accepted(o)).count();
+    assert_eq!(refused(&calm), 0, "{calm:?}");
+    let accepted = flood.len() - refused(&flood);
+    assert!((SHARE..4 * SHARE).contains(&accepted), "{accepted} of the flood's were accepted");
+    stop.cancel();
+    rig.servers.stop().await;
+}
+
+/// Behind a flood in its own slot, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn stored_commands_of_one_tenant_do_not_outnumber_anothers_in_a_lane() {
+    let rig = Rig::start().await;
+    let publisher = rig.store.command_publisher();
+    store(&publisher, (0..6_000).map(|id| key_of("flood", id))).await;
+    let calm = key_of("calm", 0);
+    // In slots whose windows are not full of the flood it comes to its turn at once.
+    store(&publisher, [calm.clone()].into_iter()).await;
+    let (_epochs, stop) = one_lane(&rig).await;
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while rig.store.load(&calm, 0).await.unwrap().is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "not in time");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let recorded = rig.store.last_sequence().await.unwrap();
+    assert!(recorded < 5_000, "{recorded} of the flood's came before");
+    stop.cancel();
+    rig.servers.stop().await;
+}
