@@ -204,7 +204,7 @@ fn older(blocks: usize) -> OlderCommands {
         secret: [7; 16].into(),
         full: blocks,
         open: Block::default(),
-        blocks: vec![Arc::new(block); blocks],
+        blocks: std::iter::repeat_n(Arc::new(block), blocks).collect(),
         kept: 0,
     }
 }
