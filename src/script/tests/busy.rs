@@ -11,7 +11,7 @@ use std::{
 
 use flexcore_domain::{Decider as _, State};
 use flexcore_script::limits::DECIDE_MAX;
-use support::{decider, event, run};
+use support::{decider, event, faulty, run};
 
 /// An aggregate whose every function does so many steps.
 fn laborious(steps: u64) -> String {
@@ -77,4 +77,6 @@ fn a_script_that_waits_for_a_processor_is_not_late() {
     let longest = threads.into_iter().map(|thread| thread.join().unwrap()).max().unwrap();
     assert!(longest > 3 * DECIDE_MAX, "they did wait: {longest:?}");
     assert!(longest < Duration::from_secs(60), "{longest:?}");
+    let endless = run(&mut decider(&laborious(steps * 100)), &State::none(), "grind", "{}");
+    assert!(faulty(endless).contains("processor time"), "too much work is too much all the same");
 }
