@@ -41,6 +41,8 @@ const LEAKS: &[&str] = &[
 /// The setting that says whose rows are seen, and who one is.
 const IDENTITY: &[&str] = &[
     "select \"set_config\"('flexcore.tenant', 'b', true), k from rm.things",
+    "select x, k from (select \"set_config\"('flexcore.tenant', 'b', true) as x offset 0) as s, \
+         lateral (select k from rm.things where x <> '') as t",
     "select pg_catalog.\"set_config\"('flexcore.tenant', 'b ', false), k from rm.things",
     "select U&\"set\\005Fconfig\"('role', 'none', false), k from rm.things",
     "select \"set_config\"('role', 'flexcore_projection', true)",

@@ -300,13 +300,15 @@ async fn a_query_that_is_given_up_keeps_its_place_until_postgres_has_ended_it() 
     filled(&database, &[OWN]).await;
     let settings = Settings {
         connections_max: 1,
-        statement_timeout: Duration::from_millis(300),
+        acquire_timeout: Duration::from_secs(10),
+        statement_timeout: Duration::from_millis(1_500),
         ..Settings::default()
     };
     let models = ReadModels::connect(&database.url, settings).await.unwrap();
     let slow = "select max(n) from (select generate_series(1, 1000000000) as n) as s";
+    models.check_login().await.unwrap();
     let given_up = answer(&models, "b", slow);
-    tokio::time::timeout(Duration::from_millis(50), given_up).await.expect_err("it takes long");
+    tokio::time::timeout(Duration::from_millis(200), given_up).await.expect_err("it takes long");
     let rows = answer(&models, "a", "select k from rm.things").await;
     assert_eq!(rows, Ok(r#"[{"k":"1"}]"#.to_owned()));
     let login = database.one("select name from flexcore.query_login").await;
