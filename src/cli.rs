@@ -304,7 +304,8 @@ Examples:
   flexcore apply schemas/flights
   flexcore apply schemas/flights --dry-run
 
-Queries are prepared by Postgres: an application that has some needs --postgres. Every message points at a file and a line. Running workers pick the version up with no restart.")]
+Queries are prepared by Postgres: an application that has some needs --postgres. Every message
+points at a file and a line. Running workers pick the version up with no restart.")]
 pub(crate) struct Apply {
     /// The application's folder
     pub(crate) folder: PathBuf,

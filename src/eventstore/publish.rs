@@ -237,8 +237,9 @@ fn take_batch(waiting: Vec<Outgoing>, order: Order) -> (Vec<Outgoing>, Vec<Outgo
 }
 
 /// Publishes a batch and tells each of its publishers. A batch with a conflict, or with a message that
-/// the stream does not take, is not recorded at all: it is split, until that message stands alone. One that the server does not take goes out
-/// message by message: it takes 50 batches of a stream at a time, and there may be more workers.
+/// the stream does not take, is not recorded at all: it is split, until that message stands alone. One
+/// that the server does not take goes out message by message: it takes 50 batches of a stream at a
+/// time, and there may be more workers.
 async fn publish_group(acknowledged: Acknowledged, batch: Vec<Outgoing>) {
     let mut left = vec![batch];
     while let Some(mut batch) = left.pop() {
