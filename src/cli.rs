@@ -423,11 +423,17 @@ fn pair(text: &str) -> Result<(String, String), String> {
 #[command(after_help = "\
 Examples:
   flexcore rebuild carriers
+  flexcore rebuild --from-this-log
 
-Queries go on meanwhile; they see the new rows all at once, when it has caught up.")]
+Queries go on meanwhile; they see the new rows all at once, when it has caught up. With --from-this-log \
+rows of another log are dropped first, and queries wait until each read model is built.")]
 pub(crate) struct Rebuild {
     /// The read model
-    pub(crate) name: flexcore_domain::Name,
+    #[arg(required_unless_present = "from_this_log")]
+    pub(crate) name: Option<flexcore_domain::Name>,
+    /// Drop all read models, which are of another log, and have them built from the one at --nats
+    #[arg(long, conflicts_with = "name")]
+    pub(crate) from_this_log: bool,
     /// Answer in JSON
     #[arg(long)]
     pub(crate) json: bool,

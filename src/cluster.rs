@@ -93,6 +93,7 @@ fn is_well(report: &Report) -> bool {
         && report.view.unowned.values().all(Vec::is_empty)
         && report.nats.health.healthy
         && report.postgres.healthy
+        && report.projections.iter().all(|one| one.trouble.is_none())
 }
 
 fn show(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -111,8 +112,15 @@ fn show(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
     for (kind, places) in report.view.unowned.iter().filter(|(_, places)| !places.is_empty()) {
         writeln!(out, "without an owner: {} {}", kind.as_str(), ranges(places))?;
     }
-    let mut projections =
-        out::table(["read model", "version", "state", "lag (commits)", "parked", "held back"]);
+    let mut projections = out::table([
+        "read model",
+        "version",
+        "state",
+        "lag (commits)",
+        "parked",
+        "held back",
+        "trouble",
+    ]);
     for one in &report.projections {
         let state = serde_json::to_value(one.state)?;
         let state = state.as_str().context("BUG: a state is a word")?;
@@ -120,7 +128,8 @@ fn show(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
             [u64::from(one.version.unsigned_abs()), one.lag, one.parked, one.held]
                 .map(|number| number.to_string());
         let name = one.read_model.as_str();
-        projections.add_row([name, &version, state, &lag, &parked, &held]);
+        let trouble = one.trouble.as_deref().unwrap_or_default();
+        projections.add_row([name, &version, state, &lag, &parked, &held, trouble]);
     }
     writeln!(out, "\n{projections}")?;
     let nats = &report.nats;

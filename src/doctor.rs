@@ -6,7 +6,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 use flexcore_readmodel::{Error, ReadModels, Settings};
 use flexcore_servers::{Finding, State};
 
-use crate::config::Config;
+use crate::{config::Config, verify};
 
 /// Prints what was found, as a table or as JSON. Returns whether nothing that is needed is missing.
 pub(crate) async fn run(config: &Config, json: bool, out: &mut dyn Write) -> anyhow::Result<bool> {
@@ -16,6 +16,7 @@ pub(crate) async fn run(config: &Config, json: bool, out: &mut dyn Write) -> any
     if let Ok(url) = config.postgres() {
         findings.push(login_of_queries(&url, config.postgres_query()).await);
     }
+    findings.extend(rows_and_log(config).await);
     let well = findings.iter().all(|finding| finding.state != State::Missing);
     if json {
         serde_json::to_writer(&mut *out, &serde_json::json!({ "ok": well, "findings": findings }))?;
@@ -55,6 +56,19 @@ async fn login_of_queries(url: &str, query_url: Option<String>) -> Finding {
             advice: "deploy/README.md, \"The login of queries\"".to_owned(),
         },
     }
+}
+
+/// Whether the rows are of the log, where both servers are named and answer.
+pub(crate) async fn rows_and_log(config: &Config) -> Option<Finding> {
+    let url = config.postgres().ok()?;
+    let store = config.event_store().await.ok()?;
+    let other = verify::other_log(&store, &url).await.ok()?;
+    let (state, found) = match other {
+        None => (State::Ok, "they belong together"),
+        Some(_) => (State::Missing, "the rows are of another log"),
+    };
+    let advice = other.unwrap_or_default();
+    Some(Finding { what: "rows and log", state, found: found.to_owned(), advice })
 }
 
 fn table(findings: &[Finding]) -> Table {

@@ -105,9 +105,7 @@ async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow
         Command::Test(args) => apptest::run(&args.folder, args.json, &mut out),
         Command::Publish(args) => publish::run(config, args, &mut out).await,
         Command::Query(args) => query::run(config, &args, &mut out).await,
-        Command::Rebuild(args) => {
-            rebuild::run(config, args.name.as_str(), args.json, &mut out).await
-        }
+        Command::Rebuild(args) => rebuild::run(config, args, &mut out).await,
         Command::Dead(command) => dead::run(config, command, &mut out).await,
         Command::Verify(args) => verify::run(config, args, &mut out).await,
         Command::Cluster(args) => cluster::run(config, &args, &mut out).await,

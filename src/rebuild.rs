@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use flexcore_readmodel::{ReadModels, Rebuild, Settings};
 use serde_json::json;
 
-use crate::{config::Config, out};
+use crate::{cli, config::Config, out};
 
 /// Between two looks at how far it is.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
@@ -21,11 +21,14 @@ const TAKEN_UP_WITHIN: Duration = Duration::from_secs(15);
 /// Asks for the rebuild and follows it; with `as_json` one line in the end.
 pub(crate) async fn run(
     config: &Config,
-    name: &str,
-    as_json: bool,
+    args: cli::Rebuild,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
     let read_models = ReadModels::connect(&config.postgres()?, Settings::default()).await?;
+    let (name, as_json) = match &args {
+        cli::Rebuild { name: Some(name), json, .. } => (name.as_str(), *json),
+        cli::Rebuild { json, .. } => return adopt(config, &read_models, *json, out).await,
+    };
     let started = Instant::now();
     let request = read_models.request_rebuild(name).await.context("cannot ask for the rebuild")?;
     let (version, events) = follow(&read_models, request, started).await?;
@@ -36,6 +39,24 @@ pub(crate) async fn run(
         out::json(out, &done)?;
     } else {
         writeln!(out, "{name} serves version {version}, built in {seconds:.1} s")?;
+    }
+    Ok(true)
+}
+
+/// Drops rows of another log; the workers build them anew from this one.
+async fn adopt(
+    config: &Config,
+    read_models: &ReadModels,
+    as_json: bool,
+    out: &mut dyn Write,
+) -> anyhow::Result<bool> {
+    let log = config.event_store().await?.log().await.context("no log at --nats")?.identity;
+    let dropped = read_models.adopt_log(&log).await.context("the old rows cannot be dropped")?;
+    if as_json {
+        out::json(out, &json!({"log": log, "dropped": dropped}))?;
+    } else {
+        let count = dropped.len();
+        writeln!(out, "{count} read models dropped; the workers build them from the log {log}")?;
     }
     Ok(true)
 }

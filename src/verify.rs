@@ -4,7 +4,8 @@ use std::io::Write;
 
 use anyhow::{Context, bail};
 use flexcore_domain::AggregateKey;
-use flexcore_eventstore::{LINKS_MAX, verify};
+use flexcore_eventstore::{Error, EventStore, LINKS_MAX, verify};
+use flexcore_readmodel::{ReadModels, Settings};
 
 use crate::{cli, config::Config, out};
 
@@ -29,12 +30,21 @@ pub(crate) async fn run(
     if let (Some(key), 0, None) = (&key, report.commits, &report.broken) {
         bail!("the log has no commit of {key}");
     }
+    let rows = match (&key, config.postgres()) {
+        (None, Ok(url)) => other_log(&store, &url).await?,
+        _ => None,
+    };
     if args.json {
-        out::json(out, &report)?;
+        let mut found = serde_json::to_value(&report)?;
+        found["other_log"] = rows.clone().into();
+        out::json(out, &found)?;
     } else {
         written(&report, out)?;
+        if let Some(other) = &rows {
+            writeln!(out, "ROWS OF ANOTHER LOG: {other}")?;
+        }
     }
-    Ok(report.is_whole())
+    Ok(report.is_whole() && rows.is_none())
 }
 
 fn written(report: &verify::Report, out: &mut dyn Write) -> anyhow::Result<()> {
@@ -59,4 +69,19 @@ fn written(report: &verify::Report, out: &mut dyn Write) -> anyhow::Result<()> {
         )?,
     }
     Ok(())
+}
+
+/// Why the rows in Postgres are not of this log; `None`: they are, or Postgres is away, which says
+/// nothing about the log.
+pub(crate) async fn other_log(
+    store: &EventStore,
+    postgres: &str,
+) -> anyhow::Result<Option<String>> {
+    let read_models = ReadModels::connect(postgres, Settings::default()).await?;
+    let Ok(marks) = read_models.marks().await else { return Ok(None) };
+    match store.recognise(&marks).await {
+        Ok(_) => Ok(None),
+        Err(Error::OtherLog(other)) => Ok(Some(other.to_string())),
+        Err(error) => Err(error).context("the log cannot be compared with the rows"),
+    }
 }

@@ -6,6 +6,8 @@
 //! its own until it has caught up, takes over, and joins the others.
 
 mod batch;
+mod former;
+mod origin;
 mod reader;
 mod upcast;
 
@@ -18,13 +20,15 @@ use std::{
 
 use anyhow::Context as _;
 use flexcore_cluster::{Assigned, Kind, Member};
-use flexcore_domain::{Catalog, Name, definition::ReadModelDefinition};
-use flexcore_eventstore::{self as eventstore, EventStore, catalog};
+use flexcore_domain::{Catalog, Name};
+use flexcore_eventstore::EventStore;
 use flexcore_readmodel::{Error, Owned, ReadModels, Requests, State, Version};
 use metrics::gauge;
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+use former::Former;
+use origin::Origin;
 use reader::{End, Reader};
 
 /// Between two looks at what is to be run, when nothing tells of a change: how soon a reader that
@@ -44,13 +48,15 @@ pub async fn run(
     member: Member,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    let owned = Assigned::default();
     let mut worker = Worker {
         store,
         read_models,
         catalog,
         member,
-        owned,
+        owned: Assigned::default(),
+        origin: Origin::default(),
+        troubles: None,
+        told_for: BTreeMap::new(),
         requests: None,
         former: Former::default(),
     };
@@ -105,51 +111,13 @@ struct Worker {
     member: Member,
     /// The shares that it is to serve.
     owned: Assigned,
+    origin: Origin,
+    /// Of the read models that cannot be managed, as it was told last.
+    troubles: Option<BTreeMap<String, String>>,
+    /// The shares for which that was.
+    told_for: BTreeMap<u16, u64>,
     requests: Option<Requests>,
     former: Former,
-}
-
-/// Declarations of former deployments, by which versions still go that serve until their successors
-/// are built.
-#[derive(Default)]
-struct Former {
-    found: BTreeMap<String, Arc<ReadModelDefinition>>,
-    /// Fingerprints that were looked for, found or not.
-    asked: BTreeSet<String>,
-}
-
-impl Former {
-    /// The catalog with what was found.
-    fn beside(&self, catalog: &Arc<Catalog>) -> Arc<Catalog> {
-        if self.found.is_empty() {
-            return catalog.clone();
-        }
-        let mut catalog = Catalog::clone(catalog);
-        catalog.declarations.extend(self.found.clone());
-        Arc::new(catalog)
-    }
-
-    /// Looks up in the log what was not looked up before; false when there is no such thing. Fails
-    /// when the broker is away.
-    async fn look_up(
-        &mut self,
-        store: &EventStore,
-        unknown: &[(Name, String)],
-    ) -> Result<bool, eventstore::Error> {
-        let mut wanted: BTreeMap<&Name, BTreeSet<String>> = BTreeMap::new();
-        for (application, fingerprint) in unknown {
-            if !self.asked.contains(fingerprint) {
-                wanted.entry(application).or_default().insert(fingerprint.clone());
-            }
-        }
-        let some = !wanted.is_empty();
-        for (application, wanted) in wanted {
-            let asked = wanted.clone();
-            self.found.extend(catalog::declarations(store, application, wanted).await?);
-            self.asked.extend(asked);
-        }
-        Ok(some)
-    }
 }
 
 /// The versions that one reader feeds: each one's id, and the epoch of its owner.
@@ -192,6 +160,11 @@ impl Worker {
                     attempt = 0;
                     LOOK_INTERVAL
                 }
+                Err(Error::Gone(missing)) => {
+                    attempt += 1;
+                    self.make_anew(readers, &missing).await;
+                    backoff(attempt)
+                }
                 Err(error) => {
                     attempt += 1;
                     if attempt == 1 {
@@ -217,6 +190,16 @@ impl Worker {
         Ok(())
     }
 
+    /// Makes the tables anew that somebody dropped; every read model is built from the log then.
+    async fn make_anew(&mut self, readers: &mut Readers, missing: &str) {
+        tracing::error!(missing, "read models' tables were dropped, and are made anew");
+        readers.start_over();
+        self.troubles = None;
+        if let Err(error) = self.read_models.make_anew().await {
+            tracing::error!(%error, "read models' tables cannot be made anew yet");
+        }
+    }
+
     /// Starts and stops readers as versions come and go.
     async fn look(
         &mut self,
@@ -231,6 +214,10 @@ impl Worker {
         if self.requests.is_none() {
             self.requests = Some(self.read_models.rebuild_requests().await?);
         }
+        if !self.origin.is_this_log(&self.store, &self.read_models).await? {
+            readers.running.values().for_each(|(_, token)| token.cancel());
+            return Ok(());
+        }
         let owned = |name: &Name| epochs.get(&share(name)).map(|epoch| epoch.cast_signed());
         let deployed = self.catalog.borrow_and_update().clone();
         let mut versions =
@@ -244,6 +231,12 @@ impl Worker {
                 tracing::error!(%error, "a read model cannot be created");
             }
         }
+        if self.told_for != *epochs {
+            self.told_for.clone_from(epochs);
+            // What another owner noted is for this one to take back.
+            self.troubles = None;
+        }
+        self.tell(&versions.troubles, &owned).await?;
         let groups = readers.groups(&versions.run);
         readers.forget(|group| groups.contains_key(group));
         for (group, (_, token)) in &readers.running {
@@ -256,7 +249,6 @@ impl Worker {
                 let reader = Reader {
                     store: self.store.clone(),
                     read_models: self.read_models.clone(),
-                    catalog: self.catalog.clone(),
                     guard: self.member.guard(),
                     versions: members,
                 };
@@ -267,6 +259,26 @@ impl Worker {
         self.read_models.sweep(&owned).await
     }
 
+    /// Raises the alarm for read models that cannot be managed, where it has changed.
+    async fn tell(&mut self, found: &[(Name, Error)], owned: Owned<'_>) -> Result<(), Error> {
+        // One that has another owner by now is no trouble: what is assigned says so soon.
+        let found = found.iter().filter(|(_, error)| !matches!(error, Error::Fenced { .. }));
+        let troubles: BTreeMap<String, String> =
+            found.map(|(name, error)| (name.to_string(), error.to_string())).collect();
+        if self.troubles.as_ref() == Some(&troubles) {
+            return Ok(());
+        }
+        let before = self.troubles.take().unwrap_or_default();
+        for name in before.keys().chain(troubles.keys()) {
+            let is_one = troubles.contains_key(name);
+            gauge!("flexcore_read_model_unmanaged", "read_model" => name.clone())
+                .set(f64::from(u8::from(is_one)));
+        }
+        self.read_models.note_troubles(owned, &troubles).await?;
+        self.troubles = Some(troubles);
+        Ok(())
+    }
+
     /// Sets the gauges. The broker may be away: then the lag stays as it was. What others own counts
     /// as nothing here, so that a sum over the workers is right.
     async fn measure(&self, readers: &Readers, owned: Owned<'_>) {
@@ -275,6 +287,11 @@ impl Worker {
         else {
             return;
         };
+        for status in all.iter().filter(|status| owned(&status.read_model).is_some()) {
+            let name = status.read_model.to_string();
+            gauge!("flexcore_read_model_unmanaged", "read_model" => name)
+                .set(f64::from(u8::from(status.trouble.is_some())));
+        }
         for status in all.iter().filter(|status| status.state == State::Serving) {
             let name = status.read_model.to_string();
             let lag = owned(&status.read_model).map_or(0, |_| status.lag(last));
@@ -310,6 +327,14 @@ impl Readers {
                 token.cancel();
             }
         }
+    }
+
+    /// Forgets every version, since those that come have their ids anew.
+    fn start_over(&mut self) {
+        self.running.values().for_each(|(_, token)| token.cancel());
+        self.resting.clear();
+        self.broken.clear();
+        self.apart.clear();
     }
 
     /// Forgets the failures of groups that are not wanted any more. An ownership that has ended does not

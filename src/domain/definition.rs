@@ -27,7 +27,10 @@ pub use self::{
     kind::exact_double,
     problem::Problem,
 };
-use crate::names::{AggregateName, CommandName, EventName, Name};
+use crate::{
+    hash::Hash,
+    names::{AggregateName, CommandName, EventName, Name},
+};
 
 /// One file of an application's folder, as it was deployed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -144,8 +147,23 @@ pub struct ReadModelDefinition {
     pub key: Vec<Name>,
     /// What each event does to a row, by `(aggregate, event)`.
     pub on: BTreeMap<(AggregateName, EventName), RowChange>,
-    /// SHA-256 over all of the above but the description: another one is another version.
+    /// The events of `on` as they were declared beside it.
+    pub followed: BTreeMap<(AggregateName, EventName), Followed>,
+    /// SHA-256 over everything that decides on the rows: columns, key, changes, and how older
+    /// events are brought to the version that the changes read. Another one is another version.
     pub fingerprint: String,
+}
+
+/// An event as a read model's deployment declared it: its changes read data of this version.
+#[derive(Clone, Debug)]
+pub struct Followed {
+    /// Version of the event's schema.
+    pub version: u32,
+    /// SHA-256 over the event's name and what brings older data to this version: equal ones give
+    /// the same data.
+    pub fingerprint: Hash,
+    /// The aggregate with this event alone, to run its upcasts.
+    pub declared: Arc<AggregateDefinition>,
 }
 
 /// A declared column.

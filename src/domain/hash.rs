@@ -66,6 +66,18 @@ impl<const BYTES: usize> From<[u8; BYTES]> for Digest<BYTES> {
 }
 
 impl<const BYTES: usize> Digest<BYTES> {
+    /// The bytes, for a place that keeps them as they are.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8; BYTES] {
+        &self.0
+    }
+
+    /// The digest of these bytes; `None` when there are more or fewer.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        Some(Self(bytes.try_into().ok()?))
+    }
+
     /// Reads two hexadecimal digits a byte; `None` for anything else.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {

@@ -8,6 +8,7 @@ pub mod definition;
 mod hash;
 pub mod json;
 pub mod limits;
+pub mod log;
 pub mod names;
 pub mod position;
 pub mod slot;

@@ -12,6 +12,7 @@ mod deployed;
 mod ephemeral;
 mod find;
 mod growth;
+mod identity;
 mod inbox;
 mod kept;
 mod leader;
@@ -159,6 +160,9 @@ pub enum Error {
     /// The server or a stream contradicts the settings.
     #[error("{0}")]
     Misconfigured(String),
+    /// Rows were folded from another log.
+    #[error(transparent)]
+    OtherLog(#[from] flexcore_domain::log::OtherLog),
 }
 
 impl Error {
@@ -171,7 +175,8 @@ impl Error {
             | Self::Gap { .. }
             | Self::BrokenChain { .. }
             | Self::Corrupt { .. }
-            | Self::Misconfigured(_) => false,
+            | Self::Misconfigured(_)
+            | Self::OtherLog(_) => false,
         }
     }
 }
@@ -419,8 +424,7 @@ impl EventStore {
 
     /// Stream sequence of the log's last message; 0 when it is empty.
     pub async fn last_sequence(&self) -> Result<u64, Error> {
-        let stream = self.jetstream.get_stream(topology::EVENTS).await.map_err(unavailable)?;
-        Ok(stream.cached_info().state.last_sequence)
+        Ok(self.log().await?.last_sequence)
     }
 }
 

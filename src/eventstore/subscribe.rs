@@ -112,6 +112,8 @@ pub struct Subscription {
     store: EventStore,
     filter: Filter,
     next_sequence: u64,
+    /// The last commit that was read: its stream sequence, and its link in the hash chain.
+    last: Option<(u64, flexcore_domain::Hash)>,
     /// `None`: it has to be made anew.
     source: Option<Source>,
     /// None is made before that.
@@ -227,6 +229,7 @@ impl EventStore {
             store: self.clone(),
             filter,
             next_sequence: from_sequence.max(1),
+            last: None,
             source: None,
             resume_at: Instant::now(),
             retry_after: RETRY_FIRST,
@@ -332,6 +335,9 @@ impl Subscription {
             }
         };
         self.next_sequence = sequence + 1;
+        if let Ok(recorded) = &read {
+            self.last = Some((sequence, recorded.hash));
+        }
         self.retry_after = RETRY_FIRST;
         Ok(Some(read))
     }
@@ -397,6 +403,12 @@ impl Subscription {
     }
 
     async fn consume(&mut self) -> Result<Source, Error> {
+        // Another log, or an older backup, would go on in the middle of what this one said.
+        if let Some((sequence, hash)) = self.last
+            && self.store.hash_at(sequence).await? != Some(hash)
+        {
+            return Err(crate::unavailable("the log is not the one that was read so far"));
+        }
         // Of the deployments of an application the last one counts.
         let deliver_policy = match (&self.filter, self.next_sequence) {
             (Filter::Applications, 1) => DeliverPolicy::LastPerSubject,

@@ -16,7 +16,7 @@ use tokio::{
 
 use flexcore_domain::{SLOTS, limits::QUEUED_BYTES_MAX};
 
-use crate::{Error, Profile, Settings, unavailable};
+use crate::{Error, Profile, Settings, identity, unavailable};
 
 /// Commits, for ever.
 pub const EVENTS: &str = "FLEX_EVENTS";
@@ -133,18 +133,26 @@ fn commands(base: &Config) -> Config {
     }
 }
 
-/// Creates what is missing and checks what is there.
+/// Creates what is missing and checks what is there. Every stream names the log that it belongs to:
+/// snapshots, outcomes and progress of another one would be taken for this one's.
 pub(crate) async fn create(
     jetstream: &jetstream::Context,
     settings: &Settings,
 ) -> Result<(), Error> {
-    for wanted in streams(settings) {
+    let mut log: Option<String> = None;
+    for mut wanted in streams(settings) {
         let name = wanted.name.clone();
-        let stream = jetstream
-            .get_or_create_stream(wanted.clone())
-            .await
-            .map_err(|error| unavailable(format!("creating stream {name}: {error}")))?;
-        let found = &stream.cached_info().config;
+        wanted.metadata = identity::metadata(&log.clone().unwrap_or_else(identity::fresh));
+        let stream = match jetstream.get_or_create_stream(wanted.clone()).await {
+            Ok(stream) => stream,
+            // Made by another process meanwhile, with another identity.
+            Err(error) => jetstream
+                .get_stream(&name)
+                .await
+                .map_err(|_| unavailable(format!("creating stream {name}: {error}")))?,
+        };
+        let info = stream.cached_info();
+        let found = &info.config;
         check(&wanted, found).map_err(|(what, wanted, found)| {
             Error::Misconfigured(format!(
                 "stream {name} has {what} {found} where the profile {} needs {wanted}; \
@@ -152,11 +160,21 @@ pub(crate) async fn create(
                 settings.profile
             ))
         })?;
-        if let Some(narrowed) = narrowed(&wanted, found)
+        let narrowed = narrowed(&wanted, found);
+        if let Some(narrowed) = &narrowed
             && let Err(error) = jetstream.update_stream(narrowed).await
         {
             // What is put aside is cut to fit all the same.
             tracing::warn!(stream = name, %error, "the stream takes larger messages than it should");
+        }
+        let log = log.get_or_insert_with(|| identity::of_log(info));
+        match identity::named(found) {
+            None => {
+                let found = narrowed.unwrap_or_else(|| found.clone());
+                identity::write(jetstream, found, log).await;
+            }
+            Some(named) if named == log => {}
+            Some(named) => return Err(of_another_log(&name, named, log)),
         }
     }
     Ok(())
@@ -167,6 +185,14 @@ fn narrowed(wanted: &Config, found: &Config) -> Option<Config> {
     let limited = wanted.max_message_size > 0;
     let wide = found.max_message_size <= 0 || found.max_message_size > wanted.max_message_size;
     (limited && wide).then(|| Config { max_message_size: wanted.max_message_size, ..found.clone() })
+}
+
+fn of_another_log(name: &str, named: &str, log: &str) -> Error {
+    Error::Misconfigured(format!(
+        "stream {name} belongs to the log {named}, and {EVENTS} is the log {log}: one of them was \
+         deleted or restored without the other. Restore the two that belong together; or, when what \
+         {name} holds may be lost, delete it with `nats stream rm {name}` and start again"
+    ))
 }
 
 type Contradiction = (&'static str, String, String);

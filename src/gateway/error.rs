@@ -221,7 +221,9 @@ impl From<readmodel::Error> for Problem {
             E::QueryFailed { .. } | E::TooManyRows { .. } => {
                 Self::new(&problems::FAULTY_QUERY, text)
             }
-            E::NotBuilt(_) => Self::new(&problems::READ_MODEL_BUILDING, text),
+            E::NotBuilt(_) | E::ColumnNotBuilt { .. } | E::Gone(_) => {
+                Self::new(&problems::READ_MODEL_BUILDING, text)
+            }
             E::NotYet { .. } => Self::new(&problems::POSITION_NOT_REACHED, text),
             E::TooManyWaiters => Self::new(&problems::OVERLOADED, text),
             E::Timeout(_) => Self::new(&problems::QUERY_TIMEOUT, text),

@@ -47,6 +47,7 @@ pub(crate) fn catalog() -> Catalog {
         columns: kinds.map(|(text, kind)| Column { name: name(text), kind }).into(),
         key: vec![name("id")],
         on: BTreeMap::new(),
+        followed: BTreeMap::new(),
         fingerprint: String::new(),
     };
     let query = QueryDefinition {

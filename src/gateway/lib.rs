@@ -106,6 +106,7 @@ pub async fn serve(
             }
         });
     }
+    tokio::spawn(routes::health::watch(shared.clone()));
     let router = router::of(router::ROUTES, shared.clone());
     listen::run(listeners.http, router, shared, shutdown).await
 }

@@ -21,6 +21,7 @@ pub(crate) async fn read<T, F>(
 where
     F: Future<Output = Result<T, Error>>,
 {
+    shared.readiness.check_rows()?;
     let deadline = until(client);
     let _place = place(shared, tenant, deadline).await?;
     let read = read(shared.read_models.within(deadline.remaining(Instant::now())));
@@ -111,9 +112,13 @@ fn judge<T>(result: &Result<T, Error>, hasty: bool) -> Verdict {
     match result {
         Err(Error::Timeout(_)) if hasty => Verdict::Neutral,
         Err(Error::Unavailable(_) | Error::Timeout(_)) => Verdict::Failure,
-        Ok(_) | Err(Error::NotBuilt(_) | Error::NotYet { .. } | Error::TooManyRows { .. }) => {
-            Verdict::Success
-        }
+        Ok(_)
+        | Err(
+            Error::NotBuilt(_)
+            | Error::ColumnNotBuilt { .. }
+            | Error::NotYet { .. }
+            | Error::TooManyRows { .. },
+        ) => Verdict::Success,
         // Refused before Postgres was asked, or by it: which one is not told apart.
         Err(_) => Verdict::Neutral,
     }

@@ -78,6 +78,18 @@ pub enum Error {
         /// Most rows that are returned.
         max: usize,
     },
+    /// The column is declared, but the version that has it is being built. Leave it out, or try again
+    /// later.
+    #[error(
+        "{read_model} has no column {column} yet: the version that has it is being built; leave it \
+         out, or try again in a while"
+    )]
+    ColumnNotBuilt {
+        /// The read model.
+        read_model: Name,
+        /// The column.
+        column: String,
+    },
     /// No version of the read model serves yet, or the one that serves has another declaration:
     /// it is being built. Try again later.
     #[error("{0} is being built; try again in a while")]
@@ -122,6 +134,12 @@ pub enum Error {
         /// The changes, by their index in the part, each with the reason.
         changes: Vec<(usize, String)>,
     },
+    /// A table or view cannot be changed: somebody uses it, or something of somebody else hangs on it.
+    #[error("{0}")]
+    InTheWay(String),
+    /// A part of the schemas `flexcore` and `rm` is not there.
+    #[error("read models' tables are missing: {0}")]
+    Gone(String),
     /// The name of the read model or of a column is taken.
     #[error("{0}")]
     Reserved(String),
@@ -153,10 +171,12 @@ impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         match &error {
             sqlx::Error::Database(inner) => {
-                if is_passing(&inner.code().unwrap_or_default()) {
-                    Self::Unavailable(inner.message().to_owned())
-                } else {
-                    Self::Database(inner.message().to_owned())
+                let (code, message) = (inner.code().unwrap_or_default(), inner.message());
+                match &*code {
+                    // invalid_schema_name, undefined_table.
+                    "3F000" | "42P01" => Self::Gone(message.to_owned()),
+                    code if is_passing(code) => Self::Unavailable(message.to_owned()),
+                    _ => Self::Database(message.to_owned()),
                 }
             }
             sqlx::Error::PoolTimedOut => Self::Unavailable("no connection in time".to_owned()),
@@ -175,8 +195,25 @@ impl Error {
     /// Whether trying again later may help.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Moved)
+        matches!(self, Self::Unavailable(_) | Self::Moved | Self::Gone(_))
     }
+}
+
+/// dependent_objects_still_exist.
+pub(crate) const DEPENDENT: &str = "2BP01";
+
+/// What stands in the way of a change to a read model's tables or view; `None`: the error is another.
+pub(crate) fn in_the_way(error: &sqlx::Error) -> Option<Error> {
+    let raised = error.as_database_error()?;
+    let advice = match raised.code().as_deref() {
+        // lock_not_available
+        Some("55P03") => "it is in use; tried again until it is free",
+        Some(DEPENDENT) => "drop what depends on it; tried again until then",
+        _ => return None,
+    };
+    let raised = raised.downcast_ref::<sqlx::postgres::PgDatabaseError>();
+    let detail = raised.detail().map(|detail| format!(" ({detail})")).unwrap_or_default();
+    Some(Error::InTheWay(format!("{}{detail}: {advice}", raised.message())))
 }
 
 /// SQLSTATE of an error that Postgres raised.

@@ -13,12 +13,16 @@ mod functions;
 mod held;
 mod login;
 mod named;
+mod origin;
 mod page;
 mod plan;
 mod readers;
 mod rebuild;
+mod registered;
 pub mod select;
+mod served;
 mod status;
+mod trouble;
 mod version;
 mod wait;
 mod write;
@@ -37,7 +41,7 @@ pub use epoch::{LEAKING, UNFENCED};
 pub use error::Error;
 pub use named::ROWS_MAX;
 pub use page::Page;
-pub use plan::{Change, KEY_BYTES_MAX, Plan, Unfit};
+pub use plan::{Change, KEY_BYTES_MAX, Plan, Reads, Unfit};
 pub use rebuild::{Rebuild, Requests};
 pub use select::{Filter, Op, Select};
 pub use status::{State, Status};
@@ -46,6 +50,9 @@ pub use wait::{Unreached, look_timeout};
 pub use write::{Move, Parked, Part};
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../../schemas/sql");
+
+/// Longest wait of a migration for a lock, in milliseconds: another process that migrates takes less.
+const MIGRATION_LOCK_TIMEOUT_MS: u32 = 10_000;
 
 /// An idle connection is tried before use when it has been idle for this long: a Postgres that
 /// restarted leaves dead ones behind, and trying each one costs a round trip a query.
@@ -89,6 +96,7 @@ pub struct ReadModels {
     readers: Arc<readers::Readers>,
     settings: Arc<Settings>,
     waiters: Arc<wait::Waiters>,
+    as_declared: Arc<served::AsDeclared>,
 }
 
 impl ReadModels {
@@ -113,14 +121,23 @@ impl ReadModels {
             .connect_lazy_with(options.clone());
         let readers = readers::Readers::new(pool.clone(), options, queries, &settings);
         let (readers, settings) = (Arc::new(readers), Arc::new(settings));
-        Ok(Self { pool, readers, settings, waiters: Arc::default() })
+        let (waiters, as_declared) = (Arc::default(), Arc::default());
+        Ok(Self { pool, readers, settings, waiters, as_declared })
     }
 
     /// Brings schemas and roles up to date, the login of queries with what it may do among them.
-    /// Safe when several processes do it at once. Fails with [`Error::Misconfigured`] when there is
-    /// no such login and it cannot be made.
+    /// Safe when several processes do it at once. Nobody is kept waiting for long behind it: fails with
+    /// [`Error::Unavailable`] when a lock is not to be had, and with [`Error::Misconfigured`] when
+    /// there is no such login and it cannot be made.
     pub async fn migrate(&self) -> Result<(), Error> {
-        MIGRATIONS.run(&self.pool).await.map_err(|error| match error {
+        let timeout = [("lock_timeout", MIGRATION_LOCK_TIMEOUT_MS)];
+        let options = (*self.pool.connect_options()).clone().options(timeout);
+        let acquire = self.settings.acquire_timeout;
+        let once = PgPoolOptions::new().max_connections(1).acquire_timeout(acquire);
+        let once = once.connect_lazy_with(options);
+        let migrated = MIGRATIONS.run(&once).await;
+        once.close().await;
+        migrated.map_err(|error| match error {
             sqlx::migrate::MigrateError::Execute(inner) => Error::from(inner),
             other => Error::Database(other.to_string()),
         })?;

@@ -88,8 +88,9 @@ impl ReadModels {
 
     fn failed(&self, model: &ReadModelDefinition, error: sqlx::Error) -> Error {
         match code(&error).as_deref() {
-            // undefined_table, undefined_column: what serves is not what is declared now.
-            Some("42P01" | "42703") => Error::NotBuilt(model.name.to_string()),
+            // undefined_table, undefined_column, and undefined_function, as two types have no
+            // comparison: what serves is not what was looked up.
+            Some("42P01" | "42703" | "42883") => Error::NotBuilt(model.name.to_string()),
             Some("57014") => Error::Timeout(self.settings.statement_timeout),
             _ => error.into(),
         }

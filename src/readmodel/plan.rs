@@ -7,7 +7,9 @@ use std::{borrow::Cow, collections::HashMap, fmt, sync::Arc};
 
 use flexcore_domain::{
     AggregateName, Commit, Event, EventName, Name, Tenant,
-    definition::{Column, ColumnKind, Expression, Operation, ReadModelDefinition, RowChange},
+    definition::{
+        Column, ColumnKind, Expression, Followed, Operation, ReadModelDefinition, RowChange,
+    },
 };
 use serde::de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Value, value::RawValue};
@@ -23,6 +25,8 @@ pub struct Plan {
     /// What the rows look like.
     pub(crate) layout: Arc<Layout>,
     rules: HashMap<AggregateName, HashMap<EventName, Rule>>,
+    /// Lowest and highest schema version that the rules read: most events need no closer look.
+    versions: (u32, u32),
 }
 
 /// What the rows of a read model look like.
@@ -34,8 +38,25 @@ pub(crate) struct Layout {
     pub(crate) columns: Vec<Column>,
 }
 
+/// How a version reads an event.
+#[derive(Debug)]
+pub enum Reads<'a> {
+    /// It changes no row.
+    Nothing,
+    /// Its data are what the rule was written for.
+    AsItIs,
+    /// Its data are older: they are brought to the version that the rule was written for, as the
+    /// same deployment says.
+    Upcast(&'a Followed),
+    /// It is newer than what the rule was written for. Nobody can say what the rule would make of
+    /// it: it is for a later version of the read model.
+    TooNew,
+}
+
 #[derive(Clone, Debug)]
 struct Rule {
+    /// The event as it was declared; `None`: any data will do.
+    followed: Option<Followed>,
     fields: Fields,
     key: Vec<Source>,
     delete: bool,
@@ -83,10 +104,13 @@ impl Plan {
         let layout = Arc::new(Layout { key, columns });
         let mut rules: HashMap<_, HashMap<_, _>> = HashMap::new();
         for ((aggregate, event), change) in &model.on {
-            let rule = Rule::new(&layout, change);
+            let followed = model.followed.get(&(aggregate.clone(), event.clone()));
+            let rule = Rule { followed: followed.cloned(), ..Rule::new(&layout, change) };
             rules.entry(aggregate.clone()).or_default().insert(event.clone(), rule);
         }
-        Self { layout, rules }
+        let versions = || model.followed.values().map(|followed| followed.version);
+        let versions = (versions().min().unwrap_or(u32::MAX), versions().max().unwrap_or(0));
+        Self { layout, rules, versions }
     }
 
     /// Whether some event of this kind of aggregate changes rows.
@@ -95,14 +119,27 @@ impl Plan {
         self.rules.contains_key(aggregate)
     }
 
-    /// Whether events of this kind change rows at all.
+    /// Whether an event may be too new for a rule, or else too old for one.
     #[must_use]
-    pub fn concerns(&self, commit: &Commit, event: &Event) -> bool {
-        self.rule(commit, event).is_some()
+    pub fn may_differ(&self, event: &Event) -> (bool, bool) {
+        (event.schema_version > self.versions.0, event.schema_version < self.versions.1)
     }
 
-    /// What the event does; `None`: nothing. `data` is the event's, of the newest schema. Fails
-    /// when a value does not fit its column.
+    /// How the event is read.
+    #[must_use]
+    pub fn reads(&self, commit: &Commit, event: &Event) -> Reads<'_> {
+        match self.rule(commit, event).map(|rule| &rule.followed) {
+            None => Reads::Nothing,
+            Some(Some(followed)) if event.schema_version < followed.version => {
+                Reads::Upcast(followed)
+            }
+            Some(Some(followed)) if event.schema_version > followed.version => Reads::TooNew,
+            Some(_) => Reads::AsItIs,
+        }
+    }
+
+    /// What the event does; `None`: nothing. `data` is the event's, of the schema that
+    /// [`Plan::reads`] says. Fails when a value does not fit its column.
     pub fn change(
         &self,
         commit: &Commit,
@@ -201,7 +238,7 @@ impl Rule {
                 operations.push((at, *operation, source(expression, layout.columns[at].kind)));
             }
         }
-        Self { fields, key, delete: change.delete, operations }
+        Self { followed: None, fields, key, delete: change.delete, operations }
     }
 }
 

@@ -49,6 +49,8 @@ pub struct Status {
     /// Aggregates that are held back since a break in the log; their later events are among the
     /// parked.
     pub held: u64,
+    /// Why it cannot be changed or removed.
+    pub trouble: Option<String>,
 }
 
 impl Status {
@@ -70,7 +72,8 @@ impl ReadModels {
                      where c.projection_id = p.id), \
                     (select count(*) from flexcore.parked k where k.projection_id = p.id), \
                     (select count(distinct (tenant, aggregate, aggregate_id)) \
-                     from flexcore.parked k where k.projection_id = p.id and k.holds) \
+                     from flexcore.parked k where k.projection_id = p.id and k.holds), \
+                    (select what from flexcore.troubles t where t.read_model = p.read_model) \
              from flexcore.projections p order by p.read_model, p.version",
         )
         .fetch_all(&self.pool)
@@ -88,6 +91,7 @@ impl ReadModels {
                     position_max: row.try_get::<i64, _>(5)?.unsigned_abs(),
                     parked: row.try_get::<i64, _>(6)?.unsigned_abs(),
                     held: row.try_get::<i64, _>(7)?.unsigned_abs(),
+                    trouble: row.try_get(8)?,
                 })
             })
             .collect()

@@ -5,7 +5,10 @@
 //! as no query reads it. Nothing here waits for a lock longer than [`LOCK_TIMEOUT_MS`]: a reader is
 //! never kept waiting behind it, it is tried again instead.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use flexcore_domain::{
     Catalog, Name, SLOTS,
@@ -15,10 +18,10 @@ use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction};
 
 use crate::{
     Error, ReadModels,
-    cell::sql_type,
     epoch::{Owned, check_epoch},
-    error::code,
+    error::{DEPENDENT, code, in_the_way},
     plan::Plan,
+    registered::{Registered, change, drop_version, rebuilds, register, registered, table},
     status::State,
 };
 
@@ -31,6 +34,9 @@ pub const COLUMNS_MAX: usize = 200;
 
 /// Longest wait for a table's or view's lock, in milliseconds.
 const LOCK_TIMEOUT_MS: u32 = 100;
+
+/// Longest wait for another worker that makes or drops tables, in milliseconds.
+const ALONE_TIMEOUT_MS: u32 = 5_000;
 
 /// The name of the lock on the tables as such: FNV-1a of `flexcore projections`, as any number of
 /// ours alone would do.
@@ -63,15 +69,6 @@ impl Version {
     }
 }
 
-/// A version as `flexcore.projections` has it.
-#[derive(Clone)]
-struct Registered {
-    id: i64,
-    number: i32,
-    fingerprint: String,
-    state: State,
-}
-
 /// What came of comparing the catalog with the database.
 #[derive(Debug, Default)]
 pub struct Versions {
@@ -81,6 +78,8 @@ pub struct Versions {
     pub refused: Vec<(Name, Error)>,
     /// Fingerprints of versions whose declarations are not at hand, each with its application.
     pub unknown: Vec<(Name, String)>,
+    /// Read models that cannot be changed or removed just now, and why. What there is of them goes on.
+    pub troubles: Vec<(Name, Error)>,
 }
 
 /// Checks a read model's names against those that are taken. Fails with [`Error::Reserved`].
@@ -112,49 +111,88 @@ impl ReadModels {
     /// Brings versions in line with what is deployed and with requested rebuilds: registers new
     /// ones, drops what a deployed application no longer declares. What serves is to be filled
     /// while its successor is being built. `owned` says under which epoch the worker owns a read
-    /// model; the others are left to their owners. Fails with [`Error::Fenced`] when one has a
-    /// later owner by now.
+    /// model; the others are left to their owners. Each read model is managed by itself: what stands
+    /// in the way of one is told, and the others go on. Fails when Postgres is away.
     pub async fn versions(&self, catalog: &Catalog, owned: Owned<'_>) -> Result<Versions, Error> {
-        let mut transaction = self.alone().await?;
+        let mut connection = self.pool.acquire().await?;
+        let mut all = registered(&mut connection).await?;
+        let rebuilds = rebuilds(&mut connection).await?;
+        drop(connection);
         let mut versions = Versions::default();
         for (application, model) in declared(catalog) {
             let Some(epoch) = owned(&model.name) else { continue };
-            check_epoch(&mut transaction, &model.name, epoch).await?;
             if let Err(error) = check_names(model) {
                 versions.refused.push((model.name.clone(), error));
                 continue;
             }
-            for registered in register(&mut transaction, application, model).await? {
-                let definition = if registered.fingerprint == model.fingerprint {
-                    Arc::clone(model)
-                } else if let Some(definition) = catalog.declarations.get(&registered.fingerprint) {
-                    Arc::clone(definition)
-                } else {
+            let mut found = all.remove(model.name.as_str()).unwrap_or_default();
+            if rebuilds.contains(model.name.as_str()) || !is_settled(model, &found) {
+                match self.manage(application, model, epoch).await {
+                    Ok(managed) => found = managed,
+                    Err(error) if is_away(&error) => return Err(error),
+                    Err(error) => versions.troubles.push((model.name.clone(), error)),
+                }
+            }
+            let run = found.iter().filter(|version| {
+                version.is_whole && version.state != State::Retired && !version.is_stale(model)
+            });
+            for version in run {
+                match run_of(catalog, model, version, epoch) {
+                    Some(version) => versions.run.push(version),
                     // Declared by a former deployment. If that cannot be read either, the version
                     // serves as it is until its successor is built.
-                    versions.unknown.push((application.clone(), registered.fingerprint));
-                    continue;
-                };
-                versions.run.push(Arc::new(Version {
-                    id: registered.id,
-                    epoch,
-                    table: table(&model.name, registered.number),
-                    read_model: model.name.clone(),
-                    number: registered.number,
-                    state: registered.state,
-                    plan: Plan::new(&definition),
-                    columns: definition.columns.clone(),
-                }));
+                    None => {
+                        let fingerprint = version.fingerprint.clone();
+                        versions.unknown.push((application.clone(), fingerprint));
+                    }
+                }
             }
         }
-        remove_undeclared(&mut transaction, catalog, owned).await?;
-        transaction.commit().await?;
+        for name in undeclared(catalog, &all) {
+            let Some(epoch) = owned(&name) else { continue };
+            match self.remove(&name, epoch).await {
+                Ok(()) => tracing::info!(read_model = %name, "no longer declared: dropped"),
+                Err(error) if is_away(&error) => return Err(error),
+                Err(error) => versions.troubles.push((name, error)),
+            }
+        }
         Ok(versions)
     }
 
+    /// Brings the versions of one read model in line with its declaration.
+    async fn manage(
+        &self,
+        application: &Name,
+        model: &ReadModelDefinition,
+        epoch: i64,
+    ) -> Result<Vec<Registered>, Error> {
+        let mut transaction = self.alone().await?;
+        check_epoch(&mut transaction, &model.name, epoch).await?;
+        let managed = register(&mut transaction, application, model).await?;
+        transaction.commit().await?;
+        Ok(managed)
+    }
+
+    /// Drops a read model.
+    async fn remove(&self, name: &Name, epoch: i64) -> Result<(), Error> {
+        let mut transaction = self.alone().await?;
+        check_epoch(&mut transaction, name, epoch).await?;
+        let view = format!("drop view if exists rm.\"{name}\"");
+        change(&mut transaction, &view).await?;
+        for version in registered(&mut transaction).await?.remove(name.as_str()).unwrap_or_default()
+        {
+            drop_version(&mut transaction, name, &version).await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
     /// A transaction in which tables may be made and dropped: one at a time, whatever worker.
-    async fn alone(&self) -> Result<Transaction<'static, Postgres>, Error> {
-        let begin = format!("begin; select pg_advisory_xact_lock({LOCK})");
+    pub(crate) async fn alone(&self) -> Result<Transaction<'static, Postgres>, Error> {
+        let begin = format!(
+            "begin; set local lock_timeout = {ALONE_TIMEOUT_MS}; \
+             select pg_advisory_xact_lock({LOCK}); set local lock_timeout = {LOCK_TIMEOUT_MS}"
+        );
         Ok(self.pool.begin_with(AssertSqlSafe(begin)).await?)
     }
 
@@ -204,14 +242,19 @@ impl ReadModels {
         match swapped.await {
             Ok(true) => {
                 transaction.commit().await?;
+                self.note_trouble(&version.read_model, None).await?;
                 Ok(true)
             }
             Ok(false) => Ok(false),
-            Err(Failure::Sql(error)) if in_the_way(&error) => {
-                tracing::info!(read_model = %version.read_model, %error, "the view cannot be changed yet");
+            Err(Failure::Sql(error)) => {
+                let Some(way) = in_the_way(&error) else { return Err(error.into()) };
+                drop(transaction);
+                // Somebody who reads it is soon done; what hangs on it stays until it is dropped.
+                if code(&error).as_deref() == Some(DEPENDENT) {
+                    self.note_trouble(&version.read_model, Some(&way.to_string())).await?;
+                }
                 Ok(false)
             }
-            Err(Failure::Sql(error)) => Err(error.into()),
             Err(Failure::Fenced(error)) => Err(error),
         }
     }
@@ -232,13 +275,12 @@ impl ReadModels {
             }
             let mut transaction = self.alone().await?;
             let sql = format!(
-                "set local lock_timeout = {LOCK_TIMEOUT_MS}; \
-                 drop table if exists rm.\"{name}_v{number}\"; \
+                "drop table if exists rm.\"{name}_v{number}\"; \
                  delete from flexcore.projections where id = {id}"
             );
             match sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await {
                 Ok(_) => transaction.commit().await?,
-                Err(error) if in_the_way(&error) => {
+                Err(error) if in_the_way(&error).is_some() => {
                     tracing::debug!(read_model = name, %error, "the old table is still in use");
                 }
                 Err(error) => return Err(error.into()),
@@ -266,9 +308,41 @@ impl From<Error> for Failure {
     }
 }
 
-/// lock_not_available, dependent_objects_still_exist.
-fn in_the_way(error: &sqlx::Error) -> bool {
-    matches!(code(error).as_deref(), Some("55P03" | "2BP01"))
+/// Whether an error says nothing about one read model, but about all.
+fn is_away(error: &Error) -> bool {
+    matches!(error, Error::Unavailable(_) | Error::Gone(_))
+}
+
+/// Whether nothing is to be made or dropped.
+fn is_settled(model: &ReadModelDefinition, found: &[Registered]) -> bool {
+    let is_current = |version: &&Registered| version.fingerprint == model.fingerprint;
+    let live = || found.iter().filter(|version| version.state != State::Retired);
+    live().any(|version| is_current(&version))
+        && live().all(|version| version.is_whole && !version.is_stale(model))
+}
+
+/// A version to project into; `None`: its declaration is not at hand.
+fn run_of(
+    catalog: &Catalog,
+    model: &Arc<ReadModelDefinition>,
+    registered: &Registered,
+    epoch: i64,
+) -> Option<Arc<Version>> {
+    let definition = if registered.fingerprint == model.fingerprint {
+        model
+    } else {
+        catalog.declarations.get(&registered.fingerprint)?
+    };
+    Some(Arc::new(Version {
+        id: registered.id,
+        epoch,
+        table: table(&model.name, registered.number),
+        read_model: model.name.clone(),
+        number: registered.number,
+        state: registered.state,
+        plan: Plan::new(definition),
+        columns: definition.columns.clone(),
+    }))
 }
 
 /// Every declared read model, with its application.
@@ -277,138 +351,6 @@ fn declared(catalog: &Catalog) -> impl Iterator<Item = (&Name, &Arc<ReadModelDef
         .applications
         .values()
         .flat_map(|app| app.read_models.values().map(|model| (&app.name, model)))
-}
-
-fn table(name: &Name, number: i32) -> String {
-    format!("rm.\"{name}_v{number}\"")
-}
-
-/// The versions of a read model that are to be run, a new one included when it is due.
-async fn register(
-    connection: &mut PgConnection,
-    application: &Name,
-    model: &ReadModelDefinition,
-) -> Result<Vec<Registered>, Error> {
-    let mut all = registered(connection, &model.name).await?;
-    let is_current = |version: &Registered| version.fingerprint == model.fingerprint;
-    // Half built from a declaration that has changed again, or been taken back.
-    let stale = |version: &Registered| version.state == State::Building && !is_current(version);
-    for version in all.iter().filter(|version| stale(version)) {
-        drop_version(connection, &model.name, version).await?;
-    }
-    let last = all.iter().map(|version| version.number).max().unwrap_or(0);
-    all.retain(|version| version.state != State::Retired && !stale(version));
-    let rebuild: Option<i64> = sqlx::query(
-        "select max(id) from flexcore.rebuilds where read_model = $1 and version is null",
-    )
-    .bind(model.name.as_str())
-    .fetch_one(&mut *connection)
-    .await?
-    .try_get(0)?;
-    let building = all.iter().find(|version| version.state == State::Building).cloned();
-    let building = match building {
-        Some(building) => Some(building),
-        None if rebuild.is_some() || !all.iter().any(is_current) => {
-            let created = create(connection, application, model, last + 1).await?;
-            all.push(created.clone());
-            Some(created)
-        }
-        None => None,
-    };
-    if let (Some(request), Some(building)) = (rebuild, building) {
-        sqlx::query(
-            "update flexcore.rebuilds set version = $3 \
-             where read_model = $1 and version is null and id <= $2",
-        )
-        .bind(model.name.as_str())
-        .bind(request)
-        .bind(building.number)
-        .execute(&mut *connection)
-        .await?;
-    }
-    Ok(all)
-}
-
-async fn registered(connection: &mut PgConnection, name: &Name) -> Result<Vec<Registered>, Error> {
-    let rows = sqlx::query(
-        "select id, version, fingerprint, state from flexcore.projections \
-         where read_model = $1 order by version",
-    )
-    .bind(name.as_str())
-    .fetch_all(connection)
-    .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(Registered {
-                id: row.try_get(0)?,
-                number: row.try_get(1)?,
-                fingerprint: row.try_get(2)?,
-                state: State::parse(row.try_get(3)?),
-            })
-        })
-        .collect()
-}
-
-/// Registers a version and makes its table.
-async fn create(
-    connection: &mut PgConnection,
-    application: &Name,
-    model: &ReadModelDefinition,
-    number: i32,
-) -> Result<Registered, Error> {
-    let id: i64 = sqlx::query(
-        "insert into flexcore.projections (read_model, version, application, fingerprint, state) \
-         values ($1, $2, $3, $4, 'building') returning id",
-    )
-    .bind(model.name.as_str())
-    .bind(number)
-    .bind(application.as_str())
-    .bind(&model.fingerprint)
-    .fetch_one(&mut *connection)
-    .await?
-    .try_get(0)?;
-    sqlx::query(
-        "insert into flexcore.checkpoints (projection_id, slot) \
-         select $1, slot from generate_series(0, $2) as slot",
-    )
-    .bind(id)
-    .bind(i32::from(SLOTS) - 1)
-    .execute(&mut *connection)
-    .await?;
-    let table = table(&model.name, number);
-    let column = |column: &Column| {
-        let required = if model.key.contains(&column.name) { " not null" } else { "" };
-        format!("\"{}\" {}{required}, ", column.name, sql_type(column.kind))
-    };
-    let columns: String = model.columns.iter().map(column).collect();
-    let key: Vec<String> = model.key.iter().map(|name| format!("\"{name}\"")).collect();
-    let sql = format!(
-        "create table {table} (tenant text collate \"C\" not null, {columns}\
-             primary key (tenant, {})); \
-         alter table {table} enable row level security; \
-         alter table {table} force row level security; \
-         create policy projection on {table} to flexcore_projection using (true) with check (true); \
-         select flexcore.admit_queries('{table}'); \
-         grant select, insert, update, delete on {table} to flexcore_projection",
-        key.join(", ")
-    );
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
-    let fingerprint = model.fingerprint.clone();
-    Ok(Registered { id, number, fingerprint, state: State::Building })
-}
-
-async fn drop_version(
-    connection: &mut PgConnection,
-    name: &Name,
-    version: &Registered,
-) -> Result<(), Error> {
-    let sql = format!(
-        "drop table if exists {}; delete from flexcore.projections where id = {}",
-        table(name, version.number),
-        version.id
-    );
-    sqlx::raw_sql(AssertSqlSafe(sql)).execute(connection).await?;
-    Ok(())
 }
 
 /// Whether the version that serves has read further. It can't read on until the transaction ends.
@@ -463,33 +405,14 @@ async fn swap(connection: &mut PgConnection, version: &Version) -> Result<(), sq
     Ok(())
 }
 
-/// Drops the read models that their application, being deployed, no longer declares. Those of an
+/// The read models that their application, being deployed, no longer declares. Those of an
 /// application that is not deployed at all stay: the log may be another one than yesterday's.
-async fn remove_undeclared(
-    connection: &mut PgConnection,
-    catalog: &Catalog,
-    owned: Owned<'_>,
-) -> Result<(), Error> {
-    let applications: Vec<&str> = catalog.applications.keys().map(Name::as_str).collect();
-    let models: Vec<&str> = declared(catalog).map(|(_, model)| model.name.as_str()).collect();
-    let gone = sqlx::query(
-        "select distinct read_model from flexcore.projections \
-         where application = any($1) and read_model <> all($2)",
-    )
-    .bind(applications)
-    .bind(models)
-    .fetch_all(&mut *connection)
-    .await?;
-    for row in gone {
-        let Ok(name) = Name::parse(row.try_get(0)?) else { continue };
-        let Some(epoch) = owned(&name) else { continue };
-        check_epoch(&mut *connection, &name, epoch).await?;
-        tracing::info!(read_model = %name, "no longer declared: dropped");
-        let view = format!("drop view if exists rm.\"{name}\"");
-        sqlx::raw_sql(AssertSqlSafe(view)).execute(&mut *connection).await?;
-        for version in registered(&mut *connection, &name).await? {
-            drop_version(connection, &name, &version).await?;
-        }
-    }
-    Ok(())
+fn undeclared(catalog: &Catalog, left: &BTreeMap<String, Vec<Registered>>) -> Vec<Name> {
+    let declared: BTreeSet<&str> =
+        declared(catalog).map(|(_, model)| model.name.as_str()).collect();
+    let gone = left.iter().filter(|(name, versions)| {
+        !declared.contains(name.as_str())
+            && versions.iter().any(|v| catalog.applications.contains_key(v.application.as_str()))
+    });
+    gone.filter_map(|(name, _)| Name::parse(name).ok()).collect()
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use flexcore_domain::{
-    Name, Slot,
+    Hash, Name, Slot,
     definition::{Column, ColumnKind},
 };
 use futures::future::BoxFuture;
@@ -43,6 +43,8 @@ pub struct Move {
     pub from: u64,
     /// Its position after.
     pub to: u64,
+    /// Link in the hash chain of the commit there; `None`: what is there is no commit.
+    pub hash: Option<Hash>,
 }
 
 /// An event that could not be applied.
@@ -107,7 +109,7 @@ async fn move_checkpoints(
     parts: &[Part],
 ) -> Result<(), Error> {
     let (mut ids, mut epochs, mut slots) = (vec![], vec![], vec![]);
-    let (mut from, mut to) = (vec![], vec![]);
+    let (mut from, mut to, mut hashes) = (vec![], vec![], vec![]);
     for part in parts {
         for step in &part.moves {
             ids.push(part.version.id);
@@ -115,14 +117,15 @@ async fn move_checkpoints(
             slots.push(step.slot.number() as i16);
             from.push(step.from.cast_signed());
             to.push(step.to.cast_signed());
+            hashes.push(step.hash.as_ref().map(|hash| hash.as_bytes().as_slice()));
         }
     }
     #[cfg(feature = "defects")]
     crate::epoch::forget_later(transaction, &ids, &epochs).await?;
     let moved = sqlx::query(
-        "update flexcore.checkpoints c set position = m.till, epoch = m.epoch \
-         from unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[]) \
-              as m(projection_id, slot, since, till, epoch) \
+        "update flexcore.checkpoints c set position = m.till, epoch = m.epoch, hash = m.hash \
+         from unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[], \
+                     $6::bytea[]) as m(projection_id, slot, since, till, epoch, hash) \
          where c.projection_id = m.projection_id and c.slot = m.slot \
            and c.epoch <= m.epoch and c.position = m.since",
     )
@@ -131,6 +134,7 @@ async fn move_checkpoints(
     .bind(from)
     .bind(to)
     .bind(&epochs)
+    .bind(hashes)
     .execute(&mut **transaction)
     .await?;
     if moved.rows_affected() == ids.len() as u64 {

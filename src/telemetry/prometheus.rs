@@ -123,6 +123,18 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "Events applied, by read model",
     ),
     (
+        "flexcore_projection_other_log",
+        Kind::Gauge,
+        Unit::Count,
+        "1 while the rows in Postgres are of another log, and no read model is written",
+    ),
+    (
+        "flexcore_read_model_unmanaged",
+        Kind::Gauge,
+        Unit::Count,
+        "1 while a read model cannot be changed or removed",
+    ),
+    (
         "flexcore_projection_stopped",
         Kind::Gauge,
         Unit::Count,

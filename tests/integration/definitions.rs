@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use sqlx::Connection as _;
 
 use crate::support::{
     Dev, Http,
@@ -108,6 +109,46 @@ async fn a_version_is_in_force_as_soon_as_apply_returns() {
     assert_eq!(rows, json!([{"id": "c-1", "sum": 1, "raises": 1}]));
     let openapi = http.get("/openapi.json").await.ok();
     assert!(openapi.to_string().contains("steps"), "the documents follow");
+}
+
+/// A renamed column once answered every query with 503 until the new version was built.
+#[tokio::test]
+async fn a_renamed_column_leaves_queries_answered() {
+    let dev = Dev::shared();
+    let http = dev.http("renamed");
+    let first = counter("turns");
+    app::deploy(&dev, &first);
+    let raised = raise(&http, "turns", "c-1", r#"{"by":1}"#).await.ok();
+    let at = raised["position"].as_str().unwrap();
+    let read = format!("/v1/query/turns_sums?min_position={at}&wait_ms=30000");
+    eventually("the read model", async || match http.get(&read).await.status {
+        200 => Ok(()),
+        status => Err(status.to_string()),
+    })
+    .await;
+    // Nothing takes over while somebody reads the view in a transaction.
+    let mut reader = dev.sql().await;
+    sqlx::raw_sql("begin; select * from rm.turns_sums").execute(&mut reader).await.unwrap();
+    let second = first
+        .with("columns: { id: text, sum: integer }", "columns: { id: text, total: integer }")
+        .with("add: { sum: $.by }", "add: { total: $.by }");
+    app::deploy(&dev, &second);
+    for path in ["", "?sum=1", "?sort=-sum&fields=id,sum"] {
+        let rows = http.rows(&format!("/v1/query/turns_sums{path}")).await;
+        assert_eq!(rows, [json!({"id": "c-1", "sum": 1})], "{path}");
+    }
+    let soon = http.get("/v1/query/turns_sums?total=1").await;
+    let said = soon.problem(503, "read-model-building");
+    assert!(said["detail"].as_str().unwrap().contains("no column total yet"), "{said}");
+    reader.close().await.unwrap();
+    let rows = eventually("the new version of the read model", async || {
+        match http.rows("/v1/query/turns_sums").await {
+            rows if rows[0]["total"].is_null() => Err(format!("{rows:?}")),
+            rows => Ok(rows),
+        }
+    })
+    .await;
+    assert_eq!(rows, [json!({"id": "c-1", "total": 1})]);
 }
 
 #[tokio::test]

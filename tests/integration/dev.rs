@@ -90,3 +90,58 @@ async fn sigkill_leaves_no_server_behind() {
     })
     .await;
 }
+
+/// A log that was put away, and an older backup of it, once got half of their rows beside ghosts of the
+/// old ones, with all lights green.
+#[tokio::test]
+async fn rows_of_another_log_are_refused_and_built_from_this_one_when_asked() {
+    let mut dev = Dev::start(&[]);
+    app::deploy_bank(&dev);
+    let open = async |dev: &Dev, id: &str| {
+        let http = dev.http("demo");
+        let opened = http.command(id, "open", &[], r#"{"owner":"A","team":"red"}"#).await;
+        opened.ok()["position"].as_str().unwrap().to_owned()
+    };
+    let at = open(&dev, "a-1").await;
+    dev.http("demo").rows(&format!("/v1/query/accounts?min_position={at}")).await;
+    assert!(dev.run(&["verify"]).status.success());
+    dev.terminate();
+    let (log, aside) = (dev.data().join("nats"), dev.data().join("nats-aside"));
+    std::fs::rename(&log, &aside).unwrap();
+    dev.start_again();
+    app::deploy(&dev, &app::bank());
+    let http = dev.http("demo");
+    let ready = eventually("a readiness that tells", async || {
+        let ready = http.get("/readyz").await.ok();
+        if ready["status"] == "degraded" { Ok(ready) } else { Err(ready.to_string()) }
+    })
+    .await;
+    let why = ready["missing"][0]["why"].as_str().unwrap();
+    assert!(why.contains("flexcore rebuild --from-this-log"), "{ready}");
+    eventually("queries to be refused", async || match http.get("/v1/query/accounts").await {
+        refused if refused.status == 503 => Ok(()),
+        rows => Err(format!("{rows:?}")),
+    })
+    .await;
+    let verified = dev.run(&["verify"]);
+    assert!(!verified.status.success());
+    assert!(texts(&verified).0.contains("ROWS OF ANOTHER LOG"), "{verified:?}");
+    assert!(texts(&dev.run(&["doctor"])).0.contains("of another log"));
+
+    let at = open(&dev, "b-1").await;
+    let adopted = dev.succeed(&["rebuild", "--from-this-log"]);
+    assert!(adopted.contains("2 read models dropped"), "{adopted}");
+    let read = format!("/v1/query/accounts?min_position={at}&fields=account");
+    let rows = eventually("rows of this log", async || match http.get(&read).await {
+        answer if answer.status == 200 => Ok(answer.json()["rows"].clone()),
+        answer => Err(format!("{answer:?}")),
+    })
+    .await;
+    assert_eq!(rows, json!([{"account": "b-1"}]), "and no ghosts");
+    eventually("readiness", async || match http.get("/readyz").await.ok() {
+        ready if ready == json!({"status": "ready"}) => Ok(()),
+        ready => Err(ready.to_string()),
+    })
+    .await;
+    assert!(dev.run(&["verify"]).status.success());
+}

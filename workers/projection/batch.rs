@@ -5,8 +5,7 @@ use std::{collections::HashSet, sync::Arc};
 use bytes::Bytes;
 use flexcore_domain::{AggregateKey, Commit, Event, EventName, SLOTS, Slot};
 use flexcore_eventstore::{Broken, Recorded};
-use flexcore_readmodel::{Change, Move, Parked, Part, Unfit, Version};
-use serde_json::value::RawValue;
+use flexcore_readmodel::{Change, Move, Parked, Part, Reads, Unfit, Version};
 
 use super::upcast::Upcasted;
 
@@ -17,12 +16,28 @@ pub(super) struct Model {
     pub(super) positions: Vec<u64>,
     /// Aggregates of which it takes no more, since their commits do not follow one another.
     pub(super) held: HashSet<AggregateKey>,
+    /// It came to an event that is newer than its declaration, and stays before it: a later
+    /// declaration is on its way, or deployed and being built, and takes over.
+    pub(super) waits: bool,
 }
 
 impl Model {
     /// The stream sequence that every slot has passed.
     pub(super) fn position(&self) -> u64 {
         self.positions.iter().copied().min().unwrap_or(0)
+    }
+
+    /// Whether it has not passed the commit yet, and reads on.
+    pub(super) fn takes(&self, recorded: &Recorded) -> bool {
+        !self.waits && recorded.sequence > self.positions[usize::from(recorded.slot().number())]
+    }
+
+    /// Whether the commit has an event that is newer than the model's declaration.
+    fn waits_at(&self, commit: &Commit) -> bool {
+        let plan = &self.version.plan;
+        commit.events.iter().any(|event| {
+            plan.may_differ(event).0 && matches!(plan.reads(commit, event), Reads::TooNew)
+        })
     }
 }
 
@@ -75,19 +90,32 @@ pub(super) fn make(
         let mut origins = Vec::new();
         let mut parked = Vec::new();
         let before = model.positions.clone();
+        let mut end = 0;
         for (at, recorded) in commits.iter().enumerate() {
-            let position = &mut model.positions[usize::from(recorded.slot().number())];
-            if recorded.sequence <= *position {
+            if model.waits {
+                break;
+            }
+            if model.takes(recorded) && model.waits_at(&recorded.commit) {
+                model.waits = true;
+                tracing::warn!(
+                    read_model = %model.version.read_model,
+                    version = model.version.number,
+                    sequence = recorded.sequence,
+                    "an event is newer than the declaration: the next version takes over from here"
+                );
+                break;
+            }
+            end = recorded.sequence;
+            if !model.takes(recorded) {
                 continue;
             }
-            *position = recorded.sequence;
+            model.positions[usize::from(recorded.slot().number())] = recorded.sequence;
             if !model.held.is_empty() && model.held.contains(&recorded.commit.key) {
                 parked.extend(held_back(&model.version, recorded.sequence, &recorded.commit));
                 continue;
             }
             for (nth, event) in recorded.commit.events.iter().enumerate() {
-                let newer = upcasted.get(&(at, nth));
-                match change(&model.version, &recorded.commit, event, newer) {
+                match change(&model.version, recorded, (at, nth), upcasted) {
                     Ok(Some(change)) => {
                         changes.push(change);
                         origins.push((at, nth));
@@ -97,11 +125,10 @@ pub(super) fn make(
                 }
             }
         }
-        let end = commits.last().map_or(0, |recorded| recorded.sequence);
         if all_slots {
             model.positions.iter_mut().for_each(|position| *position = end.max(*position));
         }
-        let moves = moves(&before, &model.positions);
+        let moves = moves(&before, &model.positions, &commits);
         let version = model.version.clone();
         batch.parts.push(Part { version, changes, parked, moves });
         batch.origins.push(origins);
@@ -125,7 +152,7 @@ pub(super) fn make_of_broken(models: &mut [Model], broken: &Broken) -> Batch {
         let (from, to) = (*position, broken.sequence.max(*position));
         *position = to;
         let part = batch.parts.len();
-        let moves = vec![Move { slot: key.slot(), from, to }];
+        let moves = vec![Move { slot: key.slot(), from, to, hash: None }];
         let version = model.version.clone();
         batch.parts.push(Part { version, changes: Vec::new(), parked: Vec::new(), moves });
         batch.origins.push(Vec::new());
@@ -154,7 +181,10 @@ fn held_back<'a>(
     sequence: u64,
     commit: &'a Commit,
 ) -> impl Iterator<Item = Parked> + 'a {
-    let concerned = commit.events.iter().filter(|event| version.plan.concerns(commit, event));
+    let concerned = commit
+        .events
+        .iter()
+        .filter(|event| !matches!(version.plan.reads(commit, event), Reads::Nothing));
     concerned.map(move |event| Parked {
         sequence,
         event_version: event.version,
@@ -167,23 +197,34 @@ fn held_back<'a>(
 
 fn change(
     version: &Version,
-    commit: &Commit,
-    event: &Event,
-    newer: Option<&Result<Box<RawValue>, String>>,
+    recorded: &Recorded,
+    (at, nth): (usize, usize),
+    upcasted: &Upcasted,
 ) -> Result<Option<Change>, Unfit> {
-    match newer {
-        None => version.plan.change(commit, event, &event.data),
-        Some(Ok(data)) => version.plan.change(commit, event, data),
-        Some(Err(reason)) if version.plan.concerns(commit, event) => Err(Unfit(reason.clone())),
-        Some(Err(_)) => Ok(None),
+    let (commit, event) = (&recorded.commit, &recorded.commit.events[nth]);
+    if !version.plan.may_differ(event).1 {
+        return version.plan.change(commit, event, &event.data);
+    }
+    match version.plan.reads(commit, event) {
+        Reads::Upcast(followed) => match upcasted.get(&(at, nth, followed.fingerprint)) {
+            Some(Ok(data)) => version.plan.change(commit, event, data),
+            Some(Err(reason)) => Err(Unfit(reason.clone())),
+            None => Err(Unfit("upcast: it was left out".to_owned())),
+        },
+        _ => version.plan.change(commit, event, &event.data),
     }
 }
 
-fn moves(before: &[u64], after: &[u64]) -> Vec<Move> {
+fn moves(before: &[u64], after: &[u64], commits: &[Recorded]) -> Vec<Move> {
+    // A position that moves is the place of a commit of the batch.
+    let hash = |to: u64| {
+        let at = commits.binary_search_by_key(&to, |recorded| recorded.sequence);
+        commits[at.expect("BUG: a checkpoint moves to a commit")].hash
+    };
     (0..SLOTS)
         .filter_map(Slot::new)
         .zip(before.iter().zip(after))
         .filter(|(_, (from, to))| from != to)
-        .map(|(slot, (from, to))| Move { slot, from: *from, to: *to })
+        .map(|(slot, (from, to))| Move { slot, from: *from, to: *to, hash: Some(hash(*to)) })
         .collect()
 }

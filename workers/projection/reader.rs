@@ -4,14 +4,13 @@
 use std::{sync::Arc, time::Duration};
 
 use flexcore_cluster::Guard;
-use flexcore_domain::{Catalog, Name};
+use flexcore_domain::Name;
 use flexcore_eventstore::{
     self as eventstore, Broken, EventStore, Filter, Read, Recorded, Subscription,
 };
 use flexcore_readmodel::{Error, ReadModels, State, Version};
 use metrics::counter;
 use tokio::{
-    sync::watch,
     task::{JoinError, JoinHandle},
     time::Instant,
 };
@@ -38,9 +37,6 @@ const ALL_SLOTS_FROM: usize = 64;
 const ALL_SLOTS_EVERY: Duration = Duration::from_secs(1);
 /// Longest wait for commits, and so for the end of a reader that is told to stop.
 const WAIT: Duration = Duration::from_millis(200);
-/// A log that ends before a checkpoint for this long is taken to be another one. A leader that was
-/// deposed says what it had until it hears of that, or has heard of nobody for ten seconds.
-const REPLACED_AFTER: Duration = Duration::from_secs(20);
 /// A version this close to the log's end takes over: the rest is a batch.
 const CAUGHT_UP_COMMITS: u64 = 1_000;
 /// Traces that a batch's span names: a batch at the live end has few, a catching-up one thousands.
@@ -50,7 +46,6 @@ const TRACES_MAX: usize = 16;
 pub(super) struct Reader {
     pub(super) store: EventStore,
     pub(super) read_models: ReadModels,
-    pub(super) catalog: watch::Receiver<Arc<Catalog>>,
     pub(super) guard: Guard,
     pub(super) versions: Vec<Arc<Version>>,
 }
@@ -79,11 +74,6 @@ pub(super) enum End {
 enum Failure {
     ReadModel(Error),
     Log(eventstore::Error),
-    /// The log ends before what was read from it.
-    LogReplaced {
-        position: u64,
-        last: u64,
-    },
 }
 
 impl From<Error> for Failure {
@@ -156,39 +146,23 @@ impl Reader {
         }
     }
 
-    /// Stream sequence of the log's last message; less than `least` only when it stays so.
-    async fn end_of_log(&self, least: u64) -> Result<u64, eventstore::Error> {
-        let until = Instant::now() + REPLACED_AFTER;
-        loop {
-            let last = self.store.last_sequence().await?;
-            if last >= least || Instant::now() > until {
-                return Ok(last);
-            }
-            tokio::time::sleep(WAIT).await;
-        }
-    }
-
     async fn open(&self) -> Result<Running<'_>, Failure> {
         let mut models = Vec::with_capacity(self.versions.len());
         for version in &self.versions {
             let positions = self.read_models.take_over(version).await?;
             let held = self.read_models.held(version).await?;
-            models.push(Model { version: version.clone(), positions, held });
-        }
-        let foremost = models.iter().flat_map(|model| model.positions.iter().copied()).max();
-        let position = foremost.unwrap_or(0);
-        let last = self.end_of_log(position).await?;
-        if position > last {
-            return Err(Failure::LogReplaced { position, last });
+            models.push(Model { version: version.clone(), positions, held, waits: false });
         }
         let read_to = models.iter().map(Model::position).min().unwrap_or(0);
         let subscription = self.store.subscribe(Filter::Everything, read_to + 1).await?;
+        // After that, so that what is subscribed to is what is looked at.
+        self.store.recognise(&self.read_models.marks().await?).await?;
         let now = Instant::now();
         Ok(Running {
             reader: self,
             subscription,
             models,
-            upcasts: Upcasts::new(self.catalog.clone()),
+            upcasts: Upcasts::default(),
             broken: None,
             committing: None,
             read_to,
@@ -210,14 +184,11 @@ impl Reader {
             Failure::Log(error) if error.is_passing() => {
                 End::Retry { reason: error.to_string(), progressed }
             }
+            // The worker looks at that for all readers, and says so when it stays.
+            Failure::Log(eventstore::Error::OtherLog(other)) => {
+                End::Retry { reason: other.to_string(), progressed }
+            }
             Failure::Log(error) => End::Broken { reason: error.to_string(), names: names() },
-            Failure::LogReplaced { position, last } => End::Broken {
-                reason: format!(
-                    "the log ends at {last}, before the checkpoint at {position}: it is another \
-                     log, or it lost its end"
-                ),
-                names: names(),
-            },
         }
     }
 }
@@ -242,7 +213,7 @@ impl Running<'_> {
             if all_slots {
                 self.all_slots_at = now;
             }
-            let upcasted = self.upcasts.run(&commits).await;
+            let upcasted = self.upcasts.run(&self.models, &commits).await;
             let batch = batch::make(&mut self.models, commits, all_slots, &upcasted);
             self.finish().await?;
             if batch.parts.iter().any(|part| !part.moves.is_empty()) {
@@ -352,7 +323,10 @@ impl Running<'_> {
         if self.read_to + CAUGHT_UP_COMMITS < last {
             return Ok(false);
         }
-        let version = &self.models[0].version;
+        let Model { version, waits, .. } = &self.models[0];
+        if *waits {
+            return Ok(false);
+        }
         let promoted = self.reader.read_models.promote(version).await?;
         if promoted {
             tracing::info!(

@@ -1,63 +1,50 @@
-//! Bringing older events to the newest schema. JavaScript runs on a thread of its own, which is
-//! started with the first event that needs it.
+//! Bringing older events to the schema that each read model was declared for: what serves while its
+//! successor is built goes on as its own deployment says. JavaScript runs on a thread of its own,
+//! which is started with the first event that needs it.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
-    sync::Arc,
+    collections::{HashMap, HashSet, hash_map::Entry},
     thread,
 };
 
-use flexcore_domain::{AggregateName, Catalog, Event, Refusal};
+use flexcore_domain::{Event, Hash, Refusal, definition::Followed};
 use flexcore_eventstore::Recorded;
+use flexcore_readmodel::Reads;
 use flexcore_script::ScriptDecider;
 use serde_json::value::RawValue;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
+
+use super::batch::Model;
 
 /// Tries of an upcast that uses up its time or memory before its event is parked.
 const TRIES_MAX: u32 = 4;
 
-/// New data of events, by commit and event; or why there is none.
-pub(super) type Upcasted = HashMap<(usize, usize), Result<Box<RawValue>, String>>;
+/// An event, by commit and event, and what it is brought to.
+type Place = (usize, usize, Hash);
+
+/// New data of events; or why there is none.
+pub(super) type Upcasted = HashMap<Place, Result<Box<RawValue>, String>>;
 
 /// An event with its place in the batch.
 struct Old {
-    place: (usize, usize),
-    aggregate: AggregateName,
+    place: Place,
     event: Event,
+    followed: Followed,
 }
 
 type Request = (Vec<Old>, oneshot::Sender<Upcasted>);
 
-/// The upcasts of what is deployed.
+/// The upcasts of what a reader feeds.
+#[derive(Default)]
 pub(super) struct Upcasts {
-    deployed: watch::Receiver<Arc<Catalog>>,
-    /// As it was with the last batch.
-    catalog: Arc<Catalog>,
     thread: Option<mpsc::Sender<Request>>,
 }
 
 impl Upcasts {
-    pub(super) fn new(deployed: watch::Receiver<Arc<Catalog>>) -> Self {
-        let catalog = deployed.borrow().clone();
-        Self { deployed, catalog, thread: None }
-    }
-
-    /// Upcasts the batch's events that need it.
-    pub(super) async fn run(&mut self, commits: &[Recorded]) -> Upcasted {
-        let now = self.deployed.borrow().clone();
-        if !Arc::ptr_eq(&now, &self.catalog) {
-            (self.catalog, self.thread) = (now, None);
-        }
-        let mut old = Vec::new();
-        for (at, recorded) in commits.iter().enumerate() {
-            for (nth, event) in recorded.commit.events.iter().enumerate() {
-                let aggregate = recorded.commit.key.aggregate();
-                if self.is_old(aggregate, event) {
-                    let (aggregate, event) = (aggregate.clone(), event.clone());
-                    old.push(Old { place: (at, nth), aggregate, event });
-                }
-            }
-        }
+    /// Upcasts the batch's events that some model needs in a later version, once for all models that
+    /// agree on how.
+    pub(super) async fn run(&mut self, models: &[Model], commits: &[Recorded]) -> Upcasted {
+        let old = old(models, commits);
         if old.is_empty() {
             return Upcasted::new();
         }
@@ -78,41 +65,54 @@ impl Upcasts {
         })
     }
 
-    fn is_old(&self, aggregate: &AggregateName, event: &Event) -> bool {
-        let definition = self.catalog.aggregate(aggregate.as_str());
-        let newest = definition.and_then(|definition| definition.events.get(&event.event));
-        newest.is_some_and(|newest| event.schema_version < newest.version)
-    }
-
     fn thread(&mut self) -> std::io::Result<&mpsc::Sender<Request>> {
         if self.thread.is_none() {
             let (sender, receiver) = mpsc::channel(1);
-            let catalog = self.catalog.clone();
-            thread::Builder::new()
-                .name("upcast".to_owned())
-                .spawn(move || serve(receiver, &catalog))?;
+            thread::Builder::new().name("upcast".to_owned()).spawn(move || serve(receiver))?;
             self.thread = Some(sender);
         }
         Ok(self.thread.as_ref().expect("BUG: just made"))
     }
 }
 
+/// The events that some model needs in a later version, each once for each way there.
+fn old(models: &[Model], commits: &[Recorded]) -> Vec<Old> {
+    let (mut old, mut seen) = (Vec::new(), HashSet::new());
+    for model in models {
+        let plan = &model.version.plan;
+        for (at, recorded) in commits.iter().enumerate() {
+            if !model.takes(recorded) {
+                continue;
+            }
+            for (nth, event) in recorded.commit.events.iter().enumerate() {
+                if !plan.may_differ(event).1 {
+                    continue;
+                }
+                let Reads::Upcast(followed) = plan.reads(&recorded.commit, event) else { continue };
+                let place = (at, nth, followed.fingerprint);
+                if seen.insert(place) {
+                    old.push(Old { place, event: event.clone(), followed: followed.clone() });
+                }
+            }
+        }
+    }
+    old
+}
+
 /// Upcasts until the reader is gone.
-fn serve(mut requests: mpsc::Receiver<Request>, catalog: &Catalog) {
-    let mut deciders: HashMap<AggregateName, ScriptDecider> = HashMap::new();
+fn serve(mut requests: mpsc::Receiver<Request>) {
+    let mut deciders: HashMap<Hash, ScriptDecider> = HashMap::new();
     while let Some((old, answer)) = requests.blocking_recv() {
         let upcasted = old
             .into_iter()
-            .map(|old| {
-                let decider = match deciders.entry(old.aggregate) {
+            .map(|Old { place, event, followed }| {
+                let decider = match deciders.entry(followed.fingerprint) {
                     Entry::Occupied(made) => Ok(made.into_mut()),
                     // One that can't be made is not kept: it was compiled when it was deployed.
-                    Entry::Vacant(place) => {
-                        make(catalog, place.key()).map(|made| place.insert(made))
-                    }
+                    Entry::Vacant(place) => make(&followed).map(|made| place.insert(made)),
                 };
-                let data = decider.and_then(|decider| upcast(decider, &old.event));
-                (old.place, data)
+                let data = decider.and_then(|decider| upcast(decider, &event));
+                (place, data)
             })
             .collect();
         // The reader may have ended meanwhile.
@@ -133,9 +133,8 @@ fn upcast(decider: &mut ScriptDecider, event: &Event) -> Result<Box<RawValue>, S
     }
 }
 
-fn make(catalog: &Catalog, aggregate: &AggregateName) -> Result<ScriptDecider, String> {
-    let definition = catalog.aggregate(aggregate.as_str()).ok_or("its aggregate is gone")?;
-    ScriptDecider::new(definition.clone()).map_err(|problems| {
+fn make(followed: &Followed) -> Result<ScriptDecider, String> {
+    ScriptDecider::new(followed.declared.clone()).map_err(|problems| {
         problems.first().map_or_else(|| "the definition fails".to_owned(), ToString::to_string)
     })
 }

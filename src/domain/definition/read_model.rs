@@ -1,11 +1,12 @@
 //! Reading a read model: its columns, its key, and what each event does to a row.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::{Value, json};
 
 use super::{
-    Column, ColumnKind, Expression, Operation, ReadModelDefinition, RowChange, Schema, expression,
+    AggregateDefinition, Column, ColumnKind, EventDefinition, Expression, Followed, Operation,
+    ReadModelDefinition, RowChange, Schema, expression,
     fields::{Fields, entries},
     problem::{Notes, did_you_mean},
     read::Known,
@@ -42,9 +43,11 @@ pub(super) fn read(
     let key = key(key_node?, &columns, notes)?;
     let shape = Shape { columns: &columns, key: &key };
     let on = changes(on?, &shape, known, notes)?;
-    let fingerprint = fingerprint(&columns, &key, &on);
+    let followed = followed(&on, known);
+    let fingerprint = fingerprint(&columns, &key, &on, &followed);
     let place = notes.place(node.line);
-    Some(ReadModelDefinition { name: name?, description, place, columns, key, on, fingerprint })
+    let name = name?;
+    Some(ReadModelDefinition { name, description, place, columns, key, on, followed, fingerprint })
 }
 
 fn columns(node: &Node, notes: &mut Notes) -> Option<Vec<Column>> {
@@ -118,7 +121,7 @@ fn changes(
     }
     let mut changes = BTreeMap::new();
     for (key, node) in entries {
-        let Some((event, data)) = followed(key, known, notes) else { continue };
+        let Some((event, data)) = named(key, known, notes) else { continue };
         if let Some(change) = shape.change(node, data, notes) {
             changes.insert(event, change);
         }
@@ -127,7 +130,7 @@ fn changes(
 }
 
 /// The event that a key of `on` names, and the schema of its data.
-fn followed<'a>(
+fn named<'a>(
     key: &Key,
     known: &Known<'a>,
     notes: &mut Notes,
@@ -248,9 +251,45 @@ impl Operation {
     }
 }
 
-/// SHA-256 over what decides on the rows. The form is fixed: another one would rebuild every read
-/// model of every installation.
-fn fingerprint(columns: &[Column], key: &[Name], on: &Changes) -> String {
+/// The events of a read model, as they are declared beside it.
+fn followed(on: &Changes, known: &Known<'_>) -> BTreeMap<(AggregateName, EventName), Followed> {
+    let declared = |(aggregate, event): &(AggregateName, EventName)| {
+        let definition = known.aggregates.get(aggregate)?;
+        let followed = Followed::new(definition, event, definition.events.get(event)?);
+        Some(((aggregate.clone(), event.clone()), followed))
+    };
+    on.keys().filter_map(declared).collect()
+}
+
+impl Followed {
+    fn new(aggregate: &AggregateDefinition, name: &EventName, event: &EventDefinition) -> Self {
+        let mut text = vec![json!([aggregate.name, name, event.version])];
+        text.extend(event.upcast.iter().map(|(from, function)| json!([from, function.source])));
+        if !event.upcast.is_empty() {
+            // What an upcast makes is held to the schema.
+            text.push(event.data.json.clone());
+        }
+        let fingerprint = Hash::chain(&Hash::ZERO, Value::Array(text).to_string().as_bytes());
+        let declared = Arc::new(AggregateDefinition {
+            commands: BTreeMap::new(),
+            events: BTreeMap::from([(name.clone(), event.clone())]),
+            ..aggregate.clone()
+        });
+        Self { version: event.version, fingerprint, declared }
+    }
+}
+
+/// Raised when the same declaration would give other rows than before: when the fold, a column's type
+/// or the engine that runs `upcast` changes. It builds every read model of every installation anew.
+const FOLD_FORMAT: u32 = 2;
+
+/// SHA-256 over what decides on the rows.
+fn fingerprint(
+    columns: &[Column],
+    key: &[Name],
+    on: &Changes,
+    followed: &BTreeMap<(AggregateName, EventName), Followed>,
+) -> String {
     let columns: Vec<Value> = columns.iter().map(|c| json!([c.name, c.kind])).collect();
     let changes: Vec<Value> = on
         .iter()
@@ -265,7 +304,9 @@ fn fingerprint(columns: &[Column], key: &[Name], on: &Changes) -> String {
             json!([aggregate, event, key, change.delete, operations])
         })
         .collect();
-    let text = json!([columns, key, changes]).to_string();
+    let followed: Vec<String> =
+        followed.values().map(|followed| followed.fingerprint.to_string()).collect();
+    let text = json!([FOLD_FORMAT, columns, key, changes, followed]).to_string();
     Hash::chain(&Hash::ZERO, text.as_bytes()).to_string()
 }
 

@@ -44,6 +44,9 @@ pub struct Projection {
     pub parked: u64,
     /// Aggregates that it holds back since a break in the log.
     pub held: u64,
+    /// Why it cannot be changed or removed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// Whether a server is well.
@@ -101,6 +104,7 @@ pub async fn report(
                 read_model: status.read_model,
                 version: status.version,
                 state: status.state,
+                trouble: status.trouble,
             };
             (all.into_iter().map(of).collect(), Health::well())
         }

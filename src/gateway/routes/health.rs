@@ -2,15 +2,18 @@
 //! needed was there once.
 
 use std::{
+    borrow::Cow,
     future::Future,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use axum::{extract::State, http::StatusCode, response::Response};
+use flexcore_eventstore as eventstore;
+use flexcore_readmodel as readmodel;
 use serde_json::json;
 use tokio::sync::Mutex;
 
@@ -22,8 +25,12 @@ use crate::{
     shared::Shared,
 };
 
+/// Between two looks at what is needed when nobody asks.
+const WATCH_EVERY: Duration = Duration::from_secs(2);
+
 const POSTGRES: &str = "postgres";
 const READ_MODELS: &str = "read models";
+const HELD: &str = "the log is broken in an aggregate, whose events are held back from there on";
 const DEPLOYMENTS: &str = "deployments";
 /// Without these a gateway is of use: one that a balancer leaves does nothing at all.
 const DEGRADES: [&str; 3] = [POSTGRES, READ_MODELS, DEPLOYMENTS];
@@ -34,11 +41,31 @@ pub(crate) struct Readiness {
     found: Mutex<Option<(Instant, Arc<[Missing]>)>>,
     /// Everything was there once.
     started: AtomicBool,
+    /// The rows are of another log: no query is answered from them.
+    other_log: AtomicBool,
+}
+
+impl Readiness {
+    /// Fails when queries would be answered with another log's rows.
+    pub(crate) fn check_rows(&self) -> Result<(), Problem> {
+        if self.other_log.load(Ordering::Relaxed) {
+            let detail = "the read models are of another log; /readyz says what to do";
+            return Err(Problem::new(&problems::UNAVAILABLE, detail));
+        }
+        Ok(())
+    }
+}
+
+/// Looks at what is needed until the gateway drains, whether anybody asks for it or not.
+pub(crate) async fn watch(shared: Arc<Shared>) {
+    while shared.shutdown.run_until_cancelled(tokio::time::sleep(WATCH_EVERY)).await.is_some() {
+        look(&shared).await;
+    }
 }
 
 struct Missing {
     what: &'static str,
-    why: &'static str,
+    why: Cow<'static, str>,
 }
 
 /// `GET /livez`: the process answers.
@@ -103,7 +130,7 @@ fn not_ready(missing: &serde_json::Value) -> Response {
 
 async fn missing(shared: &Shared) -> Arc<[Missing]> {
     if shared.is_draining() {
-        return Arc::from([Missing { what: "gateway", why: "it is stopping" }]);
+        return Arc::from([Missing { what: "gateway", why: "it is stopping".into() }]);
     }
     look(shared).await
 }
@@ -122,16 +149,15 @@ async fn look(shared: &Shared) -> Arc<[Missing]> {
     let rows = check(POSTGRES, async {
         shared.read_models.ping().await.map_err(|error| error.to_string())
     });
-    let (log, rows) = tokio::join!(log, rows);
-    let held = match &rows {
-        None => held(shared).await,
-        Some(_) => None,
-    };
+    let (log, rows, told) = tokio::join!(log, rows, read_models(shared));
+    let told = told.filter(|_| rows.is_none());
     let unread = (!shared.catalog().unreadable.is_empty()).then_some(Missing {
         what: DEPLOYMENTS,
-        why: "the last version of an application cannot be read here; the one before it is in force",
+        why:
+            "the last version of an application cannot be read here; the one before it is in force"
+                .into(),
     });
-    let missing: Arc<[Missing]> = log.into_iter().chain(rows).chain(held).chain(unread).collect();
+    let missing: Arc<[Missing]> = log.into_iter().chain(rows).chain(told).chain(unread).collect();
     if missing.iter().all(|missing| [READ_MODELS, DEPLOYMENTS].contains(&missing.what)) {
         shared.readiness.started.store(true, Ordering::Relaxed);
     }
@@ -139,14 +165,37 @@ async fn look(shared: &Shared) -> Arc<[Missing]> {
     missing
 }
 
-/// Whether the log is broken in the middle of an aggregate, and its rows stay as they were.
-async fn held(shared: &Shared) -> Option<Missing> {
-    let asked = tokio::time::timeout(READINESS_TIMEOUT, shared.read_models.held_in_all());
-    let held = matches!(asked.await, Ok(Ok(1..)));
-    held.then_some(Missing {
-        what: READ_MODELS,
-        why: "the log is broken in an aggregate, whose events are held back from there on",
-    })
+/// What is wrong with the read models: their tables were dropped, they are of another log, they hold
+/// back an aggregate that is broken in the log, or one of them cannot be managed. When Postgres or the broker is away, nobody can tell.
+async fn read_models(shared: &Shared) -> Option<Missing> {
+    let compared = async {
+        let marks = shared.read_models.marks().await?;
+        let recognised = shared.store.recognise(&marks).await;
+        let other = match &recognised {
+            Err(eventstore::Error::OtherLog(other)) => Some(other.to_string()),
+            _ => None,
+        };
+        if other.is_some() || recognised.is_ok() {
+            shared.readiness.other_log.store(other.is_some(), Ordering::Relaxed);
+        }
+        if other.is_some() {
+            return Ok(other);
+        }
+        if shared.read_models.held_in_all().await? > 0 {
+            return Ok(Some(HELD.to_owned()));
+        }
+        let troubles = shared.read_models.troubles().await?;
+        let one = troubles.into_iter().next();
+        Ok(one.map(|(name, what)| format!("{name} cannot be changed: {what}")))
+    };
+    let why = match tokio::time::timeout(READINESS_TIMEOUT, compared).await {
+        Ok(Ok(why)) => why?,
+        Ok(Err(readmodel::Error::Gone(_))) => {
+            "their tables were dropped; a projection worker makes them anew".to_owned()
+        }
+        _ => return None,
+    };
+    Some(Missing { what: READ_MODELS, why: why.into() })
 }
 
 /// The cause goes to the log: it may name hosts, which strangers need not know.
@@ -162,5 +211,5 @@ async fn check<T>(
         }
         Err(_) => "it does not answer",
     };
-    Some(Missing { what, why })
+    Some(Missing { what, why: why.into() })
 }

@@ -4,7 +4,7 @@ use std::{fmt::Write, sync::Arc};
 
 use axum::{extract::State, http::StatusCode, response::Response};
 use flexcore_domain::{Name, definition};
-use flexcore_readmodel::{ReadModels, Select};
+use flexcore_readmodel::ReadModels;
 
 use super::{JSON, answer};
 use crate::{
@@ -32,16 +32,17 @@ pub(crate) async fn read_model(
     };
     let mut parameters = call.parameters()?;
     let (positions, wait) = parameters.take_wait()?;
-    let select = Select::parse(model, &parameters.rest())?;
+    let pairs = &parameters.rest();
     let client = extract::clients_deadline(&call.headers)?;
     let _place = shared.admission.read(call.tenant())?;
+    shared.read_models.check(model, pairs).await?;
     if !positions.is_empty() {
         let models = std::slice::from_ref(&name);
         postgres::wait(&shared, call.tenant(), client, models, &positions, wait).await?;
     }
-    let (tenant, select) = (call.tenant(), &select);
-    let read = async |rows: ReadModels| rows.select(tenant, model, select).await;
-    let page = postgres::read(&shared, call.tenant(), client, read).await?;
+    let tenant = call.tenant();
+    let read = async |rows: ReadModels| rows.query(tenant, model, pairs).await;
+    let page = postgres::read(&shared, tenant, client, read).await?;
     let mut body = format!("{{\"rows\":{}", page.rows);
     if let Some(cursor) = &page.next_cursor {
         let cursor = serde_json::to_string(cursor).expect("BUG: text serialises");

@@ -83,7 +83,57 @@ fn a_schema_changes_with_its_version_and_an_upcast() {
         .replace("    upcast:\n", "    upcast:\n      2: (data) => data\n");
     let found = changed(SHOP, &raised);
     assert_eq!(found.refusals, []);
-    assert_eq!(found.changes, ["event order.placed goes from version 2 to 3"]);
+    let model = "read model customers changes: a new version is built from the log beside the one \
+                 in use";
+    assert_eq!(found.changes, ["event order.placed goes from version 2 to 3", model]);
+}
+
+/// The read model's rows once stayed as they were when an event that it follows got an upcast.
+#[test]
+fn whatever_determines_a_row_makes_another_version_of_its_read_model() {
+    let raised = |data: &str, upcast: &str| {
+        SHOP.replace("version: 2", "version: 3")
+            .replace("lines: { type: integer }", data)
+            .replace("    upcast:\n", &format!("    upcast:\n      2: \"{upcast}\"\n"))
+    };
+    let of = |text: &str| {
+        let shop = read(&[("shop.yaml", text)]).unwrap_or_else(|problems| panic!("{problems:?}"));
+        shop.read_models["customers"].fingerprint.clone()
+    };
+    let (now, same) = (of(SHOP), "lines: { type: integer }");
+    let edited = |from: &str, to: &str| {
+        assert!(SHOP.contains(from), "{from}");
+        SHOP.replacen(from, to, 1)
+    };
+    let others = [
+        edited("vip: boolean", "vip: text"),
+        edited("vip: boolean", "vips: boolean"),
+        edited("city: text, vip: boolean", "vip: boolean, city: text"),
+        edited("key: { customer: $.customer }", "key: { customer: $id }"),
+        edited("last: $time", "last: null"),
+        edited("set: { last: $time, ", "min: { last: $time }\n    set: { "),
+        edited("orders: 1", "orders: 2"),
+        edited("total: $.total }\n---", "total: $.lines }\n---"),
+        // The same declaration, over other data.
+        raised(same, "(data) => data"),
+        raised(same, "(data) => ({ ...data, lines: 2 })"),
+        raised("lines: { type: integer, minimum: 1 }", "(data) => data"),
+        edited("({ ...data, lines: 1 })", "({ ...data, lines: 2 })"),
+    ];
+    let mut seen = std::collections::BTreeSet::from([now.clone()]);
+    for other in others {
+        assert!(seen.insert(of(&other)), "the same rows as before or as another: {other}");
+    }
+    let none = [
+        edited("read_model: customers\n", "read_model: customers\ndescription: Who buys.\n"),
+        edited("decide: |\n", "decide: |\n      // other rules\n"),
+        edited("evolve: (state, event) => event.data", "evolve: (state) => state"),
+        edited("select customer,", "select lower(customer),"),
+        edited("events:\n", "events:\n  paid: { evolve: (state) => state }\n"),
+    ];
+    for other in none {
+        assert_eq!(of(&other), now, "rows stay: {other}");
+    }
 }
 
 #[test]

@@ -140,6 +140,7 @@ pub(crate) fn model(
             .collect(),
         key: vec![name(columns[0].0)],
         on: on.collect(),
+        followed: BTreeMap::new(),
         fingerprint: fingerprint.to_owned(),
     })
 }
@@ -187,6 +188,6 @@ pub(crate) fn changes(version: &Version, commit: &Commit) -> Result<Option<Chang
 
 /// A part that moves every slot.
 pub(crate) fn part(version: &Arc<Version>, changes: Vec<Change>, from: u64, to: u64) -> Part {
-    let moves = Slot::all().map(|slot| Move { slot, from, to }).collect();
+    let moves = Slot::all().map(|slot| Move { slot, from, to, hash: None }).collect();
     Part { version: version.clone(), changes, parked: Vec::new(), moves }
 }

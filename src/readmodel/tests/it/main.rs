@@ -7,4 +7,5 @@ mod hostile;
 mod isolation;
 mod queries;
 mod reading;
+mod served;
 mod versions;

@@ -101,15 +101,16 @@ async fn a_rebuild_is_a_new_version_of_the_same_declaration() {
 #[tokio::test]
 async fn checkpoints_move_once_and_never_for_an_older_epoch() {
     let database = Database::new().await;
-    let add = [("sum", change(&[("n", Operation::Add, data("n"))]))];
-    let model = model("sums", "f", &COLUMNS, add);
+    let add = || [("sum", change(&[("n", Operation::Add, data("n"))]))];
+    let model_of = |fingerprint| model("sums", fingerprint, &COLUMNS, add());
+    let model = model_of("f");
     let old = database.serving(&model).await;
     let row =
         || changes(&old, &commit("a", "sum", 1, &json!({"k": "x", "n": 1}))).unwrap().unwrap();
     assert_eq!(database.models.take_over(&old).await.unwrap(), [0; 64]);
     let slot = Slot::new(7).unwrap();
     let mut once = part(&old, vec![row()], 0, 0);
-    once.moves = vec![Move { slot, from: 0, to: 5 }];
+    once.moves = vec![Move { slot, from: 0, to: 5, hash: None }];
     database.models.apply(std::slice::from_ref(&once)).await.unwrap();
     let again = database.models.apply(std::slice::from_ref(&once)).await.unwrap_err();
     assert!(matches!(again, Error::Moved), "{again:?}");
@@ -118,14 +119,66 @@ async fn checkpoints_move_once_and_never_for_an_older_epoch() {
     let new = database.versions_under(2, &catalog).await.remove(0);
     let positions = database.models.take_over(&new).await.unwrap();
     assert_eq!((positions[7], positions[8]), (5, 0));
-    once.moves = vec![Move { slot, from: 5, to: 6 }];
+    once.moves = vec![Move { slot, from: 5, to: 6, hash: None }];
     let fenced = |error: Error| matches!(error, Error::Fenced { held: 1, found: 2 });
     assert!(fenced(database.models.apply(&[once]).await.unwrap_err()), "rows");
     assert!(fenced(database.models.take_over(&old).await.unwrap_err()), "checkpoints");
     assert!(fenced(database.models.promote(&old).await.unwrap_err()), "views");
-    let late = database.models.versions(&catalog, &|_| Some(1)).await;
-    assert!(fenced(late.unwrap_err()), "tables");
+    let changed = crate::database::catalog([model_of("g")]);
+    let late = database.models.versions(&changed, &|_| Some(1)).await.unwrap();
+    assert!(fenced(late.troubles[0].1.clone()), "tables");
     assert_eq!(database.one("select n::text from rm.sums").await, "1", "applied exactly once");
+}
+
+/// A view of somebody else on a removed read model once stopped the management of all.
+#[tokio::test]
+async fn what_stands_in_one_read_models_way_is_its_own_trouble() {
+    let database = Database::new().await;
+    let of = |name, fingerprint| model(name, fingerprint, &COLUMNS, []);
+    let all = |changed| [of("hung_on", "1"), of("in_use", "1"), of("changed", changed)];
+    for model in all("1") {
+        database.serving(&model).await;
+    }
+    let run = database.versions(&catalog(all("1"))).await;
+    for version in &run {
+        database.models.promote(version).await.unwrap();
+    }
+    let sql = "create view public.theirs as select k from rm.hung_on";
+    sqlx::raw_sql(sql).execute(&database.admin).await.unwrap();
+    let mut reader = database.admin.begin().await.unwrap();
+    sqlx::query("select * from rm.in_use").execute(&mut *reader).await.unwrap();
+
+    let [_, _, changed] = all("2");
+    let after = catalog([changed]);
+    let began = std::time::Instant::now();
+    let versions = database.models.versions(&after, &|_| Some(1)).await.unwrap();
+    assert!(began.elapsed() < std::time::Duration::from_secs(5), "nobody waits behind a reader");
+    let built: Vec<_> = versions.run.iter().map(|v| (v.read_model.as_str(), v.number)).collect();
+    assert_eq!(built, [("changed", 2)], "the others go on");
+    let said: Vec<String> =
+        versions.troubles.iter().map(|(name, error)| format!("{name}: {error}")).collect();
+    assert_eq!(said.len(), 2, "{said:?}");
+    assert!(said[0].contains("view theirs depends on view rm.hung_on"), "{said:?}");
+    assert!(said[1].starts_with("in_use: ") && said[1].contains("it is in use"), "{said:?}");
+
+    let troubles = said.iter().filter_map(|said| said.split_once(": "));
+    let mut troubles: std::collections::BTreeMap<String, String> =
+        troubles.map(|(name, what)| (name.to_owned(), what.to_owned())).collect();
+    database.models.note_troubles(&|_| Some(1), &troubles).await.unwrap();
+    assert_eq!(database.models.troubles().await.unwrap(), troubles);
+    let status = database.models.status().await.unwrap();
+    let told = status.iter().find(|status| status.read_model.as_str() == "hung_on").unwrap();
+    assert!(told.trouble.as_ref().unwrap().contains("theirs"), "{told:?}");
+
+    reader.rollback().await.unwrap();
+    sqlx::raw_sql("drop view public.theirs").execute(&database.admin).await.unwrap();
+    let versions = database.models.versions(&after, &|_| Some(1)).await.unwrap();
+    assert!(versions.troubles.is_empty(), "{:?}", versions.troubles);
+    let left = "select string_agg(distinct read_model, ' ') from flexcore.projections";
+    assert_eq!(database.one(left).await, "changed");
+    troubles.clear();
+    database.models.note_troubles(&|_| Some(1), &troubles).await.unwrap();
+    assert_eq!(database.models.troubles().await.unwrap(), troubles);
 }
 
 #[tokio::test]

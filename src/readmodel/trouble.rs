@@ -1,0 +1,97 @@
+//! What keeps read models from being managed, for people to see; and internals that somebody dropped,
+//! made anew.
+
+use std::collections::BTreeMap;
+
+use flexcore_domain::Name;
+use sqlx::{AssertSqlSafe, Row as _};
+
+use crate::{Error, ReadModels, epoch::Owned};
+
+/// Every table of ours. Without one of them nothing can be said of the rows.
+const INTERNALS: [&str; 6] =
+    ["projections", "checkpoints", "rebuilds", "parked", "log", "troubles"];
+
+impl ReadModels {
+    /// Read models that cannot be managed, each with the reason.
+    pub async fn troubles(&self) -> Result<BTreeMap<String, String>, Error> {
+        let rows = sqlx::query("select read_model, what from flexcore.troubles")
+            .fetch_all(&self.pool)
+            .await?;
+        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    }
+
+    /// Notes the troubles of the read models that the worker owns, in place of those noted before.
+    pub async fn note_troubles(
+        &self,
+        owned: Owned<'_>,
+        troubles: &BTreeMap<String, String>,
+    ) -> Result<(), Error> {
+        let noted = self.troubles().await?;
+        for (name, what) in changed(owned, &noted, troubles) {
+            self.note_trouble(&name, what.as_deref()).await?;
+        }
+        Ok(())
+    }
+
+    /// Notes what keeps a read model from being changed; `None`: nothing any more.
+    pub(crate) async fn note_trouble(&self, name: &Name, what: Option<&str>) -> Result<(), Error> {
+        let Some(what) = what else {
+            sqlx::query("delete from flexcore.troubles where read_model = $1")
+                .bind(name.as_str())
+                .execute(&self.pool)
+                .await?;
+            return Ok(());
+        };
+        let noted = sqlx::query(
+            "insert into flexcore.troubles as t (read_model, what) values ($1, $2) \
+             on conflict (read_model) do update set what = excluded.what, since = now() \
+             where t.what <> excluded.what",
+        )
+        .bind(name.as_str())
+        .bind(what)
+        .execute(&self.pool)
+        .await?;
+        if noted.rows_affected() > 0 {
+            tracing::error!(read_model = %name, what, "a read model cannot be changed");
+        }
+        Ok(())
+    }
+
+    /// Makes the schemas `flexcore` and `rm` anew when a part of them was dropped. What is left of them
+    /// goes, since nobody can say what the rows hold without their checkpoints: every read model is
+    /// built from the log again. Returns whether anything was missing.
+    pub async fn make_anew(&self) -> Result<bool, Error> {
+        let mut transaction = self.alone().await?;
+        let row = sqlx::query(
+            "select to_regnamespace('rm') is null or bool_or(to_regclass('flexcore.' || name) is null) \
+             from unnest($1::text[]) as name",
+        )
+        .bind(INTERNALS.as_slice())
+        .fetch_one(&mut *transaction)
+        .await?;
+        if !row.try_get::<bool, _>(0)? {
+            return Ok(false);
+        }
+        let sql = "drop schema if exists flexcore cascade; drop schema if exists rm cascade; \
+                   drop table if exists public._sqlx_migrations";
+        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await?;
+        transaction.commit().await?;
+        self.migrate().await?;
+        Ok(true)
+    }
+}
+
+/// What is to be noted anew of the read models that are owned; `None`: a trouble that is over.
+fn changed(
+    owned: Owned<'_>,
+    noted: &BTreeMap<String, String>,
+    troubles: &BTreeMap<String, String>,
+) -> Vec<(Name, Option<String>)> {
+    let named = |name: &String| Name::parse(name).ok().filter(|name| owned(name).is_some());
+    let over = noted.keys().filter(|name| !troubles.contains_key(*name));
+    let over = over.filter_map(|name| Some((named(name)?, None)));
+    let new = troubles.iter().filter(|(name, what)| noted.get(*name) != Some(*what));
+    let new = new.filter_map(|(name, what)| Some((named(name)?, Some(what.clone()))));
+    over.chain(new).collect()
+}
