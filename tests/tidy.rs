@@ -461,3 +461,32 @@ fn exceptions_are_still_needed() {
         .filter(|(path, _)| lines.get(*path).is_none_or(|count| *count <= FILE_LINES_MAX));
     none(stale.map(|(path, _)| format!("{path}: short enough; take it off LONG_FILES")).collect());
 }
+
+/// A metric stands in three places: where it is set, in the list with its help, and in the document.
+#[test]
+fn every_metric_is_listed_and_documented() {
+    const LIST: &str = "src/telemetry/prometheus.rs";
+    const DOCUMENT: &str = "deploy/README.md";
+    let sources = sources();
+    let text = |path: &str| &sources.iter().find(|source| source.path == path).unwrap().text;
+    let list = text(LIST).split("#[cfg(test)]").next().unwrap();
+    let code = sources.iter().filter(|source| source.is("rs") && source.below(&["src", "workers"]));
+    let set = code
+        .flat_map(|source| source.text.split("!(").skip(1))
+        .filter_map(|after| after.trim_start().strip_prefix('"')?.split('"').next());
+    let is_name = |text: &&str| {
+        let plain = |c: char| c.is_ascii_lowercase() || c == '_';
+        text.starts_with("flexcore_") && text.chars().all(plain)
+    };
+    let listed = list.split('"');
+    let mut findings = BTreeSet::new();
+    for name in set.chain(listed).filter(is_name) {
+        if !list.contains(&format!("\"{name}\"")) {
+            findings.insert(format!("{name} is not in {LIST}: say what it tells"));
+        }
+        if !text(DOCUMENT).contains(&format!("\n| `{name}` |")) {
+            findings.insert(format!("{name} is not in {DOCUMENT}: add it to the table of metrics"));
+        }
+    }
+    none(findings.into_iter().collect());
+}

@@ -34,6 +34,12 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "Commits refused because the aggregate had changed",
     ),
     (
+        "flexcore_append_refused_total",
+        Kind::Counter,
+        Unit::Count,
+        "Commits that the log has certainly not taken, by reason",
+    ),
+    (
         "flexcore_append_batch_commits",
         Kind::Histogram(COMMITS),
         Unit::Count,
@@ -82,6 +88,18 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         Kind::Gauge,
         Unit::Bytes,
         "What a server's streams may take of its disk",
+    ),
+    (
+        "flexcore_broker_full",
+        Kind::Gauge,
+        Unit::Count,
+        "1 while commands are refused because a server has only its reserve of disk left",
+    ),
+    (
+        "flexcore_snapshots_too_large_total",
+        Kind::Counter,
+        Unit::Count,
+        "Snapshots not kept, as they are larger than a message",
     ),
     (
         "flexcore_capacity_alarm",
