@@ -192,6 +192,12 @@ impl From<sqlx::Error> for Error {
 }
 
 impl Error {
+    /// Whether a query string is at fault that may fit other columns than those it was held to.
+    #[must_use]
+    pub fn hangs_on_columns(&self) -> bool {
+        matches!(self, Self::UnknownColumn { .. } | Self::InvalidValue { .. })
+    }
+
     /// Whether trying again later may help.
     #[must_use]
     pub fn is_passing(&self) -> bool {

@@ -110,9 +110,9 @@ impl ReadModels {
         pairs: &[(String, String)],
     ) -> Result<(), Error> {
         let Err(error) = Select::parse(declared, pairs) else { return Ok(()) };
-        match self.served(declared).await {
-            Ok(Some(served)) => parse(&served, declared, pairs).map(drop),
-            _ => Err(error),
+        match self.served(declared).await? {
+            Some(served) => parse(&served, declared, pairs).map(drop),
+            None => Err(error),
         }
     }
 

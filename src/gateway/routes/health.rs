@@ -166,7 +166,8 @@ async fn look(shared: &Shared) -> Arc<[Missing]> {
 }
 
 /// What is wrong with the read models: their tables were dropped, they are of another log, they hold
-/// back an aggregate that is broken in the log, or one of them cannot be managed. When Postgres or the broker is away, nobody can tell.
+/// back an aggregate that is broken in the log, or one of them cannot be managed. When Postgres or the
+/// broker is away, nobody can tell.
 async fn read_models(shared: &Shared) -> Option<Missing> {
     let compared = async {
         let marks = shared.read_models.marks().await?;

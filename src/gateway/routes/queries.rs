@@ -4,7 +4,7 @@ use std::{fmt::Write, sync::Arc};
 
 use axum::{extract::State, http::StatusCode, response::Response};
 use flexcore_domain::{Name, definition};
-use flexcore_readmodel::ReadModels;
+use flexcore_readmodel::{ReadModels, Select};
 
 use super::{JSON, answer};
 use crate::{
@@ -35,12 +35,18 @@ pub(crate) async fn read_model(
     let pairs = &parameters.rest();
     let client = extract::clients_deadline(&call.headers)?;
     let _place = shared.admission.read(call.tenant())?;
-    shared.read_models.check(model, pairs).await?;
+    let tenant = call.tenant();
+    if let Err(error) = Select::parse(model, pairs) {
+        if !error.hangs_on_columns() {
+            return Err(error.into());
+        }
+        let fits = async |rows: ReadModels| rows.check(model, pairs).await;
+        postgres::read(&shared, tenant, client, fits).await?;
+    }
     if !positions.is_empty() {
         let models = std::slice::from_ref(&name);
-        postgres::wait(&shared, call.tenant(), client, models, &positions, wait).await?;
+        postgres::wait(&shared, tenant, client, models, &positions, wait).await?;
     }
-    let tenant = call.tenant();
     let read = async |rows: ReadModels| rows.query(tenant, model, pairs).await;
     let page = postgres::read(&shared, tenant, client, read).await?;
     let mut body = format!("{{\"rows\":{}", page.rows);
