@@ -50,7 +50,11 @@ impl ReadModels {
         let failed = match (code(&error).as_deref(), Error::from(error)) {
             (Some("57014"), _) => return Error::Timeout(self.settings.statement_timeout),
             // Syntax and names: what it was prepared against may not serve yet.
-            (Some(code), Error::Database(message)) if code.starts_with("42") => message,
+            (Some(code), Error::Database(message) | Error::Gone(message))
+                if code.starts_with("42") =>
+            {
+                message
+            }
             (_, Error::Database(message)) => {
                 return Error::QueryFailed { query: query.name.clone(), message };
             }

@@ -132,7 +132,7 @@ async fn commands() {
 /// What FLEX_DEAD has last.
 async fn last_dead(store: &EventStore) -> (HeaderMap, Bytes) {
     let dead = store.jetstream().get_stream(topology::DEAD).await.unwrap();
-    let last = dead.get_last_raw_message_by_subject("dead.command").await.unwrap();
+    let last = dead.get_last_raw_message_by_subject("dead.command.>").await.unwrap();
     (last.headers, last.payload)
 }
 
