@@ -4,7 +4,7 @@
 
 mod support;
 
-use flexcore_domain::{Decider as _, State};
+use flexcore_domain::{Decider as _, State, limits::INTEGER_EXACT_MAX};
 use serde_json::{Value, json};
 use support::{decider, event, faulty, run};
 
@@ -92,7 +92,12 @@ fn numbers_pass_through_a_decider_to_the_last_bit() {
         let mut numbers = Vec::new();
         while numbers.len() < 100 {
             bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
-            numbers.extend(Some(f64::from_bits(bits)).filter(|number| number.is_finite()));
+            // Those that may stand for several integers are refused.
+            let is_taken = |number: &f64| {
+                let size = number.abs();
+                size <= INTEGER_EXACT_MAX as f64 || size >= 1e21 && size.is_finite()
+            };
+            numbers.extend(Some(f64::from_bits(bits)).filter(is_taken));
         }
         let payload = json!({ "numbers": numbers }).to_string();
         let decision = run(&mut probed, &State::none(), "look", &payload).unwrap();
