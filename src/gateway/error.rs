@@ -62,6 +62,11 @@ impl Problem {
         self
     }
 
+    /// Whether it is of this kind.
+    pub(crate) fn is(&self, kind: &Kind) -> bool {
+        self.kind.code == kind.code
+    }
+
     #[cfg(test)]
     pub(crate) fn status(&self) -> StatusCode {
         self.kind.status

@@ -41,7 +41,11 @@ pub(crate) async fn read_model(
             return Err(error.into());
         }
         let fits = async |rows: ReadModels| rows.check(model, pairs).await;
-        postgres::read(&shared, tenant, client, fits).await?;
+        match postgres::read(&shared, tenant, client, fits).await {
+            // Nobody can tell what serves. Most likely it is what is declared.
+            Err(problem) if problem.is(&problems::UNAVAILABLE) => return Err(error.into()),
+            fits => fits?,
+        }
     }
     if !positions.is_empty() {
         let models = std::slice::from_ref(&name);
