@@ -72,6 +72,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// one of them that is damaged.
 const BROKEN_MAX: usize = 1_000;
 
+const ANOTHER_LOG: &str = "the log is not the one that was read so far";
+
 /// What the log had next.
 #[derive(Debug)]
 pub enum Read {
@@ -256,7 +258,8 @@ impl Subscription {
 
     /// The next commits in log order, up to `max`, or what is broken next; waits up to `wait` for the
     /// first, and returns no commits when none came. A lost connection is mended inside. Fails only
-    /// for what needs a person: with [`Error::Gap`] when messages are missing, and with what is wrong
+    /// for what needs a person: with [`Error::Gap`] when messages are missing, with
+    /// [`Error::Misconfigured`] when the log is another one than before, and with what is wrong
     /// with one when a thousand aggregates are broken. The failing message comes again on the next
     /// call.
     pub async fn next_batch(&mut self, max: usize, wait: Duration) -> Result<Read, Error> {
@@ -267,7 +270,7 @@ impl Subscription {
         let (mut batch, mut size_bytes) = (Vec::new(), 0);
         while batch.len() < max && size_bytes < BATCH_BYTES_MAX {
             let Some(source) = &mut self.source else {
-                if !batch.is_empty() || !self.reconnect(deadline).await {
+                if !batch.is_empty() || !self.reconnect(deadline).await? {
                     return Ok(Read::Commits(batch));
                 }
                 continue;
@@ -386,28 +389,35 @@ impl Subscription {
         }
     }
 
-    /// Makes the consumer anew, or tries to; false when the deadline came first.
-    async fn reconnect(&mut self, deadline: Instant) -> bool {
+    /// Makes the consumer anew, or tries to; false when the deadline came first. Fails when it would
+    /// fail each time.
+    async fn reconnect(&mut self, deadline: Instant) -> Result<bool, Error> {
         tokio::time::sleep_until(self.resume_at.min(deadline)).await;
         if deadline < self.resume_at {
-            return false;
+            return Ok(false);
         }
         // One that is made may be out of reach, or gone again at once.
         self.resume_at = Instant::now() + self.retry_after;
         self.retry_after = (self.retry_after * 2).min(RETRY_LONGEST);
         match self.consume().await {
             Ok(source) => self.source = Some(source),
-            Err(error) => tracing::debug!(%error, "cannot read the log yet"),
+            Err(error) if error.is_passing() => {
+                tracing::debug!(%error, "cannot read the log yet");
+            }
+            Err(error) => return Err(error),
         }
-        true
+        Ok(true)
     }
 
     async fn consume(&mut self) -> Result<Source, Error> {
-        // Another log, or an older backup, would go on in the middle of what this one said.
-        if let Some((sequence, hash)) = self.last
-            && self.store.hash_at(sequence).await? != Some(hash)
-        {
-            return Err(crate::unavailable("the log is not the one that was read so far"));
+        // Another log, or an older backup, would go on in the middle of what this one said. One that
+        // ends before may be that of a leader that was deposed and does not know.
+        if let Some((sequence, hash)) = self.last {
+            match self.store.hash_at(sequence).await? {
+                Some(found) if found == hash => {}
+                Some(_) => return Err(Error::Misconfigured(ANOTHER_LOG.to_owned())),
+                None => return Err(crate::unavailable(ANOTHER_LOG)),
+            }
         }
         // Of the deployments of an application the last one counts.
         let deliver_policy = match (&self.filter, self.next_sequence) {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use async_nats::Subscriber;
-use flexcore_eventstore::{EventStore, Expected, Filter, Read, Subscription, topology};
+use flexcore_eventstore::{Error, EventStore, Expected, Filter, Read, Subscription, topology};
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::{PATIENCE, broker::commit, key, start};
@@ -86,5 +86,39 @@ async fn consumers_that_go_at_once_are_made_anew_with_pauses() {
     assert!(began.elapsed() > Duration::from_millis(650), "{:?}", began.elapsed());
     store.append(&commit("A1"), Expected::default()).await.unwrap();
     assert_eq!(reading.await.unwrap(), ["A1"]);
+    servers.stop().await;
+}
+
+/// It was waited for like an outage, for ever, and nobody was told: who follows the deployments went on by
+/// those of the log before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_replaced_by_another_is_not_waited_for() {
+    let (servers, store) = start().await;
+    store.append(&commit("A1"), Expected::default()).await.unwrap();
+    let mut subscription = store.subscribe(Filter::Applications, 1).await.unwrap();
+    let mut whole = store.subscribe(Filter::Everything, 1).await.unwrap();
+    assert_eq!(read(&mut whole, 1).await, ["A1"]);
+    let log = store.jetstream().get_stream(topology::EVENTS).await.unwrap();
+    let config = log.cached_info().config.clone();
+    store.jetstream().delete_stream(topology::EVENTS).await.unwrap();
+    store.jetstream().create_stream(config).await.unwrap();
+    let wait = Duration::from_millis(200);
+    // It ends before what was read: that may be a leader that does not know yet.
+    for _ in 0..5 {
+        let read = whole.next_batch(10, wait).await.unwrap();
+        assert!(matches!(&read, Read::Commits(none) if none.is_empty()), "{read:?}");
+    }
+    store.append(&commit("B1"), Expected::default()).await.unwrap();
+    let began = Instant::now();
+    let refused = loop {
+        match whole.next_batch(10, wait).await {
+            Ok(Read::Commits(none)) if none.is_empty() => assert!(began.elapsed() < PATIENCE),
+            other => break other,
+        }
+    };
+    assert!(matches!(refused, Err(Error::Misconfigured(_))), "{refused:?}");
+    // Who has read nothing so far has nothing to compare.
+    let read = subscription.next_batch(10, wait).await.unwrap();
+    assert!(matches!(read, Read::Commits(none) if none.is_empty()));
     servers.stop().await;
 }
