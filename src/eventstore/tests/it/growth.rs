@@ -2,7 +2,7 @@
 
 use flexcore_eventstore::Expected;
 
-use crate::{broker::commit, start};
+use crate::{broker::commit, key, start};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_logs_size_and_its_servers_are_known() {
@@ -12,6 +12,12 @@ async fn the_logs_size_and_its_servers_are_known() {
     for id in ["UA1", "UA2", "UA3"] {
         store.append(&commit(id), Expected::default()).await.unwrap();
     }
+    // A second commit of one of them.
+    let known = store.load(&key("UA1"), 0).await.unwrap().remove(0);
+    let expected = Expected { sequence: known.sequence, hash: known.hash };
+    let mut second = commit("UA1");
+    second.events[0].version = 2;
+    store.append(&second, expected).await.unwrap();
     let first = store.growth().await.unwrap();
     assert_eq!(first.aggregates, 3);
     assert!(first.bytes > 3 * 300, "{first:?}");
