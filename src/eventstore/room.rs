@@ -5,7 +5,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -22,6 +22,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const RESERVE_BYTES: u64 = 2 << 30;
 /// A smaller store leaves this part of it free.
 const RESERVE_PART: u64 = 10;
+/// Looks in a row that no server answers before what was seen last does not count any more: there may be
+/// room by now, and what is refused for want of it would be so for as long as nobody can be asked.
+const MISSED_MAX: u32 = 5;
 
 /// The broker's room as it was seen last; cheap to clone. Without monitoring addresses it is never seen,
 /// and only the broker's own answers say that there is none.
@@ -36,6 +39,25 @@ struct Seen {
     used: AtomicU64,
     /// 0: nothing was seen.
     most: AtomicU64,
+    /// Looks in a row without an answer.
+    missed: AtomicU32,
+}
+
+impl Seen {
+    /// Keeps what a look found: bytes used, and the most; `None`: nobody answered. Returns whether it is
+    /// full; `None`: as it was.
+    fn keep(&self, room: Option<(u64, u64)>) -> Option<bool> {
+        let missed = if room.is_some() { 0 } else { self.missed.load(Ordering::Relaxed) + 1 };
+        self.missed.store(missed.min(MISSED_MAX), Ordering::Relaxed);
+        let (used, most) = match room {
+            Some(room) => room,
+            None if missed >= MISSED_MAX => (0, 0),
+            None => return None,
+        };
+        self.used.store(used, Ordering::Relaxed);
+        self.most.store(most, Ordering::Relaxed);
+        Some(is_full(used, most))
+    }
 }
 
 impl Room {
@@ -72,18 +94,15 @@ async fn watch(monitor_urls: Vec<String>, seen: Arc<Seen>) {
         let answers = futures::future::join_all(asked).await;
         let rooms = answers.iter().filter_map(|answer| room(answer.as_ref().ok()?));
         // With several servers the fullest one refuses first.
-        if let Some((used, most)) = rooms.min_by_key(|(used, most)| most.saturating_sub(*used)) {
-            seen.used.store(used, Ordering::Relaxed);
-            seen.most.store(most, Ordering::Relaxed);
-            let full = is_full(used, most);
+        let fullest = rooms.min_by_key(|(used, most)| most.saturating_sub(*used));
+        if let Some(full) = seen.keep(fullest) {
             metrics::gauge!("flexcore_broker_full").set(u8::from(full));
             match (was_full, full) {
                 (false, true) => tracing::error!(
-                    used,
-                    most,
+                    ?fullest,
                     "the broker's storage is full: commands are refused, and stored ones wait"
                 ),
-                (true, false) => tracing::info!(used, most, "the broker has room again"),
+                (true, false) => tracing::info!(?fullest, "the broker has room again, or may have"),
                 _ => {}
             }
             was_full = full;
@@ -119,6 +138,21 @@ mod tests {
         ] {
             assert_eq!(is_full(used, most), full, "{used} of {most}");
         }
+    }
+
+    /// It was full, room was made, and its monitoring does not answer any more.
+    #[test]
+    fn what_was_seen_last_counts_for_some_looks_and_not_for_ever() {
+        let room = Room::default();
+        assert_eq!(room.seen.keep(Some((1_000, 1_000))), Some(true));
+        for _ in 1..MISSED_MAX {
+            assert_eq!(room.seen.keep(None), None);
+            assert!(matches!(room.check(), Err(Error::NoRoom(_))));
+        }
+        assert_eq!(room.seen.keep(None), Some(false));
+        assert!(room.check().is_ok());
+        assert_eq!(room.seen.keep(None), Some(false));
+        assert_eq!(room.seen.keep(Some((1_000, 1_000))), Some(true), "seen again");
     }
 
     #[test]
