@@ -14,6 +14,7 @@ mod upcast;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     hash::{BuildHasher as _, RandomState},
+    panic::AssertUnwindSafe,
     sync::Arc,
     time::Duration,
 };
@@ -23,6 +24,7 @@ use flexcore_cluster::{Assigned, Kind, Member};
 use flexcore_domain::{Catalog, Name};
 use flexcore_eventstore::EventStore;
 use flexcore_readmodel::{Error, Owned, ReadModels, Requests, State, Version};
+use futures::FutureExt as _;
 use metrics::gauge;
 use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -307,6 +309,12 @@ impl Worker {
     }
 }
 
+/// A reader that panics ends like one that Postgres refuses, and not the worker with all others.
+async fn caught(names: Vec<(i64, Name)>, reading: impl Future<Output = End>) -> End {
+    let ended = AssertUnwindSafe(reading).catch_unwind().await;
+    ended.unwrap_or_else(|_| End::Refused { reason: "its reader panicked".to_owned(), names })
+}
+
 /// Returns when a rebuild was asked for, or when that would not be heard any more.
 async fn requested(requests: &mut Option<Requests>) {
     match requests {
@@ -384,7 +392,8 @@ impl Readers {
             |version: &Arc<Version>| (share(&version.read_model), version.epoch.cast_unsigned());
         let shares = reader.versions.iter().map(of).collect();
         self.running.insert(group.clone(), (shares, stop.clone()));
-        self.tasks.spawn(async move { (group, reader.run(stop).await) });
+        let names = reader.versions.iter().map(|v| (v.id(), v.read_model.clone())).collect();
+        self.tasks.spawn(async move { (group, caught(names, reader.run(stop)).await) });
     }
 
     fn ended(&mut self, group: Group, end: End) {
@@ -460,5 +469,20 @@ mod tests {
             readers.ended(group, retry());
         }
         assert_eq!(readers.resting.len(), 1);
+    }
+
+    /// It once ended the worker, and the next one that took the share over.
+    #[tokio::test]
+    async fn a_reader_that_panics_stops_its_own_read_model() {
+        let name = |text| Name::parse(text).unwrap();
+        let (mut readers, both) = (Readers::default(), Group::from([(1, 7), (2, 7)]));
+        let names = vec![(1, name("bad")), (2, name("good"))];
+        readers.ended(both, caught(names, async { panic!("on purpose") }).await);
+        assert_eq!(readers.apart, BTreeSet::from([1, 2]), "read apart, to find the one");
+        assert!(readers.broken.is_empty());
+        let bad = caught(vec![(1, name("bad"))], async { panic!("on purpose") }).await;
+        readers.ended(Group::from([(1, 7)]), bad);
+        readers.ended(Group::from([(2, 7)]), caught(Vec::new(), async { End::Stopped }).await);
+        assert_eq!(readers.broken, HashMap::from([(1, name("bad"))]));
     }
 }

@@ -188,6 +188,10 @@ impl Reader {
             Failure::Log(eventstore::Error::OtherLog(other)) => {
                 End::Retry { reason: other.to_string(), progressed }
             }
+            // So it says when the log is not the one that it was when reading began.
+            Failure::Log(error @ eventstore::Error::Misconfigured(_)) => {
+                End::Retry { reason: error.to_string(), progressed }
+            }
             Failure::Log(error) => End::Broken { reason: error.to_string(), names: names() },
         }
     }
@@ -295,7 +299,11 @@ impl Running<'_> {
     }
 
     fn committed(&mut self, ended: Result<Result<(), Failure>, JoinError>) -> Result<(), Failure> {
-        ended.map_err(|error| Error::Unavailable(format!("committing: {error}")))??;
+        ended.map_err(|error| match error.is_panic() {
+            // It would be again: the version is read apart from the others, and stops.
+            true => Error::Database(format!("committing: {error}")),
+            false => Error::Unavailable(format!("committing: {error}")),
+        })??;
         self.progressed = true;
         Ok(())
     }
