@@ -275,8 +275,8 @@ impl Reader {
         outcome: Outcome,
     ) -> u64 {
         let known = identify(&message);
-        let mut pause = RETRY_FIRST;
-        while let Err(error) = self.keep(&message, known.as_ref(), &outcome).await {
+        let (mut pause, mut buried) = (RETRY_FIRST, false);
+        while let Err(error) = self.keep(&message, known.as_ref(), &outcome, &mut buried).await {
             if !error.is_passing() {
                 // Everything is made to fit; a stream that takes less is not opened. Trying for ever
                 // would keep the whole slot waiting.
@@ -292,13 +292,14 @@ impl Reader {
     }
 
     /// Makes an outcome durable: what is accepted without events and what is refused are answers to
-    /// look up, and what can't be processed is put aside for a person. Fails when the lease does not
-    /// hold: another owner may have decided otherwise.
+    /// look up, and what can't be processed is put aside for a person: once, however often this is
+    /// tried (`buried`). Fails when the lease does not hold: another owner may have decided otherwise.
     async fn keep(
         &self,
         message: &jetstream::Message,
         known: Option<&(AggregateKey, CommandId)>,
         outcome: &Outcome,
+        buried: &mut bool,
     ) -> Result<(), Error> {
         if !self.guard.holds() {
             return Err(Error::Unavailable("the lease has ended".to_owned()));
@@ -310,17 +311,13 @@ impl Reader {
             }
             other => reason(other),
         };
-        let subject = message.subject.as_str();
-        let client_subject = subject.splitn(3, '.').nth(2).unwrap_or_default();
-        self.store
-            .bury(
-                "command",
-                &reason,
-                &format!("cmd.{client_subject}"),
-                message.headers.as_ref(),
-                message.payload.clone(),
-            )
-            .await?;
+        if !*buried {
+            let client_subject = message.subject.splitn(3, '.').nth(2).unwrap_or_default();
+            let (subject, headers) = (format!("cmd.{client_subject}"), message.headers.as_ref());
+            let body = message.payload.clone();
+            self.store.bury("command", &reason, &subject, headers, body).await?;
+            *buried = true;
+        }
         match known {
             Some((key, id)) => {
                 let dead = Outcome::Dead { reason };

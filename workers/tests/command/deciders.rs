@@ -27,6 +27,25 @@ impl Decider for Panics {
     }
 }
 
+/// A decider whose rules fail.
+pub(crate) struct Fails;
+
+impl Decider for Fails {
+    fn decide(
+        &mut self,
+        _: &State,
+        _: &CommandName,
+        _: &RawValue,
+        _: &Context,
+    ) -> Result<Decision, Refusal> {
+        Err(Refusal::Faulty("a bug, on purpose".to_owned()))
+    }
+
+    fn evolve(&mut self, state: &State, _: &[Event]) -> Result<State, Refusal> {
+        Ok(state.clone())
+    }
+}
+
 /// A decider that accepts everything, with so many events.
 pub(crate) struct Accepts(pub(crate) usize);
 

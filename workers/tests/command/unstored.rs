@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::deciders::Large;
+use crate::deciders::{Fails, Large};
 
 /// What the client library lets through as the largest: headers that fill a block, and the rest.
 fn fullest(store: &EventStore) -> (HeaderMap, bytes::Bytes) {
@@ -58,6 +58,29 @@ async fn a_commit_that_is_too_large_is_put_aside_and_the_next_is_done() {
     let Some(Outcome::Dead { reason }) = rig.outcome("large").await else { panic!("not dead") };
     assert!(reason.contains("too large for one commit"), "{reason}");
     assert!(reason.contains("at most 983040"), "{reason}");
+    worker.abort();
+    rig.servers.stop().await;
+}
+
+/// Each try once left another copy, which took the room of the tenant's other dead letters.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_put_aside_is_so_once_however_long_its_outcome_cannot_be_kept() {
+    let rig = Rig::start().await;
+    let worker = rig.work(Arc::new(|_| Some(Box::new(Fails)))).await;
+    rig.put("first").await;
+    rig.settled().await;
+    let outcomes = rig.store.jetstream().get_stream(topology::OUTCOMES).await.unwrap();
+    let config = outcomes.cached_info().config.clone();
+    rig.store.jetstream().delete_stream(topology::OUTCOMES).await.unwrap();
+    rig.put("bad").await;
+    until(async || (rig.dead().await > 1).then_some(())).await;
+    // Five tries or so.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(rig.dead().await, 2);
+    rig.store.jetstream().create_stream(config).await.unwrap();
+    rig.settled().await;
+    assert_eq!(rig.dead().await, 2);
+    assert!(matches!(rig.outcome("bad").await, Some(Outcome::Dead { .. })));
     worker.abort();
     rig.servers.stop().await;
 }
