@@ -226,9 +226,7 @@ impl Lane {
                         Err(undecided) => undecided,
                     };
                     let work = Work::Command { command, patient, ticket };
-                    if matches!(undecided, Undecided::Exhausted(_))
-                        && self.doubts.try_again(&work, &key)
-                    {
+                    if self.doubts.comes_again(&undecided, &work, &key, attempts) {
                         waiting.push_front(work);
                         let base = Some(Box::new(entry));
                         return self.load(key, waiting, base, attempts + 1, actions);

@@ -148,6 +148,24 @@ impl Doubts {
         }
     }
 
+    /// Whether an undecided command is tried again: a stored one that used up what it may, and one whose
+    /// first commit may be in the log yet, since its outcome is not known.
+    pub(super) fn comes_again(
+        &mut self,
+        undecided: &Undecided,
+        work: &Work,
+        key: &AggregateKey,
+        attempts: u32,
+    ) -> bool {
+        match undecided {
+            Undecided::Exhausted(_) => self.try_again(work, key),
+            Undecided::Told(Outcome::Unavailable { .. }) => {
+                is_patient(work) && attempts < LOOKS_MAX
+            }
+            Undecided::Told(_) => false,
+        }
+    }
+
     /// Whether a command that used up what it may is tried again: a stored one, some times.
     pub(super) fn try_again(&mut self, work: &Work, key: &AggregateKey) -> bool {
         if !is_patient(work) {

@@ -103,6 +103,31 @@ fn a_command_of_unknown_outcome_that_comes_again_is_decided_as_before() {
     assert!(matches!(told[..], [(3, Outcome::Accepted { version: 1, .. })]), "{told:?}");
 }
 
+/// Its client has stored it after an unknown outcome, and its functions are too slow now: it was put
+/// aside at once, and then its first commit got into the log.
+#[test]
+fn a_stored_command_whose_first_commit_may_arrive_is_not_put_aside_at_once() {
+    let (mut lane, left, _) = tired();
+    lane.handle(up("b", 2, 1, false), 5);
+    let (commit, expected) = append(lane.handle(loaded(vec![]), 5));
+    for _ in 0..3 {
+        lane.handle(unanswered(), 6);
+        append(lane.handle(loaded(vec![]), 7));
+    }
+    let told = outcomes(&lane.handle(unanswered(), 8));
+    assert!(matches!(told[..], [(1, Outcome::Unavailable { .. })]), "{told:?}");
+
+    left.store(100, Ordering::Relaxed);
+    let mut actions = lane.handle(up("b", 2, 2, true), 900);
+    for _ in 0..8 {
+        assert!(matches!(actions[..], [Action::Load { .. }]), "{actions:?}");
+        actions = lane.handle(loaded(vec![]), 901);
+    }
+    left.store(0, Ordering::Relaxed);
+    let told = outcomes(&lane.handle(loaded(vec![recorded(&commit, expected, 9)]), 902));
+    assert!(matches!(told[..], [(2, Outcome::Accepted { version: 1, .. })]), "{told:?}");
+}
+
 /// A counter that uses up its time so many times, and notes the time that it is told.
 struct Tired {
     counter: Native<Counter>,
