@@ -158,13 +158,11 @@ pub enum Error {
 
 /// Classes and codes of SQLSTATE that say "not now".
 fn is_passing(code: &str) -> bool {
-    // 08 connection, 53 resources (too many connections, disk full), 57P shutdown and start,
-    // 40 serialisation and deadlock, 55P03 lock not available.
-    code.starts_with("08")
-        || code.starts_with("53")
-        || code.starts_with("57P")
-        || code.starts_with("40")
-        || code == "55P03"
+    // 08 connection, 28 the login is refused, 3D the database is not there, 40 serialisation and
+    // deadlock, 53 resources (too many connections, disk full), 57 shutdown, start and cancelled;
+    // 25006 read only, as another server is until it has taken over, 55P03 lock not available.
+    let classes = ["08", "28", "3D", "40", "53", "57"];
+    classes.iter().any(|class| code.starts_with(class)) || ["25006", "55P03"].contains(&code)
 }
 
 impl From<sqlx::Error> for Error {

@@ -2,7 +2,6 @@
 
 use flexcore_domain::log::OtherLog;
 use flexcore_eventstore as eventstore;
-use sqlx::AssertSqlSafe;
 
 use super::*;
 

@@ -27,7 +27,7 @@ use flexcore_readmodel::{ReadModels, Rebuild, Select, State};
 use flexcore_servers::{Options, Servers, Sync};
 use flexcore_workers::projection;
 use serde_json::{Value, json, value::to_raw_value};
-use sqlx::{Connection as _, PgConnection};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -214,6 +214,33 @@ async fn postgres_and_the_broker_may_die_and_come_back() {
     rig.caught_up(position).await;
     let expected = json!([{"group": "x", "count": paid + 1, "total": paid + 1}]);
     assert_eq!(rig.rows().await, expected, "each exactly once");
+    stop.cancel();
+    worker.await.unwrap();
+    rig.servers.stop().await;
+}
+
+/// A server that takes over is read only at first, and an administrator may cancel a statement. Either once
+/// stopped every projection until somebody started its worker again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_that_is_read_only_for_a_while_stops_nothing() {
+    let rig = Rig::start().await;
+    let (stop, worker) = rig.work().await;
+    rig.caught_up(rig.pay("a", "x", &ones(3)).await).await;
+    let mut admin = PgConnection::connect(&rig.servers.postgres_url().unwrap()).await.unwrap();
+    let name: String =
+        sqlx::query_scalar("select current_database()").fetch_one(&mut admin).await.unwrap();
+    let end = "select pg_terminate_backend(pid) from pg_stat_activity \
+               where datname = current_database() and pid <> pg_backend_pid()";
+    for read_only in ["on", "off"] {
+        let set = format!("alter database {name} set default_transaction_read_only = {read_only}");
+        sqlx::raw_sql(AssertSqlSafe(set)).execute(&mut admin).await.unwrap();
+        sqlx::raw_sql(end).execute(&mut admin).await.unwrap();
+        rig.pay(read_only, "x", &ones(1)).await;
+        // For the worker to meet it, more than once.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    rig.caught_up(rig.pay("b", "x", &ones(1)).await).await;
+    assert_eq!(rig.rows().await, json!([{"group": "x", "count": 6, "total": 6}]));
     stop.cancel();
     worker.await.unwrap();
     rig.servers.stop().await;
