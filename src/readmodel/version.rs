@@ -260,13 +260,14 @@ impl ReadModels {
     }
 
     /// Drops the tables of replaced versions that nobody reads any more, of the read models that the
-    /// worker owns.
+    /// worker owns. One that cannot be dropped leaves the others alone; then this fails.
     pub async fn sweep(&self, owned: Owned<'_>) -> Result<(), Error> {
         let rows = sqlx::query(
             "select id, read_model, version from flexcore.projections where state = 'retired'",
         )
         .fetch_all(&self.pool)
         .await?;
+        let mut failed = Ok(());
         for row in rows {
             let (id, name, number): (i64, &str, i32) =
                 (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
@@ -283,10 +284,13 @@ impl ReadModels {
                 Err(error) if in_the_way(&error).is_some() => {
                     tracing::debug!(read_model = name, %error, "the old table is still in use");
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => match Error::from(error) {
+                    error if is_away(&error) => return Err(error),
+                    error => failed = failed.and(Err(error)),
+                },
             }
         }
-        Ok(())
+        failed
     }
 }
 
