@@ -25,7 +25,11 @@ const EDGES: &[(&str, &[&str], &str)] = &[
         &["domain", "resilience"],
         "the log holds commits, whoever makes or reads them, and tenants share its connections",
     ),
-    ("readmodel", &["domain"], "rows are folded from events, wherever these come from"),
+    (
+        "readmodel",
+        &["domain", "resilience"],
+        "rows are folded from events, wherever these come from",
+    ),
     ("auth", &["domain"], "identity has to be usable alone"),
     (
         "gateway",

@@ -6,13 +6,16 @@
 use std::{
     mem,
     ops::{Deref, DerefMut},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use flexcore_domain::Tenant;
+use flexcore_resilience::{Place, Shares};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, postgres::PgConnectOptions};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::{
     Error, Settings, TRUSTED_IDLE,
@@ -29,6 +32,9 @@ const KEPT: Duration = Duration::from_secs(1800);
 const RETRY: Duration = Duration::from_millis(50);
 /// Longest wait for a session that its reader has left to be ready again. Beyond it is closed.
 const CLEAN_WAIT: Duration = Duration::from_secs(10);
+/// A tenant has at most so many times as many sessions as are left for others. Those of queries whose
+/// clients have hung up count until Postgres has ended them: or who asks and hangs up would have all.
+const PLACES_TIMES: usize = 3;
 
 pub(crate) struct Readers {
     owner: PgPool,
@@ -39,7 +45,8 @@ pub(crate) struct Readers {
     acquire_timeout: Duration,
     /// Somebody may give the login a privilege at any time.
     look_every: Duration,
-    places: Arc<Semaphore>,
+    places: Shares<Tenant>,
+    closed: AtomicBool,
     idle: Mutex<Vec<Session>>,
 }
 
@@ -57,7 +64,7 @@ struct Session {
 pub(crate) struct Reading {
     readers: Arc<Readers>,
     session: Option<Session>,
-    place: Option<OwnedSemaphorePermit>,
+    place: Option<Place<Tenant>>,
 }
 
 impl Readers {
@@ -73,7 +80,8 @@ impl Readers {
             given,
             acquire_timeout: settings.acquire_timeout,
             look_every: settings.look_every,
-            places: Arc::new(Semaphore::new(settings.connections_max as usize)),
+            places: Shares::new(settings.connections_max as usize, PLACES_TIMES),
+            closed: AtomicBool::new(false),
             idle: Mutex::default(),
         }
     }
@@ -92,8 +100,10 @@ impl Readers {
     ) -> Result<Reading, Error> {
         let late = || Error::Unavailable("no connection in time".to_owned());
         let begun = async {
-            let place = Arc::clone(&self.places).acquire_owned().await;
-            let place = place.map_err(|_| Error::Unavailable("closed".to_owned()))?;
+            let place = self.places.wait(tenant).await;
+            if self.closed.load(Ordering::Relaxed) {
+                return Err(Error::Unavailable("closed".to_owned()));
+            }
             let mut reading = Reading { readers: self.clone(), session: None, place: Some(place) };
             let mut attempt = 1;
             loop {
@@ -170,7 +180,7 @@ impl Readers {
         let rollback = sqlx::raw_sql("rollback").execute(&mut session.connection);
         if !matches!(tokio::time::timeout(CLEAN_WAIT, rollback).await, Ok(Ok(_)))
             || session.made.elapsed() > KEPT
-            || self.places.is_closed()
+            || self.closed.load(Ordering::Relaxed)
         {
             return;
         }
@@ -182,7 +192,7 @@ impl Readers {
 
     /// Closes every session, those in use as soon as they are given back.
     pub(crate) async fn close(&self) {
-        self.places.close();
+        self.closed.store(true, Ordering::Relaxed);
         let sessions = mem::take(&mut *self.idle());
         for session in sessions {
             // Postgres is told, or hears it from the socket.

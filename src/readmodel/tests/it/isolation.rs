@@ -316,6 +316,29 @@ async fn a_query_that_is_given_up_keeps_its_place_until_postgres_has_ended_it() 
     assert_eq!(database.one(&sessions).await, "1");
 }
 
+/// It had all of them then: who hangs up has no place at the gateway any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn queries_that_a_tenant_gives_up_leave_sessions_for_others() {
+    let database = Database::new().await;
+    filled(&database, &[OWN]).await;
+    let settings = Settings {
+        connections_max: 4,
+        acquire_timeout: Duration::from_secs(1),
+        statement_timeout: Duration::from_secs(4),
+        ..Settings::default()
+    };
+    let models = ReadModels::connect(&database.url, settings).await.unwrap();
+    let slow = "select max(n) from (select generate_series(1, 1000000000) as n) as s";
+    for _ in 0..6 {
+        let given_up = answer(&models, "b", slow);
+        tokio::time::timeout(Duration::from_millis(200), given_up)
+            .await
+            .expect_err("it takes long");
+    }
+    let rows = answer(&models, "a", "select k from rm.things").await;
+    assert_eq!(rows, Ok(r#"[{"k":"1"}]"#.to_owned()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn databases_that_migrate_at_once_share_their_roles() {
     let databases = [Database::empty().await, Database::empty().await, Database::empty().await];
