@@ -53,7 +53,7 @@ async fn call<T>(
 ) -> Result<T, resilience::Error<Error>> {
     let usual = shared.read_models.statement_timeout();
     let hasty = client.is_some_and(|client| client.remaining(Instant::now()) < usual);
-    let called = shared.postgres.call(deadline, |result| judge(result, hasty), asked).await;
+    let called = shared.postgres.call(deadline, judge, asked).await;
     called.map_err(|error| of_client(error, hasty))
 }
 
@@ -107,11 +107,11 @@ pub(crate) async fn wait(
     read(shared, tenant, client, |_| async { Err(unreached.missing().await) }).await
 }
 
-/// Whether Postgres did its part, for a client that may not have given it the time.
-fn judge<T>(result: &Result<T, Error>, hasty: bool) -> Verdict {
+/// Whether Postgres did its part. A statement that it ended for its time was too slow, and another
+/// tenant's may be quick: a Postgres that is stuck does not even say so.
+fn judge<T>(result: &Result<T, Error>) -> Verdict {
     match result {
-        Err(Error::Timeout(_)) if hasty => Verdict::Neutral,
-        Err(Error::Unavailable(_) | Error::Timeout(_)) => Verdict::Failure,
+        Err(Error::Unavailable(_)) => Verdict::Failure,
         Ok(_)
         | Err(
             Error::NotBuilt(_)
@@ -126,15 +126,17 @@ fn judge<T>(result: &Result<T, Error>, hasty: bool) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use flexcore_resilience::{Breaker, Policies, State};
+
     use super::*;
 
     #[test]
     fn only_what_postgres_did_counts() {
-        let of = |error| judge::<()>(&Err(error), false);
-        assert_eq!(judge(&Ok(()), false), Verdict::Success);
+        let of = |error| judge::<()>(&Err(error));
+        assert_eq!(judge(&Ok(())), Verdict::Success);
         assert_eq!(of(Error::NotBuilt("flights".to_owned())), Verdict::Success);
         assert_eq!(of(Error::Unavailable("no connection in time".to_owned())), Verdict::Failure);
-        assert_eq!(of(Error::Timeout(Duration::from_secs(5))), Verdict::Failure);
+        assert_eq!(of(Error::Timeout(Duration::from_secs(5))), Verdict::Neutral);
         assert_eq!(of(Error::InvalidCursor), Verdict::Neutral);
         assert_eq!(of(Error::TooManyWaiters), Verdict::Neutral);
     }
@@ -142,11 +144,29 @@ mod tests {
     #[test]
     fn what_postgres_gives_up_for_a_client_is_the_clients() {
         let timeout = || Error::Timeout(Duration::from_millis(300));
-        assert_eq!(judge::<()>(&Err(timeout()), true), Verdict::Neutral);
-        let away = Err(Error::Unavailable("no connection in time".to_owned()));
-        assert_eq!(judge::<()>(&away, true), Verdict::Failure);
         let told = |hasty| of_client(resilience::Error::Failed(timeout()), hasty);
         assert!(matches!(told(true), resilience::Error::TimedOut { .. }));
         assert!(matches!(told(false), resilience::Error::Failed(Error::Timeout(_))));
+    }
+
+    /// One tenant's statements that Postgres ended once had everybody's queries refused.
+    #[tokio::test(start_paused = true)]
+    async fn queries_that_are_too_slow_do_not_open_the_breaker_and_a_stuck_postgres_does() {
+        let settings = flexcore_readmodel::Settings::default();
+        let longest = settings.acquire_timeout + settings.statement_timeout;
+        assert!(longest < READ_TIMEOUT, "it ends by itself first");
+        let breaker = Breaker::new("postgres", Policies::default().postgres.breaker);
+        let state = async |takes: Duration| {
+            for _ in 0..20 {
+                let slow = async {
+                    tokio::time::sleep(takes).await;
+                    Err::<(), _>(Error::Timeout(settings.statement_timeout))
+                };
+                let _ = breaker.call(Deadline::after(READ_TIMEOUT), judge, slow).await;
+            }
+            breaker.state()
+        };
+        assert_eq!(state(longest).await, State::Closed);
+        assert_eq!(state(READ_TIMEOUT * 2).await, State::Open);
     }
 }

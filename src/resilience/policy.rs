@@ -17,9 +17,10 @@ pub struct Policies {
 
 impl Default for Policies {
     fn default() -> Self {
-        // Postgres gives up a statement after 5 s by itself, and what takes longer is no slow query
-        // but a connection that leads nowhere.
-        let postgres = BreakerPolicy { slow_call: Duration::from_secs(5), ..Default::default() };
+        // A connection is waited for for 2 s, and Postgres gives up a statement after 5 s by itself: what
+        // takes longer is no slow query but a connection that leads nowhere.
+        let postgres =
+            BreakerPolicy { slow_call: Duration::from_millis(7_500), ..Default::default() };
         // While the broker elects a leader, which takes up to 6.5 s, each attempt fails at once.
         let elected = RetryPolicy {
             attempts_max: 12,

@@ -44,6 +44,19 @@ async fn postgres_gives_a_query_up_when_its_client_does() {
     gateway.servers.stop().await;
 }
 
+/// Five of them in a row, of whichever tenant, once had everybody's queries refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn queries_that_take_too_long_get_nobody_else_refused() {
+    let gateway = start_on(settings(), Want::Both).await;
+    let queries = (0..6).map(|_| gateway.get("/v1/queries/delays?least=30"));
+    for answer in futures::future::join_all(queries).await {
+        answer.problem(504, "query-timeout");
+    }
+    let answer = gateway.get("/v1/queries/delays").await;
+    assert_eq!(answer.body, r#"{"rows":[{"slept":""}]}"#, "{answer:?}");
+    gateway.servers.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn while_postgres_is_away_queries_are_answered_at_once_and_commands_go_on() {
     let mut gateway = start_on(settings(), Want::Both).await;
