@@ -166,10 +166,12 @@ impl Here {
         let Some(definition) = catalog.aggregate(key.aggregate().as_str()).cloned() else {
             return StateReply::NotFound;
         };
-        let _place = self.folds.wait(key.tenant()).await;
+        let place = self.folds.wait(key.tenant()).await;
         // The log is read as fast as it is folded, a page ahead.
         let (pages, mut events) = mpsc::channel::<Vec<Event>>(1);
         let folding = tokio::task::spawn_blocking(move || {
+            // Taken as long as the thread folds, also when whoever asked has given up.
+            let _place = place;
             let mut decider = ScriptDecider::new(definition).map_err(|problems| {
                 problems.first().map(ToString::to_string).unwrap_or_default()
             })?;

@@ -1,5 +1,6 @@
 //! One tenant at many times its share: another one is refused nothing.
 
+use flexcore_domain::{Application, Name, definition::SourceFile};
 use flexcore_eventstore::queue::CommandPublisher;
 use futures::future::join_all;
 
@@ -132,6 +133,64 @@ async fn stored_commands_of_one_tenant_do_not_outnumber_anothers_in_a_lane() {
     }
     let recorded = rig.store.last_sequence().await.unwrap();
     assert!(recorded < 5_000, "{recorded} of the flood's came before");
+    stop.cancel();
+    rig.servers.stop().await;
+}
+
+/// An aggregate whose states take a while to be folded.
+const SLOW_TO_FOLD: &str = "aggregate: counter
+commands:
+  add: { decide: '() => []' }
+events:
+  added:
+    data: { type: object }
+    evolve: |
+      () => {
+        let dust = 0;
+        for (let i = 0; i < 100000; i++) dust += i % 7;
+        return dust;
+      }
+";
+
+/// Threads of this process.
+fn threads() -> usize {
+    std::fs::read_dir("/proc/self/task").unwrap().count()
+}
+
+/// Each question that was given up left a thread behind that went on, and its place was free.
+#[tokio::test(flavor = "multi_thread")]
+async fn states_at_a_version_are_folded_so_many_at_once_whoever_gives_up() {
+    const ASKED: usize = 100;
+    let rig = Rig::start().await;
+    let mut last = Expected::default();
+    for version in 1..=100 {
+        let commit = rig.commit(&format!("c-{version}"), version);
+        let appended = rig.store.append(&commit, last).await.unwrap();
+        last = Expected { sequence: appended.sequence, hash: appended.hash };
+    }
+    let files = vec![SourceFile { path: "a.yaml".to_owned(), text: SLOW_TO_FOLD.to_owned() }];
+    let application = Application::read(Name::parse("slow").unwrap(), files).unwrap();
+    let catalog = Catalog::default().with(application).unwrap();
+    let (_deployed, catalog) = watch::channel(Arc::new(catalog));
+    let (member, stop) = (rig.member(LEASE).await, CancellationToken::new());
+    let settings = command::Settings::default();
+    let running = command::run(rig.store.clone(), catalog, member.clone(), settings, stop.clone());
+    tokio::spawn(running);
+    let epoch = everything(&member).await[&rig.key.slot().number()];
+    let subject = Command::state_subject(epoch, &rig.key);
+    let ask = async |timeout_ms: &str| {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AT_VERSION, "100");
+        headers.insert("Flexcore-Timeout-Ms", timeout_ms);
+        rig.store.client().request_with_headers(subject.clone(), headers, "".into()).await
+    };
+    while ask("8000").await.is_err() {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let before = threads();
+    join_all((0..ASKED).map(|_| ask("1000"))).await;
+    let more = threads().saturating_sub(before);
+    assert!(more < ASKED / 2, "{more} threads more");
     stop.cancel();
     rig.servers.stop().await;
 }
