@@ -176,6 +176,11 @@ mod tests {
         }
         turns.push(key("acme", 1), Class::Stored, "other");
         assert_eq!(begun(&mut turns).len(), 51);
+        // All that may be under way, and more is asked of both.
+        turns.push(key("acme", 0), Class::Stored, "hot");
+        turns.push(key("acme", 1), Class::Stored, "other");
+        turns.push(key("acme", 2), Class::Stored, "third");
+        assert_eq!(begun(&mut turns), ["hot", "other"]);
     }
 
     #[test]
