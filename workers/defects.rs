@@ -1,10 +1,9 @@
-//! Faults of our own making, for the chaos harness: with one switched on its checker must complain.
-//! Only in builds with the feature `defects`, which nothing but the tests turns on.
+//! What can be made wrong with the workers: see `src/readmodel/defects.rs`.
 
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -12,16 +11,17 @@ use std::{
 
 use flexcore_domain::{Command, CommandId, Outcome, Position, commit::Commit};
 use flexcore_eventstore::{Appended, Expected};
-use flexcore_readmodel::Part;
+pub(crate) use flexcore_readmodel::defects::is_on;
+use flexcore_readmodel::{
+    Part,
+    defects::{NO_FENCE, is_due},
+};
 use tokio::sync::mpsc;
 
 use crate::command::Lanes;
 
 /// A command worker answers before the log has the commit.
 pub(crate) const EARLY_ANSWER: &str = "acknowledge-before-append";
-
-/// A projection worker goes on with what was taken from it, and nothing stops it.
-const NO_FENCE: &str = "no-fence";
 
 /// A stored command is done twice, under its own id.
 const DOUBLE_STORED: &str = "double-stored";
@@ -41,11 +41,11 @@ const WRONG_REASON: &str = "wrong-reason";
 /// An event is not applied, and its place is passed.
 const SKIP_ROW: &str = "skip-row";
 
-/// A query is answered with another tenant's rows.
-const LEAK_TENANT: &str = "leak-tenant";
+/// A checkpoint goes back by one commit, again and again.
+const CHECKPOINT_BACK: &str = "checkpoint-back";
 
-/// Of what could go wrong, each so many does.
-const EACH: usize = 10;
+/// Batches that are applied before checkpoints go back: what is there in the beginning is built.
+const BATCHES_FIRST: usize = 40;
 
 /// What is added to a command's id so that it is not known yet.
 const DISGUISE: &str = "-twice";
@@ -55,18 +55,6 @@ const OVERTAKEN_AFTER: Duration = Duration::from_millis(700);
 
 /// How long the append waits that was answered already: long enough to be killed before it.
 pub(crate) const APPEND_DELAY: Duration = Duration::from_millis(500);
-
-/// Whether the defect of this name is switched on, by `FLEXCORE_DEFECT`.
-pub(crate) fn is_on(name: &str) -> bool {
-    static CHOSEN: OnceLock<Option<String>> = OnceLock::new();
-    CHOSEN.get_or_init(|| std::env::var("FLEXCORE_DEFECT").ok()).as_deref() == Some(name)
-}
-
-/// Whether this defect is switched on, and this is one of those that go wrong.
-fn is_due(name: &str) -> bool {
-    static COUNT: AtomicUsize = AtomicUsize::new(1);
-    is_on(name) && COUNT.fetch_add(1, Ordering::Relaxed).is_multiple_of(EACH)
-}
 
 /// Hands a stored command to its lane: not at all, later, or twice.
 pub(crate) fn queued(
@@ -118,9 +106,14 @@ pub(crate) fn told(outcome: Outcome) -> Outcome {
     }
 }
 
-/// What is applied of a batch.
+/// What is applied of a batch, and how far it says that it went.
 pub(crate) fn skipped(mut parts: Vec<Part>) -> Vec<Part> {
+    static BATCHES: AtomicUsize = AtomicUsize::new(0);
     parts.iter_mut().for_each(|part| part.changes.retain(|_| !is_due(SKIP_ROW)));
+    if is_on(CHECKPOINT_BACK) && BATCHES.fetch_add(1, Ordering::Relaxed) > BATCHES_FIRST {
+        let moves = parts.iter_mut().flat_map(|part| &mut part.moves);
+        moves.for_each(|moved| moved.to = moved.from.saturating_sub(1));
+    }
     parts
 }
 
@@ -129,15 +122,12 @@ pub(crate) fn hoped_for(expected: Expected) -> Appended {
     Appended { sequence: expected.sequence + 1, hash: expected.hash }
 }
 
-/// What a worker owns, with everything that it ever owned, and no fence in Postgres. Beside it, switches
-/// on what goes wrong with queries.
+/// What a worker owns, with everything that it ever owned; without the fence.
 pub(crate) fn never_let_go(owned: BTreeMap<u16, u64>) -> BTreeMap<u16, u64> {
     static EVER: Mutex<BTreeMap<u16, u64>> = Mutex::new(BTreeMap::new());
-    flexcore_readmodel::LEAKING.store(is_on(LEAK_TENANT), Ordering::Relaxed);
     if !is_on(NO_FENCE) {
         return owned;
     }
-    flexcore_readmodel::UNFENCED.store(true, Ordering::Relaxed);
     let mut ever = EVER.lock().unwrap_or_else(PoisonError::into_inner);
     ever.extend(owned);
     ever.clone()

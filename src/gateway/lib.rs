@@ -5,6 +5,8 @@
 
 mod admission;
 mod asyncapi;
+#[cfg(feature = "defects")]
+mod defects;
 mod error;
 mod extract;
 #[cfg(test)]

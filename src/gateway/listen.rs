@@ -57,6 +57,8 @@ pub(crate) async fn run(
     let places = Arc::new(Semaphore::new(shared.settings.connections_max));
     let closing = CancellationToken::new();
     let server = Arc::new(server());
+    #[cfg(feature = "defects")]
+    crate::defects::watch(shutdown.clone());
     let stop = stop_accepting(&shared, &shutdown);
     tokio::pin!(stop);
     loop {

@@ -68,6 +68,8 @@ async fn answer(
         // The panic's own message is in the log already.
         Problem::internal(&"a handler panicked").into_response()
     });
+    #[cfg(feature = "defects")]
+    let response = if protected { crate::defects::answered(response) } else { response };
     finish(response, &trace, rate.as_ref(), protected)
 }
 

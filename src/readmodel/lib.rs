@@ -6,6 +6,8 @@
 
 mod cell;
 mod check;
+#[cfg(feature = "defects")]
+pub mod defects;
 mod epoch;
 mod error;
 mod fold;
@@ -36,8 +38,6 @@ use sqlx::{
 };
 
 pub use epoch::Owned;
-#[cfg(feature = "defects")]
-pub use epoch::{LEAKING, UNFENCED};
 pub use error::Error;
 pub use named::ROWS_MAX;
 pub use page::Page;
@@ -211,7 +211,7 @@ impl ReadModels {
     /// A read-only transaction that sees one tenant's rows.
     async fn read_as(&self, tenant: &Tenant) -> Result<readers::Reading, Error> {
         #[cfg(feature = "defects")]
-        let tenant = &epoch::leaked(tenant);
+        let tenant = &defects::leaked(tenant);
         self.readers.begin(tenant, self.settings.statement_timeout).await
     }
 }

@@ -201,7 +201,7 @@ impl ReadModels {
     pub async fn take_over(&self, version: &Version) -> Result<Vec<u64>, Error> {
         let epoch = version.epoch;
         #[cfg(feature = "defects")]
-        crate::epoch::forget_later(&mut *self.pool.acquire().await?, &[version.id], &[epoch])
+        crate::defects::forget_later(&mut *self.pool.acquire().await?, &[version.id], &[epoch])
             .await?;
         let rows = sqlx::query(
             "update flexcore.checkpoints set epoch = greatest(epoch, $2) \

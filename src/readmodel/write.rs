@@ -121,7 +121,7 @@ async fn move_checkpoints(
         }
     }
     #[cfg(feature = "defects")]
-    crate::epoch::forget_later(transaction, &ids, &epochs).await?;
+    crate::defects::forget_later(transaction, &ids, &epochs).await?;
     let moved = sqlx::query(
         "update flexcore.checkpoints c set position = m.till, epoch = m.epoch, hash = m.hash \
          from unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[], \

@@ -109,7 +109,7 @@ impl Rig {
     /// time.
     pub(crate) async fn held_verdict(&self) -> Verdict {
         self.cluster.client.close();
-        let mut verdict = Verdict::new(18, "what is held returns to its base line");
+        let mut verdict = Verdict::new(18, resources::HELD);
         for _ in 0..HELD_LOOKS {
             tokio::time::sleep(Duration::from_secs(1)).await;
             match self.held().await {

@@ -15,11 +15,15 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    checker::{self, Verdict},
+    checker::{
+        self, Verdict,
+        answers::{self, Stop},
+        resources,
+    },
     cluster::{LIFETIME_S, TENANTS, cache},
     gather,
     history::History,
-    host::{say, signal},
+    host::{self, say, signal},
     http::{Ask, Client},
     listener::Listener,
     load::{Load, Pace},
@@ -34,6 +38,10 @@ const READY_WAIT: Duration = Duration::from_secs(120);
 const END_WAIT: Duration = Duration::from_secs(30);
 /// How long the load lasts.
 const LOAD_FOR: Duration = Duration::from_secs(5);
+/// How long the load lasts before what is held is counted: pools are filled by then.
+const WARM_UP: Duration = Duration::from_secs(1);
+/// How long clients may take to learn what came of their commands.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take to come to rest. With a defect it may never.
 const REST_WAIT: Duration = Duration::from_secs(20);
 const REST_WAIT_WITH_DEFECT: Duration = Duration::from_secs(8);
@@ -54,7 +62,7 @@ pub(crate) async fn run(
     seed: u64,
 ) -> Section {
     let started = Instant::now();
-    let small = Small::start(defect).await;
+    let mut small = Small::start(defect).await;
     let history = History::new(&small.folder.path().join("history.jsonl"));
     let listener = Listener::start(&small.place);
     let (snapshots, watching) = (Arc::<Mutex<_>>::default(), CancellationToken::new());
@@ -63,21 +71,26 @@ pub(crate) async fn run(
     let watch = tokio::spawn(watch);
     // Much goes through the queue, since most that can go wrong there does so to few.
     let pace = Pace { queued: 45, reads: 30, hot: 24, ..Pace::steady(150) };
-    let load = Load::start(&small.place, &history, seed, pace).await;
-    tokio::time::sleep(LOAD_FOR).await;
-    load.finish(Duration::from_secs(10)).await;
+    small.load(&history, seed, pace, WARM_UP).await;
+    let before = small.held();
+    small.load(&history, seed ^ 1, pace, LOAD_FOR).await;
     let mut section = Section { control, ..Section::new(name) };
     let most = if defect.is_some() { REST_WAIT_WITH_DEFECT } else { REST_WAIT };
     let rest = rest(&small.place, most).await;
+    section.verdicts.push(resources::returns_to_the_base_line(&before, &small.held()));
     watching.cancel();
     drop(watch.await);
     let mut story = gather::story(&small.place, &history, &listener).await.unwrap();
     story.snapshots = std::mem::take(&mut *snapshots.lock().unwrap());
     section.notes.push(story.told());
     section.verdicts.extend(checker::all(&story));
+    section.verdicts.push(answers::everything_is_answered(&story.calls, &story.reads));
     let mut verdict = Verdict::new(6, "everything comes to rest");
     verdict.hold(rest.is_ok(), || format!("{rest:?}"));
     section.verdicts.push(verdict);
+    let stops = [small.end_under_load(&history, seed ^ 2, pace).await];
+    section.verdicts.push(answers::ends_in_order(&stops));
+    section.verdicts.push(answers::nothing_under_way_fails(&stops, &history.calls()));
     say(&format!("{name}: {:.1} s", started.elapsed().as_secs_f64()));
     section
 }
@@ -178,6 +191,34 @@ impl Small {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
+    }
+
+    /// Lets clients ask for a while, and waits until they know what came of it.
+    async fn load(&self, history: &History, seed: u64, pace: Pace, length: Duration) {
+        let load = Load::start(&self.place, history, seed, pace).await;
+        tokio::time::sleep(length).await;
+        load.finish(PATIENCE).await;
+    }
+
+    /// What the process holds; its servers' descriptors are theirs.
+    fn held(&self) -> resources::Held {
+        let (descriptors, _) = host::held(self.child.id()).unwrap();
+        [("dev descriptors".to_owned(), descriptors.try_into().unwrap())].into()
+    }
+
+    /// Asks it to end while requests are under way.
+    async fn end_under_load(&mut self, history: &History, seed: u64, pace: Pace) -> Stop {
+        let load = Load::start(&self.place, history, seed, pace).await;
+        load.burst(1).await;
+        let (from_ns, start) = (history.now_ns(), Instant::now());
+        signal("TERM", self.child.id());
+        let mut ended = None;
+        while ended.is_none() && start.elapsed() < END_WAIT {
+            ended = self.child.try_wait().unwrap().map(|status| (status.code(), start.elapsed()));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        load.finish(Duration::ZERO).await;
+        Stop { node: "dev".to_owned(), gateway: Some(1), from_ns, ended }
     }
 
     fn log(&self) -> String {

@@ -152,6 +152,10 @@ impl Reader {
         match read {
             Read::Commits(commits) => {
                 for recorded in commits {
+                    #[cfg(feature = "defects")]
+                    if crate::defects::misses() {
+                        continue;
+                    }
                     if wanted(&recorded.commit.key) {
                         write_commit(&mut text, recorded);
                         self.places.told(now);

@@ -5,6 +5,11 @@ use std::time::Duration;
 use super::Verdict;
 use crate::history::{Call, Read, Seen, Told};
 
+/// Names of checks.
+pub(crate) const ANSWERED: &str = "every request is answered, the excess with Retry-After";
+pub(crate) const ENDS: &str = "SIGTERM ends a process with 0 within 30 s";
+pub(crate) const UNDER_WAY: &str = "no request under way fails because of a SIGTERM";
+
 /// SIGTERM has to end a process within this time.
 const END_WITHIN: Duration = Duration::from_secs(30);
 
@@ -22,7 +27,7 @@ pub(crate) struct Stop {
 /// 13: every request that reached a gateway is answered by its deadline: 2xx, a refusal of what it asks
 /// for, or 429 and 503 with `Retry-After`. 401 and 404 are no answer to a good request.
 pub(crate) fn everything_is_answered(calls: &[Call], reads: &[Read]) -> Verdict {
-    let mut verdict = Verdict::new(13, "every request is answered, the excess with Retry-After");
+    let mut verdict = Verdict::new(13, ANSWERED);
     for call in calls.iter().filter(|call| call.gateway > 0) {
         let holds = match &call.told {
             Told::Accepted { .. } | Told::Queued => true,
@@ -47,7 +52,7 @@ pub(crate) fn everything_is_answered(calls: &[Call], reads: &[Read]) -> Verdict 
 
 /// 17: a process that is asked to end does so in order: exit code 0, in time.
 pub(crate) fn ends_in_order(stops: &[Stop]) -> Verdict {
-    let mut verdict = Verdict::new(17, "SIGTERM ends a process with 0 within 30 s");
+    let mut verdict = Verdict::new(17, ENDS);
     for stop in stops {
         let holds = matches!(stop.ended, Some((Some(0), took)) if took <= END_WITHIN);
         verdict.hold(holds, || format!("{stop:?}"));
@@ -58,7 +63,7 @@ pub(crate) fn ends_in_order(stops: &[Stop]) -> Verdict {
 /// 17: no request that is under way at SIGTERM fails. What is sent afterwards may meet a closed
 /// port.
 pub(crate) fn nothing_under_way_fails(stops: &[Stop], calls: &[Call]) -> Verdict {
-    let mut verdict = Verdict::new(17, "no request under way fails because of a SIGTERM");
+    let mut verdict = Verdict::new(17, UNDER_WAY);
     for stop in stops {
         let under_way = calls.iter().filter(|call| {
             let here = stop.gateway.is_none_or(|gateway| gateway == call.gateway);

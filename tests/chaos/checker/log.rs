@@ -5,6 +5,9 @@ use std::collections::BTreeMap;
 use super::{Story, Verdict};
 use crate::listener::TENANT;
 
+/// Name of a check.
+pub(crate) const HEARD: &str = "a listener hears every commit once, in order";
+
 /// 3: stream sequences follow one another, every message is a commit, and the replicas agree.
 pub(crate) fn sequences_follow(story: &Story) -> Verdict {
     let mut verdict = Verdict::new(3, "sequences of the log follow one another on every replica");
@@ -29,7 +32,7 @@ pub(crate) fn sequences_follow(story: &Story) -> Verdict {
 /// 3: who listens to a tenant's events hears each of its commits once, whole and in order, over all the
 /// connections that it took, and nobody else's.
 pub(crate) fn listeners_miss_nothing(story: &Story) -> Verdict {
-    let mut verdict = Verdict::new(3, "a listener hears every commit once, in order");
+    let mut verdict = Verdict::new(3, HEARD);
     let mut heard = story.heard.iter();
     for commit in story.log.commits.iter().filter(|commit| commit.tenant == TENANT) {
         let next = heard.next();

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use super::Verdict;
 
+/// Name of a check.
+pub(crate) const HELD: &str = "what is held returns to its base line";
+
 /// How much of everything is held, by a name such as `worker-1 threads`.
 pub(crate) type Held = BTreeMap<String, i64>;
 
@@ -28,7 +31,7 @@ const TOLERANCE: [(&str, i64, i64); 7] = [
 
 /// 18: after a fault, what is held returns to its base line.
 pub(crate) fn returns_to_the_base_line(before: &Held, after: &Held) -> Verdict {
-    let mut verdict = Verdict::new(18, "what is held returns to its base line");
+    let mut verdict = Verdict::new(18, HELD);
     for (name, now) in after {
         let then = before.get(name).copied().unwrap_or(0);
         let rule = TOLERANCE.iter().find(|(what, ..)| name.ends_with(what));

@@ -8,8 +8,10 @@ use crate::{
     history::is_hot,
 };
 
-/// Name of a check.
+/// Names of checks.
 pub(crate) const FOLD: &str = "rows equal the fold of the log";
+pub(crate) const FORWARD: &str = "checkpoints never go back";
+pub(crate) const TOGETHER: &str = "rows and checkpoints commit together";
 
 /// What the rows have to be: the fold of the log.
 pub(crate) fn fold(commits: &[Commit]) -> Rows {
@@ -58,7 +60,7 @@ pub(crate) fn rows_are_the_fold(story: &Story, rows: &Rows, what: &'static str) 
 
 /// 7: a checkpoint never goes back. A rebuild makes a new version with checkpoints of its own.
 pub(crate) fn checkpoints_never_go_back(story: &Story) -> Verdict {
-    let mut verdict = Verdict::new(7, "checkpoints never go back");
+    let mut verdict = Verdict::new(7, FORWARD);
     let mut reached: BTreeMap<(i64, i16), i64> = BTreeMap::new();
     for snapshot in &story.snapshots {
         for (place, (position, _)) in &snapshot.checkpoints {
@@ -75,7 +77,7 @@ pub(crate) fn checkpoints_never_go_back(story: &Story) -> Verdict {
 /// 7: rows and checkpoints commit together: at any moment a row has the version that the log gives
 /// its account up to the checkpoint of its slot.
 pub(crate) fn checkpoints_commit_with_rows(story: &Story) -> Verdict {
-    let mut verdict = Verdict::new(7, "rows and checkpoints commit together");
+    let mut verdict = Verdict::new(7, TOGETHER);
     let mut histories: BTreeMap<(String, String), Vec<&Commit>> = BTreeMap::new();
     for commit in &story.log.commits {
         let key = (commit.tenant.clone(), commit.account.clone());

@@ -5,10 +5,13 @@ use std::time::Duration;
 use super::SHORT_LEASE;
 use crate::{
     checker::{
+        answers::{ANSWERED, ENDS, UNDER_WAY},
         commands::{ACCEPTED, COMMITS, IN_THE_LOG, QUEUED_ORDER, REFUSED, TURNED_AWAY, UNKNOWN},
         epochs::{self, EPOCHS},
+        log::HEARD,
         reads::ROWS,
-        rows::FOLD,
+        resources::HELD,
+        rows::{FOLD, FORWARD, TOGETHER},
         stored::STORED,
     },
     cluster::Shape,
@@ -18,19 +21,24 @@ use crate::{
     small,
 };
 
-/// A defect of `workers/defects.rs`, what it does, and the checks that have to find it.
+/// A defect (`defects.rs` of workers, gateway and read models), what it does, and the checks that have to find it.
 type Arm = (&'static str, &'static str, &'static [&'static str]);
 
 /// Every arm of a small installation.
-const ARMS: [Arm; 8] = [
+const ARMS: [Arm; 13] = [
     ("double-stored", "does stored commands twice", &[STORED, COMMITS]),
     ("lose-stored", "loses stored commands", &[STORED]),
     ("acknowledge-before-append", "answers before the log has it", &[ACCEPTED]),
     ("reorder-stored", "lets stored commands be overtaken", &[QUEUED_ORDER]),
     ("leak-tenant", "shows another tenant's rows", &[ROWS]),
-    ("skip-row", "leaves events out of the rows", &[FOLD]),
+    ("skip-row", "leaves events out of the rows", &[FOLD, TOGETHER]),
     ("deny-done", "says that nothing was done where it was", &[TURNED_AWAY, COMMITS]),
     ("wrong-reason", "refuses for a reason that is none", &[REFUSED]),
+    ("miss-event", "leaves commits out of an event stream", &[HEARD]),
+    ("checkpoint-back", "sets checkpoints back", &[FORWARD]),
+    ("answer-500", "answers with 500", &[ANSWERED]),
+    ("end-at-once", "ends with what is under way", &[ENDS, UNDER_WAY]),
+    ("leak-descriptor", "leaves a descriptor open with each request", &[HELD]),
 ];
 /// Those of a slice.
 const SOME: [&str; 2] = ["double-stored", "leak-tenant"];
