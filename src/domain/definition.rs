@@ -26,6 +26,7 @@ pub use self::{
     compare::{Comparison, compare},
     kind::exact_double,
     problem::Problem,
+    sql::{SqlToken, next_sql_token},
 };
 use crate::{
     hash::Hash,

@@ -22,7 +22,13 @@ use crate::{
 };
 
 /// The view that a query becomes while it is checked.
-const VIEW: &str = "create temporary view _checked as ";
+const VIEW: &str = "create view rm._checked as ";
+
+/// A view of its rows as they are: of two columns with one name nobody could have both.
+const ROWS: &str = "create view rm._rows as select * from ";
+
+/// Who makes the view: a role that owns nothing else and reads nothing but these tables.
+const AS_NOBODY: &str = "set local role flexcore_projection";
 
 /// An empty schema `rm` in place of the one in use, for this transaction alone: others go on with
 /// theirs, since nothing in it is locked and the transaction is rolled back.
@@ -32,7 +38,8 @@ const STAGE: &str = "set local lock_timeout = '5s'; set local statement_timeout 
              alter schema rm rename to flexcore_rm_in_use; \
          end if; \
      end $$; \
-     create schema rm; set local search_path = rm";
+     create schema rm; grant usage, create on schema rm to flexcore_projection; \
+     set local search_path = rm; set local standard_conforming_strings = on";
 
 impl ReadModels {
     /// Prepares every named query of an application as it will run. Returns what is wrong, each with
@@ -59,14 +66,20 @@ impl ReadModels {
     }
 }
 
-/// What people read of the read model, with nothing in it.
+/// What people read of the read model, with nothing in it: a view, as the one that serves.
 fn table(model: &ReadModelDefinition) -> String {
     let columns: String = model
         .columns
         .iter()
         .map(|column| format!(", \"{}\" {}", column.name, sql_type(column.kind)))
         .collect();
-    format!("create table rm.\"{}\" (tenant text collate \"C\"{columns})", model.name)
+    let name = &model.name;
+    // No read model has such a name.
+    format!(
+        "create table rm.\"_{name}\" (tenant text collate \"C\"{columns}); \
+         create view rm.\"{name}\" with (security_invoker = true) as select * from rm.\"_{name}\"; \
+         grant select on rm.\"_{name}\", rm.\"{name}\" to flexcore_projection"
+    )
 }
 
 async fn check(
@@ -84,19 +97,32 @@ async fn check(
         message: format!("query `{}`: {message}", query.name),
     };
     let statement = match substitute(&query.sql, &query.name, &names, null) {
-        Ok(statement) => whole(&statement),
+        Ok(statement) => statement,
         Err(Error::QueryFailed { message, .. }) => return Ok(vec![problem(0, message)]),
         Err(other) => return Err(other),
     };
-    let view = format!("{VIEW}{}", statement.text);
-    if let Err(error) = sqlx::raw_sql(AssertSqlSafe(view.clone())).execute(&mut *connection).await {
-        let line = line(&view, VIEW.len() + statement.before, &error);
-        return match Error::from(error) {
-            Error::Database(message) => Ok(vec![problem(line, message)]),
-            other => Err(other),
-        };
+    let whole = whole(&statement);
+    let view = format!("{VIEW}{}", whole.text);
+    sqlx::raw_sql(AS_NOBODY).execute(&mut *connection).await?;
+    let rows = format!("{ROWS}({statement}\n) as _statement");
+    // Prepared, Postgres takes one statement and no more, whatever its author made of it.
+    for (text, before) in [(view, VIEW.len() + whole.before), (rows, ROWS.len() + 1)] {
+        let made = sqlx::query(AssertSqlSafe(text.clone())).persistent(false);
+        if let Err(error) = made.execute(&mut *connection).await {
+            let line = line(&text, before, &error);
+            return match Error::from(error) {
+                // A table that is not there is not one of ours that somebody dropped.
+                Error::Database(message) | Error::Gone(message) => Ok(vec![problem(line, message)]),
+                other => Err(other),
+            };
+        }
     }
+    sqlx::raw_sql("reset role").execute(&mut *connection).await?;
     let mut problems = Vec::new();
+    if locks(&mut *connection).await? {
+        let message = "it locks rows, and a query only reads".to_owned();
+        problems.push(problem(found(&query.sql, "for"), message));
+    }
     for function in functions(&mut *connection).await? {
         let name = function.split('(').next().unwrap_or_default();
         let message = format!(
@@ -111,6 +137,13 @@ async fn check(
         problems.push(problem(found(&query.sql, name), message));
     }
     Ok(problems)
+}
+
+/// Whether the view locks rows.
+async fn locks(connection: &mut PgConnection) -> Result<bool, Error> {
+    let sql = "select ev_action::text like '%:rowMarks ({%' from pg_rewrite \
+               where ev_class = 'rm._checked'::regclass";
+    Ok(sqlx::query(sql).fetch_one(connection).await?.try_get(0)?)
 }
 
 /// The line of the statement that an error points at, from 0.
@@ -137,7 +170,7 @@ async fn functions(connection: &mut PgConnection) -> Result<Vec<String>, Error> 
              regexp_matches(r.ev_action::text, \
                  ':(?:funcid|opfuncid|aggfnoid|winfnoid) (\\d+)', 'g') as found, \
              pg_proc p, pg_namespace n \
-         where r.ev_class = 'pg_temp._checked'::regclass and p.oid = found[1]::oid \
+         where r.ev_class = 'rm._checked'::regclass and p.oid = found[1]::oid \
            and n.oid = p.pronamespace and not {LISTED} \
          order by 1"
     );
@@ -153,7 +186,7 @@ async fn relations(connection: &mut PgConnection, reads: &[Name]) -> Result<Vec<
          from pg_rewrite r, \
              regexp_matches(r.ev_action::text, ':relid (\\d+)', 'g') as found, \
              pg_class c, pg_namespace n \
-         where r.ev_class = 'pg_temp._checked'::regclass and c.oid = found[1]::oid \
+         where r.ev_class = 'rm._checked'::regclass and c.oid = found[1]::oid \
            and c.oid <> r.ev_class and n.oid = c.relnamespace \
            and not (n.nspname = 'rm' and c.relname = any($1)) \
          order by 1",

@@ -1,4 +1,6 @@
-//! As much of SQL as is needed to see that a named query is one statement, and what it names.
+//! As much of SQL as is needed to see that a named query is one statement, and what it names. Tokens
+//! are those of Postgres's own scanner; where what it reads hangs on a setting or on its version, the
+//! text is refused.
 
 /// What a statement names.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -15,27 +17,36 @@ pub(super) type Wrong = (usize, String);
 /// Reads a statement. Fails when it is not one `select` (or `with … select`), whole in itself: it
 /// is run inside of parentheses.
 pub(super) fn read(sql: &str) -> Result<Names<'_>, Wrong> {
+    if let Some(at) = sql.find('\0') {
+        let line = sql[..at].matches('\n').count();
+        return Err((line, "a statement has no character U+0000".to_owned()));
+    }
     let mut names = Names::default();
     let (mut rest, mut line, mut depth) = (sql, 0_usize, 0_usize);
     // The last two tokens that count, to see `rm.name`.
     let mut before = ["", ""];
+    let mut last = SqlToken::Blank;
     while !rest.is_empty() {
-        let (token, kind) = next(rest).map_err(|what| (line, what.to_owned()))?;
+        let (token, kind) = next_sql_token(rest).map_err(|what| (line, what.to_owned()))?;
         rest = &rest[token.len()..];
         let first = before[1].is_empty();
         match kind {
-            Kind::Blank => {}
+            SqlToken::Blank => {}
+            // Postgres reads them as one, and what a backslash means in the second hangs on the first.
+            SqlToken::Text if last == SqlToken::Text && token.starts_with('\'') => {
+                return Err((line, "two texts, one after the other: write one".to_owned()));
+            }
             _ if first && !is_read(token) => {
                 return Err((line, "a statement begins with `select` or `with`".to_owned()));
             }
-            Kind::Parameter => names.parameters.push((&token[1..], line)),
-            Kind::Word if token.eq_ignore_ascii_case("set_config") => {
+            SqlToken::Parameter => names.parameters.push((&token[1..], line)),
+            SqlToken::Word if token.eq_ignore_ascii_case("set_config") => {
                 return Err((line, "`set_config` would choose another tenant".to_owned()));
             }
-            Kind::Word if before[1] == "." && before[0].eq_ignore_ascii_case("rm") => {
+            SqlToken::Word if before[1] == "." && before[0].eq_ignore_ascii_case("rm") => {
                 names.read_models.push((token, line));
             }
-            Kind::Positional => {
+            SqlToken::Positional => {
                 return Err((line, format!("`{token}`: parameters are written `:name`")));
             }
             _ => {}
@@ -49,8 +60,9 @@ pub(super) fn read(sql: &str) -> Result<Names<'_>, Wrong> {
             ")" => depth.checked_sub(1).ok_or((line, "this `)` closes nothing".to_owned()))?,
             _ => depth,
         };
-        if kind != Kind::Blank {
+        if kind != SqlToken::Blank {
             before = [before[1], token];
+            last = kind;
         }
         line += token.matches('\n').count();
     }
@@ -65,48 +77,61 @@ fn is_read(word: &str) -> bool {
     word.eq_ignore_ascii_case("select") || word.eq_ignore_ascii_case("with")
 }
 
+/// What a piece of a statement is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Kind {
+pub enum SqlToken {
     /// Space or comment.
     Blank,
+    /// A name or key word that is not quoted.
     Word,
     /// `:name`
     Parameter,
     /// `$1`
     Positional,
+    /// `'…'` or `e'…'`
+    Text,
+    /// Anything else.
     Other,
 }
 
-/// The first token of a text that is not empty. Fails when it has no end.
-fn next(text: &str) -> Result<(&str, Kind), &'static str> {
+/// The first token of a text that is not empty, as Postgres takes it. Fails with what is wrong with it,
+/// in words: a text, quoted name or comment that has no end.
+pub fn next_sql_token(text: &str) -> Result<(&str, SqlToken), &'static str> {
     let bytes = text.as_bytes();
-    let until = |from: usize, mark: &str, what| {
-        text[from..].find(mark).map(|at| from + at + mark.len()).ok_or(what)
-    };
+    let until = |mark: &str, what| text[1..].find(mark).map(|at| 1 + at + mark.len()).ok_or(what);
     let (length, kind) = match (bytes[0], bytes.get(1)) {
-        (first, _) if first.is_ascii_whitespace() => (1, Kind::Blank),
-        (b'-', Some(b'-')) => (text.find('\n').unwrap_or(text.len()), Kind::Blank),
-        (b'/', Some(b'*')) => (comment(text)?, Kind::Blank),
-        (b'\'', _) => (until(1, "'", "a `'` is not closed")?, Kind::Other),
-        (b'"', _) => (until(1, "\"", "a `\"` is not closed")?, Kind::Other),
-        (b'e' | b'E', Some(b'\'')) => (escaped(text)?, Kind::Other),
-        (b':', Some(b':')) => (2, Kind::Other),
-        (b':', Some(b'a'..=b'z')) => (1 + word(&text[1..]), Kind::Parameter),
-        (b'$', Some(b'0'..=b'9')) => (1 + word(&text[1..]), Kind::Positional),
-        (b'$', _) => (dollar_quoted(text)?, Kind::Other),
-        (first, _) if first.is_ascii_alphanumeric() || first == b'_' || first >= 0x80 => {
-            (word(text), Kind::Word)
-        }
-        _ => (1, Kind::Other),
+        (first, _) if first.is_ascii_whitespace() => (1, SqlToken::Blank),
+        // A line ends at a carriage return, too.
+        (b'-', Some(b'-')) => (text.find(['\n', '\r']).unwrap_or(text.len()), SqlToken::Blank),
+        (b'/', Some(b'*')) => (comment(text)?, SqlToken::Blank),
+        (b'\'', _) => (quoted(bytes, 1, false)?, SqlToken::Text),
+        (b'"', _) => (until("\"", "a `\"` is not closed")?, SqlToken::Other),
+        (b'e' | b'E', Some(b'\'')) => (quoted(bytes, 2, true)?, SqlToken::Text),
+        (b':', Some(b':')) => (2, SqlToken::Other),
+        (b':', Some(b'a'..=b'z')) => (1 + word(&text[1..]), SqlToken::Parameter),
+        (b'$', Some(b'0'..=b'9')) => (1 + word(&text[1..]), SqlToken::Positional),
+        (b'$', _) => (dollar_quoted(text)?, SqlToken::Other),
+        // Letters that touch a number are a word of their own to some versions of Postgres.
+        (b'0'..=b'9', _) => (count(bytes, |byte| byte.is_ascii_digit()), SqlToken::Other),
+        (first, _) if begins_a_word(first) => (word(text), SqlToken::Word),
+        _ => (1, SqlToken::Other),
     };
     Ok((&text[..length], kind))
 }
 
-/// Length of a word; at least one character.
+/// Whether a word begins with this byte. All that is not ASCII is a letter to Postgres.
+fn begins_a_word(byte: u8) -> bool {
+    byte.is_ascii_alphabetic() || byte == b'_' || byte >= 0x80
+}
+
+/// Length of a word.
 fn word(text: &str) -> usize {
-    let first = text.chars().next().map_or(0, char::len_utf8);
-    let end = text.find(|c: char| !(c.is_alphanumeric() || c == '_' || c == '$'));
-    end.unwrap_or(text.len()).max(first)
+    count(text.as_bytes(), |byte| begins_a_word(byte) || byte.is_ascii_digit() || byte == b'$')
+}
+
+/// How many bytes from the first on are such.
+fn count(bytes: &[u8], is_such: impl Fn(u8) -> bool) -> usize {
+    bytes.iter().position(|byte| !is_such(*byte)).unwrap_or(bytes.len())
 }
 
 /// Comments nest.
@@ -128,14 +153,14 @@ fn comment(text: &str) -> Result<usize, &'static str> {
     Err("a `/*` is not closed")
 }
 
-/// `e'…'`, in which a backslash escapes a quote.
-fn escaped(text: &str) -> Result<usize, &'static str> {
-    let bytes = text.as_bytes();
-    let mut at = 2;
+/// Length of `'…'`, in which a doubled quote is one; and with escapes one behind a backslash.
+fn quoted(bytes: &[u8], from: usize, escapes: bool) -> Result<usize, &'static str> {
+    let mut at = from;
     while at < bytes.len() {
-        match bytes[at] {
-            b'\\' => at += 2,
-            b'\'' => return Ok(at + 1),
+        match (bytes[at], bytes.get(at + 1)) {
+            (b'\\', _) if escapes => at += 2,
+            (b'\'', Some(b'\'')) => at += 2,
+            (b'\'', _) => return Ok(at + 1),
             _ => at += 1,
         }
     }
@@ -144,9 +169,10 @@ fn escaped(text: &str) -> Result<usize, &'static str> {
 
 /// `$tag$ … $tag$`
 fn dollar_quoted(text: &str) -> Result<usize, &'static str> {
-    let tag = text[1..].find(|c: char| !(c.is_alphanumeric() || c == '_')).map(|at| at + 1);
-    match tag {
-        Some(end) if text.as_bytes()[end] == b'$' => {
+    let bytes = text.as_bytes();
+    let end = 1 + count(&bytes[1..], |byte| begins_a_word(byte) || byte.is_ascii_digit());
+    match bytes.get(end) {
+        Some(b'$') => {
             let tag = &text[..=end];
             let close = text[tag.len()..].find(tag).ok_or("a `$…$` is not closed")?;
             Ok(close + 2 * tag.len())
@@ -167,6 +193,32 @@ mod tests {
         assert_eq!(names.parameters, [("min", 2), ("min_2", 2)]);
         assert_eq!(names.read_models, [("flights", 1)]);
         assert!(read("WITH a as (select 1) select * from a").is_ok());
+    }
+
+    /// Each would end in the middle, and go on as something else, in a scanner that is not Postgres's.
+    #[test]
+    fn what_postgres_reads_otherwise_than_it_looks_is_seen() {
+        let evil = "); drop table x; select (1";
+        for sql in [
+            format!("select 1 -- x\r{evil}"),
+            format!("select 1 -- x\n{evil}"),
+            format!("select a as é$$ {evil} as é$$"),
+            format!("select a as \u{2014}$$ {evil} as \u{2014}$$"),
+            format!("select a as x\u{a0}$$ {evil} as x\u{a0}$$"),
+            format!("select e'a'\n'\\'' {evil} --'"),
+            format!("select e'a' -- b\n'\\'' {evil} --'"),
+            format!("select e'a''\\'' {evil} --'"),
+            format!("select 1e'\\'' {evil} --'"),
+            format!("select a$$ {evil} $$"),
+            format!("select /* /* */ */ 1 {evil}"),
+            "select 1 \0".to_owned(),
+            "select '\0'".to_owned(),
+            "select /* \0 */ 1".to_owned(),
+        ] {
+            assert!(read(&sql).is_err(), "{sql:?}: {:?}", read(&sql));
+        }
+        let whole = "select 'it''s', e'a\\'b', \"c\"\"d\", $é$ -- ' $é$ from rm.a where x < 1.5e3 and y = 'é';";
+        assert_eq!(read(whole).unwrap().read_models, [("a", 0)]);
     }
 
     #[test]

@@ -60,7 +60,12 @@ async fn what_a_query_gets_wrong_is_said_with_file_and_line() {
             2,
             "does not name",
         ),
-        ("names", "", "select k, k from rm.things\n order by z", 2, "column \"z\""),
+        ("names", "", "select k from rm.things\n order by z", 2, "column \"z\""),
+        ("hidden", "", "select k,\nctid::text from rm.things", 2, "column \"ctid\""),
+        ("sample", "", "select k from rm.things\ntablesample bernoulli (9)", 1, "TABLESAMPLE"),
+        ("locks", "", "select k from rm.things\nfor update", 2, "locks rows"),
+        ("lost", "", "select k from rm.things,\nthigns", 2, "relation \"thigns\" does not exist"),
+        ("twice", "", "select k, n, k from rm.things", 1, "column \"k\" specified more than once"),
         ("none", "", "select lowr(k) from rm.things", 1, "function lowr(text) does not exist"),
     ];
     let queries = wrong.map(|(name, parameters, sql, ..)| (name, parameters, sql));
@@ -136,4 +141,30 @@ async fn queries_are_held_to_the_new_columns_beside_those_in_use() {
     // Before anybody has migrated there is nothing to be in the way of.
     let fresh = Database::empty().await;
     assert_eq!(fresh.models.check_queries(&deployed).await.unwrap().len(), 1);
+}
+
+/// What a statement is to Postgres must not hang on whether it was read rightly before: it is one, and
+/// it has no more rights than the query will have.
+#[tokio::test]
+async fn a_statement_that_breaks_out_is_refused_and_does_nothing() {
+    let database = Database::new().await;
+    let evil = "as _statement limit 1) as _q; rollback; begin; \
+                create table public.pwned as select 1; commit; begin; \
+                create view rm._checked as select 1; select 1 from (select * from (select 1";
+    let one = "as _statement limit 1) as _q; create table public.pwned as select 1; --";
+    for (evil, said) in [
+        (format!("select k from rm.things) {evil}"), "multiple commands"),
+        (format!("select k from rm.things) {one}"), "syntax error"),
+        ("select pg_read_file('/etc/hostname') from rm.things".to_owned(), "not among"),
+        ("select key::text from flexcore.query_login".to_owned(), "does not name"),
+    ] {
+        let mut application = application(&[("evil", "", "select k from rm.things")]);
+        let query = application.queries.values_mut().next().unwrap();
+        Arc::make_mut(query).sql = evil.clone();
+        let problems = database.models.check_queries(&application).await.unwrap();
+        let told = problems.iter().map(ToString::to_string).collect::<String>();
+        assert!(told.starts_with("evil.yaml:") && told.contains(said), "{evil}: {told}");
+        let pwned = database.one("select to_regclass('public.pwned')::text").await;
+        assert_eq!(pwned, "", "{evil}");
+    }
 }
