@@ -23,6 +23,14 @@ const FIRST: [&str; 6] = [
     header::TRACEPARENT,
 ];
 
+/// The headers that say what became of a message: only we write them, whatever it brings along.
+const OURS: [&str; 4] = [
+    header::DEAD_REASON,
+    header::DEAD_SUBJECT,
+    header::DEAD_HEADERS_LEFT_OUT,
+    header::DEAD_BODY_BYTES,
+];
+
 /// Headers and body of a message to be put aside, within `bytes_max` together. What has no room is cut,
 /// and headers say so.
 pub(crate) fn fitted(
@@ -65,7 +73,8 @@ fn kept(headers: Option<&HeaderMap>) -> Vec<(&str, &str)> {
     for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
         let name: &str = name.as_ref();
         let brokers = name.starts_with("Nats-") && name != header::COMMAND_ID;
-        if let (false, Some(value)) = (brokers, values.last()) {
+        let ours = OURS.iter().any(|ours| ours.eq_ignore_ascii_case(name));
+        if let (false, Some(value)) = (brokers || ours, values.last()) {
             // The id moves to another header, or the broker would take a second burial of the
             // same id for a repetition of the first.
             let name = if name == header::COMMAND_ID { header::OWN_COMMAND_ID } else { name };
@@ -109,6 +118,22 @@ mod tests {
             assert_eq!(value(&headers, header::DEAD_BODY_BYTES), Some(&*cut.to_string()));
             assert!(encoded_bytes(&headers, body.len()) <= max);
         }
+    }
+
+    #[test]
+    fn what_a_message_says_of_itself_is_not_what_we_say_of_it() {
+        let mut headers = HeaderMap::new();
+        for name in OURS {
+            headers.insert(name, "forged");
+            headers.insert(name.to_lowercase(), "forged");
+        }
+        headers.insert("Other", "kept");
+        let (kept, _) = fitted("why", "cmd.a", Some(&headers), "{}".into(), 1 << 20);
+        let all: Vec<&str> =
+            kept.iter().flat_map(|(_, values)| values).map(|value| value.as_str()).collect();
+        assert!(!all.contains(&"forged") && all.contains(&"kept"), "{kept:?}");
+        assert_eq!(value(&kept, header::DEAD_REASON), Some("why"));
+        assert_eq!(value(&kept, header::DEAD_SUBJECT), Some("cmd.a"));
     }
 
     #[test]
