@@ -103,7 +103,8 @@ impl Installation {
         };
         let store = EventStore::open(client, settings).await?;
         let (pages, streams) = (connect(&endpoints.nats).await?, connect(&endpoints.nats).await?);
-        let store = store.read_over(&pages, &streams).await?;
+        let commands = connect(&endpoints.nats).await?;
+        let store = store.read_over(&pages, &streams, &commands).await?;
         let query_url = endpoints.postgres_query.clone();
         let settings = readmodel::Settings { query_url, ..readmodel::Settings::default() };
         let read_models = ReadModels::connect(&endpoints.postgres, settings).await?;

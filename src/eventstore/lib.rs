@@ -263,6 +263,8 @@ pub struct EventStore {
     bulk: load::Way,
     /// Where streams are read in bulk.
     streams: jetstream::Context,
+    /// Where stored commands are read.
+    commands: jetstream::Context,
     /// What was written to streams that tenants share.
     kept: kept::Kept,
     /// There are other replicas than the leader, or may be.
@@ -289,7 +291,7 @@ impl EventStore {
         let jetstream = context(&client);
         let inbox = inbox::Inbox::open(&client).await?;
         let (quick, bulk) = (load::Way::quick(inbox.clone()), load::Way::bulk(inbox.clone()));
-        let streams = jetstream.clone();
+        let (streams, commands) = (jetstream.clone(), jetstream.clone());
         let acknowledged = acknowledged::Acknowledged::open(&client).await?;
         let events = publish::Publisher::start(&acknowledged, settings.commit_groups());
         let asking = Arc::new(Semaphore::new(leader::ASKED_AT_ONCE_MAX));
@@ -307,6 +309,7 @@ impl EventStore {
             quick,
             bulk,
             streams,
+            commands,
             kept: kept::Kept::default(),
             asks_leader,
             asking,
@@ -314,15 +317,17 @@ impl EventStore {
     }
 
     /// The same log, with reads in bulk over connections of their own: pages of aggregates over one,
-    /// streams over the other. The broker cuts a connection off whose reader is too slow for what it
-    /// asks for, and commands must not be on it. Fails when a subscription is refused.
+    /// streams over the next, stored commands over the last. The broker cuts a connection off whose
+    /// reader is too slow for what it asks for, and the client drops one over which a stored command
+    /// comes that it cannot read: nothing else must be on it. Fails when a subscription is refused.
     pub async fn read_over(
         self,
         pages: &async_nats::Client,
         streams: &async_nats::Client,
+        commands: &async_nats::Client,
     ) -> Result<Self, Error> {
         let bulk = load::Way::bulk(inbox::Inbox::open(pages).await?);
-        Ok(Self { bulk, streams: context(streams), ..self })
+        Ok(Self { bulk, streams: context(streams), commands: context(commands), ..self })
     }
 
     /// The connection below.

@@ -6,11 +6,12 @@
 //! on every delivery: measured, they took more of the servers than the commands did.
 
 mod claim;
+mod queued;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::{
-    message::StreamMessage,
-    stream::{self, LastRawMessageErrorKind, Stream},
+    self,
+    stream::{self, Stream},
 };
 use flexcore_domain::{
     AggregateKey, Command, CommandId, CommandName, SLOTS, Slot, command::header,
@@ -21,6 +22,8 @@ use crate::{Error, EventStore, publish, room::Room, topology, unavailable};
 
 pub use crate::ephemeral::Lost;
 pub use claim::{Claim, Messages, Reader};
+pub use queued::Queued;
+use queued::next_on;
 
 /// Questions to the broker at a time, where there is one a slot.
 const ASKED_AT_ONCE: usize = 16;
@@ -121,9 +124,12 @@ impl EventStore {
         let mut after = progress.settled_in(place)?;
         let subjects = format!("cmdq.{}.*", key.subject_part());
         for _ in 0..LOOKED_THROUGH_MAX {
-            let Some(waiting) = next_on(&queue, &subjects, after).await? else { return Ok(false) };
+            let Some(waiting) = next_on(&self.jetstream, &subjects, after).await? else {
+                return Ok(false);
+            };
             let ids = [header::OWN_COMMAND_ID, header::COMMAND_ID];
-            let own = ids.into_iter().find_map(|name| waiting.headers.get(name));
+            let headers = waiting.headers.as_ref();
+            let own = ids.into_iter().find_map(|name| headers?.get(name));
             if own.is_some_and(|own| own.as_str() == id.as_str()) {
                 return Ok(true);
             }
@@ -144,7 +150,7 @@ impl EventStore {
             after.push((slot, progress.settled_in(place)?));
         }
         let nexts = futures::stream::iter(after)
-            .map(|(slot, settled)| next(&queue, slot, settled))
+            .map(|(slot, settled)| next(&self.jetstream, slot, settled))
             .buffer_unordered(ASKED_AT_ONCE);
         let nexts: Vec<Option<u64>> = nexts.try_collect().await?;
         Ok((queue, place, nexts.into_iter().flatten().min()))
@@ -193,22 +199,12 @@ impl Place {
 
 /// Stream sequence of a slot's first command after this one; `None` when there is none. The stream's
 /// leader is asked: another replica may not have the last commands yet.
-async fn next<I>(queue: &Stream<I>, slot: Slot, after: u64) -> Result<Option<u64>, Error> {
-    Ok(next_on(queue, &filter(slot), after).await?.map(|message| message.sequence))
-}
-
-/// The first message on these subjects after this sequence, as the stream's leader has it.
-async fn next_on<I>(
-    queue: &Stream<I>,
-    subjects: &str,
+async fn next(
+    jetstream: &jetstream::Context,
+    slot: Slot,
     after: u64,
-) -> Result<Option<StreamMessage>, Error> {
-    let asked = queue.raw_message_builder().sequence(after + 1).next_by_subject(subjects);
-    match asked.send().await {
-        Ok(message) => Ok(Some(message)),
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
-        Err(error) => Err(unavailable(error)),
-    }
+) -> Result<Option<u64>, Error> {
+    Ok(next_on(jetstream, &filter(slot), after).await?.map(|message| message.sequence))
 }
 
 /// The subjects of a slot's commands.

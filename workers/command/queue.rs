@@ -2,14 +2,13 @@
 
 mod under_way;
 
-use std::{fmt::Display, pin::pin, time::Duration};
+use std::{pin::pin, time::Duration};
 
-use async_nats::jetstream;
 use flexcore_cluster::Guard;
 use flexcore_domain::{AggregateKey, CommandId, Outcome, Slot, command::header};
 use flexcore_eventstore::{
     Error, EventStore,
-    queue::{Claim, Lost, Messages},
+    queue::{Claim, Lost, Messages, Queued},
 };
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
@@ -57,8 +56,7 @@ pub(super) struct Reader {
 
 /// A command in its turn.
 struct Next {
-    message: jetstream::Message,
-    sequence: u64,
+    message: Queued,
     /// Too many owners have begun with it and gone.
     kills: bool,
     /// What came of it is known already.
@@ -69,11 +67,11 @@ impl Reader {
     /// Reads until the token is cancelled; what is under way then is settled. A broker that is away
     /// is waited for.
     pub(super) async fn run(self, stop: CancellationToken) {
-        let mut pause = RETRY_FIRST;
+        let (mut pause, mut singly) = (RETRY_FIRST, false);
         loop {
             let opened = tokio::select! {
                 () = stop.cancelled() => return,
-                opened = self.open() => opened,
+                opened = self.open(singly) => opened,
             };
             match opened {
                 Ok((claim, messages)) => {
@@ -82,6 +80,8 @@ impl Reader {
                     if taken > 0 || began.elapsed() > LASTED {
                         pause = RETRY_FIRST;
                     }
+                    // Whatever interrupted it may come of the next command, and would again.
+                    singly = !singly;
                 }
                 Err(error) => pause = self.not_opened(&error, pause),
             }
@@ -109,13 +109,14 @@ impl Reader {
         pause
     }
 
-    async fn open(&self) -> Result<(Claim, Messages), Error> {
+    /// With `singly` commands are asked for one by one.
+    async fn open(&self, singly: bool) -> Result<(Claim, Messages), Error> {
         let claim = self.store.claim_queue(self.slot, self.epoch).await?;
         if claim.first().is_some_and(|(_, begun)| begun >= SUSPECT) {
             tokio::time::sleep(suspect_pause(self.slot, self.epoch)).await;
         }
         let claim = claim.begin().await?;
-        let messages = claim.messages(BATCH).await?;
+        let messages = if singly { claim.messages_singly() } else { claim.messages(BATCH).await? };
         Ok((claim, messages))
     }
 
@@ -186,23 +187,23 @@ impl Reader {
     /// Finds out whether an earlier owner has refused a command up to `last_before`, which it may have
     /// worked on. That must not be decided a second time: the aggregate may have moved on. Of what the
     /// log has the aggregate knows, but one that would be put aside is not decided at all.
-    async fn look_up<E: Display>(
+    async fn look_up(
         &self,
-        next: Result<jetstream::Message, E>,
+        next: Result<Queued, Error>,
         first: Option<(u64, u32)>,
         settled: u64,
         last_before: u64,
     ) -> Result<Next, String> {
         let message = next.map_err(|error| error.to_string())?;
-        let sequence = message.info().map_err(|error| error.to_string())?.stream_sequence;
+        let sequence = message.sequence;
         let kills = first.is_some_and(|(first, begun)| first == sequence && begun > BEGUN_MAX);
         if sequence <= settled {
             // A replica that does not have the next one yet may begin before it.
-            return Ok(Next { message, sequence, kills, is_done: true });
+            return Ok(Next { message, kills, is_done: true });
         }
         let known = (sequence <= last_before).then(|| identify(&message)).flatten();
         let Some((key, id)) = known else {
-            return Ok(Next { message, sequence, kills, is_done: false });
+            return Ok(Next { message, kills, is_done: false });
         };
         let is_refused = self.store.has_outcome(&key, &id, sequence).await;
         let mut is_done = is_refused.map_err(|error| error.to_string())?;
@@ -214,13 +215,14 @@ impl Reader {
                 Err(_) => false,
             };
         }
-        Ok(Next { message, sequence, kills, is_done })
+        Ok(Next { message, kills, is_done })
     }
 
     /// The next command; `None` when the reader has to begin anew.
     fn in_order(&self, next: Option<Result<Next, String>>, taken: u64) -> Option<Next> {
         match next? {
-            Ok(next) if follows(&next.message, taken) => Some(next),
+            // What was lost on the way must not be passed over.
+            Ok(next) if next.message.number == taken + 1 => Some(next),
             Ok(_) => {
                 tracing::debug!(slot = %self.slot, "commands were lost on their way");
                 None
@@ -237,12 +239,16 @@ impl Reader {
         &self,
         next: Next,
         settled: u64,
-        under_way: &mut UnderWay<jetstream::Message>,
+        under_way: &mut UnderWay<Queued>,
         to: &mpsc::UnboundedSender<(u64, Outcome)>,
     ) {
-        let Next { message, sequence, kills, is_done } = next;
+        let Next { message, kills, is_done } = next;
+        let sequence = message.sequence;
         let rest = message.subject.strip_prefix("cmdq.").unwrap_or_default();
-        let read = read_command(rest, message.headers.as_ref(), &message.payload);
+        let read = match message.malformed {
+            Some(why) => Err(Outcome::Faulty { message: why.to_owned() }),
+            None => read_command(rest, message.headers.as_ref(), &message.payload),
+        };
         let number = under_way.take_up(message, sequence);
         if is_done {
             if sequence > settled {
@@ -268,12 +274,7 @@ impl Reader {
 
     /// Sees to it that an outcome is durable, however long the broker is away or has no room. Returns
     /// the number.
-    async fn keep_at_last(
-        &self,
-        number: u64,
-        message: jetstream::Message,
-        outcome: Outcome,
-    ) -> u64 {
+    async fn keep_at_last(&self, number: u64, message: Queued, outcome: Outcome) -> u64 {
         let known = identify(&message);
         let (mut pause, mut buried) = (RETRY_FIRST, false);
         while let Err(error) = self.keep(&message, known.as_ref(), &outcome, &mut buried).await {
@@ -296,7 +297,7 @@ impl Reader {
     /// tried (`buried`). Fails when the lease does not hold: another owner may have decided otherwise.
     async fn keep(
         &self,
-        message: &jetstream::Message,
+        message: &Queued,
         known: Option<&(AggregateKey, CommandId)>,
         outcome: &Outcome,
         buried: &mut bool,
@@ -307,7 +308,7 @@ impl Reader {
         let reason = match outcome {
             Outcome::Accepted { .. } | Outcome::Rejected { .. } | Outcome::Conflict { .. } => {
                 let Some((key, id)) = known else { return Ok(()) };
-                return self.store.save_outcome(key, id, sequence(message), outcome).await;
+                return self.store.save_outcome(key, id, message.sequence, outcome).await;
             }
             other => reason(other),
         };
@@ -321,7 +322,7 @@ impl Reader {
         match known {
             Some((key, id)) => {
                 let dead = Outcome::Dead { reason };
-                self.store.save_outcome(key, id, sequence(message), &dead).await
+                self.store.save_outcome(key, id, message.sequence, &dead).await
             }
             None => Ok(()),
         }
@@ -344,13 +345,13 @@ impl Recorder {
     }
 
     /// When there is something to be written, unless that can't be done now.
-    fn next_at(&self, under_way: &UnderWay<jetstream::Message>) -> Option<Instant> {
+    fn next_at(&self, under_way: &UnderWay<Queued>) -> Option<Instant> {
         self.claim.as_ref()?;
         [self.survives_at, under_way.record_at()].into_iter().flatten().min()
     }
 
     /// Begins to write what is due; all there is when the reader is about to end.
-    fn record(&mut self, under_way: &mut UnderWay<jetstream::Message>, ending: bool) {
+    fn record(&mut self, under_way: &mut UnderWay<Queued>, ending: bool) {
         let now = Instant::now();
         let Some(claim) = self.claim.take() else { return };
         if let Some(sequence) = under_way.take_due(now, ending) {
@@ -379,19 +380,8 @@ async fn at(time: Option<Instant>) {
     }
 }
 
-/// Whether nothing was handed out between the messages that were taken up and this one: what was
-/// lost must not be passed over.
-fn follows(message: &jetstream::Message, taken: u64) -> bool {
-    message.info().is_ok_and(|info| info.consumer_sequence == taken + 1)
-}
-
-/// A message's place in the queue.
-fn sequence(message: &jetstream::Message) -> u64 {
-    message.info().map_or(0, |info| info.stream_sequence)
-}
-
 /// Whose outcome it is; `None` for a command that does not say so.
-fn identify(message: &jetstream::Message) -> Option<(AggregateKey, CommandId)> {
+fn identify(message: &Queued) -> Option<(AggregateKey, CommandId)> {
     let (part, _) = message.subject.strip_prefix("cmdq.")?.rsplit_once('.')?;
     let headers = message.headers.as_ref()?;
     let id = headers.get(header::OWN_COMMAND_ID).or_else(|| headers.get(header::COMMAND_ID))?;

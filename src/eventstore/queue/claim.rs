@@ -11,9 +11,13 @@ use async_nats::{
 };
 use bytes::Bytes;
 use flexcore_domain::{SLOTS, Slot};
+use futures::{StreamExt as _, stream::BoxStream};
 use serde::{Deserialize, Serialize};
 
-use super::{Place, filter, next};
+use super::{
+    Place, filter, next,
+    queued::{Queued, pulled, singly},
+};
 use crate::{
     Error, EventStore,
     ephemeral::{self, Ephemeral, PULL_BYTES_MIN},
@@ -96,7 +100,7 @@ impl EventStore {
         // After what was read: it cannot be settled further than the queue goes.
         let place = Place::of(&queue.get_info().await.map_err(unavailable)?);
         let settled = before.settled_in(place)?;
-        let first = next(&queue, slot, settled).await?;
+        let first = next(&self.jetstream, slot, settled).await?;
         let progress = before.claimed(epoch, place, settled, first).ok_or(Error::Conflict)?;
         let claim = Claim { store: self.clone(), slot, progress, revision, last: 0 };
         let claim = claim.written().await?;
@@ -180,9 +184,19 @@ impl Claim {
             ..pull::Config::default()
         };
         let stream = topology::COMMANDS;
-        let (reader, consumer) = Ephemeral::create(&self.store.streams, stream, config).await?;
+        let (kept, consumer) = Ephemeral::create(&self.store.commands, stream, config).await?;
         let stream = ephemeral::messages(&consumer, batch, PULL_BYTES_MIN).await?;
-        Ok(Messages { stream, reader: Reader { consumer: Arc::new(consumer), _kept: reader } })
+        let reader = Reader { consumer: Some((Arc::new(consumer), kept)) };
+        Ok(Messages { stream: pulled(stream).boxed(), reader })
+    }
+
+    /// The same, asked for one by one: also those that end a connection on which they are handed out.
+    /// Ends after some, or when there are no more; after one of those it goes on for a while.
+    #[must_use]
+    pub fn messages_singly(&self) -> Messages {
+        let jetstream = self.store.jetstream.clone();
+        let stream = singly(jetstream, filter(self.slot), self.progress.settled).boxed();
+        Messages { stream, reader: Reader { consumer: None } }
     }
 
     /// Stream sequence up to which every command had its outcome when this owner came.
@@ -214,23 +228,29 @@ impl Claim {
 /// A slot's commands as the broker hands them out.
 pub struct Messages {
     /// The commands.
-    pub stream: pull::Stream,
+    pub stream: BoxStream<'static, Result<Queued, Error>>,
     /// To be kept as long as they are read.
     pub reader: Reader,
 }
 
 /// Who reads a slot's commands, as the broker knows it; given back when this is dropped.
 pub struct Reader {
-    consumer: Arc<Consumer<pull::Config>>,
-    _kept: Ephemeral,
+    /// `None`: they are asked for one by one.
+    consumer: Option<(Arc<Consumer<pull::Config>>, Ephemeral)>,
 }
 
 impl Reader {
     /// Asks how many messages the broker has handed to this reader. When fewer have come, and go on
-    /// being fewer, some were lost with a connection. Fails with [`Error::Unavailable`] when the
+    /// being fewer, some were lost with a connection; 0 where they are asked for one by one. Fails with [`Error::Unavailable`] when the
     /// broker is away, or has lost the reader.
     pub fn handed_out(&self) -> impl Future<Output = Result<u64, Error>> + Send + 'static {
-        ephemeral::handed_out(&self.consumer)
+        let asked = self.consumer.as_ref().map(|(consumer, _)| ephemeral::handed_out(consumer));
+        async move {
+            match asked {
+                Some(asked) => asked.await,
+                None => Ok(0),
+            }
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod clocks;
 mod deciders;
+mod malformed;
 mod repeats;
 mod shares;
 mod unstored;

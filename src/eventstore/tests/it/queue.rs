@@ -80,7 +80,7 @@ async fn a_later_claim_ends_an_earlier_one() {
     assert!(matches!(store.claim_queue(slot, 7).await, Err(Error::Conflict)));
     let mut messages = late.messages(10).await.unwrap();
     let first = tokio::time::timeout(PATIENCE, messages.stream.next()).await.unwrap().unwrap();
-    assert_eq!(first.unwrap().info().unwrap().stream_sequence, 2);
+    assert_eq!(first.unwrap().sequence, 2);
     assert_eq!(messages.reader.handed_out().await.unwrap(), 2);
     let late = late.settle(2).await.unwrap().settle(3).await.unwrap();
     assert_eq!(store.claim_queue(slot, 8).await.unwrap().first(), None);

@@ -1,0 +1,219 @@
+//! Messages of the queue, also those that a client of the broker cannot read. Who may publish commands
+//! chooses headers and subjects byte for byte: a line that is no header makes the client drop its
+//! connection, and a status in the first line is taken for the broker's own word. Asked for one by one
+//! they come as JSON.
+
+use std::{str::FromStr as _, time::Duration};
+
+use async_nats::{
+    HeaderMap, HeaderName, HeaderValue,
+    jetstream::{self, consumer::pull},
+};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use futures::{Stream, StreamExt as _, stream};
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use crate::{Error, topology, unavailable};
+
+/// Messages that are asked for one by one before a consumer is tried again.
+const SINGLY_MAX: u64 = 64;
+/// How long they are after one that cannot be read: more may follow.
+const SINGLY_FOR: Duration = Duration::from_secs(60);
+/// How often it is asked whether there is another one.
+const ASK_EVERY: Duration = Duration::from_millis(100);
+/// The broker's code for "no message found".
+const NO_MESSAGE: u64 = 10_037;
+
+/// A message of the queue.
+#[derive(Clone, Debug)]
+pub struct Queued {
+    /// Its subject in the queue. What is not UTF-8 is replaced.
+    pub subject: String,
+    /// Its headers.
+    pub headers: Option<HeaderMap>,
+    /// Its body.
+    pub payload: Bytes,
+    /// Stream sequence.
+    pub sequence: u64,
+    /// Its number among those that the reader was handed, from 1.
+    pub number: u64,
+    /// Why its headers cannot be read; they are left out then.
+    pub malformed: Option<&'static str>,
+}
+
+impl Queued {
+    /// Of a consumer. Fails with what is wrong with the connection.
+    fn of(message: Result<jetstream::Message, pull::MessagesError>) -> Result<Self, Error> {
+        let message = message.map_err(unavailable)?;
+        let info = message.info().map_err(unavailable)?;
+        let (sequence, number) = (info.stream_sequence, info.consumer_sequence);
+        let jetstream::Message { message, .. } = message;
+        Ok(Self {
+            subject: message.subject.to_string(),
+            headers: message.headers,
+            payload: message.payload,
+            sequence,
+            number,
+            malformed: None,
+        })
+    }
+}
+
+/// What a consumer hands out.
+pub(super) fn pulled(messages: pull::Stream) -> impl Stream<Item = Result<Queued, Error>> + Send {
+    messages.map(Queued::of)
+}
+
+/// The next messages on these subjects after a sequence, asked for one by one: some, or where one of
+/// them cannot be read, all that come for a while. Then it ends.
+pub(super) fn singly(
+    jetstream: jetstream::Context,
+    subjects: String,
+    after: u64,
+) -> impl Stream<Item = Result<Queued, Error>> + Send {
+    let begin = (after, 0, None::<Instant>);
+    stream::try_unfold(begin, move |(after, number, until)| {
+        let (jetstream, subjects) = (jetstream.clone(), subjects.clone());
+        async move {
+            let goes_on = || match until {
+                Some(until) => Instant::now() < until,
+                None => number < SINGLY_MAX,
+            };
+            while goes_on() {
+                let Some(next) = next_on(&jetstream, &subjects, after).await? else {
+                    if until.is_none() {
+                        break;
+                    }
+                    tokio::time::sleep(ASK_EVERY).await;
+                    continue;
+                };
+                let met = next.malformed.map(|_| Instant::now() + SINGLY_FOR);
+                let next = Queued { number: number + 1, ..next };
+                let then = (next.sequence, next.number, met.or(until));
+                return Ok(Some((next, then)));
+            }
+            Ok(None)
+        }
+    })
+}
+
+/// The broker's answer.
+#[derive(Deserialize)]
+struct Answer {
+    message: Option<Stored>,
+    error: Option<Refused>,
+}
+
+#[derive(Deserialize)]
+struct Stored {
+    subject: String,
+    seq: u64,
+    #[serde(default)]
+    hdrs: String,
+    #[serde(default)]
+    data: String,
+}
+
+#[derive(Deserialize)]
+struct Refused {
+    #[serde(default)]
+    err_code: u64,
+    #[serde(default)]
+    description: String,
+}
+
+/// The first message of the queue on these subjects after this sequence, as the stream's leader has it.
+pub(super) async fn next_on(
+    jetstream: &jetstream::Context,
+    subjects: &str,
+    after: u64,
+) -> Result<Option<Queued>, Error> {
+    let asked = serde_json::json!({ "seq": after + 1, "next_by_subj": subjects });
+    let subject = format!("STREAM.MSG.GET.{}", topology::COMMANDS);
+    let answer: Answer = jetstream.request(subject, &asked).await.map_err(unavailable)?;
+    match answer {
+        Answer { message: Some(stored), .. } => Ok(Some(read(stored)?)),
+        Answer { error: Some(refused), .. } if refused.err_code == NO_MESSAGE => Ok(None),
+        Answer { error: Some(refused), .. } => Err(unavailable(refused.description)),
+        Answer { .. } => Err(unavailable("an answer without a message")),
+    }
+}
+
+fn read(stored: Stored) -> Result<Queued, Error> {
+    let bytes = |text: String| STANDARD.decode(text).map_err(unavailable);
+    let (headers, malformed) = match headers(&bytes(stored.hdrs)?) {
+        Ok(headers) => (headers, None),
+        Err(why) => (None, Some(why)),
+    };
+    Ok(Queued {
+        subject: stored.subject,
+        headers,
+        payload: bytes(stored.data)?.into(),
+        sequence: stored.seq,
+        number: 0,
+        malformed,
+    })
+}
+
+/// Headers as they were published. Fails with why they cannot be read.
+fn headers(bytes: &[u8]) -> Result<Option<HeaderMap>, &'static str> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let text = std::str::from_utf8(bytes).map_err(|_| "its headers are not UTF-8")?;
+    let mut lines = text.lines().peekable();
+    match lines.next().and_then(|line| line.strip_prefix("NATS/1.0")) {
+        Some(status) if status.trim().is_empty() => {}
+        Some(_) => return Err("its headers carry a status, which only the broker's may"),
+        None => return Err("its headers do not begin with NATS/1.0"),
+    }
+    let mut headers = HeaderMap::new();
+    while let Some(line) = lines.next() {
+        if line.is_empty() {
+            continue;
+        }
+        let (name, value) = line.split_once(':').ok_or("one of its headers has no colon")?;
+        let mut value = value.to_owned();
+        while let Some(more) = lines.next_if(|line| line.starts_with(char::is_whitespace)) {
+            value.push_str(more);
+        }
+        let name =
+            HeaderName::from_str(name).map_err(|_| "one of its headers has no proper name")?;
+        let value = HeaderValue::from_str(value.trim());
+        headers.append(name, value.map_err(|_| "one of its headers has no proper value")?);
+    }
+    Ok(Some(headers))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_are_read_as_a_client_reads_them_or_not_at_all() {
+        let good = b"NATS/1.0\r\nA: b\r\nNats-Msg-Id:c-1 \r\nLong: d\r\n e\r\nA: f\r\n\r\n";
+        let read = headers(good).unwrap().unwrap();
+        let all =
+            |name: &str| read.get_all(name).map(|value| value.to_string()).collect::<Vec<_>>();
+        assert_eq!(
+            (all("A"), all("Nats-Msg-Id")),
+            (vec!["b".into(), "f".into()], vec!["c-1".into()])
+        );
+        assert_eq!(all("Long"), ["d e"]);
+        assert!(headers(b"").unwrap().is_none());
+        for (bytes, why) in [
+            (&b"NATS/1.0\r\nX: \xff\xfe\r\n\r\n"[..], "UTF-8"),
+            (b"NATS/1.0\r\nno colon\r\n\r\n", "colon"),
+            (b"NATS/1.0 404 No Messages\r\n\r\n", "status"),
+            (b"NATS/1.0 100\r\nA: b\r\n\r\n", "status"),
+            (b"HTTP/1.1\r\n\r\n", "NATS/1.0"),
+            (b"NATS/1.0\r\n\xc3\xa9: b\r\n\r\n", "name"),
+            (b"NATS/1.0\r\na b: c\r\n\r\n", "name"),
+        ] {
+            let found = headers(bytes).unwrap_err();
+            assert!(found.contains(why), "{bytes:?}: {found}");
+        }
+    }
+}
