@@ -2,9 +2,8 @@
 //!
 //! What a row's changes amount to is one delta a column: a value to set, to add, or to compare
 //! with. Where that depends on the row as it is (sums of floating point numbers, whose order
-//! matters; minimum after sum; a sum beyond 64 bits), the operations are kept and replayed on the
-//! old value. So the rows are the same however the events fall into batches. One thing may differ:
-//! within a batch an integer sum may pass 64 bits and come back.
+//! matters; minimum after sum; a sum that comes near 64 bits on its way), the operations are kept and
+//! replayed on the old value. So the rows are the same however the events fall into batches.
 
 use std::{
     collections::HashMap,
@@ -44,11 +43,47 @@ pub(crate) enum Delta {
     /// As it was; null in a new row.
     Same,
     Set(Cell),
-    Add(i64),
+    Add(Sum),
     Min(Cell),
     Max(Cell),
     /// Operations to run on the old value, each with its change's index in the batch.
     Replay(Vec<(usize, Operation, Cell)>),
+}
+
+/// Integers that are added one after the other.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Sum {
+    pub(crate) total: i64,
+    /// The least and the most that it was on its way, from 0 on.
+    low: i64,
+    high: i64,
+    /// What is added, each with its change's index in the batch.
+    operations: Vec<(usize, i64)>,
+}
+
+/// How far a sum may go on its way before it is replayed. A value within the same bounds cannot pass
+/// 64 bits by it.
+pub(crate) const ON_ITS_WAY_MAX: i64 = 1 << 62;
+
+impl Sum {
+    /// Whether it was further on its way than where it ends: then its total does not tell whether the
+    /// old value passes 64 bits in between.
+    pub(crate) fn comes_back(&self) -> bool {
+        self.low < self.total.min(0) || self.high > self.total.max(0)
+    }
+
+    /// This sum, then another number; `None` when it goes too far.
+    fn then(&self, number: i64) -> Option<(i64, i64, i64)> {
+        let total = self.total.checked_add(number)?;
+        let (low, high) = (self.low.min(total), self.high.max(total));
+        (low >= -ON_ITS_WAY_MAX && high <= ON_ITS_WAY_MAX).then_some((total, low, high))
+    }
+
+    /// What it consists of, for a replay.
+    fn replayed(self) -> Vec<(usize, Operation, Cell)> {
+        let add = |(index, number)| (index, Operation::Add, Cell::Integer(number));
+        self.operations.into_iter().map(add).collect()
+    }
 }
 
 impl<'a> Fold<'a> {
@@ -93,7 +128,9 @@ impl Delta {
         }
         match (self, operation, operand) {
             (_, Operation::Set, _) => Self::Set(operand.clone()),
-            (Self::Same, Operation::Add, Cell::Integer(n)) => Self::Add(*n),
+            (Self::Same, Operation::Add, Cell::Integer(_)) => {
+                Self::Add(Sum::default()).then(index, operation, operand)
+            }
             (Self::Same, Operation::Min, _) => Self::Min(operand.clone()),
             (Self::Same, Operation::Max, _) => Self::Max(operand.clone()),
             (Self::Same, ..) => Self::Replay(vec![(index, operation, operand.clone())]),
@@ -109,12 +146,14 @@ impl Delta {
                     (index, operation, operand.clone()),
                 ]),
             },
-            (Self::Add(sum), Operation::Add, Cell::Integer(n)) => match sum.checked_add(*n) {
-                Some(sum) => Self::Add(sum),
-                None => {
-                    Self::replayed(Operation::Add, Cell::Integer(sum), index, operation, operand)
+            (Self::Add(mut sum), Operation::Add, Cell::Integer(n)) => {
+                let then = sum.then(*n);
+                sum.operations.push((index, *n));
+                match then {
+                    Some((total, low, high)) => Self::Add(Sum { total, low, high, ..sum }),
+                    None => Self::Replay(sum.replayed()),
                 }
-            },
+            }
             (Self::Min(value), Operation::Min, _) => {
                 Self::Min(apply(&value, operation, operand).unwrap_or(value))
             }
@@ -122,7 +161,9 @@ impl Delta {
                 Self::Max(apply(&value, operation, operand).unwrap_or(value))
             }
             (Self::Add(sum), ..) => {
-                Self::replayed(Operation::Add, Cell::Integer(sum), index, operation, operand)
+                let mut operations = sum.replayed();
+                operations.push((index, operation, operand.clone()));
+                Self::Replay(operations)
             }
             (Self::Min(value), ..) => {
                 Self::replayed(Operation::Min, value, index, operation, operand)

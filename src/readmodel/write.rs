@@ -16,7 +16,7 @@ use crate::{
     Error, ReadModels,
     cell::{Cell, Days, Micros},
     error::code,
-    fold::{self, Delta, Fate, Fold, Row},
+    fold::{self, Delta, Fate, Fold, ON_ITS_WAY_MAX, Row},
     plan::{Change, Layout},
     version::Version,
 };
@@ -75,14 +75,13 @@ impl ReadModels {
     pub async fn apply(&self, parts: &[Part]) -> Result<(), Error> {
         let mut transaction = self.pool.begin_with(BEGIN).await?;
         move_checkpoints(&mut transaction, parts).await?;
-        for (index, part) in parts.iter().enumerate() {
+        for part in parts {
             let all: Vec<usize> = (0..part.changes.len()).collect();
             match write(&mut transaction, part, &all).await {
                 Ok(()) => park(&mut transaction, part).await?,
                 Err(Failure::Unfit(_)) => {
                     transaction.rollback().await?;
-                    let changes = self.offenders(part).await?;
-                    return Err(Error::Unappliable { part: index, changes });
+                    return self.apply_by_halves(parts).await;
                 }
                 Err(Failure::Other(error)) => return Err(error),
             }
@@ -91,14 +90,23 @@ impl ReadModels {
         Ok(())
     }
 
-    /// Which changes the table refuses, found by halving in a transaction that is rolled back.
-    async fn offenders(&self, part: &Part) -> Result<Vec<(usize, String)>, Error> {
+    /// The same by ever fewer changes at once: finds those that the table refuses. Where it refuses
+    /// none of them alone, they are applied.
+    async fn apply_by_halves(&self, parts: &[Part]) -> Result<(), Error> {
         let mut transaction = self.pool.begin_with(BEGIN).await?;
-        let mut found = Vec::new();
-        let all: Vec<usize> = (0..part.changes.len()).collect();
-        halve(&mut transaction, part, &all, &mut found).await?;
-        transaction.rollback().await?;
-        Ok(found)
+        move_checkpoints(&mut transaction, parts).await?;
+        for (index, part) in parts.iter().enumerate() {
+            let mut changes = Vec::new();
+            let all: Vec<usize> = (0..part.changes.len()).collect();
+            halve(&mut transaction, part, &all, &mut changes).await?;
+            if !changes.is_empty() {
+                transaction.rollback().await?;
+                return Err(Error::Unappliable { part: index, changes });
+            }
+            park(&mut transaction, part).await?;
+        }
+        transaction.commit().await?;
+        Ok(())
     }
 }
 
@@ -246,6 +254,7 @@ fn operation(delta: &Delta) -> u8 {
     match delta {
         Delta::Same => b'-',
         Delta::Set(_) => b's',
+        Delta::Add(sum) if sum.comes_back() => b'b',
         Delta::Add(_) => b'a',
         Delta::Min(_) => b'<',
         Delta::Max(_) => b'>',
@@ -348,13 +357,18 @@ fn upsert(
             b'-' => continue,
             b's' => format!("{name} = excluded.{name}"),
             b'a' => format!("{name} = coalesce(t.{name}, 0) + excluded.{name}"),
+            // A value so large may pass 64 bits on the way: refused, it is added to one by one.
+            b'b' => format!(
+                "{name} = coalesce(t.{name}, 0) + excluded.{name} \
+                 + 0 / (coalesce(t.{name}, 0) between -{ON_ITS_WAY_MAX} and {ON_ITS_WAY_MAX})::int"
+            ),
             b'<' => format!("{name} = least(t.{name}, excluded.{name})"),
             _ => format!("{name} = greatest(t.{name}, excluded.{name})"),
         });
         placed(column);
-        if *operation == b'a' {
+        if matches!(operation, b'a' | b'b') {
             let sums = rows.iter().map(|(_, deltas)| match &deltas[at] {
-                Delta::Add(sum) => *sum,
+                Delta::Add(sum) => sum.total,
                 _ => 0,
             });
             arguments.add(sums.collect::<Vec<i64>>()).expect("BUG: integers encode without fail");

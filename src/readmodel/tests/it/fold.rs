@@ -153,3 +153,80 @@ async fn values_that_do_not_fit_are_refused_before_sql() {
         assert!(error.starts_with(&format!("column {column}: the value is not")), "{error}");
     }
 }
+
+/// What came near 64 bits on its way stopped a read model for ever: no change was to blame alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn sums_pass_64_bits_at_the_same_change_in_batches_of_any_size() {
+    let seed: [u8; 32] = std::array::from_fn(|at| (std::process::id() >> (at % 4 * 8)) as u8);
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    let database = Database::new().await;
+    let both = catalog(["folded", "one"].map(|name| model(name, "f", &COLUMNS, events())));
+    let versions = database.versions(&both).await;
+    let [folded, one] = versions.as_slice() else { panic!("two read models") };
+    let far = (1_i64 << 53) - 1;
+    let number = prop::sample::select(vec![
+        i64::MAX,
+        i64::MIN,
+        i64::MAX / 2 + 1,
+        -(i64::MAX / 2) - 1,
+        far * 900,
+        -far * 900,
+        far,
+        -far,
+        1,
+        -1,
+    ]);
+    let kind = prop::sample::select(vec!["sum", "sum", "sum", "sum", "sum", "low"]);
+    let event = (kind, 0..2_u8, number);
+    let mut parked_in_all = 0;
+    for round in 0..12 {
+        let length = 2 + round * 3;
+        let list = prop::collection::vec(event.clone(), length..=length);
+        let list = list.new_tree(&mut runner).unwrap().current();
+        let cuts = prop::collection::vec(1..=length, 1..4).new_tree(&mut runner).unwrap().current();
+        let empty =
+            "truncate rm.one_v1, rm.folded_v1; update flexcore.checkpoints set position = 0";
+        sqlx::raw_sql(empty).execute(&database.admin).await.unwrap();
+        let all: Vec<Change> = list
+            .iter()
+            .enumerate()
+            .map(|(at, (kind, key, n))| {
+                let data = json!({"k": format!("k{key}"), "n": n});
+                changes(one, &commit("a", kind, at as u64 + 1, &data)).unwrap().unwrap()
+            })
+            .collect();
+        let mut parked = [Vec::new(), Vec::new()];
+        for ((version, cuts), parked) in
+            [(one, vec![1]), (folded, cuts.clone())].into_iter().zip(&mut parked)
+        {
+            let (mut from, mut cut) = (0, cuts.iter().cycle());
+            while from < all.len() {
+                let to = (from + *cut.next().unwrap()).min(all.len());
+                let mut left: Vec<usize> = (from..to).collect();
+                loop {
+                    let chosen = left.iter().map(|at| all[*at].clone()).collect();
+                    let part = part(version, chosen, from as u64, to as u64);
+                    match database.models.apply(&[part]).await {
+                        Ok(()) => break,
+                        Err(Error::Unappliable { changes, .. }) => {
+                            assert!(!changes.is_empty());
+                            for (at, _) in changes.into_iter().rev() {
+                                parked.push(left.remove(at));
+                            }
+                        }
+                        Err(other) => panic!("{other:?}"),
+                    }
+                }
+                from = to;
+            }
+        }
+        parked.iter_mut().for_each(|parked| parked.sort_unstable());
+        let expected = database.one(&format!("{ROWS} rm.one_v1 r")).await;
+        let got = database.one(&format!("{ROWS} rm.folded_v1 r")).await;
+        let told = format!("seed {seed:?}, cuts {cuts:?} of {list:?}");
+        assert_eq!((&got, &parked[1]), (&expected, &parked[0]), "{told}");
+        parked_in_all += parked[0].len();
+    }
+    assert!(parked_in_all > 5, "{parked_in_all}");
+}
