@@ -105,6 +105,10 @@ fn parameters(node: &Node, notes: &mut Notes) -> Option<Vec<(Parameter, usize)>>
     }
     let mut parameters = Vec::with_capacity(entries.len());
     for (key, node) in entries {
+        if super::read_model::WAIT.contains(&key.text.as_str()) {
+            let message = format!("`{}` is taken; choose another name", key.text);
+            notes.add::<()>(key.line, message);
+        }
         let name = notes.name(Name::parse, &key.text, key.line);
         let parameter = parameter(&key.text, node, notes);
         if let (Some(name), Some((kind, default))) = (name, parameter) {

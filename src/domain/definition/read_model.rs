@@ -25,6 +25,10 @@ const KEY_COLUMNS_MAX: usize = 8;
 const EVENTS_MAX: usize = 256;
 /// Column names that are taken: the tenant's, and Postgres' own hidden columns.
 const RESERVED: [&str; 7] = ["tenant", "tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"];
+/// Parameters of a question for rows: no column of such a name could be filtered by.
+const PARAMETERS: [&str; 4] = ["limit", "sort", "fields", "cursor"];
+/// Parameters of every question: no column or parameter of such a name could be given.
+pub(super) const WAIT: [&str; 2] = ["min_position", "wait_ms"];
 
 pub(super) fn read(
     node: &Node,
@@ -35,6 +39,10 @@ pub(super) fn read(
     let fields = Fields::of(node, "a read model", &words, notes)?;
     let name = fields.required("read_model", notes)?;
     let text = notes.text(name, "a read model's name")?;
+    if is_of_a_version(text) {
+        let message = "names that end in _v and a number are those of versions".to_owned();
+        notes.add::<()>(name.line, message);
+    }
     let name = notes.name(Name::parse, text, name.line);
     let description = fields.text_or_empty("description", notes);
     let columns = fields.required("columns", notes).and_then(|node| columns(node, notes));
@@ -50,6 +58,12 @@ pub(super) fn read(
     Some(ReadModelDefinition { name, description, place, columns, key, on, followed, fingerprint })
 }
 
+/// Whether tables of versions have such names: `orders_v1` is one of the read model `orders`.
+fn is_of_a_version(name: &str) -> bool {
+    let number = name.rsplit_once("_v").map(|(_, number)| number);
+    number.is_some_and(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()))
+}
+
 fn columns(node: &Node, notes: &mut Notes) -> Option<Vec<Column>> {
     let entries = entries(node, "`columns`", notes)?;
     if entries.is_empty() || entries.len() > COLUMNS_MAX {
@@ -57,7 +71,8 @@ fn columns(node: &Node, notes: &mut Notes) -> Option<Vec<Column>> {
     }
     let mut columns = Vec::with_capacity(entries.len());
     for (key, node) in entries {
-        if RESERVED.contains(&key.text.as_str()) {
+        let taken = [&RESERVED[..], &PARAMETERS, &WAIT].concat();
+        if taken.contains(&key.text.as_str()) {
             let message = format!("`{}` is taken; choose another name for the column", key.text);
             notes.add::<()>(key.line, message);
         }

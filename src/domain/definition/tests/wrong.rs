@@ -83,6 +83,8 @@ fn read_models() {
         ("orders: integer", "orders: int", "31", "`int` is no type"),
         ("orders: integer", "Orders: integer", "31", "must match"),
         ("orders: integer", "tenant: integer", "31", "`tenant` is taken"),
+        ("orders: integer", "limit: integer", "31", "`limit` is taken"),
+        ("orders: integer", "min_position: integer", "31", "`min_position` is taken"),
         ("key: [customer]", "key: customer", "32", "must be a list"),
         ("key: [customer]", "key: []", "32", "1 to 8"),
         ("key: [customer]", "key: [custmer]", "32", "did you mean `customer`?"),
