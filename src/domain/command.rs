@@ -246,9 +246,14 @@ pub enum StateReply {
     },
     /// It has no events, or no deployed application has this aggregate.
     NotFound,
-    /// The log did not answer, or the fold failed.
+    /// The log did not answer.
     Unavailable {
         /// What went wrong.
+        message: String,
+    },
+    /// It cannot be folded, and will not be by asking again: its functions or its events are at fault.
+    Faulty {
+        /// What is wrong with it.
         message: String,
     },
 }
@@ -275,6 +280,7 @@ impl TryFrom<FlatStateReply> for StateReply {
             }),
             "not_found" => Ok(Self::NotFound),
             "unavailable" => Ok(Self::Unavailable { message: flat.message.unwrap_or_default() }),
+            "faulty" => Ok(Self::Faulty { message: flat.message.unwrap_or_default() }),
             _ => Err("not the status of a state"),
         }
     }
@@ -314,6 +320,7 @@ mod tests {
             StateReply::Found { version: 1, state: raw("null") },
             StateReply::NotFound,
             StateReply::Unavailable { message: "why".to_owned() },
+            StateReply::Faulty { message: "why".to_owned() },
         ] {
             let text = serde_json::to_string(&reply).unwrap();
             let read: StateReply = serde_json::from_str(&text).unwrap();

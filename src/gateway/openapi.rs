@@ -135,7 +135,7 @@ fn aggregates(catalog: &Catalog, paths: &mut Map<String, Value>) {
             ],
             "responses": responses(
                 &[("200", "The state; ETag is the version.", "Aggregate"), ("304", "Unchanged.", "")],
-                &[&problems::BAD_REQUEST, &problems::NOT_FOUND],
+                &[&problems::BAD_REQUEST, &problems::NOT_FOUND, &problems::FAULTY_DECIDER],
             ),
         });
         paths.insert(format!("/v1/aggregates/{name}/{{id}}"), json!({"get": state}));

@@ -342,3 +342,37 @@ async fn keep_depositing(http: Http, stop: tokio_util::sync::CancellationToken) 
     }
     (answered, longest)
 }
+
+/// It was answered as an outage, to be tried again for ever.
+#[tokio::test]
+async fn a_state_that_cannot_be_folded_is_the_definitions_fault() {
+    const ODD: &str = "\
+aggregate: odd
+commands: { add: { decide: \"() => [{ event: 'added', data: { x: 1 } }]\" } }
+events:
+  added:
+    data: { type: object }
+    evolve: \"(state, event) => event.data\"
+";
+    let dev = Dev::shared();
+    app::deploy(&dev, &Files::one("odds", ODD));
+    let http = dev.http("odds");
+    let json = [("content-type", "application/json")];
+    http.send("POST", "/v1/commands/odd/o-1/add", &json, "{}").await.ok();
+    let upcast =
+        "  added:\n    version: 2\n    upcast: { 1: \"() => { throw new Error('odd') }\" }\n";
+    app::deploy(&dev, &Files::one("odds", &ODD.replace("  added:\n", upcast)));
+    for path in ["/v1/aggregates/odd/o-1", "/v1/aggregates/odd/o-1?at_version=1"] {
+        let mut answer = http.get(path).await;
+        // Until the worker has heard of the deployment.
+        for _ in 0..100 {
+            if answer.status != 200 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            answer = http.get(path).await;
+        }
+        let problem = answer.problem(422, "faulty-decider");
+        assert!(problem["detail"].as_str().unwrap().contains("main.yaml:6: upcast"), "{problem}");
+    }
+}

@@ -185,7 +185,8 @@ impl Here {
         let last = match self.read_to(key, version, pages).await {
             Ok(0) => return StateReply::NotFound,
             Ok(last) => last,
-            Err(error) => return unavailable(error.to_string()),
+            Err(error) if error.is_passing() => return unavailable(error.to_string()),
+            Err(error) => return StateReply::Faulty { message: error.to_string() },
         };
         match folding.await {
             Ok(Ok(state)) => StateReply::Found {
@@ -193,7 +194,7 @@ impl Here {
                 state: serde_json::value::RawValue::from_string(state.as_str().to_owned())
                     .expect("BUG: a decider's state is JSON text"),
             },
-            Ok(Err(message)) => unavailable(message),
+            Ok(Err(message)) => StateReply::Faulty { message },
             Err(error) => unavailable(error.to_string()),
         }
     }

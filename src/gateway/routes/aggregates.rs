@@ -65,6 +65,9 @@ pub(crate) async fn state(
         StateReply::Found { version, state } => (version, state),
         StateReply::NotFound => return Err(missing(&shared.catalog(), &key)),
         StateReply::Unavailable { message } => return Err(Problem::unavailable(&message)),
+        StateReply::Faulty { message } => {
+            return Err(Problem::new(&problems::FAULTY_DECIDER, message));
+        }
     };
     if at.is_some_and(|at| at > version) {
         let detail = format!("at_version: the aggregate has version {version} only");

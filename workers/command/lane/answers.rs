@@ -26,10 +26,15 @@ impl Lane {
                 Work::OutcomeOf { ticket, .. } => {
                     Action::Answer { ticket, outcome: Some(outcome.clone()) }
                 }
-                Work::State { ticket } => Action::AnswerState {
-                    ticket,
-                    reply: StateReply::Unavailable { message: message.to_owned() },
-                },
+                Work::State { ticket } => {
+                    let reply = match outcome {
+                        Outcome::Faulty { message } => {
+                            StateReply::Faulty { message: message.clone() }
+                        }
+                        _ => StateReply::Unavailable { message: message.to_owned() },
+                    };
+                    Action::AnswerState { ticket, reply }
+                }
             });
         }
     }
