@@ -7,6 +7,7 @@
 
 mod batch;
 mod former;
+mod indexing;
 mod origin;
 mod reader;
 mod upcast;
@@ -30,6 +31,7 @@ use tokio::{sync::watch, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use former::Former;
+use indexing::Indexing;
 use origin::Origin;
 use reader::{End, Reader};
 
@@ -61,6 +63,7 @@ pub async fn run(
         told_for: BTreeMap::new(),
         requests: None,
         former: Former::default(),
+        indexing: Indexing::default(),
     };
     let mut readers = Readers::default();
     let result = worker.project(&mut readers, &stop).await;
@@ -120,6 +123,7 @@ struct Worker {
     told_for: BTreeMap<u16, u64>,
     requests: Option<Requests>,
     former: Former,
+    indexing: Indexing,
 }
 
 /// The versions that one reader feeds: each one's id, and the epoch of its owner.
@@ -238,6 +242,8 @@ impl Worker {
             // What another owner noted is for this one to take back.
             self.troubles = None;
         }
+        let unmade = self.indexing.look(&self.read_models, &versions.run, Instant::now()).await?;
+        versions.troubles.extend(unmade);
         self.tell(&versions.troubles, &owned).await?;
         let groups = readers.groups(&versions.run);
         readers.forget(|group| groups.contains_key(group));

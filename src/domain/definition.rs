@@ -5,6 +5,7 @@ mod aggregate;
 mod compare;
 mod expression;
 mod fields;
+mod index;
 mod kind;
 mod problem;
 mod query;
@@ -24,6 +25,7 @@ use serde_json::Value;
 
 pub use self::{
     compare::{Comparison, compare},
+    index::{INDEX_COLUMNS_MAX, INDEX_TEXT_BYTES_MAX, INDEX_TEXTS_MAX, INDEXES_MAX, Index},
     kind::exact_double,
     problem::Problem,
     sql::{SqlToken, next_sql_token},
@@ -146,6 +148,8 @@ pub struct ReadModelDefinition {
     pub columns: Vec<Column>,
     /// The columns that identify a row within its tenant; never empty, all declared.
     pub key: Vec<Name>,
+    /// Its secondary indexes. They say nothing about the rows: they are made and dropped in place.
+    pub indexes: Vec<Index>,
     /// What each event does to a row, by `(aggregate, event)`.
     pub on: BTreeMap<(AggregateName, EventName), RowChange>,
     /// The events of `on` as they were declared beside it.

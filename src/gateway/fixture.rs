@@ -46,6 +46,7 @@ pub(crate) fn catalog() -> Catalog {
         place: Place::default(),
         columns: kinds.map(|(text, kind)| Column { name: name(text), kind }).into(),
         key: vec![name("id")],
+        indexes: Vec::new(),
         on: BTreeMap::new(),
         followed: BTreeMap::new(),
         fingerprint: String::new(),

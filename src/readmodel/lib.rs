@@ -4,15 +4,19 @@
 //! Version N of read model `flights` is the table `rm.flights_vN`; people read the view
 //! `rm.flights`. Internals live in schema `flexcore`. What exists is in `schemas/sql`.
 
+mod access;
+mod built;
 mod cell;
 mod check;
 #[cfg(feature = "defects")]
 pub mod defects;
 mod epoch;
 mod error;
+mod explain;
 mod fold;
 mod functions;
 mod held;
+mod indexes;
 mod login;
 mod named;
 mod origin;
@@ -39,6 +43,7 @@ use sqlx::{
 
 pub use epoch::Owned;
 pub use error::Error;
+pub use explain::Explained;
 pub use named::ROWS_MAX;
 pub use page::Page;
 pub use plan::{Change, KEY_BYTES_MAX, Plan, Reads, Unfit};
@@ -97,6 +102,7 @@ pub struct ReadModels {
     settings: Arc<Settings>,
     waiters: Arc<wait::Waiters>,
     as_declared: Arc<served::AsDeclared>,
+    built: Arc<built::Built>,
 }
 
 impl ReadModels {
@@ -121,8 +127,8 @@ impl ReadModels {
             .connect_lazy_with(options.clone());
         let readers = readers::Readers::new(pool.clone(), options, queries, &settings);
         let (readers, settings) = (Arc::new(readers), Arc::new(settings));
-        let (waiters, as_declared) = (Arc::default(), Arc::default());
-        Ok(Self { pool, readers, settings, waiters, as_declared })
+        let (waiters, as_declared, built) = (Arc::default(), Arc::default(), Arc::default());
+        Ok(Self { pool, readers, settings, waiters, as_declared, built })
     }
 
     /// Brings schemas and roles up to date, the login of queries with what it may do among them.

@@ -49,7 +49,7 @@ impl ReadModels {
         Ok(row.try_get("rows")?)
     }
 
-    async fn query_failed(&self, query: &QueryDefinition, error: sqlx::Error) -> Error {
+    pub(crate) async fn query_failed(&self, query: &QueryDefinition, error: sqlx::Error) -> Error {
         let failed = match (code(&error).as_deref(), Error::from(error)) {
             (Some("57014"), _) => return Error::Timeout(self.settings.statement_timeout),
             // Syntax and names: what it was prepared against may not serve yet.
@@ -150,7 +150,11 @@ fn values<'q>(
 }
 
 /// The statement with `$n` for each `:name`, and which parameter each `$n` is.
-fn positional(sql: &str, query: &Name, names: &[&Name]) -> Result<(String, Vec<usize>), Error> {
+pub(crate) fn positional(
+    sql: &str,
+    query: &Name,
+    names: &[&Name],
+) -> Result<(String, Vec<usize>), Error> {
     let mut used: Vec<usize> = Vec::new();
     let sql = substitute(sql, query, names, |index| {
         let at = used.iter().position(|known| *known == index).unwrap_or_else(|| {

@@ -6,12 +6,14 @@ use flexcore_domain::{
     definition::{ColumnKind, ReadModelDefinition},
 };
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, Row as _, postgres::PgArguments};
+use sqlx::{AssertSqlSafe, Row as _, postgres::PgArguments, types::Json};
 
 use crate::{
     Error, ReadModels,
+    access::{self, Access},
     cell::Cell,
     error::code,
+    indexes,
     select::{self, Filter, Op, Select},
 };
 
@@ -28,7 +30,7 @@ pub struct Page {
 const CURSOR_BYTES_MAX: usize = 16 * 1024;
 
 /// A column of the order, with whether it descends, its type, and whether it may be null.
-struct Order<'a> {
+pub(crate) struct Order<'a> {
     column: &'a Name,
     descends: bool,
     kind: ColumnKind,
@@ -60,10 +62,7 @@ impl ReadModels {
         model: &ReadModelDefinition,
         select: &Select,
     ) -> Result<Page, Error> {
-        select.check(model)?;
-        let order = order(model, select)?;
-        let after = select.cursor.as_deref().map(|text| read_cursor(model, select, &order, text));
-        let statement = statement(model, select, &order, after.transpose()?.as_deref())?;
+        let statement = self.statement(model, select).await?;
         let mut reading = self.read_as(tenant).await?;
         let fetched = sqlx::query_with(AssertSqlSafe(statement.sql), statement.arguments)
             .fetch_all(&mut *reading)
@@ -86,6 +85,40 @@ impl ReadModels {
         Ok(Page { rows, next_cursor })
     }
 
+    /// What Postgres does for a selection: its plan, without costs and numbers of rows. Not for a tenant,
+    /// since a plan depends on the rows of all. Fails as [`ReadModels::select`] does.
+    pub async fn plan(
+        &self,
+        tenant: &Tenant,
+        model: &ReadModelDefinition,
+        select: &Select,
+    ) -> Result<Value, Error> {
+        let statement = self.statement(model, select).await?;
+        let sql = format!("explain (costs off, format json) {}", statement.sql);
+        let mut reading = self.read_as(tenant).await?;
+        let row = sqlx::query_with(AssertSqlSafe(sql), statement.arguments)
+            .fetch_one(&mut *reading)
+            .await;
+        reading.end().await;
+        let row = row.map_err(|error| self.failed(model, error))?;
+        Ok(row.try_get::<Json<Value>, _>(0)?.0)
+    }
+
+    async fn statement(
+        &self,
+        model: &ReadModelDefinition,
+        select: &Select,
+    ) -> Result<Statement, Error> {
+        select.check(model)?;
+        let order = order(model, select)?;
+        let after = select.cursor.as_deref().map(|text| read_cursor(model, select, &order, text));
+        let after = after.transpose()?;
+        let built = self.built(model).await?;
+        let access = access::best(model, select, &names(&order), &built);
+        let asked = Asked { model, select, order: &order, access: access.as_ref() };
+        asked.statement(after.as_deref())
+    }
+
     fn failed(&self, model: &ReadModelDefinition, error: sqlx::Error) -> Error {
         match code(&error).as_deref() {
             // undefined_table, undefined_column, and undefined_function, as two types have no
@@ -98,7 +131,10 @@ impl ReadModels {
 }
 
 /// The whole order: what is asked for, then the key, so that no two rows are equal in it.
-fn order<'a>(model: &'a ReadModelDefinition, select: &'a Select) -> Result<Vec<Order<'a>>, Error> {
+pub(crate) fn order<'a>(
+    model: &'a ReadModelDefinition,
+    select: &'a Select,
+) -> Result<Vec<Order<'a>>, Error> {
     let rest = model.key.iter().filter(|key| select.sort.iter().all(|(name, _)| name != *key));
     let asked = select.sort.iter().map(|(name, descends)| (name, *descends));
     asked
@@ -110,47 +146,123 @@ fn order<'a>(model: &'a ReadModelDefinition, select: &'a Select) -> Result<Vec<O
         .collect()
 }
 
-fn statement(
-    model: &ReadModelDefinition,
-    select: &Select,
-    order: &[Order<'_>],
-    after: Option<&[Cell]>,
-) -> Result<Statement, Error> {
-    let mut statement =
-        Statement { sql: String::new(), arguments: PgArguments::default(), count: 0 };
-    let mut conditions = vec!["true".to_owned()];
-    for filter in &select.filters {
-        conditions.push(condition(&mut statement, model, filter)?);
+/// The order by name.
+pub(crate) fn names(order: &[Order<'_>]) -> Vec<(Name, bool)> {
+    order.iter().map(|o| (o.column.clone(), o.descends)).collect()
+}
+
+impl Order<'_> {
+    /// The term of `order by` for the value that is written so.
+    fn term(&self, value: &str) -> String {
+        match (self.descends, self.nullable) {
+            (false, _) => value.to_owned(),
+            (true, true) => format!("{value} desc nulls last"),
+            (true, false) => format!("{value} desc"),
+        }
     }
-    if let Some(after) = after {
-        conditions.push(beyond(&mut statement, order, after));
+}
+
+/// A selection, and how it comes at its rows.
+struct Asked<'a> {
+    model: &'a ReadModelDefinition,
+    select: &'a Select,
+    order: &'a [Order<'a>],
+    access: Option<&'a Access>,
+}
+
+impl Asked<'_> {
+    fn statement(&self, after: Option<&[Cell]>) -> Result<Statement, Error> {
+        let mut statement =
+            Statement { sql: String::new(), arguments: PgArguments::default(), count: 0 };
+        let parts = self.parts(&mut statement, after)?;
+        statement.sql = match parts.as_slice() {
+            [only] => self.part(only, false),
+            parts => {
+                let all: Vec<String> =
+                    parts.iter().map(|part| format!("({})", self.part(part, true))).collect();
+                let sort: Vec<String> = (0_usize..)
+                    .zip(self.order)
+                    .map(|(at, o)| o.term(&format!("_u._o{at}")))
+                    .collect();
+                format!(
+                    "select _u.row, _u.after from ({}) _u order by {} limit {}",
+                    all.join(" union all "),
+                    sort.join(", "),
+                    self.select.limit() + 1
+                )
+            }
+        };
+        Ok(statement)
     }
-    let quoted = |name: &Name| format!("\"{name}\"");
-    let fields: Vec<String> = match select.fields.as_slice() {
-        [] => model.columns.iter().map(|column| format!("_m.{}", quoted(&column.name))).collect(),
-        fields => fields.iter().map(|name| format!("_m.{}", quoted(name))).collect(),
-    };
-    let places: Vec<String> = order.iter().map(|o| format!("_m.{}", quoted(o.column))).collect();
-    let sort: Vec<String> = order
-        .iter()
-        .map(|o| match (o.descends, o.nullable) {
-            (false, _) => format!("_m.{}", quoted(o.column)),
-            (true, true) => format!("_m.{} desc nulls last", quoted(o.column)),
-            (true, false) => format!("_m.{} desc", quoted(o.column)),
-        })
-        .collect();
-    statement.sql = format!(
-        "select (select row_to_json(_row) from (select {}) _row)::text as row, \
-                json_build_array({})::text as after \
-         from rm.\"{}\" _m where {} order by {} limit {}",
-        fields.join(", "),
-        places.join(", "),
-        model.name,
-        conditions.join(" and "),
-        sort.join(", "),
-        select.limit() + 1,
-    );
-    Ok(statement)
+
+    /// The conditions of the rows, in parts that have no row in common. One part does, but for an index:
+    /// what is beyond a cursor is one range of it for each column of the order, and texts that are too
+    /// long for it stand elsewhere.
+    fn parts(
+        &self,
+        statement: &mut Statement,
+        after: Option<&[Cell]>,
+    ) -> Result<Vec<String>, Error> {
+        let mut filters = vec!["true".to_owned()];
+        for filter in &self.select.filters {
+            filters.push(condition(statement, self.model, filter)?);
+        }
+        let filters = filters.join(" and ");
+        let after = after.map(|after| Beyond::new(statement, self.order, after));
+        let whole = match &after {
+            Some(after) => format!("{filters} and {}", after.whole()),
+            None => filters.clone(),
+        };
+        let Some(access) = self.access else { return Ok(vec![whole]) };
+        let mut parts = match &after {
+            Some(after) if access.in_order => {
+                let of = |part: &String| format!("{filters} and {part}");
+                after.parts(&access.fixed).iter().map(of).collect()
+            }
+            _ => vec![whole.clone()],
+        };
+        let texts = match &access.index {
+            Some(index) => indexes::texts(index, &self.model.columns, &self.model.key),
+            None => Vec::new(),
+        };
+        if !texts.is_empty() {
+            let short = indexes::short(&texts, "_m.");
+            parts.iter_mut().for_each(|part| part.push_str(&format!(" and {short}")));
+            let is_short = |text: &&Name| {
+                let mut on = self.select.filters.iter().filter(|filter| filter.column == **text);
+                on.any(|filter| indexes::is_short(filter) == Some(true))
+            };
+            if !texts.iter().all(is_short) {
+                parts.push(format!("{whole} and {}", indexes::long(&texts, "_m.")));
+            }
+        }
+        Ok(parts)
+    }
+
+    /// The rows of a part; with the values of the order, where several parts are to be put together.
+    fn part(&self, condition: &str, with_order: bool) -> String {
+        let quoted = |name: &Name| format!("_m.\"{name}\"");
+        let fields: Vec<String> = match self.select.fields.as_slice() {
+            [] => self.model.columns.iter().map(|column| quoted(&column.name)).collect(),
+            fields => fields.iter().map(quoted).collect(),
+        };
+        let places: Vec<String> = self.order.iter().map(|o| quoted(o.column)).collect();
+        let sort: Vec<String> = self.order.iter().map(|o| o.term(&quoted(o.column))).collect();
+        let order: String = match with_order {
+            true => (0_usize..).zip(&places).map(|(at, o)| format!(", {o} as _o{at}")).collect(),
+            false => String::new(),
+        };
+        format!(
+            "select (select row_to_json(_row) from (select {}) _row)::text as row, \
+                    json_build_array({})::text as after{order} \
+             from rm.\"{}\" _m where {condition} order by {} limit {}",
+            fields.join(", "),
+            places.join(", "),
+            self.model.name,
+            sort.join(", "),
+            self.select.limit() + 1,
+        )
+    }
 }
 
 fn condition(
@@ -174,38 +286,121 @@ fn condition(
     let placeholders: Vec<String> = cells.iter().map(|cell| statement.bind(kind, cell)).collect();
     Ok(match filter.op {
         Op::In => format!("{column} in ({})", placeholders.join(", ")),
+        // Texts compare by bytes, so that those with a prefix are a range of an index.
+        Op::Prefix => {
+            let from = placeholders.join(", ");
+            let range = match next_prefix(&filter.values.concat()) {
+                Some(next) => {
+                    let next = statement.bind(kind, &Cell::Text(next.into()));
+                    format!(" and {column} < {next}")
+                }
+                None => String::new(),
+            };
+            format!("{column} ^@ {from} and {column} >= {from}{range}")
+        }
         _ => format!("{column} {operator} {}", placeholders.join(", ")),
     })
 }
 
-/// Rows after the cursor's: greater in the first column, or equal there and greater in the next,
-/// and so on. The order by key alone is one comparison of rows, which the index answers.
-fn beyond(statement: &mut Statement, order: &[Order<'_>], after: &[Cell]) -> String {
-    let placeholders: Vec<String> =
-        order.iter().zip(after).map(|(o, cell)| statement.bind(o.kind, cell)).collect();
-    if order.iter().all(|o| !o.nullable && !o.descends) {
-        let columns: Vec<String> = order.iter().map(|o| format!("_m.\"{}\"", o.column)).collect();
-        return format!("({}) > ({})", columns.join(", "), placeholders.join(", "));
+/// The first text, by bytes, after all that begin so; `None`: there is none.
+fn next_prefix(prefix: &str) -> Option<String> {
+    let mut next = prefix.to_owned();
+    while let Some(last) = next.pop() {
+        if let Some(after) = (last..=char::MAX).nth(1) {
+            next.push(after);
+            return Some(next);
+        }
     }
-    let mut alternatives = Vec::new();
-    for (at, (o, cell)) in order.iter().zip(after).enumerate() {
-        let column = format!("_m.\"{}\"", o.column);
-        let sign = if o.descends { '<' } else { '>' };
-        let mut parts: Vec<String> = (0..at)
-            .map(|before| {
-                let column = order[before].column;
-                format!("_m.\"{column}\" is not distinct from {}", placeholders[before])
-            })
-            .collect();
-        parts.push(match (cell, o.nullable) {
-            // Nothing sorts after null. The placeholder keeps its type in the statement.
-            (Cell::Null, _) => format!("({} is not null)", placeholders[at]),
-            (_, true) => format!("({column} {sign} {} or {column} is null)", placeholders[at]),
-            (_, false) => format!("{column} {sign} {}", placeholders[at]),
-        });
-        alternatives.push(format!("({})", parts.join(" and ")));
+    None
+}
+
+/// Rows after the cursor's.
+struct Beyond<'a> {
+    order: &'a [Order<'a>],
+    after: &'a [Cell],
+    placeholders: Vec<String>,
+}
+
+impl<'a> Beyond<'a> {
+    fn new(statement: &mut Statement, order: &'a [Order<'a>], after: &'a [Cell]) -> Self {
+        let placeholders =
+            order.iter().zip(after).map(|(o, cell)| statement.bind(o.kind, cell)).collect();
+        Self { order, after, placeholders }
     }
-    format!("({})", alternatives.join(" or "))
+
+    /// The comparison of rows that an index answers: where no column descends or has nulls.
+    fn as_row(&self, of: &[usize]) -> Option<String> {
+        if of.is_empty() || of.iter().any(|at| self.order[*at].nullable || self.order[*at].descends)
+        {
+            return None;
+        }
+        let columns: Vec<String> =
+            of.iter().map(|at| format!("_m.\"{}\"", self.order[*at].column)).collect();
+        let values: Vec<&str> = of.iter().map(|at| self.placeholders[*at].as_str()).collect();
+        Some(format!("({}) > ({})", columns.join(", "), values.join(", ")))
+    }
+
+    /// As one condition: greater in the first column, or equal there and greater in the next, and so
+    /// on.
+    fn whole(&self) -> String {
+        let all: Vec<usize> = (0..self.order.len()).collect();
+        if let Some(row) = self.as_row(&all) {
+            return row;
+        }
+        let mut alternatives = Vec::new();
+        for (at, (o, cell)) in self.order.iter().zip(self.after).enumerate() {
+            let (column, value) = (format!("_m.\"{}\"", o.column), &self.placeholders[at]);
+            let sign = if o.descends { '<' } else { '>' };
+            let mut parts: Vec<String> = (0..at)
+                .map(|before| {
+                    let (o, value) = (&self.order[before], &self.placeholders[before]);
+                    format!("_m.\"{}\" is not distinct from {value}", o.column)
+                })
+                .collect();
+            parts.push(match (cell, o.nullable) {
+                // Nothing sorts after null. The placeholder keeps its type in the statement.
+                (Cell::Null, _) => format!("({value} is not null)"),
+                (_, true) => format!("({column} {sign} {value} or {column} is null)"),
+                (_, false) => format!("{column} {sign} {value}"),
+            });
+            alternatives.push(format!("({})", parts.join(" and ")));
+        }
+        format!("({})", alternatives.join(" or "))
+    }
+
+    /// As conditions that exclude each other, each a range of an index in this order. Columns of
+    /// `fixed` have one value in all rows.
+    fn parts(&self, fixed: &[Name]) -> Vec<String> {
+        let free: Vec<usize> =
+            (0..self.order.len()).filter(|at| !fixed.contains(self.order[*at].column)).collect();
+        let (mut parts, mut equal) = (Vec::new(), Vec::<String>::new());
+        let with = |equal: &[String], last: String| {
+            let all: Vec<String> = equal.iter().cloned().chain([last]).collect();
+            all.join(" and ")
+        };
+        for (place, at) in free.iter().enumerate() {
+            if let Some(row) = self.as_row(&free[place..]) {
+                parts.push(with(&equal, row));
+                return parts;
+            }
+            let (o, value) = (&self.order[*at], &self.placeholders[*at]);
+            let (column, sign) =
+                (format!("_m.\"{}\"", o.column), if o.descends { '<' } else { '>' });
+            if self.after[*at] == Cell::Null {
+                equal.push(format!("{column} is null"));
+                continue;
+            }
+            parts.push(with(&equal, format!("{column} {sign} {value}")));
+            if o.nullable {
+                parts.push(with(&equal, format!("{column} is null")));
+            }
+            equal.push(format!("{column} = {value}"));
+        }
+        if parts.is_empty() {
+            parts.push("false".to_owned());
+        }
+        parts
+    }
 }
 
 /// What the cursor belongs to: FNV-1a 64 over read model, filters and sort.

@@ -14,7 +14,7 @@ use flexcore_domain::{
 use serde::{Deserialize, Serialize};
 use sqlx::{Row as _, types::Json};
 
-use crate::{Error, Page, ReadModels, Select};
+use crate::{Error, Page, ReadModels, Select, version::fitting};
 
 /// Read models whose serving version has the columns that are declared, as they were found last: for
 /// these nobody is asked. A query finds out when it is no longer so.
@@ -42,8 +42,10 @@ impl Shape {
         let column = |(text, kind): &(String, ColumnKind)| {
             Ok::<_, Error>(Column { name: name(text)?, kind: *kind })
         };
+        let columns = self.columns.iter().map(column).collect::<Result<Vec<_>, _>>()?;
         Ok(ReadModelDefinition {
-            columns: self.columns.iter().map(column).collect::<Result<_, _>>()?,
+            indexes: fitting(declared, &columns),
+            columns,
             key: self.key.iter().map(name).collect::<Result<_, _>>()?,
             ..declared.clone()
         })
@@ -118,7 +120,7 @@ impl ReadModels {
 
     /// The declaration with the columns of the version that serves; `None`: they are its own, or none
     /// serves yet.
-    async fn served(
+    pub(crate) async fn served(
         &self,
         declared: &ReadModelDefinition,
     ) -> Result<Option<ReadModelDefinition>, Error> {

@@ -12,7 +12,7 @@ use std::{
 
 use flexcore_domain::{
     Catalog, Name, SLOTS,
-    definition::{Column, ReadModelDefinition},
+    definition::{Column, Index, ReadModelDefinition},
 };
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction};
 
@@ -58,7 +58,9 @@ pub struct Version {
     pub plan: Plan,
     /// Its table, quoted.
     pub(crate) table: String,
-    columns: Vec<Column>,
+    pub(crate) columns: Vec<Column>,
+    /// Its secondary indexes, as they are declared by now: those whose columns it has.
+    pub(crate) indexes: Vec<Index>,
 }
 
 impl Version {
@@ -346,7 +348,13 @@ fn run_of(
         state: registered.state,
         plan: Plan::new(definition),
         columns: definition.columns.clone(),
+        indexes: fitting(model, &definition.columns),
     }))
+}
+
+/// The declared indexes that rows with these columns can have.
+pub(crate) fn fitting(model: &ReadModelDefinition, columns: &[Column]) -> Vec<Index> {
+    model.indexes.iter().filter(|index| index.fits(columns)).cloned().collect()
 }
 
 /// Every declared read model, with its application.

@@ -153,6 +153,12 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "1 while a read model cannot be changed or removed",
     ),
     (
+        "flexcore_read_model_indexes_missing",
+        Kind::Gauge,
+        Unit::Count,
+        "Indexes that are to be made or dropped on the version that serves",
+    ),
+    (
         "flexcore_projection_stopped",
         Kind::Gauge,
         Unit::Count,

@@ -11,7 +11,7 @@ use flexcore_eventstore::{
 use flexcore_readmodel::{Error, ReadModels, State, Version};
 use metrics::counter;
 use tokio::{
-    task::{JoinError, JoinHandle},
+    task::{JoinError, JoinHandle, JoinSet},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
@@ -112,6 +112,9 @@ struct Running<'a> {
     all_slots_at: Instant,
     look_at: Instant,
     progressed: bool,
+    /// Making the indexes of the version that is built. Given up with the reader.
+    indexing: JoinSet<Result<bool, Error>>,
+    is_indexed: bool,
 }
 
 impl Reader {
@@ -169,6 +172,8 @@ impl Reader {
             all_slots_at: now,
             look_at: now,
             progressed: false,
+            indexing: JoinSet::new(),
+            is_indexed: false,
         })
     }
 
@@ -335,6 +340,11 @@ impl Running<'_> {
         if *waits {
             return Ok(false);
         }
+        let version = version.clone();
+        if !self.index(&version)? {
+            return Ok(false);
+        }
+        let version = &version;
         let promoted = self.reader.read_models.promote(version).await?;
         if promoted {
             tracing::info!(
@@ -344,6 +354,32 @@ impl Running<'_> {
             );
         }
         Ok(promoted)
+    }
+
+    /// Whether the version has its indexes; has them made, when nobody does. Made when the rows are
+    /// there, an index costs one sort, and not a write with each row of the log. The reader reads on
+    /// meanwhile.
+    fn index(&mut self, version: &Arc<Version>) -> Result<bool, Failure> {
+        if self.is_indexed || version.indexes_wanted().is_empty() {
+            return Ok(true);
+        }
+        let Some(made) = self.indexing.try_join_next() else {
+            if self.indexing.is_empty() {
+                let (read_models, version) = (self.reader.read_models.clone(), version.clone());
+                self.indexing.spawn(async move { read_models.index(&version).await });
+            }
+            return Ok(false);
+        };
+        self.is_indexed = match made.map_err(|error| Error::Unavailable(error.to_string()))? {
+            Ok(made) => made,
+            Err(error) if error.is_passing() => return Err(error.into()),
+            // It serves without, and the worker raises the alarm.
+            Err(error) => {
+                tracing::error!(read_model = %version.read_model, %error, "an index cannot be made");
+                true
+            }
+        };
+        Ok(self.is_indexed)
     }
 }
 

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fmt::Display, sync::Arc};
 
 use super::{
-    AggregateDefinition, Application, EventDefinition, Parameter, Place, QueryDefinition,
-    problem::Problem,
+    AggregateDefinition, Application, EventDefinition, Index, Parameter, Place, QueryDefinition,
+    ReadModelDefinition, problem::Problem,
 };
 
 /// What changes from one version to the next.
@@ -36,6 +36,9 @@ pub fn compare(old: &Application, new: &Application) -> Comparison {
         }
     }
     for (name, old, new) in pairs(&old.read_models, &new.read_models) {
+        if let (Some(old), Some(new)) = (old, new) {
+            comparison.indexes(old, new);
+        }
         let change = match (old, new) {
             (Some(old), Some(new)) if old.fingerprint != new.fingerprint => {
                 "changes: a new version is built from the log beside the one in use"
@@ -86,6 +89,23 @@ fn same_query(old: &Arc<QueryDefinition>, new: &Arc<QueryDefinition>) -> bool {
 impl Comparison {
     fn refuse(&mut self, place: &Place, message: String) {
         self.refusals.push(Problem { place: place.clone(), message });
+    }
+
+    fn indexes(&mut self, old: &ReadModelDefinition, new: &ReadModelDefinition) {
+        let name = &new.name;
+        let only = |these: &[Index], others: &[Index]| {
+            let gone = these.iter().filter(|index| !others.contains(index));
+            gone.cloned().collect::<Vec<_>>()
+        };
+        for index in only(&new.indexes, &old.indexes) {
+            let change = format!(
+                "read model {name}: index {index} is new: it is built while rows are read and written"
+            );
+            self.changes.push(change);
+        }
+        for index in only(&old.indexes, &new.indexes) {
+            self.changes.push(format!("read model {name}: index {index} is removed"));
+        }
     }
 
     fn aggregate(&mut self, old: &AggregateDefinition, new: &AggregateDefinition) {

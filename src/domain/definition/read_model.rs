@@ -8,6 +8,7 @@ use super::{
     AggregateDefinition, Column, ColumnKind, EventDefinition, Expression, Followed, Operation,
     ReadModelDefinition, RowChange, Schema, expression,
     fields::{Fields, entries},
+    index,
     problem::{Notes, did_you_mean},
     read::Known,
     yaml::{Data, Key, Node},
@@ -35,7 +36,7 @@ pub(super) fn read(
     known: &Known<'_>,
     notes: &mut Notes,
 ) -> Option<ReadModelDefinition> {
-    let words = ["read_model", "description", "columns", "key", "on"];
+    let words = ["read_model", "description", "columns", "key", "indexes", "on"];
     let fields = Fields::of(node, "a read model", &words, notes)?;
     let name = fields.required("read_model", notes)?;
     let text = notes.text(name, "a read model's name")?;
@@ -49,13 +50,24 @@ pub(super) fn read(
     let (key_node, on) = (fields.required("key", notes), fields.required("on", notes));
     let columns = columns?;
     let key = key(key_node?, &columns, notes)?;
+    let indexes = fields.get("indexes").map(|node| index::read(node, &columns, &key, notes));
     let shape = Shape { columns: &columns, key: &key };
     let on = changes(on?, &shape, known, notes)?;
     let followed = followed(&on, known);
     let fingerprint = fingerprint(&columns, &key, &on, &followed);
     let place = notes.place(node.line);
     let name = name?;
-    Some(ReadModelDefinition { name, description, place, columns, key, on, followed, fingerprint })
+    Some(ReadModelDefinition {
+        name,
+        description,
+        place,
+        columns,
+        key,
+        indexes: indexes.unwrap_or_default(),
+        on,
+        followed,
+        fingerprint,
+    })
 }
 
 /// Whether tables of versions have such names: `orders_v1` is one of the read model `orders`.

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
 
 mod deployments;
+mod indexes;
 mod log;
 mod rig;
 

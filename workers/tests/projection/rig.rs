@@ -35,6 +35,7 @@ pub(crate) fn sums(fingerprint: &str) -> ReadModelDefinition {
             column("total", ColumnKind::Integer),
         ],
         key: vec![name("group")],
+        indexes: Vec::new(),
         on: BTreeMap::from([((aggregate(), EventName::parse("paid").unwrap()), change)]),
         followed: BTreeMap::new(),
         fingerprint: fingerprint.to_owned(),

@@ -38,6 +38,11 @@ fn changes_are_said() {
         ("=> event.data", "=> ({ ...event.data })", "event order.placed evolves"),
         ("vip: boolean", "vip: text", "read model customers changes"),
         ("orders: 1, total", "orders: 2, total", "read model customers changes"),
+        (
+            "key: [customer]",
+            "key: [customer]\nindexes: [[city, -last]]",
+            "read model customers: index [city, -last] is new",
+        ),
         ("select customer,", "select lower(customer),", "query best changes"),
         ("default: 0", "default: 1", "query best changes"),
         ("An order", "One order", "aggregate order has another description"),

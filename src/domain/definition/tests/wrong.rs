@@ -116,6 +116,44 @@ fn read_models() {
 }
 
 #[test]
+fn indexes() {
+    let key = "key: [customer]";
+    let cases: Vec<(String, &str)> = vec![
+        ("indexes: city".to_owned(), "must be a list"),
+        ("indexes: [citi]".to_owned(), "did you mean `city`?"),
+        ("indexes: [tenant]".to_owned(), "has no `tenant`"),
+        ("indexes: [{ columns: [city] }]".to_owned(), "must be a text"),
+        ("indexes: [[]]".to_owned(), "1 to 4 columns"),
+        ("indexes: [[city, orders, total, last, vip]]".to_owned(), "1 to 4 columns"),
+        ("indexes: [[city, -city]]".to_owned(), "in the index twice"),
+        ("indexes: [city, [city]]".to_owned(), "index [city] is declared twice"),
+        ("indexes: [customer]".to_owned(), "the key has an index that does for [customer]"),
+        (
+            format!("indexes: [{}]", vec!["orders"; 9].join(", ")),
+            "a read model has at most 8 indexes",
+        ),
+    ];
+    for (indexes, message) in &cases {
+        check(&[(key, &format!("{key}\n{indexes}"), "33", message)]);
+    }
+    let texts = SHOP.replace("vip: boolean", "a: text, b: text, vip: boolean");
+    let declare = |indexes: &str| {
+        let text = texts.replace(key, &format!("{key}\n{indexes}"));
+        read(&[("shop.yaml", &text)]).map(|shop| shop.read_models["customers"].clone())
+    };
+    let many = declare("indexes:\n- [city, a, b]").unwrap_err();
+    assert!(
+        many[0].to_string().starts_with("shop.yaml:34: an index has at most 2 text"),
+        "{many:?}"
+    );
+    let right = declare("indexes: [-customer, city, [city, -last, customer, a], [-vip]]").unwrap();
+    let shown: Vec<String> = right.indexes.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["[-customer]", "[city]", "[city, -last, customer, a]", "[-vip]"]);
+    let without = declare("# none").unwrap();
+    assert_eq!(without.fingerprint, right.fingerprint, "an index says nothing about the rows");
+}
+
+#[test]
 fn queries() {
     check(&[
         ("reads: [customers]", "reads: [customer]", "40", "did you mean `customers`?"),

@@ -139,6 +139,7 @@ pub(crate) fn model(
             .map(|(column, kind)| Column { name: name(column), kind: *kind })
             .collect(),
         key: vec![name(columns[0].0)],
+        indexes: Vec::new(),
         on: on.collect(),
         followed: BTreeMap::new(),
         fingerprint: fingerprint.to_owned(),

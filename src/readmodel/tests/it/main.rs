@@ -4,6 +4,7 @@
 mod database;
 mod fold;
 mod hostile;
+mod indexes;
 mod isolation;
 mod queries;
 mod reading;
