@@ -389,6 +389,7 @@ pub(crate) enum Over {
 #[command(after_help = "\
 Examples:
   flexcore query flights carrier=UA --limit 5 --sort=-dep_delay
+  flexcore query flights carrier=UA --sort=-departed_at --explain
   flexcore query delays_by_carrier --json")]
 pub(crate) struct Query {
     /// The read model, or the named query
@@ -408,6 +409,9 @@ pub(crate) struct Query {
     /// Positions that the read model must have passed first (read your writes)
     #[arg(long, value_name = "POSITION")]
     pub(crate) min_position: Option<String>,
+    /// Say which index finds the rows, and what to declare where none does, in place of the rows
+    #[arg(long)]
+    pub(crate) explain: bool,
     /// Answer in JSON, as the gateway gave it
     #[arg(long)]
     pub(crate) json: bool,

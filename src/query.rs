@@ -17,7 +17,8 @@ pub(crate) async fn run(
     let token = token::for_request(config)?;
     let parameters = parameters(args);
     let ask = async |path: String| {
-        let path = format!("{path}{parameters}");
+        let explain = if args.explain { "/explain" } else { "" };
+        let path = format!("{path}{explain}{parameters}");
         let call = http::Call {
             method: Method::GET,
             path: &path,
@@ -38,6 +39,13 @@ pub(crate) async fn run(
     let body = answer.success()?;
     if args.json {
         out::json(out, &body)?;
+        return Ok(true);
+    }
+    if args.explain {
+        for read in body["explain"].as_array().context("the gateway's answer explains nothing")? {
+            let text = |name: &str| read[name].as_str().unwrap_or_default();
+            writeln!(out, "{}: {}", text("read_model"), text("says"))?;
+        }
         return Ok(true);
     }
     let rows = body["rows"].as_array().context("the gateway's answer has no rows")?;

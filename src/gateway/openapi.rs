@@ -1,6 +1,8 @@
 //! The OpenAPI 3.1 document, made from what is deployed: each command with the schema of its
 //! payload, each read model with typed filters, each query with its parameters.
 
+mod explain;
+
 use flexcore_domain::{
     Catalog,
     definition::{ColumnKind, Parameter, QueryDefinition, ReadModelDefinition},
@@ -30,6 +32,7 @@ pub(crate) fn value(catalog: &Catalog) -> Value {
     for query in catalog.applications.values().flat_map(|app| app.queries.values()) {
         paths.insert(format!("/v1/queries/{}", query.name), named_query(query));
     }
+    explain::paths(&mut paths);
     paths.insert("/v1/events".to_owned(), events());
     paths.insert("/v1/cluster".to_owned(), cluster());
     open_paths(&mut paths);

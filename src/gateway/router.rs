@@ -42,7 +42,9 @@ pub(crate) static ROUTES: &[Route] = routes! {
     get  "/v1/aggregates/{aggregate}/{id}"         aggregates::state;
     get  "/v1/aggregates/{aggregate}/{id}/events"  aggregates::events;
     get  "/v1/query/{read_model}"                  queries::read_model;
+    get  "/v1/query/{read_model}/explain"          queries::explain_read_model;
     get  "/v1/queries/{name}"                      queries::named;
+    get  "/v1/queries/{name}/explain"              queries::explain_named;
     get  "/v1/events"                              events::stream;
     get  "/v1/cluster"                             cluster::view;
     get  "/"                                       documents::index;

@@ -208,6 +208,16 @@ async fn every_example_of_the_reference_works() {
     assert_eq!(rows[0]["average"].to_string().trim_matches('"').parse::<f64>().unwrap(), 20.0);
     let longest = &http.rows("/v1/query/carriers?fields=longest_minutes").await[0];
     assert_eq!(longest["longest_minutes"], json!(20));
+    for (query, said) in [
+        (&["departures=7"][..], "carriers: index [departures] finds `departures`"),
+        (&["--sort=-longest_minutes,departures"], "index [-longest_minutes, departures] has the"),
+        (&["delay_minutes=7"], "declare `indexes: [[delay_minutes]]`"),
+    ] {
+        let explained = dev.succeed(&[&["query", "carriers", "--explain"], query].concat());
+        assert!(explained.contains(said), "{explained}");
+    }
+    let explained = dev.succeed(&["query", "delays_by_carrier", "--explain"]);
+    assert!(explained.starts_with("carriers: "), "{explained}");
 }
 
 /// The rows of the table under this heading.

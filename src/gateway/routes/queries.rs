@@ -3,8 +3,11 @@
 use std::{fmt::Write, sync::Arc};
 
 use axum::{extract::State, http::StatusCode, response::Response};
-use flexcore_domain::{Name, definition};
-use flexcore_readmodel::{ReadModels, Select};
+use flexcore_domain::{
+    Catalog, Name,
+    definition::{QueryDefinition, ReadModelDefinition},
+};
+use flexcore_readmodel::{Explained, ReadModels, Select};
 
 use super::{JSON, answer};
 use crate::{
@@ -21,15 +24,7 @@ pub(crate) async fn read_model(
 ) -> Result<Response, Problem> {
     let name = call.name("read_model", Name::parse)?;
     let catalog = shared.catalog();
-    let Some(model) = catalog.read_model(name.as_str()) else {
-        let models = catalog.applications.values().flat_map(|app| app.read_models.keys());
-        let known: Vec<String> = models.map(ToString::to_string).collect();
-        return Err(Problem::new(
-            &problems::UNKNOWN_READ_MODEL,
-            "known lists those that there are",
-        )
-        .with("known", known));
-    };
+    let model = model(&catalog, &name)?;
     let mut parameters = call.parameters()?;
     let (positions, wait) = parameters.take_wait()?;
     let pairs = &parameters.rest();
@@ -69,13 +64,7 @@ pub(crate) async fn named(
 ) -> Result<Response, Problem> {
     let name = call.name("name", Name::parse)?;
     let catalog = shared.catalog();
-    let Some(query) = catalog.query(name.as_str()) else {
-        let queries = catalog.applications.values().flat_map(|app| app.queries.keys());
-        let known: Vec<String> = queries.map(ToString::to_string).collect();
-        return Err(Problem::new(&problems::UNKNOWN_QUERY, "known lists those that there are")
-            .with("known", known));
-    };
-    let query: &definition::QueryDefinition = query;
+    let query = query(&catalog, &name)?;
     let mut parameters = call.parameters()?;
     let (positions, wait) = parameters.take_wait()?;
     let client = extract::clients_deadline(&call.headers)?;
@@ -87,4 +76,64 @@ pub(crate) async fn named(
     let run = async |rows: ReadModels| rows.run_query(tenant, query, parameters).await;
     let rows = postgres::read(&shared, call.tenant(), client, run).await?;
     Ok(answer(StatusCode::OK, JSON, format!("{{\"rows\":{rows}}}")))
+}
+
+/// `GET /v1/query/{read_model}/explain`: the index that the same query string uses, without its rows.
+pub(crate) async fn explain_read_model(
+    State(shared): State<Arc<Shared>>,
+    call: Call,
+) -> Result<Response, Problem> {
+    let name = call.name("read_model", Name::parse)?;
+    let catalog = shared.catalog();
+    let model = model(&catalog, &name)?;
+    let mut parameters = call.parameters()?;
+    parameters.take_wait()?;
+    let pairs = &parameters.rest();
+    let client = extract::clients_deadline(&call.headers)?;
+    let _place = shared.admission.read(call.tenant())?;
+    let explain = async |rows: ReadModels| rows.explain(model, pairs).await;
+    let explained = postgres::read(&shared, call.tenant(), client, explain).await?;
+    Ok(explanation(&[explained]))
+}
+
+/// `GET /v1/queries/{name}/explain`: the indexes that the named query uses. Its parameters are not
+/// needed: what it says is the same whatever they are.
+pub(crate) async fn explain_named(
+    State(shared): State<Arc<Shared>>,
+    call: Call,
+) -> Result<Response, Problem> {
+    let name = call.name("name", Name::parse)?;
+    let catalog = shared.catalog();
+    let query = query(&catalog, &name)?;
+    let models = query.reads.iter().filter_map(|name| catalog.read_model(name.as_str()));
+    let models: Vec<&ReadModelDefinition> = models.map(AsRef::as_ref).collect();
+    let client = extract::clients_deadline(&call.headers)?;
+    let _place = shared.admission.read(call.tenant())?;
+    let tenant = call.tenant();
+    let explain = async |rows: ReadModels| rows.explain_query(tenant, query, &models).await;
+    let explained = postgres::read(&shared, tenant, client, explain).await?;
+    Ok(explanation(&explained))
+}
+
+fn explanation(explained: &[Explained]) -> Response {
+    let body = serde_json::json!({ "explain": explained });
+    answer(StatusCode::OK, JSON, body.to_string())
+}
+
+fn model<'c>(catalog: &'c Catalog, name: &Name) -> Result<&'c ReadModelDefinition, Problem> {
+    catalog.read_model(name.as_str()).map(AsRef::as_ref).ok_or_else(|| {
+        let models = catalog.applications.values().flat_map(|app| app.read_models.keys());
+        let known: Vec<String> = models.map(ToString::to_string).collect();
+        Problem::new(&problems::UNKNOWN_READ_MODEL, "known lists those that there are")
+            .with("known", known)
+    })
+}
+
+fn query<'c>(catalog: &'c Catalog, name: &Name) -> Result<&'c QueryDefinition, Problem> {
+    catalog.query(name.as_str()).map(AsRef::as_ref).ok_or_else(|| {
+        let queries = catalog.applications.values().flat_map(|app| app.queries.keys());
+        let known: Vec<String> = queries.map(ToString::to_string).collect();
+        Problem::new(&problems::UNKNOWN_QUERY, "known lists those that there are")
+            .with("known", known)
+    })
 }

@@ -183,6 +183,9 @@ async fn answers_what_is_not_there(gateway: &Gateway) {
     assert_eq!(wrong.header("allow"), Some("GET,HEAD"));
     gateway.get("/v1/query/nothing").await.problem(404, "unknown-read-model");
     gateway.get("/v1/queries/nothing").await.problem(404, "unknown-query");
+    gateway.get("/v1/query/nothing/explain").await.problem(404, "unknown-read-model");
+    gateway.get("/v1/queries/nothing/explain").await.problem(404, "unknown-query");
+    gateway.get("/v1/query/flights/explain").await.problem(503, "unavailable");
     let column = gateway.get("/v1/query/flights?colour=red").await.problem(400, "unknown-column");
     assert_eq!(column["known"][1], "delay");
     gateway.get("/v1/query/flights?delay=much").await.problem(400, "invalid-parameter");
