@@ -10,6 +10,7 @@
 //! open, tower-resilience 0.13 pauses for one fixed time on a clock that tests cannot move, and
 //! backon 1.6 knows neither full jitter nor a budget nor a deadline.
 
+mod beside;
 mod breaker;
 pub mod budget;
 pub mod circuit;
@@ -22,6 +23,7 @@ pub mod policy;
 mod retry;
 mod shares;
 
+pub use beside::Beside;
 pub use breaker::Breaker;
 pub use budget::Budget;
 pub use circuit::{State, Verdict};

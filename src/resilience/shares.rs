@@ -6,9 +6,12 @@ use std::{
     collections::{HashMap, VecDeque},
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use tokio::sync::oneshot;
+
+use crate::Beside;
 
 /// Places, each taken by somebody. Cheap to clone.
 pub struct Shares<K: Clone + Eq + Hash>(Arc<Mutex<State<K>>>);
@@ -17,6 +20,7 @@ struct State<K: Clone + Eq + Hash> {
     places: usize,
     times: usize,
     each_max: usize,
+    beside: Option<Beside<K>>,
     of: HashMap<K, usize>,
     taken: usize,
     /// Who waits, and in which order they get what becomes free.
@@ -52,6 +56,7 @@ impl<K: Clone + Eq + Hash> Shares<K> {
             places,
             times,
             each_max,
+            beside: None,
             of: HashMap::new(),
             taken: 0,
             waiting: HashMap::new(),
@@ -59,14 +64,32 @@ impl<K: Clone + Eq + Hash> Shares<K> {
         })))
     }
 
+    /// The same, and beside somebody who keeps within a share others take few: see [`Beside`].
+    #[must_use]
+    pub fn beside(self, beside: Beside<K>) -> Self {
+        self.lock().beside = Some(beside);
+        self
+    }
+
+    /// Whether somebody else would notice what this one does.
+    #[must_use]
+    pub fn is_beside(&self, who: &K) -> bool {
+        let mut state = self.lock();
+        state.beside.as_mut().is_some_and(|beside| !beside.is_free(who, Instant::now()))
+    }
+
     /// A place now; `None`: this one has its share.
     #[must_use]
     pub fn enter(&self, who: &K) -> Option<Place<K>> {
         let mut state = self.lock();
-        state.has_room(who).then(|| {
+        state.wants_more(who);
+        let has_room = state.has_room(who);
+        if has_room {
             state.take(who);
-            self.place(who)
-        })
+        } else {
+            state.note(who, 0);
+        }
+        has_room.then(|| self.place(who))
     }
 
     /// A place as soon as there is one for this one, in the order in which its own came. Those who
@@ -75,6 +98,7 @@ impl<K: Clone + Eq + Hash> Shares<K> {
         loop {
             let receiver = {
                 let mut state = self.lock();
+                state.wants_more(who);
                 if !state.waiting.contains_key(who) && state.has_room(who) {
                     state.take(who);
                     return self.place(who);
@@ -115,10 +139,26 @@ impl<K: Clone + Eq + Hash> Shares<K> {
 }
 
 impl<K: Clone + Eq + Hash> State<K> {
-    fn has_room(&self, who: &K) -> bool {
+    fn has_room(&mut self, who: &K) -> bool {
         let own = self.of.get(who).copied().unwrap_or(0);
         let free = self.places.saturating_sub(self.taken);
-        free > 0 && own < free.saturating_mul(self.times).min(self.each_max)
+        let share = free.saturating_mul(self.times).min(self.each_max);
+        let beside = self.beside.as_mut();
+        let most = beside.map_or(usize::MAX, |beside| beside.most(who, Instant::now()));
+        free > 0 && own < share.min(most)
+    }
+
+    /// One comes and wants a place.
+    fn wants_more(&mut self, who: &K) {
+        self.note(who, 1);
+    }
+
+    /// What one has and waits for, and so much more.
+    fn note(&mut self, who: &K, more: usize) {
+        let Some(beside) = &mut self.beside else { return };
+        let own = self.of.get(who).copied().unwrap_or(0);
+        let waiting = self.waiting.get(who).map_or(0, VecDeque::len);
+        beside.wants(who, own + waiting + more, Instant::now());
     }
 
     fn take(&mut self, who: &K) {
@@ -136,7 +176,10 @@ impl<K: Clone + Eq + Hash> State<K> {
 
     /// Takes a place for the next who waits and has room.
     fn next(&mut self) -> Option<(K, oneshot::Sender<Place<K>>)> {
-        let at = self.turns.iter().position(|who| self.has_room(who))?;
+        let at = (0..self.turns.len()).find(|at| {
+            let who = self.turns[*at].clone();
+            self.has_room(&who)
+        })?;
         let who = self.turns.remove(at)?;
         let own = self.waiting.get_mut(&who)?;
         let mut sender = None;
@@ -168,6 +211,7 @@ impl<K: Clone + Eq + Hash> Drop for Place<K> {
                     state.of.remove(&self.who);
                 }
             }
+            state.note(&self.who, 0);
             if state.turns.is_empty() {
                 return;
             }
