@@ -124,6 +124,9 @@ pub enum Error {
     /// The broker's storage has no room for more. Nothing was stored: send it again later.
     #[error("the broker's storage is full: {0}")]
     NoRoom(String),
+    /// The tenant has its share of what all have stored. Nothing was stored: send it again later.
+    #[error("{0}")]
+    TooMuch(String),
     /// Messages are missing from the log: a replica lost them or they were deleted.
     #[error(
         "gap in the log: {subject} jumps to {found} where {expected} follows; \
@@ -170,7 +173,7 @@ impl Error {
     #[must_use]
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Unavailable(_) | Self::NoRoom(_) | Self::Conflict => true,
+            Self::Unavailable(_) | Self::NoRoom(_) | Self::TooMuch(_) | Self::Conflict => true,
             Self::TooLarge(_)
             | Self::Gap { .. }
             | Self::BrokenChain { .. }
@@ -267,6 +270,8 @@ pub struct EventStore {
     commands: jetstream::Context,
     /// What was written to streams that tenants share.
     kept: kept::Kept,
+    /// What this process has stored in the queue.
+    share: queue::Share,
     /// There are other replicas than the leader, or may be.
     asks_leader: bool,
     /// Questions to leaders that may be under way.
@@ -311,6 +316,7 @@ impl EventStore {
             streams,
             commands,
             kept: kept::Kept::default(),
+            share: queue::Share::default(),
             asks_leader,
             asking,
         })

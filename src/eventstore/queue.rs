@@ -7,6 +7,7 @@
 
 mod claim;
 mod queued;
+mod share;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::{
@@ -18,12 +19,13 @@ use flexcore_domain::{
 };
 use futures::{StreamExt, TryStreamExt};
 
-use crate::{Error, EventStore, publish, room::Room, topology, unavailable};
+use crate::{Error, EventStore, publish, room::Room, size, topology, unavailable};
 
 pub use crate::ephemeral::Lost;
 pub use claim::{Claim, Messages, Reader};
 pub use queued::Queued;
 use queued::next_on;
+pub(crate) use share::Share;
 
 /// Questions to the broker at a time, where there is one a slot.
 const ASKED_AT_ONCE: usize = 16;
@@ -33,13 +35,18 @@ const LOOKED_THROUGH_MAX: usize = 64;
 /// Publishes many asynchronous commands, in order, as fast as the profile lets it: with atomic
 /// batches where one server syncs each message. Cheap to clone.
 #[derive(Clone)]
-pub struct CommandPublisher(publish::Publisher, Room);
+pub struct CommandPublisher {
+    publisher: publish::Publisher,
+    room: Room,
+    share: Share,
+    jetstream: jetstream::Context,
+}
 
 impl CommandPublisher {
     /// Publishes a command with its payload, JSON text. Returns when the broker has it: then it will
     /// be processed. Fails with [`Error::Unavailable`] when that is unknown: publish it again with
-    /// the same id. Fails with [`Error::TooLarge`] or [`Error::NoRoom`] when it is not stored for that
-    /// reason.
+    /// the same id. Fails with [`Error::TooLarge`], [`Error::NoRoom`] or [`Error::TooMuch`] when it is
+    /// not stored for that reason.
     pub async fn publish(
         &self,
         key: &AggregateKey,
@@ -61,22 +68,29 @@ impl CommandPublisher {
         mut headers: HeaderMap,
         payload: String,
     ) -> Result<SentCommand, Error> {
-        self.1.check()?;
+        self.room.check()?;
         // Not `Nats-Msg-Id`: the broker would swallow another aggregate's command of the same id.
         headers.insert(header::OWN_COMMAND_ID, id.as_str());
         let subject = Command::queue_subject(key, name);
-        Ok(SentCommand(self.0.send(subject, headers, payload.into()).await?))
+        let bytes = subject.len() + size::encoded_bytes(&headers, payload.len());
+        let on_its_way = self.share.enter(&self.jetstream, key.tenant(), bytes)?;
+        let sent = self.publisher.send(subject, headers, payload.into()).await?;
+        Ok(SentCommand { sent, on_its_way })
     }
 }
 
 /// A command on its way to the broker.
-pub struct SentCommand(publish::Sent);
+pub struct SentCommand {
+    sent: publish::Sent,
+    on_its_way: share::OnItsWay,
+}
 
 impl SentCommand {
     /// Returns when the broker has it: then it will be processed. Fails with
     /// [`Error::Unavailable`] when that is unknown.
     pub async fn stored(self) -> Result<(), Error> {
-        self.0.stored().await.map(|_| ())
+        self.on_its_way.stored(self.sent.stored().await?);
+        Ok(())
     }
 }
 
@@ -85,7 +99,12 @@ impl EventStore {
     #[must_use]
     pub fn command_publisher(&self) -> CommandPublisher {
         let groups = self.settings.command_groups();
-        CommandPublisher(publish::Publisher::start(&self.acknowledged, groups), self.room.clone())
+        CommandPublisher {
+            publisher: publish::Publisher::start(&self.acknowledged, groups),
+            room: self.room.clone(),
+            share: self.share.clone(),
+            jetstream: self.jetstream.clone(),
+        }
     }
 
     /// Looks how many commands wait, and removes those of the first `seen` that are settled in every

@@ -255,6 +255,7 @@ impl From<flexcore_eventstore::Error> for Problem {
         match error {
             flexcore_eventstore::Error::Unavailable(cause) => Self::unavailable(&cause),
             flexcore_eventstore::Error::NoRoom(cause) => Self::storage_full(&cause),
+            flexcore_eventstore::Error::TooMuch(why) => Self::new(&problems::OVERLOADED, why),
             flexcore_eventstore::Error::TooLarge(why) => {
                 Self::new(&problems::PAYLOAD_TOO_LARGE, why)
             }
