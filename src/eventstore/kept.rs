@@ -16,8 +16,8 @@ use crate::{Error, EventStore, topology, unavailable};
 /// Of a stream's bytes so many parts are full before somebody loses something. The rest is for what
 /// comes meanwhile.
 const FULL: (u64, u64) = (3, 4);
-/// What nobody takes from a tenant: this part of what is there. With more tenants that have as much
-/// each, the broker drops the oldest of all.
+/// What nobody takes from a tenant: this part of what is there, or what each has on average when there are
+/// more tenants than that.
 const SHARES: u64 = 16;
 /// What a process writes between two looks whether a stream is nearly full: a look costs a question,
 /// and a hundred processes write less meanwhile than what is left free.
@@ -80,8 +80,9 @@ struct Has {
 
 /// Who is to lose something, when so much is there in all: whoever has most, and more than its share.
 fn most(all: u64, of: HashMap<Tenant, Has>) -> Option<(Tenant, Has)> {
+    let shares = SHARES.max(of.len() as u64);
     let most = of.into_iter().max_by(|a, b| (a.1.size, &a.0).cmp(&(b.1.size, &b.0)))?;
-    (most.1.size > all / SHARES).then_some(most)
+    (most.1.size > 0 && most.1.size >= all / shares).then_some(most)
 }
 
 fn is_nearly_full(info: &stream::Info) -> bool {
@@ -230,8 +231,13 @@ mod tests {
         };
         assert_eq!(of(&[("calm", 10), ("flood", 90)]).as_deref(), Some("flood"));
         assert_eq!(of(&[]), None);
-        let names: Vec<String> = (0..20).map(|n| format!("t{n}")).collect();
-        let all: Vec<(&str, u64)> = names.iter().map(|name| (name.as_str(), 5)).collect();
-        assert_eq!(of(&all), None, "each has a share");
+        let names: Vec<String> = (0..20).map(|n| format!("t{n:02}")).collect();
+        let mut all: Vec<(&str, u64)> = names.iter().map(|name| (name.as_str(), 5)).collect();
+        all.push(("calm", 1));
+        assert_eq!(of(&all).as_deref(), Some("t19"), "one of those that have most");
+        let others: u64 = 1_000;
+        let own = Has { messages: 1, size: 5 };
+        let few = HashMap::from([(Tenant::parse("calm").unwrap(), own)]);
+        assert_eq!(most(others, few), None, "what others have, whom it does not know");
     }
 }

@@ -3,7 +3,7 @@
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
 use flexcore_domain::{AggregateKey, Commit, Hash, Tenant, command::header};
-use flexcore_resilience::Shares;
+use flexcore_resilience::{Beside, Shares};
 
 use crate::{Error, EventStore, REQUEST_TIMEOUT, Recorded, inbox::Inbox, topology, unavailable};
 
@@ -35,13 +35,21 @@ pub(crate) struct Way {
 impl Way {
     /// For what a command needs.
     pub(crate) fn quick(inbox: Inbox) -> Self {
-        Self { inbox, places: Shares::new(LOADS_MAX, LOADS_TIMES), bytes_max: LOAD_BYTES_MAX }
+        Self { inbox, places: loads(), bytes_max: LOAD_BYTES_MAX }
     }
 
     /// For everything else.
     pub(crate) fn bulk(inbox: Inbox) -> Self {
-        Self { inbox, places: Shares::new(READS_MAX, READS_TIMES), bytes_max: READ_BYTES_MAX }
+        Self { inbox, places: reads(), bytes_max: READ_BYTES_MAX }
     }
+}
+
+fn loads() -> Shares<Tenant> {
+    Shares::new(LOADS_MAX, LOADS_TIMES).beside(Beside::new(LOADS_MAX, 2))
+}
+
+fn reads() -> Shares<Tenant> {
+    Shares::new(READS_MAX, READS_TIMES).beside(Beside::new(READS_MAX, 1))
 }
 
 /// Commits that come with one request, and whether there are more.
@@ -250,4 +258,30 @@ pub(crate) fn decode(
     let commit =
         Commit::decode(key.clone(), body).map_err(|error| corrupt(&key, error.to_string()))?;
     Ok(Recorded { sequence, hash: link, body: body.clone(), commit })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    /// How many pages one has under way that asks for many, before somebody else asks for one and when
+    /// those have ended; and whether the other one has its page at once.
+    fn flood(places: &Shares<Tenant>) -> (usize, bool, usize) {
+        let [flood, calm] = ["flood", "calm"].map(|name| Tenant::parse(name).unwrap());
+        let mut asked: Vec<_> = (0..500).map(|_| Box::pin(places.wait(&flood))).collect();
+        let held: Vec<_> = asked.iter_mut().filter_map(FutureExt::now_or_never).collect();
+        let other = places.wait(&calm).now_or_never();
+        let alone = held.len();
+        // What waits gets what they leave.
+        drop(held);
+        (alone, other.is_some(), places.taken() - 1)
+    }
+
+    #[test]
+    fn a_flood_of_pages_leaves_places_and_has_few_beside_others() {
+        assert_eq!(flood(&loads()), (36, true, 2));
+        assert_eq!(flood(&reads()), (15, true, 1));
+    }
 }

@@ -1,10 +1,13 @@
-//! What one tenant's flood does to others' dead letters and outcomes.
+//! What one tenant's flood does to others' dead letters, outcomes and stored commands.
 
 use std::time::Duration;
 
+use async_nats::HeaderMap;
 use bytes::Bytes;
-use flexcore_domain::{AggregateId, AggregateKey, AggregateName, CommandId, Outcome, Tenant};
-use flexcore_eventstore::{EventStore, topology};
+use flexcore_domain::{
+    AggregateId, AggregateKey, AggregateName, CommandId, CommandName, Outcome, Tenant,
+};
+use flexcore_eventstore::{Error, EventStore, topology};
 use futures::{TryStreamExt, future::join_all};
 
 use crate::start;
@@ -76,5 +79,46 @@ async fn a_flood_of_refusals_evicts_nobody_elses_outcome() {
     }
     assert!(store.outcome(&flood, &id(31_999)).await.unwrap().is_some());
     assert!(store.outcome(&flood, &id(0)).await.unwrap().is_none());
+    servers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_stored_commands_leaves_room_for_others() {
+    let (servers, store) = start().await;
+    shrink(&store, topology::COMMANDS, 8 << 20).await;
+    let publisher = store.command_publisher();
+    let name = CommandName::parse("add").unwrap();
+    let send = async |tenant: &str, number: usize, bytes: usize| {
+        let (tenant, aggregate) =
+            (Tenant::parse(tenant).unwrap(), AggregateName::parse("counter").unwrap());
+        let key = AggregateKey::new(tenant, aggregate, AggregateId::parse("c1").unwrap());
+        let id = CommandId::parse(&format!("c-{number}")).unwrap();
+        let payload = format!("\"{}\"", "x".repeat(bytes));
+        publisher.publish(&key, &name, &id, HeaderMap::new(), payload).await
+    };
+    // A first look at the stream.
+    send("flood", 0, 1).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let mut stored = 0;
+    let refused = loop {
+        match send("flood", 1 + stored, 100 << 10).await {
+            Ok(()) => stored += 1,
+            Err(error) => break error,
+        }
+        assert!(stored < 80, "the queue is full");
+    };
+    assert!(matches!(refused, Error::TooMuch(_)), "{refused}");
+    assert!((38..50).contains(&stored), "{stored} are half of the queue");
+    for number in 0..100 {
+        send("calm", number, 1 << 10).await.unwrap();
+    }
+    // What is done is purged, and goes on.
+    store.jetstream().get_stream(topology::COMMANDS).await.unwrap().purge().await.unwrap();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while let Err(error) = send("flood", 1_000, 100 << 10).await {
+        assert!(matches!(error, Error::TooMuch(_)), "{error}");
+        assert!(tokio::time::Instant::now() < deadline, "nothing is purged");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     servers.stop().await;
 }
