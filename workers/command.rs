@@ -35,7 +35,10 @@ use flexcore_domain::{
 };
 use flexcore_eventstore::{Error, EventStore};
 use flexcore_resilience::{Deadline, Place, Shares};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Instant,
+};
 use tokio_util::{
     sync::CancellationToken,
     task::{AbortOnDropHandle, TaskTracker},
@@ -44,7 +47,7 @@ use tokio_util::{
 pub use deciders::NativeDeciders;
 
 use messages::{Input, Work};
-use perform::{LaneThread, Responder, ToLane};
+use perform::{Begun, LaneThread, Responder, ToLane};
 use requests::Here;
 
 /// How a command worker runs.
@@ -80,6 +83,12 @@ const LANE_ROOM: usize = 4_096;
 /// its stored commands: what one atomic batch takes of commits. More would only wait for the batch
 /// before, and others' commits behind them.
 const UNDER_WAY_MAX: usize = 1_024;
+/// What tenants have under way in a lane while there are several: equal parts of so many are their shares.
+/// One that wants n times its share has an n-th part of it under way beside those that want less than
+/// theirs.
+const BESIDE: usize = 64;
+/// What is left to each of them: with one more the next command of somebody else waits that much longer.
+const BESIDE_FEW: usize = 1;
 /// How long the last answers may take once the worker is told to stop, with a second for saying so.
 const DRAIN_TIMEOUT: Duration =
     crate::TOLD_MAX.saturating_add(slots::LEAVE_MAX).saturating_add(Duration::from_secs(1));
@@ -123,19 +132,28 @@ impl Lanes {
         let _ = lane.inputs.send(ToLane::Ask { key, work, ticket, to, epoch });
     }
 
-    /// What comes of a command whose sender waits until then. Not begun when the time has passed.
+    /// What comes of a command whose sender waits until then. It is not begun in the last quarter of that
+    /// time, since nobody would know what came of it: then nothing is done, and "overloaded" is the answer.
     pub(crate) async fn command(
         &self,
         command: Command,
         until: Deadline,
         place: Place<Tenant>,
     ) -> Outcome {
-        let (to, answer) = oneshot::channel();
-        let (key, command) = (command.key.clone(), Box::new(command));
+        let (to, mut answer) = oneshot::channel();
+        let (key, command, begun) = (command.key.clone(), Box::new(command), Begun::default());
         let work = |ticket| Work::Command { command, patient: false, ticket };
-        self.ask(key, work, Responder::Waiting(to, until, place));
+        self.ask(key, work, Responder::Waiting(to, begun.clone(), place));
+        let patience = until.remaining(Instant::now()) / 4 * 3;
+        let mut answered = tokio::time::timeout(patience, &mut answer).await.ok();
+        if answered.is_none() {
+            if begun.take() {
+                return Outcome::Overloaded { retry_after_s: 1 };
+            }
+            answered = Some(answer.await);
+        }
         let lost = || Outcome::Unavailable { message: "the worker is stopping".to_owned() };
-        answer.await.ok().flatten().unwrap_or_else(lost)
+        answered.and_then(Result::ok).flatten().unwrap_or_else(lost)
     }
 
     /// Takes up a command from the queue, which waits out an outage. What comes of it is sent to
@@ -231,7 +249,7 @@ pub async fn run(
     let (told, in_force) = watch::channel(now);
     let following = tokio::spawn(follow(catalog, lanes.clone(), told));
     let mut following = AbortOnDropHandle::new(following);
-    let folds = Shares::new(requests::FOLDS_MAX, 1);
+    let folds = requests::folds();
     let here = Here { store: store.clone(), lanes: lanes.clone(), catalog: in_force, folds };
     requests::serve_catalog(&here, &tasks, &stop).await?;
     tasks.spawn(slots::follow(here, member.clone(), stop.clone()));

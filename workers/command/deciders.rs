@@ -87,7 +87,7 @@ impl Deciders {
 }
 
 /// SHA-256 over what folds events into a state.
-fn of_events(definition: &AggregateDefinition) -> String {
+pub(super) fn of_events(definition: &AggregateDefinition) -> String {
     let mut hash = Hash::ZERO;
     for (name, event) in &definition.events {
         hash = Hash::chain(&hash, format!("{name} {}", event.version).as_bytes());

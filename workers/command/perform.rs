@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Once,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -12,7 +12,7 @@ use std::{
 use flexcore_cluster::Guard;
 use flexcore_domain::{AggregateKey, Catalog, Outcome, Slot, StateReply, Tenant};
 use flexcore_eventstore::{Error, EventStore, Expected, snapshot::Snapshot};
-use flexcore_resilience::{Deadline, Place, Shares};
+use flexcore_resilience::{Beside, Place, Shares};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -22,7 +22,7 @@ use tokio::{
 use crate::defects;
 
 use super::{
-    LANE_ROOM, LaneHandle, Settings, UNDER_WAY_MAX,
+    BESIDE, BESIDE_FEW, LANE_ROOM, LaneHandle, Settings, UNDER_WAY_MAX,
     deciders::Deciders,
     lane::Lane,
     messages::{Action, Input, Loaded, Ticket, Work},
@@ -31,10 +31,10 @@ use super::{
 
 /// Who waits for an answer. A receiver that has gone away is not missed.
 pub(super) enum Responder {
-    /// For a command, until then, in the tenant's place.
+    /// For a command, in the tenant's place.
     Waiting(
         oneshot::Sender<Option<Outcome>>,
-        Deadline,
+        Begun,
         #[expect(dead_code, reason = "it is kept until the answer is given")] Place<Tenant>,
     ),
     /// For a question for a command.
@@ -85,7 +85,18 @@ impl Responder {
     }
 
     fn has_given_up(&self) -> bool {
-        matches!(self, Self::Waiting(_, until, _) if until.is_over(tokio::time::Instant::now()))
+        matches!(self, Self::Waiting(_, begun, _) if !begun.take())
+    }
+}
+
+/// Whether a command is begun, or was given up before: what comes first holds.
+#[derive(Clone, Default)]
+pub(super) struct Begun(Arc<AtomicBool>);
+
+impl Begun {
+    /// Returns whether it was neither before.
+    pub(super) fn take(&self) -> bool {
+        !self.0.swap(true, Ordering::Relaxed)
     }
 }
 
@@ -133,7 +144,10 @@ impl LaneThread {
                 lane,
                 store,
                 runtime,
-                turns: Turns::new((UNDER_WAY_MAX / settings.lanes.max(1)).max(1)),
+                turns: Turns::new(
+                    (UNDER_WAY_MAX / settings.lanes.max(1)).max(1),
+                    Beside::new(BESIDE, BESIDE_FEW),
+                ),
                 owed: HashMap::new(),
                 entered: HashMap::new(),
                 depth: counted,
@@ -162,7 +176,7 @@ impl LaneThread {
                         self.receive(message);
                     }
                 }
-                let Some((key, asked)) = self.turns.next() else { break };
+                let Some((key, asked)) = self.turns.next(Instant::now()) else { break };
                 self.begin(key, asked);
             }
         }
@@ -180,7 +194,8 @@ impl LaneThread {
             }
             ToLane::Ask { key, work, ticket, to, epoch } => {
                 let class = to.class();
-                self.turns.push(key, class, Asked { work, ticket, to, epoch });
+                let asked = Asked { work, ticket, to, epoch };
+                self.turns.push(key, class, asked, Instant::now());
             }
         }
     }
@@ -197,7 +212,7 @@ impl LaneThread {
         };
         if let Some(why) = refused {
             self.depth.fetch_sub(1, Ordering::Relaxed);
-            self.turns.ended(&key);
+            self.turns.ended(&key, Instant::now());
             return to.refuse(why);
         }
         self.owed.insert(ticket, (to, Instant::now(), key.clone()));
@@ -314,7 +329,7 @@ impl LaneThread {
     fn settle(&mut self, ticket: Ticket) -> Option<Responder> {
         let (to, since, key) = self.owed.remove(&ticket)?;
         self.depth.fetch_sub(1, Ordering::Relaxed);
-        self.turns.ended(&key);
+        self.turns.ended(&key, Instant::now());
         metrics::histogram!("flexcore_command_seconds").record(since.elapsed().as_secs_f64());
         Some(to)
     }

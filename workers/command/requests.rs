@@ -6,10 +6,10 @@ use async_nats::{HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use flexcore_domain::{
     AggregateKey, Catalog, Command, CommandHash, CommandId, CommandName, Event, Outcome, Slot,
-    StateReply, Tenant, command::header, json, names::ActorName,
+    State, StateReply, Tenant, command::header, json, names::ActorName,
 };
-use flexcore_eventstore::{Error, EventStore};
-use flexcore_resilience::{Deadline, Shares};
+use flexcore_eventstore::{Error, EventStore, snapshot::Snapshot};
+use flexcore_resilience::{Beside, Deadline, Shares};
 use flexcore_script::ScriptDecider;
 use futures::StreamExt;
 use serde::Serialize;
@@ -19,7 +19,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Lanes, perform::ANSWER_WITHIN};
+use super::{Lanes, deciders, perform::ANSWER_WITHIN};
 
 /// How long a slot that is to be left is listened to yet. Where the map says so, who asks learns of it
 /// at about the same time as we do; a question on its way when we stop to listen would be lost, and
@@ -28,7 +28,12 @@ const LISTENS_ON: Duration = Duration::from_millis(100);
 
 /// States at a version that are folded at once, each on a thread of its own and in an interpreter of its
 /// own. A tenant takes at most as many as are left for others, and waits for more.
-pub(super) const FOLDS_MAX: usize = 8;
+const FOLDS_MAX: usize = 8;
+
+/// Places for those.
+pub(super) fn folds() -> Shares<Tenant> {
+    Shares::new(FOLDS_MAX, 1).beside(Beside::new(FOLDS_MAX, 1))
+}
 
 /// Answers who asks for the version of an application that this worker has in force. Fails when the
 /// broker refuses the subscription.
@@ -167,6 +172,11 @@ impl Here {
             return StateReply::NotFound;
         };
         let place = self.folds.wait(key.tenant()).await;
+        let base = self.snapshot(key, version, &deciders::of_events(&definition)).await;
+        let (mut state, from) = match &base {
+            Some(base) => (State::from_json(base.state.get()), (base.sequence, base.version)),
+            None => (State::none(), (0, 0)),
+        };
         // The log is read as fast as it is folded, a page ahead.
         let (pages, mut events) = mpsc::channel::<Vec<Event>>(1);
         let folding = tokio::task::spawn_blocking(move || {
@@ -175,14 +185,13 @@ impl Here {
             let mut decider = ScriptDecider::new(definition).map_err(|problems| {
                 problems.first().map(ToString::to_string).unwrap_or_default()
             })?;
-            let mut state = flexcore_domain::State::none();
             while let Some(events) = events.blocking_recv() {
                 state = flexcore_domain::Decider::evolve(&mut decider, &state, &events)
                     .map_err(|refusal| refusal.to_string())?;
             }
             Ok::<_, String>(state)
         });
-        let last = match self.read_to(key, version, pages).await {
+        let last = match self.read_to(key, from, version, pages).await {
             Ok(0) => return StateReply::NotFound,
             Ok(last) => last,
             Err(error) if error.is_passing() => return unavailable(error.to_string()),
@@ -199,15 +208,28 @@ impl Here {
         }
     }
 
-    /// Reads an aggregate's events up to a version, and no further, page by page. Returns the last
-    /// one's version.
-    async fn read_to(
+    /// The aggregate's snapshot, when it is of these functions and not of a later version. Without one
+    /// everything is folded.
+    async fn snapshot(
         &self,
         key: &AggregateKey,
         version: u64,
+        fingerprint: &str,
+    ) -> Option<Snapshot> {
+        let snapshot = self.store.snapshot(key).await.unwrap_or_default();
+        snapshot.filter(|kept| kept.version <= version && kept.fingerprint == fingerprint)
+    }
+
+    /// Reads an aggregate's events after a stream sequence and a version up to another version, and no
+    /// further, page by page. Returns the last one's version.
+    async fn read_to(
+        &self,
+        key: &AggregateKey,
+        from: (u64, u64),
+        version: u64,
         pages: mpsc::Sender<Vec<Event>>,
     ) -> Result<u64, Error> {
-        let (mut sequence, mut last) = (0, 0);
+        let (mut sequence, mut last) = from;
         while last < version {
             // Each commit has an event at least.
             let left = usize::try_from(version - last).unwrap_or(usize::MAX);
@@ -365,4 +387,25 @@ pub(super) fn read_command(
         name,
         id,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn a_flood_of_states_at_a_version_leaves_places_for_others() {
+        let folds = folds();
+        let [flood, calm] = ["flood", "calm"].map(|name| Tenant::parse(name).unwrap());
+        let mut asked: Vec<_> = (0..40).map(|_| Box::pin(folds.wait(&flood))).collect();
+        let mut places =
+            || asked.iter_mut().filter_map(FutureExt::now_or_never).collect::<Vec<_>>();
+        let held = places();
+        assert_eq!(held.len(), 4);
+        assert!(folds.wait(&calm).now_or_never().is_some());
+        drop(held);
+        assert_eq!(folds.taken(), 1, "few beside somebody else");
+    }
 }

@@ -1,10 +1,15 @@
 //! Whose question a lane begins with next: tenants take turns, and so do the commands whose senders
-//! wait and those that are stored. What is begun at once is bounded for each of them: what a lane
-//! has begun stands in the log's queue, where all wait alike.
+//! wait and those that are stored, also within one aggregate. What is begun at once is bounded for each
+//! of them: what a lane has begun stands in the log's queue, where all wait alike. Beside a tenant that
+//! keeps within a share it is few ([`Beside`]).
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    time::Instant,
+};
 
 use flexcore_domain::{AggregateKey, Tenant};
+use flexcore_resilience::Beside;
 
 /// Whether somebody waits for the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -15,50 +20,121 @@ pub(super) enum Class {
     Stored,
 }
 
+impl Class {
+    fn other(self) -> Self {
+        match self {
+            Self::Waiting => Self::Stored,
+            Self::Stored => Self::Waiting,
+        }
+    }
+}
+
 type Who = (Tenant, Class);
 
 /// What was asked and is not begun, by who asks.
 pub(super) struct Turns<T> {
     at_once_max: usize,
+    beside: Beside<Tenant>,
     queues: HashMap<Who, VecDeque<(AggregateKey, T)>>,
-    /// Those that have something and may begin it.
+    /// Those that have something and may begin it, as it was when they lined up.
     order: VecDeque<Who>,
     /// Those that have something and must wait until something of theirs has ended.
     held: HashSet<Who>,
-    /// Aggregates with something under way: how much, and who counts for them.
-    under_way: HashMap<AggregateKey, (usize, Who)>,
+    /// Aggregates with something under way.
+    under_way: HashMap<AggregateKey, UnderWay<T>>,
     /// Aggregates for which these count.
     aggregates: HashMap<Who, usize>,
+    /// What follows in an aggregate where something has just ended.
+    next: VecDeque<(AggregateKey, T)>,
+}
+
+/// An aggregate with something under way.
+struct UnderWay<T> {
+    /// For whom it counts.
+    who: Who,
+    behind: Behind<T>,
+}
+
+/// What comes next in an aggregate: a client and a stored command in turn, each in its order. Otherwise
+/// clients would wait for all that is stored for it.
+struct Behind<T> {
+    waiting: VecDeque<T>,
+    stored: VecDeque<T>,
+    last: Class,
+}
+
+impl<T> Behind<T> {
+    fn after(class: Class) -> Self {
+        Self { waiting: VecDeque::new(), stored: VecDeque::new(), last: class }
+    }
+
+    fn of(&mut self, class: Class) -> &mut VecDeque<T> {
+        match class {
+            Class::Waiting => &mut self.waiting,
+            Class::Stored => &mut self.stored,
+        }
+    }
+
+    fn next(&mut self) -> Option<T> {
+        let first = match self.last {
+            Class::Waiting if !self.stored.is_empty() => Class::Stored,
+            Class::Stored if self.waiting.is_empty() => Class::Stored,
+            Class::Waiting | Class::Stored => Class::Waiting,
+        };
+        self.last = first;
+        self.of(first).pop_front()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && self.stored.is_empty()
+    }
 }
 
 impl<T> Turns<T> {
     /// Each tenant has so many aggregates under way at once for its clients, and so many for what is
-    /// stored. What else is asked of an aggregate that is under way is begun, too: there it waits
-    /// in order, and takes nothing from others.
-    pub(super) fn new(at_once_max: usize) -> Self {
+    /// stored. What else is asked of an aggregate that is under way waits there, and takes nothing from
+    /// others.
+    pub(super) fn new(at_once_max: usize, beside: Beside<Tenant>) -> Self {
         Self {
             at_once_max,
+            beside,
             queues: HashMap::new(),
             order: VecDeque::new(),
             held: HashSet::new(),
             under_way: HashMap::new(),
             aggregates: HashMap::new(),
+            next: VecDeque::new(),
         }
     }
 
     /// Something is asked of the aggregate.
-    pub(super) fn push(&mut self, key: AggregateKey, class: Class, asked: T) {
+    pub(super) fn push(&mut self, key: AggregateKey, class: Class, asked: T, now: Instant) {
         let who = (key.tenant().clone(), class);
         let queue = self.queues.entry(who.clone()).or_default();
         queue.push_back((key, asked));
-        if queue.len() == 1 {
-            self.line_up(who);
+        let is_first = queue.len() == 1;
+        self.note(&who.0, now);
+        if is_first {
+            self.line_up(who, now);
         }
     }
 
+    /// What a tenant has under way, and what waits for it.
+    fn note(&mut self, tenant: &Tenant, now: Instant) {
+        let waits = |class| self.queues.get(&(tenant.clone(), class)).map_or(0, VecDeque::len);
+        let wants = waits(Class::Waiting) + waits(Class::Stored) + self.has(tenant);
+        self.beside.wants(tenant, wants, now);
+    }
+
+    /// Aggregates that count for a tenant.
+    fn has(&self, tenant: &Tenant) -> usize {
+        let of = |class| self.aggregates.get(&(tenant.clone(), class)).copied().unwrap_or(0);
+        of(Class::Waiting) + of(Class::Stored)
+    }
+
     /// Puts one that has something where it belongs.
-    fn line_up(&mut self, who: Who) {
-        if self.may_begin(&who) {
+    fn line_up(&mut self, who: Who, now: Instant) {
+        if self.may_begin(&who, now) {
             self.order.push_back(who);
         } else {
             self.held.insert(who);
@@ -66,51 +142,95 @@ impl<T> Turns<T> {
     }
 
     /// What to begin with next. [`Self::ended`] is told when it has been answered.
-    pub(super) fn next(&mut self) -> Option<(AggregateKey, T)> {
-        let who = self.order.pop_front()?;
-        let queue = self.queues.get_mut(&who)?;
-        let (key, asked) = queue.pop_front()?;
-        let has_more = !queue.is_empty();
-        if !has_more {
-            self.queues.remove(&who);
+    pub(super) fn next(&mut self, now: Instant) -> Option<(AggregateKey, T)> {
+        if let Some(next) = self.next.pop_front() {
+            return Some(next);
         }
-        match self.under_way.get_mut(&key) {
-            Some((count, _)) => *count += 1,
-            None => {
-                self.under_way.insert(key.clone(), (1, who.clone()));
-                *self.aggregates.entry(who.clone()).or_default() += 1;
+        loop {
+            let who = self.order.pop_front()?;
+            // Somebody else may have come meanwhile.
+            if !self.may_begin(&who, now) {
+                self.held.insert(who);
+                continue;
+            }
+            let begun = self.take(&who);
+            if self.queues.contains_key(&who) {
+                self.line_up(who, now);
+            }
+            if begun.is_some() {
+                return begun;
             }
         }
-        if has_more {
-            self.line_up(who);
+    }
+
+    /// Takes the first one of somebody; `None`: it has to wait in its aggregate.
+    fn take(&mut self, who: &Who) -> Option<(AggregateKey, T)> {
+        let queue = self.queues.get_mut(who)?;
+        let (key, asked) = queue.pop_front()?;
+        if queue.is_empty() {
+            self.queues.remove(who);
         }
+        if let Some(under_way) = self.under_way.get_mut(&key) {
+            under_way.behind.of(who.1).push_back(asked);
+            return None;
+        }
+        let under_way = UnderWay { who: who.clone(), behind: Behind::after(who.1) };
+        self.under_way.insert(key.clone(), under_way);
+        *self.aggregates.entry(who.clone()).or_default() += 1;
         Some((key, asked))
     }
 
-    /// Something that was begun for the aggregate has been answered.
-    pub(super) fn ended(&mut self, key: &AggregateKey) {
-        let Some((count, _)) = self.under_way.get_mut(key) else { return };
-        *count -= 1;
-        if *count > 0 {
+    /// What was begun for the aggregate has been answered.
+    pub(super) fn ended(&mut self, key: &AggregateKey, now: Instant) {
+        let tenant = key.tenant();
+        let is_within = self.has(tenant) <= self.beside.most(tenant, now);
+        let Some(under_way) = self.under_way.get_mut(key) else { return };
+        if is_within && let Some(next) = under_way.behind.next() {
+            self.next.push_back((key.clone(), next));
             return;
         }
-        let Some((_, who)) = self.under_way.remove(key) else { return };
+        let Some(UnderWay { who, behind }) = self.under_way.remove(key) else { return };
         if let Some(aggregates) = self.aggregates.get_mut(&who) {
             *aggregates -= 1;
             if *aggregates == 0 {
                 self.aggregates.remove(&who);
             }
         }
-        if self.held.remove(&who) {
-            self.line_up(who);
+        if !behind.is_empty() {
+            self.put_back(key, behind, now);
+        }
+        self.note(tenant, now);
+        // The other one of the tenant first.
+        for class in [who.1.other(), who.1] {
+            let who = (tenant.clone(), class);
+            if self.held.remove(&who) {
+                self.line_up(who, now);
+            }
         }
     }
 
-    /// Whether its first one may be begun.
-    fn may_begin(&self, who: &Who) -> bool {
+    /// What waits in an aggregate waits again for a turn of its tenant, before whatever came later.
+    fn put_back(&mut self, key: &AggregateKey, behind: Behind<T>, now: Instant) {
+        for (class, asked) in [(Class::Waiting, behind.waiting), (Class::Stored, behind.stored)] {
+            let who = (key.tenant().clone(), class);
+            for asked in asked.into_iter().rev() {
+                let queue = self.queues.entry(who.clone()).or_default();
+                queue.push_front((key.clone(), asked));
+                if queue.len() == 1 {
+                    self.line_up(who.clone(), now);
+                }
+            }
+        }
+    }
+
+    /// Whether its first one may be begun, or waits in its aggregate.
+    fn may_begin(&mut self, who: &Who, now: Instant) -> bool {
         let Some((key, _)) = self.queues.get(who).and_then(VecDeque::front) else { return false };
+        if self.under_way.contains_key(key) {
+            return true;
+        }
         let aggregates = self.aggregates.get(who).copied().unwrap_or(0);
-        aggregates < self.at_once_max || self.under_way.contains_key(key)
+        aggregates < self.at_once_max && self.has(&who.0) < self.beside.most(&who.0, now)
     }
 }
 
@@ -118,7 +238,19 @@ impl<T> Turns<T> {
 mod tests {
     use flexcore_domain::{AggregateId, AggregateName};
 
+    use std::{sync::OnceLock, time::Duration};
+
     use super::*;
+
+    fn at() -> Instant {
+        static AT: OnceLock<Instant> = OnceLock::new();
+        *AT.get_or_init(Instant::now)
+    }
+
+    /// Nobody is held back but by this bound.
+    fn turns(at_once_max: usize) -> Turns<&'static str> {
+        Turns::new(at_once_max, Beside::new(1 << 20, 1 << 20))
+    }
 
     fn key(tenant: &str, id: usize) -> AggregateKey {
         AggregateKey::new(
@@ -129,40 +261,40 @@ mod tests {
     }
 
     fn begun(turns: &mut Turns<&'static str>) -> Vec<&'static str> {
-        std::iter::from_fn(|| turns.next().map(|(_, asked)| asked)).collect()
+        std::iter::from_fn(|| turns.next(at()).map(|(_, asked)| asked)).collect()
     }
 
     #[test]
     fn a_tenants_flood_holds_up_nobody_elses_next_command() {
-        let mut turns = Turns::new(1_000);
+        let mut turns = turns(1_000);
         for id in 0..10_000 {
-            turns.push(key("flood", id), Class::Stored, "flood");
+            turns.push(key("flood", id), Class::Stored, "flood", at());
         }
-        turns.push(key("calm", 0), Class::Waiting, "calm");
-        turns.push(key("flood", 10_000), Class::Waiting, "its own client");
-        let first: Vec<_> = (0..4).map(|_| turns.next().unwrap().1).collect();
+        turns.push(key("calm", 0), Class::Waiting, "calm", at());
+        turns.push(key("flood", 10_000), Class::Waiting, "its own client", at());
+        let first: Vec<_> = (0..4).map(|_| turns.next(at()).unwrap().1).collect();
         assert_eq!(first, ["flood", "calm", "its own client", "flood"]);
     }
 
     #[test]
     fn what_one_has_under_way_is_bounded_and_goes_on_when_it_ends() {
-        let mut turns = Turns::new(3);
+        let mut turns = turns(3);
         for id in 0..5 {
-            turns.push(key("flood", id), Class::Stored, "flood");
+            turns.push(key("flood", id), Class::Stored, "flood", at());
         }
         assert_eq!(begun(&mut turns).len(), 3);
-        turns.push(key("flood", 9), Class::Waiting, "client");
-        turns.push(key("calm", 9), Class::Stored, "calm");
+        turns.push(key("flood", 9), Class::Waiting, "client", at());
+        turns.push(key("calm", 9), Class::Stored, "calm", at());
         assert_eq!(begun(&mut turns), ["client", "calm"], "each has its own bound");
-        turns.ended(&key("flood", 1));
+        turns.ended(&key("flood", 1), at());
         assert_eq!(begun(&mut turns), ["flood"]);
         for id in [0, 2, 3, 4] {
-            turns.ended(&key("flood", id));
+            turns.ended(&key("flood", id), at());
         }
         assert_eq!(begun(&mut turns), ["flood"]);
-        turns.ended(&key("flood", 4));
-        turns.ended(&key("flood", 9));
-        turns.ended(&key("calm", 9));
+        turns.ended(&key("flood", 4), at());
+        turns.ended(&key("flood", 9), at());
+        turns.ended(&key("calm", 9), at());
         assert!(turns.aggregates.is_empty() && turns.under_way.is_empty());
         assert!(turns.queues.is_empty() && turns.held.is_empty());
     }
@@ -170,26 +302,109 @@ mod tests {
     /// A tenant with one aggregate that everything is for has its other slots go on.
     #[test]
     fn what_waits_for_an_aggregate_under_way_counts_once() {
-        let mut turns = Turns::new(2);
+        let mut turns = turns(2);
         for _ in 0..50 {
-            turns.push(key("acme", 0), Class::Stored, "hot");
+            turns.push(key("acme", 0), Class::Stored, "hot", at());
         }
-        turns.push(key("acme", 1), Class::Stored, "other");
-        assert_eq!(begun(&mut turns).len(), 51);
-        // All that may be under way, and more is asked of both.
-        turns.push(key("acme", 0), Class::Stored, "hot");
-        turns.push(key("acme", 1), Class::Stored, "other");
-        turns.push(key("acme", 2), Class::Stored, "third");
+        turns.push(key("acme", 1), Class::Stored, "other", at());
         assert_eq!(begun(&mut turns), ["hot", "other"]);
+        // All that may be under way, and more is asked of both.
+        turns.push(key("acme", 0), Class::Stored, "hot", at());
+        turns.push(key("acme", 1), Class::Stored, "other again", at());
+        turns.push(key("acme", 2), Class::Stored, "third", at());
+        assert!(begun(&mut turns).is_empty());
+        turns.ended(&key("acme", 0), at());
+        turns.ended(&key("acme", 1), at());
+        assert_eq!(begun(&mut turns), ["hot", "other again"]);
+    }
+
+    #[test]
+    fn in_an_aggregate_clients_and_stored_commands_take_turns() {
+        let mut turns = turns(8);
+        for _ in 0..4 {
+            turns.push(key("acme", 0), Class::Stored, "stored", at());
+        }
+        for asked in ["a", "b"] {
+            turns.push(key("acme", 0), Class::Waiting, asked, at());
+        }
+        let mut order = begun(&mut turns);
+        while !turns.under_way.is_empty() {
+            turns.ended(&key("acme", 0), at());
+            order.extend(begun(&mut turns));
+        }
+        assert_eq!(order, ["stored", "a", "stored", "b", "stored", "stored"]);
+    }
+
+    /// Begins with what there is and ends it at once, so many times. Returns how often each one came.
+    fn work(turns: &mut Turns<&'static str>, times: usize) -> (usize, usize) {
+        let (mut flood, mut calm) = (0, 0);
+        for _ in 0..times {
+            let Some((key, asked)) = turns.next(at()) else { break };
+            *(if asked == "calm" { &mut calm } else { &mut flood }) += 1;
+            turns.ended(&key, at());
+        }
+        (flood, calm)
+    }
+
+    #[test]
+    fn a_flood_has_few_under_way_beside_somebody_who_keeps_within_a_share() {
+        let mut turns = Turns::new(512, Beside::new(64, 1));
+        for id in 0..1_000 {
+            turns.push(key("flood", id), Class::Stored, "flood", at());
+            turns.push(key("flood", 10_000 + id), Class::Waiting, "flood", at());
+        }
+        turns.push(key("calm", 0), Class::Waiting, "calm", at());
+        assert_eq!(begun(&mut turns), ["flood", "calm"], "one each");
+        turns.ended(&key("calm", 0), at());
+        turns.ended(&key("flood", 0), at());
+        assert_eq!(begun(&mut turns), ["flood"]);
+        let client = key("flood", 10_000);
+        assert!(turns.under_way.contains_key(&client), "stored ones and clients in turn");
+        let later = at() + Duration::from_secs(2);
+        turns.ended(&client, later);
+        let alone = std::iter::from_fn(|| turns.next(later)).count();
+        assert!(alone > 500, "{alone} when it is alone again");
+    }
+
+    #[test]
+    fn what_was_begun_before_somebody_came_is_all_that_is_before_it() {
+        let mut turns = Turns::new(512, Beside::new(64, 1));
+        for round in 0..3 {
+            for id in 0..400 {
+                let asked = ["first", "second", "third"][round];
+                turns.push(key("flood", id), Class::Stored, asked, at());
+            }
+        }
+        assert_eq!(begun(&mut turns).len(), 400);
+        turns.push(key("calm", 0), Class::Waiting, "calm", at());
+        assert_eq!(begun(&mut turns), ["calm"]);
+        for id in 0..399 {
+            turns.ended(&key("flood", id), at());
+            assert!(begun(&mut turns).is_empty(), "it has enough under way");
+        }
+        turns.ended(&key("flood", 399), at());
+        assert_eq!(begun(&mut turns).len(), 1);
+        // All of them come, and those of an aggregate in order.
+        turns.ended(&key("calm", 0), at());
+        let last = turns.under_way.keys().next().unwrap().clone();
+        turns.ended(&last, at());
+        assert_eq!(work(&mut turns, usize::MAX).0, 799);
+        assert!(turns.aggregates.is_empty() && turns.queues.is_empty() && turns.held.is_empty());
     }
 
     #[test]
     fn an_aggregates_commands_of_a_class_keep_their_order() {
-        let mut turns = Turns::new(1);
+        let mut turns = turns(1);
         for asked in ["a", "b", "c"] {
-            turns.push(key("acme", 0), Class::Stored, asked);
-            turns.push(key("calm", 0), Class::Stored, "-");
+            turns.push(key("acme", 0), Class::Stored, asked, at());
+            turns.push(key("calm", 0), Class::Stored, "-", at());
         }
-        assert_eq!(begun(&mut turns), ["a", "-", "b", "-", "c", "-"]);
+        let mut order = begun(&mut turns);
+        for _ in 0..2 {
+            turns.ended(&key("acme", 0), at());
+            turns.ended(&key("calm", 0), at());
+            order.extend(begun(&mut turns));
+        }
+        assert_eq!(order, ["a", "-", "b", "-", "c", "-"]);
     }
 }

@@ -91,18 +91,18 @@ async fn stored_commands_take_no_place_of_a_waiting_client() {
     rig.servers.stop().await;
 }
 
-/// It is refused what is above its share, and the other one nothing.
+/// It is refused what is above the room that a tenant has, and the other one nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_that_asks_for_ten_times_its_share_has_nobody_else_refused() {
-    const SHARE: usize = 2_048;
+    const ROOM: usize = 2_048;
     let rig = Rig::start().await;
     let (epochs, stop) = one_lane(&rig).await;
     let client = rig.store.client();
     assert!(is_accepted(&ask(client, &epochs, key_of("calm", 0)).await));
-    let flood = (0..10 * SHARE).map(|id| ask(client, &epochs, key_of("flood", id)));
+    let flood = (0..2 * ROOM).map(|id| ask(client, &epochs, key_of("flood", id)));
     let calm = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
-        let asked = (1..100).map(|id| ask(client, &epochs, key_of("calm", id)));
+        let asked = (1..30).map(|id| ask(client, &epochs, key_of("calm", id)));
         join_all(asked).await
     };
     let (flood, calm) = tokio::join!(join_all(flood), calm);
@@ -191,6 +191,57 @@ async fn states_at_a_version_are_folded_so_many_at_once_whoever_gives_up() {
     join_all((0..ASKED).map(|_| ask("1000"))).await;
     let more = threads().saturating_sub(before);
     assert!(more < ASKED / 2, "{more} threads more");
+    stop.cancel();
+    rig.servers.stop().await;
+}
+
+/// How many commits of others there are between a question and its answer, at the median: what others
+/// have under way is all that it waits for.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_flood_has_stored_does_not_stand_before_a_waiting_client() {
+    let rig = Rig::start().await;
+    let publisher = rig.store.command_publisher();
+    store(&publisher, (0..12_000).map(|id| key_of("flood", id))).await;
+    let (epochs, stop) = one_lane(&rig).await;
+    let client = rig.store.client();
+    while !rig.store.last_sequence().await.is_ok_and(|last| last >= 200) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // It comes into a full house once.
+    assert!(is_accepted(&ask(client, &epochs, key_of("calm", 0)).await));
+    let mut before = Vec::new();
+    for id in 1..30 {
+        let first = rig.store.last_sequence().await.unwrap();
+        assert!(is_accepted(&ask(client, &epochs, key_of("calm", id)).await));
+        before.push(rig.store.last_sequence().await.unwrap() - first);
+    }
+    let recorded = rig.store.last_sequence().await.unwrap();
+    assert!(recorded < 12_000, "the flood was over: {recorded}");
+    before.sort_unstable();
+    assert!(before[15] < 50, "{before:?}");
+    stop.cancel();
+    rig.servers.stop().await;
+}
+
+/// One aggregate, a hundred stored commands that take a while, and a client that has little time: it is
+/// answered in its turn, or it is certain that nothing was done.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_an_aggregate_does_not_stand_behind_all_that_is_stored_for_it() {
+    const STORED: usize = 200;
+    let rig = Rig::start().await;
+    let publisher = rig.store.command_publisher();
+    let (hot, name) = (key_of("acme", 0), CommandName::parse("add").unwrap());
+    for number in 0..STORED {
+        let id = CommandId::parse(&format!("stored-{number}")).unwrap();
+        publisher.publish(&hot, &name, &id, HeaderMap::new(), "{}".to_owned()).await.unwrap();
+    }
+    let (epochs, stop) = one_lane(&rig).await;
+    while !rig.store.last_sequence().await.is_ok_and(|last| last >= 5) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let outcome = ask(rig.store.client(), &epochs, hot.clone()).await;
+    let Outcome::Accepted { version, .. } = outcome else { panic!("{outcome:?}") };
+    assert!(version < STORED as u64 / 2, "{version}");
     stop.cancel();
     rig.servers.stop().await;
 }
