@@ -1,18 +1,20 @@
 //! Who may come in: rates by tenant, and bounds on what is under way, which tenants share. What does
-//! not fit is turned away at once, so that nothing queues here and what was let in is answered in
-//! time; queries alone wait, for those of their own tenant.
+//! not fit is turned away. What was let in is begun at once, unless its tenant wants more than its share
+//! while another one is there that does not: then it waits for its own tenant's, in a place that costs
+//! no processor time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use flexcore_domain::{AggregateKey, Tenant};
-use flexcore_resilience::{Place, Shares};
+use flexcore_resilience::{Beside, Deadline, Place, Shares};
 use governor::{
     Quota, RateLimiter,
     clock::{Clock, DefaultClock},
     middleware::StateInformationMiddleware,
     state::keyed::DefaultKeyedStateStore,
 };
+use tokio::time::Instant;
 
 use crate::{Settings, error::Problem, limits, problems};
 
@@ -29,6 +31,8 @@ pub(crate) struct Admission {
     commands: Shares<Tenant>,
     aggregates: Shares<AggregateKey>,
     reads: Shares<Tenant>,
+    under_way: Shares<Tenant>,
+    turned_away: Shares<Tenant>,
     queries: Shares<Tenant>,
     streams: Shares<Tenant>,
 }
@@ -56,6 +60,8 @@ impl Admission {
     /// `connections` are those that queries have to Postgres.
     pub(crate) fn new(settings: &Settings, connections: usize) -> Self {
         let rate = settings.requests_per_second;
+        let requests = Beside::new(limits::BESIDE, limits::BESIDE_FEW);
+        let queries = Beside::new(connections / limits::QUERIES_BESIDE, 1);
         Self {
             rates: RateLimiter::keyed(Quota::per_second(rate)).with_middleware(),
             policy: HeaderValue::try_from(format!("\"tenant\";q={rate};w=1"))
@@ -64,7 +70,9 @@ impl Admission {
             commands: Shares::new(settings.commands_max, 1),
             aggregates: Shares::limited(usize::MAX, 1, limits::COMMANDS_PER_AGGREGATE_MAX),
             reads: Shares::new(limits::READS_MAX, 1),
-            queries: Shares::new(connections, limits::QUERIES_TIMES),
+            under_way: Shares::new(usize::MAX, 1).beside(requests),
+            turned_away: Shares::new(limits::TURNED_AWAY_MAX, 1),
+            queries: Shares::new(connections, limits::QUERIES_TIMES).beside(queries),
             streams: Shares::limited(limits::STREAMS_MAX, 1, limits::STREAMS_PER_TENANT_MAX),
         }
     }
@@ -121,11 +129,46 @@ impl Admission {
     }
 
     /// A place for a read. Fails when the tenant has its share.
-    pub(crate) fn read(&self, tenant: &Tenant) -> Result<Place<Tenant>, Problem> {
-        self.reads.enter(tenant).ok_or_else(|| {
-            shed("reads");
-            Problem::new(&problems::OVERLOADED, "too many reads are under way")
+    pub(crate) async fn read(&self, tenant: &Tenant) -> Result<Place<Tenant>, Problem> {
+        if let Some(place) = self.reads.enter(tenant) {
+            return Ok(place);
+        }
+        shed("reads");
+        let problem = Problem::new(&problems::OVERLOADED, "too many reads are under way");
+        Err(self.refuse(tenant, problem, Deadline::after(limits::ANSWER_TIMEOUT)).await)
+    }
+
+    /// Waits until the tenant may have one more question for the workers under way. Fails when half of
+    /// the time has passed: what would be begun then may have no answer in time.
+    pub(crate) async fn turn(
+        &self,
+        tenant: &Tenant,
+        deadline: Deadline,
+    ) -> Result<Place<Tenant>, Problem> {
+        let patience = deadline.remaining(Instant::now()) / 2;
+        let turn = tokio::time::timeout(patience, self.under_way.wait(tenant)).await;
+        turn.map_err(|_| {
+            shed("turn");
+            let detail = "your tenant's other requests are before it; nothing was done";
+            Problem::new(&problems::OVERLOADED, detail)
         })
+    }
+
+    /// Tells a refusal, later when somebody else would notice the flood: a client that is refused at once
+    /// comes again at once, and each time costs what all share.
+    pub(crate) async fn refuse(
+        &self,
+        tenant: &Tenant,
+        problem: Problem,
+        deadline: Deadline,
+    ) -> Problem {
+        if self.under_way.is_beside(tenant)
+            && let Some(_place) = self.turned_away.enter(tenant)
+        {
+            let half = deadline.remaining(Instant::now()) / 2;
+            tokio::time::sleep(half.min(limits::REFUSED_AFTER)).await;
+        }
+        problem
     }
 
     /// A place for a query in Postgres, as soon as the tenant has one.
@@ -153,7 +196,7 @@ pub(crate) fn shed(reason: &'static str) {
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU32;
+    use std::{num::NonZeroU32, time::Duration};
 
     use flexcore_domain::{AggregateId, AggregateName};
 
@@ -204,7 +247,10 @@ mod tests {
     async fn a_tenant_that_takes_all_it_can_has_nobody_else_refused() {
         let admission = admission(1);
         assert_eq!(flood(|tenant| admission.command(tenant)), (2, true));
-        assert_eq!(flood(|tenant| admission.read(tenant)), (limits::READS_MAX / 2, true));
+        let read = |tenant: &Tenant| {
+            futures::FutureExt::now_or_never(admission.read(tenant)).expect("it is told at once")
+        };
+        assert_eq!(flood(read), (limits::READS_MAX / 2, true));
         assert_eq!(flood(|tenant| admission.stream(tenant)), (32, true));
         let flood = tenant("flood");
         let mut held = Vec::new();
@@ -214,6 +260,47 @@ mod tests {
         assert_eq!(held.len(), 12);
         let calm = tenant("calm");
         assert!(futures::FutureExt::now_or_never(admission.query(&calm)).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_flood_asks_waits_while_another_one_is_there() {
+        let admission = admission(1);
+        let (flood, calm) = (tenant("flood"), tenant("calm"));
+        let soon = || Deadline::after(Duration::from_secs(10));
+        let turn = |tenant| {
+            let turn = admission.turn(tenant, soon());
+            futures::FutureExt::now_or_never(turn).map(Result::unwrap)
+        };
+        let held: Vec<_> = std::iter::from_fn(|| turn(&flood)).take(320).collect();
+        assert_eq!(held.len(), 320, "alone it waits for nobody");
+        assert!(!admission.under_way.is_beside(&flood));
+        let first = turn(&calm).expect("it waits for nobody");
+        let asked = Instant::now();
+        let late = admission.turn(&flood, soon()).await;
+        assert_eq!(late.err().expect("it has enough under way").status(), 503);
+        assert_eq!(asked.elapsed(), Duration::from_secs(5), "half of its time");
+        drop((first, held));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_flood_is_told_its_refusals_late_while_another_one_is_there() {
+        let admission = admission(1);
+        let (flood, calm) = (tenant("flood"), tenant("calm"));
+        let refuse = async |tenant| {
+            let asked = Instant::now();
+            let refused = Problem::new(&problems::OVERLOADED, "too many");
+            admission.refuse(tenant, refused, Deadline::after(Duration::from_secs(15))).await;
+            asked.elapsed()
+        };
+        let soon = Deadline::after(Duration::from_secs(10));
+        let mut held = Vec::new();
+        for _ in 0..100 {
+            held.push(admission.turn(&flood, soon).await.unwrap());
+        }
+        assert_eq!(refuse(&flood).await, Duration::ZERO, "it is alone");
+        held.push(admission.turn(&calm, soon).await.unwrap());
+        assert_eq!(refuse(&flood).await, limits::REFUSED_AFTER);
+        assert_eq!(refuse(&calm).await, Duration::ZERO);
     }
 
     #[test]

@@ -62,6 +62,25 @@ pub const COMMANDS_PER_AGGREGATE_MAX: usize = 32;
 /// Postgres has a few connections, and requests that wait for a position need a place to wait in.
 pub const READS_MAX: usize = 2_048;
 
+/// What tenants have under way at the workers while there are several: equal parts of so many are their
+/// shares. One that wants n times its share has an n-th part of it under way beside those that want less
+/// than theirs: with two tenants and 320 requests of the one, 3. Alone it has as many as it wants.
+pub const BESIDE: usize = 64;
+/// What is left to each of them. A request that hangs does not stop all of its tenant's.
+pub const BESIDE_FEW: usize = 2;
+
+/// Requests that are refused and told so later, see [`REFUSED_AFTER`]; each costs as much memory as one
+/// that is under way.
+pub const TURNED_AWAY_MAX: usize = 4_096;
+
+/// When a flood is told its refusals while other tenants are there, unless it says that it waits for less
+/// than twice as long. With one second, 768 connections that find no place would be refused 768 times a
+/// second.
+pub const REFUSED_AFTER: Duration = Duration::from_secs(5);
+
+/// Of a process's connections for queries one part in so many is what tenants share as [`BESIDE`].
+pub const QUERIES_BESIDE: usize = 2;
+
 /// Queries of one tenant in Postgres at once: three times as many as are left for others, so 12 of a
 /// process's 16 connections. More wait here: in the queue for a connection they would stand before
 /// everybody, and what fails there opens the breaker for all.

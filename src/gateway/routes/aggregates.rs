@@ -43,7 +43,8 @@ pub(crate) async fn state(
     let at = parameters.take_parsed::<u64>("at_version", "a version")?;
     parameters.finish(&["at_version"])?;
     let deadline = extract::deadline(&call.headers)?;
-    let _place = shared.admission.read(call.tenant())?;
+    let _place = shared.admission.read(call.tenant()).await?;
+    let _turn = shared.admission.turn(call.tenant(), deadline).await?;
     let mut headers = async_nats::HeaderMap::new();
     headers.insert(field::TRACEPARENT, call.trace().as_str());
     if let Some(version) = at {
@@ -102,7 +103,8 @@ pub(crate) async fn events(
         return Err(Problem::new(&problems::INVALID_PARAMETER, detail));
     }
     let deadline = extract::deadline(&call.headers)?;
-    let _place = shared.admission.read(call.tenant())?;
+    let _place = shared.admission.read(call.tenant()).await?;
+    let _turn = shared.admission.turn(call.tenant(), deadline).await?;
     let page = deadline.timeout("log", page(&shared, &key, after, limit)).await;
     let page = page.map_err(|_| Problem::unavailable(&"the log did not answer in time"))??;
     if page.version == 0 {

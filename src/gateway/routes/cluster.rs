@@ -179,7 +179,7 @@ pub(crate) async fn view(
         let detail = format!("the token has to be one of tenant {TENANT}");
         return Err(Problem::new(&problems::FORBIDDEN, detail));
     }
-    let _place = shared.admission.read(call.tenant())?;
+    let _place = shared.admission.read(call.tenant()).await?;
     let report = report(&shared.store, &shared.read_models).await;
     let report = report.map_err(|error| Problem::unavailable(&error))?;
     let body = serde_json::to_vec(&report).expect("BUG: names and numbers serialise");

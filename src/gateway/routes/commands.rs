@@ -17,10 +17,10 @@ use axum::{
 use bytes::Bytes;
 use flexcore_domain::{
     AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandId, CommandName, Outcome,
-    Position, command::header as field, json,
+    Position, Tenant, command::header as field, json,
 };
 use flexcore_eventstore as eventstore;
-use flexcore_resilience::Deadline;
+use flexcore_resilience::{Deadline, Place};
 use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -71,11 +71,14 @@ pub(crate) async fn send(
     let expected = extract::if_match(&call.headers)?;
     let preferences = extract::preferences(&call.headers);
     let deadline = extract::deadline(&call.headers)?;
-    let _place = shared.admission.command(call.tenant())?;
-    // The queue has room for what an aggregate cannot take at once.
-    let waits = !preferences.respond_async;
-    let _turn = waits.then(|| shared.admission.aggregate(&key)).transpose()?;
+    let _places = match places(&shared, &key, preferences) {
+        Ok(places) => places,
+        Err(problem) => {
+            return Err(shared.admission.refuse(call.tenant(), problem, deadline).await);
+        }
+    };
     let payload = call.json_body().await?;
+    let turn = shared.admission.turn(call.tenant(), deadline).await?;
     json::payload(&payload).map_err(|violations| {
         Problem::new(&problems::MALFORMED_JSON, "errors says where it goes wrong")
             .with("errors", error::violations_json(&violations))
@@ -86,7 +89,10 @@ pub(crate) async fn send(
     if preferences.respond_async {
         known(&shared.catalog(), &key, &name)?;
         let stored = enqueue(&shared, &key, &name, &id, headers, payload, deadline).await;
-        stored.map_err(with_key)?;
+        drop(turn);
+        if let Err(problem) = stored {
+            return Err(with_key(shared.admission.refuse(call.tenant(), problem, deadline).await));
+        }
         return Ok(queued(&shared, &key, &id, preferences.wait).await);
     }
     headers.insert(field::COMMAND_ID, id.as_str());
@@ -95,6 +101,18 @@ pub(crate) async fn send(
         ask(&shared, &key, subject, headers, payload, deadline, is_final, Problem::outcome_unknown)
             .await;
     outcome.and_then(|outcome| accepted(outcome, &id, expected.is_some())).map_err(with_key)
+}
+
+/// The places that a command takes. The queue has room for what an aggregate cannot take at once.
+fn places(
+    shared: &Shared,
+    key: &AggregateKey,
+    preferences: extract::Preferences,
+) -> Result<(Place<Tenant>, Option<Place<AggregateKey>>), Problem> {
+    let place = shared.admission.command(key.tenant())?;
+    let waits = !preferences.respond_async;
+    let of_aggregate = waits.then(|| shared.admission.aggregate(key)).transpose()?;
+    Ok((place, of_aggregate))
 }
 
 /// `GET /v1/commands/{command_id}?aggregate=&id=`
@@ -112,7 +130,8 @@ pub(crate) async fn outcome(
     let aggregate_id = AggregateId::parse(&parameters.take("id")?.ok_or_else(missing)?)?;
     parameters.finish(&["aggregate", "id"])?;
     let deadline = extract::deadline(&call.headers)?;
-    let _place = shared.admission.read(call.tenant())?;
+    let _place = shared.admission.read(call.tenant()).await?;
+    let _turn = shared.admission.turn(call.tenant(), deadline).await?;
     let key = AggregateKey::new(call.tenant().clone(), aggregate, aggregate_id);
     match outcome_of(&shared, &key, &id, deadline).await? {
         refused @ (Outcome::Overloaded { .. } | Outcome::Unknown) => {
@@ -206,7 +225,12 @@ async fn enqueue(
             }
             let before = in_doubt.swap(true, Ordering::Relaxed);
             let stored = publisher.publish(key, name, id, headers, payload).await;
-            if let Err(eventstore::Error::NoRoom(_) | eventstore::Error::TooLarge(_)) = &stored {
+            if let Err(
+                eventstore::Error::NoRoom(_)
+                | eventstore::Error::TooMuch(_)
+                | eventstore::Error::TooLarge(_),
+            ) = &stored
+            {
                 in_doubt.store(before, Ordering::Relaxed);
             }
             stored

@@ -29,7 +29,7 @@ pub(crate) async fn read_model(
     let (positions, wait) = parameters.take_wait()?;
     let pairs = &parameters.rest();
     let client = extract::clients_deadline(&call.headers)?;
-    let _place = shared.admission.read(call.tenant())?;
+    let _place = shared.admission.read(call.tenant()).await?;
     let tenant = call.tenant();
     if let Err(error) = Select::parse(model, pairs) {
         if !error.hangs_on_columns() {
@@ -68,7 +68,7 @@ pub(crate) async fn named(
     let mut parameters = call.parameters()?;
     let (positions, wait) = parameters.take_wait()?;
     let client = extract::clients_deadline(&call.headers)?;
-    let _place = shared.admission.read(call.tenant())?;
+    let _place = shared.admission.read(call.tenant()).await?;
     if !positions.is_empty() {
         postgres::wait(&shared, call.tenant(), client, &query.reads, &positions, wait).await?;
     }
