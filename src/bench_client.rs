@@ -21,6 +21,7 @@ use tokio::{io::AsyncReadExt, net::TcpStream, process, task::JoinSet};
 use crate::{
     bench_append::payload,
     bench_rig::{Latencies, process_s},
+    bench_shares,
     config::Config,
     out,
 };
@@ -43,6 +44,15 @@ pub(crate) struct ClientArgs {
     /// What the aggregates' ids begin with: another one each time
     #[arg(long, default_value = "c")]
     pub(crate) prefix: String,
+    /// Between two requests of a connection, in milliseconds, when the answer comes sooner
+    #[arg(long, default_value_t = 0)]
+    pub(crate) every_ms: u64,
+    /// Have the commands stored
+    #[arg(long)]
+    pub(crate) stored: bool,
+    /// Publish the commands to this broker, past the gateway, as fast as it takes them
+    #[arg(long)]
+    pub(crate) nats: Option<String>,
     /// Get this path in place of sending commands
     #[arg(long)]
     pub(crate) get: Option<String>,
@@ -103,12 +113,19 @@ pub(crate) async fn spawn(args: &ClientArgs, token: &str) -> anyhow::Result<Chil
         .args(["--lasting-ms", &args.lasting_ms.to_string()])
         .args(["--warm-up-ms", &args.warm_up_ms.to_string()])
         .args(["--prefix", &args.prefix])
+        .args(["--every-ms", &args.every_ms.to_string()])
         .env("FLEXCORE_TOKEN", token)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .kill_on_drop(true);
     if let Some(path) = &args.get {
         command.args(["--get", path]);
+    }
+    if args.stored {
+        command.arg("--stored");
+    }
+    if let Some(url) = &args.nats {
+        command.args(["--nats", url]);
     }
     Ok(Child(command.spawn().context("starting the load")?))
 }
@@ -134,6 +151,11 @@ pub(crate) async fn run(
     args: &ClientArgs,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
+    if let Some(url) = &args.nats {
+        let stored = bench_shares::store(config, url, args).await?;
+        out::json(out, &stored)?;
+        return Ok(true);
+    }
     let token = config.token().context("FLEXCORE_TOKEN is missing")?;
     let start = Instant::now() + Duration::from_millis(args.warm_up_ms);
     let plan = Arc::new(Plan {
@@ -211,6 +233,11 @@ async fn connection(plan: Arc<Plan>, number: u64) -> Counts {
                 }
             },
         };
+        if nth == 0 && plan.args.every_ms > 0 {
+            // Not all at once.
+            let part = plan.args.every_ms * number / plan.args.connections.max(1);
+            tokio::time::sleep(Duration::from_millis(part)).await;
+        }
         let request = plan.request(number, nth);
         nth += 1;
         let sent = Instant::now();
@@ -220,6 +247,10 @@ async fn connection(plan: Arc<Plan>, number: u64) -> Counts {
                 sender = Some(open);
             }
             Ok(Err(_)) | Err(_) => counts.report.unanswered += 1,
+        }
+        if plan.args.every_ms > 0 {
+            let every = Duration::from_millis(plan.args.every_ms);
+            tokio::time::sleep_until((sent + every).into()).await;
         }
     }
     counts
@@ -273,6 +304,9 @@ impl Plan {
             None => {
                 let aggregate = nth / PER_AGGREGATE;
                 let id = format!("{}-{connection}-{aggregate}", self.args.prefix);
+                let stored = self.args.stored;
+                let request =
+                    if stored { request.header("prefer", "respond-async") } else { request };
                 request
                     .method(Method::POST)
                     .uri(format!("/v1/commands/counter/{id}/add"))

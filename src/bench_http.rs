@@ -137,24 +137,33 @@ impl Gateway {
         mint(&self.issuer, tenant)
     }
 
-    /// Has a child process send commands as another tenant, for longer than a load takes.
+    /// Has a child process flood it as another tenant, until so long after a measurement's beginning.
     pub(crate) async fn flood(
         &self,
         run: &Run<'_>,
         token: &str,
-        connections: u64,
+        lasting: Duration,
+        change: impl FnOnce(ClientArgs) -> ClientArgs,
     ) -> anyhow::Result<bench_client::Child> {
-        let load = self.loads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let lasting = run.measure() + 2 * WARM_UP;
-        let args = ClientArgs {
-            authority: self.authority.clone(),
-            connections,
-            lasting_ms: u64::try_from(lasting.as_millis())?,
-            warm_up_ms: 0,
-            prefix: format!("f{load}"),
-            get: None,
-        };
+        let lasting_ms = u64::try_from(lasting.as_millis())?;
+        let args = change(ClientArgs { lasting_ms, ..self.args(run, "f") });
         bench_client::spawn(&args, token).await
+    }
+
+    /// The same arguments for every load, but for aggregates of its own.
+    fn args(&self, run: &Run<'_>, prefix: &str) -> ClientArgs {
+        let load = self.loads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        ClientArgs {
+            authority: self.authority.clone(),
+            connections: 1,
+            lasting_ms: u64::try_from(run.measure().as_millis()).unwrap_or(u64::MAX),
+            warm_up_ms: 0,
+            prefix: format!("{prefix}{load}"),
+            every_ms: 0,
+            stored: false,
+            nats: None,
+            get: None,
+        }
     }
 
     /// Has a child process load it, with aggregates of its own.
@@ -165,18 +174,32 @@ impl Gateway {
         connections: u64,
         get: Option<&str>,
     ) -> anyhow::Result<Report> {
-        let load = self.loads.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let get = get.map(str::to_owned);
+        self.load_as(run, rig, |args| ClientArgs { connections, get, ..args }).await
+    }
+
+    /// The same, with other arguments.
+    pub(crate) async fn load_as(
+        &self,
+        run: &Run<'_>,
+        rig: &mut Rig,
+        change: impl FnOnce(ClientArgs) -> ClientArgs,
+    ) -> anyhow::Result<Report> {
         let warm_up = if run.quick { WARM_UP / 10 } else { WARM_UP };
-        let args = ClientArgs {
-            authority: self.authority.clone(),
-            connections,
-            lasting_ms: u64::try_from(run.measure().as_millis())?,
-            warm_up_ms: u64::try_from(warm_up.as_millis())?,
-            prefix: format!("l{load}"),
-            get: get.map(str::to_owned),
-        };
+        let warm_up_ms = u64::try_from(warm_up.as_millis())?;
+        let args = change(ClientArgs { warm_up_ms, ..self.args(run, "l") });
         let child = bench_client::spawn(&args, &self.token).await?;
-        if get.is_some() || connections == 1 {
+        self.loaded(rig, &args, child).await
+    }
+
+    /// What comes of a load that has begun.
+    async fn loaded(
+        &self,
+        rig: &mut Rig,
+        args: &ClientArgs,
+        child: bench_client::Child,
+    ) -> anyhow::Result<Report> {
+        if args.get.is_some() || args.connections == 1 {
             // Not what the figure's use of processors is about.
             return child.report().await;
         }
