@@ -421,6 +421,7 @@ impl EventStore {
         previous: &Hash,
     ) -> Result<Appended, Error> {
         let encoded = commit.encode(previous);
+        self.room.look(&self.settings.monitor_urls).await;
         self.takes_commit(&encoded)?;
         let mut headers = async_nats::HeaderMap::new();
         for (name, value) in encoded.headers {

@@ -31,7 +31,7 @@ const MISSED_MAX: u32 = 5;
 #[derive(Clone, Default)]
 pub(crate) struct Room {
     seen: Arc<Seen>,
-    _looking: Option<Arc<AbortOnDropHandle<()>>>,
+    looking: Option<Arc<AbortOnDropHandle<()>>>,
 }
 
 #[derive(Default)]
@@ -65,7 +65,14 @@ impl Room {
     pub(crate) fn watch(monitor_urls: &[String]) -> Self {
         let seen = Arc::<Seen>::default();
         let looking = tokio::spawn(watch(monitor_urls.to_vec(), seen.clone()));
-        Self { seen, _looking: Some(Arc::new(AbortOnDropHandle::new(looking))) }
+        Self { seen, looking: Some(Arc::new(AbortOnDropHandle::new(looking))) }
+    }
+
+    /// Looks once where nobody watches: for tools, which are soon gone.
+    pub(crate) async fn look(&self, monitor_urls: &[String]) {
+        if self.looking.is_none() {
+            self.seen.keep(fullest(monitor_urls).await);
+        }
     }
 
     /// Fails with [`Error::NoRoom`] when only the reserve is left.
@@ -90,11 +97,7 @@ fn is_full(used: u64, most: u64) -> bool {
 async fn watch(monitor_urls: Vec<String>, seen: Arc<Seen>) {
     let mut was_full = false;
     loop {
-        let asked = monitor_urls.iter().map(|url| topology::varz(url));
-        let answers = futures::future::join_all(asked).await;
-        let rooms = answers.iter().filter_map(|answer| room(answer.as_ref().ok()?));
-        // With several servers the fullest one refuses first.
-        let fullest = rooms.min_by_key(|(used, most)| most.saturating_sub(*used));
+        let fullest = fullest(&monitor_urls).await;
         if let Some(full) = seen.keep(fullest) {
             metrics::gauge!("flexcore_broker_full").set(u8::from(full));
             match (was_full, full) {
@@ -109,6 +112,14 @@ async fn watch(monitor_urls: Vec<String>, seen: Arc<Seen>) {
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
+}
+
+/// Bytes used and the most of the fullest server, which refuses first; `None`: none answers.
+async fn fullest(monitor_urls: &[String]) -> Option<(u64, u64)> {
+    let asked = monitor_urls.iter().map(|url| topology::varz(url));
+    let answers = futures::future::join_all(asked).await;
+    let rooms = answers.iter().filter_map(|answer| room(answer.as_ref().ok()?));
+    rooms.min_by_key(|(used, most)| most.saturating_sub(*used))
 }
 
 /// Bytes that a server's streams take on its disk, and may take. `None`: it says nothing of it.

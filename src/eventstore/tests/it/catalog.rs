@@ -1,15 +1,16 @@
 //! Deployments on a real broker.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use flexcore_domain::{ActorName, Application, Catalog, Name, definition::SourceFile};
 use flexcore_eventstore::{
-    Error, EventStore,
+    Error, EventStore, Expected,
     catalog::{declarations, deploy, deployment, watch},
 };
+use serde_json::value::to_raw_value;
 use tokio::{sync::watch::Receiver, time::timeout};
 
-use crate::{PATIENCE, start};
+use crate::{PATIENCE, broker::commit, start};
 
 fn name(text: &str) -> Name {
     Name::parse(text).unwrap()
@@ -116,5 +117,36 @@ async fn a_deployment_that_cannot_be_read_leaves_the_one_before_it_and_all_other
         let unreadable: Vec<_> = catalog.unreadable.keys().map(Name::as_str).collect();
         assert_eq!(unreadable, ["one"]);
     }
+    servers.stop().await;
+}
+
+/// A tool does not watch the broker's room as servers do.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tool_deploys_nothing_while_only_the_reserve_is_left() {
+    let (mut servers, store) = start().await;
+    let mut filler = commit("filler");
+    filler.events[0].data = to_raw_value(&"x".repeat(900_000)).unwrap();
+    store.append(&filler, Expected::default()).await.unwrap();
+    servers.nats.start_again_with_room(980_000).await.unwrap();
+    let tool = async || {
+        let client = async_nats::connect(servers.nats_url()).await.unwrap();
+        let settings = store.settings().clone();
+        EventStore::attach(client, settings).await.unwrap()
+    };
+    let deploy = async |store: &EventStore| loop {
+        match deployed(store, &application("one", "thing", "n")).await {
+            Err(Error::Unavailable(_)) => {}
+            told => return told,
+        }
+    };
+    let refused = timeout(PATIENCE, deploy(&tool().await)).await.unwrap();
+    assert!(matches!(refused, Err(Error::NoRoom(_))), "{refused:?}");
+    servers.nats.raise_room(64 << 30).unwrap();
+    let until_there_is_room = async {
+        while deploy(&tool().await).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, until_there_is_room).await.unwrap();
     servers.stop().await;
 }
