@@ -90,7 +90,7 @@ pub(crate) async fn explain_read_model(
     parameters.take_wait()?;
     let pairs = &parameters.rest();
     let client = extract::clients_deadline(&call.headers)?;
-    let _place = shared.admission.read(call.tenant())?;
+    let _place = shared.admission.read(call.tenant()).await?;
     let explain = async |rows: ReadModels| rows.explain(model, pairs).await;
     let explained = postgres::read(&shared, call.tenant(), client, explain).await?;
     Ok(explanation(&[explained]))
@@ -108,7 +108,7 @@ pub(crate) async fn explain_named(
     let models = query.reads.iter().filter_map(|name| catalog.read_model(name.as_str()));
     let models: Vec<&ReadModelDefinition> = models.map(AsRef::as_ref).collect();
     let client = extract::clients_deadline(&call.headers)?;
-    let _place = shared.admission.read(call.tenant())?;
+    let _place = shared.admission.read(call.tenant()).await?;
     let tenant = call.tenant();
     let explain = async |rows: ReadModels| rows.explain_query(tenant, query, &models).await;
     let explained = postgres::read(&shared, tenant, client, explain).await?;
