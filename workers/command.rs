@@ -5,6 +5,7 @@
 //! the lanes, so an aggregate's commands meet in one place and keep their order.
 
 mod cache;
+mod clock;
 mod deciders;
 mod growth;
 mod guesses;
@@ -46,6 +47,7 @@ use tokio_util::{
 
 pub use deciders::NativeDeciders;
 
+use clock::Clock;
 use messages::{Input, Work};
 use perform::{Begun, LaneThread, Responder, ToLane};
 use requests::Here;
@@ -60,7 +62,7 @@ pub struct Settings {
     /// Deciders written in Rust.
     pub native: NativeDeciders,
     /// This host's clock, in milliseconds since 1970-01-01 UTC: what deciders see as `now`, unless
-    /// their aggregate's last event is later.
+    /// it is far ahead of the broker's, or their aggregate's last event is later.
     pub clock: fn() -> i64,
 }
 
@@ -240,8 +242,10 @@ pub async fn run(
     stop: CancellationToken,
 ) -> Result<(), Error> {
     let now = catalog.borrow_and_update().clone();
+    let clock = Clock::new(settings.clock);
+    clock.look(&store, &mut false).await;
     let lanes: Arc<[LaneHandle]> = (0..settings.lanes.max(1))
-        .map(|number| LaneThread::start(&store, number, &now, &settings, member.guard()))
+        .map(|number| LaneThread::start(&store, number, &now, (&settings, &clock), member.guard()))
         .collect();
     let lanes = Lanes { lanes, epoch: 0 };
     let tasks = TaskTracker::new();
@@ -254,6 +258,7 @@ pub async fn run(
     requests::serve_catalog(&here, &tasks, &stop).await?;
     tasks.spawn(slots::follow(here, member.clone(), stop.clone()));
     tasks.spawn(growth::watch(store.clone(), member.clone(), stop.clone()));
+    tasks.spawn(clock.follow(store.clone(), stop.clone()));
     tasks.spawn(keep_house(store, lanes.clone(), member, stop.clone()));
     tokio::select! {
         () = stop.cancelled() => {}

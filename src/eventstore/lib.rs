@@ -6,6 +6,7 @@
 
 mod acknowledged;
 mod aside;
+mod broker_time;
 pub mod catalog;
 pub mod dead;
 mod deployed;

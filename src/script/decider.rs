@@ -16,6 +16,7 @@ use crate::{
     answer::{Answer, Decided, check_json},
     limits::{DECIDE_MAX, EVOLVE_MAX, FOLD_EVENTS_MAX, MEMORY_BYTES_MAX},
     sandbox::{Broken, Compiled, Sandbox, line_in},
+    threads::mark,
     violations,
 };
 
@@ -98,7 +99,8 @@ impl ScriptDecider {
         }
         let sandbox = self.sandbox.as_ref().expect("BUG: just made");
         let compiled = compiled(sandbox).expect("BUG: every declared function is compiled");
-        let broken = match sandbox.call(compiled, arguments, within) {
+        let marked = mark::begin(within, &function.place, what.verb);
+        let broken = match sandbox.call(compiled, arguments, within, &marked) {
             Ok(text) => return Ok(text),
             Err(broken) => broken,
         };

@@ -7,6 +7,7 @@ mod decider;
 pub mod limits;
 mod sandbox;
 pub mod scenario;
+pub mod threads;
 mod violations;
 
 pub use decider::{ScriptDecider, check};

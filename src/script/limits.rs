@@ -36,3 +36,23 @@ pub(crate) const ELEMENTS_MAX: usize = 1_000_000;
 /// Most comparisons of characters in one search for a text, which cannot be interrupted: some
 /// 100 ms.
 pub(crate) const COMPARISONS_MAX: usize = 100_000_000;
+
+/// Processor time beyond its limit after which a call into the engine is left behind, with its thread:
+/// with what passes until it is seen to be late, about a second.
+pub const LEAVE_AFTER: Duration = Duration::from_millis(800);
+
+/// Processor time beyond its limit after which a call that came back counts as one that did not: it
+/// held its lane nearly as long.
+pub(crate) const OVERRUN_MAX: Duration = Duration::from_millis(250);
+
+/// Threads that are left behind and run on at once in a process, with up to 64 MiB each and a low
+/// priority. A call beyond that holds its lane until one of them has ended.
+pub const RUNAWAYS_MAX: usize = 8;
+
+/// Calls of one aggregate's functions for one tenant that are left behind, or came back late, within
+/// [`RUNAWAY_REFUSED`], before none of them is called for that tenant.
+pub const RUNAWAYS_OF_ONE_MAX: usize = 2;
+
+/// How long functions are not called for what they have run away with: each such call holds a lane for
+/// a second, so that a tenant gets some hundredths of its time that way.
+pub const RUNAWAY_REFUSED: Duration = Duration::from_secs(60);

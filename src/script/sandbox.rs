@@ -13,10 +13,13 @@ use rquickjs::{
     function::IntoArgs,
 };
 
-use crate::clock::processor_time;
-use crate::limits::{
-    CODE_CHARS_MAX, COMPARISONS_MAX, COMPILE_MAX, ELEMENTS_MAX, MEMORY_BYTES_MAX,
-    MESSAGE_CHARS_MAX, STACK_BYTES_MAX,
+use crate::{
+    clock::processor_time,
+    limits::{
+        CODE_CHARS_MAX, COMPARISONS_MAX, COMPILE_MAX, ELEMENTS_MAX, MEMORY_BYTES_MAX,
+        MESSAGE_CHARS_MAX, OVERRUN_MAX, STACK_BYTES_MAX,
+    },
+    threads::mark::{self, Marked},
 };
 
 /// The part of the language that needs neither a clock nor chance. `Promise` is there because the
@@ -64,6 +67,7 @@ impl Sandbox {
             let message = format!("no JavaScript runtime: {error}");
             vec![Problem { place: definition.place.clone(), message }]
         };
+        let _marked = mark::begin(COMPILE_MAX, &definition.place, "compilation");
         let deadline = Rc::new(Cell::new(processor_time() + COMPILE_MAX));
         let runtime = Runtime::new().map_err(failed)?;
         runtime.set_memory_limit(MEMORY_BYTES_MAX);
@@ -82,6 +86,7 @@ impl Sandbox {
         function: &Compiled,
         arguments: A,
         within: Duration,
+        marked: &Marked,
     ) -> Result<String, Broken>
     where
         A: for<'js> IntoArgs<'js>,
@@ -96,8 +101,13 @@ impl Sandbox {
             }
             returned
         });
+        let late = processor_time().saturating_sub(self.deadline.get());
+        if late > OVERRUN_MAX {
+            marked.overran();
+        }
         match returned {
-            Err(_) if processor_time() > self.deadline.get() => Err(Broken::Late(within)),
+            // What was done within too few steps to be stopped is too much all the same.
+            _ if late > Duration::ZERO => Err(Broken::Late(within)),
             Err(_) => Err(Broken::Memory),
             Ok(_) if self.runtime.is_job_pending() => Err(Broken::Asynchronous),
             Ok(text) => Ok(text),

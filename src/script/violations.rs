@@ -3,14 +3,32 @@
 use flexcore_domain::{Violation, definition::Schema};
 use serde_json::Value;
 
+use crate::{
+    clock::processor_time,
+    limits::{DECIDE_MAX, OVERRUN_MAX},
+    threads::mark,
+};
+
 /// Violations that are listed: a person mends the first few and sends again.
 const VIOLATIONS_MAX: usize = 16;
 
 /// Longest reason, in characters: it may quote the value.
 const REASON_CHARS_MAX: usize = 200;
 
-/// Checks a value. Fails with the fields that do not match, and why.
+/// Checks a value. Fails with the fields that do not match, and why. Nothing can stop a check that
+/// takes long (branches that double with each level, a pattern of thousands of states), so that it is
+/// left behind like a function.
 pub(crate) fn check(schema: &Schema, value: &Value) -> Result<(), Vec<Violation>> {
+    let marked = mark::begin(DECIDE_MAX, &schema.place, "check against the schema");
+    let deadline = processor_time() + DECIDE_MAX;
+    let checked = find(schema, value);
+    if processor_time() > deadline + OVERRUN_MAX {
+        marked.overran();
+    }
+    checked
+}
+
+fn find(schema: &Schema, value: &Value) -> Result<(), Vec<Violation>> {
     // Deciding is much faster than explaining, and nearly all values are good.
     if schema.validator.is_valid(value) {
         return Ok(());

@@ -113,6 +113,30 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         Unit::Count,
         "Commands and questions that a lane has taken on and not answered yet",
     ),
+    (
+        "flexcore_clock_ahead_seconds",
+        Kind::Gauge,
+        Unit::Seconds,
+        "Time that this host's clock is ahead of the broker's; below 0: behind",
+    ),
+    (
+        "flexcore_script_runaways",
+        Kind::Gauge,
+        Unit::Count,
+        "Calls of functions that do not end, left behind and running on",
+    ),
+    (
+        "flexcore_script_runaways_total",
+        Kind::Counter,
+        Unit::Count,
+        "Calls of functions that were left behind, or came back long after their limit",
+    ),
+    (
+        "flexcore_script_calls_refused_total",
+        Kind::Counter,
+        Unit::Count,
+        "Calls that were not made, since the aggregate's functions had run away",
+    ),
     ("flexcore_leader", Kind::Gauge, Unit::Count, "1 while this member leads the cluster"),
     (
         "flexcore_leader_changes_total",

@@ -20,4 +20,5 @@ mod nats_commands;
 mod pauses;
 mod queries;
 mod read_models;
+mod runaways;
 mod slots;

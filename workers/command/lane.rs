@@ -20,12 +20,12 @@ use flexcore_domain::{AggregateKey, Command, CommandId, Context, Outcome, Secret
 use flexcore_eventstore::{Appended, Error};
 
 use answers::{is_patient, refused, repeated, replay};
-use doubts::{Doubts, Unanswered, Undecided, not_made};
+use doubts::{Doubts, Unanswered, Undecided};
 use look_up::to_look_up;
 
 use super::{
     cache::{Cache, Entry},
-    deciders::Deciders,
+    deciders::{Deciders, Fault},
     guesses::Guesses,
     memory::{Recall, random_secret},
     messages::{Action, Input, Loaded, Ticket, Work},
@@ -108,14 +108,19 @@ impl Lane {
         }
     }
 
-    /// Takes one input and returns what to do. `now_ms` is the time that deciders see.
-    pub(super) fn handle(&mut self, input: Input, now_ms: i64) -> Vec<Action> {
+    /// Takes one input and returns what to do. `now_ms` is the time that deciders see. It waits for
+    /// nothing but their calls.
+    pub(super) async fn take(&mut self, input: Input, now_ms: i64) -> Vec<Action> {
         let mut actions = Vec::with_capacity(1);
         match input {
-            Input::Work { key, work } => self.take_up(key, work, now_ms, &mut actions),
-            Input::Loaded { key, result } => self.loaded(key, result, now_ms, &mut actions),
-            Input::Appended { key, result } => self.appended(key, result, now_ms, &mut actions),
-            Input::LookedUp { key, result } => self.looked_up(key, result, now_ms, &mut actions),
+            Input::Work { key, work } => self.take_up(key, work, now_ms, &mut actions).await,
+            Input::Loaded { key, result } => self.loaded(key, result, now_ms, &mut actions).await,
+            Input::Appended { key, result } => {
+                self.appended(key, result, now_ms, &mut actions).await;
+            }
+            Input::LookedUp { key, result } => {
+                self.looked_up(key, result, now_ms, &mut actions).await;
+            }
             Input::BlocksKept { key, secret, count } => self.blocks_kept(&key, secret, count),
             Input::Catalog(catalog) => {
                 self.deciders.follow(catalog);
@@ -127,24 +132,36 @@ impl Lane {
         actions
     }
 
+    /// Takes one input, with the deciders on this thread.
+    #[cfg(test)]
+    pub(super) fn handle(&mut self, input: Input, now_ms: i64) -> Vec<Action> {
+        flexcore_script::threads::run_here(&self.deciders.scripts(), self.take(input, now_ms))
+    }
+
     /// What is at hand of an aggregate.
     #[cfg(test)]
     pub(super) fn entry(&mut self, key: &AggregateKey) -> Option<&Entry> {
         self.cache.get_mut(key).map(|entry| &*entry)
     }
 
-    fn take_up(&mut self, key: AggregateKey, work: Work, now_ms: i64, actions: &mut Vec<Action>) {
+    async fn take_up(
+        &mut self,
+        key: AggregateKey,
+        work: Work,
+        now_ms: i64,
+        actions: &mut Vec<Action>,
+    ) {
         if let Some(busy) = self.busy.get_mut(&key) {
             busy.waiting.push_back(work);
             return;
         }
         if let Some(entry) = self.cache.take(&key) {
-            self.drain(key, entry, VecDeque::from([work]), 0, now_ms, actions);
+            self.drain(key, entry, VecDeque::from([work]), 0, now_ms, actions).await;
             return;
         }
         match work {
             Work::Command { command, patient, ticket } if self.guesses.is_new(&command) => {
-                self.guess(key, command, patient, ticket, now_ms, actions);
+                self.guess(key, command, patient, ticket, now_ms, actions).await;
             }
             work => self.load(key, VecDeque::from([work]), None, 0, actions),
         }
@@ -152,7 +169,7 @@ impl Lane {
 
     /// Decides as if the aggregate were new. Only a commit counts: the log refuses it when there is
     /// one already. Any other answer may be wrong, and needs the load after all.
-    fn guess(
+    async fn guess(
         &mut self,
         key: AggregateKey,
         command: Box<Command>,
@@ -162,7 +179,7 @@ impl Lane {
         actions: &mut Vec<Action>,
     ) {
         let before = Entry::new(self.secret);
-        if let Ok((commit, after)) = self.decide(&before, &command, now_ms) {
+        if let Ok((commit, after)) = self.decide(&before, &command, now_ms).await {
             self.guesses.begin();
             let appending = Appending {
                 before,
@@ -183,7 +200,7 @@ impl Lane {
     }
 
     /// Works off what waits for an aggregate until something has to be appended.
-    fn drain(
+    async fn drain(
         &mut self,
         key: AggregateKey,
         entry: Entry,
@@ -209,7 +226,7 @@ impl Lane {
                     actions.push(Action::Answer { ticket, outcome });
                 }
                 Work::Command { command, patient, ticket } => {
-                    let undecided = match self.next_try(&entry, &command, ticket, now_ms) {
+                    let undecided = match self.next_try(&entry, &command, ticket, now_ms).await {
                         Ok(Unanswered { commit, after, generation, .. }) => {
                             let appending = Appending {
                                 before: entry,
@@ -255,7 +272,7 @@ impl Lane {
     }
 
     /// The commit and the aggregate after it, or why there is nothing to append.
-    fn decide(
+    async fn decide(
         &mut self,
         entry: &Entry,
         command: &Command,
@@ -267,7 +284,6 @@ impl Lane {
         if command.expected_version.is_some_and(|expected| expected != entry.version) {
             return Err(Outcome::Conflict { version: entry.version }.into());
         }
-        let decider = self.deciders.get(command.key.aggregate()).map_err(not_made)?;
         // Hosts' clocks differ, and are set back: an aggregate's time stands still then.
         let now_ms = now_ms.max(entry.time_ms);
         let context = Context {
@@ -278,9 +294,7 @@ impl Lane {
             actor: command.actor.clone(),
             now_ms,
         };
-        let decision = decider
-            .decide(&entry.state, &command.name, &command.payload, &context)
-            .map_err(refused)?;
+        let decision = self.deciders.decide(&entry.state, command, context).await?;
         if decision.events.is_empty() {
             let version = entry.version;
             return Err(Outcome::Accepted { version, position: None, replayed: false }.into());
@@ -288,7 +302,7 @@ impl Lane {
         Ok(entry.commit(command, decision, now_ms))
     }
 
-    fn loaded(
+    async fn loaded(
         &mut self,
         key: AggregateKey,
         result: Result<Loaded, Error>,
@@ -308,7 +322,7 @@ impl Lane {
         let base = base.filter(|_| !deployed);
         let more = result.as_ref().is_ok_and(|loaded| loaded.more);
         let folded = match result {
-            Ok(loaded) => self.fold(&key, base.map(|base| *base), loaded),
+            Ok(loaded) => self.fold(&key, base.map(|base| *base), loaded).await,
             Err(Error::Unavailable(message)) => {
                 return self.not_loaded(key, base, waiting, attempts, message, actions);
             }
@@ -323,7 +337,7 @@ impl Lane {
                 if let Some(Work::Command { command, .. }) = waiting.front() {
                     self.guesses.learn(command, entry.version == 0);
                 }
-                self.drain(key, entry, waiting, attempts, now_ms, actions);
+                self.drain(key, entry, waiting, attempts, now_ms, actions).await;
             }
             Ok(Err(refusal)) => self.not_folded(key, waiting, attempts, refusal, actions),
             Err(broken) => {
@@ -352,7 +366,7 @@ impl Lane {
         }
     }
 
-    fn appended(
+    async fn appended(
         &mut self,
         key: AggregateKey,
         result: Result<Appended, Error>,
@@ -368,11 +382,13 @@ impl Lane {
             return self.begin_anew(key, waiting, actions);
         }
         match result {
-            Ok(appended) => self.recorded(key, *appending, appended, waiting, now_ms, actions),
+            Ok(appended) => {
+                self.recorded(key, *appending, appended, waiting, now_ms, actions).await;
+            }
             Err(Error::TooLarge(why))
                 if !appending.guessed && !self.doubts.is_open(appending.ticket, attempts) =>
             {
-                self.too_large(key, *appending, &why, waiting, now_ms, actions);
+                self.too_large(key, *appending, &why, waiting, now_ms, actions).await;
             }
             Err(Error::NoRoom(why)) => {
                 self.no_room(key, *appending, &why, waiting, attempts + 1, actions);
@@ -388,7 +404,7 @@ impl Lane {
         }
     }
 
-    fn recorded(
+    async fn recorded(
         &mut self,
         key: AggregateKey,
         appending: Appending,
@@ -413,7 +429,7 @@ impl Lane {
             let snapshot = Box::new(after.snapshot(fingerprint));
             actions.push(Action::SaveSnapshot { key: key.clone(), snapshot });
         }
-        self.drain(key, after, waiting, 0, now_ms, actions);
+        self.drain(key, after, waiting, 0, now_ms, actions).await;
     }
 
     /// A conflict, or an unknown outcome: what the log says now decides, and whether the command's

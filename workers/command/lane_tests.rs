@@ -13,11 +13,12 @@ use flexcore_domain::{
     decider::{Native, Rules},
 };
 use flexcore_eventstore::{Appended, Error, Expected, Recorded};
+use flexcore_script::threads::Scripts;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
-    deciders::Deciders,
+    deciders::{Deciders, Made},
     lane::{Lane, SNAPSHOT_EVENTS},
     messages::{Action, Input, Loaded, Work},
 };
@@ -73,7 +74,8 @@ pub(super) fn lane() -> Lane {
 fn lane_of(counter: impl Fn() -> Box<dyn Decider> + Send + Sync + 'static) -> Lane {
     let native: super::NativeDeciders =
         Arc::new(move |name: &AggregateName| (name.as_str() == "counter").then(&counter));
-    Lane::new(Deciders::new(Arc::new(Catalog::default()), native), 1 << 20)
+    let scripts = Scripts::unwatched(Made::new);
+    Lane::new(Deciders::new(Arc::new(Catalog::default()), native, scripts), 1 << 20)
 }
 
 pub(super) fn key() -> AggregateKey {

@@ -13,6 +13,7 @@ use flexcore_cluster::Guard;
 use flexcore_domain::{AggregateKey, Catalog, Outcome, Slot, StateReply, Tenant};
 use flexcore_eventstore::{Error, EventStore, Expected, snapshot::Snapshot};
 use flexcore_resilience::{Beside, Place, Shares};
+use flexcore_script::threads;
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -23,7 +24,8 @@ use crate::defects;
 
 use super::{
     BESIDE, BESIDE_FEW, LANE_ROOM, LaneHandle, Settings, UNDER_WAY_MAX,
-    deciders::Deciders,
+    clock::Clock,
+    deciders::{Deciders, Made},
     lane::Lane,
     messages::{Action, Input, Loaded, Ticket, Work},
     turns::{Class, Turns},
@@ -118,7 +120,7 @@ pub(super) struct LaneThread {
     entered: HashMap<Slot, u64>,
     depth: Arc<AtomicUsize>,
     guard: Guard,
-    clock: fn() -> i64,
+    clock: Clock,
     /// Weak, so that the thread ends when nobody can ask any more.
     inputs: mpsc::WeakUnboundedSender<ToLane>,
 }
@@ -129,19 +131,19 @@ impl LaneThread {
         store: &EventStore,
         number: usize,
         catalog: &Arc<Catalog>,
-        settings: &Settings,
+        (settings, clock): (&Settings, &Clock),
         guard: Guard,
     ) -> LaneHandle {
         let (inputs, receiver) = mpsc::unbounded_channel();
         let depth = Arc::new(AtomicUsize::new(0));
         let (store, catalog, settings) = (store.clone(), catalog.clone(), settings.clone());
+        let clock = clock.clone();
         let (runtime, weak, counted) = (Handle::current(), inputs.downgrade(), depth.clone());
-        let spawned = std::thread::Builder::new().name(format!("lane-{number}")).spawn(move || {
+        let lane = |scripts| {
             let cache_bytes = settings.cache_bytes_max / settings.lanes.max(1);
-            // The deciders are made here because an interpreter stays on its thread.
-            let lane = Lane::new(Deciders::new(catalog, settings.native), cache_bytes);
+            let deciders = Deciders::new(catalog, settings.native, scripts);
             let thread = Self {
-                lane,
+                lane: Lane::new(deciders, cache_bytes),
                 store,
                 runtime,
                 turns: Turns::new(
@@ -152,12 +154,14 @@ impl LaneThread {
                 entered: HashMap::new(),
                 depth: counted,
                 guard,
-                clock: settings.clock,
+                clock,
                 inputs: weak,
             };
-            thread.run(receiver);
-        });
-        spawned.expect("BUG: a thread can be started while the process starts");
+            thread.run(receiver)
+        };
+        // A call of a function that does not end is left behind, and the lane goes on without it.
+        threads::spawn(&format!("lane-{number}"), Made::new, lane)
+            .expect("BUG: a thread can be started while the process starts");
         LaneHandle {
             inputs,
             room: Shares::new(LANE_ROOM, 1),
@@ -166,25 +170,25 @@ impl LaneThread {
         }
     }
 
-    fn run(mut self, mut receiver: mpsc::UnboundedReceiver<ToLane>) {
+    async fn run(mut self, mut receiver: mpsc::UnboundedReceiver<ToLane>) {
         // What has come is sorted first: what is under way goes on, and everybody is in the turns.
-        while let Some(message) = receiver.blocking_recv() {
-            self.receive(message);
+        while let Some(message) = receiver.recv().await {
+            self.receive(message).await;
             loop {
                 for _ in 0..receiver.len() {
                     if let Ok(message) = receiver.try_recv() {
-                        self.receive(message);
+                        self.receive(message).await;
                     }
                 }
                 let Some((key, asked)) = self.turns.next(Instant::now()) else { break };
-                self.begin(key, asked);
+                self.begin(key, asked).await;
             }
         }
     }
 
-    fn receive(&mut self, message: ToLane) {
+    async fn receive(&mut self, message: ToLane) {
         match message {
-            ToLane::Told(input) => self.handle(input),
+            ToLane::Told(input) => self.handle(input).await,
             ToLane::Enter { slot, epoch } => {
                 self.entered.insert(slot, epoch);
             }
@@ -201,7 +205,7 @@ impl LaneThread {
     }
 
     /// Begins with what was asked of an aggregate, unless that is of no use any more.
-    fn begin(&mut self, key: AggregateKey, asked: Asked) {
+    async fn begin(&mut self, key: AggregateKey, asked: Asked) {
         let Asked { work, ticket, to, epoch } = asked;
         let refused = if self.entered.get(&key.slot()) != Some(&epoch) {
             Some(ANOTHER_OWNER)
@@ -216,11 +220,11 @@ impl LaneThread {
             return to.refuse(why);
         }
         self.owed.insert(ticket, (to, Instant::now(), key.clone()));
-        self.handle(Input::Work { key, work });
+        self.handle(Input::Work { key, work }).await;
     }
 
-    fn handle(&mut self, input: Input) {
-        for action in self.lane.handle(input, (self.clock)()) {
+    async fn handle(&mut self, input: Input) {
+        for action in self.lane.take(input, self.clock.now_ms()).await {
             self.perform(action);
         }
     }

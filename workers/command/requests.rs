@@ -5,16 +5,19 @@ use std::{pin::pin, sync::Arc, time::Duration};
 use async_nats::{HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use flexcore_domain::{
-    AggregateKey, Catalog, Command, CommandHash, CommandId, CommandName, Event, Outcome, Slot,
-    State, StateReply, Tenant, command::header, json, names::ActorName,
+    AggregateKey, Catalog, Command, CommandHash, CommandId, CommandName, Decider as _, Event,
+    Outcome, Slot, State, StateReply, Tenant, command::header, json, names::ActorName,
 };
 use flexcore_eventstore::{Error, EventStore, snapshot::Snapshot};
 use flexcore_resilience::{Beside, Deadline, Shares};
-use flexcore_script::ScriptDecider;
+use flexcore_script::{
+    ScriptDecider,
+    threads::{self, Of, Scripts},
+};
 use futures::StreamExt;
 use serde::Serialize;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -173,31 +176,32 @@ impl Here {
         };
         let place = self.folds.wait(key.tenant()).await;
         let base = self.snapshot(key, version, &deciders::of_events(&definition)).await;
-        let (mut state, from) = match &base {
+        let (state, from) = match &base {
             Some(base) => (State::from_json(base.state.get()), (base.sequence, base.version)),
             None => (State::none(), (0, 0)),
         };
         // The log is read as fast as it is folded, a page ahead.
         let (pages, mut events) = mpsc::channel::<Vec<Event>>(1);
-        let folding = tokio::task::spawn_blocking(move || {
-            // Taken as long as the thread folds, also when whoever asked has given up.
+        let (answer, folded) = oneshot::channel();
+        let of = Of { key: key.clone(), definition: Some(definition) };
+        let fold = |scripts| async move {
+            // Taken as long as it is folded, also when whoever asked has given up.
             let _place = place;
-            let mut decider = ScriptDecider::new(definition).map_err(|problems| {
-                problems.first().map(ToString::to_string).unwrap_or_default()
-            })?;
-            while let Some(events) = events.blocking_recv() {
-                state = flexcore_domain::Decider::evolve(&mut decider, &state, &events)
-                    .map_err(|refusal| refusal.to_string())?;
-            }
-            Ok::<_, String>(state)
-        });
+            let state = fold(scripts, of, state, &mut events).await;
+            // The reader of pages learns from this that there is no more to do.
+            drop(events);
+            let _ = answer.send(state);
+        };
+        if let Err(error) = threads::spawn("fold", || None, fold) {
+            return unavailable(error.to_string());
+        }
         let last = match self.read_to(key, from, version, pages).await {
             Ok(0) => return StateReply::NotFound,
             Ok(last) => last,
             Err(error) if error.is_passing() => return unavailable(error.to_string()),
             Err(error) => return StateReply::Faulty { message: error.to_string() },
         };
-        match folding.await {
+        match folded.await {
             Ok(Ok(state)) => StateReply::Found {
                 version: last,
                 state: serde_json::value::RawValue::from_string(state.as_str().to_owned())
@@ -305,6 +309,33 @@ impl Here {
         let version = catalog.applications.get(name).map_or(0, |application| application.version);
         Bytes::from(version.to_string())
     }
+}
+
+/// Folds pages of events onto a state as they come. Fails with why they have no state.
+async fn fold(
+    scripts: Scripts<Option<ScriptDecider>>,
+    of: Of,
+    mut state: State,
+    pages: &mut mpsc::Receiver<Vec<Event>>,
+) -> Result<State, String> {
+    while let Some(events) = pages.recv().await {
+        let (before, definition) = (state, of.definition.clone());
+        let job = move |made: &mut Option<ScriptDecider>| {
+            if made.is_none()
+                && let Some(definition) = definition
+            {
+                let decider = ScriptDecider::new(definition).map_err(|problems| {
+                    problems.first().map(ToString::to_string).unwrap_or_default()
+                })?;
+                *made = Some(decider);
+            }
+            let decider = made.as_mut().ok_or("no such aggregate")?;
+            decider.evolve(&before, &events).map_err(|refusal| refusal.to_string())
+        };
+        let folded = scripts.call(of.clone(), job).await;
+        state = folded.map_err(|refusal| refusal.to_string())??;
+    }
+    Ok(state)
 }
 
 /// Counts what came of a command.

@@ -2,15 +2,15 @@
 //! successor is built goes on as its own deployment says. JavaScript runs on a thread of its own,
 //! which is started with the first event that needs it.
 
-use std::{
-    collections::{HashMap, HashSet, hash_map::Entry},
-    thread,
-};
+use std::collections::{HashMap, HashSet, hash_map::Entry};
 
-use flexcore_domain::{Event, Hash, Refusal, definition::Followed};
+use flexcore_domain::{AggregateKey, Event, Hash, Refusal, definition::Followed};
 use flexcore_eventstore::Recorded;
 use flexcore_readmodel::Reads;
-use flexcore_script::ScriptDecider;
+use flexcore_script::{
+    ScriptDecider,
+    threads::{self, Of, Scripts},
+};
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 
@@ -28,11 +28,15 @@ pub(super) type Upcasted = HashMap<Place, Result<Box<RawValue>, String>>;
 /// An event with its place in the batch.
 struct Old {
     place: Place,
+    key: AggregateKey,
     event: Event,
     followed: Followed,
 }
 
 type Request = (Vec<Old>, oneshot::Sender<Upcasted>);
+
+/// The deciders that a thread has made, by what they bring events to.
+type Made = HashMap<Hash, ScriptDecider>;
 
 /// The upcasts of what a reader feeds.
 #[derive(Default)]
@@ -68,7 +72,7 @@ impl Upcasts {
     fn thread(&mut self) -> std::io::Result<&mpsc::Sender<Request>> {
         if self.thread.is_none() {
             let (sender, receiver) = mpsc::channel(1);
-            thread::Builder::new().name("upcast".to_owned()).spawn(move || serve(receiver))?;
+            threads::spawn("upcast", Made::new, |scripts| serve(scripts, receiver))?;
             self.thread = Some(sender);
         }
         Ok(self.thread.as_ref().expect("BUG: just made"))
@@ -91,7 +95,12 @@ fn old(models: &[Model], commits: &[Recorded]) -> Vec<Old> {
                 let Reads::Upcast(followed) = plan.reads(&recorded.commit, event) else { continue };
                 let place = (at, nth, followed.fingerprint);
                 if seen.insert(place) {
-                    old.push(Old { place, event: event.clone(), followed: followed.clone() });
+                    old.push(Old {
+                        place,
+                        key: recorded.commit.key.clone(),
+                        event: event.clone(),
+                        followed: followed.clone(),
+                    });
                 }
             }
         }
@@ -99,22 +108,14 @@ fn old(models: &[Model], commits: &[Recorded]) -> Vec<Old> {
     old
 }
 
-/// Upcasts until the reader is gone.
-fn serve(mut requests: mpsc::Receiver<Request>) {
-    let mut deciders: HashMap<Hash, ScriptDecider> = HashMap::new();
-    while let Some((old, answer)) = requests.blocking_recv() {
-        let upcasted = old
-            .into_iter()
-            .map(|Old { place, event, followed }| {
-                let decider = match deciders.entry(followed.fingerprint) {
-                    Entry::Occupied(made) => Ok(made.into_mut()),
-                    // One that can't be made is not kept: it was compiled when it was deployed.
-                    Entry::Vacant(place) => make(&followed).map(|made| place.insert(made)),
-                };
-                let data = decider.and_then(|decider| upcast(decider, &event));
-                (place, data)
-            })
-            .collect();
+/// Upcasts until the reader is gone. A call that does not end is left behind, and the event parked.
+async fn serve(scripts: Scripts<Made>, mut requests: mpsc::Receiver<Request>) {
+    while let Some((old, answer)) = requests.recv().await {
+        let mut upcasted = Upcasted::with_capacity(old.len());
+        for old in old {
+            let (place, data) = (old.place, upcast(&scripts, old).await);
+            upcasted.insert(place, data);
+        }
         // The reader may have ended meanwhile.
         let _ = answer.send(upcasted);
     }
@@ -122,10 +123,21 @@ fn serve(mut requests: mpsc::Receiver<Request>) {
 
 /// Fails with the reason for which the event is parked. What used up its time or memory is tried again
 /// first, since the machine may have had a part in it.
-fn upcast(decider: &mut ScriptDecider, event: &Event) -> Result<Box<RawValue>, String> {
+async fn upcast(scripts: &Scripts<Made>, old: Old) -> Result<Box<RawValue>, String> {
+    let Old { key, event, followed, .. } = old;
     let mut tries = 1;
     loop {
-        match decider.upcast(event) {
+        let of = Of { key: key.clone(), definition: Some(followed.declared.clone()) };
+        let (event, followed) = (event.clone(), followed.clone());
+        let job = move |made: &mut Made| {
+            let decider = match made.entry(followed.fingerprint) {
+                Entry::Occupied(made) => made.into_mut(),
+                // One that can't be made is not kept: it was compiled when it was deployed.
+                Entry::Vacant(place) => place.insert(make(&followed)?),
+            };
+            Ok::<_, String>(decider.upcast(&event))
+        };
+        match scripts.call(of, job).await.unwrap_or_else(|refusal| Ok(Err(refusal)))? {
             Ok(newest) => return Ok(newest.data),
             Err(Refusal::Exhausted(_)) if tries < TRIES_MAX => tries += 1,
             Err(error) => return Err(format!("upcast: {error}")),

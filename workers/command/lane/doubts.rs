@@ -9,7 +9,7 @@ use std::{
 use flexcore_domain::{AggregateKey, Command, CommandId, Outcome, Refusal, Slot, commit::Commit};
 use lru::LruCache;
 
-use super::{Action, Entry, Lane, Ticket, Work, is_patient, refused};
+use super::{Action, Entry, Fault, Lane, Ticket, Work, is_patient, refused};
 
 /// Tries of a stored command whose functions use up their time or memory before it is put aside as
 /// faulty. Each takes up to 100 ms of the lane, so that they are few; before the next there are 50, 100
@@ -177,11 +177,13 @@ impl Doubts {
     }
 }
 
-/// What was compiled when it was deployed, and can't be now, has met a limit.
-pub(super) fn not_made(outcome: Outcome) -> Undecided {
-    match outcome {
-        Outcome::Faulty { message } => Undecided::Exhausted(message),
-        other => Undecided::Told(other),
+impl From<Fault> for Undecided {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Undeclared { known } => Self::Told(Outcome::UnknownAggregate { known }),
+            Fault::Unmade(message) => Self::Exhausted(message),
+            Fault::Refused(refusal) => refused(refusal),
+        }
     }
 }
 
@@ -192,7 +194,7 @@ fn still_unknown() -> Outcome {
 impl Lane {
     /// What is appended for a command, or why nothing is. What had no answer is appended again as it
     /// was.
-    pub(super) fn next_try(
+    pub(super) async fn next_try(
         &mut self,
         entry: &Entry,
         command: &Command,
@@ -204,7 +206,7 @@ impl Lane {
             return Ok(unanswered);
         }
         let decided_ms = self.doubts.decided_ms(command, expects);
-        let decided = self.decide(entry, command, decided_ms.unwrap_or(now_ms));
+        let decided = self.decide(entry, command, decided_ms.unwrap_or(now_ms)).await;
         // At the same time, on the same state, another outcome than a commit is that of other functions.
         let (commit, after) = match (decided, decided_ms) {
             (Err(_), Some(_)) => return Err(still_unknown().into()),

@@ -1,13 +1,13 @@
 //! Folding what was loaded.
 
-use flexcore_domain::{AggregateKey, Outcome, Refusal};
+use flexcore_domain::{AggregateKey, Refusal};
 use flexcore_eventstore::Error;
 
-use super::{Entry, Lane, Loaded};
+use super::{Entry, Fault, Lane, Loaded};
 
 impl Lane {
     /// The aggregate as loaded: from a snapshot, from what was known of it, or from nothing.
-    pub(super) fn fold(
+    pub(super) async fn fold(
         &mut self,
         key: &AggregateKey,
         base: Option<Entry>,
@@ -27,21 +27,27 @@ impl Lane {
                 found: first.commit.version_before() + 1,
             });
         }
-        for recorded in &loaded.commits {
+        for mut recorded in loaded.commits {
             if !recorded.follows(&entry.expected.hash) {
                 return Err(Error::BrokenChain {
                     subject: flexcore_eventstore::subject(key),
                     sequence: recorded.sequence,
                 });
             }
-            let decider = match self.deciders.get(key.aggregate()) {
-                Ok(decider) => decider,
-                Err(Outcome::Faulty { message }) => return Ok(Err(Refusal::Exhausted(message))),
-                Err(_) => return Ok(Err(Refusal::Faulty("no such aggregate".to_owned()))),
-            };
-            match decider.evolve(&entry.state, &recorded.commit.events) {
-                Ok(state) => entry.record(recorded, state),
-                Err(refusal) => return Ok(Err(refusal)),
+            // They go to the script thread and come back, so that none is copied.
+            let events = std::mem::take(&mut recorded.commit.events);
+            match self.deciders.evolve(key, &entry.state, events).await {
+                Ok((events, state)) => {
+                    recorded.commit.events = events;
+                    entry.record(&recorded, state);
+                }
+                Err(fault) => {
+                    return Ok(Err(match fault {
+                        Fault::Undeclared { .. } => Refusal::Faulty("no such aggregate".to_owned()),
+                        Fault::Unmade(message) => Refusal::Exhausted(message),
+                        Fault::Refused(refusal) => refusal,
+                    }));
+                }
             }
         }
         Ok(Ok(entry))

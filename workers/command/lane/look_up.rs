@@ -37,7 +37,7 @@ impl Lane {
         self.busy.insert(key, Busy { phase, waiting, attempts, void: false });
     }
 
-    pub(super) fn looked_up(
+    pub(super) async fn looked_up(
         &mut self,
         key: AggregateKey,
         result: Result<Option<RememberedCommand>, Error>,
@@ -52,7 +52,7 @@ impl Lane {
         match result {
             Ok(said) => {
                 entry.looked_up(id, said);
-                self.drain(key, *entry, waiting, attempts, now_ms, actions);
+                self.drain(key, *entry, waiting, attempts, now_ms, actions).await;
             }
             Err(Error::Unavailable(message)) => {
                 self.not_loaded(key, Some(entry), waiting, attempts, message, actions);

@@ -8,7 +8,7 @@ use super::{Action, Appending, Lane, Recall, Work};
 
 impl Lane {
     /// A commit is larger than the log takes, and would be each time: the command is refused.
-    pub(super) fn too_large(
+    pub(super) async fn too_large(
         &mut self,
         key: AggregateKey,
         appending: Appending,
@@ -29,7 +29,7 @@ impl Lane {
         if generation != self.generation {
             return self.begin_anew(key, waiting, actions);
         }
-        self.drain(key, before, waiting, 0, now_ms, actions);
+        self.drain(key, before, waiting, 0, now_ms, actions).await;
     }
 
     /// The broker's storage is full. Who waits is told at once; what came from the queue is tried again

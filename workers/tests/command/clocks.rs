@@ -3,6 +3,7 @@
 use super::*;
 
 const HOUR_MS: i64 = 3_600_000;
+const MINUTE_MS: i64 = 60_000;
 
 fn system() -> i64 {
     (command::Settings::default().clock)()
@@ -35,7 +36,9 @@ async fn times_do_not_go_back_when_a_host_with_another_clock_takes_over() {
     }
     let commits = rig.store.load(&rig.key, 0).await.unwrap();
     let times: Vec<i64> = commits.iter().map(|recorded| recorded.commit.time_ms).collect();
-    assert!(times[0] >= began + HOUR_MS, "the first clock was ahead");
+    // The broker is on this host. What a clock is ahead stays with the aggregate, so it is bounded.
+    let ahead_ms = times[0] - began;
+    assert!((MINUTE_MS..2 * MINUTE_MS).contains(&ahead_ms), "the first clock's: {ahead_ms}");
     assert_eq!(times[1..], [times[0], times[0]], "time stands still until clocks catch up");
     assert_eq!(rig.recorded().await, ["ahead", "behind", "right"]);
     rig.servers.stop().await;
