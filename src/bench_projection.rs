@@ -95,7 +95,7 @@ pub(crate) async fn caught_up(read_models: &ReadModels, end: u64) -> anyhow::Res
     loop {
         let statuses = read_models.status().await?;
         let ours = statuses.iter().filter(|status| status.read_model.as_str() == READ_MODEL);
-        let position = ours.clone().map(|status| status.position_max).max().unwrap_or(0);
+        let position = ours.clone().map(|status| status.position).max().unwrap_or(0);
         if ours.clone().any(|status| status.state == State::Serving && status.lag(end) == 0) {
             bar.finish_and_clear();
             return Ok(());

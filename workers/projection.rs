@@ -91,14 +91,16 @@ async fn handed_over(member: &Member) {
     }
 }
 
-/// The share that a read model belongs to.
-fn share(name: &Name) -> u16 {
+/// The share that a portion of a read model belongs to. One that is not shared has the first alone, whose
+/// owner manages the read model.
+fn share(name: &Name, portion: u16) -> u16 {
     // FNV-1a, so that every worker counts alike, whatever it was built with.
     let hash = name
         .as_str()
         .bytes()
         .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    u16::try_from(hash % u32::from(Kind::Projection.places())).expect("BUG: places fit")
+    let places = u32::from(Kind::Projection.places());
+    u16::try_from((hash % places + u32::from(portion)) % places).expect("BUG: places fit")
 }
 
 /// Doubling, with jitter, so that many workers do not come back in step.
@@ -126,8 +128,14 @@ struct Worker {
     indexing: Indexing,
 }
 
-/// The versions that one reader feeds: each one's id, and the epoch of its owner.
-type Group = BTreeSet<(i64, i64)>;
+/// What one reader feeds: versions' ids, their portions, and the epoch under which each is owned.
+type Group = BTreeSet<(i64, u16, i64)>;
+
+/// What a worker owns of a version.
+fn owned(version: &Arc<Version>) -> impl Iterator<Item = (i64, u16, i64)> {
+    let id = version.id();
+    version.portions.epochs.iter().map(move |(portion, epoch)| (id, *portion, *epoch))
+}
 
 /// What runs, and what came of what ran.
 #[derive(Default)]
@@ -224,7 +232,7 @@ impl Worker {
             readers.running.values().for_each(|(_, token)| token.cancel());
             return Ok(());
         }
-        let owned = |name: &Name| epochs.get(&share(name)).map(|epoch| epoch.cast_signed());
+        let owned = |name: &Name| epochs.get(&share(name, 0)).map(|epoch| epoch.cast_signed());
         let deployed = self.catalog.borrow_and_update().clone();
         let mut versions =
             self.read_models.versions(&self.former.beside(&deployed), &owned).await?;
@@ -375,12 +383,11 @@ impl Readers {
             if version.state == State::Serving && !self.apart.contains(&id) {
                 together.push(version.clone());
             } else {
-                groups.insert(Group::from([(id, version.epoch)]), vec![version.clone()]);
+                groups.insert(owned(version).collect(), vec![version.clone()]);
             }
         }
         if !together.is_empty() {
-            let group = together.iter().map(|version| (version.id(), version.epoch)).collect();
-            groups.insert(group, together);
+            groups.insert(together.iter().flat_map(owned).collect(), together);
         }
         groups
     }
@@ -388,15 +395,18 @@ impl Readers {
     fn may_start(&self, group: &Group) -> bool {
         let rested = self.resting.get(group).is_none_or(|(until, _)| *until <= Instant::now());
         // A version's former reader finishes first: two would refuse each other's checkpoints.
-        let ids = |group: &Group| group.iter().map(|(id, _)| *id).collect::<BTreeSet<_>>();
+        let ids = |group: &Group| group.iter().map(|(id, ..)| *id).collect::<BTreeSet<_>>();
         rested && self.running.keys().all(|running| ids(running).is_disjoint(&ids(group)))
     }
 
     fn start(&mut self, group: Group, reader: Reader) {
         let stop = CancellationToken::new();
-        let of =
-            |version: &Arc<Version>| (share(&version.read_model), version.epoch.cast_unsigned());
-        let shares = reader.versions.iter().map(of).collect();
+        let shares = |version: &Arc<Version>| {
+            let name = version.read_model.clone();
+            let epochs = version.portions.epochs.clone().into_iter();
+            epochs.map(move |(portion, epoch)| (share(&name, portion), epoch.cast_unsigned()))
+        };
+        let shares = reader.versions.iter().flat_map(shares).collect();
         self.running.insert(group.clone(), (shares, stop.clone()));
         let names = reader.versions.iter().map(|v| (v.id(), v.read_model.clone())).collect();
         self.tasks.spawn(async move { (group, caught(names, reader.run(stop)).await) });
@@ -416,7 +426,7 @@ impl Readers {
             End::Fenced(error) => self.rest(group, 1, &error.to_string()),
             End::Refused { reason, .. } if group.len() > 1 => {
                 tracing::warn!(reason, "read models are read apart, to find the one that fails");
-                self.apart.extend(group.into_iter().map(|(id, _)| id));
+                self.apart.extend(group.into_iter().map(|(id, ..)| id));
             }
             End::Refused { reason, names } | End::Broken { reason, names } => {
                 self.stopped(&reason, names);
@@ -456,7 +466,7 @@ mod tests {
     #[test]
     fn failures_count_while_a_group_is_wanted_and_are_forgotten_with_its_ownership() {
         let mut readers = Readers::default();
-        let (kept, lost) = (Group::from([(1, 7)]), Group::from([(2, 7), (3, 7)]));
+        let (kept, lost) = (Group::from([(1, 0, 7)]), Group::from([(2, 0, 7), (3, 0, 7)]));
         let failed = |readers: &Readers, group| readers.resting.get(group).map(|(_, n)| *n);
         for _ in 0..3 {
             readers.ended(kept.clone(), retry());
@@ -470,7 +480,7 @@ mod tests {
 
         // One ownership after another, each of which ends with a failure.
         for epoch in 0..100 {
-            let group = Group::from([(1, epoch)]);
+            let group = Group::from([(1, 0, epoch)]);
             readers.forget(|wanted| *wanted == group);
             readers.ended(group, retry());
         }
@@ -481,14 +491,14 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_panics_stops_its_own_read_model() {
         let name = |text| Name::parse(text).unwrap();
-        let (mut readers, both) = (Readers::default(), Group::from([(1, 7), (2, 7)]));
+        let (mut readers, both) = (Readers::default(), Group::from([(1, 0, 7), (2, 0, 7)]));
         let names = vec![(1, name("bad")), (2, name("good"))];
         readers.ended(both, caught(names, async { panic!("on purpose") }).await);
         assert_eq!(readers.apart, BTreeSet::from([1, 2]), "read apart, to find the one");
         assert!(readers.broken.is_empty());
         let bad = caught(vec![(1, name("bad"))], async { panic!("on purpose") }).await;
-        readers.ended(Group::from([(1, 7)]), bad);
-        readers.ended(Group::from([(2, 7)]), caught(Vec::new(), async { End::Stopped }).await);
+        readers.ended(Group::from([(1, 0, 7)]), bad);
+        readers.ended(Group::from([(2, 0, 7)]), caught(Vec::new(), async { End::Stopped }).await);
         assert_eq!(readers.broken, HashMap::from([(1, name("bad"))]));
     }
 }

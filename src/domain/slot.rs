@@ -13,6 +13,9 @@ pub const SLOTS: u16 = 64;
 pub struct Slot(u16);
 
 impl Slot {
+    /// The first of them.
+    pub const FIRST: Self = Self(0);
+
     /// The slot of an aggregate: FNV-1a 32 over tenant, aggregate and id with nothing between,
     /// modulo [`SLOTS`]; the same function as the broker's `partition(64,1,2,3)` mapping.
     #[must_use]

@@ -54,9 +54,10 @@ impl EventStore {
     ) -> Result<u64, Error> {
         let _place = self.asking.acquire().await.map_err(unavailable)?;
         let deadline = Instant::now() + REQUEST_TIMEOUT;
+        let question = format!(r#"{{"last_by_subj":"{subjects}"}}"#);
         while Instant::now() < deadline {
             let until = deadline.min(Instant::now() + ASKED_AGAIN_AFTER);
-            match self.ask(stream, subjects, until).await? {
+            match self.ask(stream, &question, until).await? {
                 Some(last) if last >= least => return Ok(last),
                 Some(_) => tokio::time::sleep(PAUSE).await,
                 None => {}
@@ -67,15 +68,36 @@ impl EventStore {
         )))
     }
 
-    /// What the first says that knows; `None`: nobody until then.
-    async fn ask(
+    /// Stream sequence of the first message on these subjects at this sequence or behind it; `None`:
+    /// there is none. Fails as [`Self::last_on`] does.
+    pub(crate) async fn next_on(
         &self,
         stream: &str,
         subjects: &str,
+        from: u64,
+    ) -> Result<Option<u64>, Error> {
+        let _place = self.asking.acquire().await.map_err(unavailable)?;
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        let question = format!(r#"{{"seq":{from},"next_by_subj":"{subjects}"}}"#);
+        while Instant::now() < deadline {
+            let until = deadline.min(Instant::now() + ASKED_AGAIN_AFTER);
+            if let Some(next) = self.ask(stream, &question, until).await? {
+                return Ok((next > 0).then_some(next));
+            }
+        }
+        Err(unavailable(format!("{stream} has no leader")))
+    }
+
+    /// The sequence of the message that the first finds that knows, 0: there is none; `None`: nobody
+    /// knew until then.
+    async fn ask(
+        &self,
+        stream: &str,
+        question: &str,
         until: Instant,
     ) -> Result<Option<u64>, Error> {
         let to = format!("$JS.API.STREAM.MSG.GET.{stream}");
-        let body = Bytes::from(format!(r#"{{"last_by_subj":"{subjects}"}}"#));
+        let body = Bytes::copy_from_slice(question.as_bytes());
         let mut replies = self.inbox.request(to, None, body).await?;
         while let Ok(reply) = timeout_at(until, replies.next()).await {
             let reply = reply?;

@@ -14,6 +14,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use crate::{
     Error, EventStore, Recorded,
     ephemeral::{self, Ephemeral, Lost, PULL_BYTES_MIN},
+    interest::Interest,
     links::{LINKS_MAX, Links},
     load, topology,
 };
@@ -25,6 +26,9 @@ pub enum Filter {
     Everything,
     /// One slot's.
     Slot(Slot),
+    /// Those of some aggregates. Whatever else there is is neither handed out nor decoded nor hashed, so
+    /// that missing messages are noticed by the versions of their aggregates alone.
+    Of(Arc<Interest>),
     /// One tenant's. They are not checked against one another: who follows a tenant needs little
     /// memory.
     Tenant(Tenant),
@@ -34,22 +38,27 @@ pub enum Filter {
 }
 
 impl Filter {
-    pub(crate) fn subject(&self) -> String {
-        match self {
+    /// What a consumer filters by.
+    pub(crate) fn subjects(&self) -> Vec<String> {
+        vec![match self {
             Self::Everything => "evt.>".to_owned(),
             Self::Slot(slot) => format!("evt.{slot}.>"),
+            Self::Of(interest) => return interest.subjects(),
             Self::Tenant(tenant) => format!("evt.*.{tenant}.>"),
             Self::Applications => crate::catalog::SUBJECTS.to_owned(),
-        }
+        }]
+    }
+
+    /// Whether a message is passed over that the consumer's subjects let through.
+    fn passes_over(&self, subject: &str) -> bool {
+        matches!(self, Self::Of(interest) if !interest.has(subject))
     }
 
     /// Messages and bytes of one pull request.
     fn pull(&self) -> (usize, usize) {
         match self {
-            Self::Everything | Self::Slot(_) | Self::Applications => {
-                (PULL_MESSAGES_MAX, PULL_BYTES_MAX)
-            }
             Self::Tenant(_) => (CLIENTS_MESSAGES_MAX, PULL_BYTES_MIN),
+            _ => (PULL_MESSAGES_MAX, PULL_BYTES_MAX),
         }
     }
 }
@@ -111,8 +120,8 @@ struct Unread {
 
 /// A reader of the log.
 pub struct Subscription {
-    store: EventStore,
-    filter: Filter,
+    pub(crate) store: EventStore,
+    pub(crate) filter: Filter,
     next_sequence: u64,
     /// The last commit that was read: its stream sequence, and its link in the hash chain.
     last: Option<(u64, flexcore_domain::Hash)>,
@@ -215,7 +224,7 @@ impl EventStore {
     ) -> Result<Subscription, Error> {
         let links = match filter {
             Filter::Tenant(_) => 0,
-            Filter::Everything | Filter::Slot(_) | Filter::Applications => LINKS_MAX,
+            _ => LINKS_MAX,
         };
         self.subscribe_with(filter, from_sequence, links).await
     }
@@ -319,6 +328,10 @@ impl Subscription {
                 expected: self.next_sequence,
                 found: sequence,
             });
+        }
+        if self.filter.passes_over(&message.subject) {
+            self.next_sequence = sequence + 1;
+            return Ok(None);
         }
         let read = match self.decode(message, sequence) {
             Ok(recorded) => Ok(recorded),
@@ -424,11 +437,8 @@ impl Subscription {
             (Filter::Applications, 1) => DeliverPolicy::LastPerSubject,
             (_, start_sequence) => DeliverPolicy::ByStartSequence { start_sequence },
         };
-        let config = pull::Config {
-            deliver_policy,
-            filter_subject: self.filter.subject(),
-            ..pull::Config::default()
-        };
+        let filter_subjects = self.filter.subjects();
+        let config = pull::Config { deliver_policy, filter_subjects, ..pull::Config::default() };
         let jetstream = &self.store.streams;
         let (kept, consumer) = Ephemeral::create(jetstream, topology::EVENTS, config).await?;
         let (messages_max, bytes_max) = self.filter.pull();

@@ -64,7 +64,7 @@ pub async fn verify(
     let mut linked = Report { passes: 2, ..Report::default() };
     for slot in Slot::all() {
         let filter = Filter::Slot(slot);
-        let last = store.last_on(topology::EVENTS, &filter.subject(), 0).await?.min(end);
+        let last = store.last_on(topology::EVENTS, &filter.subjects()[0], 0).await?.min(end);
         let told = |linked: &Report| progress(end + linked.commits, all);
         walk(store, filter, last, links_max, &mut linked, told).await?;
     }

@@ -20,8 +20,9 @@ pub(crate) async fn check_epoch(
         return Ok(());
     }
     let found: Option<i64> = sqlx::query(
-        "select max(epoch) from flexcore.checkpoints where epoch > $2 and projection_id in \
-             (select id from flexcore.projections where read_model = $1)",
+        // Slot 0 is of the first portion, whose owner manages the read model.
+        "select max(epoch) from flexcore.checkpoints where epoch > $2 and slot = 0 \
+             and projection_id in (select id from flexcore.projections where read_model = $1)",
     )
     .bind(name.as_str())
     .bind(held)

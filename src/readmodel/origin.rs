@@ -21,11 +21,14 @@ impl ReadModels {
             .await?
             .map(|row| row.try_get(0))
             .transpose()?;
+        // The last commit that was read; and how far it was looked, where the log must reach.
         let rows = sqlx::query(
             "select p.read_model, c.position, c.hash from flexcore.projections p \
              cross join lateral ( \
-                 select position, hash from flexcore.checkpoints \
-                 where projection_id = p.id order by position desc limit 1 \
+                 (select position, hash from flexcore.checkpoints \
+                  where projection_id = p.id order by position desc limit 1) \
+                 union all \
+                 (select max(seen), null from flexcore.checkpoints where projection_id = p.id) \
              ) c where c.position > 0",
         )
         .fetch_all(&self.pool)

@@ -119,6 +119,11 @@ impl Plan {
         self.rules.contains_key(aggregate)
     }
 
+    /// The kinds of aggregates of which some event changes rows.
+    pub fn aggregates(&self) -> impl Iterator<Item = &AggregateName> {
+        self.rules.keys()
+    }
+
     /// Whether an event may be too new for a rule, or else too old for one.
     #[must_use]
     pub fn may_differ(&self, event: &Event) -> (bool, bool) {

@@ -86,8 +86,8 @@ impl ReadModels {
         Ok(match found {
             Some(status) if status.state == State::Building => Rebuild::Building {
                 version,
-                position: status.position_max,
-                target: serving.map_or(0, |serving| serving.position_max),
+                position: status.position,
+                target: serving.map_or(0, |serving| serving.position),
             },
             Some(_) => Rebuild::Done { version },
             None => Rebuild::Superseded,

@@ -19,6 +19,8 @@ pub(crate) struct Registered {
     pub(crate) state: State,
     /// The application that declares it.
     pub(crate) application: String,
+    /// Among how many workers it may be shared.
+    pub(crate) portions: u16,
     /// Its table is there; and, when it serves, its view.
     pub(crate) is_whole: bool,
 }
@@ -81,7 +83,7 @@ pub(crate) async fn registered(
     connection: &mut PgConnection,
 ) -> Result<BTreeMap<String, Vec<Registered>>, Error> {
     let rows = sqlx::query(
-        "select read_model, id, version, fingerprint, state, application, \
+        "select read_model, id, version, fingerprint, state, application, portions, \
                 to_regclass(format('rm.%I', read_model || '_v' || version)) is not null \
                 and (state <> 'serving' or to_regclass(format('rm.%I', read_model)) is not null) \
          from flexcore.projections order by read_model, version",
@@ -96,7 +98,8 @@ pub(crate) async fn registered(
             fingerprint: row.try_get(3)?,
             state: State::parse(row.try_get(4)?),
             application: row.try_get(5)?,
-            is_whole: row.try_get(6)?,
+            portions: row.try_get::<i16, _>(6)?.unsigned_abs(),
+            is_whole: row.try_get(7)?,
         });
     }
     Ok(all)
@@ -161,6 +164,7 @@ async fn create(
         fingerprint: model.fingerprint.clone(),
         state: State::Building,
         application: application.to_string(),
+        portions: 1,
         is_whole: true,
     })
 }

@@ -39,11 +39,10 @@ pub struct Status {
     pub state: State,
     /// Of its declaration.
     pub fingerprint: String,
-    /// The stream sequence that every slot has passed.
+    /// The stream sequence up to which all is in that it follows.
     pub position: u64,
-    /// The stream sequence that the foremost slot has passed: all commits up to here are in, those
-    /// of slots without commits since need no mark of their own.
-    pub position_max: u64,
+    /// Among how many workers it may be shared.
+    pub portions: u16,
     /// Events that could not be applied.
     pub parked: u64,
     /// Aggregates that are held back since a break in the log; their later events are among the
@@ -57,7 +56,7 @@ impl Status {
     /// Commits between this version and the end of the log.
     #[must_use]
     pub fn lag(&self, last_sequence: u64) -> u64 {
-        last_sequence.saturating_sub(self.position_max)
+        last_sequence.saturating_sub(self.position)
     }
 }
 
@@ -66,10 +65,7 @@ impl ReadModels {
     pub async fn status(&self) -> Result<Vec<Status>, Error> {
         let rows = sqlx::query(
             "select p.read_model, p.version, p.state, p.fingerprint, \
-                    (select coalesce(min(position), 0) from flexcore.checkpoints c \
-                     where c.projection_id = p.id), \
-                    (select coalesce(max(position), 0) from flexcore.checkpoints c \
-                     where c.projection_id = p.id), \
+                    (select coalesce(min(place), 0) from flexcore.reached(p.id)), p.portions, \
                     (select count(*) from flexcore.parked k where k.projection_id = p.id), \
                     (select count(distinct (tenant, aggregate, aggregate_id)) \
                      from flexcore.parked k where k.projection_id = p.id and k.holds), \
@@ -88,7 +84,7 @@ impl ReadModels {
                     state: State::parse(row.try_get(2)?),
                     fingerprint: row.try_get(3)?,
                     position: row.try_get::<i64, _>(4)?.unsigned_abs(),
-                    position_max: row.try_get::<i64, _>(5)?.unsigned_abs(),
+                    portions: row.try_get::<i16, _>(5)?.unsigned_abs(),
                     parked: row.try_get::<i64, _>(6)?.unsigned_abs(),
                     held: row.try_get::<i64, _>(7)?.unsigned_abs(),
                     trouble: row.try_get(8)?,

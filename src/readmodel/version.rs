@@ -11,7 +11,7 @@ use std::{
 };
 
 use flexcore_domain::{
-    Catalog, Name, SLOTS,
+    Catalog, Name, Slot,
     definition::{Column, Index, ReadModelDefinition},
 };
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction};
@@ -21,6 +21,7 @@ use crate::{
     epoch::{Owned, check_epoch},
     error::{DEPENDENT, code, in_the_way},
     plan::Plan,
+    portion::Portions,
     registered::{Registered, change, drop_version, rebuilds, register, registered, table},
     status::State,
 };
@@ -46,8 +47,8 @@ pub(crate) const LOCK: i64 = 0x666c_6578_7072_6f6a;
 #[derive(Debug)]
 pub struct Version {
     pub(crate) id: i64,
-    /// The epoch under which this worker owns it: writes are refused when a later one has it.
-    pub epoch: i64,
+    /// What this worker owns of it, and under which epochs: writes are refused when a later one has it.
+    pub portions: Portions,
     /// The read model.
     pub read_model: Name,
     /// Its number, from 1.
@@ -198,43 +199,14 @@ impl ReadModels {
         Ok(self.pool.begin_with(AssertSqlSafe(begin)).await?)
     }
 
-    /// The checkpoint of a version, by slot, taken over for the version's epoch: from now on a
-    /// writer with an older one is refused. Fails with [`Error::Fenced`] when a later one has it.
-    pub async fn take_over(&self, version: &Version) -> Result<Vec<u64>, Error> {
-        let epoch = version.epoch;
-        #[cfg(feature = "defects")]
-        crate::defects::forget_later(&mut *self.pool.acquire().await?, &[version.id], &[epoch])
-            .await?;
-        let rows = sqlx::query(
-            "update flexcore.checkpoints set epoch = greatest(epoch, $2) \
-             where projection_id = $1 returning slot, position, epoch",
-        )
-        .bind(version.id)
-        .bind(epoch)
-        .fetch_all(&self.pool)
-        .await?;
-        if rows.len() != usize::from(SLOTS) {
-            return Err(Error::Moved);
-        }
-        let mut positions = vec![0; usize::from(SLOTS)];
-        for row in &rows {
-            let found: i64 = row.try_get(2)?;
-            if found > epoch {
-                return Err(Error::Fenced { held: epoch, found });
-            }
-            let slot = usize::from(row.try_get::<i16, _>(0)?.unsigned_abs());
-            positions[slot] = row.try_get::<i64, _>(1)?.unsigned_abs();
-        }
-        Ok(positions)
-    }
-
     /// Makes a version that has caught up the one that serves. Returns false when the one that
     /// serves is ahead, when the view is in use just now, or when something that hangs on it stands
     /// in the way: try again. Queries go on, and never see an earlier state than before.
     pub async fn promote(&self, version: &Version) -> Result<bool, Error> {
         let mut transaction = self.pool.begin().await?;
         let swapped = async {
-            check_epoch(&mut transaction, &version.read_model, version.epoch).await?;
+            let held = version.portions.epoch_of(Slot::FIRST);
+            check_epoch(&mut transaction, &version.read_model, held).await?;
             if is_behind(&mut transaction, version).await? {
                 return Ok(false);
             }
@@ -341,7 +313,7 @@ fn run_of(
     };
     Some(Arc::new(Version {
         id: registered.id,
-        epoch,
+        portions: Portions { count: registered.portions, epochs: BTreeMap::from([(0, epoch)]) },
         table: table(&model.name, registered.number),
         read_model: model.name.clone(),
         number: registered.number,
@@ -365,19 +337,27 @@ fn declared(catalog: &Catalog) -> impl Iterator<Item = (&Name, &Arc<ReadModelDef
         .flat_map(|app| app.read_models.values().map(|model| (&app.name, model)))
 }
 
-/// Whether the version that serves has read further. It can't read on until the transaction ends.
+/// Whether the rows that serve are of a later moment. They can't change until the transaction ends.
 async fn is_behind(connection: &mut PgConnection, version: &Version) -> Result<bool, sqlx::Error> {
     let timeout = format!("set local lock_timeout = {LOCK_TIMEOUT_MS}");
     sqlx::raw_sql(AssertSqlSafe(timeout)).execute(&mut *connection).await?;
+    let serving = "select c.slot from flexcore.checkpoints c \
+                   join flexcore.projections p on p.id = c.projection_id \
+                   where p.read_model = $1 and p.state = 'serving' and p.id <> $2 for update of c";
+    sqlx::query(serving)
+        .bind(version.read_model.as_str())
+        .bind(version.id)
+        .fetch_all(&mut *connection)
+        .await?;
     let row = sqlx::query(
-        "with serving as ( \
-             select position from flexcore.checkpoints where projection_id = ( \
-                 select id from flexcore.projections \
-                 where read_model = $1 and state = 'serving' and id <> $2 \
-             ) for update \
-         ) \
-         select coalesce((select max(position) from serving), 0) > coalesce( \
-             (select max(position) from flexcore.checkpoints where projection_id = $2), 0)",
+        "select exists ( \
+             select from flexcore.reached($2) r cross join lateral ( \
+                 select max(c.changed) as changed from flexcore.checkpoints c \
+                 join flexcore.projections p on p.id = c.projection_id \
+                 where p.read_model = $1 and p.state = 'serving' and p.id <> $2 \
+                   and c.slot % p.portions = r.slot % p.portions \
+             ) s where s.changed > r.place \
+         )",
     )
     .bind(version.read_model.as_str())
     .bind(version.id)

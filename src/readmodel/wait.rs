@@ -140,10 +140,11 @@ fn is_past(passed: &Passed, want: &(Name, u16), wanted: u64) -> bool {
 async fn passed(pool: &PgPool, wants: Vec<(Name, u16)>) -> Result<Passed, Error> {
     let (models, slots): (Vec<String>, Vec<i16>) = wants.iter().map(key).unzip();
     let rows = sqlx::query(
-        "select p.read_model, c.slot, c.position \
-         from unnest($1::text[], $2::smallint[]) as w(read_model, slot) \
-         join flexcore.projections p on p.read_model = w.read_model and p.state = 'serving' \
-         join flexcore.checkpoints c on c.projection_id = p.id and c.slot = w.slot",
+        "select p.read_model, r.slot, r.place \
+         from flexcore.projections p cross join lateral flexcore.reached(p.id) r \
+         join unnest($1::text[], $2::smallint[]) as w(read_model, slot) \
+             on w.read_model = p.read_model and w.slot = r.slot \
+         where p.state = 'serving' and p.read_model = any($1)",
     )
     .bind(models)
     .bind(slots)

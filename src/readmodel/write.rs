@@ -117,23 +117,27 @@ async fn move_checkpoints(
     parts: &[Part],
 ) -> Result<(), Error> {
     let (mut ids, mut epochs, mut slots) = (vec![], vec![], vec![]);
-    let (mut from, mut to, mut hashes) = (vec![], vec![], vec![]);
+    let (mut from, mut to, mut hashes, mut changes) = (vec![], vec![], vec![], vec![]);
     for part in parts {
+        let changed = !part.changes.is_empty() || !part.parked.is_empty();
         for step in &part.moves {
             ids.push(part.version.id);
-            epochs.push(part.version.epoch);
+            epochs.push(part.version.portions.epoch_of(step.slot));
             slots.push(step.slot.number() as i16);
             from.push(step.from.cast_signed());
             to.push(step.to.cast_signed());
+            changes.push(changed);
             hashes.push(step.hash.as_ref().map(|hash| hash.as_bytes().as_slice()));
         }
     }
     #[cfg(feature = "defects")]
     crate::defects::forget_later(transaction, &ids, &epochs).await?;
     let moved = sqlx::query(
-        "update flexcore.checkpoints c set position = m.till, epoch = m.epoch, hash = m.hash \
+        "update flexcore.checkpoints c set position = m.till, epoch = m.epoch, hash = m.hash, \
+             changed = case when m.changes then m.till else c.changed end \
          from unnest($1::bigint[], $2::smallint[], $3::bigint[], $4::bigint[], $5::bigint[], \
-                     $6::bytea[]) as m(projection_id, slot, since, till, epoch, hash) \
+                     $6::bytea[], $7::boolean[]) \
+             as m(projection_id, slot, since, till, epoch, hash, changes) \
          where c.projection_id = m.projection_id and c.slot = m.slot \
            and c.epoch <= m.epoch and c.position = m.since",
     )
@@ -143,6 +147,7 @@ async fn move_checkpoints(
     .bind(to)
     .bind(&epochs)
     .bind(hashes)
+    .bind(changes)
     .execute(&mut **transaction)
     .await?;
     if moved.rows_affected() == ids.len() as u64 {

@@ -253,7 +253,11 @@ pub(crate) async fn snapshot(
     if let Some(row) = sqlx::query(serving).fetch_optional(&mut *transaction).await? {
         snapshot.serving = row.try_get(0)?;
     }
-    let checkpoints = "select projection_id, slot, position, epoch from flexcore.checkpoints";
+    // A portion's checkpoint moves in one row, for all its slots.
+    let checkpoints = "select c.projection_id, c.slot, \
+                              max(c.position) over (partition by p.id, c.slot % p.portions), c.epoch \
+                       from flexcore.checkpoints c \
+                       join flexcore.projections p on p.id = c.projection_id";
     for row in sqlx::query(checkpoints).fetch_all(&mut *transaction).await? {
         let place = (row.try_get(2)?, row.try_get(3)?);
         snapshot.checkpoints.insert((row.try_get(0)?, row.try_get(1)?), place);

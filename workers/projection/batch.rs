@@ -3,17 +3,17 @@
 use std::{collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
-use flexcore_domain::{AggregateKey, Commit, Event, EventName, SLOTS, Slot};
+use flexcore_domain::{AggregateKey, Commit, Event, EventName, Hash, Slot};
 use flexcore_eventstore::{Broken, Recorded};
-use flexcore_readmodel::{Change, Move, Parked, Part, Reads, Unfit, Version};
+use flexcore_readmodel::{Change, Mark, Move, Parked, Part, Portions, Reads, Unfit, Version};
 
 use super::upcast::Upcasted;
 
-/// A version and where its checkpoint is.
+/// A version and where its checkpoints are.
 pub(super) struct Model {
     pub(super) version: Arc<Version>,
-    /// By slot.
-    pub(super) positions: Vec<u64>,
+    /// By portion; `None`: another worker has it.
+    checkpoints: Vec<Option<Checkpoint>>,
     /// Aggregates of which it takes no more, since their commits do not follow one another.
     pub(super) held: HashSet<AggregateKey>,
     /// It came to an event that is newer than its declaration, and stays before it: a later
@@ -21,15 +21,64 @@ pub(super) struct Model {
     pub(super) waits: bool,
 }
 
+/// Where a portion of a version is.
+#[derive(Clone, Copy)]
+struct Checkpoint {
+    /// All that it follows up to here is in its rows.
+    position: u64,
+    /// As Postgres has it.
+    kept: u64,
+}
+
 impl Model {
-    /// The stream sequence that every slot has passed.
+    /// `kept` is what Postgres has, by slot.
+    pub(super) fn new(version: Arc<Version>, kept: &[u64], held: HashSet<AggregateKey>) -> Self {
+        let portions = &version.portions;
+        let mut checkpoints = vec![None; usize::from(portions.count)];
+        for number in portions.epochs.keys().copied() {
+            let slots = Slot::all().filter(|slot| portions.of(*slot) == number);
+            // They are read in the order of the log, so that what one has passed all have.
+            let position = slots.map(|slot| kept[usize::from(slot.number())]).max().unwrap_or(0);
+            let kept = kept[usize::from(Portions::row(number).number())];
+            checkpoints[usize::from(number)] = Some(Checkpoint { position, kept });
+        }
+        Self { version, checkpoints, held, waits: false }
+    }
+
+    /// The stream sequence up to which nothing is to be read again.
     pub(super) fn position(&self) -> u64 {
-        self.positions.iter().copied().min().unwrap_or(0)
+        self.checkpoints.iter().flatten().map(|it| it.position).min().unwrap_or(0)
     }
 
     /// Whether it has not passed the commit yet, and reads on.
     pub(super) fn takes(&self, recorded: &Recorded) -> bool {
-        !self.waits && recorded.sequence > self.positions[usize::from(recorded.slot().number())]
+        let checkpoint = self.checkpoints[self.portion(recorded.slot())];
+        !self.waits && checkpoint.is_some_and(|it| recorded.sequence > it.position)
+    }
+
+    fn portion(&self, slot: Slot) -> usize {
+        usize::from(self.version.portions.of(slot))
+    }
+
+    /// Moves its checkpoints, where they are behind: all up to here was read. `hash` is that of the
+    /// commit here.
+    fn move_to(&mut self, to: u64, hash: Option<Hash>) -> Vec<Move> {
+        let mut moves = Vec::new();
+        for (number, checkpoint) in (0..).zip(&mut self.checkpoints) {
+            let Some(it) = checkpoint.as_mut().filter(|it| it.position < to) else { continue };
+            moves.push(Move { slot: Portions::row(number), from: it.kept, to, hash });
+            *it = Checkpoint { position: to, kept: to };
+        }
+        moves
+    }
+
+    /// Its checkpoints, for the note that there is nothing more.
+    pub(super) fn marks(&self) -> impl Iterator<Item = Mark<'_>> {
+        let owned = (0..).zip(&self.checkpoints);
+        owned.filter(|_| !self.waits).filter_map(|(portion, checkpoint)| {
+            let position = (*checkpoint)?.kept;
+            Some(Mark { version: &self.version, portion, position })
+        })
     }
 
     /// Whether the commit has an event that is newer than the model's declaration.
@@ -74,14 +123,9 @@ impl Dead {
     }
 }
 
-/// What the models do with the commits, each from where it is. Moves the models' positions: those of
-/// the slots with commits, or all of them (`all_slots`), which the owner of all slots may do.
-pub(super) fn make(
-    models: &mut [Model],
-    commits: Vec<Recorded>,
-    all_slots: bool,
-    upcasted: &Upcasted,
-) -> Batch {
+/// What the models do with the commits, each from where it is. Moves the models' positions: what they
+/// follow was read up to the last of the commits, whoever of them it is for.
+pub(super) fn make(models: &mut [Model], commits: Vec<Recorded>, upcasted: &Upcasted) -> Batch {
     let mut batch =
         Batch { parts: Vec::new(), origins: Vec::new(), dead: Vec::new(), commits: Vec::new() };
     for model in models {
@@ -89,8 +133,7 @@ pub(super) fn make(
         let mut changes = Vec::new();
         let mut origins = Vec::new();
         let mut parked = Vec::new();
-        let before = model.positions.clone();
-        let mut end = 0;
+        let mut end = None;
         for (at, recorded) in commits.iter().enumerate() {
             if model.waits {
                 break;
@@ -105,11 +148,10 @@ pub(super) fn make(
                 );
                 break;
             }
-            end = recorded.sequence;
+            end = Some(recorded);
             if !model.takes(recorded) {
                 continue;
             }
-            model.positions[usize::from(recorded.slot().number())] = recorded.sequence;
             if !model.held.is_empty() && model.held.contains(&recorded.commit.key) {
                 parked.extend(held_back(&model.version, recorded.sequence, &recorded.commit));
                 continue;
@@ -125,10 +167,7 @@ pub(super) fn make(
                 }
             }
         }
-        if all_slots {
-            model.positions.iter_mut().for_each(|position| *position = end.max(*position));
-        }
-        let moves = moves(&before, &model.positions, &commits);
+        let moves = end.map(|end| model.move_to(end.sequence, Some(end.hash))).unwrap_or_default();
         let version = model.version.clone();
         batch.parts.push(Part { version, changes, parked, moves });
         batch.origins.push(origins);
@@ -144,15 +183,13 @@ pub(super) fn make_of_broken(models: &mut [Model], broken: &Broken) -> Batch {
         Batch { parts: Vec::new(), origins: Vec::new(), dead: Vec::new(), commits: Vec::new() };
     let Some(key) = &broken.key else { return batch };
     for model in models.iter_mut().filter(|model| model.version.plan.follows(key.aggregate())) {
-        if !model.held.insert(key.clone()) {
-            // Read again, from where other slots' checkpoints are.
+        let is_owned = model.checkpoints[model.portion(key.slot())].is_some();
+        if !is_owned || !model.held.insert(key.clone()) {
+            // Of somebody else; or read again, from where another model is.
             continue;
         }
-        let position = &mut model.positions[usize::from(key.slot().number())];
-        let (from, to) = (*position, broken.sequence.max(*position));
-        *position = to;
         let part = batch.parts.len();
-        let moves = vec![Move { slot: key.slot(), from, to, hash: None }];
+        let moves = model.move_to(broken.sequence, None);
         let version = model.version.clone();
         batch.parts.push(Part { version, changes: Vec::new(), parked: Vec::new(), moves });
         batch.origins.push(Vec::new());
@@ -213,18 +250,4 @@ fn change(
         },
         _ => version.plan.change(commit, event, &event.data),
     }
-}
-
-fn moves(before: &[u64], after: &[u64], commits: &[Recorded]) -> Vec<Move> {
-    // A position that moves is the place of a commit of the batch.
-    let hash = |to: u64| {
-        let at = commits.binary_search_by_key(&to, |recorded| recorded.sequence);
-        commits[at.expect("BUG: a checkpoint moves to a commit")].hash
-    };
-    (0..SLOTS)
-        .filter_map(Slot::new)
-        .zip(before.iter().zip(after))
-        .filter(|(_, (from, to))| from != to)
-        .map(|(slot, (from, to))| Move { slot, from: *from, to: *to, hash: Some(hash(*to)) })
-        .collect()
 }

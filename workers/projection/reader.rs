@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use flexcore_cluster::Guard;
 use flexcore_domain::Name;
 use flexcore_eventstore::{
-    self as eventstore, Broken, EventStore, Filter, Read, Recorded, Subscription,
+    self as eventstore, Broken, EventStore, Filter, Interest, Read, Recorded, Subscription,
 };
 use flexcore_readmodel::{Error, ReadModels, State, Version};
 use metrics::counter;
@@ -30,13 +30,16 @@ const CHUNK_COMMITS: usize = 1_000;
 /// Bytes of commits after which a batch is not read on: what is decoded, folded and sent to Postgres
 /// takes several times as much.
 const BATCH_BYTES_MAX: usize = 16 << 20;
-/// From this many commits on, every slot's checkpoint moves: fewer move only their own, which is
-/// less to write at the live end.
-const ALL_SLOTS_FROM: usize = 64;
-/// How long the other slots' checkpoints may stay behind: what is read again after a restart.
-const ALL_SLOTS_EVERY: Duration = Duration::from_secs(1);
-/// Longest wait for commits, and so for the end of a reader that is told to stop.
-const WAIT: Duration = Duration::from_millis(200);
+/// Longest wait for commits, and so for the end of a reader that is told to stop, and for somebody who
+/// waits for a position that nothing follows which is followed here.
+const WAIT: Duration = Duration::from_millis(100);
+/// How far before its checkpoints a reader begins: what comes there is in the rows, and shows that the next
+/// commits follow from it, and that the log is the one that it was.
+const LINKED_COMMITS: u64 = 1_000;
+/// Longest wait for what the log's leader says: reading goes on behind it.
+const SEEN_WITHIN: Duration = Duration::from_millis(500);
+/// Between two looks whether a version takes over.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// A version this close to the log's end takes over: the rest is a batch.
 const CAUGHT_UP_COMMITS: u64 = 1_000;
 /// Traces that a batch's span names: a batch at the live end has few, a catching-up one thousands.
@@ -108,8 +111,8 @@ struct Running<'a> {
     broken: Option<Box<Broken>>,
     /// The batch that Postgres has at hand.
     committing: Option<JoinHandle<Result<(), Failure>>>,
+    /// How far the log was read, or there was nothing to read.
     read_to: u64,
-    all_slots_at: Instant,
     look_at: Instant,
     progressed: bool,
     /// Making the indexes of the version that is built. Given up with the reader.
@@ -151,13 +154,19 @@ impl Reader {
 
     async fn open(&self) -> Result<Running<'_>, Failure> {
         let mut models = Vec::with_capacity(self.versions.len());
+        let mut interest = Interest::default();
         for version in &self.versions {
-            let positions = self.read_models.take_over(version).await?;
+            let kept = self.read_models.take_over(version).await?;
             let held = self.read_models.held(version).await?;
-            models.push(Model { version: version.clone(), positions, held, waits: false });
+            models.push(Model::new(version.clone(), &kept, held));
+            for aggregate in version.plan.aggregates() {
+                interest.add(aggregate, version.portions.slots());
+            }
         }
         let read_to = models.iter().map(Model::position).min().unwrap_or(0);
-        let subscription = self.store.subscribe(Filter::Everything, read_to + 1).await?;
+        let filter = Filter::Of(Arc::new(interest));
+        let from = (read_to + 1).saturating_sub(LINKED_COMMITS);
+        let subscription = self.store.subscribe(filter, from).await?;
         // After that, so that what is subscribed to is what is looked at.
         self.store.recognise(&self.read_models.marks().await?).await?;
         let now = Instant::now();
@@ -169,7 +178,6 @@ impl Reader {
             broken: None,
             committing: None,
             read_to,
-            all_slots_at: now,
             look_at: now,
             progressed: false,
             indexing: JoinSet::new(),
@@ -217,22 +225,20 @@ impl Running<'_> {
         self.gather(&mut commits).await?;
         let (read, full) = (commits.len(), commits.len() >= CHUNK_COMMITS);
         if read > 0 {
-            self.read_to = commits.last().map_or(self.read_to, |last| last.sequence);
-            let all_slots = read >= ALL_SLOTS_FROM || now - self.all_slots_at >= ALL_SLOTS_EVERY;
-            if all_slots {
-                self.all_slots_at = now;
-            }
+            let last = commits.last().map_or(0, |last| last.sequence);
+            self.read_to = self.read_to.max(last);
             let upcasted = self.upcasts.run(&self.models, &commits).await;
-            let batch = batch::make(&mut self.models, commits, all_slots, &upcasted);
+            let batch = batch::make(&mut self.models, commits, &upcasted);
             self.finish().await?;
             if batch.parts.iter().any(|part| !part.moves.is_empty()) {
                 self.commit(batch);
             }
         } else {
             self.finish().await?;
+            self.mark().await?;
         }
         if !full && self.is_building() && now >= self.look_at {
-            self.look_at = now + WAIT;
+            self.look_at = now + LOOK_EVERY;
             self.finish().await?;
             if self.promote().await? {
                 return Ok(Progress::CaughtUp);
@@ -241,11 +247,30 @@ impl Running<'_> {
         Ok(if read > 0 { Progress::Some } else { Progress::None })
     }
 
+    /// Notes how far the log goes on without anything that is followed here. Nothing is written while
+    /// the log stands still. Nothing was read when this is called, and what was read before is in the
+    /// rows.
+    async fn mark(&mut self) -> Result<(), Failure> {
+        let seen = match tokio::time::timeout(SEEN_WITHIN, self.subscription.seen()).await {
+            Ok(Ok(seen)) => seen,
+            Ok(Err(error)) if !error.is_passing() => return Err(error.into()),
+            // It is looked again soon.
+            Ok(Err(_)) | Err(_) => return Ok(()),
+        };
+        if seen <= self.read_to {
+            return Ok(());
+        }
+        let marks: Vec<_> = self.models.iter().flat_map(Model::marks).collect();
+        self.reader.read_models.mark(&marks, seen).await?;
+        self.read_to = seen;
+        Ok(())
+    }
+
     /// Goes on behind a message that is no commit, or breaks its aggregate: the models hold the
     /// aggregate back, and nothing else.
     async fn put_aside(&mut self, broken: &Broken) -> Result<Progress, Failure> {
         self.finish().await?;
-        self.read_to = broken.sequence;
+        self.read_to = self.read_to.max(broken.sequence);
         tracing::error!(
             subject = broken.subject,
             sequence = broken.sequence,
@@ -337,15 +362,16 @@ impl Running<'_> {
             return Ok(false);
         }
         let Model { version, waits, .. } = &self.models[0];
-        if *waits {
+        let reader = self.reader;
+        let read_models = &reader.read_models;
+        if *waits || read_models.reached(version).await? + CAUGHT_UP_COMMITS < last {
             return Ok(false);
         }
         let version = version.clone();
         if !self.index(&version)? {
             return Ok(false);
         }
-        let version = &version;
-        let promoted = self.reader.read_models.promote(version).await?;
+        let promoted = read_models.promote(&version).await?;
         if promoted {
             tracing::info!(
                 read_model = %version.read_model,

@@ -138,8 +138,8 @@ impl Place {
     /// Checkpoints of the versions that serve, by read model and slot.
     pub(crate) async fn checkpoints(&self) -> BTreeMap<(i64, i16), i64> {
         let mut sql = PgConnection::connect(&self.postgres).await.unwrap();
-        let statement = "select c.projection_id, c.slot, c.position from flexcore.checkpoints c \
-                         join flexcore.projections p on p.id = c.projection_id \
+        let statement = "select p.id, r.slot, r.place from flexcore.projections p \
+                         cross join lateral flexcore.reached(p.id) r \
                          where p.state = 'serving'";
         let rows = sqlx::query(statement).fetch_all(&mut sql).await.unwrap();
         rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect()

@@ -141,7 +141,7 @@ async fn settled(rig: &Rig, application: &Application, last: u64, story: &[Strin
         let status = rig.read_models.status().await.unwrap();
         let serves = status.iter().any(|s| {
             let is_it = s.state == State::Serving && s.fingerprint == model.fingerprint;
-            is_it && s.position_max >= last
+            is_it && s.position >= last
         });
         if serves && status.len() == 1 {
             let page = rig.read_models.query(&tenant(), model, &[]).await.unwrap();

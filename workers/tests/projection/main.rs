@@ -4,6 +4,7 @@
 mod deployments;
 mod indexes;
 mod log;
+mod owned;
 mod rig;
 
 use std::{
@@ -171,7 +172,7 @@ async fn each_version_folds_as_its_own_deployment_says() {
     let newer = rig.pay_as(2, "c", "x", &[json!(500)]).await;
     let built = async || {
         let status = rig.read_models.status().await.unwrap();
-        status.iter().any(|s| s.state == State::Building && s.position_max >= newer.sequence)
+        status.iter().any(|s| s.state == State::Building && s.position >= newer.sequence)
     };
     while !built().await {
         assert!(tokio::time::Instant::now() < deadline, "the successor stops");

@@ -6,6 +6,7 @@ mod broken;
 mod broker;
 mod catalog;
 mod growth;
+mod interest;
 mod kept;
 mod queue;
 mod reading;

@@ -75,9 +75,11 @@ async fn a_changed_declaration_is_built_beside_and_swapped_in() {
 #[tokio::test]
 async fn a_rebuild_is_a_new_version_of_the_same_declaration() {
     let database = Database::new().await;
-    let sums = model("sums", "f", &COLUMNS, []);
+    let sums = model("sums", "f", &COLUMNS, [("sum", change(&[("n", Operation::Add, data("n"))]))]);
     let first = database.serving(&sums).await;
-    database.models.apply(&[part(&first, Vec::new(), 0, 9)]).await.unwrap();
+    let row = commit("a", "sum", 1, &json!({"k": "x", "n": 7}));
+    let row = changes(&first, &row).unwrap().unwrap();
+    database.models.apply(&[part(&first, vec![row], 0, 9)]).await.unwrap();
     let error = database.models.request_rebuild("summs").await.unwrap_err();
     assert_eq!(error.to_string(), "no read model summs; there are: sums");
     let request = database.models.request_rebuild("sums").await.unwrap();
