@@ -1,7 +1,8 @@
 //! The projection worker: follows the log and keeps read models up to date.
 //!
 //! A read model belongs to a share, by its name, and a share to one worker, as the cluster's map says:
-//! a row is written by one worker, in the order of the log. What serves of a worker's shares is read
+//! a row is written by one worker, in the order of the log. One that is shared has portions, by slot, of
+//! which each belongs to the next share: its rows are, too, each written by one worker at a time. What serves of a worker's shares is read
 //! together, from one subscription into one transaction a batch; what is being built has a reader of
 //! its own until it has caught up, takes over, and joins the others.
 
@@ -10,6 +11,7 @@ mod former;
 mod indexing;
 mod origin;
 mod reader;
+mod share;
 mod upcast;
 
 use std::{
@@ -34,6 +36,7 @@ use former::Former;
 use indexing::Indexing;
 use origin::Origin;
 use reader::{End, Reader};
+use share::{owned, share};
 
 /// Between two looks at what is to be run, when nothing tells of a change: how soon a reader that
 /// failed may start again.
@@ -91,18 +94,6 @@ async fn handed_over(member: &Member) {
     }
 }
 
-/// The share that a portion of a read model belongs to. One that is not shared has the first alone, whose
-/// owner manages the read model.
-fn share(name: &Name, portion: u16) -> u16 {
-    // FNV-1a, so that every worker counts alike, whatever it was built with.
-    let hash = name
-        .as_str()
-        .bytes()
-        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    let places = u32::from(Kind::Projection.places());
-    u16::try_from((hash % places + u32::from(portion)) % places).expect("BUG: places fit")
-}
-
 /// Doubling, with jitter, so that many workers do not come back in step.
 fn backoff(attempt: u32) -> Duration {
     let pause = (RETRY_FIRST * 2_u32.saturating_pow(attempt.min(16))).min(RETRY_LONGEST);
@@ -130,12 +121,6 @@ struct Worker {
 
 /// What one reader feeds: versions' ids, their portions, and the epoch under which each is owned.
 type Group = BTreeSet<(i64, u16, i64)>;
-
-/// What a worker owns of a version.
-fn owned(version: &Arc<Version>) -> impl Iterator<Item = (i64, u16, i64)> {
-    let id = version.id();
-    version.portions.epochs.iter().map(move |(portion, epoch)| (id, *portion, *epoch))
-}
 
 /// What runs, and what came of what ran.
 #[derive(Default)]
@@ -232,7 +217,9 @@ impl Worker {
             readers.running.values().for_each(|(_, token)| token.cancel());
             return Ok(());
         }
-        let owned = |name: &Name| epochs.get(&share(name, 0)).map(|epoch| epoch.cast_signed());
+        let owned = |name: &Name, portion| {
+            epochs.get(&share(name, portion)).map(|epoch| epoch.cast_signed())
+        };
         let deployed = self.catalog.borrow_and_update().clone();
         let mut versions =
             self.read_models.versions(&self.former.beside(&deployed), &owned).await?;
@@ -253,7 +240,14 @@ impl Worker {
         let unmade = self.indexing.look(&self.read_models, &versions.run, Instant::now()).await?;
         versions.troubles.extend(unmade);
         self.tell(&versions.troubles, &owned).await?;
-        let groups = readers.groups(&versions.run);
+        self.run_readers(readers, &versions.run);
+        self.measure(readers, &owned).await;
+        self.read_models.sweep(&owned).await
+    }
+
+    /// Has each group of versions read, and nothing else.
+    fn run_readers(&self, readers: &mut Readers, versions: &[Arc<Version>]) {
+        let groups = readers.groups(versions);
         readers.forget(|group| groups.contains_key(group));
         for (group, (_, token)) in &readers.running {
             if !groups.contains_key(group) {
@@ -271,8 +265,6 @@ impl Worker {
                 readers.start(group, reader);
             }
         }
-        self.measure(readers, &owned).await;
-        self.read_models.sweep(&owned).await
     }
 
     /// Raises the alarm for read models that cannot be managed, where it has changed.
@@ -303,18 +295,18 @@ impl Worker {
         else {
             return;
         };
-        for status in all.iter().filter(|status| owned(&status.read_model).is_some()) {
+        for status in all.iter().filter(|status| owned(&status.read_model, 0).is_some()) {
             let name = status.read_model.to_string();
             gauge!("flexcore_read_model_unmanaged", "read_model" => name)
                 .set(f64::from(u8::from(status.trouble.is_some())));
         }
         for status in all.iter().filter(|status| status.state == State::Serving) {
             let name = status.read_model.to_string();
-            let lag = owned(&status.read_model).map_or(0, |_| status.lag(last));
+            let lag = owned(&status.read_model, 0).map_or(0, |_| status.lag(last));
             gauge!("flexcore_projection_lag_events", "read_model" => name.clone()).set(lag as f64);
             let stopped = readers.refused.contains(&status.read_model)
                 || readers.broken.values().any(|broken| *broken == status.read_model);
-            let held = owned(&status.read_model).map_or(0, |_| status.held);
+            let held = owned(&status.read_model, 0).map_or(0, |_| status.held);
             gauge!("flexcore_projection_held_aggregates", "read_model" => name.clone())
                 .set(held as f64);
             gauge!("flexcore_projection_stopped", "read_model" => name)

@@ -92,7 +92,8 @@ fn unavailable(error: impl fmt::Display) -> Error {
 pub enum Kind {
     /// The slots of the command workers.
     Command,
-    /// The shares of the projection workers: a read model belongs to one, by its name.
+    /// The shares of the projection workers: a read model belongs to one, by its name, or to all of them,
+    /// by slot.
     Projection,
 }
 

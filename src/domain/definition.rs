@@ -33,6 +33,7 @@ pub use self::{
 use crate::{
     hash::Hash,
     names::{AggregateName, CommandName, EventName, Name},
+    slot::PORTIONS,
 };
 
 /// One file of an application's folder, as it was deployed.
@@ -154,9 +155,20 @@ pub struct ReadModelDefinition {
     pub on: BTreeMap<(AggregateName, EventName), RowChange>,
     /// The events of `on` as they were declared beside it.
     pub followed: BTreeMap<(AggregateName, EventName), Followed>,
+    /// Whether several workers may keep the rows, each those of some slots. Then every row belongs to one
+    /// aggregate, and so to one slot.
+    pub shared: bool,
     /// SHA-256 over everything that decides on the rows: columns, key, changes, and how older
     /// events are brought to the version that the changes read. Another one is another version.
     pub fingerprint: String,
+}
+
+impl ReadModelDefinition {
+    /// Among how many owners it is divided, by slot.
+    #[must_use]
+    pub fn portions(&self) -> u16 {
+        if self.shared { PORTIONS } else { 1 }
+    }
 }
 
 /// An event as a read model's deployment declared it: its changes read data of this version.

@@ -24,5 +24,5 @@ pub use names::{
     InvalidName, Name, Tenant,
 };
 pub use position::Position;
-pub use slot::{SLOTS, Slot};
+pub use slot::{PORTIONS, SLOTS, Slot};
 pub use trace::TraceParent;

@@ -8,6 +8,10 @@ use crate::names::AggregateKey;
 /// aggregate's later commits to another subject.
 pub const SLOTS: u16 = 64;
 
+/// Portions of a read model that is shared among workers, each of which has four slots: as many as there
+/// are shares of projections to be owned, since more would make nobody faster.
+pub const PORTIONS: u16 = 16;
+
 /// A hash bucket of aggregates, below [`SLOTS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(u16);

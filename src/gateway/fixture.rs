@@ -49,6 +49,7 @@ pub(crate) fn catalog() -> Catalog {
         indexes: Vec::new(),
         on: BTreeMap::new(),
         followed: BTreeMap::new(),
+        shared: false,
         fingerprint: String::new(),
     };
     let query = QueryDefinition {

@@ -118,6 +118,7 @@ mod tests {
             indexes: indexes.iter().map(index).collect(),
             on: Default::default(),
             followed: Default::default(),
+            shared: false,
             fingerprint: String::new(),
         }
     }

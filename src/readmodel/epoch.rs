@@ -6,8 +6,9 @@ use sqlx::{PgConnection, Row as _};
 
 use crate::Error;
 
-/// Says under which epoch the worker owns a read model; `None`: another one does.
-pub type Owned<'a> = &'a (dyn Fn(&Name) -> Option<i64> + Send + Sync);
+/// Says under which epoch the worker owns a portion of a read model; `None`: another one does. Who owns
+/// the first portion manages the read model, shared or not.
+pub type Owned<'a> = &'a (dyn Fn(&Name, u16) -> Option<i64> + Send + Sync);
 
 /// Fails with [`Error::Fenced`] when a read model has a later owner.
 pub(crate) async fn check_epoch(

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use flexcore_domain::Slot;
+use flexcore_domain::{Name, Slot};
 use sqlx::Row as _;
 
-use crate::{Error, ReadModels, version::Version};
+use crate::{Error, ReadModels, epoch::Owned, version::Version};
 
 /// The portions of a version that a worker owns.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,10 +18,16 @@ pub struct Portions {
 }
 
 impl Portions {
-    /// The whole of a version that is not shared.
+    /// Those that a worker owns of a read model's version with so many.
+    pub(crate) fn owned(owned: Owned<'_>, name: &Name, count: u16) -> Self {
+        let epochs = (0..count).filter_map(|portion| Some((portion, owned(name, portion)?)));
+        Self { count, epochs: epochs.collect() }
+    }
+
+    /// Whether their owner manages the read model: makes and drops versions and indexes, and swaps.
     #[must_use]
-    pub fn whole(epoch: i64) -> Self {
-        Self { count: 1, epochs: BTreeMap::from([(0, epoch)]) }
+    pub fn manage(&self) -> bool {
+        self.epochs.contains_key(&0)
     }
 
     /// The portion of a slot.

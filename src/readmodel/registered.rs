@@ -121,14 +121,15 @@ async fn create(
 ) -> Result<Registered, Error> {
     let id: i64 = sqlx::query(
         "insert into flexcore.projections \
-             (read_model, version, application, fingerprint, state, declaration) \
-         values ($1, $2, $3, $4, 'building', $5) returning id",
+             (read_model, version, application, fingerprint, state, declaration, portions) \
+         values ($1, $2, $3, $4, 'building', $5, $6) returning id",
     )
     .bind(model.name.as_str())
     .bind(number)
     .bind(application.as_str())
     .bind(&model.fingerprint)
     .bind(Json(Shape::of(model)))
+    .bind(model.portions() as i16)
     .fetch_one(&mut *connection)
     .await?
     .try_get(0)?;
@@ -164,7 +165,7 @@ async fn create(
         fingerprint: model.fingerprint.clone(),
         state: State::Building,
         application: application.to_string(),
-        portions: 1,
+        portions: model.portions(),
         is_whole: true,
     })
 }

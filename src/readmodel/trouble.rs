@@ -88,7 +88,7 @@ fn changed(
     noted: &BTreeMap<String, String>,
     troubles: &BTreeMap<String, String>,
 ) -> Vec<(Name, Option<String>)> {
-    let named = |name: &String| Name::parse(name).ok().filter(|name| owned(name).is_some());
+    let named = |name: &String| Name::parse(name).ok().filter(|name| owned(name, 0).is_some());
     let over = noted.keys().filter(|name| !troubles.contains_key(*name));
     let over = over.filter_map(|name| Some((named(name)?, None)));
     let new = troubles.iter().filter(|(name, what)| noted.get(*name) != Some(*what));

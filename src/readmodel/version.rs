@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
+    time::Duration,
 };
 
 use flexcore_domain::{
@@ -38,6 +39,12 @@ const LOCK_TIMEOUT_MS: u32 = 100;
 
 /// Longest wait for another worker that makes or drops tables, in milliseconds.
 const ALONE_TIMEOUT_MS: u32 = 5_000;
+
+/// Between two looks whether all portions of a version have come as far as what serves, and how often it
+/// is looked while that stands still. Other workers have their portions, and note every 100 ms that there
+/// was nothing for them: with commits coming all the time the last of them would never have come as far.
+const LOOK_AFTER: Duration = Duration::from_millis(20);
+const LOOKS_MAX: u32 = 15;
 
 /// The name of the lock on the tables as such: FNV-1a of `flexcore projections`, as any number of
 /// ours alone would do.
@@ -85,6 +92,33 @@ pub struct Versions {
     pub troubles: Vec<(Name, Error)>,
 }
 
+impl Versions {
+    /// Adds what the worker owns of a read model's versions.
+    fn add(
+        &mut self,
+        catalog: &Catalog,
+        (application, model): (&Name, &Arc<ReadModelDefinition>),
+        found: &[Registered],
+        owned: Owned<'_>,
+    ) {
+        let run = found.iter().filter(|version| {
+            version.is_whole && version.state != State::Retired && !version.is_stale(model)
+        });
+        for version in run {
+            let portions = Portions::owned(owned, &model.name, version.portions);
+            if portions.epochs.is_empty() {
+                continue;
+            }
+            match run_of(catalog, model, version, portions) {
+                Some(version) => self.run.push(version),
+                // Declared by a former deployment. If that cannot be read either, the version serves
+                // as it is until its successor is built.
+                None => self.unknown.push((application.clone(), version.fingerprint.clone())),
+            }
+        }
+    }
+}
+
 /// Checks a read model's names against those that are taken. Fails with [`Error::Reserved`].
 pub fn check_names(model: &ReadModelDefinition) -> Result<(), Error> {
     for column in &model.columns {
@@ -113,8 +147,8 @@ pub fn check_names(model: &ReadModelDefinition) -> Result<(), Error> {
 impl ReadModels {
     /// Brings versions in line with what is deployed and with requested rebuilds: registers new
     /// ones, drops what a deployed application no longer declares. What serves is to be filled
-    /// while its successor is being built. `owned` says under which epoch the worker owns a read
-    /// model; the others are left to their owners. Each read model is managed by itself: what stands
+    /// while its successor is being built. `owned` says under which epoch the worker owns a portion of a
+    /// read model; the others are left to their owners. Each read model is managed by itself: what stands
     /// in the way of one is told, and the others go on. Fails when Postgres is away.
     pub async fn versions(&self, catalog: &Catalog, owned: Owned<'_>) -> Result<Versions, Error> {
         let mut connection = self.pool.acquire().await?;
@@ -123,36 +157,24 @@ impl ReadModels {
         drop(connection);
         let mut versions = Versions::default();
         for (application, model) in declared(catalog) {
-            let Some(epoch) = owned(&model.name) else { continue };
-            if let Err(error) = check_names(model) {
-                versions.refused.push((model.name.clone(), error));
-                continue;
-            }
             let mut found = all.remove(model.name.as_str()).unwrap_or_default();
-            if rebuilds.contains(model.name.as_str()) || !is_settled(model, &found) {
-                match self.manage(application, model, epoch).await {
-                    Ok(managed) => found = managed,
-                    Err(error) if is_away(&error) => return Err(error),
-                    Err(error) => versions.troubles.push((model.name.clone(), error)),
+            if let Some(epoch) = owned(&model.name, 0) {
+                if let Err(error) = check_names(model) {
+                    versions.refused.push((model.name.clone(), error));
+                    continue;
                 }
-            }
-            let run = found.iter().filter(|version| {
-                version.is_whole && version.state != State::Retired && !version.is_stale(model)
-            });
-            for version in run {
-                match run_of(catalog, model, version, epoch) {
-                    Some(version) => versions.run.push(version),
-                    // Declared by a former deployment. If that cannot be read either, the version
-                    // serves as it is until its successor is built.
-                    None => {
-                        let fingerprint = version.fingerprint.clone();
-                        versions.unknown.push((application.clone(), fingerprint));
+                if rebuilds.contains(model.name.as_str()) || !is_settled(model, &found) {
+                    match self.manage(application, model, epoch).await {
+                        Ok(managed) => found = managed,
+                        Err(error) if is_away(&error) => return Err(error),
+                        Err(error) => versions.troubles.push((model.name.clone(), error)),
                     }
                 }
             }
+            versions.add(catalog, (application, model), &found, owned);
         }
         for name in undeclared(catalog, &all) {
-            let Some(epoch) = owned(&name) else { continue };
+            let Some(epoch) = owned(&name, 0) else { continue };
             match self.remove(&name, epoch).await {
                 Ok(()) => tracing::info!(read_model = %name, "no longer declared: dropped"),
                 Err(error) if is_away(&error) => return Err(error),
@@ -207,8 +229,13 @@ impl ReadModels {
         let swapped = async {
             let held = version.portions.epoch_of(Slot::FIRST);
             check_epoch(&mut transaction, &version.read_model, held).await?;
-            if is_behind(&mut transaction, version).await? {
-                return Ok(false);
+            let mut looks = if version.portions.count > 1 { LOOKS_MAX } else { 1 };
+            while is_behind(&mut transaction, version).await? {
+                looks -= 1;
+                if looks == 0 {
+                    return Ok(false);
+                }
+                tokio::time::sleep(LOOK_AFTER).await;
             }
             swap(&mut transaction, version).await?;
             Ok(true)
@@ -245,7 +272,7 @@ impl ReadModels {
         for row in rows {
             let (id, name, number): (i64, &str, i32) =
                 (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            if Name::parse(name).ok().and_then(|name| owned(&name)).is_none() {
+            if Name::parse(name).ok().and_then(|name| owned(&name, 0)).is_none() {
                 continue;
             }
             let mut transaction = self.alone().await?;
@@ -304,7 +331,7 @@ fn run_of(
     catalog: &Catalog,
     model: &Arc<ReadModelDefinition>,
     registered: &Registered,
-    epoch: i64,
+    portions: Portions,
 ) -> Option<Arc<Version>> {
     let definition = if registered.fingerprint == model.fingerprint {
         model
@@ -313,7 +340,7 @@ fn run_of(
     };
     Some(Arc::new(Version {
         id: registered.id,
-        portions: Portions { count: registered.portions, epochs: BTreeMap::from([(0, epoch)]) },
+        portions,
         table: table(&model.name, registered.number),
         read_model: model.name.clone(),
         number: registered.number,

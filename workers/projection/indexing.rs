@@ -40,8 +40,8 @@ impl Indexing {
         versions: &[Arc<Version>],
         now: Instant,
     ) -> Result<Vec<(Name, Error)>, Error> {
-        let serving: Vec<&Arc<Version>> =
-            versions.iter().filter(|version| version.state == State::Serving).collect();
+        let ours = |it: &&Arc<Version>| it.state == State::Serving && it.portions.manage();
+        let serving: Vec<&Arc<Version>> = versions.iter().filter(ours).collect();
         let all: Vec<&Version> = serving.iter().map(|version| version.as_ref()).collect();
         let unindexed = read_models.unindexed(&all).await?;
         while let Some(ended) = self.task.try_join_next() {

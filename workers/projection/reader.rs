@@ -38,8 +38,6 @@ const WAIT: Duration = Duration::from_millis(100);
 const LINKED_COMMITS: u64 = 1_000;
 /// Longest wait for what the log's leader says: reading goes on behind it.
 const SEEN_WITHIN: Duration = Duration::from_millis(500);
-/// Between two looks whether a version takes over.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// A version this close to the log's end takes over: the rest is a batch.
 const CAUGHT_UP_COMMITS: u64 = 1_000;
 /// Traces that a batch's span names: a batch at the live end has few, a catching-up one thousands.
@@ -238,7 +236,7 @@ impl Running<'_> {
             self.mark().await?;
         }
         if !full && self.is_building() && now >= self.look_at {
-            self.look_at = now + LOOK_EVERY;
+            self.look_at = now + WAIT;
             self.finish().await?;
             if self.promote().await? {
                 return Ok(Progress::CaughtUp);
@@ -364,7 +362,11 @@ impl Running<'_> {
         let Model { version, waits, .. } = &self.models[0];
         let reader = self.reader;
         let read_models = &reader.read_models;
-        if *waits || read_models.reached(version).await? + CAUGHT_UP_COMMITS < last {
+        // Who owns the first portion looks whether all of them have come so far.
+        if *waits || !version.portions.manage() {
+            return Ok(false);
+        }
+        if read_models.reached(version).await? + CAUGHT_UP_COMMITS < last {
             return Ok(false);
         }
         let version = version.clone();

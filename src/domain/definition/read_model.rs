@@ -36,7 +36,7 @@ pub(super) fn read(
     known: &Known<'_>,
     notes: &mut Notes,
 ) -> Option<ReadModelDefinition> {
-    let words = ["read_model", "description", "columns", "key", "indexes", "on"];
+    let words = ["read_model", "description", "columns", "key", "shared", "indexes", "on"];
     let fields = Fields::of(node, "a read model", &words, notes)?;
     let name = fields.required("read_model", notes)?;
     let text = notes.text(name, "a read model's name")?;
@@ -53,8 +53,9 @@ pub(super) fn read(
     let indexes = fields.get("indexes").map(|node| index::read(node, &columns, &key, notes));
     let shape = Shape { columns: &columns, key: &key };
     let on = changes(on?, &shape, known, notes)?;
+    let shared = shared(fields.get("shared"), &shape, &on, notes)?;
     let followed = followed(&on, known);
-    let fingerprint = fingerprint(&columns, &key, &on, &followed);
+    let fingerprint = fingerprint(&columns, &key, &on, &followed, shared);
     let place = notes.place(node.line);
     let name = name?;
     Some(ReadModelDefinition {
@@ -66,6 +67,7 @@ pub(super) fn read(
         indexes: indexes.unwrap_or_default(),
         on,
         followed,
+        shared,
         fingerprint,
     })
 }
@@ -134,6 +136,20 @@ fn unknown_column(line: usize, name: &str, columns: &[Column], notes: &mut Notes
     notes.add::<()>(line, format!("`columns` has no `{name}`{hint}"));
 }
 
+/// Whether several workers may keep the rows. They are divided by aggregate, so that each row has to
+/// belong to one.
+fn shared(node: Option<&Node>, shape: &Shape<'_>, on: &Changes, notes: &mut Notes) -> Option<bool> {
+    let Some(node) = node else { return Some(false) };
+    let Data::Scalar(Value::Bool(shared)) = &node.data else {
+        return notes.add(node.line, "`shared` is true or false");
+    };
+    if *shared && let Some(reason) = shape.mixes(on) {
+        let message = format!("`shared` divides the rows by aggregate, and {reason}");
+        notes.add::<()>(node.line, message);
+    }
+    Some(*shared)
+}
+
 type Changes = BTreeMap<(AggregateName, EventName), RowChange>;
 
 fn changes(
@@ -194,6 +210,22 @@ struct Shape<'a> {
 type Operations = Vec<(Name, Operation, Expression)>;
 
 impl Shape<'_> {
+    /// Why several aggregates may fold into one row; `None`: they cannot. Their ids are told apart by text
+    /// alone, since `7` and `007` are one number.
+    fn mixes(&self, on: &Changes) -> Option<String> {
+        let (first, last) = (on.keys().next()?, on.keys().next_back()?);
+        if first.0 != last.0 {
+            return Some(format!("`{}` and `{}` may have a row in common", first.0, last.0));
+        }
+        let is_id = |(at, name): (usize, &Name)| {
+            let column = self.columns.iter().find(|column| column.name == *name);
+            column.is_some_and(|column| column.kind == ColumnKind::Text)
+                && on.values().all(|change| change.key.get(at) == Some(&Expression::Id))
+        };
+        let apart = self.key.iter().enumerate().any(is_id);
+        (!apart).then(|| "no text column of the key is `$id` in every change".to_owned())
+    }
+
     fn change(&self, node: &Node, data: &Schema, notes: &mut Notes) -> Option<RowChange> {
         let known = ["key", "set", "add", "min", "max", "delete"];
         let fields = Fields::of(node, "a row change", &known, notes)?;
@@ -316,6 +348,7 @@ fn fingerprint(
     key: &[Name],
     on: &Changes,
     followed: &BTreeMap<(AggregateName, EventName), Followed>,
+    shared: bool,
 ) -> String {
     let columns: Vec<Value> = columns.iter().map(|c| json!([c.name, c.kind])).collect();
     let changes: Vec<Value> = on
@@ -333,8 +366,13 @@ fn fingerprint(
         .collect();
     let followed: Vec<String> =
         followed.values().map(|followed| followed.fingerprint.to_string()).collect();
-    let text = json!([FOLD_FORMAT, columns, key, changes, followed]).to_string();
-    Hash::chain(&Hash::ZERO, text.as_bytes()).to_string()
+    let mut text = vec![json!(FOLD_FORMAT), json!(columns), json!(key), json!(changes)];
+    text.push(json!(followed));
+    if shared {
+        // Rows and checkpoints of one version are divided in one way.
+        text.push(json!("shared"));
+    }
+    Hash::chain(&Hash::ZERO, Value::Array(text).to_string().as_bytes()).to_string()
 }
 
 fn canonical(expression: &Expression) -> Value {

@@ -3,6 +3,7 @@
 
 mod change;
 mod example;
+mod shared;
 mod wrong;
 
 use super::{Application, Problem, SourceFile};

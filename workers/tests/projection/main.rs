@@ -6,6 +6,7 @@ mod indexes;
 mod log;
 mod owned;
 mod rig;
+mod shared;
 
 use std::{
     collections::BTreeMap,

@@ -38,6 +38,7 @@ pub(crate) fn sums(fingerprint: &str) -> ReadModelDefinition {
         indexes: Vec::new(),
         on: BTreeMap::from([((aggregate(), EventName::parse("paid").unwrap()), change)]),
         followed: BTreeMap::new(),
+        shared: false,
         fingerprint: fingerprint.to_owned(),
     }
 }

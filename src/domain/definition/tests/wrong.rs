@@ -86,6 +86,8 @@ fn read_models() {
         ("orders: integer", "limit: integer", "31", "`limit` is taken"),
         ("orders: integer", "min_position: integer", "31", "`min_position` is taken"),
         ("key: [customer]", "key: customer", "32", "must be a list"),
+        ("key: [customer]", "key: [customer]\nshared: 2", "33", "`shared` is true or false"),
+        ("key: [customer]", "key: [customer]\nshared: true", "33", "divides the rows by aggregate"),
         ("key: [customer]", "key: []", "32", "1 to 8"),
         ("key: [customer]", "key: [custmer]", "32", "did you mean `customer`?"),
         ("key: [customer]", "key: [customer, customer]", "32", "twice"),

@@ -82,7 +82,7 @@ impl Database {
 
     /// The same, for an owner of this epoch.
     pub(crate) async fn versions_under(&self, epoch: i64, catalog: &Catalog) -> Vec<Arc<Version>> {
-        let versions = self.models.versions(catalog, &|_| Some(epoch)).await.unwrap();
+        let versions = self.models.versions(catalog, &|_, _| Some(epoch)).await.unwrap();
         assert!(versions.refused.is_empty(), "{:?}", versions.refused);
         versions.run
     }
@@ -142,6 +142,7 @@ pub(crate) fn model(
         indexes: Vec::new(),
         on: on.collect(),
         followed: BTreeMap::new(),
+        shared: false,
         fingerprint: fingerprint.to_owned(),
     })
 }

@@ -32,7 +32,7 @@ async fn a_changed_declaration_is_built_beside_and_swapped_in() {
     let new = model("sums", "new", &columns, add());
     let mut after = catalog([new.clone()]);
     after.declarations.insert("old".to_owned(), old.clone());
-    let versions = database.models.versions(&after, &|_| Some(1)).await.unwrap();
+    let versions = database.models.versions(&after, &|_, _| Some(1)).await.unwrap();
     let states: Vec<_> = versions.run.iter().map(|v| (v.number, v.state)).collect();
     assert_eq!(states, [(1, State::Serving), (2, State::Building)]);
     let second = versions.run[1].clone();
@@ -49,7 +49,7 @@ async fn a_changed_declaration_is_built_beside_and_swapped_in() {
         database.one("select row_to_json(s)::text from rm.sums s").await,
         r#"{"tenant":"a","k":"x","extra":null,"n":7}"#
     );
-    database.models.sweep(&|_| Some(1)).await.unwrap();
+    database.models.sweep(&|_, _| Some(1)).await.unwrap();
     assert_eq!(database.one("select to_regclass('rm.sums_v1')::text").await, "");
 
     // Taken back half built: the version in between leaves nothing.
@@ -95,7 +95,7 @@ async fn a_rebuild_is_a_new_version_of_the_same_declaration() {
     assert!(database.models.promote(second).await.unwrap());
     let done = Rebuild::Done { version: 2 };
     assert_eq!(database.models.rebuild(request).await.unwrap(), done);
-    database.models.sweep(&|_| Some(1)).await.unwrap();
+    database.models.sweep(&|_, _| Some(1)).await.unwrap();
     assert_eq!(database.models.rebuild(request).await.unwrap(), done);
     assert_eq!(database.versions(&catalog([sums])).await.len(), 1, "one request, one rebuild");
 }
@@ -127,7 +127,7 @@ async fn checkpoints_move_once_and_never_for_an_older_epoch() {
     assert!(fenced(database.models.take_over(&old).await.unwrap_err()), "checkpoints");
     assert!(fenced(database.models.promote(&old).await.unwrap_err()), "views");
     let changed = crate::database::catalog([model_of("g")]);
-    let late = database.models.versions(&changed, &|_| Some(1)).await.unwrap();
+    let late = database.models.versions(&changed, &|_, _| Some(1)).await.unwrap();
     assert!(fenced(late.troubles[0].1.clone()), "tables");
     assert_eq!(database.one("select n::text from rm.sums").await, "1", "applied exactly once");
 }
@@ -153,7 +153,7 @@ async fn what_stands_in_one_read_models_way_is_its_own_trouble() {
     let [_, _, changed] = all("2");
     let after = catalog([changed]);
     let began = std::time::Instant::now();
-    let versions = database.models.versions(&after, &|_| Some(1)).await.unwrap();
+    let versions = database.models.versions(&after, &|_, _| Some(1)).await.unwrap();
     assert!(began.elapsed() < std::time::Duration::from_secs(5), "nobody waits behind a reader");
     let built: Vec<_> = versions.run.iter().map(|v| (v.read_model.as_str(), v.number)).collect();
     assert_eq!(built, [("changed", 2)], "the others go on");
@@ -166,7 +166,7 @@ async fn what_stands_in_one_read_models_way_is_its_own_trouble() {
     let troubles = said.iter().filter_map(|said| said.split_once(": "));
     let mut troubles: std::collections::BTreeMap<String, String> =
         troubles.map(|(name, what)| (name.to_owned(), what.to_owned())).collect();
-    database.models.note_troubles(&|_| Some(1), &troubles).await.unwrap();
+    database.models.note_troubles(&|_, _| Some(1), &troubles).await.unwrap();
     assert_eq!(database.models.troubles().await.unwrap(), troubles);
     let status = database.models.status().await.unwrap();
     let told = status.iter().find(|status| status.read_model.as_str() == "hung_on").unwrap();
@@ -174,12 +174,12 @@ async fn what_stands_in_one_read_models_way_is_its_own_trouble() {
 
     reader.rollback().await.unwrap();
     sqlx::raw_sql("drop view public.theirs").execute(&database.admin).await.unwrap();
-    let versions = database.models.versions(&after, &|_| Some(1)).await.unwrap();
+    let versions = database.models.versions(&after, &|_, _| Some(1)).await.unwrap();
     assert!(versions.troubles.is_empty(), "{:?}", versions.troubles);
     let left = "select string_agg(distinct read_model, ' ') from flexcore.projections";
     assert_eq!(database.one(left).await, "changed");
     troubles.clear();
-    database.models.note_troubles(&|_| Some(1), &troubles).await.unwrap();
+    database.models.note_troubles(&|_, _| Some(1), &troubles).await.unwrap();
     assert_eq!(database.models.troubles().await.unwrap(), troubles);
 }
 
@@ -188,7 +188,7 @@ async fn read_models_of_others_are_left_alone() {
     let database = Database::new().await;
     let of = |name, fingerprint| model(name, fingerprint, &COLUMNS, []);
     let both = catalog([of("mine", "1"), of("theirs", "1")]);
-    let mine = |name: &flexcore_domain::Name| (name.as_str() == "mine").then_some(1);
+    let mine = |name: &flexcore_domain::Name, _| (name.as_str() == "mine").then_some(1);
     let run = database.models.versions(&both, &mine).await.unwrap().run;
     assert_eq!(run.len(), 1);
     assert_eq!(

@@ -1,0 +1,41 @@
+//! Which share of the cluster's map a read model belongs to.
+
+use std::sync::Arc;
+
+use flexcore_cluster::Kind;
+use flexcore_domain::Name;
+use flexcore_readmodel::Version;
+
+/// The share that a portion of a read model belongs to. One that is not shared has the first alone, whose
+/// owner manages the read model.
+pub(super) fn share(name: &Name, portion: u16) -> u16 {
+    // FNV-1a, so that every worker counts alike, whatever it was built with.
+    let hash = name
+        .as_str()
+        .bytes()
+        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let places = u32::from(Kind::Projection.places());
+    u16::try_from((hash % places + u32::from(portion)) % places).expect("BUG: places fit")
+}
+
+/// What a worker owns of a version.
+pub(super) fn owned(version: &Arc<Version>) -> impl Iterator<Item = (i64, u16, i64)> {
+    let id = version.id();
+    version.portions.epochs.iter().map(move |(portion, epoch)| (id, *portion, *epoch))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn each_portion_of_a_shared_read_model_has_a_share_of_its_own() {
+        assert_eq!(flexcore_domain::PORTIONS, Kind::Projection.places());
+        for name in ["balances", "branches"].map(|name| Name::parse(name).unwrap()) {
+            let shares = (0..flexcore_domain::PORTIONS).map(|portion| share(&name, portion));
+            assert_eq!(shares.collect::<BTreeSet<_>>().len(), 16);
+        }
+    }
+}
