@@ -90,38 +90,44 @@ fn leave<L: 'static>(
     used: Duration,
     seen: &mut Seen,
 ) {
-    let what = here.mark.what();
-    let generation = {
-        let mut state = shared.lock();
-        let same = here.mark.running().is_some_and(|(running, _)| running == number);
-        let Some(of) = state.of.clone().filter(|_| same && state.task.is_some()) else { return };
-        let Some(place) = runaways::begin(&of) else {
-            if !seen.said {
-                seen.said = true;
-                let key = &of.key;
-                tracing::error!(%key, %what, "a call holds its lane: too many were left behind");
-            }
-            return;
-        };
-        here.mark.leave_as(place);
-        let used_ms = used.as_millis();
-        tracing::error!(key = %of.key, %what, used_ms, "a call does not end, and was left behind");
-        let why = format!(
-            "{what}: it does not end: after {used_ms} ms of processor time inside the engine it was \
-             left behind"
-        );
-        state.failed = Some(Refusal::Faulty(why));
-        // Until the fresh thread says that it has begun.
-        state.here = None;
-        state.generation += 1;
-        state.generation
-    };
+    let Some(generation) = fail(shared, here, number, used, seen) else { return };
     if let Err(error) = setpriority_process(Some(here.thread), NICE) {
         tracing::warn!(%error, "a thread that was left behind keeps its priority");
     }
     if let Err(error) = start(shared, generation) {
         tracing::error!(%error, "no thread to go on with what a call has left");
     }
+}
+
+/// Takes the task from its thread, with its call failed. Returns the number of the thread that is to
+/// have it; `None` when the call has just ended, or too many run on.
+fn fail<L>(
+    shared: &Shared<L>,
+    here: &Here,
+    number: u64,
+    used: Duration,
+    seen: &mut Seen,
+) -> Option<u64> {
+    let (what, used_ms) = (here.mark.what(), used.as_millis());
+    let mut state = shared.lock();
+    let same = here.mark.running().is_some_and(|(running, _)| running == number);
+    let of = state.of.clone().filter(|_| same && state.task.is_some())?;
+    let Some(place) = runaways::begin(&of) else {
+        if !std::mem::replace(&mut seen.said, true) {
+            tracing::error!(key = %of.key, what, "a call holds its lane: too many were left behind");
+        }
+        return None;
+    };
+    here.mark.leave_as(place);
+    tracing::error!(key = %of.key, what, used_ms, "a call does not end, and was left behind");
+    state.failed = Some(Refusal::Faulty(format!(
+        "{what}: it does not end: after {used_ms} ms of processor time inside the engine it was left \
+         behind"
+    )));
+    state.generation += 1;
+    // Until the fresh thread says that it has begun.
+    state.here = None;
+    Some(state.generation)
 }
 
 /// Processor time that a thread of this process has used; `None` where the system does not say.
