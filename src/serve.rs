@@ -144,7 +144,7 @@ impl Installation {
             let rows = error.downcast_ref::<readmodel::Error>();
             let members = error.downcast_ref::<cluster::Error>();
             if log.is_some_and(|error| !error.is_passing())
-                || matches!(members, Some(cluster::Error::Misconfigured { .. }))
+                || members.is_some_and(|error| !error.is_passing())
                 || matches!(rows, Some(readmodel::Error::Misconfigured(_)))
             {
                 return Err(error);

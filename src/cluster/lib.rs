@@ -25,6 +25,7 @@ mod owners;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
+mod size;
 mod view;
 
 use std::{
@@ -72,6 +73,25 @@ pub enum Error {
         /// What it is.
         found: String,
     },
+    /// The broker takes no message as large as a record of the cluster may get.
+    #[error(
+        "the broker takes messages of {found} bytes at most, and the cluster needs {needed}: raise \
+         max_payload in its configuration"
+    )]
+    SmallMessages {
+        /// Its `max_payload`.
+        found: usize,
+        /// What it has to be at least.
+        needed: usize,
+    },
+    /// A member says too much of itself.
+    #[error("the member's record would take {bytes} bytes, and at most {bytes_max} are stored")]
+    LargeMember {
+        /// What it takes when it serves all that it can.
+        bytes: usize,
+        /// What it may take.
+        bytes_max: usize,
+    },
     /// There is no such member.
     #[error("no member {id:?}; there are: {}", known.join(", "))]
     UnknownMember {
@@ -80,6 +100,14 @@ pub enum Error {
         /// Those that there are.
         known: Vec<String>,
     },
+}
+
+impl Error {
+    /// Whether waiting may help.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
 }
 
 fn unavailable(error: impl fmt::Display) -> Error {

@@ -16,12 +16,13 @@ use crate::{
     Error, Kind, LEASE, Map, MemberId, Record, Serves,
     bucket::{Bucket, Entry},
     node::{Ends, Node, RENEWALS},
+    size,
 };
 
 /// How a process is a member.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Its name, for people; its id is this and a random part.
+    /// Its name, for people; its id is the first 40 characters of this and a random part.
     pub name: String,
     /// What it is, for people: `gateway`, `worker`, `dev`.
     pub role: String,
@@ -109,7 +110,8 @@ pub struct Member {
 }
 
 impl Member {
-    /// Joins. Returns when the member's record is stored. Fails when the broker does not answer.
+    /// Joins. Returns when the member's record is stored. Fails when the broker does not answer, or
+    /// takes no message as large as a record may get, and when the member's own would be too large.
     pub async fn join(client: &async_nats::Client, settings: Settings) -> Result<Self, Error> {
         let bucket = Bucket::open(client, settings.replicas, settings.lease / RENEWALS).await?;
         let random = uuid::Uuid::new_v4().simple().to_string();
@@ -122,6 +124,7 @@ impl Member {
         let resigning = CancellationToken::new();
         let guard = Guard { origin: Instant::now(), until_ms: Arc::default() };
         let mut node = Node::new(bucket.clone(), id.clone(), &settings, guard.clone());
+        size::check_member(node.record())?;
         node.told = Some((tell_map, tell_assigned));
         let hints = node.start().await?;
         let task = tokio::spawn({

@@ -134,6 +134,11 @@ impl Node {
         }
     }
 
+    /// What it says of itself.
+    pub(crate) fn record(&self) -> &Record {
+        &self.record
+    }
+
     /// Stores the first record. Returns hints: whatever is published to the bucket.
     pub(crate) async fn start(&mut self) -> Result<Subscriber, Error> {
         let hints =

@@ -223,6 +223,17 @@ impl Outcome {
     }
 }
 
+impl StateReply {
+    /// The reply with its text cut to what fits a message; a state has a limit of its own, which does.
+    #[must_use]
+    pub fn shortened(mut self) -> Self {
+        if let Self::Unavailable { message } = &mut self {
+            shorten(message);
+        }
+        self
+    }
+}
+
 fn shorten(text: &mut String) {
     // Most are shorter in bytes already, and are not counted.
     if text.len() > SENTENCE_CHARS_MAX
@@ -310,6 +321,19 @@ mod tests {
         assert_eq!(kept, Outcome::Faulty { message: exact.clone() });
         let cut = Outcome::Faulty { message: exact.clone() + "é" }.shortened();
         assert_eq!(cut, Outcome::Faulty { message: exact + "…" });
+    }
+
+    #[test]
+    fn a_reply_about_a_state_fits_a_message_whatever_it_quotes() {
+        let largest = format!("\"{}\"", "x".repeat(crate::limits::STATE_BYTES_MAX - 2));
+        let state = RawValue::from_string(largest).unwrap();
+        let message = "\u{1}".repeat(600_000);
+        for reply in
+            [StateReply::Found { version: u64::MAX, state }, StateReply::Unavailable { message }]
+        {
+            let bytes = serde_json::to_vec(&reply.shortened()).unwrap().len();
+            assert!(bytes < 1_000_000, "{bytes}");
+        }
     }
 
     #[test]

@@ -215,6 +215,21 @@ mod tests {
     }
 
     #[test]
+    fn a_subject_of_the_longest_names_is_short() {
+        let text = |length: usize| "a".repeat(length);
+        let key = |name: usize, id: usize| {
+            Some(AggregateKey::new(
+                Tenant::parse(&text(name)).ok()?,
+                AggregateName::parse(&text(name)).ok()?,
+                AggregateId::parse(&text(id)).ok()?,
+            ))
+        };
+        let longest = key(40, 128).unwrap();
+        assert!(longest.subject_part().len() <= "63".len() + 3 + 2 * 40 + 128);
+        assert!(key(41, 1).is_none() && key(1, 129).is_none());
+    }
+
+    #[test]
     fn subject_part_round_trips_and_checks_its_slot() {
         let key = AggregateKey::new(
             Tenant::parse("acme").unwrap(),

@@ -121,7 +121,7 @@ impl Here {
                     count(&outcome);
                     to_bytes(&outcome.shortened())
                 }
-                Some(("get", rest)) => to_bytes(&here.state(rest, &message).await),
+                Some(("get", rest)) => to_bytes(&here.state(rest, &message).await.shortened()),
                 Some(("out", rest)) => to_bytes(&here.outcome(rest, &message).await.shortened()),
                 _ => here.catalog_version(subject),
             };

@@ -1,0 +1,90 @@
+//! Every place where something is sent to the broker, what bounds its size, and the test that tries it
+//! with the largest. What is too large is refused for ever, and was once waited out like an outage.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{none, sources};
+
+/// Calls of the client library that send, and of ours that are called alike. Buckets are written by
+/// publishing, with a condition; the library's own way of writing to them is not used.
+const SENDS: &[&str] = &[
+    ".publish(",
+    ".publish_with_",
+    ".send_publish(",
+    ".send_request(",
+    ".request(",
+    ".request_with_",
+    "key_value(",
+    "kv::",
+];
+
+/// Where such calls are, how many, why none is too large, and a test that says so. Benches send what
+/// they choose.
+const WRITES: &[(&str, usize, &str, &str)] = &[
+    ("src/eventstore/lib.rs", 1, "commits: by bytes, before they are sent", "commits"),
+    ("src/eventstore/publish.rs", 4, "each message is checked as encoded", "commits"),
+    ("src/eventstore/acknowledged.rs", 2, "the library's refusal is for good", "snapshots"),
+    ("src/eventstore/inbox.rs", 2, "questions: a subject and numbers", QUESTION),
+    ("src/eventstore/deployed.rs", 1, "a question for one subject", QUESTION),
+    ("src/eventstore/find.rs", 1, "a question for one subject", QUESTION),
+    ("src/eventstore/kept.rs", 1, "a question for one tenant", QUESTION),
+    ("src/eventstore/leader.rs", 1, "a question for one subject", QUESTION),
+    ("src/eventstore/load.rs", 1, "a question for one subject", QUESTION),
+    ("src/eventstore/lookup.rs", 1, "a question for one number", QUESTION),
+    ("src/eventstore/queue/claim.rs", 1, "a question for one pattern", QUESTION),
+    ("src/eventstore/snapshot.rs", 1, "a question without a body", QUESTION),
+    ("src/cluster/bucket.rs", 3, "records: ids are cut, places are counted", RECORDS),
+    ("src/cluster/owners.rs", 1, "questions: a payload has a limit of its own", "commands"),
+    ("src/gateway/routes/commands.rs", 1, "by the publisher of commands", "commands"),
+    ("workers/command/requests.rs", 1, "answers: texts are cut, a state is bounded", ANSWERS),
+    ("src/apply.rs", 1, "a question for one name", QUESTION),
+    ("src/dead.rs", 1, "a whole command, which the stream has taken before", "commands"),
+    ("src/demo.rs", 1, "by the publisher of commands", "commands"),
+    ("src/publish.rs", 1, "its user is told what the stream says", "commands"),
+];
+
+/// Names are bounded, and so is what is asked about them.
+const QUESTION: &str = "a_subject_of_the_longest_names_is_short";
+const RECORDS: &str =
+    "whatever_members_are_called_no_record_is_larger_than_the_broker_was_asked_for";
+const ANSWERS: &str = "a_reply_about_a_state_fits_a_message_whatever_it_quotes";
+
+#[test]
+fn every_write_to_the_broker_has_its_bound_and_a_test() {
+    let sources = sources();
+    let mut findings = Vec::new();
+    let mut found: BTreeMap<&str, usize> = BTreeMap::new();
+    let code = sources.iter().filter(|source| source.is("rs") && source.below(&["src", "workers"]));
+    for source in code.filter(|source| !source.path.starts_with("src/bench")) {
+        for (_, line) in source.code(false) {
+            let sends = SENDS.iter().map(|send| line.matches(send).count()).sum::<usize>();
+            *found.entry(&source.path).or_default() += sends;
+        }
+    }
+    found.retain(|_, sends| *sends > 0);
+    let listed: BTreeMap<&str, usize> =
+        WRITES.iter().map(|(path, sends, ..)| (*path, *sends)).collect();
+    for (path, sends) in &found {
+        match listed.get(path) {
+            Some(known) if known == sends => {}
+            Some(known) => findings.push(format!(
+                "{path}: {sends} writes to the broker, and {known} in WRITES: say what bounds each"
+            )),
+            None => findings.push(format!(
+                "{path}: writes to the broker: write through the event store, or say in WRITES what \
+                 bounds the size, and which test tries the largest"
+            )),
+        }
+    }
+    let gone = listed.keys().filter(|path| !found.contains_key(**path));
+    findings.extend(gone.map(|path| format!("{path}: writes nothing; take it off WRITES")));
+    let tests: BTreeSet<&str> = sources
+        .iter()
+        .filter(|source| source.is("rs"))
+        .flat_map(|source| source.text.lines())
+        .filter_map(|line| line.trim_start().split("fn ").nth(1)?.split('(').next())
+        .collect();
+    let missing = WRITES.iter().filter(|(.., test)| !tests.contains(test));
+    findings.extend(missing.map(|(path, .., test)| format!("{path}: there is no test {test}")));
+    none(findings);
+}
