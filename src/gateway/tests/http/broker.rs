@@ -147,3 +147,41 @@ async fn a_refusal_by_a_successor_of_who_was_asked_is_none() {
     assert_eq!((accepted.status, &accepted.json()["replayed"]), (200, &true.into()));
     gateway.servers.stop().await;
 }
+
+/// At its limit the broker refuses, and has stored nothing: that is no doubt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_for_the_queue_of_a_full_broker_is_told_so_and_taken_when_there_is_room() {
+    let mut gateway = start(settings()).await;
+    gateway.servers.nats.start_again_with_room(300_000).await.unwrap();
+    let large = format!(r#"{{"note":"{}"}}"#, "x".repeat(200_000));
+    let send = async |id: &str| {
+        let headers = format!("Prefer: respond-async\r\nIdempotency-Key: {id}\r\n");
+        gateway.command("depart", &headers, &large).await
+    };
+    let (mut taken, began) = (0, Instant::now());
+    let full = loop {
+        let answer = send(&format!("c-{taken}")).await;
+        match answer.status {
+            202 => taken += 1,
+            507 => break answer,
+            // The connection comes back.
+            _ => assert!(began.elapsed() < PATIENCE && answer.status == 503, "{answer:?}"),
+        }
+        assert!(taken < 5, "there is room");
+    };
+    full.problem(507, "storage-full");
+    assert!(full.header("retry-after").is_some(), "{full:?}");
+    let stored = async || {
+        let stream = gateway.store.jetstream().get_stream(QUEUE).await.unwrap();
+        stream.cached_info().state.messages
+    };
+    assert_eq!(stored().await, taken, "what was refused is not stored");
+    gateway.servers.nats.raise_room(64 << 30).unwrap();
+    let began = Instant::now();
+    while send(&format!("c-{taken}")).await.status != 202 {
+        assert!(began.elapsed() < PATIENCE, "there is room again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(stored().await, taken + 1);
+    gateway.servers.stop().await;
+}
