@@ -18,6 +18,20 @@ pub const LINKS_MAX: usize = 1_000_000;
 /// commits then seem not to follow one another.
 type Place = u128;
 
+/// Some of the aggregates: each is in one of so many parts, by keys that nobody outside knows.
+#[derive(Clone)]
+pub(crate) struct Part {
+    pub(crate) keys: RandomState,
+    pub(crate) number: u64,
+    pub(crate) of: u64,
+}
+
+impl Part {
+    fn has(&self, key: &AggregateKey) -> bool {
+        self.keys.hash_one(key) % self.of == self.number
+    }
+}
+
 /// The last link of each aggregate, in two generations: when the young one is full the old one is
 /// forgotten, and the young one becomes old.
 pub(crate) struct Links {
@@ -25,6 +39,8 @@ pub(crate) struct Links {
     young: HashMap<Place, (u64, Hash)>,
     old: HashMap<Place, (u64, Hash)>,
     max: usize,
+    /// Only these aggregates are checked; `None`: all.
+    part: Option<Part>,
     /// Aggregates whose first commit was checked.
     pub(crate) begun: u64,
     /// Commits that could not be checked, because their predecessor was not read or was forgotten.
@@ -39,15 +55,24 @@ impl Links {
             young: HashMap::new(),
             old: HashMap::new(),
             max,
+            part: None,
             begun: 0,
             unchecked: 0,
         }
+    }
+
+    /// The same for a part of the aggregates: the others are passed over.
+    pub(crate) fn of_part(part: Part, max: usize) -> Self {
+        Self { part: Some(part), ..Self::with_room_for(max) }
     }
 
     /// Checks a commit against the one before it, where that one is remembered, and remembers it.
     /// One that does not follow is not remembered.
     pub(crate) fn check(&mut self, recorded: &Recorded) -> Result<(), Error> {
         let key = &recorded.commit.key;
+        if self.part.as_ref().is_some_and(|part| !part.has(key)) {
+            return Ok(());
+        }
         let place = self.place(key);
         let last = self.young.get(&place).copied().or_else(|| self.old.remove(&place));
         match last {

@@ -223,18 +223,18 @@ impl EventStore {
         from_sequence: u64,
     ) -> Result<Subscription, Error> {
         let links = match filter {
-            Filter::Tenant(_) => 0,
-            _ => LINKS_MAX,
+            Filter::Tenant(_) => None,
+            _ => Some(Links::with_room_for(LINKS_MAX)),
         };
         self.subscribe_with(filter, from_sequence, links).await
     }
 
-    /// As [`Self::subscribe`], remembering the last links of so many aggregates at most.
+    /// As [`Self::subscribe`], with these links; `None`: commits are not checked against one another.
     pub(crate) async fn subscribe_with(
         &self,
         filter: Filter,
         from_sequence: u64,
-        links_max: usize,
+        links: Option<Links>,
     ) -> Result<Subscription, Error> {
         let mut subscription = Subscription {
             store: self.clone(),
@@ -244,7 +244,7 @@ impl EventStore {
             source: None,
             resume_at: Instant::now(),
             retry_after: RETRY_FIRST,
-            links: (links_max > 0).then(|| Links::with_room_for(links_max)),
+            links,
             broken: HashSet::new(),
             next: None,
         };

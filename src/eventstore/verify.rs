@@ -1,11 +1,15 @@
 //! Verify: walks the log, or one aggregate, and says what is broken and what was not checked.
 
-use std::time::Duration;
+use std::{hash::RandomState, time::Duration};
 
 use flexcore_domain::{AggregateKey, Slot};
 use serde::Serialize;
 
-use crate::{Error, EventStore, Filter, Read, Recorded, topology, unavailable};
+use crate::{
+    Error, EventStore, Filter, Read, Recorded,
+    links::{Links, Part},
+    topology, unavailable,
+};
 
 /// What a walk found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -22,15 +26,18 @@ pub struct Report {
     pub not_checked: u64,
     /// The first break, in words; `None`: contiguous and unchanged, where it was checked.
     pub broken: Option<String>,
-    /// Aggregates and other subjects with a break; reading stops where messages are missing.
+    /// Aggregates and other subjects with a break, at least; reading stops where messages are missing.
     pub breaks: u64,
     /// Times that the log was read: with many aggregates once for its messages, and again a slot at a
-    /// time, so that all of them are checked in bounded memory.
+    /// time, so that all of them are checked in bounded memory. A third time: slots with more than there
+    /// is memory for were read again, a part of their aggregates at a time.
     pub passes: u64,
 }
 
 /// Commits between two calls of the progress function.
 const STEP: usize = 1_000;
+/// Most parts in which a slot's aggregates are checked, and so most times that it is read again.
+const PARTS_MAX: u64 = 256;
 /// Times of two seconds in which nothing comes before the broker is taken to be away.
 const SILENT_MAX: u32 = 5;
 
@@ -54,7 +61,7 @@ pub async fn verify(
     // Links are remembered in two generations: what is met again within half the room is there.
     let at_once = subjects <= links_max as u64 / 2;
     let mut report = Report { passes: 1, ..Report::default() };
-    let links = if at_once { links_max } else { 0 };
+    let links = at_once.then(|| Links::with_room_for(links_max));
     let all = if at_once { end } else { 2 * end };
     let told = |report: &Report| progress(report.last_sequence, all);
     walk(store, Filter::Everything, end, links, &mut report, told).await?;
@@ -65,10 +72,49 @@ pub async fn verify(
     for slot in Slot::all() {
         let filter = Filter::Slot(slot);
         let last = store.last_on(topology::EVENTS, &filter.subjects()[0], 0).await?.min(end);
-        let told = |linked: &Report| progress(end + linked.commits, all);
-        walk(store, filter, last, links_max, &mut linked, told).await?;
+        let (mut slots, before) = (Report::default(), linked.commits);
+        let told = |slots: &Report| progress(end + before + slots.commits, all);
+        let links = Links::with_room_for(links_max);
+        walk(store, filter.clone(), last, Some(links), &mut slots, told).await?;
+        if slots.not_checked > 0 {
+            linked.passes = 3;
+            slots = in_parts(store, &filter, last, links_max, slots).await?;
+        }
+        linked = linked.and(slots);
     }
     Ok(report.with_links(linked))
+}
+
+/// Checks a slot's aggregates again, which are too many for the memory: a part of them at a time, and
+/// smaller parts where that was not enough.
+async fn in_parts(
+    store: &EventStore,
+    filter: &Filter,
+    last: u64,
+    links_max: usize,
+    mut slots: Report,
+) -> Result<Report, Error> {
+    let room = links_max as u64 / 2;
+    if room == 0 {
+        return Ok(slots);
+    }
+    let mut of = slots.aggregates.div_ceil(room).next_power_of_two().max(2);
+    while slots.not_checked > 0 && of <= PARTS_MAX {
+        let (keys, mut parts) = (RandomState::new(), Report::default());
+        for number in 0..of {
+            let links = Links::of_part(Part { keys: keys.clone(), number, of }, links_max);
+            let mut part = Report::default();
+            walk(store, filter.clone(), last, Some(links), &mut part, |_| ()).await?;
+            // What is no commit at all is found in each part.
+            let breaks = parts.breaks.max(part.breaks);
+            parts = Report { breaks, ..parts.and(part) };
+        }
+        slots.broken = slots.broken.or(parts.broken);
+        slots.breaks = slots.breaks.max(parts.breaks);
+        slots.not_checked = parts.not_checked;
+        of *= 2;
+    }
+    Ok(slots)
 }
 
 async fn one(store: &EventStore, key: &AggregateKey) -> Result<Report, Error> {
@@ -89,11 +135,11 @@ async fn walk(
     store: &EventStore,
     filter: Filter,
     last: u64,
-    links_max: usize,
+    links: Option<Links>,
     report: &mut Report,
     mut progress: impl FnMut(&Report),
 ) -> Result<(), Error> {
-    let mut subscription = store.subscribe_with(filter, 1, links_max).await?;
+    let mut subscription = store.subscribe_with(filter, 1, links).await?;
     let mut silent = 0;
     while subscription.read_to() < last {
         match subscription.next_batch(STEP, Duration::from_secs(2)).await {
@@ -144,6 +190,20 @@ impl Report {
     fn broken_by(&mut self, reason: String) {
         self.broken.get_or_insert(reason);
         self.breaks += 1;
+    }
+
+    /// With what another reader found in another place.
+    fn and(self, other: Self) -> Self {
+        Self {
+            commits: self.commits + other.commits,
+            events: self.events + other.events,
+            last_sequence: self.last_sequence.max(other.last_sequence),
+            aggregates: self.aggregates + other.aggregates,
+            not_checked: self.not_checked + other.not_checked,
+            broken: self.broken.or(other.broken),
+            breaks: self.breaks + other.breaks,
+            passes: self.passes.max(other.passes),
+        }
     }
 
     /// With what the slots' readers found, which together have read what this one has.
