@@ -8,6 +8,7 @@ mod catalog;
 mod growth;
 mod interest;
 mod kept;
+mod origins;
 mod queue;
 mod reading;
 mod replicas;
