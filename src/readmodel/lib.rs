@@ -45,13 +45,13 @@ use sqlx::{
 pub use epoch::Owned;
 pub use error::Error;
 pub use explain::Explained;
-pub use named::ROWS_MAX;
+pub use named::{RESULT_BYTES_MAX, ROWS_MAX};
 pub use page::Page;
 pub use plan::{Change, KEY_BYTES_MAX, Plan, Reads, Unfit};
 pub use portion::{Mark, Portions};
 pub use rebuild::{Rebuild, Requests};
 pub use select::{Filter, Op, Select};
-pub use status::{State, Status};
+pub use status::{Serving, State, Status};
 pub use version::{COLUMNS_MAX, RESERVED_COLUMNS, Version, Versions, check_names};
 pub use wait::{Unreached, look_timeout};
 pub use write::{Move, Parked, Part};

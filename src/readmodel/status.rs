@@ -60,7 +60,40 @@ impl Status {
     }
 }
 
+/// The version of a read model that queries read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Serving {
+    /// The read model.
+    pub read_model: Name,
+    /// Of its declaration.
+    pub fingerprint: String,
+    /// As [`Status::position_max`].
+    pub position_max: u64,
+}
+
 impl ReadModels {
+    /// Every version that serves: what is cheap to ask for.
+    pub async fn serving(&self) -> Result<Vec<Serving>, Error> {
+        let rows = sqlx::query(
+            "select p.read_model, p.fingerprint, \
+                    (select coalesce(max(position), 0) from flexcore.checkpoints c \
+                     where c.projection_id = p.id) \
+             from flexcore.projections p where p.state = 'serving' order by p.read_model",
+        )
+        .fetch_all(&self.pool)
+        .await?;
+        let serving = |row: &sqlx::postgres::PgRow| {
+            let name: &str = row.try_get(0)?;
+            Ok(Serving {
+                read_model: Name::parse(name)
+                    .map_err(|error| Error::Database(error.to_string()))?,
+                fingerprint: row.try_get(1)?,
+                position_max: row.try_get::<i64, _>(2)?.unsigned_abs(),
+            })
+        };
+        rows.iter().map(serving).collect()
+    }
+
     /// Every version of every read model, retired ones included.
     pub async fn status(&self) -> Result<Vec<Status>, Error> {
         let rows = sqlx::query(

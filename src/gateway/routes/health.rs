@@ -12,8 +12,9 @@ use std::{
 };
 
 use axum::{extract::State, http::StatusCode, response::Response};
+use flexcore_domain::Catalog;
 use flexcore_eventstore as eventstore;
-use flexcore_readmodel as readmodel;
+use flexcore_readmodel::{self as readmodel, Serving};
 use serde_json::json;
 use tokio::sync::Mutex;
 
@@ -165,8 +166,25 @@ async fn look(shared: &Shared) -> Arc<[Missing]> {
     missing
 }
 
+/// The first read model that serves by a former declaration and has not read the whole log: it may stand
+/// before an event that is newer than that, until its successor is built.
+fn behind(catalog: &Catalog, serving: &[Serving], last: u64) -> Option<String> {
+    let is_former = |version: &&Serving| {
+        let declared = catalog.read_model(version.read_model.as_str());
+        declared.is_some_and(|declared| declared.fingerprint != version.fingerprint)
+    };
+    let mut former = serving.iter().filter(is_former);
+    let late = former.find(|version| version.position_max < last)?;
+    let behind = last - late.position_max;
+    Some(format!(
+        "{} is being built anew; until then the version that serves may stand still, now {behind} \
+         commits behind",
+        late.read_model
+    ))
+}
+
 /// What is wrong with the read models: their tables were dropped, they are of another log, they hold
-/// back an aggregate that is broken in the log, or one of them cannot be managed. When Postgres or the
+/// back an aggregate that is broken in the log, one of them cannot be managed, or is old. When Postgres or the
 /// broker is away, nobody can tell.
 async fn read_models(shared: &Shared) -> Option<Missing> {
     let compared = async {
@@ -186,8 +204,11 @@ async fn read_models(shared: &Shared) -> Option<Missing> {
             return Ok(Some(HELD.to_owned()));
         }
         let troubles = shared.read_models.troubles().await?;
-        let one = troubles.into_iter().next();
-        Ok(one.map(|(name, what)| format!("{name} cannot be changed: {what}")))
+        if let Some((name, what)) = troubles.into_iter().next() {
+            return Ok(Some(format!("{name} cannot be changed: {what}")));
+        }
+        let serving = shared.read_models.serving().await?;
+        Ok(recognised.ok().and_then(|end| behind(&shared.catalog(), &serving, end.last_sequence)))
     };
     let why = match tokio::time::timeout(READINESS_TIMEOUT, compared).await {
         Ok(Ok(why)) => why?,
@@ -213,4 +234,26 @@ async fn check<T>(
         Err(_) => "it does not answer",
     };
     Some(Missing { what, why: why.into() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_former_version_that_stands_still_is_told_until_its_successor_serves() {
+        let catalog = crate::fixture::catalog();
+        let model = catalog.read_model("flights").expect("the fixture has it");
+        let serving = |fingerprint: &str, position_max| Serving {
+            read_model: model.name.clone(),
+            fingerprint: fingerprint.to_owned(),
+            position_max,
+        };
+        let told = |serving| behind(&catalog, &[serving], 10);
+        let said = told(serving("former", 7)).unwrap_or_default();
+        assert!(said.starts_with("flights is being built anew") && said.contains("3 commits"));
+        assert_eq!(told(serving("former", 10)), None, "it has read all");
+        assert_eq!(told(serving(&model.fingerprint, 7)), None, "it reads on");
+        assert_eq!(behind(&Catalog::default(), &[serving("former", 7)], 10), None, "removed");
+    }
 }
