@@ -223,7 +223,7 @@ impl From<readmodel::Error> for Problem {
             E::UnknownReadModel { known, .. } => {
                 Self::new(&problems::UNKNOWN_READ_MODEL, text).with("known", known)
             }
-            E::QueryFailed { .. } | E::TooManyRows { .. } => {
+            E::QueryFailed { .. } | E::TooManyRows { .. } | E::ResultTooLarge { .. } => {
                 Self::new(&problems::FAULTY_QUERY, text)
             }
             E::NotBuilt(_) | E::ColumnNotBuilt { .. } | E::Gone(_) => {

@@ -117,7 +117,8 @@ fn judge<T>(result: &Result<T, Error>) -> Verdict {
             Error::NotBuilt(_)
             | Error::ColumnNotBuilt { .. }
             | Error::NotYet { .. }
-            | Error::TooManyRows { .. },
+            | Error::TooManyRows { .. }
+            | Error::ResultTooLarge { .. },
         ) => Verdict::Success,
         // Refused before Postgres was asked, or by it: which one is not told apart.
         Err(_) => Verdict::Neutral,

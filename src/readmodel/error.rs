@@ -78,6 +78,16 @@ pub enum Error {
         /// Most rows that are returned.
         max: usize,
     },
+    /// The query's rows take more bytes than are returned at once.
+    #[error(
+        "the rows of query {query} take more than {bytes_max} bytes; let its statement return less"
+    )]
+    ResultTooLarge {
+        /// The query.
+        query: Name,
+        /// Most bytes that are returned.
+        bytes_max: usize,
+    },
     /// The column is declared, but the version that has it is being built. Leave it out, or try again
     /// later.
     #[error(

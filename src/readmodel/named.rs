@@ -14,6 +14,9 @@ use crate::{
 
 /// Most rows that a named query returns.
 pub const ROWS_MAX: usize = 10_000;
+/// Most bytes of a named query's rows as JSON, and of a page's but for its last row: whoever asks holds
+/// them in memory, and a statement can make a gigabyte of a few words.
+pub const RESULT_BYTES_MAX: usize = 16 << 20;
 
 impl ReadModels {
     /// Runs a named query for one tenant, read only; returns a JSON array of objects. Fails when a
@@ -46,10 +49,21 @@ impl ReadModels {
         if count > ROWS_MAX as i64 {
             return Err(Error::TooManyRows { query: query.name.clone(), max: ROWS_MAX });
         }
-        Ok(row.try_get("rows")?)
+        let rows: Option<String> = row.try_get("rows")?;
+        rows.ok_or_else(|| Error::ResultTooLarge {
+            query: query.name.clone(),
+            bytes_max: RESULT_BYTES_MAX,
+        })
     }
 
     pub(crate) async fn query_failed(&self, query: &QueryDefinition, error: sqlx::Error) -> Error {
+        let outdated = code(&error).as_deref() == Some("42501")
+            && self.readers.drop_outdated().await.unwrap_or(false);
+        if outdated {
+            // Everything was made anew since, and is being filled.
+            let reads: Vec<&str> = query.reads.iter().map(Name::as_str).collect();
+            return Error::NotBuilt(reads.join(", "));
+        }
         let failed = match (code(&error).as_deref(), Error::from(error)) {
             (Some("57014"), _) => return Error::Timeout(self.settings.statement_timeout),
             // Syntax and names: what it was prepared against may not serve yet.
@@ -97,12 +111,15 @@ pub(crate) struct Whole {
     pub(crate) before: usize,
 }
 
-/// The whole statement that runs an author's: its rows as one JSON array.
+/// The whole statement that runs an author's: its rows as one JSON array, null where that is too large.
 pub(crate) fn whole(sql: &str) -> Whole {
-    let head = "select coalesce(json_agg(row_to_json(_q)), '[]')::text as rows, \
-        count(*) as count from (select * from (";
+    let head = format!(
+        "select case when octet_length(rows) <= {RESULT_BYTES_MAX} then rows end as rows, count \
+         from (select coalesce(json_agg(row_to_json(_q)), '[]')::text as rows, \
+         count(*) as count from (select * from ("
+    );
     // The statement may end in a comment: hence the line's end after it.
-    let text = format!("{head}{sql}\n) as _statement limit {}) as _q", ROWS_MAX + 1);
+    let text = format!("{head}{sql}\n) as _statement limit {}) as _q) as _all", ROWS_MAX + 1);
     Whole { text, before: head.len() }
 }
 

@@ -5,8 +5,13 @@ use flexcore_domain::{
     Name, Tenant,
     definition::{ColumnKind, ReadModelDefinition},
 };
+use futures::{Stream, TryStreamExt as _};
 use serde_json::Value;
-use sqlx::{AssertSqlSafe, Row as _, postgres::PgArguments, types::Json};
+use sqlx::{
+    AssertSqlSafe, Row as _,
+    postgres::{PgArguments, PgRow},
+    types::Json,
+};
 
 use crate::{
     Error, ReadModels,
@@ -14,6 +19,7 @@ use crate::{
     cell::Cell,
     error::code,
     indexes,
+    named::RESULT_BYTES_MAX,
     select::{self, Filter, Op, Select},
 };
 
@@ -65,23 +71,14 @@ impl ReadModels {
         let statement = self.statement(model, select).await?;
         let mut reading = self.read_as(tenant).await?;
         let fetched = sqlx::query_with(AssertSqlSafe(statement.sql), statement.arguments)
-            .fetch_all(&mut *reading)
-            .await;
+            .fetch(&mut *reading);
+        let gathered = gather(fetched, select.limit() as usize).await;
         reading.end().await;
-        let fetched = fetched.map_err(|error| self.failed(model, error))?;
-        let limit = select.limit() as usize;
-        let mut rows = String::from("[");
-        for (index, row) in fetched.iter().take(limit).enumerate() {
-            if index > 0 {
-                rows.push(',');
-            }
-            rows.push_str(row.try_get("row")?);
-        }
-        rows.push(']');
-        let next_cursor = match fetched.get(limit).and_then(|_| fetched.get(limit - 1)) {
-            Some(last) => Some(write_cursor(model, select, last.try_get("after")?)),
-            None => None,
+        let (rows, after) = match gathered {
+            Ok(gathered) => gathered,
+            Err(error) => return Err(self.failed(model, error).await),
         };
+        let next_cursor = after.map(|after| write_cursor(model, select, &after));
         Ok(Page { rows, next_cursor })
     }
 
@@ -100,8 +97,10 @@ impl ReadModels {
             .fetch_one(&mut *reading)
             .await;
         reading.end().await;
-        let row = row.map_err(|error| self.failed(model, error))?;
-        Ok(row.try_get::<Json<Value>, _>(0)?.0)
+        match row {
+            Ok(row) => Ok(row.try_get::<Json<Value>, _>(0)?.0),
+            Err(error) => Err(self.failed(model, error).await),
+        }
     }
 
     async fn statement(
@@ -119,8 +118,12 @@ impl ReadModels {
         asked.statement(after.as_deref())
     }
 
-    fn failed(&self, model: &ReadModelDefinition, error: sqlx::Error) -> Error {
+    async fn failed(&self, model: &ReadModelDefinition, error: sqlx::Error) -> Error {
         match code(&error).as_deref() {
+            // insufficient_privilege: everything was made anew since, and is being filled.
+            Some("42501") if self.readers.drop_outdated().await.unwrap_or(false) => {
+                Error::NotBuilt(model.name.to_string())
+            }
             // undefined_table, undefined_column, and undefined_function, as two types have no
             // comparison: what serves is not what was looked up.
             Some("42P01" | "42703" | "42883") => Error::NotBuilt(model.name.to_string()),
@@ -128,6 +131,29 @@ impl ReadModels {
             _ => error.into(),
         }
     }
+}
+
+/// As many rows as a page may have, as a JSON array; and the last one's place in the order, when there
+/// are more.
+async fn gather(
+    mut fetched: impl Stream<Item = Result<PgRow, sqlx::Error>> + Unpin,
+    limit: usize,
+) -> Result<(String, Option<String>), sqlx::Error> {
+    let (mut rows, mut count, mut last) = (String::from("["), 0, None);
+    while let Some(row) = fetched.try_next().await? {
+        if count == limit || rows.len() > RESULT_BYTES_MAX {
+            rows.push(']');
+            return Ok((rows, last));
+        }
+        if count > 0 {
+            rows.push(',');
+        }
+        rows.push_str(row.try_get("row")?);
+        last = Some(row.try_get("after")?);
+        count += 1;
+    }
+    rows.push(']');
+    Ok((rows, None))
 }
 
 /// The whole order: what is asked for, then the key, so that no two rows are equal in it.

@@ -169,6 +169,16 @@ impl Readers {
         }
     }
 
+    /// Drops the sessions whose login is not the one that the database has by now, as when its schemas
+    /// were dropped and made anew: their seals are good for nothing. Returns whether there were any.
+    pub(crate) async fn drop_outdated(&self) -> Result<bool, Error> {
+        let login = Login::read(&self.owner).await?;
+        let mut idle = self.idle();
+        let before = idle.len();
+        idle.retain(|kept| *kept.login == login);
+        Ok(idle.len() < before)
+    }
+
     fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Session>> {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -237,6 +237,10 @@ fn kib(bytes: usize) -> String {
     format!("{} KiB", bytes >> 10)
 }
 
+fn mib(bytes: usize) -> String {
+    format!("{} MiB", bytes >> 20)
+}
+
 fn thousands(number: usize) -> String {
     if number < 1_000 {
         return number.to_string();
@@ -269,7 +273,21 @@ fn the_limits_in_the_readme_are_those_of_the_code() {
             format!("{} and {} characters", script::CODE_CHARS_MAX, script::MESSAGE_CHARS_MAX),
         ),
         ("rows of a page of a read model", thousands(readmodel::select::LIMIT_MAX as usize)),
-        ("rows of a named query", thousands(readmodel::ROWS_MAX)),
+        (
+            "rows of a named query",
+            format!(
+                "{}, together {} of JSON",
+                thousands(readmodel::ROWS_MAX),
+                mib(readmodel::RESULT_BYTES_MAX)
+            ),
+        ),
+        (
+            "bytes of a page of a read model",
+            format!(
+                "{}, and a row: the page ends there, and its cursor goes on",
+                mib(readmodel::RESULT_BYTES_MAX)
+            ),
+        ),
         ("a query", format!("{query_s} s")),
         ("events in an answer", thousands(gateway::EVENTS_PAGE_MAX)),
         (

@@ -6,6 +6,7 @@ use flexcore_domain::{
     Application, Name,
     definition::{ColumnKind, SourceFile},
 };
+use flexcore_readmodel::{Error, RESULT_BYTES_MAX, Select};
 
 use crate::database::{Database, model, tenant};
 
@@ -126,7 +127,7 @@ async fn queries_are_held_to_the_new_columns_beside_those_in_use() {
         let (models, deployed) = (database.models.clone(), deployed.clone());
         checks.push(tokio::spawn(async move { models.check_queries(&deployed).await.unwrap() }));
     }
-    let select = flexcore_readmodel::Select::parse(&old, &[]).unwrap();
+    let select = Select::parse(&old, &[]).unwrap();
     while checks.iter().any(|check| !check.is_finished()) {
         database.models.select(&tenant("a"), &old, &select).await.unwrap();
     }
@@ -148,10 +149,11 @@ async fn queries_are_held_to_the_new_columns_beside_those_in_use() {
 #[tokio::test]
 async fn a_statement_that_breaks_out_is_refused_and_does_nothing() {
     let database = Database::new().await;
-    let evil = "as _statement limit 1) as _q; rollback; begin; \
+    let evil = "as _statement limit 1) as _q) as _all; rollback; begin; \
                 create table public.pwned as select 1; commit; begin; \
-                create view rm._checked as select 1; select 1 from (select * from (select 1";
-    let one = "as _statement limit 1) as _q; create table public.pwned as select 1; --";
+                create view rm._checked as select 1; select 1 \
+                from (select * from (select * from (select 1";
+    let one = "as _statement limit 1) as _q) as _all; create table public.pwned as select 1; --";
     for (evil, said) in [
         (format!("select k from rm.things) {evil}"), "multiple commands"),
         (format!("select k from rm.things) {one}"), "syntax error"),
@@ -167,4 +169,59 @@ async fn a_statement_that_breaks_out_is_refused_and_does_nothing() {
         let pwned = database.one("select to_regclass('public.pwned')::text").await;
         assert_eq!(pwned, "", "{evil}");
     }
+}
+
+/// A few words once made a gigabyte, which the gateway then held.
+#[tokio::test]
+async fn a_result_is_as_large_as_it_may_be_and_no_larger() {
+    let database = Database::new().await;
+    let old = model("things", "f", &[("k", ColumnKind::Text)], []);
+    database.serving(&old).await;
+    let large = ("large", "n: integer", "select repeat('x', :n::integer) as v");
+    let application = application(&[large]);
+    let query = &application.queries["large"];
+    let frame = r#"[{"v":""}]"#.len();
+    for (bytes, is_taken) in
+        [(RESULT_BYTES_MAX - 1, true), (RESULT_BYTES_MAX, true), (RESULT_BYTES_MAX + 1, false)]
+    {
+        let params = [("n".to_owned(), (bytes - frame).to_string())];
+        let answered = database.models.run_query(&tenant("a"), query, &params).await;
+        let size = answered.as_ref().map(String::len);
+        assert_eq!(size.is_ok_and(|size| size == bytes), is_taken, "{size:?} of {bytes}");
+        let refused = matches!(answered, Err(Error::ResultTooLarge { .. }));
+        assert_eq!(refused, !is_taken, "{bytes}");
+    }
+}
+
+/// A thousand rows may be of any size: their page ends early, and no row is lost by it.
+#[tokio::test]
+async fn a_page_of_large_rows_ends_early_and_goes_on_by_its_cursor() {
+    const ROWS: usize = 20;
+    const ROW_BYTES: usize = 2 << 20;
+    let database = Database::new().await;
+    let columns = [("k", ColumnKind::Text), ("long", ColumnKind::Text)];
+    let large = model("large", "f", &columns, []);
+    database.serving(&large).await;
+    let fill = format!(
+        "insert into rm.large_v1 (tenant, k, long) select 'a', to_char(i, '00'), \
+         repeat('x', {ROW_BYTES}) from generate_series(1, {ROWS}) i"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(fill)).execute(&database.admin).await.unwrap();
+    let (mut pages, mut keys, mut cursor) = (0, Vec::new(), None);
+    loop {
+        let params: Vec<(String, String)> =
+            cursor.map(|cursor| ("cursor".to_owned(), cursor)).into_iter().collect();
+        let select = Select::parse(&large, &params).unwrap();
+        let page = database.models.select(&tenant("a"), &large, &select).await.unwrap();
+        assert!(page.rows.len() < RESULT_BYTES_MAX + ROW_BYTES + 100, "{}", page.rows.len());
+        let rows: Vec<serde_json::Value> = serde_json::from_str(&page.rows).unwrap();
+        keys.extend(rows.iter().map(|row| row["k"].as_str().unwrap().to_owned()));
+        pages += 1;
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            break;
+        }
+    }
+    let all: Vec<String> = (1..=ROWS).map(|number| format!(" {number:02}")).collect();
+    assert_eq!((pages, keys), (3, all));
 }
