@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::{
-    bench_append, bench_commands, bench_growth, bench_http, bench_latency, bench_load,
+    bench_append, bench_commands, bench_growth, bench_http, bench_ids, bench_latency, bench_load,
     bench_overload, bench_projection, bench_rebuild, bench_scale, bench_shares, config::Config,
     out,
 };
@@ -66,6 +66,8 @@ enum Bench {
     Scale,
     /// Append, load and projection as the log grows tenfold, and again
     Growth,
+    /// The hash of a payload's value, and an aggregate with a million command ids
+    Ids,
 }
 
 /// How a bench is run.
@@ -198,6 +200,7 @@ async fn one(bench: Bench, run: &Run<'_>) -> anyhow::Result<Figure> {
         Bench::Load => bench_load::run(run).await,
         Bench::Scale => bench_scale::run(run).await,
         Bench::Growth => bench_growth::run(run).await,
+        Bench::Ids => bench_ids::run(run).await,
     }
 }
 

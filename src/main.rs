@@ -11,6 +11,7 @@ mod bench_client;
 mod bench_commands;
 mod bench_growth;
 mod bench_http;
+mod bench_ids;
 mod bench_latency;
 mod bench_load;
 mod bench_overload;

@@ -12,6 +12,7 @@ mod guesses;
 mod lane;
 #[cfg(test)]
 mod lane_tests;
+pub mod measure;
 mod memory;
 #[cfg(test)]
 mod memory_tests;
@@ -20,6 +21,8 @@ mod perform;
 mod queue;
 mod requests;
 mod slots;
+#[cfg(test)]
+mod some_keys;
 mod turns;
 
 use std::{

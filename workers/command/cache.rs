@@ -252,17 +252,8 @@ impl Cache {
 
 #[cfg(test)]
 mod tests {
-    use flexcore_domain::{AggregateId, AggregateName};
-
     use super::*;
-
-    fn key(tenant: &str, id: usize) -> AggregateKey {
-        AggregateKey::new(
-            Tenant::parse(tenant).unwrap(),
-            AggregateName::parse("counter").unwrap(),
-            AggregateId::parse(&id.to_string()).unwrap(),
-        )
-    }
+    use crate::command::some_keys::key;
 
     fn entry() -> Entry {
         Entry::new([0; 16].into())

@@ -236,11 +236,10 @@ impl<T> Turns<T> {
 
 #[cfg(test)]
 mod tests {
-    use flexcore_domain::{AggregateId, AggregateName};
-
     use std::{sync::OnceLock, time::Duration};
 
     use super::*;
+    use crate::command::some_keys::key;
 
     fn at() -> Instant {
         static AT: OnceLock<Instant> = OnceLock::new();
@@ -250,14 +249,6 @@ mod tests {
     /// Nobody is held back but by this bound.
     fn turns(at_once_max: usize) -> Turns<&'static str> {
         Turns::new(at_once_max, Beside::new(1 << 20, 1 << 20))
-    }
-
-    fn key(tenant: &str, id: usize) -> AggregateKey {
-        AggregateKey::new(
-            Tenant::parse(tenant).unwrap(),
-            AggregateName::parse("counter").unwrap(),
-            AggregateId::parse(&id.to_string()).unwrap(),
-        )
     }
 
     fn begun(turns: &mut Turns<&'static str>) -> Vec<&'static str> {

@@ -1,6 +1,6 @@
 //! Commands that come again when much has come between.
 
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering};
 
 use flexcore_cluster::{Kind, Owners};
 use flexcore_domain::{Command, CommandId, Outcome, command::header};
@@ -29,6 +29,26 @@ impl Rig {
         self.settled().await;
     }
 
+    /// Bytes that come from the broker while an unknown command is asked for.
+    async fn read_for(&self, id: &str, owners: &Owners) -> u64 {
+        let client = self.store.client();
+        let bytes = || client.statistics().in_bytes.load(Ordering::Relaxed);
+        let before = bytes();
+        assert_eq!(self.ask_for(owners, id).await, Outcome::Unknown, "{id}");
+        bytes() - before
+    }
+
+    /// The ids of the commands that were put aside.
+    async fn put_aside(&self) -> Vec<String> {
+        let dead = self.store.jetstream().get_stream(topology::DEAD).await.unwrap();
+        let mut ids = Vec::new();
+        for sequence in 1..=dead.cached_info().state.last_sequence {
+            let message = dead.get_raw_message(sequence).await.unwrap();
+            ids.push(message.headers.get(header::OWN_COMMAND_ID).unwrap().to_string());
+        }
+        ids
+    }
+
     /// What the slot's owner says of a command.
     async fn ask_for(&self, owners: &Owners, id: &str) -> Outcome {
         let question = |epoch, _| {
@@ -52,6 +72,8 @@ async fn a_command_is_applied_once_however_much_comes_between() {
     let owners = Owners::attach(rig.store.client()).await.unwrap();
     rig.put_all(0..COMMANDS, r#"{"a":1,"b":[2.0]}"#).await;
     assert_eq!(rig.recorded().await.len(), COMMANDS);
+    let log = rig.store.jetstream().get_stream(topology::EVENTS).await.unwrap();
+    let log_bytes = log.cached_info().state.bytes;
     // The same worker; one that starts from a snapshot; and one that finds none.
     for next in ["the same", "from a snapshot", "from the log"] {
         if next != "the same" {
@@ -65,6 +87,13 @@ async fn a_command_is_applied_once_however_much_comes_between() {
             }
             worker = rig.work(accepts()).await;
         }
+        // A question for one that never was: from the broker comes what the aggregate lacks.
+        let cold = rig.read_for("never", &owners).await;
+        let warm = rig.read_for("never-either", &owners).await;
+        if next == "from a snapshot" {
+            assert!(cold < log_bytes / 2, "{cold} bytes of the log's {log_bytes} were read");
+        }
+        assert!(warm < 10_000, "{next}: {warm} bytes were read");
         // Serialised again, as clients do; and another command of an old id.
         rig.put_all((0..COMMANDS).step_by(70), r#"{ "b" : [ 2 ], "\u0061" : 1e0 }"#).await;
         rig.put_all(0..1, r#"{"a":2}"#).await;
@@ -78,6 +107,8 @@ async fn a_command_is_applied_once_however_much_comes_between() {
     }
     let Some(Outcome::Dead { reason }) = rig.outcome("c-0").await else { panic!("not refused") };
     assert!(reason.contains("id"), "{reason}");
+    // One a round, of the same id with another payload; no repetition is among them.
+    assert_eq!(rig.put_aside().await, ["c-0", "c-0", "c-0"]);
     worker.abort();
     rig.servers.stop().await;
 }
@@ -98,6 +129,7 @@ async fn a_stored_command_that_has_committed_is_not_applied_again_after_many_oth
     rig.settled().await;
     let recorded = rig.recorded().await;
     assert_eq!(recorded.iter().filter(|id| *id == "stored").count(), 1, "{}", recorded.len());
+    assert_eq!(rig.put_aside().await, [""; 0]);
     worker.abort();
     rig.servers.stop().await;
 }
