@@ -23,12 +23,21 @@ struct Tested {
     failure: Option<Failure>,
 }
 
-/// Runs all tests and prints what came of each. Returns whether all passed; fails when there is
-/// none, or one that cannot be read.
+/// Runs all tests and prints what came of each. Returns whether all passed: of an application without
+/// a folder of tests nothing failed. Fails when there is such a folder and no test in it, or one that
+/// cannot be read.
 pub(crate) fn run(dir: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result<bool> {
     let application = apply::read(dir)?;
     let (mut scenarios, mut problems) = (Vec::new(), Vec::new());
-    for SourceFile { path, text } in application_folder::files(&dir.join(TESTS))? {
+    let folder = dir.join(TESTS);
+    if !folder.exists() {
+        if !json {
+            let (name, folder) = (&application.name, folder.display());
+            writeln!(out, "{name}: nothing to test; tests would stand in {folder}")?;
+        }
+        return Ok(true);
+    }
+    for SourceFile { path, text } in application_folder::files(&folder)? {
         let file = SourceFile { path: format!("{TESTS}/{path}"), text };
         match scenario::read(&application, &file) {
             Ok(read) => scenarios.extend(read),
@@ -38,7 +47,7 @@ pub(crate) fn run(dir: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result
     if !problems.is_empty() {
         bail!(application_folder::listed(&problems));
     }
-    ensure!(!scenarios.is_empty(), "{} has no tests", dir.join(TESTS).display());
+    ensure!(!scenarios.is_empty(), "{} has no tests", folder.display());
     let mut failed = 0;
     for scenario in &scenarios {
         let tested = test(scenario);
@@ -79,4 +88,27 @@ fn print(tested: &Tested, out: &mut dyn Write) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_application_without_tests_has_nothing_that_fails() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("bare");
+        std::fs::create_dir(&folder).unwrap();
+        let text = "aggregate: thing\ncommands: { set: { decide: \"() => []\" } }\n\
+            events: { set: { data: { type: object }, evolve: \"(state) => state\" } }\n";
+        std::fs::write(folder.join("thing.yaml"), text).unwrap();
+        let mut said = Vec::new();
+        assert!(run(&folder, false, &mut said).unwrap());
+        let said = String::from_utf8(said).unwrap();
+        assert!(said.starts_with("bare: nothing to test; "), "{said}");
+        // A folder for tests is there for some.
+        std::fs::create_dir(folder.join(TESTS)).unwrap();
+        let refused = run(&folder, false, &mut Vec::new()).unwrap_err().to_string();
+        assert!(refused.ends_with("has no tests"), "{refused}");
+    }
 }

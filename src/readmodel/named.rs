@@ -58,7 +58,7 @@ impl ReadModels {
 
     pub(crate) async fn query_failed(&self, query: &QueryDefinition, error: sqlx::Error) -> Error {
         let outdated = code(&error).as_deref() == Some("42501")
-            && self.readers.drop_outdated().await.unwrap_or(false);
+            && matches!(self.readers.drop_outdated().await, Ok(true) | Err(Error::NotBuilt(_)));
         if outdated {
             // Everything was made anew since, and is being filled.
             let reads: Vec<&str> = query.reads.iter().map(Name::as_str).collect();

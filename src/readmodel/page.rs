@@ -120,8 +120,10 @@ impl ReadModels {
 
     async fn failed(&self, model: &ReadModelDefinition, error: sqlx::Error) -> Error {
         match code(&error).as_deref() {
-            // insufficient_privilege: everything was made anew since, and is being filled.
-            Some("42501") if self.readers.drop_outdated().await.unwrap_or(false) => {
+            // insufficient_privilege: everything was dropped, and is being made anew. The statement is
+            // ours, and what the login may do was looked at when it came in.
+            Some("42501") => {
+                let _ = self.readers.drop_outdated().await;
                 Error::NotBuilt(model.name.to_string())
             }
             // undefined_table, undefined_column, and undefined_function, as two types have no

@@ -14,7 +14,7 @@ const SENDS: &[&str] = &[
     ".send_request(",
     ".request(",
     ".request_with_",
-    "key_value(",
+    "create_key_value(",
     "kv::",
 ];
 
@@ -32,6 +32,7 @@ const WRITES: &[(&str, usize, &str, &str)] = &[
     ("src/eventstore/load.rs", 1, "a question for one subject", QUESTION),
     ("src/eventstore/lookup.rs", 1, "a question for one number", QUESTION),
     ("src/eventstore/queue/claim.rs", 1, "a question for one pattern", QUESTION),
+    ("src/eventstore/queue/queued.rs", 1, "a question for one number", QUESTION),
     ("src/eventstore/snapshot.rs", 1, "a question without a body", QUESTION),
     ("src/cluster/bucket.rs", 3, "records: ids are cut, places are counted", RECORDS),
     ("src/cluster/owners.rs", 1, "questions: a payload has a limit of its own", "commands"),
@@ -40,6 +41,7 @@ const WRITES: &[(&str, usize, &str, &str)] = &[
     ("src/apply.rs", 1, "a question for one name", QUESTION),
     ("src/dead.rs", 1, "a whole command, which the stream has taken before", "commands"),
     ("src/demo.rs", 1, "by the publisher of commands", "commands"),
+    ("src/http.rs", 1, "over HTTP: nothing goes to the broker", QUESTION),
     ("src/publish.rs", 1, "its user is told what the stream says", "commands"),
 ];
 
