@@ -384,7 +384,7 @@ pub(crate) enum Over {
     Http,
 }
 
-/// Ask a read model or a named query
+/// Ask a read model or a named query; one that is being built is waited for, 10 s at most
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

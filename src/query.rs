@@ -1,12 +1,20 @@
 //! `flexcore query`: asks the gateway for rows of a read model or of a named query.
 
-use std::io::Write;
+use std::{
+    io::Write,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use hyper::{Method, StatusCode};
 use serde_json::Value;
 
 use crate::{cli, config::Config, http, out, token};
+
+/// How long a read model that is being built is waited for: one that was just deployed takes a moment.
+const BUILD_WAIT: Duration = Duration::from_secs(10);
+/// Between two questions meanwhile.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(
     config: &Config,
@@ -26,7 +34,14 @@ pub(crate) async fn run(
             headers: &[],
             body: None,
         };
-        http::call(gateways.clone(), call).await
+        let since = Instant::now();
+        loop {
+            let answer = http::call(gateways.clone(), call.clone()).await?;
+            if !is_built_soon(&answer) || since.elapsed() > BUILD_WAIT {
+                return anyhow::Ok(answer);
+            }
+            tokio::time::sleep(ASK_AGAIN_AFTER).await;
+        }
     };
     // The two share their names only by mistake, and a person should not have to know which is it.
     let read_model = ask(format!("/v1/query/{}", args.name)).await?;
@@ -54,6 +69,13 @@ pub(crate) async fn run(
         writeln!(out, "there are more: --limit, or --json for the cursor")?;
     }
     Ok(true)
+}
+
+/// Whether it asks for a read model that is being built.
+fn is_built_soon(answer: &http::Answer) -> bool {
+    let problem = || serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
+    answer.status == StatusCode::SERVICE_UNAVAILABLE
+        && problem()["type"] == "/problems/read-model-building"
 }
 
 fn parameters(args: &cli::Query) -> String {

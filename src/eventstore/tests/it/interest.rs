@@ -100,7 +100,7 @@ async fn what_a_widened_filter_lets_through_is_passed_over() {
     for number in 0..40 {
         let next = commit(&format!("A{number}"));
         let sequence = append(&store, &next).await;
-        own.extend((next.key.slot().number() % 2 == 0).then_some(sequence));
+        own.extend(next.key.slot().number().is_multiple_of(2).then_some(sequence));
     }
     let mut log = store.subscribe(Filter::Of(Arc::new(interest)), 1).await.unwrap();
     assert_eq!(read(&store, &mut log).await, own);

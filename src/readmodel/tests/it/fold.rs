@@ -1,7 +1,9 @@
 //! However events fall into batches, the rows are the same as those of one event at a time.
 
+use std::sync::Arc;
+
 use flexcore_domain::definition::{ColumnKind, Expression, Operation, RowChange};
-use flexcore_readmodel::{Change, Error};
+use flexcore_readmodel::{Change, Error, Version};
 use proptest::{
     prelude::*,
     strategy::ValueTree as _,
@@ -196,32 +198,10 @@ async fn sums_pass_64_bits_at_the_same_change_in_batches_of_any_size() {
                 changes(one, &commit("a", kind, at as u64 + 1, &data)).unwrap().unwrap()
             })
             .collect();
-        let mut parked = [Vec::new(), Vec::new()];
-        for ((version, cuts), parked) in
-            [(one, vec![1]), (folded, cuts.clone())].into_iter().zip(&mut parked)
-        {
-            let (mut from, mut cut) = (0, cuts.iter().cycle());
-            while from < all.len() {
-                let to = (from + *cut.next().unwrap()).min(all.len());
-                let mut left: Vec<usize> = (from..to).collect();
-                loop {
-                    let chosen = left.iter().map(|at| all[*at].clone()).collect();
-                    let part = part(version, chosen, from as u64, to as u64);
-                    match database.models.apply(&[part]).await {
-                        Ok(()) => break,
-                        Err(Error::Unappliable { changes, .. }) => {
-                            assert!(!changes.is_empty());
-                            for (at, _) in changes.into_iter().rev() {
-                                parked.push(left.remove(at));
-                            }
-                        }
-                        Err(other) => panic!("{other:?}"),
-                    }
-                }
-                from = to;
-            }
+        let mut parked = Vec::new();
+        for (version, cuts) in [(one, &vec![1]), (folded, &cuts)] {
+            parked.push(apply_all(&database, version, &all, cuts).await);
         }
-        parked.iter_mut().for_each(|parked| parked.sort_unstable());
         let expected = database.one(&format!("{ROWS} rm.one_v1 r")).await;
         let got = database.one(&format!("{ROWS} rm.folded_v1 r")).await;
         let told = format!("seed {seed:?}, cuts {cuts:?} of {list:?}");
@@ -229,4 +209,34 @@ async fn sums_pass_64_bits_at_the_same_change_in_batches_of_any_size() {
         parked_in_all += parked[0].len();
     }
     assert!(parked_in_all > 5, "{parked_in_all}");
+}
+
+/// Applies the changes in batches of these sizes, without those that the table refuses. Returns which
+/// these were.
+async fn apply_all(
+    database: &Database,
+    version: &Arc<Version>,
+    all: &[Change],
+    cuts: &[usize],
+) -> Vec<usize> {
+    let (mut from, mut cut, mut parked) = (0, cuts.iter().cycle(), Vec::new());
+    while from < all.len() {
+        let to = (from + *cut.next().unwrap()).min(all.len());
+        let mut left: Vec<usize> = (from..to).collect();
+        loop {
+            let chosen = left.iter().map(|at| all[*at].clone()).collect();
+            let part = part(version, chosen, from as u64, to as u64);
+            match database.models.apply(&[part]).await {
+                Ok(()) => break,
+                Err(Error::Unappliable { changes, .. }) => {
+                    assert!(!changes.is_empty());
+                    parked.extend(changes.into_iter().rev().map(|(at, _)| left.remove(at)));
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        from = to;
+    }
+    parked.sort_unstable();
+    parked
 }
