@@ -81,7 +81,7 @@ const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
         &["src", "workers"],
         // Defects are switched on where no setting of a release may reach, in test builds alone; tests
         // of every crate find the servers by one function.
-        &["src/config.rs", "src/cli.rs", "workers/defects.rs", "src/servers/lib.rs"],
+        &["src/config.rs", "src/cli.rs", "src/readmodel/defects.rs", "src/servers/lib.rs"],
         "read it in src/config.rs and hand it in",
     ),
     ("SystemTime::now", &["src/domain", "src/script"], &[], "take the time as an argument"),

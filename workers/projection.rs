@@ -2,9 +2,10 @@
 //!
 //! A read model belongs to a share, by its name, and a share to one worker, as the cluster's map says:
 //! a row is written by one worker, in the order of the log. One that is shared has portions, by slot, of
-//! which each belongs to the next share: its rows are, too, each written by one worker at a time. What serves of a worker's shares is read
-//! together, from one subscription into one transaction a batch; what is being built has a reader of
-//! its own until it has caught up, takes over, and joins the others.
+//! which each belongs to the next share: its rows are, too, each written by one worker at a time. What
+//! serves of a worker's shares is read together, from one subscription into one transaction a batch;
+//! what is being built has a reader of its own until it has caught up, takes over, and joins the
+//! others.
 
 mod batch;
 mod former;

@@ -43,7 +43,7 @@ pub const LEAVE_AFTER: Duration = Duration::from_millis(800);
 
 /// Processor time beyond its limit after which a call that came back counts as one that did not: it
 /// held its lane nearly as long.
-pub(crate) const OVERRUN_MAX: Duration = Duration::from_millis(250);
+pub(crate) const OVERRUN_MAX: Duration = Duration::from_millis(600);
 
 /// Threads that are left behind and run on at once in a process, with up to 64 MiB each and a low
 /// priority. A call beyond that holds its lane until one of them has ended.

@@ -25,6 +25,7 @@ const WRITES: &[(&str, usize, &str, &str)] = &[
     ("src/eventstore/publish.rs", 4, "each message is checked as encoded", "commits"),
     ("src/eventstore/acknowledged.rs", 2, "the library's refusal is for good", "snapshots"),
     ("src/eventstore/inbox.rs", 2, "questions: a subject and numbers", QUESTION),
+    ("src/eventstore/broker_time.rs", 1, "a question without a body", QUESTION),
     ("src/eventstore/deployed.rs", 1, "a question for one subject", QUESTION),
     ("src/eventstore/find.rs", 1, "a question for one subject", QUESTION),
     ("src/eventstore/kept.rs", 1, "a question for one tenant", QUESTION),

@@ -241,8 +241,8 @@ pub struct Reader {
 
 impl Reader {
     /// Asks how many messages the broker has handed to this reader. When fewer have come, and go on
-    /// being fewer, some were lost with a connection; 0 where they are asked for one by one. Fails with [`Error::Unavailable`] when the
-    /// broker is away, or has lost the reader.
+    /// being fewer, some were lost with a connection; 0 where they are asked for one by one. Fails
+    /// with [`Error::Unavailable`] when the broker is away, or has lost the reader.
     pub fn handed_out(&self) -> impl Future<Output = Result<u64, Error>> + Send + 'static {
         let asked = self.consumer.as_ref().map(|(consumer, _)| ephemeral::handed_out(consumer));
         async move {

@@ -199,12 +199,12 @@ mod tests {
         const MAX: u64 = 64 << 20;
         let (mut state, now) = (State::default(), Instant::now());
         state.looked(0, MAX, 1, now);
-        assert_eq!(fill(&mut state, "flood", 1 << 10, 1, u64::MAX), (32 << 10) + 1);
-        assert_eq!(fill(&mut state, "calm", 1 << 10, 40_000, u64::MAX), 4 << 10);
-        assert_eq!(fill(&mut state, "other", 1 << 20, 50_000, u64::MAX), 4, "bytes count");
+        assert_eq!(fill(&mut state, "flood", 1 << 10, 1, 1 << 20), (32 << 10) + 1);
+        assert_eq!(fill(&mut state, "calm", 1 << 10, 40_000, 1 << 20), 4 << 10);
+        assert_eq!(fill(&mut state, "other", 1 << 20, 50_000, 1 << 20), 4, "bytes count");
         // Half of the flood's is done.
         state.looked(24 << 20, MAX, 16 << 10, now);
-        assert!(fill(&mut state, "flood", 1 << 10, 60_000, u64::MAX) > 0);
+        assert!(fill(&mut state, "flood", 1 << 10, 60_000, 1 << 20) > 0);
         state.looked(0, MAX, 100_000, now);
         assert!(state.of.is_empty(), "nothing is left of anybody");
     }

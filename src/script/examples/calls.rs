@@ -1,10 +1,9 @@
 //! What a call of a function costs by itself, and from a task on a script thread:
 //! `cargo run --release -p flexcore-script --example calls`.
 
-#![expect(clippy::print_stdout, reason = "it is a program")]
-
 use std::{
     error::Error,
+    io::Write as _,
     sync::{Arc, mpsc},
     time::Instant,
 };
@@ -122,9 +121,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         task.push(from_a_task(definition)?);
     }
     let (direct, task) = (median(direct), median(task));
-    println!("calls a second, median of 5 times {CALLS}");
-    println!("directly     {direct:>9.0}");
-    println!("from a task  {task:>9.0}");
-    println!("a call from a task takes {:.2} µs more", 1e6 / task - 1e6 / direct);
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "calls a second, median of 5 times {CALLS}")?;
+    writeln!(out, "directly     {direct:>9.0}")?;
+    writeln!(out, "from a task  {task:>9.0}")?;
+    writeln!(out, "a call from a task takes {:.2} µs more", 1e6 / task - 1e6 / direct)?;
     Ok(())
 }
