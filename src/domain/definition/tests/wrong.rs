@@ -84,6 +84,7 @@ fn read_models() {
         ("orders: integer", "Orders: integer", "31", "must match"),
         ("orders: integer", "tenant: integer", "31", "`tenant` is taken"),
         ("orders: integer", "limit: integer", "31", "`limit` is taken"),
+        ("read_model: customers", "read_model: customers_v1", "30", "names that end in _v"),
         ("orders: integer", "min_position: integer", "31", "`min_position` is taken"),
         ("key: [customer]", "key: customer", "32", "must be a list"),
         ("key: [customer]", "key: [customer]\nshared: 2", "33", "`shared` is true or false"),

@@ -65,25 +65,37 @@ fn event() -> impl Strategy<Value = (&'static str, &'static str, Value)> {
     })
 }
 
+/// A seed to tell where a case fails, and what makes cases of it.
+fn runner() -> ([u8; 32], TestRunner) {
+    let seed = std::array::from_fn(|at| (std::process::id() >> (at % 4 * 8)) as u8);
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
+    (seed, TestRunner::new_with_rng(Config::default(), rng))
+}
+
+/// Versions of two read models that differ in name alone.
+async fn two_alike() -> (Database, Vec<Arc<Version>>) {
+    let database = Database::new().await;
+    let both = catalog(["folded", "one"].map(|name| model(name, "f", &COLUMNS, events())));
+    let versions = database.versions(&both).await;
+    (database, versions)
+}
+
+const EMPTY: &str =
+    "truncate rm.one_v1, rm.folded_v1; update flexcore.checkpoints set position = 0";
+
 const ROWS: &str = "select coalesce(json_agg(r order by r.tenant, r.k), '[]')::text from ";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn batches_of_any_size_give_the_same_rows() {
-    let seed: [u8; 32] = std::array::from_fn(|at| (std::process::id() >> (at % 4 * 8)) as u8);
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
-    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    let database = Database::new().await;
-    let both = catalog(["folded", "one"].map(|name| model(name, "f", &COLUMNS, events())));
-    let versions = database.versions(&both).await;
+    let (seed, mut runner) = runner();
+    let (database, versions) = two_alike().await;
     let [folded, one] = versions.as_slice() else { panic!("two read models") };
     for round in 0..40 {
         let length = 1 + round * 5;
         let list = prop::collection::vec(event(), length..=length);
         let list = list.new_tree(&mut runner).unwrap().current();
         let cuts = prop::collection::vec(1..=length, 1..4).new_tree(&mut runner).unwrap().current();
-        let empty =
-            "truncate rm.one_v1, rm.folded_v1; update flexcore.checkpoints set position = 0";
-        sqlx::raw_sql(empty).execute(&database.admin).await.unwrap();
+        sqlx::raw_sql(EMPTY).execute(&database.admin).await.unwrap();
         let all: Vec<Change> = list
             .iter()
             .enumerate()
@@ -159,12 +171,8 @@ async fn values_that_do_not_fit_are_refused_before_sql() {
 /// What came near 64 bits on its way stopped a read model for ever: no change was to blame alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn sums_pass_64_bits_at_the_same_change_in_batches_of_any_size() {
-    let seed: [u8; 32] = std::array::from_fn(|at| (std::process::id() >> (at % 4 * 8)) as u8);
-    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
-    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-    let database = Database::new().await;
-    let both = catalog(["folded", "one"].map(|name| model(name, "f", &COLUMNS, events())));
-    let versions = database.versions(&both).await;
+    let (seed, mut runner) = runner();
+    let (database, versions) = two_alike().await;
     let [folded, one] = versions.as_slice() else { panic!("two read models") };
     let far = (1_i64 << 53) - 1;
     let number = prop::sample::select(vec![
@@ -187,9 +195,7 @@ async fn sums_pass_64_bits_at_the_same_change_in_batches_of_any_size() {
         let list = prop::collection::vec(event.clone(), length..=length);
         let list = list.new_tree(&mut runner).unwrap().current();
         let cuts = prop::collection::vec(1..=length, 1..4).new_tree(&mut runner).unwrap().current();
-        let empty =
-            "truncate rm.one_v1, rm.folded_v1; update flexcore.checkpoints set position = 0";
-        sqlx::raw_sql(empty).execute(&database.admin).await.unwrap();
+        sqlx::raw_sql(EMPTY).execute(&database.admin).await.unwrap();
         let all: Vec<Change> = list
             .iter()
             .enumerate()
