@@ -239,7 +239,9 @@ impl Roles {
         let Installation { store, read_models, catalog, member } = installation.clone();
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
-            let running = workers::projection::run(store, read_models, catalog, member, stop);
+            let settings = workers::projection::Settings::default();
+            let running =
+                workers::projection::run(store, read_models, catalog, member, settings, stop);
             running.await.context("the projection worker stopped")
         });
     }

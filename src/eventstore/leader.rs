@@ -69,7 +69,8 @@ impl EventStore {
     }
 
     /// Stream sequence of the first message on these subjects at this sequence or behind it; `None`:
-    /// there is none. Fails as [`Self::last_on`] does.
+    /// there is none. Fails as [`Self::last_on`] does. The leader goes through all messages from there,
+    /// so each time that there was no answer it has twice as long for the next.
     pub(crate) async fn next_on(
         &self,
         stream: &str,
@@ -79,8 +80,10 @@ impl EventStore {
         let _place = self.asking.acquire().await.map_err(unavailable)?;
         let deadline = Instant::now() + REQUEST_TIMEOUT;
         let question = format!(r#"{{"seq":{from},"next_by_subj":"{subjects}"}}"#);
+        let mut patience = ASKED_AGAIN_AFTER;
         while Instant::now() < deadline {
-            let until = deadline.min(Instant::now() + ASKED_AGAIN_AFTER);
+            let until = deadline.min(Instant::now() + patience);
+            patience *= 2;
             if let Some(next) = self.ask(stream, &question, until).await? {
                 return Ok((next > 0).then_some(next));
             }

@@ -15,8 +15,11 @@ impl Subscription {
     /// was deposed and has not heard of it may answer the second question only: for a moment after a
     /// partition this may say too much. So it is good for those who wait, and nobody goes on reading
     /// behind it.
-    pub fn seen(&self) -> impl Future<Output = Result<u64, Error>> + Send + 'static {
-        seen(self.store.clone(), self.filter.subjects(), self.read_to())
+    ///
+    /// `known`: a stream sequence up to which there was nothing, as an earlier answer said; 0 for the first.
+    /// The leader goes through all that lies behind that and [`Self::read_to`].
+    pub fn seen(&self, known: u64) -> impl Future<Output = Result<u64, Error>> + Send + 'static {
+        seen(self.store.clone(), self.filter.subjects(), self.read_to().max(known))
     }
 }
 

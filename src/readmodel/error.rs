@@ -235,6 +235,18 @@ pub(crate) fn code(error: &sqlx::Error) -> Option<String> {
     error.as_database_error().and_then(|inner| inner.code()).map(Into::into)
 }
 
+/// Whether an error says "not now" about whatever is asked of Postgres.
+pub(crate) fn passes(error: &sqlx::Error) -> bool {
+    code(error).is_none_or(|code| is_passing(&code))
+}
+
+/// Whether an error says that Postgres is not there: the connection was lost or refused, the server starts,
+/// ends or only reads, or what we made in it is gone.
+pub(crate) fn is_absent(error: &sqlx::Error) -> bool {
+    let codes = ["57P", "08", "28", "3D", "25006", "3F000", "42P01"];
+    code(error).is_none_or(|code| codes.iter().any(|start| code.starts_with(start)))
+}
+
 /// At most 40 characters of what a stranger sent, for an error's text.
 pub(crate) fn cut(text: &str) -> String {
     match text.char_indices().nth(40) {

@@ -15,13 +15,16 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
 use crate::{
     Error, ReadModels, Version,
-    error::code,
+    error::{is_absent, passes},
     select::{Filter, Op},
 };
 
 /// Longest wait of a build for transactions that began before it, in milliseconds. It keeps nobody
 /// waiting meanwhile. What it has built by then is thrown away, and it is tried again.
 const LOCK_TIMEOUT_MS: u32 = 300_000;
+
+/// The same, for what a failed build left to be dropped: the next one drops it, too.
+const DROP_TIMEOUT_MS: u32 = 5_000;
 
 /// How an index's name begins: no name of a read model does.
 const PREFIX: &str = "_i";
@@ -180,12 +183,15 @@ impl ReadModels {
     /// Makes the indexes of a version and drops what is not declared any more, while rows are read and
     /// written: neither waits for it. Returns false when somebody else is at it. Takes as long as
     /// Postgres needs to read the table; given up, it is given up by Postgres too. Fails with what
-    /// stands in the way of the first that cannot be made, after the others.
+    /// stands in the way of the first that cannot be made, after the others, unless it would stand in
+    /// theirs, too. What a failed build left is dropped, where nobody holds the table. An error that is
+    /// passing says that Postgres is away, and any other one nothing about when the index can be made.
     pub async fn index(&self, version: &Version) -> Result<bool, Error> {
         if self.unindexed(&[version]).await?.is_empty() {
             return Ok(true);
         }
-        let mut connection = PgConnection::connect_with(&self.pool.connect_options()).await?;
+        let mut connection =
+            PgConnection::connect_with(&self.pool.connect_options()).await.map_err(failure)?;
         // Not every system that Postgres runs on can tell that a client has gone.
         let hears = "set client_connection_check_interval = '1s'";
         let _ = sqlx::raw_sql(hears).execute(&mut connection).await;
@@ -242,7 +248,14 @@ impl ReadModels {
             match sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await {
                 Ok(_) => tracing::info!(read_model = %version.read_model, ?step, "index"),
                 Err(error) => {
+                    let is_for_all = passes(&error);
+                    if let Step::Create(made) = &step {
+                        drop_half_built(connection, made).await;
+                    }
                     failed.get_or_insert(failure(error));
+                    if is_for_all {
+                        break;
+                    }
                 }
             }
         }
@@ -255,11 +268,39 @@ pub(crate) fn id_of(name: &str) -> Option<i64> {
     name.strip_prefix(PREFIX)?.split('_').next()?.parse().ok()
 }
 
-/// Why an index was not made. Somebody who ended the build, or came first, may not do so again.
+/// Drops what a build left that failed: it takes room on the disk, and time of all who write. Where that
+/// is not possible the next build begins with it.
+async fn drop_half_built(connection: &mut PgConnection, made: &Made) {
+    let Made { name, .. } = made;
+    let dropped = async {
+        let left: bool = sqlx::query(
+            "select exists (select from pg_index \
+             where indexrelid = to_regclass('rm.' || quote_ident($1)) and not indisvalid)",
+        )
+        .bind(name)
+        .fetch_one(&mut *connection)
+        .await?
+        .try_get(0)?;
+        if left {
+            let timeout = format!("set lock_timeout = {DROP_TIMEOUT_MS}");
+            sqlx::raw_sql(AssertSqlSafe(timeout)).execute(&mut *connection).await?;
+            let sql = format!("drop index concurrently if exists rm.\"{name}\"");
+            sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection).await?;
+            let timeout = format!("set lock_timeout = {LOCK_TIMEOUT_MS}");
+            sqlx::raw_sql(AssertSqlSafe(timeout)).execute(&mut *connection).await?;
+        }
+        Ok::<(), sqlx::Error>(())
+    };
+    if let Err(error) = dropped.await {
+        tracing::warn!(index = name, %error, "a half built index stays for now");
+    }
+}
+
+/// Why an index was not made. A lock, a disk or a limit may stand in the way for hours, and another error
+/// may be mended soon: no code says how long.
 fn failure(error: sqlx::Error) -> Error {
-    match code(&error).as_deref() {
-        // query_canceled, duplicate_table
-        Some("57014" | "42P07") => Error::Unavailable(error.to_string()),
+    match error.as_database_error() {
+        Some(raised) if !is_absent(&error) => Error::InTheWay(raised.message().to_owned()),
         _ => error.into(),
     }
 }

@@ -52,7 +52,7 @@ pub use portion::{Mark, Portions};
 pub use rebuild::{Rebuild, Requests};
 pub use select::{Filter, Op, Select};
 pub use status::{Serving, State, Status};
-pub use version::{COLUMNS_MAX, RESERVED_COLUMNS, Version, Versions, check_names};
+pub use version::{Ahead, COLUMNS_MAX, RESERVED_COLUMNS, Version, Versions, check_names};
 pub use wait::{Unreached, look_timeout};
 pub use write::{Move, Parked, Part};
 

@@ -79,6 +79,12 @@ impl Version {
     }
 }
 
+/// How far what serves had come at a look, by the slots in which a version was behind it.
+#[derive(Debug, Default)]
+pub struct Ahead {
+    of: Vec<(i16, i64)>,
+}
+
 /// What came of comparing the catalog with the database.
 #[derive(Debug, Default)]
 pub struct Versions {
@@ -223,16 +229,29 @@ impl ReadModels {
 
     /// Makes a version that has caught up the one that serves. Returns false when the one that
     /// serves is ahead, when the view is in use just now, or when something that hangs on it stands
-    /// in the way: try again. Queries go on, and never see an earlier state than before.
-    pub async fn promote(&self, version: &Version) -> Result<bool, Error> {
+    /// in the way: try again, with the same `ahead`. Queries go on, and never see an earlier state than
+    /// before. What serves stands still only while every portion of the version is on its way.
+    pub async fn promote(&self, version: &Version, ahead: &mut Ahead) -> Result<bool, Error> {
+        if !self.has_come(version, ahead).await? {
+            return Ok(false);
+        }
         let mut transaction = self.pool.begin().await?;
         let swapped = async {
             let held = version.portions.epoch_of(Slot::FIRST);
             check_epoch(&mut transaction, &version.read_model, held).await?;
-            let mut looks = if version.portions.count > 1 { LOOKS_MAX } else { 1 };
-            while is_behind(&mut transaction, version).await? {
+            hold_still(&mut transaction, version).await?;
+            let mut looks = LOOKS_MAX;
+            loop {
+                let behind = behind(&mut transaction, version).await?;
+                if behind.is_empty() {
+                    break;
+                }
                 looks -= 1;
-                if looks == 0 {
+                // Its own portions do not move while it is here.
+                let is_own = |(slot, _): &(i16, i64)| {
+                    Slot::new(slot.unsigned_abs()).is_some_and(|slot| version.portions.has(slot))
+                };
+                if looks == 0 || behind.iter().any(is_own) {
                     return Ok(false);
                 }
                 tokio::time::sleep(LOOK_AFTER).await;
@@ -258,6 +277,32 @@ impl ReadModels {
             }
             Err(Failure::Fenced(error)) => Err(error),
         }
+    }
+
+    /// Whether the version has come as far as what served at the last look, or is as far now. A look keeps
+    /// nobody waiting.
+    async fn has_come(&self, version: &Version, ahead: &mut Ahead) -> Result<bool, Error> {
+        let mut connection = self.pool.acquire().await?;
+        if ahead.of.is_empty() {
+            ahead.of = behind(&mut connection, version).await?;
+            return Ok(ahead.of.is_empty());
+        }
+        let (slots, changed): (Vec<i16>, Vec<i64>) = ahead.of.iter().copied().unzip();
+        let is_left: bool = sqlx::query(
+            "select exists (select from flexcore.reached($1) r \
+             join unnest($2::smallint[], $3::bigint[]) as a (slot, changed) on a.slot = r.slot \
+             where a.changed > r.place)",
+        )
+        .bind(version.id)
+        .bind(slots)
+        .bind(changed)
+        .fetch_one(&mut *connection)
+        .await?
+        .try_get(0)?;
+        if !is_left {
+            ahead.of.clear();
+        }
+        Ok(!is_left)
     }
 
     /// Drops the tables of replaced versions that nobody reads any more, of the read models that the
@@ -364,8 +409,8 @@ fn declared(catalog: &Catalog) -> impl Iterator<Item = (&Name, &Arc<ReadModelDef
         .flat_map(|app| app.read_models.values().map(|model| (&app.name, model)))
 }
 
-/// Whether the rows that serve are of a later moment. They can't change until the transaction ends.
-async fn is_behind(connection: &mut PgConnection, version: &Version) -> Result<bool, sqlx::Error> {
+/// Keeps the rows that serve as they are until the transaction ends.
+async fn hold_still(connection: &mut PgConnection, version: &Version) -> Result<(), sqlx::Error> {
     let timeout = format!("set local lock_timeout = {LOCK_TIMEOUT_MS}");
     sqlx::raw_sql(AssertSqlSafe(timeout)).execute(&mut *connection).await?;
     let serving = "select c.slot from flexcore.checkpoints c \
@@ -374,23 +419,29 @@ async fn is_behind(connection: &mut PgConnection, version: &Version) -> Result<b
     sqlx::query(serving)
         .bind(version.read_model.as_str())
         .bind(version.id)
-        .fetch_all(&mut *connection)
+        .fetch_all(connection)
         .await?;
-    let row = sqlx::query(
-        "select exists ( \
-             select from flexcore.reached($2) r cross join lateral ( \
-                 select max(c.changed) as changed from flexcore.checkpoints c \
-                 join flexcore.projections p on p.id = c.projection_id \
-                 where p.read_model = $1 and p.state = 'serving' and p.id <> $2 \
-                   and c.slot % p.portions = r.slot % p.portions \
-             ) s where s.changed > r.place \
-         )",
+    Ok(())
+}
+
+/// The slots for which the rows that serve are of a later moment, each with that.
+async fn behind(
+    connection: &mut PgConnection,
+    version: &Version,
+) -> Result<Vec<(i16, i64)>, sqlx::Error> {
+    sqlx::query_as(
+        "select r.slot, s.changed \
+         from flexcore.reached($2) r cross join lateral ( \
+             select max(c.changed) as changed from flexcore.checkpoints c \
+             join flexcore.projections p on p.id = c.projection_id \
+             where p.read_model = $1 and p.state = 'serving' and p.id <> $2 \
+               and c.slot % p.portions = r.slot % p.portions \
+         ) s where s.changed > r.place",
     )
     .bind(version.read_model.as_str())
     .bind(version.id)
-    .fetch_one(connection)
-    .await?;
-    row.try_get(0)
+    .fetch_all(connection)
+    .await
 }
 
 /// Points the view at the version. A view whose columns stay keeps what hangs on it.

@@ -1,23 +1,36 @@
 //! Keeps the indexes of what serves as they are declared, beside the readers: one build at a time in a
 //! process, so that Postgres has the rest of its time for others.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use flexcore_domain::Name;
 use flexcore_readmodel::{Error, ReadModels, State, Version};
 use metrics::gauge;
 use tokio::{task::JoinSet, time::Instant};
 
-use super::{LOOK_INTERVAL, RETRY_LONGEST, backoff};
+use super::readers::RETRY_LONGEST;
+
+/// First and longest pause after a build that failed. It has read and sorted the table, and may have filled
+/// the disk or waited long for somebody who is not done: it must not do so every few seconds.
+pub(super) const PAUSE_FIRST: Duration = Duration::from_mins(1);
+const PAUSE_LONGEST: Duration = Duration::from_hours(1);
 
 /// What is built, and what came of what was built.
-#[derive(Default)]
 pub(super) struct Indexing {
     /// At most one. Given up with the worker.
-    task: JoinSet<(i64, Result<bool, Error>)>,
+    task: JoinSet<Result<bool, Error>>,
     /// The version that it is for.
     at: Option<i64>,
     resting: HashMap<i64, Resting>,
+    pause: Duration,
+}
+
+/// A version that serves without the indexes that its reader could not make.
+pub(super) struct Unindexed {
+    pub(super) id: i64,
+    /// What was declared.
+    pub(super) wanted: String,
+    pub(super) error: Error,
 }
 
 /// A version whose indexes were not made.
@@ -25,13 +38,18 @@ struct Resting {
     /// Why; `None`: somebody else is at it.
     error: Option<Error>,
     attempt: u32,
-    /// When it is tried again; `None`: when something else is declared.
-    again: Option<Instant>,
+    /// When it is tried again; at once, when something else is declared.
+    again: Instant,
     /// What was declared.
     wanted: String,
 }
 
 impl Indexing {
+    /// `pause`: after the first build that fails.
+    pub(super) fn new(pause: Duration) -> Self {
+        Self { task: JoinSet::new(), at: None, resting: HashMap::new(), pause }
+    }
+
     /// Takes what came of a build, and begins the next that is due. Returns the read models whose indexes
     /// cannot be made, each with the reason. Fails when Postgres is away.
     pub(super) async fn look(
@@ -45,11 +63,13 @@ impl Indexing {
         let all: Vec<&Version> = serving.iter().map(|version| version.as_ref()).collect();
         let unindexed = read_models.unindexed(&all).await?;
         while let Some(ended) = self.task.try_join_next() {
-            self.at = None;
-            // One that panicked begins again.
-            if let Ok((id, result)) = ended
-                && let Some(version) = serving.iter().find(|version| version.id() == id)
-            {
+            let at = self.at.take();
+            let result = match ended {
+                Ok(result) => result,
+                Err(error) if error.is_cancelled() => continue,
+                Err(error) => Err(Error::Database(error.to_string())),
+            };
+            if let Some(version) = serving.iter().find(|version| Some(version.id()) == at) {
                 self.ended(version, result, now);
             }
         }
@@ -75,7 +95,7 @@ impl Indexing {
         {
             self.at = Some(version.id());
             let (read_models, version) = (read_models.clone(), Arc::clone(version));
-            self.task.spawn(async move { (version.id(), read_models.index(&version).await) });
+            self.task.spawn(async move { read_models.index(&version).await });
         }
         let trouble = |version: &&Arc<Version>| {
             let resting = self.resting.get(&version.id())?;
@@ -85,27 +105,67 @@ impl Indexing {
     }
 
     fn is_due(&self, id: i64, now: Instant) -> bool {
-        self.resting.get(&id).is_none_or(|resting| resting.again.is_some_and(|again| again <= now))
+        self.resting.get(&id).is_none_or(|resting| resting.again <= now)
     }
 
     fn ended(&mut self, version: &Version, result: Result<bool, Error>, now: Instant) {
         let (id, wanted) = (version.id(), version.indexes_wanted());
-        let attempt = self.resting.get(&id).map_or(0, |resting| resting.attempt);
-        let rest = match result {
-            Ok(true) => None,
+        match result {
+            Ok(true) => {
+                self.resting.remove(&id);
+            }
             Ok(false) => {
-                Some(Resting { error: None, attempt, again: Some(now + RETRY_LONGEST), wanted })
+                let attempt = self.attempts(id);
+                let again = now + RETRY_LONGEST;
+                self.resting.insert(id, Resting { error: None, attempt, again, wanted });
             }
-            Err(error) => {
-                let attempt = attempt + 1;
-                let again = error.is_passing().then(|| now + backoff(attempt).max(LOOK_INTERVAL));
-                let error = Error::InTheWay(format!("an index cannot be made: {error}"));
-                Some(Resting { error: Some(error), attempt, again, wanted })
-            }
-        };
-        match rest {
-            Some(rest) => self.resting.insert(id, rest),
-            None => self.resting.remove(&id),
-        };
+            Err(error) => self.failed(&Unindexed { id, wanted, error }, now),
+        }
+    }
+
+    /// Leaves a version alone for a while, whatever the reason: somebody may mend it, or not soon.
+    pub(super) fn failed(&mut self, unindexed: &Unindexed, now: Instant) {
+        let Unindexed { id, wanted, error } = unindexed;
+        let attempt = self.attempts(*id) + 1;
+        let again = now + pause(self.pause, attempt);
+        let error = format!("an index cannot be made: {error}; it is tried again within the hour");
+        let (error, wanted) = (Some(Error::InTheWay(error)), wanted.clone());
+        self.resting.insert(*id, Resting { error, attempt, again, wanted });
+    }
+
+    fn attempts(&self, id: i64) -> u32 {
+        self.resting.get(&id).map_or(0, |resting| resting.attempt)
+    }
+}
+
+/// The pause after so many builds that failed.
+fn pause(first: Duration, attempt: u32) -> Duration {
+    let times = 2_u32.saturating_pow(attempt.saturating_sub(1));
+    first.saturating_mul(times).min(PAUSE_LONGEST)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It was every five seconds, and after an error that says that no retry helps never.
+    #[test]
+    fn a_build_that_failed_is_tried_again_ever_less_often() {
+        let (mut indexing, start) = (Indexing::new(PAUSE_FIRST), Instant::now());
+        let (mut now, mut pauses) = (start, Vec::new());
+        for attempt in 0..40 {
+            let error = match attempt % 2 {
+                0 => Error::Unavailable("no space left on device".to_owned()),
+                _ => Error::Database("permission denied".to_owned()),
+            };
+            indexing.failed(&Unindexed { id: 1, wanted: String::new(), error }, now);
+            let again = indexing.resting[&1].again;
+            assert!(!indexing.is_due(1, again - Duration::from_millis(1)));
+            assert!(indexing.is_due(1, again) && indexing.is_due(2, now));
+            pauses.push((again - now).as_secs());
+            now = again;
+        }
+        assert_eq!(pauses[..8], [60, 120, 240, 480, 960, 1_920, 3_600, 3_600]);
+        assert!(pauses[8..].iter().all(|pause| *pause == 3_600));
     }
 }

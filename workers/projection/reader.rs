@@ -8,8 +8,7 @@ use flexcore_domain::Name;
 use flexcore_eventstore::{
     self as eventstore, Broken, EventStore, Filter, Interest, Read, Recorded, Subscription,
 };
-use flexcore_readmodel::{Error, ReadModels, State, Version};
-use metrics::counter;
+use flexcore_readmodel::{Ahead, Error, ReadModels, State, Version};
 use tokio::{
     task::{JoinError, JoinHandle, JoinSet},
     time::Instant,
@@ -18,7 +17,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::{
-    batch::{self, Batch, Dead, Model},
+    batch::{self, Batch, Model},
+    commit::commit,
+    indexing::Unindexed,
+    looks::Looks,
     upcast::Upcasts,
 };
 
@@ -36,10 +38,14 @@ const WAIT: Duration = Duration::from_millis(100);
 /// How far before its checkpoints a reader begins: what comes there is in the rows, and shows that the next
 /// commits follow from it, and that the log is the one that it was.
 const LINKED_COMMITS: u64 = 1_000;
-/// Longest wait for what the log's leader says: reading goes on behind it.
-const SEEN_WITHIN: Duration = Duration::from_millis(500);
 /// A version this close to the log's end takes over: the rest is a batch.
 const CAUGHT_UP_COMMITS: u64 = 1_000;
+/// For so long all portions of a version have time to come as far as the log's end was at a look. Each is
+/// read by somebody else, and the log goes on meanwhile.
+const END_COUNTS: Duration = Duration::from_secs(10);
+/// One part in so many of the time, at most, is spent on trying to take over: what serves stands still
+/// meanwhile.
+const SWAP_SHARE: u32 = 10;
 /// Traces that a batch's span names: a batch at the live end has few, a catching-up one thousands.
 const TRACES_MAX: usize = 16;
 
@@ -55,8 +61,8 @@ pub(super) struct Reader {
 pub(super) enum End {
     /// It was told to.
     Stopped,
-    /// The version that it built serves now.
-    CaughtUp,
+    /// The version that it built serves now, perhaps without its indexes.
+    CaughtUp { unindexed: Option<Unindexed> },
     /// Postgres or the broker was away.
     Retry {
         reason: String,
@@ -72,7 +78,7 @@ pub(super) enum End {
 }
 
 /// Why a step failed.
-enum Failure {
+pub(super) enum Failure {
     ReadModel(Error),
     Log(eventstore::Error),
 }
@@ -116,6 +122,15 @@ struct Running<'a> {
     /// Making the indexes of the version that is built. Given up with the reader.
     indexing: JoinSet<Result<bool, Error>>,
     is_indexed: bool,
+    /// What is still missing when it takes over.
+    unindexed: Option<Unindexed>,
+    looks: Looks,
+    /// At most one question how far the log goes on, and when it was asked.
+    asked: JoinSet<Result<u64, eventstore::Error>>,
+    asked_at: Instant,
+    ahead: Ahead,
+    /// Where the log ended at a look, and when that was.
+    end: Option<(u64, Instant)>,
 }
 
 impl Reader {
@@ -145,7 +160,7 @@ impl Reader {
             let result = running.tick(Instant::now()).await;
             *progressed = running.progressed;
             if let Progress::CaughtUp = result? {
-                return Ok(End::CaughtUp);
+                return Ok(End::CaughtUp { unindexed: running.unindexed.take() });
             }
         }
     }
@@ -180,6 +195,12 @@ impl Reader {
             progressed: false,
             indexing: JoinSet::new(),
             is_indexed: false,
+            unindexed: None,
+            looks: Looks::new(now),
+            asked: JoinSet::new(),
+            asked_at: now,
+            ahead: Ahead::default(),
+            end: None,
         })
     }
 
@@ -236,11 +257,12 @@ impl Running<'_> {
             self.mark().await?;
         }
         if !full && self.is_building() && now >= self.look_at {
-            self.look_at = now + WAIT;
             self.finish().await?;
-            if self.promote().await? {
+            let began = Instant::now();
+            if self.promote(began).await? {
                 return Ok(Progress::CaughtUp);
             }
+            self.look_at = now + WAIT.max(began.elapsed().saturating_mul(SWAP_SHARE));
         }
         Ok(if read > 0 { Progress::Some } else { Progress::None })
     }
@@ -249,12 +271,27 @@ impl Running<'_> {
     /// the log stands still. Nothing was read when this is called, and what was read before is in the
     /// rows.
     async fn mark(&mut self) -> Result<(), Failure> {
-        let seen = match tokio::time::timeout(SEEN_WITHIN, self.subscription.seen()).await {
-            Ok(Ok(seen)) => seen,
-            Ok(Err(error)) if !error.is_passing() => return Err(error.into()),
-            // It is looked again soon.
-            Ok(Err(_)) | Err(_) => return Ok(()),
+        let now = Instant::now();
+        if self.asked.is_empty() {
+            if !self.looks.is_due(now) {
+                return Ok(());
+            }
+            self.asked_at = now;
+            self.asked.spawn(self.subscription.seen(self.looks.from()));
+        }
+        // It may take long: it is not given up, and waited for again at the next tick.
+        let Ok(Some(seen)) = tokio::time::timeout(WAIT, self.asked.join_next()).await else {
+            return Ok(());
         };
+        let seen = match seen.map_err(|error| Error::Unavailable(error.to_string()))? {
+            Ok(seen) => seen,
+            Err(error) if !error.is_passing() => return Err(error.into()),
+            Err(_) => {
+                self.looks.asked(self.asked_at, Instant::now());
+                return Ok(());
+            }
+        };
+        self.looks.answered(seen, self.asked_at, Instant::now());
         if seen <= self.read_to {
             return Ok(());
         }
@@ -354,26 +391,29 @@ impl Running<'_> {
     }
 
     /// Lets the version take over when it is close enough to the log's end.
-    async fn promote(&mut self) -> Result<bool, Failure> {
-        let last = self.reader.store.last_sequence().await?;
-        if self.read_to + CAUGHT_UP_COMMITS < last {
+    async fn promote(&mut self, now: Instant) -> Result<bool, Failure> {
+        let (end, at) = match self.end.filter(|(_, at)| now - *at < END_COUNTS) {
+            Some(end) => end,
+            None => (self.reader.store.last_sequence().await?, now),
+        };
+        self.end = Some((end, at));
+        if self.read_to + CAUGHT_UP_COMMITS < end {
             return Ok(false);
         }
         let Model { version, waits, .. } = &self.models[0];
-        let reader = self.reader;
-        let read_models = &reader.read_models;
+        let read_models = &self.reader.read_models;
         // Who owns the first portion looks whether all of them have come so far.
         if *waits || !version.portions.manage() {
             return Ok(false);
         }
-        if read_models.reached(version).await? + CAUGHT_UP_COMMITS < last {
+        if read_models.reached(version).await? + CAUGHT_UP_COMMITS < end {
             return Ok(false);
         }
         let version = version.clone();
         if !self.index(&version)? {
             return Ok(false);
         }
-        let promoted = read_models.promote(&version).await?;
+        let promoted = self.reader.read_models.promote(&version, &mut self.ahead).await?;
         if promoted {
             tracing::info!(
                 read_model = %version.read_model,
@@ -401,9 +441,11 @@ impl Running<'_> {
         self.is_indexed = match made.map_err(|error| Error::Unavailable(error.to_string()))? {
             Ok(made) => made,
             Err(error) if error.is_passing() => return Err(error.into()),
-            // It serves without, and the worker raises the alarm.
+            // It serves without; the worker raises the alarm, and tries again.
             Err(error) => {
                 tracing::error!(read_model = %version.read_model, %error, "an index cannot be made");
+                let (id, wanted) = (version.id(), version.indexes_wanted());
+                self.unindexed = Some(Unindexed { id, wanted, error });
                 true
             }
         };
@@ -413,73 +455,4 @@ impl Running<'_> {
 
 fn bytes_of(commits: &[Recorded]) -> usize {
     commits.iter().map(|commit| commit.body.len()).sum()
-}
-
-/// Puts aside what cannot be applied, then applies the rest. What the table refuses is found in the
-/// attempt, and put aside before the next: each round leaves fewer changes.
-async fn commit(
-    store: EventStore,
-    read_models: ReadModels,
-    guard: Guard,
-    mut batch: Batch,
-) -> Result<(), Failure> {
-    let mut dead = std::mem::take(&mut batch.dead);
-    loop {
-        if !guard.holds() {
-            return Err(Error::Unavailable("the member's lease does not hold".to_owned()).into());
-        }
-        for dead in dead.drain(..) {
-            bury(&store, &mut batch, dead).await?;
-        }
-        match read_models.apply(&batch.parts).await {
-            Ok(()) => break,
-            Err(Error::Unappliable { part, changes }) if !changes.is_empty() => {
-                dead = take_out(&mut batch, part, changes);
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    for part in &batch.parts {
-        let name = part.read_model().to_string();
-        counter!("flexcore_projection_events_total", "read_model" => name.clone())
-            .increment(part.changes.len() as u64);
-        counter!("flexcore_projection_parked_total", "read_model" => name)
-            .increment(part.parked.len() as u64);
-    }
-    Ok(())
-}
-
-/// Publishes an event to FLEX_DEAD; returns when the broker has it.
-async fn bury(store: &EventStore, batch: &mut Batch, dead: Dead) -> Result<(), Failure> {
-    let part = &mut batch.parts[dead.part];
-    let parked = dead.parked;
-    let kind = format!("projection.{}.{}", part.read_model(), parked.key.slot());
-    let subject = eventstore::subject(&parked.key);
-    store.bury(&kind, &parked.reason, &subject, None, dead.body).await?;
-    tracing::warn!(
-        read_model = %part.read_model(),
-        sequence = parked.sequence,
-        event = %parked.event,
-        reason = parked.reason,
-        "an event cannot be applied and was put aside"
-    );
-    part.parked.push(parked);
-    Ok(())
-}
-
-/// Takes changes out of a part; returns their events.
-fn take_out(batch: &mut Batch, part: usize, changes: Vec<(usize, String)>) -> Vec<Dead> {
-    let mut dead = Vec::with_capacity(changes.len());
-    let mut gone = vec![false; batch.parts[part].changes.len()];
-    for (index, reason) in changes {
-        let (commit, event) = batch.origins[part][index];
-        let recorded = &batch.commits[commit];
-        dead.push(Dead::new(part, recorded, &recorded.commit.events[event], reason));
-        gone[index] = true;
-    }
-    let mut keep = gone.iter().map(|gone| !gone);
-    batch.parts[part].changes.retain(|_| keep.next().unwrap_or(true));
-    let mut keep = gone.iter().map(|gone| !gone);
-    batch.origins[part].retain(|_| keep.next().unwrap_or(true));
-    dead
 }

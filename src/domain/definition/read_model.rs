@@ -340,7 +340,7 @@ impl Followed {
 
 /// Raised when the same declaration would give other rows than before: when the fold, a column's type
 /// or the engine that runs `upcast` changes. It builds every read model of every installation anew.
-const FOLD_FORMAT: u32 = 2;
+const FOLD_FORMAT: u32 = 3;
 
 /// SHA-256 over what decides on the rows.
 fn fingerprint(

@@ -94,6 +94,13 @@ impl Rig {
 
     /// A worker that is a member of its own until it is told to stop.
     pub(crate) async fn work(&self) -> (CancellationToken, JoinHandle<()>) {
+        self.work_as(projection::Settings::default()).await
+    }
+
+    pub(crate) async fn work_as(
+        &self,
+        settings: projection::Settings,
+    ) -> (CancellationToken, JoinHandle<()>) {
         let membership = flexcore_cluster::Settings::new("test", "worker", [Kind::Projection]);
         let member = Member::join(self.store.client(), membership).await.unwrap();
         let stop = CancellationToken::new();
@@ -102,6 +109,7 @@ impl Rig {
             self.read_models.clone(),
             self.catalog.subscribe(),
             member.clone(),
+            settings,
             stop.clone(),
         );
         let worker = tokio::spawn(async move {

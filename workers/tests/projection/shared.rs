@@ -63,7 +63,10 @@ impl Killable {
                 ..flexcore_cluster::Settings::new("test", "worker", kinds)
             };
             let member = Member::join(store.client(), membership).await.unwrap();
-            projection::run(store, read_models, catalog, member.clone(), stopped).await.unwrap();
+            let settings = projection::Settings::default();
+            projection::run(store, read_models, catalog, member.clone(), settings, stopped)
+                .await
+                .unwrap();
             member.leave().await;
         });
         Self { runtime, stop, ended }

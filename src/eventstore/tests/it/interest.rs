@@ -46,7 +46,7 @@ fn counters(slots: impl IntoIterator<Item = Slot>) -> Filter {
 async fn read(store: &EventStore, subscription: &mut Subscription) -> Vec<u64> {
     let (end, began) = (store.last_sequence().await.unwrap(), Instant::now());
     let mut sequences = Vec::new();
-    while subscription.seen().await.unwrap() < end {
+    while subscription.seen(0).await.unwrap() < end {
         assert!(began.elapsed() < PATIENCE, "{sequences:?}");
         match subscription.next_batch(100, Duration::from_millis(50)).await.unwrap() {
             Read::Commits(commits) => sequences.extend(commits.iter().map(|c| c.sequence)),
@@ -83,7 +83,7 @@ async fn a_reader_is_handed_what_it_follows_and_nothing_else() {
     let mut log = store.subscribe(counters(Slot::all()), 1).await.unwrap();
     assert_eq!(read(&store, &mut log).await, own);
     assert_eq!(handed_out(&store).await, 3, "of 32");
-    assert_eq!(log.seen().await.unwrap(), 32, "to the end, of which nothing came");
+    assert_eq!(log.seen(0).await.unwrap(), 32, "to the end, of which nothing came");
     servers.stop().await;
 }
 
@@ -116,16 +116,18 @@ async fn what_was_not_read_yet_was_not_seen() {
     let slot = key("A").slot();
     let elsewhere = (0..).map(|n| format!("B{n}")).find(|id| key(id).slot() != slot).unwrap();
     let mut log = store.subscribe(counters([slot]), 1).await.unwrap();
-    assert_eq!(log.seen().await.unwrap(), 0);
+    assert_eq!(log.seen(0).await.unwrap(), 0);
     append(&store, &commit(&elsewhere)).await;
-    assert_eq!((log.seen().await.unwrap(), log.read_to()), (1, 0));
+    assert_eq!((log.seen(0).await.unwrap(), log.read_to()), (1, 0));
     append(&store, &other("o")).await;
     let own = append(&store, &commit("A")).await;
     append(&store, &other("p")).await;
-    assert_eq!(log.seen().await.unwrap(), own - 1);
+    assert_eq!(log.seen(0).await.unwrap(), own - 1);
+    // Where there was nothing it is not looked again.
+    assert_eq!(log.seen(own).await.unwrap(), own + 1);
     let read = log.next_batch(1, PATIENCE).await.unwrap();
     assert!(matches!(&read, Read::Commits(commits) if commits.len() == 1), "{read:?}");
-    assert_eq!(log.seen().await.unwrap(), own + 1);
+    assert_eq!(log.seen(0).await.unwrap(), own + 1);
     servers.stop().await;
 }
 
@@ -137,7 +139,7 @@ async fn a_hole_in_the_log_is_found_by_who_reads_a_part_of_it() {
     append(&store, &other("o")).await;
     append(&store, &other("p")).await;
     let log = store.subscribe(counters(Slot::all()), 1).await.unwrap();
-    assert_eq!(log.seen().await.unwrap(), 0, "A is on its way");
+    assert_eq!(log.seen(0).await.unwrap(), 0, "A is on its way");
     let jetstream = store.jetstream();
     let stream = jetstream.get_stream(topology::EVENTS).await.unwrap();
     let config = stream.cached_info().config.clone();
@@ -148,6 +150,6 @@ async fn a_hole_in_the_log_is_found_by_who_reads_a_part_of_it() {
         forge(&store, &other(id)).await;
     }
     stream.delete_message(2).await.unwrap();
-    assert!(matches!(log.seen().await.unwrap_err(), Error::Gap { .. }));
+    assert!(matches!(log.seen(0).await.unwrap_err(), Error::Gap { .. }));
     servers.stop().await;
 }

@@ -15,7 +15,7 @@ use flexcore_domain::{
         Column, ColumnKind, Expression, Operation, Place, ReadModelDefinition, RowChange,
     },
 };
-use flexcore_readmodel::{Change, Move, Part, ReadModels, Settings, State, Version};
+use flexcore_readmodel::{Ahead, Change, Move, Part, ReadModels, Settings, State, Version};
 use flexcore_servers::{Options, Servers, Want};
 use serde_json::{Value, value::to_raw_value};
 use sqlx::{AssertSqlSafe, PgPool, Row as _};
@@ -92,7 +92,7 @@ impl Database {
         let catalog = catalog([model.clone()]);
         let version = self.versions(&catalog).await.remove(0);
         assert_eq!(version.state, State::Building);
-        assert!(self.models.promote(&version).await.unwrap());
+        assert!(self.models.promote(&version, &mut Ahead::default()).await.unwrap());
         self.versions(&catalog).await.remove(0)
     }
 }

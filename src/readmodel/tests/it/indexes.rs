@@ -366,6 +366,34 @@ async fn a_build_that_was_killed_is_made_again() {
     assert_eq!(page(&database, &model, "mid", &[("total", "3.5")]).await.0, read);
 }
 
+/// It stayed on the disk, which was perhaps full, and with every write of a row, until the next try.
+#[tokio::test]
+async fn what_a_failed_build_left_is_dropped_at_once() {
+    let database = Database::new().await;
+    let version = database.serving(&orders(&[&["total"], &["city"]])).await;
+    run(&database, &rows(1_000)).await;
+    // Somebody who has looked at another table, and may look at this one: it is waited for at the end.
+    let mut other = database.admin.begin().await.unwrap();
+    let look = "set transaction isolation level repeatable read; \
+                select count(*) from flexcore.projections";
+    sqlx::raw_sql(look).execute(&mut *other).await.unwrap();
+    let (models, built) = (database.models.clone(), version.clone());
+    let build = tokio::spawn(async move { models.index(&built).await });
+    let cancel = "select coalesce(bool_or(pg_cancel_backend(pid)), false)::text \
+                  from pg_stat_activity where wait_event_type = 'Lock' \
+                  and datname = current_database() and query ~ '^create index'";
+    while database.one(cancel).await != "true" {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    // The next one would meet the same: it is not even begun.
+    let error = build.await.unwrap().unwrap_err();
+    assert!(!error.is_passing() && error.to_string().contains("user request"), "{error:?}");
+    assert_eq!(valid(&database).await, "", "nothing is left");
+    other.rollback().await.unwrap();
+    assert!(database.models.index(&version).await.unwrap());
+    assert_eq!(valid(&database).await, "true true true");
+}
+
 /// A named query's plan is told without values: what is common among other tenants' rows is not to be
 /// found out by asking.
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Queries while a changed declaration is built: by the columns of the version that serves.
 
 use flexcore_domain::definition::{ColumnKind, Operation, ReadModelDefinition};
-use flexcore_readmodel::Error;
+use flexcore_readmodel::{Ahead, Error};
 use serde_json::{Value, json};
 
 use crate::database::{Database, catalog, change, changes, commit, data, model, part, tenant};
@@ -61,7 +61,7 @@ async fn the_version_in_use_serves_by_its_own_columns_until_the_swap() {
     ));
 
     // Swapped: at once, and for a process that has not heard of the deployment yet as well.
-    assert!(database.models.promote(&second).await.unwrap());
+    assert!(database.models.promote(&second, &mut Ahead::default()).await.unwrap());
     for declared in [&old, &new] {
         for pairs in [&[][..], &[("kept", "one")]] {
             let rows = query(&database, declared, pairs).await;

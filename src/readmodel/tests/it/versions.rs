@@ -1,10 +1,14 @@
 //! Versions side by side, checkpoints and epochs.
 
+use std::sync::Arc;
+
 use flexcore_domain::{
     Slot,
-    definition::{ColumnKind, Operation},
+    definition::{ColumnKind, Operation, ReadModelDefinition},
 };
-use flexcore_readmodel::{Error, Move, ReadModels, Rebuild, Settings, State, check_names};
+use flexcore_readmodel::{
+    Ahead, Error, Move, Part, Portions, ReadModels, Rebuild, Settings, State, Version, check_names,
+};
 use serde_json::json;
 use sqlx::AssertSqlSafe;
 
@@ -42,9 +46,9 @@ async fn a_changed_declaration_is_built_beside_and_swapped_in() {
     // A query that reads the view keeps it from being changed, and is not disturbed.
     let mut reader = database.admin.begin().await.unwrap();
     sqlx::query("select * from rm.sums").execute(&mut *reader).await.unwrap();
-    assert!(!database.models.promote(&second).await.unwrap());
+    assert!(!database.models.promote(&second, &mut Ahead::default()).await.unwrap());
     reader.rollback().await.unwrap();
-    assert!(database.models.promote(&second).await.unwrap());
+    assert!(database.models.promote(&second, &mut Ahead::default()).await.unwrap());
     assert_eq!(
         database.one("select row_to_json(s)::text from rm.sums s").await,
         r#"{"tenant":"a","k":"x","extra":null,"n":7}"#
@@ -90,9 +94,12 @@ async fn a_rebuild_is_a_new_version_of_the_same_declaration() {
     let building = Rebuild::Building { version: 2, position: 0, target: 9 };
     assert_eq!(database.models.rebuild(request).await.unwrap(), building);
     database.models.apply(&[part(second, Vec::new(), 0, 8)]).await.unwrap();
-    assert!(!database.models.promote(second).await.unwrap(), "rows would go back in time");
+    assert!(
+        !database.models.promote(second, &mut Ahead::default()).await.unwrap(),
+        "rows would go back in time"
+    );
     database.models.apply(&[part(second, Vec::new(), 8, 9)]).await.unwrap();
-    assert!(database.models.promote(second).await.unwrap());
+    assert!(database.models.promote(second, &mut Ahead::default()).await.unwrap());
     let done = Rebuild::Done { version: 2 };
     assert_eq!(database.models.rebuild(request).await.unwrap(), done);
     database.models.sweep(&|_, _| Some(1)).await.unwrap();
@@ -125,7 +132,10 @@ async fn checkpoints_move_once_and_never_for_an_older_epoch() {
     let fenced = |error: Error| matches!(error, Error::Fenced { held: 1, found: 2 });
     assert!(fenced(database.models.apply(&[once]).await.unwrap_err()), "rows");
     assert!(fenced(database.models.take_over(&old).await.unwrap_err()), "checkpoints");
-    assert!(fenced(database.models.promote(&old).await.unwrap_err()), "views");
+    assert!(
+        fenced(database.models.promote(&old, &mut Ahead::default()).await.unwrap_err()),
+        "views"
+    );
     let changed = crate::database::catalog([model_of("g")]);
     let late = database.models.versions(&changed, &|_, _| Some(1)).await.unwrap();
     assert!(fenced(late.troubles[0].1.clone()), "tables");
@@ -143,7 +153,7 @@ async fn what_stands_in_one_read_models_way_is_its_own_trouble() {
     }
     let run = database.versions(&catalog(all("1"))).await;
     for version in &run {
-        database.models.promote(version).await.unwrap();
+        database.models.promote(version, &mut Ahead::default()).await.unwrap();
     }
     let sql = "create view public.theirs as select k from rm.hung_on";
     sqlx::raw_sql(sql).execute(&database.admin).await.unwrap();
@@ -225,4 +235,49 @@ async fn a_database_that_acknowledges_before_it_writes_is_refused() {
     let error = models.check_durable().await.unwrap_err();
     assert!(matches!(error, Error::Misconfigured(_)), "{error}");
     assert!(error.to_string().contains("alter system set synchronous_commit = on"), "{error}");
+}
+
+/// A worker that is gone left its portion behind: the rows that serve were locked for most of the time until
+/// it had another owner, and every batch waited.
+#[tokio::test]
+async fn what_serves_is_not_held_up_for_a_portion_that_stands_still() {
+    let database = Database::new().await;
+    let of = |fingerprint| {
+        let add = [("sum", change(&[("n", Operation::Add, data("n"))]))];
+        let model = Arc::unwrap_or_clone(model("sums", fingerprint, &COLUMNS, add));
+        Arc::new(ReadModelDefinition { shared: true, ..model })
+    };
+    let old = of("old");
+    let first = database.serving(&old).await;
+    let mut after = catalog([of("new")]);
+    after.declarations.insert("old".to_owned(), old);
+    // Who manages the read model has all portions but one.
+    let owned = |_: &_, portion| (portion != 5).then_some(1);
+    let second = database.models.versions(&after, &owned).await.unwrap().run[1].clone();
+    let moves = |version: &Arc<Version>, portions: std::ops::Range<u16>, from, to| {
+        let moves = portions.filter(|portion| version.portions.epochs.contains_key(portion));
+        let moves =
+            moves.map(|portion| Move { slot: Portions::row(portion), from, to, hash: None });
+        Part { moves: moves.collect(), ..part(version, Vec::new(), from, to) }
+    };
+    let row = commit("a", "sum", 1, &json!({"k": "x", "n": 7}));
+    let row = changes(&first, &row).unwrap().unwrap();
+    let count = first.portions.count;
+    let serves = Part { changes: vec![row], ..moves(&first, 0..count, 0, 9) };
+    database.models.apply(&[serves]).await.unwrap();
+    database.models.apply(&[moves(&second, 0..count, 0, 9)]).await.unwrap();
+    // A lock on a row leaves its transaction's number there, also when that was rolled back.
+    let locked = format!(
+        "select count(*)::text from flexcore.checkpoints where xmax <> 0 and projection_id = {}",
+        first.id()
+    );
+    let mut ahead = Ahead::default();
+    for _ in 0..5 {
+        assert!(!database.models.promote(&second, &mut ahead).await.unwrap());
+    }
+    assert_eq!(database.one(&locked).await, "0");
+    let all = database.models.versions(&after, &|_, _| Some(1)).await.unwrap().run[1].clone();
+    database.models.apply(&[moves(&all, 5..6, 0, 9)]).await.unwrap();
+    assert!(database.models.promote(&second, &mut ahead).await.unwrap());
+    assert_ne!(database.one(&locked).await, "0", "they stand still for the swap");
 }

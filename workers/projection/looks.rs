@@ -1,0 +1,96 @@
+//! When, and behind what, a reader asks how far the log goes on without anything that it follows.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Least pause between two questions: how long somebody waits at most for a position that nothing here
+/// follows.
+const PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause. The first question may take seconds, those after it begin behind what it said.
+const PAUSE_LONGEST: Duration = Duration::from_secs(10);
+/// A question keeps the broker busy for one part in so many of the time, at most.
+const SHARE: u32 = 20;
+/// An answer that old is no deposed leader's: what it said was asked again of others since. Until then it
+/// is asked once more.
+const SETTLED: Duration = Duration::from_secs(10);
+
+/// The answers so far. The broker goes through all that lies behind the place that a question begins at,
+/// so the next one begins where there was nothing up to already, and not at the last commit that was read:
+/// of a quiet kind that may be millions of messages ago.
+#[derive(Debug)]
+pub(super) struct Looks {
+    /// There was nothing up to there, as long ago as [`SETTLED`].
+    settled: u64,
+    /// The same of an answer since, and when it was given.
+    since: Option<(u64, Instant)>,
+    next: Instant,
+}
+
+impl Looks {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { settled: 0, since: None, next: now }
+    }
+
+    /// Whether it is time to ask.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        self.next <= now
+    }
+
+    /// Behind which stream sequence to ask, unless more was read.
+    pub(super) fn from(&self) -> u64 {
+        self.settled
+    }
+
+    /// Takes an answer to a question that was asked then.
+    pub(super) fn answered(&mut self, seen: u64, asked: Instant, now: Instant) {
+        self.asked(asked, now);
+        let (since, at) = *self.since.get_or_insert((seen, now));
+        if now.duration_since(at) >= SETTLED {
+            self.settled = since;
+            self.since = Some((seen, now));
+        }
+    }
+
+    /// There was no answer, or none that says anything.
+    pub(super) fn asked(&mut self, asked: Instant, now: Instant) {
+        let took = now.duration_since(asked).saturating_mul(SHARE);
+        self.next = now + took.clamp(PAUSE, PAUSE_LONGEST);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It was all that lies behind the last commit that was read, each time.
+    #[test]
+    fn a_question_goes_over_what_came_in_some_seconds_and_no_more() {
+        let (start, per_look) = (Instant::now(), 1_000);
+        let mut looks = Looks::new(start);
+        let most = (1..=6_000).map(|look: u32| {
+            let now = start + PAUSE * look;
+            assert!(looks.is_due(now));
+            let end = u64::from(look) * per_look;
+            let asked = end - looks.from();
+            looks.answered(end, now, now);
+            (look, asked)
+        });
+        let most: Vec<_> = most.collect();
+        // Two times SETTLED are 200 looks.
+        assert!(most.iter().all(|(_, asked)| *asked <= 202 * per_look), "{:?}", most.last());
+        assert!(most[500].1 >= 100 * per_look, "what was said a moment ago is asked again");
+    }
+
+    #[test]
+    fn a_question_that_takes_long_is_asked_less_often() {
+        let start = Instant::now();
+        let mut looks = Looks::new(start);
+        let ms = Duration::from_millis;
+        for (took, pause) in [(ms(5), ms(100)), (ms(300), ms(6_000)), (ms(4_000), ms(10_000))] {
+            let now = start + took;
+            looks.answered(7, start, now);
+            assert!(!looks.is_due(now + pause - ms(1)) && looks.is_due(now + pause), "{took:?}");
+        }
+    }
+}
