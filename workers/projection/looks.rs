@@ -7,9 +7,10 @@ use tokio::time::Instant;
 /// Least pause between two questions: how long somebody waits at most for a position that nothing here
 /// follows.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause. The first question may take seconds, those after it begin behind what it said.
-const PAUSE_LONGEST: Duration = Duration::from_secs(10);
-/// A question keeps the broker busy for one part in so many of the time, at most.
+/// Longest pause, also where nobody answers. The first question may take seconds; those after it begin behind
+/// what it said.
+const PAUSE_LONGEST: Duration = Duration::from_secs(1);
+/// Otherwise a question keeps the broker busy for one part in so many of the time, at most.
 const SHARE: u32 = 20;
 /// An answer that old is no deposed leader's: what it said was asked again of others since. Until then it
 /// is asked once more.
@@ -42,20 +43,18 @@ impl Looks {
         self.settled
     }
 
-    /// Takes an answer to a question that was asked then.
-    pub(super) fn answered(&mut self, seen: u64, asked: Instant, now: Instant) {
-        self.asked(asked, now);
+    /// Takes an answer that took so long; `None`: there was none.
+    pub(super) fn answered(&mut self, seen: Option<u64>, took: Duration, now: Instant) {
+        let Some(seen) = seen else {
+            self.next = now + PAUSE_LONGEST;
+            return;
+        };
+        self.next = now + took.saturating_mul(SHARE).clamp(PAUSE, PAUSE_LONGEST);
         let (since, at) = *self.since.get_or_insert((seen, now));
         if now.duration_since(at) >= SETTLED {
             self.settled = since;
             self.since = Some((seen, now));
         }
-    }
-
-    /// There was no answer, or none that says anything.
-    pub(super) fn asked(&mut self, asked: Instant, now: Instant) {
-        let took = now.duration_since(asked).saturating_mul(SHARE);
-        self.next = now + took.clamp(PAUSE, PAUSE_LONGEST);
     }
 }
 
@@ -73,7 +72,7 @@ mod tests {
             assert!(looks.is_due(now));
             let end = u64::from(look) * per_look;
             let asked = end - looks.from();
-            looks.answered(end, now, now);
+            looks.answered(Some(end), Duration::ZERO, now);
             (look, asked)
         });
         let most: Vec<_> = most.collect();
@@ -84,12 +83,15 @@ mod tests {
 
     #[test]
     fn a_question_that_takes_long_is_asked_less_often() {
-        let start = Instant::now();
-        let mut looks = Looks::new(start);
-        let ms = Duration::from_millis;
-        for (took, pause) in [(ms(5), ms(100)), (ms(300), ms(6_000)), (ms(4_000), ms(10_000))] {
-            let now = start + took;
-            looks.answered(7, start, now);
+        let (now, ms) = (Instant::now(), Duration::from_millis);
+        let mut looks = Looks::new(now);
+        for (seen, took, pause) in [
+            (Some(7), ms(5), ms(100)),
+            (Some(7), ms(30), ms(600)),
+            (Some(7), ms(4_000), ms(1_000)),
+            (None, ms(5), ms(1_000)),
+        ] {
+            looks.answered(seen, took, now);
             assert!(!looks.is_due(now + pause - ms(1)) && looks.is_due(now + pause), "{took:?}");
         }
     }

@@ -9,6 +9,7 @@ use flexcore_eventstore::{
     self as eventstore, Broken, EventStore, Filter, Interest, Read, Recorded, Subscription,
 };
 use flexcore_readmodel::{Ahead, Error, ReadModels, State, Version};
+use futures::FutureExt as _;
 use tokio::{
     task::{JoinError, JoinHandle, JoinSet},
     time::Instant,
@@ -125,9 +126,8 @@ struct Running<'a> {
     /// What is still missing when it takes over.
     unindexed: Option<Unindexed>,
     looks: Looks,
-    /// At most one question how far the log goes on, and when it was asked.
-    asked: JoinSet<Result<u64, eventstore::Error>>,
-    asked_at: Instant,
+    /// At most one question how far the log goes on, with how long it took.
+    asked: JoinSet<(Result<u64, eventstore::Error>, Duration)>,
     ahead: Ahead,
     /// Where the log ended at a look, and when that was.
     end: Option<(u64, Instant)>,
@@ -198,7 +198,6 @@ impl Reader {
             unindexed: None,
             looks: Looks::new(now),
             asked: JoinSet::new(),
-            asked_at: now,
             ahead: Ahead::default(),
             end: None,
         })
@@ -271,27 +270,25 @@ impl Running<'_> {
     /// the log stands still. Nothing was read when this is called, and what was read before is in the
     /// rows.
     async fn mark(&mut self) -> Result<(), Failure> {
-        let now = Instant::now();
         if self.asked.is_empty() {
-            if !self.looks.is_due(now) {
+            let asked = Instant::now();
+            if !self.looks.is_due(asked) {
                 return Ok(());
             }
-            self.asked_at = now;
-            self.asked.spawn(self.subscription.seen(self.looks.from()));
+            let seen = self.subscription.seen(self.looks.from());
+            self.asked.spawn(seen.map(move |seen| (seen, asked.elapsed())));
         }
         // It may take long: it is not given up, and waited for again at the next tick.
-        let Ok(Some(seen)) = tokio::time::timeout(WAIT, self.asked.join_next()).await else {
+        let Ok(Some(answer)) = tokio::time::timeout(WAIT, self.asked.join_next()).await else {
             return Ok(());
         };
-        let seen = match seen.map_err(|error| Error::Unavailable(error.to_string()))? {
-            Ok(seen) => seen,
+        let (seen, took) = answer.map_err(|error| Error::Unavailable(error.to_string()))?;
+        let seen = match seen {
             Err(error) if !error.is_passing() => return Err(error.into()),
-            Err(_) => {
-                self.looks.asked(self.asked_at, Instant::now());
-                return Ok(());
-            }
+            seen => seen.ok(),
         };
-        self.looks.answered(seen, self.asked_at, Instant::now());
+        self.looks.answered(seen, took, Instant::now());
+        let Some(seen) = seen else { return Ok(()) };
         if seen <= self.read_to {
             return Ok(());
         }
