@@ -11,7 +11,7 @@ use std::{
 
 /// How long after its last request one still counts as there: a client that asks once a second should
 /// not meet a full house each time.
-const LINGERS: Duration = Duration::from_secs(1);
+pub(crate) const LINGERS: Duration = Duration::from_secs(1);
 /// Between two counts of who is there, and a thousandth of it for each of them.
 const COUNT_EVERY: Duration = Duration::from_millis(5);
 
@@ -66,6 +66,11 @@ impl<K: Clone + Eq + Hash> Beside<K> {
     /// Whether one is alone, or nobody else would notice what it does.
     pub fn is_free(&mut self, who: &K, now: Instant) -> bool {
         self.most(who, now) == usize::MAX
+    }
+
+    #[cfg(test)]
+    pub(crate) fn wanted(&self, who: &K) -> usize {
+        self.of.get(who).map_or(0, |one| one.wants)
     }
 
     fn share(&self) -> usize {

@@ -9,9 +9,9 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::RecvError};
 
-use crate::Beside;
+use crate::{Beside, beside::LINGERS};
 
 /// Places, each taken by somebody. Cheap to clone.
 pub struct Shares<K: Clone + Eq + Hash>(Arc<Mutex<State<K>>>);
@@ -96,7 +96,7 @@ impl<K: Clone + Eq + Hash> Shares<K> {
     /// wait take turns. Cancel it by dropping the future.
     pub async fn wait(&self, who: &K) -> Place<K> {
         loop {
-            let receiver = {
+            let (receiver, may_change) = {
                 let mut state = self.lock();
                 state.wants_more(who);
                 if !state.waiting.contains_key(who) && state.has_room(who) {
@@ -105,10 +105,11 @@ impl<K: Clone + Eq + Hash> Shares<K> {
                 }
                 let (sender, receiver) = oneshot::channel();
                 state.wait(who, sender);
-                receiver
+                (receiver, state.beside.is_some())
             };
+            let mut waiter = Waiter { shares: self, who, receiver, has_come: false };
             // The other end is kept until it has sent.
-            if let Ok(place) = receiver.await {
+            if let Ok(place) = waiter.place(may_change).await {
                 return place;
             }
         }
@@ -135,6 +136,45 @@ impl<K: Clone + Eq + Hash> Shares<K> {
             // One that has given up waiting gives it back: that asks again who is next.
             drop(sender.send(self.place(&who)));
         }
+    }
+}
+
+/// One that waits. When it gives up it is forgotten at once: whoever is taken to want something that
+/// nobody waits for would have others held back for ever.
+struct Waiter<'a, K: Clone + Eq + Hash> {
+    shares: &'a Shares<K>,
+    who: &'a K,
+    receiver: oneshot::Receiver<Place<K>>,
+    has_come: bool,
+}
+
+impl<K: Clone + Eq + Hash> Waiter<'_, K> {
+    /// Whoever it is held back for may go without giving anything back: where that `may_change`
+    /// something, it is looked at again.
+    async fn place(&mut self, may_change: bool) -> Result<Place<K>, RecvError> {
+        let place = loop {
+            if !may_change {
+                break (&mut self.receiver).await;
+            }
+            match tokio::time::timeout(LINGERS, &mut self.receiver).await {
+                Ok(place) => break place,
+                Err(_) => self.shares.give(),
+            }
+        };
+        self.has_come = true;
+        place
+    }
+}
+
+impl<K: Clone + Eq + Hash> Drop for Waiter<'_, K> {
+    fn drop(&mut self) {
+        if self.has_come {
+            return;
+        }
+        self.receiver.close();
+        // One that came at the last moment goes back.
+        drop(self.receiver.try_recv());
+        self.shares.lock().forget_closed(self.who);
     }
 }
 
@@ -174,6 +214,18 @@ impl<K: Clone + Eq + Hash> State<K> {
         own.push_back(sender);
     }
 
+    /// One that waited has given up.
+    fn forget_closed(&mut self, who: &K) {
+        if let Some(own) = self.waiting.get_mut(who) {
+            own.retain(|sender| !sender.is_closed());
+            if own.is_empty() {
+                self.waiting.remove(who);
+                self.turns.retain(|other| other != who);
+            }
+        }
+        self.note(who, 0);
+    }
+
     /// Takes a place for the next who waits and has room.
     fn next(&mut self) -> Option<(K, oneshot::Sender<Place<K>>)> {
         let at = (0..self.turns.len()).find(|at| {
@@ -182,19 +234,12 @@ impl<K: Clone + Eq + Hash> State<K> {
         })?;
         let who = self.turns.remove(at)?;
         let own = self.waiting.get_mut(&who)?;
-        let mut sender = None;
-        while let Some(next) = own.pop_front() {
-            if !next.is_closed() {
-                sender = Some(next);
-                break;
-            }
-        }
+        let sender = own.pop_front()?;
         if own.is_empty() {
             self.waiting.remove(&who);
         } else {
             self.turns.push_back(who.clone());
         }
-        let Some(sender) = sender else { return self.next() };
         self.take(&who);
         Some((who, sender))
     }
@@ -222,6 +267,7 @@ impl<K: Clone + Eq + Hash> Drop for Place<K> {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
     use proptest::prelude::*;
 
     use super::*;
@@ -277,8 +323,80 @@ mod tests {
         assert!(state.waiting.is_empty() && state.turns.is_empty());
     }
 
+    #[tokio::test]
+    async fn who_gives_up_waiting_is_not_there_any_more() {
+        let shares = Shares::new(2, 1).beside(Beside::new(2, 1));
+        let held = shares.enter(&"gone").unwrap();
+        let mut waits = Box::pin(shares.wait(&"gone"));
+        assert!(futures::poll!(waits.as_mut()).is_pending());
+        drop(waits);
+        assert!(shares.lock().waiting.is_empty() && shares.lock().turns.is_empty());
+        drop(held);
+        let lingers = LINGERS + std::time::Duration::from_millis(20);
+        tokio::time::sleep(lingers).await;
+        let _held = shares.enter(&"here").unwrap();
+        let mut waits = Box::pin(shares.wait(&"here"));
+        assert!(futures::poll!(waits.as_mut()).is_pending());
+        assert!(!shares.is_beside(&"here"), "nobody else is there");
+    }
+
+    #[tokio::test]
+    async fn who_was_held_back_goes_on_when_nobody_else_is_there_any_more() {
+        let shares = Shares::new(16, 3).beside(Beside::new(4, 1));
+        let held = shares.enter(&"flood").unwrap();
+        drop(shares.enter(&"calm").unwrap());
+        let waits: Vec<_> = (0..8).map(|_| shares.wait(&"flood")).collect();
+        let mut waits = Box::pin(futures::future::join_all(waits));
+        assert!(futures::poll!(waits.as_mut()).is_pending());
+        // Nothing is given back meanwhile.
+        let came = tokio::time::timeout(LINGERS * 3, waits).await;
+        assert_eq!(came.expect("it waits for nobody now").len(), 8);
+        drop(held);
+        assert_eq!(shares.taken(), 0);
+    }
+
     proptest! {
         #![proptest_config(crate::cases())]
+
+        /// Whatever is taken, waited for, given up and given back: what each one is taken to want is what
+        /// it has and waits for.
+        #[test]
+        fn what_one_wants_is_what_it_has_and_waits_for(
+            steps in proptest::collection::vec((0_u8..4, 0_u8..4), 0..200),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+            let runtime = runtime.unwrap();
+            let _in = runtime.enter();
+            let shares = Shares::new(8, 3).beside(Beside::new(4, 1));
+            let mut held: Vec<(u8, Place<u8>)> = Vec::new();
+            let names = [0, 1, 2, 3];
+            let mut waits = Vec::new();
+            for (who, step) in steps {
+                match step {
+                    0 => held.extend(shares.enter(&who).map(|place| (who, place))),
+                    1 => waits.push((who, Box::pin(shares.wait(&names[usize::from(who)])))),
+                    2 => held.retain(|(held, _)| *held != who),
+                    _ => if let Some(at) = waits.iter().position(|(waits, _)| *waits == who) {
+                        drop(waits.swap_remove(at));
+                    },
+                }
+                let mut waiting = Vec::new();
+                for (who, mut wait) in waits {
+                    match wait.as_mut().now_or_never() {
+                        Some(place) => held.push((who, place)),
+                        None => waiting.push((who, wait)),
+                    }
+                }
+                waits = waiting;
+                let mut state = shares.lock();
+                for who in 0..4 {
+                    let own = held.iter().filter(|(held, _)| *held == who).count();
+                    let waiting = waits.iter().filter(|(waits, _)| *waits == who).count();
+                    let beside = state.beside.as_mut().unwrap();
+                    prop_assert_eq!(beside.wanted(&who), own + waiting);
+                }
+            }
+        }
 
         /// Whatever was taken and given back before: some place is left for one who has none.
         #[test]

@@ -86,8 +86,14 @@ impl Responder {
         }
     }
 
+    /// Whether nobody waits for the answer any more. What is not to be begun then costs others nothing.
     fn has_given_up(&self) -> bool {
-        matches!(self, Self::Waiting(_, begun, _) if !begun.take())
+        match self {
+            Self::Waiting(_, begun, _) => !begun.take(),
+            Self::Outcome(to) => to.is_closed(),
+            Self::State(to) => to.is_closed(),
+            Self::Queue(..) => false,
+        }
     }
 }
 
@@ -401,3 +407,22 @@ async fn load(
 /// Longest that a waiting client's command is worked on; then it learns that the outcome is
 /// unknown. Longer than one append, shorter than the gateway's patience.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(8);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_begun_for_whoever_has_gone() {
+        let (to, asker) = oneshot::channel();
+        let outcome = Responder::Outcome(to);
+        assert!(!outcome.has_given_up());
+        drop(asker);
+        assert!(outcome.has_given_up());
+        let (to, asker) = oneshot::channel();
+        let state = Responder::State(to);
+        assert!(!state.has_given_up());
+        drop(asker);
+        assert!(state.has_given_up());
+    }
+}

@@ -153,7 +153,7 @@ impl<T> Turns<T> {
                 self.held.insert(who);
                 continue;
             }
-            let begun = self.take(&who);
+            let begun = self.take(&who, now);
             if self.queues.contains_key(&who) {
                 self.line_up(who, now);
             }
@@ -164,7 +164,7 @@ impl<T> Turns<T> {
     }
 
     /// Takes the first one of somebody; `None`: it has to wait in its aggregate.
-    fn take(&mut self, who: &Who) -> Option<(AggregateKey, T)> {
+    fn take(&mut self, who: &Who, now: Instant) -> Option<(AggregateKey, T)> {
         let queue = self.queues.get_mut(who)?;
         let (key, asked) = queue.pop_front()?;
         if queue.is_empty() {
@@ -172,6 +172,8 @@ impl<T> Turns<T> {
         }
         if let Some(under_way) = self.under_way.get_mut(&key) {
             under_way.behind.of(who.1).push_back(asked);
+            // It takes nothing from others there.
+            self.note(&who.0, now);
             return None;
         }
         let under_way = UnderWay { who: who.clone(), behind: Behind::after(who.1) };
@@ -185,10 +187,26 @@ impl<T> Turns<T> {
         let tenant = key.tenant();
         let is_within = self.has(tenant) <= self.beside.most(tenant, now);
         let Some(under_way) = self.under_way.get_mut(key) else { return };
+        let class = under_way.who.1;
         if is_within && let Some(next) = under_way.behind.next() {
             self.next.push_back((key.clone(), next));
-            return;
+        } else {
+            self.leave(key, now);
         }
+        // Also where the aggregate goes on: it may do so for ever. The other one of the tenant first.
+        for class in [class.other(), class] {
+            if self.held.is_empty() {
+                return;
+            }
+            let who = (tenant.clone(), class);
+            if self.held.remove(&who) {
+                self.line_up(who, now);
+            }
+        }
+    }
+
+    /// The aggregate has nothing under way any more.
+    fn leave(&mut self, key: &AggregateKey, now: Instant) {
         let Some(UnderWay { who, behind }) = self.under_way.remove(key) else { return };
         if let Some(aggregates) = self.aggregates.get_mut(&who) {
             *aggregates -= 1;
@@ -199,14 +217,7 @@ impl<T> Turns<T> {
         if !behind.is_empty() {
             self.put_back(key, behind, now);
         }
-        self.note(tenant, now);
-        // The other one of the tenant first.
-        for class in [who.1.other(), who.1] {
-            let who = (tenant.clone(), class);
-            if self.held.remove(&who) {
-                self.line_up(who, now);
-            }
-        }
+        self.note(key.tenant(), now);
     }
 
     /// What waits in an aggregate waits again for a turn of its tenant, before whatever came later.
@@ -381,6 +392,27 @@ mod tests {
         turns.ended(&last, at());
         assert_eq!(work(&mut turns, usize::MAX).0, 799);
         assert!(turns.aggregates.is_empty() && turns.queues.is_empty() && turns.held.is_empty());
+    }
+
+    #[test]
+    fn an_aggregate_that_goes_on_and_on_holds_up_nobody_of_its_tenant() {
+        let mut turns = Turns::new(512, Beside::new(64, 1));
+        for calm in ["calm1", "calm2", "calm3"] {
+            turns.push(key(calm, 0), Class::Waiting, calm, at());
+        }
+        for _ in 0..256 {
+            turns.push(key("busy", 0), Class::Stored, "stored", at());
+        }
+        turns.push(key("busy", 1), Class::Waiting, "client", at());
+        let mut came = begun(&mut turns);
+        assert!(!came.contains(&"client"), "what its tenant wants is much");
+        for _ in 0..10 {
+            // The queue's reader sends another one for each.
+            turns.ended(&key("busy", 0), at());
+            turns.push(key("busy", 0), Class::Stored, "stored", at());
+            came.extend(begun(&mut turns));
+        }
+        assert!(came.contains(&"client"), "{came:?}");
     }
 
     #[test]
