@@ -99,7 +99,7 @@ async fn a_tenant_that_asks_for_ten_times_its_share_has_nobody_else_refused() {
     let (epochs, stop) = one_lane(&rig).await;
     let client = rig.store.client();
     assert!(is_accepted(&ask(client, &epochs, key_of("calm", 0)).await));
-    let flood = (0..2 * ROOM).map(|id| ask(client, &epochs, key_of("flood", id)));
+    let flood = (0..10 * ROOM).map(|id| ask(client, &epochs, key_of("flood", id)));
     let calm = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
         let asked = (1..30).map(|id| ask(client, &epochs, key_of("calm", id)));
@@ -256,6 +256,48 @@ async fn a_client_of_an_aggregate_does_not_stand_behind_all_that_is_stored_for_i
     let outcome = ask(rig.store.client(), &epochs, hot.clone()).await;
     let Outcome::Accepted { version, .. } = outcome else { panic!("{outcome:?}") };
     assert!(version < STORED as u64 / 2, "{version}");
+    stop.cancel();
+    rig.servers.stop().await;
+}
+
+/// More than are begun in the time that their senders give: each is told that it is done, or that nothing
+/// was done, and so it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_is_not_begun_in_time_is_never_done() {
+    const ASKED: usize = 1_500;
+    let rig = Rig::start().await;
+    let (epochs, stop) = one_lane(&rig).await;
+    let client = rig.store.client();
+    assert!(is_accepted(&ask(client, &epochs, key_of("calm", 0)).await));
+    let add = CommandName::parse("add").unwrap();
+    let asked = join_all((0..ASKED).map(async |id| {
+        let key = key_of("hasty", id);
+        let subject = Command::request_subject(epochs[&key.slot().number()], &key, &add);
+        let mut headers = HeaderMap::new();
+        headers.insert(header::COMMAND_ID, "c-1");
+        headers.insert("Flexcore-Timeout-Ms", "400");
+        let answer = client.request_with_headers(subject, headers, "{}".into()).await.unwrap();
+        serde_json::from_slice::<Outcome>(&answer.payload).unwrap()
+    }));
+    let told = asked.await;
+    // Behind them all in the lane.
+    assert!(is_accepted(&ask(client, &epochs, key_of("calm", 1)).await));
+    let (mut done, mut nothing) = (0, 0);
+    for (id, outcome) in told.iter().enumerate() {
+        let commits = rig.store.load(&key_of("hasty", id), 0).await.unwrap().len();
+        match outcome {
+            Outcome::Accepted { .. } => {
+                assert_eq!(commits, 1, "{id}");
+                done += 1;
+            }
+            Outcome::Overloaded { .. } => {
+                assert_eq!(commits, 0, "{id}");
+                nothing += 1;
+            }
+            other => assert!(matches!(other, Outcome::Unavailable { .. }), "{other:?}"),
+        }
+    }
+    assert!(done > 0 && nothing > 0, "{done} done, {nothing} not begun");
     stop.cancel();
     rig.servers.stop().await;
 }
