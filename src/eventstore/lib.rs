@@ -403,6 +403,12 @@ impl EventStore {
         self.events.publish(subject(&commit.key), headers, encoded.body.into(), Box::new(told));
     }
 
+    /// Fails with [`Error::NoRoom`] when the broker, as it was seen a few seconds ago, takes no more.
+    /// Tells nothing where no monitoring address is known.
+    pub fn check_room(&self) -> Result<(), Error> {
+        self.room.check()
+    }
+
     /// Whether there is room for a commit, and it is within what the log keeps and the broker takes.
     /// Its size is that of the whole envelope, and its headers those that it is sent with.
     fn takes_commit(&self, encoded: &Encoded) -> Result<(), Error> {

@@ -1,11 +1,14 @@
 //! How much room the broker has left. At `max_file_store` it refuses every write, that of a lease and
 //! of a slot's progress too: within seconds nothing would have an owner, and nobody could say why. So
 //! the log takes no more while the last of the room is left for what keeps everything going.
+//!
+//! A disk that is full before that is worse: the server stops to write its streams, and answers nothing
+//! that would have to be written, until it is started again. Its health says so.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -22,6 +25,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const RESERVE_BYTES: u64 = 2 << 30;
 /// A smaller store leaves this part of it free.
 const RESERVE_PART: u64 = 10;
+/// What a server's health says of a stream that it could not write.
+const DISK_IS_FULL: &str = "no space left on device";
+const STUCK: &str =
+    "the disk of a nats-server is full: make room there, and start that server again";
 /// Looks in a row that no server answers before what was seen last does not count any more: there may be
 /// room by now, and what is refused for want of it would be so for as long as nobody can be asked.
 const MISSED_MAX: u32 = 5;
@@ -41,22 +48,42 @@ struct Seen {
     most: AtomicU64,
     /// Looks in a row without an answer.
     missed: AtomicU32,
+    /// Too few servers are left that can write.
+    stuck: AtomicBool,
+}
+
+/// What was seen of the servers.
+#[derive(Clone, Copy, Debug, Default)]
+struct Look {
+    /// Bytes used and the most of the fullest one, which refuses first; `None`: none answers.
+    fullest: Option<(u64, u64)>,
+    /// Servers whose disk was full when they wrote.
+    stuck: usize,
+    servers: usize,
+}
+
+impl Look {
+    /// Without those whose disk is full there are not enough to agree.
+    fn is_stuck(self) -> bool {
+        self.stuck > 0 && 2 * (self.servers - self.stuck) <= self.servers
+    }
 }
 
 impl Seen {
-    /// Keeps what a look found: bytes used, and the most; `None`: nobody answered. Returns whether it is
-    /// full; `None`: as it was.
-    fn keep(&self, room: Option<(u64, u64)>) -> Option<bool> {
-        let missed = if room.is_some() { 0 } else { self.missed.load(Ordering::Relaxed) + 1 };
+    /// Keeps what a look found. Returns whether it is full; `None`: as it was.
+    fn keep(&self, look: Look) -> Option<bool> {
+        let answered = look.fullest.is_some() || look.stuck > 0;
+        let missed = if answered { 0 } else { self.missed.load(Ordering::Relaxed) + 1 };
         self.missed.store(missed.min(MISSED_MAX), Ordering::Relaxed);
-        let (used, most) = match room {
+        let (used, most) = match look.fullest {
             Some(room) => room,
-            None if missed >= MISSED_MAX => (0, 0),
+            None if answered || missed >= MISSED_MAX => (0, 0),
             None => return None,
         };
         self.used.store(used, Ordering::Relaxed);
         self.most.store(most, Ordering::Relaxed);
-        Some(is_full(used, most))
+        self.stuck.store(look.is_stuck(), Ordering::Relaxed);
+        Some(look.is_stuck() || is_full(used, most))
     }
 }
 
@@ -71,12 +98,15 @@ impl Room {
     /// Looks once where nobody watches: for tools, which are soon gone.
     pub(crate) async fn look(&self, monitor_urls: &[String]) {
         if self.looking.is_none() {
-            self.seen.keep(fullest(monitor_urls).await);
+            self.seen.keep(look(monitor_urls).await);
         }
     }
 
-    /// Fails with [`Error::NoRoom`] when only the reserve is left.
+    /// Fails with [`Error::NoRoom`] when only the reserve is left, or a disk is full.
     pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.seen.stuck.load(Ordering::Relaxed) {
+            return Err(Error::NoRoom(STUCK.to_owned()));
+        }
         let used = self.seen.used.load(Ordering::Relaxed);
         let most = self.seen.most.load(Ordering::Relaxed);
         if is_full(used, most) {
@@ -95,17 +125,21 @@ fn is_full(used: u64, most: u64) -> bool {
 }
 
 async fn watch(monitor_urls: Vec<String>, seen: Arc<Seen>) {
-    let mut was_full = false;
+    let (mut was_full, mut were_stuck) = (false, 0);
     loop {
-        let fullest = fullest(&monitor_urls).await;
-        if let Some(full) = seen.keep(fullest) {
+        let look = look(&monitor_urls).await;
+        if look.stuck > were_stuck {
+            tracing::error!(servers = look.stuck, "{STUCK}");
+        }
+        were_stuck = look.stuck;
+        if let Some(full) = seen.keep(look) {
             metrics::gauge!("flexcore_broker_full").set(u8::from(full));
             match (was_full, full) {
                 (false, true) => tracing::error!(
-                    ?fullest,
+                    ?look,
                     "the broker's storage is full: commands are refused, and stored ones wait"
                 ),
-                (true, false) => tracing::info!(?fullest, "the broker has room again, or may have"),
+                (true, false) => tracing::info!(?look, "the broker has room again, or may have"),
                 _ => {}
             }
             was_full = full;
@@ -114,12 +148,19 @@ async fn watch(monitor_urls: Vec<String>, seen: Arc<Seen>) {
     }
 }
 
-/// Bytes used and the most of the fullest server, which refuses first; `None`: none answers.
-async fn fullest(monitor_urls: &[String]) -> Option<(u64, u64)> {
-    let asked = monitor_urls.iter().map(|url| topology::varz(url));
+async fn look(monitor_urls: &[String]) -> Look {
+    let asked = monitor_urls.iter().map(async |url| {
+        futures::future::join(topology::varz(url), topology::monitored(url, "healthz")).await
+    });
     let answers = futures::future::join_all(asked).await;
-    let rooms = answers.iter().filter_map(|answer| room(answer.as_ref().ok()?));
-    rooms.min_by_key(|(used, most)| most.saturating_sub(*used))
+    let rooms = answers.iter().filter_map(|(varz, _)| room(varz.as_ref().ok()?));
+    let fullest = rooms.min_by_key(|(used, most)| most.saturating_sub(*used));
+    let stuck = answers.iter().filter(|(_, health)| health.as_ref().is_ok_and(is_disk_full));
+    Look { fullest, stuck: stuck.count(), servers: monitor_urls.len() }
+}
+
+fn is_disk_full(health: &Value) -> bool {
+    health["error"].as_str().is_some_and(|error| error.contains(DISK_IS_FULL))
 }
 
 /// Bytes that a server's streams take on its disk, and may take. `None`: it says nothing of it.
@@ -154,16 +195,36 @@ mod tests {
     /// It was full, room was made, and its monitoring does not answer any more.
     #[test]
     fn what_was_seen_last_counts_for_some_looks_and_not_for_ever() {
-        let room = Room::default();
-        assert_eq!(room.seen.keep(Some((1_000, 1_000))), Some(true));
-        for _ in 1..MISSED_MAX {
-            assert_eq!(room.seen.keep(None), None);
-            assert!(matches!(room.check(), Err(Error::NoRoom(_))));
+        let (room, none) = (Room::default(), Look { servers: 1, ..Look::default() });
+        for full in [
+            Look { fullest: Some((1_000, 1_000)), ..none },
+            Look { fullest: Some((0, 1_000)), stuck: 1, ..none },
+            Look { stuck: 1, ..none },
+        ] {
+            assert_eq!(room.seen.keep(full), Some(true));
+            for _ in 1..MISSED_MAX {
+                assert_eq!(room.seen.keep(none), None);
+                assert!(matches!(room.check(), Err(Error::NoRoom(_))));
+            }
+            assert_eq!(room.seen.keep(none), Some(false));
+            assert!(room.check().is_ok());
+            assert_eq!(room.seen.keep(none), Some(false));
         }
-        assert_eq!(room.seen.keep(None), Some(false));
-        assert!(room.check().is_ok());
-        assert_eq!(room.seen.keep(None), Some(false));
-        assert_eq!(room.seen.keep(Some((1_000, 1_000))), Some(true), "seen again");
+    }
+
+    #[test]
+    fn servers_with_a_full_disk_count_when_the_others_are_too_few() {
+        for (stuck, servers, full) in
+            [(0, 1, false), (1, 1, true), (1, 3, false), (2, 3, true), (2, 5, false), (3, 5, true)]
+        {
+            let look = Look { fullest: Some((0, 1_000)), stuck, servers };
+            assert_eq!(look.is_stuck(), full, "{stuck} of {servers}");
+        }
+        let said =
+            "JetStream stream '$G > FLEX_EVENTS' write error: write 1.blk: no space left on device";
+        assert!(is_disk_full(&json!({"status": "unavailable", "error": said})));
+        assert!(!is_disk_full(&json!({"status": "ok"})));
+        assert!(!is_disk_full(&json!({"status": "unavailable", "error": "not current"})));
     }
 
     #[test]

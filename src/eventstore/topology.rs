@@ -307,12 +307,17 @@ fn syncs(answers: Vec<(&String, Result<serde_json::Value, Error>)>) -> Result<()
 
 /// What a server's monitoring says of it at large.
 pub(crate) async fn varz(url: &str) -> Result<serde_json::Value, Error> {
+    monitored(url, "varz").await
+}
+
+/// A page of a server's monitoring.
+pub(crate) async fn monitored(url: &str, page: &str) -> Result<serde_json::Value, Error> {
     let host = url.trim_start_matches("http://").trim_end_matches('/');
     let bad =
         |error: &dyn std::fmt::Display| Error::Unavailable(format!("monitoring at {url}: {error}"));
     let ask = async {
         let mut stream = TcpStream::connect(host).await?;
-        let request = format!("GET /varz HTTP/1.0\r\nHost: {host}\r\n\r\n");
+        let request = format!("GET /{page} HTTP/1.0\r\nHost: {host}\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = Vec::new();
         stream.take(1 << 20).read_to_end(&mut answer).await?;

@@ -99,8 +99,18 @@ pub(crate) async fn send(
     let subject = |epoch| Command::request_subject(epoch, &key, &name);
     let outcome =
         ask(&shared, &key, subject, headers, payload, deadline, is_final, Problem::outcome_unknown)
-            .await;
+            .await
+            .map_err(|problem| or_full(&shared, problem));
     outcome.and_then(|outcome| accepted(outcome, &id, expected.is_some())).map_err(with_key)
+}
+
+/// Where nobody has taken a command up, and the broker cannot write, that is why: no worker can keep its
+/// lease then.
+fn or_full(shared: &Shared, problem: Problem) -> Problem {
+    match shared.store.check_room() {
+        Err(full) if problem.is(&problems::UNAVAILABLE) => full.into(),
+        _ => problem,
+    }
 }
 
 /// The places that a command takes. The queue has room for what an aggregate cannot take at once.

@@ -33,8 +33,9 @@ const POSTGRES: &str = "postgres";
 const READ_MODELS: &str = "read models";
 const HELD: &str = "the log is broken in an aggregate, whose events are held back from there on";
 const DEPLOYMENTS: &str = "deployments";
+const STORAGE: &str = "storage";
 /// Without these a gateway is of use: one that a balancer leaves does nothing at all.
-const DEGRADES: [&str; 3] = [POSTGRES, READ_MODELS, DEPLOYMENTS];
+const DEGRADES: [&str; 4] = [POSTGRES, READ_MODELS, DEPLOYMENTS, STORAGE];
 
 /// What was found last, and when.
 #[derive(Default)]
@@ -158,8 +159,11 @@ async fn look(shared: &Shared) -> Arc<[Missing]> {
             "the last version of an application cannot be read here; the one before it is in force"
                 .into(),
     });
-    let missing: Arc<[Missing]> = log.into_iter().chain(rows).chain(told).chain(unread).collect();
-    if missing.iter().all(|missing| [READ_MODELS, DEPLOYMENTS].contains(&missing.what)) {
+    let full = shared.store.check_room().err();
+    let full = full.map(|error| Missing { what: STORAGE, why: error.to_string().into() });
+    let missing = log.into_iter().chain(rows).chain(told).chain(unread).chain(full);
+    let missing: Arc<[Missing]> = missing.collect();
+    if missing.iter().all(|missing| [READ_MODELS, DEPLOYMENTS, STORAGE].contains(&missing.what)) {
         shared.readiness.started.store(true, Ordering::Relaxed);
     }
     *found = Some((Instant::now(), missing.clone()));
