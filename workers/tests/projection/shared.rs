@@ -208,3 +208,55 @@ async fn workers_that_share_a_read_model_keep_the_rows_that_one_would() {
     fourth.stop().await;
     Arc::into_inner(rig).unwrap().servers.stop().await;
 }
+
+/// Looks at the rows again and again until told to stop: none of them goes back. Returns how often it looked.
+async fn watch(rig: Arc<Rig>, stop: Arc<AtomicBool>) -> usize {
+    let (mut before, mut looks) = (BTreeMap::new(), 0);
+    while !stop.load(Ordering::Relaxed) {
+        let mut now = BTreeMap::new();
+        for row in rows(&rig).await.as_array().unwrap() {
+            now.insert(row["id"].to_string(), row["count"].as_u64().unwrap());
+        }
+        for (id, count) in &before {
+            assert!(now.get(id) >= Some(count), "{id} went back from {count} to {:?}", now.get(id));
+        }
+        (before, looks) = (now, looks + 1);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    looks
+}
+
+/// Each portion has come as far as what serves when a version takes over, whoever reads it.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_row_goes_back_when_versions_take_over_while_accounts_are_paid() {
+    let rig = Arc::new(Rig::start().await);
+    let deploy = |shared| {
+        let mut catalog = Catalog::default();
+        catalog.put(accounts(shared));
+        rig.catalog.send_replace(Arc::new(catalog));
+    };
+    deploy(true);
+    let stop = Arc::new(AtomicBool::new(false));
+    let payers: Vec<_> =
+        (0..PAYERS).map(|payer| tokio::spawn(pay(rig.clone(), payer, stop.clone()))).collect();
+    let [first, second] = [Killable::start(&rig), Killable::start(&rig)];
+    serves(&rig, 1).await;
+    until("two workers share it", async || subjects(&rig).await.len() == 2).await;
+    let watcher = tokio::spawn(watch(rig.clone(), stop.clone()));
+    for version in 2..4 {
+        rig.read_models.request_rebuild("accounts").await.unwrap();
+        serves(&rig, version).await;
+    }
+    deploy(false);
+    serves(&rig, 4).await;
+    deploy(true);
+    serves(&rig, 5).await;
+    stop.store(true, Ordering::Relaxed);
+    assert!(watcher.await.unwrap() > 20);
+    for payer in payers {
+        payer.await.unwrap();
+    }
+    first.stop().await;
+    second.stop().await;
+    Arc::into_inner(rig).unwrap().servers.stop().await;
+}
