@@ -170,9 +170,11 @@ pub enum Error {
 fn is_passing(code: &str) -> bool {
     // 08 connection, 28 the login is refused, 3D the database is not there, 40 serialisation and
     // deadlock, 53 resources (too many connections, disk full), 57 shutdown, start and cancelled;
-    // 25006 read only, as another server is until it has taken over, 55P03 lock not available.
+    // 25006 read only, as another server is until it has taken over, 55P03 lock not available, 58030 its
+    // disk fails, until it has another one, or another server has taken over.
     let classes = ["08", "28", "3D", "40", "53", "57"];
-    classes.iter().any(|class| code.starts_with(class)) || ["25006", "55P03"].contains(&code)
+    classes.iter().any(|class| code.starts_with(class))
+        || ["25006", "55P03", "58030"].contains(&code)
 }
 
 impl From<sqlx::Error> for Error {
@@ -252,5 +254,22 @@ pub(crate) fn cut(text: &str) -> String {
     match text.char_indices().nth(40) {
         Some((at, _)) => format!("{}…", &text[..at]),
         None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_is_waited_out_and_a_mistake_is_not() {
+        for code in
+            ["08006", "28P01", "3D000", "40001", "53100", "57P01", "25006", "55P03", "58030"]
+        {
+            assert!(is_passing(code), "{code}");
+        }
+        for code in ["42703", "42501", "22012", "23505", "25P02", "XX001", "58P01", ""] {
+            assert!(!is_passing(code), "{code}");
+        }
     }
 }

@@ -336,6 +336,12 @@ impl Cluster {
         self.nodes.get_mut(node).unwrap()
     }
 
+    /// Stops a node where it is, with everything in its namespace: it does nothing more.
+    pub(crate) fn freeze(&mut self, node: &str) {
+        let all = host::run("ip", &["netns", "pids", &netns::space(node)]);
+        all.split_whitespace().for_each(|pid| host::signal("STOP", pid.parse().unwrap()));
+    }
+
     /// Ends a node by SIGKILL, with everything in its namespace.
     pub(crate) fn kill(&mut self, node: &str) {
         self.node(node).kill();

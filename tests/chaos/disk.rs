@@ -37,6 +37,33 @@ pub(crate) fn cut(folder: &Path, nodes: &[&str]) {
     run("sh", &["-c", &format!("{script} & wait")]);
 }
 
+/// Files that take what a file system has left, the largest first, in KiB.
+const BALLAST_KIB: [u64; 20] = {
+    let mut sizes = [0; 20];
+    let mut at = 0;
+    while at < 20 {
+        sizes[at] = 4 << (19 - at);
+        at += 1;
+    }
+    sizes
+};
+
+/// Takes all that is left of a file system, without writing it.
+pub(crate) fn fill(folder: &Path, node: &str) {
+    for kib in BALLAST_KIB {
+        let file = format!("{}/ballast-{kib}", place(folder, node));
+        // What does not fit any more is tried with half of it.
+        drop(try_run("fallocate", &["-l", &format!("{kib}KiB"), &file]));
+    }
+}
+
+/// Gives it back.
+pub(crate) fn make_room(folder: &Path, node: &str) {
+    for kib in BALLAST_KIB {
+        drop(fs::remove_file(format!("{}/ballast-{kib}", place(folder, node))));
+    }
+}
+
 /// Takes a cut file system away.
 pub(crate) fn unmount(folder: &Path, node: &str) {
     let place = place(folder, node);

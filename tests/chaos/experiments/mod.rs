@@ -4,6 +4,7 @@ mod breaker;
 mod control;
 mod election;
 mod exhaustion;
+mod full_disk;
 mod hostile;
 mod kill;
 mod partition;
@@ -20,8 +21,17 @@ use crate::{
 };
 
 /// Every experiment by its name, in the order in which they are run.
-pub(crate) const NAMES: [&str; 8] =
-    ["kill", "partition", "election", "exhaustion", "powercut", "breaker", "hostile", "control"];
+pub(crate) const NAMES: [&str; 9] = [
+    "kill",
+    "partition",
+    "election",
+    "exhaustion",
+    "powercut",
+    "disk",
+    "breaker",
+    "hostile",
+    "control",
+];
 /// Those of a slice.
 pub(crate) const SLICE: [&str; 3] = ["together", "powercut", "some controls"];
 
@@ -76,6 +86,7 @@ pub(crate) async fn run(name: &str, seed: u64, extent: Extent, report: &mut Repo
                 report.add(powercut::control(seed).await);
             }
         }
+        "disk" => report.add(full_disk::run(seed, extent).await),
         "hostile" => report.add(hostile::run(seed, extent).await),
         "breaker" => report.add(breaker::run(seed, extent).await),
         "some controls" => control::small(seed, false, report).await,
