@@ -112,7 +112,14 @@ impl Reader {
     /// With `singly` commands are asked for one by one.
     async fn open(&self, singly: bool) -> Result<(Claim, Messages), Error> {
         let claim = self.store.claim_queue(self.slot, self.epoch).await?;
-        if claim.first().is_some_and(|(_, begun)| begun >= SUSPECT) {
+        if let Some((sequence, begun)) = claim.first().filter(|(_, begun)| *begun >= SUSPECT) {
+            tracing::warn!(
+                slot = %self.slot,
+                epoch = self.epoch,
+                sequence,
+                begun,
+                "owners have begun with this command and were not seen to live on"
+            );
             tokio::time::sleep(suspect_pause(self.slot, self.epoch)).await;
         }
         let claim = claim.begin().await?;
