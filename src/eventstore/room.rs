@@ -134,17 +134,23 @@ async fn watch(monitor_urls: Vec<String>, seen: Arc<Seen>) {
         were_stuck = look.stuck;
         if let Some(full) = seen.keep(look) {
             metrics::gauge!("flexcore_broker_full").set(u8::from(full));
-            match (was_full, full) {
-                (false, true) => tracing::error!(
-                    ?look,
-                    "the broker's storage is full: commands are refused, and stored ones wait"
-                ),
-                (true, false) => tracing::info!(?look, "the broker has room again, or may have"),
-                _ => {}
+            if full != was_full {
+                tell(full, look);
             }
             was_full = full;
         }
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn tell(full: bool, look: Look) {
+    if full {
+        tracing::error!(
+            ?look,
+            "the broker's storage is full: commands are refused, and stored ones wait"
+        );
+    } else {
+        tracing::info!(?look, "the broker has room again, or may have");
     }
 }
 
