@@ -1,11 +1,15 @@
 //! Readers of a stream that the broker keeps in memory: a consumer on one server, without
 //! acknowledgements. Who reads knows where it stopped, and makes it anew there.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use async_nats::jetstream::{
-    self,
+    self, ErrorCode,
     consumer::{AckPolicy, Consumer, pull},
+    stream::{ConsumerError, ConsumerErrorKind},
 };
 
 use crate::{Error, unavailable};
@@ -28,15 +32,14 @@ pub(crate) struct Ephemeral {
 }
 
 impl Ephemeral {
-    /// Makes one of this filter and start. What is unique follows the configuration's name.
+    /// Makes one of this name, filter and start. Fails with [`Error::Unavailable`], which a broker that
+    /// keeps no more of them is, too.
     pub(crate) async fn create(
         jetstream: &jetstream::Context,
         stream: &'static str,
+        name: String,
         config: pull::Config,
     ) -> Result<(Self, Consumer<pull::Config>), Error> {
-        let inbox = jetstream.client().new_inbox();
-        let unique = inbox.rsplit('.').next().unwrap_or(&inbox);
-        let name = format!("{}_{unique}", config.name.as_deref().unwrap_or("reader"));
         // Before it is made: when the answer is lost it may be there all the same.
         let reader = Self { jetstream: jetstream.clone(), stream, name: name.clone() };
         let config = pull::Config {
@@ -47,8 +50,55 @@ impl Ephemeral {
             num_replicas: 1,
             ..config
         };
-        let consumer = jetstream.create_consumer_on_stream(config, stream).await;
-        Ok((reader, consumer.map_err(unavailable)?))
+        match jetstream.create_consumer_on_stream(config, stream).await {
+            Ok(consumer) => Ok((reader, consumer)),
+            Err(error) => {
+                if code(&error) == Some(ErrorCode::MAXIMUM_CONSUMERS_LIMIT) {
+                    say_full(stream);
+                }
+                Err(unavailable(error))
+            }
+        }
+    }
+}
+
+/// A name that no other consumer has, and that begins so.
+pub(crate) fn unique(jetstream: &jetstream::Context, begin: &str) -> String {
+    let inbox = jetstream.client().new_inbox();
+    format!("{begin}_{}", inbox.rsplit('.').next().unwrap_or(&inbox))
+}
+
+/// Deletes a consumer that somebody has left behind. It may be gone already.
+pub(crate) async fn delete(
+    jetstream: &jetstream::Context,
+    stream: &'static str,
+    name: &str,
+) -> Result<(), Error> {
+    match jetstream.delete_consumer_from_stream(name, stream).await {
+        Err(error) if code(&error) != Some(ErrorCode::CONSUMER_NOT_FOUND) => {
+            Err(unavailable(error))
+        }
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+fn code(error: &ConsumerError) -> Option<ErrorCode> {
+    match error.kind() {
+        ConsumerErrorKind::JetStream(error) => Some(error.error_code()),
+        _ => None,
+    }
+}
+
+/// Says at times that nothing more can be read.
+fn say_full(stream: &'static str) {
+    static SAID: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut said = SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if said.is_none_or(|at| at.elapsed() > INACTIVE_MAX) {
+        *said = Some(Instant::now());
+        tracing::error!(
+            stream,
+            "the broker keeps no more readers of the stream: raise default_max_consumers in nats.conf"
+        );
     }
 }
 

@@ -440,7 +440,8 @@ impl Subscription {
         let filter_subjects = self.filter.subjects();
         let config = pull::Config { deliver_policy, filter_subjects, ..pull::Config::default() };
         let jetstream = &self.store.streams;
-        let (kept, consumer) = Ephemeral::create(jetstream, topology::EVENTS, config).await?;
+        let name = ephemeral::unique(jetstream, "reader");
+        let (kept, consumer) = Ephemeral::create(jetstream, topology::EVENTS, name, config).await?;
         let (messages_max, bytes_max) = self.filter.pull();
         let messages = ephemeral::messages(&consumer, messages_max, bytes_max).await?;
         let mut look = tokio::time::interval_at(Instant::now() + LOOK_EVERY, LOOK_EVERY);

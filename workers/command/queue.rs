@@ -122,7 +122,6 @@ impl Reader {
             );
             tokio::time::sleep(suspect_pause(self.slot, self.epoch)).await;
         }
-        let claim = claim.begin().await?;
         let messages = if singly { claim.messages_singly() } else { claim.messages(BATCH).await? };
         Ok((claim, messages))
     }
@@ -131,7 +130,7 @@ impl Reader {
     /// Returns how many commands were taken up.
     async fn read(&self, claim: Claim, messages: Messages, stop: &CancellationToken) -> u64 {
         let (to, mut outcomes) = mpsc::unbounded_channel();
-        let (first, last_before) = (claim.first(), claim.last_before());
+        let (first, last_before) = (claim.first_begun(), claim.last_before());
         let settled = claim.settled();
         let mut under_way = UnderWay::after(first);
         let mut recorder = Recorder::of(claim);
@@ -145,7 +144,7 @@ impl Reader {
         let (mut keeping, mut looking) = (FuturesUnordered::new(), FuturesUnordered::new());
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut lost, mut open) = (Lost::default(), true);
+        let (mut lost, mut open, mut held) = (Lost::default(), true, None);
         loop {
             recorder.record(&mut under_way, !open);
             if !open && under_way.is_empty() && recorder.writing.is_empty() {
@@ -154,8 +153,9 @@ impl Reader {
             let write_at = recorder.next_at(&under_way);
             tokio::select! {
                 () = stop.cancelled(), if open => open = false,
-                next = in_turn.next(), if open && under_way.has_room() => {
+                next = in_turn.next(), if open && held.is_none() && under_way.has_room() => {
                     match self.in_order(next, under_way.taken()) {
+                        Some(next) if recorder.begin() => held = Some(next),
                         Some(next) => self.take_up(next, settled, &mut under_way, &to),
                         None => open = false,
                     }
@@ -174,6 +174,9 @@ impl Reader {
                     Ok(claim) => {
                         under_way.recorded();
                         recorder.claim = Some(claim);
+                        if let Some(next) = held.take().filter(|_| open) {
+                            self.take_up(next, settled, &mut under_way, &to);
+                        }
                     }
                     Err(error) => {
                         tracing::debug!(%error, slot = %self.slot, "settled, and not recorded");
@@ -341,14 +344,29 @@ struct Recorder {
     /// `None` while it is written to, and when that has failed.
     claim: Option<Claim>,
     writing: FuturesUnordered<BoxFuture<'static, Result<Claim, Error>>>,
-    /// When to write that the first command does not kill its owner.
+    /// The first command is not begun with.
+    is_to_begin: bool,
+    /// When to write that it does not kill its owner.
     survives_at: Option<Instant>,
 }
 
 impl Recorder {
     fn of(claim: Claim) -> Self {
-        let survives_at = claim.first().map(|_| Instant::now() + SURVIVED);
-        Self { claim: Some(claim), writing: FuturesUnordered::new(), survives_at }
+        let is_to_begin = claim.first().is_some();
+        let writing = FuturesUnordered::new();
+        Self { claim: Some(claim), writing, is_to_begin, survives_at: None }
+    }
+
+    /// Writes that this owner begins with the first command, when it has come: nobody dies of one that
+    /// cannot be read. Returns whether that has to be waited for.
+    fn begin(&mut self) -> bool {
+        if !std::mem::take(&mut self.is_to_begin) {
+            return false;
+        }
+        let Some(claim) = self.claim.take() else { return false };
+        self.survives_at = Some(Instant::now() + SURVIVED);
+        self.writing.push(Box::pin(claim.begin()));
+        true
     }
 
     /// When there is something to be written, unless that can't be done now.

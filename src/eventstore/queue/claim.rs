@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// What stands in the bucket `flex_queue` under a slot's number, as JSON.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Progress {
     /// The owner that wrote it.
     epoch: u64,
@@ -39,6 +39,10 @@ pub(super) struct Progress {
     begun: u32,
     /// The last owner that has begun with it.
     begun_by: u64,
+    /// The owner's consumer. Whoever comes next deletes it: those of owners that were killed would become
+    /// as many as the broker keeps, where it is started again before it deletes them itself.
+    #[serde(default)]
+    reader: String,
 }
 
 impl Progress {
@@ -61,18 +65,20 @@ impl Progress {
 
     /// What a new owner writes, when `first` is the first command after what is settled in this
     /// queue; `None` when a later owner has been there.
-    fn claimed(self, epoch: u64, queue: Place, settled: u64, first: Option<u64>) -> Option<Self> {
-        let same = first.is_some() && first == self.first && queue.made_ns == self.made_ns;
+    fn claimed(&self, epoch: u64, queue: Place, settled: u64, first: Option<u64>) -> Option<Self> {
+        let made_ns = queue.made_ns;
+        let same = first.is_some() && first == self.first && made_ns == self.made_ns;
         let (begun, begun_by) = if same { (self.begun, self.begun_by) } else { (0, 0) };
-        let claimed = Self { epoch, made_ns: queue.made_ns, settled, first, begun, begun_by };
+        let reader = String::new();
+        let claimed = Self { epoch, made_ns, settled, first, begun, begun_by, reader };
         (self.epoch <= epoch).then_some(claimed)
     }
 
     /// What an owner writes before it begins with the first command; `None` when it has before, and
     /// nobody has died of it.
-    fn beginning(self) -> Option<Self> {
+    fn beginning(&self) -> Option<Self> {
         let anew = self.first.is_some() && self.begun_by != self.epoch;
-        anew.then_some(Self { begun: self.begun + 1, begun_by: self.epoch, ..self })
+        anew.then(|| Self { begun: self.begun + 1, begun_by: self.epoch, ..self.clone() })
     }
 }
 
@@ -101,9 +107,13 @@ impl EventStore {
         let place = Place::of(&queue.get_info().await.map_err(unavailable)?);
         let settled = before.settled_in(place)?;
         let first = next(&self.jetstream, slot, settled).await?;
-        let progress = before.claimed(epoch, place, settled, first).ok_or(Error::Conflict)?;
+        let mut progress = before.claimed(epoch, place, settled, first).ok_or(Error::Conflict)?;
+        progress.reader = ephemeral::unique(&self.commands, &format!("slot_{slot}_{epoch}"));
         let claim = Claim { store: self.clone(), slot, progress, revision, last: 0 };
         let claim = claim.written().await?;
+        if !before.reader.is_empty() {
+            ephemeral::delete(&self.commands, topology::COMMANDS, &before.reader).await?;
+        }
         // What is stored later may be handed to an earlier owner's reader, too, but tells nothing: its
         // lease has ended.
         let last = queue.get_info().await.map_err(unavailable)?.state.last_sequence;
@@ -157,6 +167,13 @@ impl Claim {
         self.progress.first.map(|sequence| (sequence, self.progress.begun))
     }
 
+    /// The same as it is once this owner has begun with it: see [`Self::begin`].
+    #[must_use]
+    pub fn first_begun(&self) -> Option<(u64, u32)> {
+        let begun = self.progress.beginning().map_or(self.progress.begun, |begun| begun.begun);
+        self.progress.first.map(|sequence| (sequence, begun))
+    }
+
     /// Records that this owner begins with the first command. Returns the claim as it goes on; fails
     /// like [`Self::settle`].
     pub async fn begin(mut self) -> Result<Self, Error> {
@@ -176,15 +193,15 @@ impl Claim {
     /// acknowledged to it: [`Self::settle`] says how far they are done.
     pub async fn messages(&self, batch: usize) -> Result<Messages, Error> {
         let config = pull::Config {
-            name: Some(format!("slot_{}_{}", self.slot, self.progress.epoch)),
             deliver_policy: DeliverPolicy::ByStartSequence {
                 start_sequence: self.progress.settled + 1,
             },
             filter_subject: filter(self.slot),
             ..pull::Config::default()
         };
-        let stream = topology::COMMANDS;
-        let (kept, consumer) = Ephemeral::create(&self.store.commands, stream, config).await?;
+        let (stream, name) = (topology::COMMANDS, self.progress.reader.clone());
+        let (kept, consumer) =
+            Ephemeral::create(&self.store.commands, stream, name, config).await?;
         let stream = ephemeral::messages(&consumer, batch, PULL_BYTES_MIN).await?;
         let reader = Reader { consumer: Some((Arc::new(consumer), kept)) };
         Ok(Messages { stream: pulled(stream).boxed(), reader })
@@ -211,7 +228,8 @@ impl Claim {
     pub async fn settle(mut self, sequence: u64) -> Result<Self, Error> {
         // A replica that is behind may hand out again what was settled before.
         let settled = sequence.max(self.progress.settled);
-        self.progress = Progress { settled, first: None, begun: 0, begun_by: 0, ..self.progress };
+        let progress = Progress { settled, first: None, begun: 0, begun_by: 0, ..self.progress };
+        self.progress = progress;
         self.written().await
     }
 
@@ -282,22 +300,22 @@ mod tests {
     const QUEUE: Place = Place { made_ns: 1, last: 50 };
 
     /// An owner of this epoch finds this first command, and begins with it.
-    fn begun(progress: Progress, epoch: u64, first: u64) -> Progress {
+    fn begun(progress: &Progress, epoch: u64, first: u64) -> Progress {
         let claimed = progress.claimed(epoch, QUEUE, progress.settled, Some(first)).unwrap();
         claimed.beginning().unwrap_or(claimed)
     }
 
     #[test]
     fn each_owner_that_begins_and_comes_no_further_counts() {
-        let first = begun(Progress::default(), 5, 9);
+        let first = begun(&Progress::default(), 5, 9);
         assert_eq!((first.epoch, first.begun), (5, 1));
-        assert_eq!(begun(first, 5, 9).begun, 1, "the same owner, connected anew");
-        let second = begun(first, 8, 9);
+        assert_eq!(begun(&first, 5, 9).begun, 1, "the same owner, connected anew");
+        let second = begun(&first, 8, 9);
         assert_eq!((second.epoch, second.begun), (8, 2));
-        assert_eq!(begun(second, 9, 12).begun, 1, "another command");
+        assert_eq!(begun(&second, 9, 12).begun, 1, "another command");
         let claimed = second.claimed(9, QUEUE, 0, Some(9)).unwrap();
         assert_eq!(claimed.begun, 2, "claimed, and not begun with");
-        assert_eq!(begun(claimed, 10, 9).begun, 3);
+        assert_eq!(begun(&claimed, 10, 9).begun, 3);
     }
 
     #[test]
@@ -307,7 +325,7 @@ mod tests {
             progress = progress.claimed(epoch, QUEUE, 7, None).unwrap();
             assert_eq!(progress.beginning(), None);
         }
-        assert_eq!(begun(progress, 30, 8).begun, 1);
+        assert_eq!(begun(&progress, 30, 8).begun, 1);
     }
 
     #[test]

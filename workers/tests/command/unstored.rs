@@ -85,6 +85,34 @@ async fn what_is_put_aside_is_so_once_however_long_its_outcome_cannot_be_kept() 
     rig.servers.stop().await;
 }
 
+/// Owner after owner was counted as if it had died of the command, and then it was put aside.
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_has_begun_with_a_command_that_cannot_be_read() {
+    let rig = Rig::start().await;
+    rig.put("waits").await;
+    // Whether it has an outcome cannot be looked up.
+    let outcomes = rig.store.jetstream().get_stream(topology::OUTCOMES).await.unwrap();
+    let config = outcomes.cached_info().config.clone();
+    rig.store.jetstream().delete_stream(topology::OUTCOMES).await.unwrap();
+    let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts(1))))).await;
+    let progress = rig.store.jetstream().get_stream(topology::QUEUE).await.unwrap();
+    let subject = format!("$KV.flex_queue.{}", rig.key.slot());
+    let begun = async || {
+        let record = progress.get_last_raw_message_by_subject(&subject).await.ok()?;
+        let record: serde_json::Value = serde_json::from_slice(&record.payload).unwrap();
+        record["begun"].as_u64()
+    };
+    until(begun).await;
+    // Some tries.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(begun().await, Some(0));
+    rig.store.jetstream().create_stream(config).await.unwrap();
+    rig.settled().await;
+    assert_eq!(rig.dead().await, 0);
+    worker.abort();
+    rig.servers.stop().await;
+}
+
 /// It never came, or it is too long ago: "pending" would be waited for for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outcome_that_is_gone_is_not_pending_for_ever() {

@@ -107,6 +107,24 @@ async fn who_begins_and_is_not_seen_to_live_on_is_counted() {
     servers.stop().await;
 }
 
+/// Those of owners that were killed stayed as long as the broker kept them, which begins anew with each
+/// start of it: in the end it kept no more, and nothing was read.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_comes_next_deletes_the_reader_of_an_owner_that_was_killed() {
+    let (servers, store) = start().await;
+    let counter = key("c1");
+    put(&store, &counter, "a").await;
+    for epoch in 1..=5 {
+        let claim = store.claim_queue(counter.slot(), epoch).await.unwrap();
+        let messages = claim.messages(10).await.unwrap();
+        let stream = store.jetstream().get_stream(topology::COMMANDS).await.unwrap();
+        assert_eq!(stream.cached_info().state.consumer_count, 1, "epoch {epoch}");
+        // Whoever is killed gives nothing back.
+        std::mem::forget(messages.reader);
+    }
+    servers.stop().await;
+}
+
 /// As after a repair by hand. Sequences begin anew, and what is settled was settled in the other.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_was_made_anew_is_read_from_its_beginning() {
