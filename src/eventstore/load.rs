@@ -279,8 +279,8 @@ mod tests {
         (alone, other.is_some(), places.taken() - 1)
     }
 
-    #[test]
-    fn a_flood_of_pages_leaves_places_and_has_few_beside_others() {
+    #[tokio::test]
+    async fn a_flood_of_pages_leaves_places_and_has_few_beside_others() {
         assert_eq!(flood(&loads()), (36, true, 2));
         assert_eq!(flood(&reads()), (15, true, 1));
     }

@@ -426,8 +426,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_flood_of_states_at_a_version_leaves_places_for_others() {
+    #[tokio::test]
+    async fn a_flood_of_states_at_a_version_leaves_places_for_others() {
         let folds = folds();
         let [flood, calm] = ["flood", "calm"].map(|name| Tenant::parse(name).unwrap());
         let mut asked: Vec<_> = (0..40).map(|_| Box::pin(folds.wait(&flood))).collect();
