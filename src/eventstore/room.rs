@@ -25,10 +25,11 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const RESERVE_BYTES: u64 = 2 << 30;
 /// A smaller store leaves this part of it free.
 const RESERVE_PART: u64 = 10;
-/// What a server's health says of a stream that it could not write.
-const DISK_IS_FULL: &str = "no space left on device";
-const STUCK: &str =
-    "the disk of a nats-server is full: make room there, and start that server again";
+/// What a server's health says when its disk is full: of a stream that it could not write, and in a
+/// cluster, where it has switched JetStream off.
+const WRITES_NO_MORE: [&str; 2] = ["no space left on device", "JetStream not enabled"];
+const STUCK: &str = "a nats-server writes nothing more, most likely since its disk is full: make room there, \
+                     and start that server again";
 /// Looks in a row that no server answers before what was seen last does not count any more: there may be
 /// room by now, and what is refused for want of it would be so for as long as nobody can be asked.
 const MISSED_MAX: u32 = 5;
@@ -57,7 +58,7 @@ struct Seen {
 struct Look {
     /// Bytes used and the most of the fullest one, which refuses first; `None`: none answers.
     fullest: Option<(u64, u64)>,
-    /// Servers whose disk was full when they wrote.
+    /// Servers that write nothing more.
     stuck: usize,
     servers: usize,
 }
@@ -161,12 +162,13 @@ async fn look(monitor_urls: &[String]) -> Look {
     let answers = futures::future::join_all(asked).await;
     let rooms = answers.iter().filter_map(|(varz, _)| room(varz.as_ref().ok()?));
     let fullest = rooms.min_by_key(|(used, most)| most.saturating_sub(*used));
-    let stuck = answers.iter().filter(|(_, health)| health.as_ref().is_ok_and(is_disk_full));
+    let stuck = answers.iter().filter(|(_, health)| health.as_ref().is_ok_and(is_stuck));
     Look { fullest, stuck: stuck.count(), servers: monitor_urls.len() }
 }
 
-fn is_disk_full(health: &Value) -> bool {
-    health["error"].as_str().is_some_and(|error| error.contains(DISK_IS_FULL))
+fn is_stuck(health: &Value) -> bool {
+    let error = health["error"].as_str();
+    error.is_some_and(|error| WRITES_NO_MORE.iter().any(|what| error.contains(what)))
 }
 
 /// Bytes that a server's streams take on its disk, and may take. `None`: it says nothing of it.
@@ -228,9 +230,11 @@ mod tests {
         }
         let said =
             "JetStream stream '$G > FLEX_EVENTS' write error: write 1.blk: no space left on device";
-        assert!(is_disk_full(&json!({"status": "unavailable", "error": said})));
-        assert!(!is_disk_full(&json!({"status": "ok"})));
-        assert!(!is_disk_full(&json!({"status": "unavailable", "error": "not current"})));
+        for said in [said, "JetStream not enabled (10076)"] {
+            assert!(is_stuck(&json!({"status": "unavailable", "error": said})));
+        }
+        assert!(!is_stuck(&json!({"status": "ok"})));
+        assert!(!is_stuck(&json!({"status": "unavailable", "error": "not current"})));
     }
 
     #[test]

@@ -110,6 +110,10 @@ pub const PASSED_OVER_MAX: usize = 1_000;
 /// own answer, which says more, arrives first.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How long a command waits for an answer while the broker writes nothing more: soon no worker can keep its
+/// lease. Longer than an owner waits for the broker before it says that nothing was done.
+pub const FULL_TIMEOUT: Duration = Duration::from_secs(6);
+
 /// Longest `Prefer: wait=N` and `wait_ms` that are honoured.
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
 

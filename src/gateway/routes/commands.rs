@@ -96,6 +96,10 @@ pub(crate) async fn send(
         return Ok(queued(&shared, &key, &id, preferences.wait).await);
     }
     headers.insert(field::COMMAND_ID, id.as_str());
+    let deadline = match shared.store.check_room() {
+        Ok(()) => deadline,
+        Err(_) => Deadline::after(deadline.remaining(Instant::now()).min(limits::FULL_TIMEOUT)),
+    };
     let subject = |epoch| Command::request_subject(epoch, &key, &name);
     let outcome =
         ask(&shared, &key, subject, headers, payload, deadline, is_final, Problem::outcome_unknown)

@@ -18,9 +18,10 @@ const BROKERS: [&str; 3] = ["nats-1", "nats-2", "nats-3"];
 /// How often in a full run.
 const TRIALS: usize = 5;
 /// How long the disk is full.
-const LENGTH: Duration = Duration::from_secs(30);
-/// What was sent before is in doubt: the brokers stop in the middle of it, and say so when they are asked.
-const TOLD_WITHIN: Duration = Duration::from_secs(15);
+const LENGTH: Duration = Duration::from_secs(45);
+/// What was sent before is in doubt: the brokers stop in the middle of it, and as long as a worker's lease
+/// has not ended it is asked, and cannot say what came of it.
+const TOLD_WITHIN: Duration = Duration::from_secs(28);
 
 pub(crate) async fn run(seed: u64, extent: Extent) -> Section {
     let shape = Shape { disks: true, ..Shape::default() };
