@@ -68,18 +68,17 @@ pub(crate) fn unique(jetstream: &jetstream::Context, begin: &str) -> String {
     format!("{begin}_{}", inbox.rsplit('.').next().unwrap_or(&inbox))
 }
 
-/// Deletes a consumer that somebody has left behind. It may be gone already.
-pub(crate) async fn delete(
-    jetstream: &jetstream::Context,
-    stream: &'static str,
-    name: &str,
-) -> Result<(), Error> {
-    match jetstream.delete_consumer_from_stream(name, stream).await {
-        Err(error) if code(&error) != Some(ErrorCode::CONSUMER_NOT_FOUND) => {
-            Err(unavailable(error))
+/// Begins to delete a consumer. It may be gone already; one that cannot be deleted is left to the server,
+/// which does so after [`INACTIVE_MAX`].
+pub(crate) fn delete(jetstream: &jetstream::Context, stream: &'static str, name: String) {
+    // A reader may be dropped when the process, and with it the runtime, ends.
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+    let jetstream = jetstream.clone();
+    runtime.spawn(async move {
+        if let Err(error) = jetstream.delete_consumer_from_stream(name, stream).await {
+            tracing::debug!(%error, "a reader's consumer is left to the server");
         }
-        Ok(_) | Err(_) => Ok(()),
-    }
+    });
 }
 
 fn code(error: &ConsumerError) -> Option<ErrorCode> {
@@ -146,17 +145,8 @@ impl Lost {
 }
 
 impl Drop for Ephemeral {
-    /// When it cannot be given back the server deletes it, after [`INACTIVE_MAX`].
     fn drop(&mut self) {
-        let (jetstream, stream) = (self.jetstream.clone(), self.stream);
-        let name = std::mem::take(&mut self.name);
-        // A reader may be dropped when the process, and with it the runtime, ends.
-        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
-        runtime.spawn(async move {
-            if let Err(error) = jetstream.delete_consumer_from_stream(name, stream).await {
-                tracing::debug!(%error, "a reader's consumer is left to the server");
-            }
-        });
+        delete(&self.jetstream, self.stream, std::mem::take(&mut self.name));
     }
 }
 

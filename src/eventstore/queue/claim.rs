@@ -112,7 +112,8 @@ impl EventStore {
         let claim = Claim { store: self.clone(), slot, progress, revision, last: 0 };
         let claim = claim.written().await?;
         if !before.reader.is_empty() {
-            ephemeral::delete(&self.commands, topology::COMMANDS, &before.reader).await?;
+            // Not waited for: the server that has it may be away for long.
+            ephemeral::delete(&self.commands, topology::COMMANDS, before.reader);
         }
         // What is stored later may be handed to an earlier owner's reader, too, but tells nothing: its
         // lease has ended.

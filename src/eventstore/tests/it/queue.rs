@@ -117,8 +117,15 @@ async fn whoever_comes_next_deletes_the_reader_of_an_owner_that_was_killed() {
     for epoch in 1..=5 {
         let claim = store.claim_queue(counter.slot(), epoch).await.unwrap();
         let messages = claim.messages(10).await.unwrap();
-        let stream = store.jetstream().get_stream(topology::COMMANDS).await.unwrap();
-        assert_eq!(stream.cached_info().state.consumer_count, 1, "epoch {epoch}");
+        let readers = async || {
+            let stream = store.jetstream().get_stream(topology::COMMANDS).await.unwrap();
+            stream.cached_info().state.consumer_count
+        };
+        let began = Instant::now();
+        while readers().await != 1 {
+            assert!(began.elapsed() < PATIENCE, "epoch {epoch}: {} readers", readers().await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         // Whoever is killed gives nothing back.
         std::mem::forget(messages.reader);
     }
