@@ -35,7 +35,6 @@ mod doctor;
 mod healthcheck;
 mod http;
 mod metrics_http;
-mod out;
 mod publish;
 mod query;
 mod rebuild;
@@ -49,6 +48,7 @@ use std::{io::Write, process::ExitCode, time::Duration};
 use clap::CommandFactory;
 use cli::Command;
 use config::Config;
+use flexcore_out as out;
 use flexcore_telemetry::{self as telemetry, Telemetry};
 
 // Many short-lived buffers on many threads: the system's allocator keeps what they leave behind.

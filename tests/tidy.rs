@@ -19,6 +19,7 @@ use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 const EDGES: &[(&str, &[&str], &str)] = &[
     ("domain", &[], "the words of the domain are pure and know nobody"),
     ("telemetry", &[], "everybody may use it, so it may use nobody"),
+    ("out", &[], "it prints, whatever is printed"),
     ("servers", &[], "it starts servers, whatever runs on them"),
     ("cluster", &[], "leases and slots are about members, whatever these do"),
     ("resilience", &[], "everybody may use it, so it may use nobody"),

@@ -1,4 +1,5 @@
-//! What the executable prints: to a person on a terminal, or as JSON to a program.
+//! What the executable, its benches and its demo print: to a person on a terminal, or as JSON to a
+//! program.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -8,33 +9,33 @@ use serde::Serialize;
 
 /// Standard output. Every write of the executable goes through a writer, so that a closed pipe is
 /// an error that can be recognised.
-pub(crate) fn stdout() -> impl Write {
+pub fn stdout() -> impl Write {
     io::stdout().lock()
 }
 
 /// One value as a line of JSON.
-pub(crate) fn json(out: &mut dyn Write, value: &impl Serialize) -> anyhow::Result<()> {
+pub fn json(out: &mut dyn Write, value: &impl Serialize) -> anyhow::Result<()> {
     serde_json::to_writer(&mut *out, value)?;
     out.write_all(b"\n")?;
     Ok(())
 }
 
 /// A table with this head, plain enough for a log and as wide as it needs.
-pub(crate) fn table<'a>(head: impl IntoIterator<Item = &'a str>) -> Table {
+pub fn table<'a>(head: impl IntoIterator<Item = &'a str>) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED).set_header(head);
     table
 }
 
 /// A progress bar on standard error; invisible when that is no terminal.
-pub(crate) fn progress(total: u64, what: &'static str) -> ProgressBar {
+pub fn progress(total: u64, what: &'static str) -> ProgressBar {
     let style = "{msg:<12} {wide_bar} {human_pos}/{human_len} {per_sec} eta {eta}";
     let style = ProgressStyle::with_template(style).expect("BUG: the template is valid");
     ProgressBar::new(total).with_style(style).with_message(what)
 }
 
 /// Prints an error and what caused it as one block on standard error.
-pub(crate) fn report(error: &anyhow::Error) {
+pub fn report(error: &anyhow::Error) {
     let mut text = format!("error: {error}\n");
     let mut said = error.to_string();
     for cause in error.chain().skip(1) {
@@ -50,7 +51,7 @@ pub(crate) fn report(error: &anyhow::Error) {
 }
 
 /// Whether the reader of our output went away (`flexcore … | head`): no error to speak of.
-pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
+pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let of_io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
         let of_json = cause.downcast_ref::<serde_json::Error>().and_then(|e| e.io_error_kind());
@@ -59,6 +60,6 @@ pub(crate) fn is_closed_pipe(error: &anyhow::Error) -> bool {
 }
 
 /// Whether standard error is a terminal.
-pub(crate) fn on_terminal() -> bool {
+pub fn on_terminal() -> bool {
     io::stderr().is_terminal()
 }
