@@ -9,6 +9,8 @@ mod circles;
 mod contracts;
 #[path = "tidy/paths.rs"]
 mod paths;
+#[path = "tidy/picture.rs"]
+mod picture;
 #[path = "tidy/writes.rs"]
 mod writes;
 
