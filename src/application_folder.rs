@@ -4,10 +4,8 @@
 use std::{fs, path::Path};
 
 use anyhow::{Context, bail, ensure};
-use flexcore_domain::{
-    Application, Name,
-    definition::{Problem, SourceFile},
-};
+use flexcore_definition::{Application, Problem, SourceFile};
+use flexcore_domain::Name;
 
 /// Most files of one kind in a folder: more is another folder, named by mistake.
 const FILES_MAX: usize = 1_000;

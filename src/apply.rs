@@ -8,7 +8,8 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use flexcore_domain::{ActorName, Application, Catalog, definition};
+use flexcore_definition::{Application, Catalog, compare};
+use flexcore_domain::ActorName;
 use flexcore_eventstore::{self as eventstore, EventStore, catalog};
 use flexcore_readmodel::{ReadModels, Settings};
 use flexcore_script as script;
@@ -145,7 +146,7 @@ async fn changes(
     let changes = match &before.application {
         None => vec![format!("application {} is new", application.name)],
         Some(old) => {
-            let comparison = definition::compare(old, application);
+            let comparison = compare(old, application);
             if !comparison.refusals.is_empty() {
                 bail!(
                     "version {} is in force, and this one is not compatible with it:\n{}",

@@ -4,7 +4,7 @@
 use std::{io::Write, path::Path};
 
 use anyhow::{bail, ensure};
-use flexcore_domain::definition::SourceFile;
+use flexcore_definition::SourceFile;
 use flexcore_script::scenario::{self, Failure, Scenario};
 use serde::Serialize;
 

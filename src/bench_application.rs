@@ -2,7 +2,8 @@
 //! an aggregate that uses every kind of operation.
 
 use anyhow::anyhow;
-use flexcore_domain::{Application, Name, definition::SourceFile};
+use flexcore_definition::{Application, SourceFile};
+use flexcore_domain::Name;
 
 use crate::{application_folder::listed, apply, bench_rig::Rig};
 

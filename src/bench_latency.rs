@@ -7,7 +7,8 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use async_nats::HeaderMap;
-use flexcore_domain::{Command, Name, Outcome, command::header, definition::ReadModelDefinition};
+use flexcore_definition::ReadModelDefinition;
+use flexcore_domain::{Command, Name, Outcome, command::header};
 use flexcore_servers::Want;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;

@@ -9,7 +9,8 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use flexcore_domain::{Name, definition::ReadModelDefinition};
+use flexcore_definition::ReadModelDefinition;
+use flexcore_domain::Name;
 use flexcore_readmodel::{Filter, Op, ReadModels, Rebuild, Select};
 use flexcore_servers::Want;
 

@@ -9,7 +9,8 @@ use std::{
 use anyhow::{Context, bail};
 use flexcore_auth::Verifier;
 use flexcore_cluster::{self as cluster, Kind, Member, Owners};
-use flexcore_domain::{AggregateKey, Catalog};
+use flexcore_definition::Catalog;
+use flexcore_domain::AggregateKey;
 use flexcore_eventstore::{self as eventstore, EventStore, Profile};
 use flexcore_gateway::{self as gateway, RenderMetrics};
 use flexcore_readmodel::{self as readmodel, ReadModels};

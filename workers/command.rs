@@ -34,9 +34,8 @@ use std::{
 };
 
 use flexcore_cluster::{Kind, Member};
-use flexcore_domain::{
-    AggregateKey, Catalog, Command, CommandId, Outcome, Slot, StateReply, Tenant,
-};
+use flexcore_definition::Catalog;
+use flexcore_domain::{AggregateKey, Command, CommandId, Outcome, Slot, StateReply, Tenant};
 use flexcore_eventstore::{Error, EventStore};
 use flexcore_resilience::{Deadline, Place, Shares};
 use tokio::{

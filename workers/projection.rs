@@ -26,7 +26,8 @@ use std::{
 
 use anyhow::Context as _;
 use flexcore_cluster::{Assigned, Kind, Member};
-use flexcore_domain::{Catalog, Name};
+use flexcore_definition::Catalog;
+use flexcore_domain::Name;
 use flexcore_eventstore::EventStore;
 use flexcore_readmodel::{Error, Owned, ReadModels, Requests, State, Version};
 use metrics::gauge;

@@ -1,10 +1,9 @@
-//! The words of FlexCore as types: names that cannot be wrong, the envelope of commits, deployed
-//! definitions, and the decider interface. Pure and synchronous: no clock, no network, no runtime.
+//! The words of FlexCore as types: names that cannot be wrong, the envelope of commits, and the
+//! decider interface. Pure and synchronous: no clock, no network, no runtime.
 
 pub mod command;
 pub mod commit;
 pub mod decider;
-pub mod definition;
 mod hash;
 pub mod json;
 pub mod limits;
@@ -17,7 +16,6 @@ pub mod trace;
 pub use command::{Command, Outcome, StateReply, Violation};
 pub use commit::{Commit, Event};
 pub use decider::{Context, Decider, Decision, NewEvent, Refusal, State};
-pub use definition::{Application, Catalog};
 pub use hash::{CommandHash, Digest, Hash, Secret};
 pub use names::{
     ActorName, AggregateId, AggregateKey, AggregateName, CommandId, CommandName, EventName,

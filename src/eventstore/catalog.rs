@@ -10,10 +10,10 @@ use std::{
     time::Duration,
 };
 
+use flexcore_definition::{Application, Catalog, ReadModelDefinition, SourceFile};
 use flexcore_domain::{
-    ActorName, AggregateId, AggregateKey, AggregateName, Application, Catalog, CommandHash,
-    CommandId, Commit, Event, EventName, Name, Tenant,
-    definition::{ReadModelDefinition, SourceFile},
+    ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit, Event,
+    EventName, Name, Tenant,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;

@@ -1,7 +1,8 @@
 //! The AsyncAPI 3 document: the subjects that clients publish commands to, and the events that come
 //! of them, made from what is deployed.
 
-use flexcore_domain::{Catalog, command::header, definition::AggregateDefinition};
+use flexcore_definition::{AggregateDefinition, Catalog};
+use flexcore_domain::command::header;
 use serde_json::{Map, Value, json};
 
 use crate::openapi::pretty;

@@ -2,13 +2,11 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use flexcore_domain::{
-    AggregateName, Application, Catalog, CommandName, EventName, Name,
-    definition::{
-        AggregateDefinition, Column, ColumnKind, CommandDefinition, EventDefinition, Function,
-        Parameter, Place, QueryDefinition, ReadModelDefinition, Schema,
-    },
+use flexcore_definition::{
+    AggregateDefinition, Application, Catalog, Column, ColumnKind, CommandDefinition,
+    EventDefinition, Function, Parameter, Place, QueryDefinition, ReadModelDefinition, Schema,
 };
+use flexcore_domain::{AggregateName, CommandName, EventName, Name};
 use serde_json::{Value, json};
 
 fn schema(json: Value) -> Schema {

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use flexcore_auth::Verifier;
 use flexcore_cluster::Owners;
-use flexcore_domain::Catalog;
+use flexcore_definition::Catalog;
 use flexcore_eventstore::EventStore;
 use flexcore_readmodel::ReadModels;
 use tokio::{net::TcpListener, sync::watch};

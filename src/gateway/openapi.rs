@@ -3,11 +3,8 @@
 
 mod explain;
 
-use flexcore_domain::{
-    Catalog,
-    definition::{ColumnKind, Parameter, QueryDefinition, ReadModelDefinition},
-    limits::PAYLOAD_BYTES_MAX,
-};
+use flexcore_definition::{Catalog, ColumnKind, Parameter, QueryDefinition, ReadModelDefinition};
+use flexcore_domain::limits::PAYLOAD_BYTES_MAX;
 use serde_json::{Map, Value, json};
 
 use crate::{

@@ -95,7 +95,7 @@ pub(crate) const KEPT_ON_PROBLEMS: &[header::HeaderName] = &[header::ALLOW];
 mod tests {
     use std::collections::BTreeSet;
 
-    use flexcore_domain::Catalog;
+    use flexcore_definition::Catalog;
     use serde_json::Value;
 
     use super::*;

@@ -1,6 +1,6 @@
 //! JSON Schemas of names and columns, for the documents that describe the interface.
 
-use flexcore_domain::definition::ColumnKind;
+use flexcore_definition::ColumnKind;
 use serde_json::{Value, json};
 
 pub(crate) fn name_schema() -> Value {

@@ -11,7 +11,7 @@ use std::{
 
 use flexcore_auth::Verifier;
 use flexcore_cluster::Owners;
-use flexcore_domain::Catalog;
+use flexcore_definition::Catalog;
 use flexcore_eventstore::{EventStore, queue::CommandPublisher};
 use flexcore_readmodel::ReadModels;
 use flexcore_resilience::{Breaker, Policies, Retry};

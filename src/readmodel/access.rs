@@ -1,9 +1,7 @@
 //! How a selection comes at its rows: by which index, and whether in that order.
 
-use flexcore_domain::{
-    Name,
-    definition::{Index, ReadModelDefinition},
-};
+use flexcore_definition::{Index, ReadModelDefinition};
+use flexcore_domain::Name;
 
 use crate::{
     indexes::{is_short, texts, whole},
@@ -89,7 +87,7 @@ fn access(
 
 #[cfg(test)]
 mod tests {
-    use flexcore_domain::definition::{Column, ColumnKind, Place};
+    use flexcore_definition::{Column, ColumnKind, Place};
 
     use super::*;
 

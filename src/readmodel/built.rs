@@ -6,10 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flexcore_domain::{
-    Name,
-    definition::{Index, ReadModelDefinition},
-};
+use flexcore_definition::{Index, ReadModelDefinition};
+use flexcore_domain::Name;
 use sqlx::Row as _;
 
 use crate::{Error, ReadModels, indexes};

@@ -1,9 +1,7 @@
 //! Values of columns, as Postgres has them: checked here, so that no value fails inside a batch.
 
-use flexcore_domain::{
-    definition::{ColumnKind, exact_double},
-    limits::INTEGER_EXACT_MAX,
-};
+use flexcore_definition::{ColumnKind, exact_double};
+use flexcore_domain::limits::INTEGER_EXACT_MAX;
 use serde_json::Value;
 use sqlx::{
     Arguments as _, Decode, Encode, Postgres, Row as _, Type,

@@ -4,10 +4,8 @@
 //! Postgres itself reads them: what a statement calls and reads stands in the rules of a view made of
 //! it, whatever way it was written.
 
-use flexcore_domain::{
-    Application, Name,
-    definition::{Place, Problem, QueryDefinition, ReadModelDefinition},
-};
+use flexcore_definition::{Application, Place, Problem, QueryDefinition, ReadModelDefinition};
+use flexcore_domain::Name;
 use sqlx::{
     AssertSqlSafe, PgConnection, Row as _,
     postgres::{PgDatabaseError, PgErrorPosition},

@@ -9,12 +9,10 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use flexcore_domain::{
-    Name, Tenant,
-    definition::{
-        INDEX_COLUMNS_MAX, INDEX_TEXT_BYTES_MAX, Index, QueryDefinition, ReadModelDefinition,
-    },
+use flexcore_definition::{
+    INDEX_COLUMNS_MAX, INDEX_TEXT_BYTES_MAX, Index, QueryDefinition, ReadModelDefinition,
 };
+use flexcore_domain::{Name, Tenant};
 use serde::Serialize;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Row as _, types::Json};

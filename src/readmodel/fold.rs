@@ -10,7 +10,8 @@ use std::{
     hash::{Hash, Hasher},
 };
 
-use flexcore_domain::{Tenant, definition::Operation};
+use flexcore_definition::Operation;
+use flexcore_domain::Tenant;
 
 use crate::{cell::Cell, plan::Change};
 

@@ -7,10 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flexcore_domain::{
-    Name,
-    definition::{Column, ColumnKind, INDEX_TEXT_BYTES_MAX, Index},
-};
+use flexcore_definition::{Column, ColumnKind, INDEX_TEXT_BYTES_MAX, Index};
+use flexcore_domain::Name;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
 use crate::{

@@ -1,9 +1,7 @@
 //! Named queries: `:name` becomes a typed argument, the rest is the author's SQL.
 
-use flexcore_domain::{
-    Name, Tenant,
-    definition::{QueryDefinition, SqlToken, next_sql_token},
-};
+use flexcore_definition::{QueryDefinition, SqlToken, next_sql_token};
+use flexcore_domain::{Name, Tenant};
 use sqlx::{AssertSqlSafe, Row as _, postgres::PgArguments};
 
 use crate::{

@@ -1,10 +1,8 @@
 //! Pages of a read model: the statement of a selection, and the cursor that continues it.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
-use flexcore_domain::{
-    Name, Tenant,
-    definition::{ColumnKind, ReadModelDefinition},
-};
+use flexcore_definition::{ColumnKind, ReadModelDefinition};
+use flexcore_domain::{Name, Tenant};
 use futures::{Stream, TryStreamExt as _};
 use serde_json::Value;
 use sqlx::{

@@ -5,12 +5,10 @@
 
 use std::{borrow::Cow, collections::HashMap, fmt, sync::Arc};
 
-use flexcore_domain::{
-    AggregateName, Commit, Event, EventName, Name, Tenant,
-    definition::{
-        Column, ColumnKind, Expression, Followed, Operation, ReadModelDefinition, RowChange,
-    },
+use flexcore_definition::{
+    Column, ColumnKind, Expression, Followed, Operation, ReadModelDefinition, RowChange,
 };
+use flexcore_domain::{AggregateName, Commit, Event, EventName, Name, Tenant};
 use serde::de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Value, value::RawValue};
 

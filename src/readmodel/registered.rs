@@ -2,10 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use flexcore_domain::{
-    Name, SLOTS,
-    definition::{Column, ReadModelDefinition},
-};
+use flexcore_definition::{Column, ReadModelDefinition};
+use flexcore_domain::{Name, SLOTS};
 use sqlx::{AssertSqlSafe, PgConnection, Row as _, types::Json};
 
 use crate::{Error, cell::sql_type, error::in_the_way, served::Shape, status::State};

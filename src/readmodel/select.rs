@@ -13,10 +13,8 @@
 //! Several filters must all hold, two on one column too. A text that itself starts with an operator
 //! is written with `eq.` before it.
 
-use flexcore_domain::{
-    Name,
-    definition::{ColumnKind, ReadModelDefinition},
-};
+use flexcore_definition::{ColumnKind, ReadModelDefinition};
+use flexcore_domain::Name;
 
 use crate::{
     Error,

@@ -7,10 +7,8 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use flexcore_domain::{
-    Name, Tenant,
-    definition::{Column, ColumnKind, ReadModelDefinition},
-};
+use flexcore_definition::{Column, ColumnKind, ReadModelDefinition};
+use flexcore_domain::{Name, Tenant};
 use serde::{Deserialize, Serialize};
 use sqlx::{Row as _, types::Json};
 

@@ -11,10 +11,8 @@ use std::{
     time::Duration,
 };
 
-use flexcore_domain::{
-    Catalog, Name, Slot,
-    definition::{Column, Index, ReadModelDefinition},
-};
+use flexcore_definition::{Catalog, Column, Index, ReadModelDefinition};
+use flexcore_domain::{Name, Slot};
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction};
 
 use crate::{

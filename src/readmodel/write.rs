@@ -2,10 +2,8 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use flexcore_domain::{
-    Hash, Name, Slot,
-    definition::{Column, ColumnKind},
-};
+use flexcore_definition::{Column, ColumnKind};
+use flexcore_domain::{Hash, Name, Slot};
 use futures::future::BoxFuture;
 use sqlx::{
     Arguments as _, AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction,

@@ -2,10 +2,12 @@
 
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
+use flexcore_definition::{
+    AggregateDefinition, Application, EventDefinition, Function, Problem, Schema,
+};
 use flexcore_domain::{
-    Application, CommandName, Context, Decider, Decision, Event, NewEvent, Refusal, State,
+    CommandName, Context, Decider, Decision, Event, NewEvent, Refusal, State,
     commit::rfc3339,
-    definition::{AggregateDefinition, EventDefinition, Function, Problem, Schema},
     json,
     limits::{COMMIT_BYTES_MAX, STATE_BYTES_MAX},
 };

@@ -2,9 +2,9 @@
 
 use std::{cell::Cell, collections::BTreeMap, rc::Rc, time::Duration};
 
+use flexcore_definition::{AggregateDefinition, Function, Problem};
 use flexcore_domain::{
     CommandName, EventName,
-    definition::{AggregateDefinition, Function, Problem},
     limits::{COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX},
 };
 use rquickjs::{

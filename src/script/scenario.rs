@@ -18,10 +18,8 @@ mod run;
 
 use std::sync::Arc;
 
-use flexcore_domain::{
-    CommandName, Event,
-    definition::{AggregateDefinition, Place},
-};
+use flexcore_definition::{AggregateDefinition, Place};
+use flexcore_domain::{CommandName, Event};
 use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 

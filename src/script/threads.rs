@@ -20,7 +20,8 @@ use std::{
     thread,
 };
 
-use flexcore_domain::{AggregateKey, Refusal, definition::AggregateDefinition};
+use flexcore_definition::AggregateDefinition;
+use flexcore_domain::{AggregateKey, Refusal};
 use rustix::{process::Pid, thread::gettid};
 
 use mark::Mark;

@@ -1,6 +1,7 @@
 //! What of a value does not match its schema.
 
-use flexcore_domain::{Violation, definition::Schema};
+use flexcore_definition::Schema;
+use flexcore_domain::Violation;
 use serde_json::Value;
 
 use crate::{

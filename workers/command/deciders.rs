@@ -6,9 +6,9 @@ use std::{
     sync::Arc,
 };
 
+use flexcore_definition::{AggregateDefinition, Catalog};
 use flexcore_domain::{
-    AggregateKey, AggregateName, Catalog, Command, Context, Decider, Decision, Event, Hash,
-    Refusal, State, definition::AggregateDefinition,
+    AggregateKey, AggregateName, Command, Context, Decider, Decision, Event, Hash, Refusal, State,
 };
 use flexcore_script::{
     ScriptDecider,

@@ -6,8 +6,9 @@ mod unstored;
 
 use std::sync::Arc;
 
+use flexcore_definition::Catalog;
 use flexcore_domain::{
-    ActorName, AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandHash, CommandId,
+    ActorName, AggregateId, AggregateKey, AggregateName, Command, CommandHash, CommandId,
     CommandName, Context, Decider, Outcome, StateReply, Tenant,
     commit::Commit,
     decider::{Native, Rules},

@@ -2,8 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use flexcore_definition::Catalog;
 use flexcore_domain::{
-    AggregateKey, Catalog, Command, CommandId, Outcome, Secret, StateReply, commit::Commit,
+    AggregateKey, Command, CommandId, Outcome, Secret, StateReply, commit::Commit,
 };
 use flexcore_eventstore::{
     Appended, Error, Expected,

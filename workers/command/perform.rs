@@ -10,7 +10,8 @@ use std::{
 };
 
 use flexcore_cluster::Guard;
-use flexcore_domain::{AggregateKey, Catalog, Outcome, Slot, StateReply, Tenant};
+use flexcore_definition::Catalog;
+use flexcore_domain::{AggregateKey, Outcome, Slot, StateReply, Tenant};
 use flexcore_eventstore::{Error, EventStore, Expected, snapshot::Snapshot};
 use flexcore_resilience::{Beside, Place, Shares};
 use flexcore_script::threads;

@@ -4,9 +4,10 @@ use std::{pin::pin, sync::Arc, time::Duration};
 
 use async_nats::{HeaderMap, Message, Subscriber};
 use bytes::Bytes;
+use flexcore_definition::Catalog;
 use flexcore_domain::{
-    AggregateKey, Catalog, Command, CommandHash, CommandId, CommandName, Decider as _, Event,
-    Outcome, Slot, State, StateReply, Tenant, command::header, json, names::ActorName,
+    AggregateKey, Command, CommandHash, CommandId, CommandName, Decider as _, Event, Outcome, Slot,
+    State, StateReply, Tenant, command::header, json, names::ActorName,
 };
 use flexcore_eventstore::{Error, EventStore, snapshot::Snapshot};
 use flexcore_resilience::{Beside, Deadline, Shares};

@@ -5,7 +5,8 @@ use std::{
     sync::Arc,
 };
 
-use flexcore_domain::{Catalog, Name, definition::ReadModelDefinition};
+use flexcore_definition::{Catalog, ReadModelDefinition};
+use flexcore_domain::Name;
 use flexcore_eventstore::{self as eventstore, EventStore, catalog};
 
 /// Declarations of former deployments, by which versions still go that serve until their successors

@@ -4,7 +4,8 @@
 
 use std::collections::{HashMap, HashSet, hash_map::Entry};
 
-use flexcore_domain::{AggregateKey, Event, Hash, Refusal, definition::Followed};
+use flexcore_definition::Followed;
+use flexcore_domain::{AggregateKey, Event, Hash, Refusal};
 use flexcore_eventstore::Recorded;
 use flexcore_readmodel::Reads;
 use flexcore_script::{

@@ -9,8 +9,9 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
+use flexcore_definition::Catalog;
 use flexcore_domain::{
-    AggregateKey, AggregateName, Catalog, Command, Outcome, StateReply, command::header as field,
+    AggregateKey, AggregateName, Command, Outcome, StateReply, command::header as field,
     commit::BATCH,
 };
 use serde::Serialize;

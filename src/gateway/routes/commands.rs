@@ -15,9 +15,10 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
+use flexcore_definition::Catalog;
 use flexcore_domain::{
-    AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandId, CommandName, Outcome,
-    Position, Tenant, command::header as field, json,
+    AggregateId, AggregateKey, AggregateName, Command, CommandId, CommandName, Outcome, Position,
+    Tenant, command::header as field, json,
 };
 use flexcore_eventstore as eventstore;
 use flexcore_resilience::{Deadline, Place};

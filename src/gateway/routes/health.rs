@@ -12,7 +12,7 @@ use std::{
 };
 
 use axum::{extract::State, http::StatusCode, response::Response};
-use flexcore_domain::Catalog;
+use flexcore_definition::Catalog;
 use flexcore_eventstore as eventstore;
 use flexcore_readmodel::{self as readmodel, Serving};
 use serde_json::json;

@@ -3,10 +3,8 @@
 use std::{fmt::Write, sync::Arc};
 
 use axum::{extract::State, http::StatusCode, response::Response};
-use flexcore_domain::{
-    Catalog, Name,
-    definition::{QueryDefinition, ReadModelDefinition},
-};
+use flexcore_definition::{Catalog, QueryDefinition, ReadModelDefinition};
+use flexcore_domain::Name;
 use flexcore_readmodel::{Explained, ReadModels, Select};
 
 use super::{JSON, answer};

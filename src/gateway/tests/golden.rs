@@ -5,9 +5,10 @@
 
 use std::{fs, path::Path};
 
+use flexcore_definition::{Application, Catalog, SourceFile};
 use flexcore_domain::{
-    ActorName, AggregateId, AggregateKey, AggregateName, Application, Catalog, CommandHash,
-    CommandId, Commit, Event, EventName, Name, Tenant, definition::SourceFile,
+    ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit, Event,
+    EventName, Name, Tenant,
 };
 use serde_json::{Value, value::to_raw_value};
 

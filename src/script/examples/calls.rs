@@ -8,10 +8,10 @@ use std::{
     time::Instant,
 };
 
+use flexcore_definition::{AggregateDefinition, Application, SourceFile};
 use flexcore_domain::{
-    ActorName, AggregateId, AggregateKey, Application, CommandId, CommandName, Context, Decider,
-    Name, State, Tenant,
-    definition::{AggregateDefinition, SourceFile},
+    ActorName, AggregateId, AggregateKey, CommandId, CommandName, Context, Decider, Name, State,
+    Tenant,
 };
 use flexcore_script::{
     ScriptDecider,

@@ -2,14 +2,11 @@
 
 use std::sync::Arc;
 
-use flexcore_domain::{
-    Application, CommandName, Event, EventName,
-    definition::{
-        AggregateDefinition, Place, Problem, SourceFile,
-        yaml::{self, Data, Node},
-    },
-    json,
+use flexcore_definition::{
+    AggregateDefinition, Application, Place, Problem, SourceFile,
+    yaml::{self, Data, Node},
 };
+use flexcore_domain::{CommandName, Event, EventName, json};
 use serde_json::{Value, value::to_raw_value};
 
 use super::{Expected, Scenario, Step, Then};

@@ -1,8 +1,8 @@
 //! Runs a test.
 
+use flexcore_definition::{Place, Problem};
 use flexcore_domain::{
     ActorName, AggregateId, CommandId, Context, Decider, Decision, Refusal, State, Tenant,
-    definition::{Place, Problem},
 };
 use serde_json::Value;
 

@@ -4,7 +4,8 @@
 
 use std::{fs, path::PathBuf};
 
-use flexcore_domain::{Application, Name, definition::SourceFile};
+use flexcore_definition::{Application, SourceFile};
+use flexcore_domain::Name;
 use flexcore_script::{
     check,
     scenario::{self, Scenario},

@@ -11,9 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use flexcore_definition::AggregateDefinition;
 use flexcore_domain::{
     AggregateId, AggregateKey, AggregateName, Decider as _, Event, Refusal, State, Tenant,
-    definition::AggregateDefinition,
 };
 use flexcore_script::{
     ScriptDecider,

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use flexcore_domain::definition::Place;
+use flexcore_definition::Place;
 
 /// Calls into the engine on one thread.
 #[derive(Default)]

@@ -141,10 +141,8 @@ impl Runaways {
 mod tests {
     use std::time::Duration;
 
-    use flexcore_domain::{
-        AggregateId, AggregateKey, Application, Name, Tenant,
-        definition::{AggregateDefinition, SourceFile},
-    };
+    use flexcore_definition::{AggregateDefinition, Application, SourceFile};
+    use flexcore_domain::{AggregateId, AggregateKey, Name, Tenant};
 
     use super::*;
 

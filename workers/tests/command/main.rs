@@ -14,8 +14,9 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use async_nats::{HeaderMap, Message, Subscriber};
 use deciders::{Accepts, Panics, Refuses, Slow};
 use flexcore_cluster::{Kind, LEASE, LEASE_MIN, Member, Owners, look};
+use flexcore_definition::Catalog;
 use flexcore_domain::{
-    ActorName, AggregateId, AggregateKey, AggregateName, Catalog, Command, CommandHash, CommandId,
+    ActorName, AggregateId, AggregateKey, AggregateName, Command, CommandHash, CommandId,
     CommandName, Commit, Event, EventName, Outcome, Tenant, command::header,
 };
 use flexcore_eventstore::{EventStore, Expected, Profile, topology};

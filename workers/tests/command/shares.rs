@@ -1,6 +1,7 @@
 //! One tenant at many times its share: another one is refused nothing.
 
-use flexcore_domain::{Application, Name, StateReply, definition::SourceFile};
+use flexcore_definition::{Application, SourceFile};
+use flexcore_domain::{Name, StateReply};
 use flexcore_eventstore::queue::CommandPublisher;
 use futures::future::join_all;
 

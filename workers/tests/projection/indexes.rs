@@ -1,6 +1,6 @@
 //! Secondary indexes as they are declared, by the worker.
 
-use flexcore_domain::definition::Index;
+use flexcore_definition::Index;
 
 use super::*;
 

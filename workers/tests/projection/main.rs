@@ -16,14 +16,13 @@ use std::{
 };
 
 use flexcore_cluster::{Kind, Member};
+use flexcore_definition::{
+    Application, Catalog, Column, ColumnKind, Expression, Operation, Place, ReadModelDefinition,
+    RowChange, SourceFile,
+};
 use flexcore_domain::{
-    ActorName, AggregateId, AggregateKey, AggregateName, Application, Catalog, CommandHash,
-    CommandId, Commit, Event, EventName, Hash, Name, Position, Tenant,
-    command::header,
-    definition::{
-        Column, ColumnKind, Expression, Operation, Place, ReadModelDefinition, RowChange,
-        SourceFile,
-    },
+    ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit, Event,
+    EventName, Hash, Name, Position, Tenant, command::header,
 };
 use flexcore_eventstore::{EventStore, Expected, Filter, Profile, Read, topology};
 use flexcore_readmodel::{ReadModels, Rebuild, Select, State};

@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use flexcore_domain::{ActorName, Application, Catalog, Name, definition::SourceFile};
+use flexcore_definition::{Application, Catalog, SourceFile};
+use flexcore_domain::{ActorName, Name};
 use flexcore_eventstore::{
     Error, EventStore, Expected,
     catalog::{declarations, deploy, deployment, watch},

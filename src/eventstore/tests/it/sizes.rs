@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
+use flexcore_definition::{Application, SourceFile};
 use flexcore_domain::{
-    AggregateKey, Application, CommandId, CommandName, Commit, Hash, Name, Outcome,
+    AggregateKey, CommandId, CommandName, Commit, Hash, Name, Outcome,
     command::header,
-    definition::SourceFile,
     limits::{COMMIT_BYTES_MAX, FINGERPRINTS_PER_BLOCK, QUEUED_BYTES_MAX},
 };
 use flexcore_eventstore::{

@@ -8,12 +8,13 @@ use std::{
     },
 };
 
+use flexcore_definition::{
+    Application, Catalog, Column, ColumnKind, Expression, Operation, Place, ReadModelDefinition,
+    RowChange,
+};
 use flexcore_domain::{
-    ActorName, AggregateId, AggregateKey, AggregateName, Application, Catalog, CommandHash,
-    CommandId, Commit, Event, EventName, Name, Slot, Tenant,
-    definition::{
-        Column, ColumnKind, Expression, Operation, Place, ReadModelDefinition, RowChange,
-    },
+    ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit, Event,
+    EventName, Name, Slot, Tenant,
 };
 use flexcore_readmodel::{Ahead, Change, Move, Part, ReadModels, Settings, State, Version};
 use flexcore_servers::{Options, Servers, Want};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use flexcore_domain::definition::{ColumnKind, Expression, Operation, RowChange};
+use flexcore_definition::{ColumnKind, Expression, Operation, RowChange};
 use flexcore_readmodel::{Change, Error, Version};
 use proptest::{
     prelude::*,

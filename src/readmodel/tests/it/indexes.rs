@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use flexcore_domain::definition::{
+use flexcore_definition::{
     ColumnKind, Index, Operation, Parameter, Place, QueryDefinition, ReadModelDefinition,
 };
 use flexcore_readmodel::{Error, Select, Version};

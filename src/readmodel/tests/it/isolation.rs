@@ -2,9 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use flexcore_domain::definition::{
-    ColumnKind, Operation, Place, QueryDefinition, ReadModelDefinition,
-};
+use flexcore_definition::{ColumnKind, Operation, Place, QueryDefinition, ReadModelDefinition};
 use flexcore_readmodel::{Error, ReadModels, Select, Settings};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};

@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use flexcore_domain::{
-    Application, Name,
-    definition::{ColumnKind, SourceFile},
-};
+use flexcore_definition::{Application, ColumnKind, SourceFile};
+use flexcore_domain::Name;
 use flexcore_readmodel::{Error, RESULT_BYTES_MAX, Select};
 
 use crate::database::{Database, model, tenant};

@@ -2,10 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use flexcore_domain::{
-    Position, Slot,
-    definition::{ColumnKind, Operation, Parameter, Place, QueryDefinition, ReadModelDefinition},
+use flexcore_definition::{
+    ColumnKind, Operation, Parameter, Place, QueryDefinition, ReadModelDefinition,
 };
+use flexcore_domain::{Position, Slot};
 use flexcore_readmodel::{Error, ReadModels, Select, Settings};
 use serde_json::{Value, json};
 

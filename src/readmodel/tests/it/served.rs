@@ -1,6 +1,6 @@
 //! Queries while a changed declaration is built: by the columns of the version that serves.
 
-use flexcore_domain::definition::{ColumnKind, Operation, ReadModelDefinition};
+use flexcore_definition::{ColumnKind, Operation, ReadModelDefinition};
 use flexcore_readmodel::{Ahead, Error};
 use serde_json::{Value, json};
 

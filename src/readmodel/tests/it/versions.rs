@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use flexcore_domain::{
-    Slot,
-    definition::{ColumnKind, Operation, ReadModelDefinition},
-};
+use flexcore_definition::{ColumnKind, Operation, ReadModelDefinition};
+use flexcore_domain::Slot;
 use flexcore_readmodel::{
     Ahead, Error, Move, Part, Portions, ReadModels, Rebuild, Settings, State, Version, check_names,
 };

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use flexcore_definition::{Application, SourceFile};
 use flexcore_domain::{
-    ActorName, AggregateId, Application, CommandId, CommandName, Context, Decider, Decision, Event,
-    EventName, Name, Refusal, State, Tenant, definition::SourceFile,
+    ActorName, AggregateId, CommandId, CommandName, Context, Decider, Decision, Event, EventName,
+    Name, Refusal, State, Tenant,
 };
 use flexcore_script::ScriptDecider;
 use serde_json::value::RawValue;

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use serde_json::json;
 
 use super::*;
-use crate::definition::{ColumnKind, Expression, Operation};
+use crate::{ColumnKind, Expression, Operation};
 
 fn flights() -> Application {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../schemas/flights");

@@ -2,11 +2,11 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use flexcore_domain::json;
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, StrInput};
 use serde_json::{Map, Number, Value};
 
 use super::{Place, problem::Problem};
-use crate::json;
 
 /// Deepest nesting: readable definitions have about ten levels, and the tree is walked recursively.
 const DEPTH_MAX: usize = 64;

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use flexcore_domain::{AggregateName, CommandName, EventName};
 use serde_json::Value;
 
 use super::{
@@ -11,7 +12,6 @@ use super::{
     schema,
     yaml::{Data, Node},
 };
-use crate::names::{AggregateName, CommandName, EventName};
 
 /// Most commands of an aggregate, and most events: a table of each is kept by every worker.
 const MEMBERS_MAX: usize = 256;

@@ -16,10 +16,11 @@ mod sql;
 pub mod yaml;
 
 #[cfg(test)]
-mod tests;
+mod read_tests;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
+use flexcore_domain::{AggregateName, CommandName, EventName, Hash, Name, PORTIONS};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -29,11 +30,6 @@ pub use self::{
     kind::exact_double,
     problem::Problem,
     sql::{SqlToken, next_sql_token},
-};
-use crate::{
-    hash::Hash,
-    names::{AggregateName, CommandName, EventName, Name},
-    slot::PORTIONS,
 };
 
 /// One file of an application's folder, as it was deployed.

@@ -2,12 +2,13 @@
 
 use std::fmt;
 
+use flexcore_domain::Name;
+
 use super::{
     Column, ColumnKind,
     problem::{Notes, did_you_mean},
     yaml::{Data, Node},
 };
-use crate::names::Name;
 
 /// Most indexes of a read model: every row that is written is written to each of them.
 pub const INDEXES_MAX: usize = 8;

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use flexcore_domain::{AggregateName, EventName, Hash, Name};
 use serde_json::{Value, json};
 
 use super::{
@@ -12,10 +13,6 @@ use super::{
     problem::{Notes, did_you_mean},
     read::Known,
     yaml::{Data, Key, Node},
-};
-use crate::{
-    hash::Hash,
-    names::{AggregateName, EventName, Name},
 };
 
 /// Most columns: a row must stay far below the 8 kB page of Postgres.

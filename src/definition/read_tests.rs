@@ -7,7 +7,7 @@ mod shared;
 mod wrong;
 
 use super::{Application, Problem, SourceFile};
-use crate::names::Name;
+use flexcore_domain::names::Name;
 
 /// Reads an application of files with these names and texts.
 fn read(files: &[(&str, &str)]) -> Result<Application, Vec<Problem>> {

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use flexcore_domain::Name;
 use serde_json::Value;
 
 use super::{
@@ -13,7 +14,6 @@ use super::{
     sql,
     yaml::{Data, Node},
 };
-use crate::names::Name;
 
 /// Most parameters of a query.
 const PARAMETERS_MAX: usize = 32;

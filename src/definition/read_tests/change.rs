@@ -1,7 +1,7 @@
 //! Versions of an application side by side.
 
 use super::*;
-use crate::definition::{Catalog, Comparison, compare};
+use crate::{Catalog, Comparison, compare};
 
 /// What changes when one text stands in place of another.
 fn changed(from: &str, to: &str) -> Comparison {

@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use flexcore_domain::{AggregateName, Name};
 use serde_json::Value;
 
 use super::{
@@ -15,7 +16,6 @@ use super::{
     query, read_model,
     yaml::{self, Data, Node},
 };
-use crate::names::{AggregateName, Name};
 
 /// Most files of an application.
 const FILES_MAX: usize = 100;
