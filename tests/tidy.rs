@@ -11,6 +11,8 @@ mod contracts;
 mod paths;
 #[path = "tidy/picture.rs"]
 mod picture;
+#[path = "tidy/readmes.rs"]
+mod readmes;
 #[path = "tidy/writes.rs"]
 mod writes;
 
