@@ -25,7 +25,7 @@ use std::{
 
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 
-/// Which of our crates each may use, and why no more.
+/// Allowed dependencies among our crates, each with the reason for its limits.
 const EDGES: &[(&str, &[&str], &str)] = &[
     ("domain", &[], "the words of the domain are pure and know nobody"),
     ("telemetry", &[], "everybody may use it, so it may use nobody"),

@@ -20,14 +20,14 @@ pub struct Issuer {
     audience: String,
 }
 
-/// What a token is to say.
+/// The content of a new token.
 #[derive(Clone, Debug)]
 pub struct Grant {
-    /// Whose data the bearer may use.
+    /// The tenant whose data the bearer may use.
     pub tenant: Tenant,
-    /// Who the bearer is.
+    /// The bearer's name.
     pub subject: ActorName,
-    /// How long it is good for, at most [`LIFETIME_MAX`]; whole seconds count.
+    /// Lifetime of the token, at most [`LIFETIME_MAX`]; fractions of a second are dropped.
     pub lifetime: Duration,
 }
 

@@ -9,7 +9,7 @@ pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
 /// Longest life of a token. There is no revocation yet, so a lost token must end by itself.
 pub const LIFETIME_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How far the issuer's clock may be ahead of ours, in seconds, for `iat` and `nbf`; `exp` has none.
+/// Seconds by which the issuer's clock may be ahead of ours, for `iat` and `nbf`; `exp` has none.
 pub const CLOCK_LEEWAY_S: u64 = 30;
 
 /// Verified tokens that are remembered: about 200 bytes each, and more clients than that at one

@@ -19,12 +19,12 @@ use crate::{
     limits::{CLOCK_LEEWAY_S, LIFETIME_MAX, TOKEN_BYTES_MAX, TOKENS_CACHED_MAX},
 };
 
-/// Who sends a request, as an accepted token says.
+/// The sender of a request, according to an accepted token.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// Whose data they may use.
+    /// The tenant whose data the sender may use.
     pub tenant: Tenant,
-    /// Who they are.
+    /// The sender's name.
     pub subject: ActorName,
     /// When the token ends, in seconds since 1970-01-01 UTC.
     pub expires_s: u64,
@@ -56,7 +56,7 @@ impl Verifier {
         }
     }
 
-    /// Who the bearer of this token is, at `now_s` (seconds since 1970-01-01 UTC). Fails with the
+    /// Returns the bearer of this token at `now_s` (seconds since 1970-01-01 UTC). Fails with the
     /// reason when the token is not good; a token that was good is found again by its hash.
     pub fn verify(&self, token: &str, now_s: u64) -> Result<Arc<Identity>, Error> {
         if token.len() > TOKEN_BYTES_MAX {

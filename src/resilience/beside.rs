@@ -1,7 +1,8 @@
-//! How much one may have under way beside others. Whoever keeps within a share is served as if it were
-//! alone: what others have under way is all that it waits for, so that has to be little. Who wants n
-//! times its share has an n-th part of it under way meanwhile, and the rest waits where it costs nothing.
-//! When nobody else is there, or nobody else keeps within a share, nothing is held back.
+//! How much each one may have under way while others are there. One that keeps within a share is
+//! served as if it were alone. It waits only for the work that others have under way, so that work
+//! has to be little. Meanwhile one that wants n times its share has an n-th part of it under way;
+//! the rest waits where waiting costs nothing. When nobody else is there, or nobody else keeps
+//! within a share, nothing is held back.
 
 use std::{
     collections::HashMap,
@@ -9,24 +10,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long after its last request one still counts as there: a client that asks once a second should
-/// not meet a full house each time.
+/// Time after its last request for which one still counts as there. A client that asks once a
+/// second should not find everything taken each time.
 pub(crate) const LINGERS: Duration = Duration::from_secs(1);
 /// Between two counts of who is there, and a thousandth of it for each of them.
 const COUNT_EVERY: Duration = Duration::from_millis(5);
 
-/// Who is there, and what each one wants. Pure: time is an argument.
+/// The ones that are there, with the amount that each wants. Pure: time is an argument.
 pub struct Beside<K> {
     places: usize,
     few: usize,
     of: HashMap<K, One>,
-    /// Whether somebody was within a share at the last count.
+    /// True if somebody kept within a share at the last count.
     modest: bool,
     count_at: Option<Instant>,
 }
 
 struct One {
-    /// What it has under way and what waits.
+    /// Its work under way and its waiting work.
     wants: usize,
     last: Instant,
 }
@@ -50,7 +51,7 @@ impl<K: Clone + Eq + Hash> Beside<K> {
         }
     }
 
-    /// How much this one may have under way now.
+    /// The amount that this one may have under way now.
     pub fn most(&mut self, who: &K, now: Instant) -> usize {
         if self.count_at.is_none_or(|at| at <= now) {
             self.count(now);
@@ -63,7 +64,7 @@ impl<K: Clone + Eq + Hash> Beside<K> {
         (share * share / wants).max(self.few)
     }
 
-    /// Whether one is alone, or nobody else would notice what it does.
+    /// True if it is alone, or nobody else would notice its work.
     pub fn is_free(&mut self, who: &K, now: Instant) -> bool {
         self.most(who, now) == usize::MAX
     }
@@ -135,8 +136,8 @@ mod tests {
     proptest! {
         #![proptest_config(crate::cases())]
 
-        /// Whoever wants no more than a share is never held back, and what all others may have under way
-        /// then is no more than a share each.
+        /// One that wants no more than a share is never held back. All others together then have no
+        /// more than a share each under way.
         #[test]
         fn within_a_share_nobody_is_held_back(
             wants in proptest::collection::vec(0_usize..3_000, 2..20),

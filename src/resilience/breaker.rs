@@ -46,13 +46,13 @@ impl Breaker {
         result.map_err(Error::Failed)
     }
 
-    /// How it stands.
+    /// The circuit's state.
     #[must_use]
     pub fn state(&self) -> State {
         self.0.state()
     }
 
-    /// How long calls will be failed at once from now; zero when the next one may go through.
+    /// The time for which calls fail at once from now on; zero if the next call may go through.
     #[must_use]
     pub fn rests_for(&self) -> Duration {
         self.0.with(|all, now| {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::policy::BreakerPolicy;
 
-/// What a caller made of a call's result.
+/// The caller's verdict on a call's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The target answered, be it with a refusal.
@@ -21,7 +21,7 @@ pub enum Verdict {
     Neutral,
 }
 
-/// How a circuit stands.
+/// The state of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum State {
     /// Calls go through.
@@ -91,11 +91,11 @@ impl Circuit {
         }
     }
 
-    /// Whether a call may be made now. Fails with the time after which to ask again.
+    /// The answer to a call that asks to be made now. Fails with the time after which to ask again.
     pub fn decide(&mut self, now: Instant) -> Result<Ticket, Duration> {
         match self.phase {
             Phase::Open { until, .. } if now < until => Err(until - now),
-            // How long the probe will take is not known; about as long as the shortest pause.
+            // The probe's duration is not known; assume the shortest pause.
             Phase::HalfOpen { probing: true, .. } => Err(self.policy.pause_min),
             Phase::Closed | Phase::Open { .. } | Phase::HalfOpen { .. } => Ok(self.admit(now)),
         }
@@ -186,7 +186,7 @@ impl Circuit {
         self.changed = Some(to);
     }
 
-    /// How it stands.
+    /// The circuit's state.
     #[must_use]
     pub fn state(&self) -> State {
         match self.phase {
@@ -205,7 +205,7 @@ impl Circuit {
         }
     }
 
-    /// What it has become since this was asked last.
+    /// The new state, if it changed since the last call of this function.
     pub(crate) fn take_change(&mut self) -> Option<State> {
         self.changed.take()
     }

@@ -44,7 +44,7 @@ impl Circuits {
         result
     }
 
-    /// How the best of them stands.
+    /// The state of the best of them.
     pub(crate) fn state(&self) -> State {
         self.with(|all, _| best(all))
     }

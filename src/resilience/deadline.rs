@@ -44,8 +44,8 @@ impl Deadline {
         Self(now + timeout.min(TIMEOUT_MAX))
     }
 
-    /// What a message said on arrival at `now`, [`TIMEOUT_MAX`] at most. Fails unless the value is
-    /// 1 to 18 decimal digits and not zero.
+    /// Parses a message's value on arrival at `now`; cut to [`TIMEOUT_MAX`]. Fails unless the value
+    /// is 1 to 18 decimal digits and not zero.
     pub fn parse(value: &str, now: Instant) -> Result<Self, InvalidTimeout> {
         let is_number = value.len() <= DIGITS_MAX && value.bytes().all(|b| b.is_ascii_digit());
         let timeout_ms: u64 = value.parse().ok().filter(|_| is_number).ok_or(InvalidTimeout)?;
@@ -55,8 +55,8 @@ impl Deadline {
         Ok(Self::at(now, Duration::from_millis(timeout_ms)))
     }
 
-    /// What to write into a message that leaves at `now`: whole milliseconds, rounded down so that
-    /// the receiver gives up first. `None` when not one is left: then it need not be sent.
+    /// The value for a message that leaves at `now`: whole milliseconds, rounded down so that the
+    /// receiver gives up first. `None` when not one is left: then it need not be sent.
     #[must_use]
     pub fn encode(self, now: Instant) -> Option<String> {
         let left_ms = self.remaining(now).as_millis();
@@ -69,7 +69,7 @@ impl Deadline {
         self.0.saturating_duration_since(now)
     }
 
-    /// Whether it has passed at `now`.
+    /// True if it has passed at `now`.
     #[must_use]
     pub fn is_over(self, now: Instant) -> bool {
         self.0 <= now

@@ -22,7 +22,7 @@ use crate::{
     policy::Policy,
 };
 
-/// Which endpoint a call tries first.
+/// The endpoint that a call tries first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
     /// The first in the list that is healthy.
@@ -103,7 +103,7 @@ impl<T> Endpoints<T> {
                     }
                 }
                 Err(_) => {
-                    // Whether it was slow is the circuit's to say.
+                    // The circuit decides if it was slow.
                     place.leave(Verdict::Neutral);
                     Error::TimedOut { target }
                 }
@@ -148,7 +148,7 @@ impl<T> Endpoints<T> {
         }
     }
 
-    /// Whether it answers.
+    /// True if it answers.
     async fn look_at<'e, F>(&'e self, index: usize, check: &impl Fn(&'e T) -> F) -> bool
     where
         F: Future<Output = bool>,
@@ -163,7 +163,7 @@ impl<T> Endpoints<T> {
         answers
     }
 
-    /// How the best of them stands.
+    /// The state of the best of them.
     #[must_use]
     pub fn state(&self) -> State {
         self.circuits.state()

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// What became of a call: it was not made, not answered in time, or it failed by itself.
+/// The failure of a call: it was not made, got no answer in time, or failed by itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error<E> {
     /// The target failed of late and is left alone: nothing was sent.

@@ -1,6 +1,6 @@
-//! What keeps a fault of one thing from becoming everybody's: deadlines that travel with a request,
-//! circuit breakers, retries within a budget, failover among endpoints, and shares of what there is
-//! only so much of. All policies stand in [`policy`], and what they do is seen in the metrics that
+//! Keeps one target's fault from becoming everybody's: deadlines that travel with a request,
+//! circuit breakers, retries within a budget, failover among endpoints, and shares of scarce
+//! resources. All policies stand in [`policy`], and what they do is seen in the metrics that
 //! `measure` lists.
 //!
 //! [`circuit`] and [`budget`] decide, with time and chance as arguments; [`Breaker`], [`Retry`] and
@@ -34,7 +34,7 @@ pub use policy::Policies;
 pub use retry::Retry;
 pub use shares::{Place, Shares};
 
-/// How properties are tested. A failing case is printed, and kept as a test of its own; a file of
+/// Settings of property tests. A failing case is printed, and kept as a test of its own; a file of
 /// them would go beside this crate's folder, where only crates may be.
 #[cfg(test)]
 fn cases() -> proptest::test_runner::Config {

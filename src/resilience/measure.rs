@@ -1,10 +1,10 @@
-//! What is seen of the policies: every metric of this crate. `flexcore-telemetry` describes them.
+//! All metrics of this crate. `flexcore-telemetry` describes them.
 
 use std::time::Duration;
 
 use crate::circuit::State;
 
-/// What is there before anything happened, so that rates are known from the first event on.
+/// Sets the metrics to zero at the start, so that rates are known from the first event on.
 pub(crate) fn breaker(target: &'static str) {
     metrics::gauge!("flexcore_breaker_state", "target" => target).set(0.0);
     for to in [State::Closed, State::HalfOpen, State::Open] {

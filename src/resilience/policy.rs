@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// What is done about faults, by what may fail.
+/// The policies against faults, one for each target that may fail.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Policies {
     /// Reads from Postgres: the gateway's breaker. They are not tried again.
@@ -10,8 +10,8 @@ pub struct Policies {
     /// Commands that a gateway stores in the queue, which are tried again within a budget: the same
     /// command again is recognised. They have no breaker.
     pub queue: Policy,
-    /// Gateways that an operator lists as equals: a tool looks which of them are there, and goes on to
-    /// the next one, within a budget. What it knows of them lasts for one call.
+    /// Gateways that an operator lists as equals: a tool looks which of them are there, and goes on
+    /// to the next one, within a budget. Its knowledge of them lasts for one call.
     pub gateways: Policy,
 }
 
@@ -45,16 +45,16 @@ impl Default for Policies {
     }
 }
 
-/// What is done about the faults of one target.
+/// The policy against the faults of one target.
 #[derive(Clone, Copy, Debug, PartialEq, Default)]
 pub struct Policy {
     /// When to leave it alone.
     pub breaker: BreakerPolicy,
-    /// How to try again.
+    /// The policy of retries.
     pub retry: RetryPolicy,
-    /// How often trying again is allowed, for all callers together.
+    /// The budget of retries, for all callers together.
     pub budget: BudgetPolicy,
-    /// How to look whether it is there, between calls.
+    /// The policy of looks between calls.
     pub check: CheckPolicy,
 }
 
@@ -64,8 +64,8 @@ pub struct BreakerPolicy {
     /// Failures in a row that open. 5: at a passing failure share of 10 % that is one run in
     /// 100,000, and a caller who sends one at a time finds out after five timeouts.
     pub failures_in_a_row: u32,
-    /// How many of the last calls the share is taken of. 20: a target that fails half of its calls
-    /// is found within 20 of them.
+    /// Number of recent calls of which the share is taken. 20: a target that fails half of its
+    /// calls is found within 20 of them.
     pub window: usize,
     /// Calls that must be in the window. 10: one failure of two calls says nothing.
     pub calls_min: usize,
@@ -104,11 +104,12 @@ impl Default for BreakerPolicy {
     }
 }
 
-/// How a call is tried again.
+/// The way in which a call is tried again.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RetryPolicy {
-    /// Attempts in all. 5: with the pauses below 0.75 s at most between the first and the last, for a
-    /// target that is back in a moment. What may be away for longer says so in its own policy.
+    /// Attempts in all. 5: with the pauses below 0.75 s at most between the first and the last, for
+    /// a target that is back in a moment. A target that may be away for longer says so in its own
+    /// policy.
     pub attempts_max: u32,
     /// Upper end of the first pause; each is twice the one before. 50 ms: what a reconnect takes.
     pub pause_min: Duration,
@@ -126,8 +127,8 @@ impl Default for RetryPolicy {
     }
 }
 
-/// How many retries all callers of a target in one process have together: in any stretch of time at
-/// most `burst` + `percent` of the requests in it + `floor_per_second` × its seconds.
+/// The number of retries that all callers of a target in one process have together: in any stretch
+/// of time at most `burst` + `percent` of the requests in it + `floor_per_second` × its seconds.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BudgetPolicy {
     /// Retries earned by requests, in percent. 10: an outage makes a great load about a tenth higher.
@@ -145,7 +146,7 @@ impl Default for BudgetPolicy {
     }
 }
 
-/// How endpoints are looked at between calls.
+/// The way in which endpoints are checked between calls.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CheckPolicy {
     /// Mean time between two looks; each wait is a random one up to twice as long, so that many

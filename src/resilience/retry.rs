@@ -12,7 +12,7 @@ use crate::{
     policy::{Policy, RetryPolicy},
 };
 
-/// How calls of one target are tried again; clones share the budget.
+/// Retries of one target's calls; clones share the budget.
 #[derive(Clone, Debug)]
 pub struct Retry {
     target: &'static str,

@@ -23,7 +23,7 @@ struct State<K: Clone + Eq + Hash> {
     beside: Option<Beside<K>>,
     of: HashMap<K, usize>,
     taken: usize,
-    /// Who waits, and in which order they get what becomes free.
+    /// The waiting ones, in the order in which they get free places.
     waiting: HashMap<K, VecDeque<oneshot::Sender<Place<K>>>>,
     turns: VecDeque<K>,
 }
@@ -71,7 +71,7 @@ impl<K: Clone + Eq + Hash> Shares<K> {
         self
     }
 
-    /// Whether somebody else would notice what this one does.
+    /// True if somebody else would notice this one's work.
     #[must_use]
     pub fn is_beside(&self, who: &K) -> bool {
         let mut state = self.lock();
@@ -115,7 +115,7 @@ impl<K: Clone + Eq + Hash> Shares<K> {
         }
     }
 
-    /// How many places are taken.
+    /// The number of taken places.
     #[must_use]
     pub fn taken(&self) -> usize {
         self.lock().taken
@@ -149,8 +149,8 @@ struct Waiter<'a, K: Clone + Eq + Hash> {
 }
 
 impl<K: Clone + Eq + Hash> Waiter<'_, K> {
-    /// Whoever it is held back for may go without giving anything back: where that `may_change`
-    /// something, it is looked at again.
+    /// The one that it is held back for may go without giving anything back. Where that
+    /// `may_change` something, look again.
     async fn place(&mut self, may_change: bool) -> Result<Place<K>, RecvError> {
         let place = loop {
             if !may_change {
@@ -193,7 +193,7 @@ impl<K: Clone + Eq + Hash> State<K> {
         self.note(who, 1);
     }
 
-    /// What one has and waits for, and so much more.
+    /// The places that one has and waits for, plus this many.
     fn note(&mut self, who: &K, more: usize) {
         let Some(beside) = &mut self.beside else { return };
         let own = self.of.get(who).copied().unwrap_or(0);
@@ -358,8 +358,8 @@ mod tests {
     proptest! {
         #![proptest_config(crate::cases())]
 
-        /// Whatever is taken, waited for, given up and given back: what each one is taken to want is what
-        /// it has and waits for.
+        /// After any sequence of taking, waiting, giving up and giving back, the amount that each
+        /// one is taken to want is what it has and waits for.
         #[test]
         fn what_one_wants_is_what_it_has_and_waits_for(
             steps in proptest::collection::vec((0_u8..4, 0_u8..4), 0..200),
@@ -398,7 +398,7 @@ mod tests {
             }
         }
 
-        /// Whatever was taken and given back before: some place is left for one who has none.
+        /// After any sequence of taking and giving back, some place is left for one that has none.
         #[test]
         fn a_newcomer_always_finds_a_place(
             steps in proptest::collection::vec((0_u8..5, proptest::bool::ANY), 0..400),

@@ -56,7 +56,7 @@ pub(crate) fn reachable(path: &Path, account: Option<Account>) -> PathBuf {
     Path::new(ROOT_STATE).join(tail.trim_start_matches('_'))
 }
 
-/// Whether every folder above `path` that exists lets other users pass.
+/// True if every folder above `path` that exists lets other users pass.
 fn others_can_enter(path: &Path) -> bool {
     path.ancestors()
         .filter_map(|folder| folder.metadata().ok())

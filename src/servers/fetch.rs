@@ -68,7 +68,7 @@ impl Package {
         })
     }
 
-    /// Whether it is there, so that nothing needs to be fetched.
+    /// True if it is there, so that nothing needs to be fetched.
     pub(crate) fn is_in(&self, cache: &Path) -> bool {
         cache.join(self.label()).exists()
     }

@@ -18,16 +18,18 @@ use std::{
 use crate::{Error, account::Account, io_error};
 
 const SCRIPT: &str = include_str!("guard.sh");
-/// How often an ending process is looked at.
+/// Time between two looks at an ending process.
 const POLL: Duration = Duration::from_millis(5);
-/// How long a server of a dead flexcore may take to end: its guard kills it after five seconds.
+/// Longest time that a server of a dead flexcore may take to end: its guard kills it after five
+/// seconds.
 const PREDECESSOR_WAIT: Duration = Duration::from_secs(12);
 /// Larger files of standard error are cut at the next start.
 const STDERR_BYTES_MAX: u64 = 8 * 1024 * 1024;
-/// How long a dropped server may take: five seconds until its guard would kill it, and some.
+/// Longest time that a dropped server may take to end: its guard would kill it after five seconds,
+/// and some time is added.
 const DROP_WAIT: Duration = Duration::from_secs(6);
 
-/// What to run and how it ends.
+/// A program to run, and the way to end it.
 pub(crate) struct Plan<'a> {
     /// The program and its arguments.
     pub(crate) program: &'a Path,

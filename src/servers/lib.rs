@@ -34,24 +34,24 @@ pub struct Servers {
     data: Data,
 }
 
-/// What to start.
+/// The servers to start.
 #[derive(Debug, Clone)]
 pub struct Options {
     /// Where the data is kept; `None` = in a temporary folder, removed in the end.
     pub data: Option<PathBuf>,
     /// Where fetched servers are kept.
     pub cache: PathBuf,
-    /// How the broker writes.
+    /// The broker's way of writing.
     pub sync: Sync,
-    /// How many servers the broker has: 1, or a cluster of 3 or 5.
+    /// Number of the broker's servers: 1, or a cluster of 3 or 5.
     pub nats_servers: usize,
     /// The broker's port, of a single server; `None` = a free one.
     pub nats_port: Option<u16>,
     /// The database's port; `None` = a free one.
     pub postgres_port: Option<u16>,
-    /// Which servers may be used.
+    /// The servers that may be used.
     pub sources: Sources,
-    /// Which servers are started.
+    /// The servers that are started.
     pub want: Want,
 }
 
@@ -88,7 +88,7 @@ pub enum Sync {
     Lazy,
 }
 
-/// Which servers may be used.
+/// The servers that may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sources {
     /// Installed ones, else fetched ones.
@@ -97,7 +97,7 @@ pub enum Sources {
     Fetched,
 }
 
-/// Which servers are started.
+/// The servers that are started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Want {
     /// nats-server and Postgres.
@@ -115,10 +115,10 @@ pub enum Error {
     Fetch {
         /// The package or the program.
         what: String,
-        /// What the program said.
+        /// Output of the program.
         reason: String,
     },
-    /// What was fetched is not what was pinned.
+    /// The fetched file is not the pinned one.
     #[error("{what} has SHA-256 {got} in place of {expected}: refused")]
     Hash {
         /// The package.
@@ -145,7 +145,7 @@ pub enum Error {
     Start {
         /// The program.
         server: String,
-        /// What happened.
+        /// The problem.
         reason: String,
         /// The last lines that it logged.
         log: String,
@@ -172,7 +172,7 @@ pub enum Error {
     /// The operating system refused.
     #[error("cannot {doing}: {source}")]
     Io {
-        /// What was tried.
+        /// The attempt.
         doing: String,
         /// Why not.
         source: std::io::Error,

@@ -17,16 +17,16 @@ use crate::{
 
 /// The configuration that production starts from, too.
 const CONFIG: &str = include_str!("../../nats.conf");
-/// What the server would do if nothing were said.
+/// The server's own defaults.
 const LAZY_SYNC: &str = "\"2m\"";
-/// How long it may take to open its store: a second for a million messages, with room.
+/// Longest time for opening its store: a second for a million messages, with room.
 const READY_WAIT: Duration = Duration::from_secs(60);
 /// Panics and what it says before it opens its log; locked while the server lives.
 const STDERR: &str = "nats.stderr.log";
 const POLL: Duration = Duration::from_millis(5);
-/// How long it may take to end when asked.
+/// Longest time for its end after a request to stop.
 const STOP_WAIT: Duration = Duration::from_secs(10);
-/// How often a port that was free a moment ago is tried again, once a server wants its old one.
+/// Number of attempts at its old port, which may be taken for a moment.
 const PORT_TRIES: u32 = 20;
 
 /// A nats-server of our own, on loopback. Dropping it ends it.

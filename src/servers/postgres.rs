@@ -22,14 +22,15 @@ const DATABASE: &str = "postgres";
 /// Crash recovery of a busy database takes seconds; longer needs a person.
 const READY_WAIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
-/// How long the last checkpoint may take, and after it the end in disorder.
+/// Longest time for the last checkpoint, and after it for a hard stop.
 const STOP_WAIT: Duration = Duration::from_secs(20);
 const QUIT_WAIT: Duration = Duration::from_secs(6);
-/// How often another free port is tried, and how often the old one when it must be that.
+/// Number of attempts at a free port, or at the old port when it must be that one.
 const PORT_TRIES: u32 = 20;
 
-/// What differs from Postgres's own defaults, for a machine with two cores and a few gigabytes.
-/// `fsync`, `full_page_writes` and `synchronous_commit` stay on: a checkpoint commits with its rows.
+/// Differences from Postgres's own defaults, for a machine with two cores and a few gigabytes.
+/// `fsync`, `full_page_writes` and `synchronous_commit` stay on: a checkpoint commits with its
+/// rows.
 const SETTINGS: [(&str, &str); 12] = [
     ("listen_addresses", "127.0.0.1"),
     // A socket's path may have 107 bytes, and the data folder is anywhere: TCP only.
@@ -56,7 +57,7 @@ pub struct Postgres {
     account: Option<Account>,
     password: String,
     port: u16,
-    /// Whether the port was asked for, so that no other will do.
+    /// True if the port was asked for, so that no other one will do.
     port_fixed: bool,
     remove: Option<PathBuf>,
     process: Option<Guarded>,
@@ -187,7 +188,7 @@ impl Postgres {
     }
 }
 
-/// What it takes to start a Postgres by hand: elsewhere, under other limits, in other ways to end.
+/// The parts for starting a Postgres by hand: elsewhere, under other limits, or with another end.
 #[derive(Debug, Clone)]
 pub struct Parts {
     /// The server's program.

@@ -1,4 +1,4 @@
-//! What `flexcore doctor` finds out about this machine.
+//! The findings of `flexcore doctor` about this machine.
 
 use std::path::Path;
 
@@ -18,17 +18,17 @@ const DISK_WANTED_MEGABYTES: u64 = 2_048;
 /// One thing that was looked at.
 #[derive(Debug, Clone, Serialize)]
 pub struct Finding {
-    /// What, such as `nats-server`.
+    /// Its name, such as `nats-server`.
     pub what: &'static str,
-    /// How it is.
+    /// Its state.
     pub state: State,
-    /// What was found, where, in which version.
+    /// Place and version of the found program.
     pub found: String,
-    /// What to do about it; empty when there is nothing to do.
+    /// Advice; empty when there is nothing to do.
     pub advice: String,
 }
 
-/// How a thing is.
+/// The state of a thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {

@@ -27,11 +27,11 @@ mod traces;
 pub use prometheus::Metrics;
 pub use traces::{add_link, current_traceparent, link};
 
-/// How often histograms are folded into their buckets, so that memory stays bounded when nobody
-/// reads `/metrics`.
+/// Time between two folds of histograms into their buckets, so that memory stays bounded when
+/// nobody reads `/metrics`.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// What a process says about itself, and where to.
+/// The telemetry of a process, and its targets.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// `service.name` in logs and traces.
@@ -39,11 +39,12 @@ pub struct Settings {
     /// One JSON object a line, in the shape of the Elastic Common Schema, instead of lines for
     /// people.
     pub json_logs: bool,
-    /// What is logged, in `tracing-subscriber`'s syntax: `info`, `info,flexcore_gateway=debug`.
+    /// The filter of the log, in `tracing-subscriber`'s syntax: `info`,
+    /// `info,flexcore_gateway=debug`.
     pub filter: String,
     /// Where traces go, such as `http://127.0.0.1:4317` (OTLP over gRPC); `None`: no traces.
     pub otlp_endpoint: Option<String>,
-    /// Which part of the traces that begin here is kept, 0 to 1; a trace that begins elsewhere
+    /// The part of the traces that begin here that is kept, 0 to 1; a trace that begins elsewhere
     /// follows the decision made there.
     pub sample_ratio: f64,
     /// Colours in the lines for people.
@@ -59,17 +60,17 @@ pub enum Error {
              target=level pairs with commas between"
     )]
     Filter {
-        /// What was given.
+        /// The given value.
         filter: String,
-        /// What is wrong with it.
+        /// The problem with it.
         reason: String,
     },
     /// The OTLP endpoint cannot be used.
     #[error("OTLP endpoint {endpoint:?}: {reason}; write http://HOST:4317")]
     Otlp {
-        /// What was given.
+        /// The given value.
         endpoint: String,
-        /// What is wrong with it.
+        /// The problem with it.
         reason: String,
     },
     /// The process has telemetry already.

@@ -1,5 +1,5 @@
-//! The two shapes of a log line. Whatever stands in a field was possibly written by a tenant: it
-//! is cut to a length and its control characters are escaped, so that no line can be forged.
+//! The two shapes of a log line. A tenant may have written any field: it is cut to a length and its
+//! control characters are escaped, so that no line can be forged.
 
 use std::{fmt, io::Write};
 

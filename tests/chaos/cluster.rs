@@ -19,21 +19,21 @@ use crate::{
     talk::Place,
 };
 
-/// Whose accounts the load works on.
+/// The tenants whose accounts the load uses.
 pub(crate) const TENANTS: [&str; 5] = ["alder", "birch", "cedar", "dogwood", "elm"];
 /// SIGTERM ends a node within this time.
 const STOP_WAIT: Duration = Duration::from_secs(30);
-/// How long everything may take to serve, on a busy machine with a debug build.
+/// Longest time until everything serves, on a busy machine with a debug build.
 const READY_WAIT: Duration = Duration::from_secs(120);
-/// How long tokens are good, in seconds: longer than any run.
+/// Lifetime of tokens, in seconds: longer than any run.
 pub(crate) const LIFETIME_S: u32 = 6 * 3_600;
 
-/// What is built.
+/// The build.
 #[derive(Clone, Debug)]
 pub(crate) struct Shape {
     pub(crate) workers: u8,
     pub(crate) gateways: u8,
-    /// How long a member that is not heard of keeps what it serves.
+    /// Time for which a member that is not heard of keeps its work.
     pub(crate) lease: Duration,
     /// When the brokers' writes reach the disk.
     pub(crate) sync: Sync,

@@ -52,7 +52,7 @@ const BALLAST_KIB: [u64; 20] = {
 pub(crate) fn fill(folder: &Path, node: &str) {
     for kib in BALLAST_KIB {
         let file = format!("{}/ballast-{kib}", place(folder, node));
-        // What does not fit any more is tried with half of it.
+        // A write that does not fit is tried with half of its size.
         drop(try_run("fallocate", &["-l", &format!("{kib}KiB"), &file]));
     }
 }

@@ -1,4 +1,4 @@
-//! What there is to see afterwards: the log as the broker holds it, outcomes, rows, checkpoints.
+//! Collects evidence at the end: the log as the broker holds it, outcomes, rows, checkpoints.
 
 use std::{
     collections::BTreeMap,

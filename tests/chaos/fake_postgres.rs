@@ -19,7 +19,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// How it behaves.
+/// Its behaviour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     /// As if it were not there.

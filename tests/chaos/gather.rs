@@ -16,7 +16,7 @@ use crate::{
     talk::{self, Place, Talk},
 };
 
-/// How long a listener may take to notice that it was cut off, and to catch up.
+/// Longest time for a listener to notice that it was cut off, and to catch up.
 const LISTENER_WAIT: Duration = Duration::from_secs(40);
 /// Questions for outcomes at a time, how long each may take, and how often each is asked.
 const OUTCOMES_AT_ONCE: usize = 8;
@@ -52,14 +52,14 @@ pub(crate) async fn rows(place: &Place) -> Result<Rows, String> {
     evidence::rows(&mut postgres).await.map_err(|error| error.to_string())
 }
 
-/// What is not done yet; `None`: nothing.
+/// Work that is not done yet; `None`: nothing.
 pub(crate) async fn waiting(
     place: &Place,
     client: &async_nats::Client,
 ) -> Result<Option<String>, String> {
     let jetstream = async_nats::jetstream::new(client.clone());
     let queue = jetstream.get_stream("FLEX_COMMANDS").await.map_err(|e| e.to_string())?;
-    // What is settled is purged every few seconds.
+    // Settled commands are purged every few seconds.
     let left = queue.cached_info().state.messages;
     if left > 0 {
         return Ok(Some(format!("{left} queued commands wait")));
@@ -116,7 +116,7 @@ async fn outcome(talk: &Talk, tenant: &str, account: &str, key: &str) -> Outcome
     }
 }
 
-/// What the listener heard, once it has heard of the log's end or had the time for it.
+/// The listener's events, once it has heard of the log's end or had the time for it.
 async fn heard(listener: &Listener, log: &Log) -> Vec<listener::Heard> {
     let of_tenant = log.commits.iter().filter(|commit| commit.tenant == listener::TENANT);
     let last = of_tenant.map(|commit| commit.sequence).max();

@@ -1,4 +1,4 @@
-//! What the clients did and what they were told: every call, in memory and in a file of JSON lines.
+//! The clients' calls and their answers: every call, in memory and in a file of JSON lines.
 
 use std::{
     fs::File,
@@ -17,7 +17,7 @@ use crate::evidence::{Change, Row};
 /// Name of an account that is used from the begin to the end of a run; the others take turns.
 pub(crate) const HOT: &str = "hot";
 
-/// Whether an account is never left for a new one.
+/// True if an account is never left for a new one.
 pub(crate) fn is_hot(account: &str) -> bool {
     account == HOT
 }
@@ -33,7 +33,7 @@ pub(crate) struct Call {
     pub(crate) tag: String,
     pub(crate) if_match: Option<u64>,
     pub(crate) way: Way,
-    /// Which gateway was asked; 0: the broker.
+    /// The gateway that was asked; 0: the broker.
     pub(crate) gateway: usize,
     /// Nanoseconds on the harness's own clock.
     pub(crate) start_ns: u64,
@@ -41,7 +41,7 @@ pub(crate) struct Call {
     pub(crate) told: Told,
 }
 
-/// What a command asks of an account.
+/// A command's demand on an account.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) enum Wanted {
     Open { branch: String },
@@ -71,7 +71,7 @@ impl Wanted {
     }
 }
 
-/// How a command is sent.
+/// The way of sending a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) enum Way {
     /// POST, and the answer is the outcome.
@@ -82,7 +82,7 @@ pub(crate) enum Way {
     Publish,
 }
 
-/// What a client was told.
+/// An answer to a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) enum Told {
     /// 200 with version and place in the log.
@@ -120,7 +120,7 @@ pub(crate) struct Read {
     pub(crate) seen: Seen,
 }
 
-/// What a question is for.
+/// The subject of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(crate) enum Asked {
     /// Its row, which has to show an own command: `min_position` belongs to this version.
@@ -131,7 +131,7 @@ pub(crate) enum Asked {
     Events { after: u64 },
 }
 
-/// What a question showed.
+/// The result of a question.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) enum Seen {
     /// Every row that was given, with its account.

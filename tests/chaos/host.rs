@@ -1,4 +1,4 @@
-//! What the machine has to offer: programs, signals, and what `/proc` tells of a process.
+//! The machine: programs, signals, and what `/proc` tells of a process.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
 //! A tenant who wishes the others ill: floods over every way in, the largest and the malformed, and
-//! definitions that never end. What comes of it does not matter here; what comes of the others does.
+//! definitions that never end. Its own outcome does not matter here; the others' outcomes do.
 
 use std::{sync::Arc, time::Duration};
 
@@ -61,7 +61,7 @@ async fn store(nats: Vec<String>, seed: u64) {
     for number in 0_u64.. {
         clock.tick().await;
         let (subject, headers, payload) = message(number, &mut random);
-        // Whether it is taken is the broker's affair; nobody waits for it.
+        // The broker may take it or not; nobody waits for it.
         drop(jetstream.publish_with_headers(subject, headers, payload.into()).await);
     }
 }

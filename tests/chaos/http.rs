@@ -19,8 +19,9 @@ const CONNECT_PART: u32 = 6;
 /// Idle connections that are kept to one node.
 const IDLE_MAX: usize = 512;
 
-/// How long an idle connection is kept. A gateway closes one after 5 s (`HEADERS_TIMEOUT` among its limits), and
-/// what is sent at that moment is lost: clients have to be the first to let go.
+/// Time for which an idle connection is kept. A gateway closes one after 5 s (`HEADERS_TIMEOUT`
+/// among its limits), and what is sent at that moment is lost: clients have to be the first to let
+/// go.
 const IDLE_FOR: Duration = Duration::from_secs(4);
 
 type Connection = http1::SendRequest<Full<Bytes>>;
@@ -34,7 +35,7 @@ pub(crate) struct Client {
     idle: Arc<Mutex<HashMap<String, Vec<Idle>>>>,
 }
 
-/// What to send.
+/// The request.
 #[derive(Clone, Debug)]
 pub(crate) struct Ask {
     pub(crate) method: &'static str,
@@ -44,7 +45,7 @@ pub(crate) struct Ask {
     pub(crate) body: String,
 }
 
-/// What was answered.
+/// The answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,

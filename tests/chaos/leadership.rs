@@ -1,4 +1,4 @@
-//! Who leads: every write to the cluster's bucket that took effect, in the order of the stream.
+//! The leaders: every write to the cluster's bucket that took effect, in the order of the stream.
 
 use std::{
     sync::{Arc, Mutex},

@@ -27,7 +27,7 @@ impl MemoryLimit {
         })
     }
 
-    /// How often the kernel killed for want of memory.
+    /// Number of processes that the kernel killed for want of memory.
     pub(crate) fn kills(&self) -> u64 {
         let text = fs::read_to_string(self.folder.join(self.events)).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));

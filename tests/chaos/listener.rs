@@ -19,7 +19,7 @@ use crate::{
     talk::Place,
 };
 
-/// Whose events are listened to.
+/// The tenant whose events are read.
 pub(crate) const TENANT: &str = TENANTS[0];
 /// A stream that is silent for longer than its heartbeat is dead.
 const SILENCE_MOST: Duration = Duration::from_secs(18);
@@ -38,7 +38,7 @@ pub(crate) struct Heard {
 }
 
 impl Heard {
-    /// Whether it is this commit of the log.
+    /// True if it is this commit of the log.
     pub(crate) fn is(&self, commit: &Commit) -> bool {
         self.sequence == commit.sequence
             && (&self.tenant, &self.account) == (&commit.tenant, &commit.account)

@@ -35,8 +35,9 @@ const AGAIN_AFTER_MS: std::ops::Range<u64> = 50..250;
 /// So many times as long when no gateway took the connection.
 const NOBODY_THERE: u32 = 4;
 /// Arrivals that are under way at once, each a client with a connection of its own: fewer than the
-/// gateways have room for, and as many as two cores can be clients beside a cluster. What arrives beyond
-/// it is counted and not sent. With three times as many no more was sent, but connections failed.
+/// gateways have room for, and as many as two cores can be clients beside a cluster. Further
+/// arrivals are counted and not sent. With three times as many no more was sent, but connections
+/// failed.
 const CLIENTS_MAX: usize = 2_000;
 /// Tenants with a hot account. The first one's is wanted twice as often as the second one's.
 const HOT_TENANTS: usize = 2;
@@ -52,14 +53,14 @@ const RECENT_MAX: usize = 64;
 /// Longest wait of a query for its position.
 const READ_WAIT_MS: u64 = 3_000;
 
-/// How the load is.
+/// The shape of the load.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pace {
     /// Arrivals a second.
     pub(crate) rate: u64,
     /// Longest time for one call.
     pub(crate) within: Duration,
-    /// Whether what is not known is asked again.
+    /// True if unknown outcomes are asked for again.
     pub(crate) again: bool,
     /// In hundredths: questions. The rest are commands.
     pub(crate) reads: u32,
@@ -85,7 +86,7 @@ pub(crate) struct Load {
     pace: Pace,
 }
 
-/// What a load did not do.
+/// Work that a load did not do.
 pub(crate) struct Left {
     /// Clients that gave up.
     pub(crate) gave_up: usize,
@@ -115,7 +116,7 @@ struct Order {
     tag: String,
     if_match: Option<u64>,
     way: Way,
-    /// Whether its payload is written as another program would write it.
+    /// True if its payload is written as another program would write it.
     otherwise: bool,
 }
 
@@ -196,7 +197,7 @@ impl Left {
     }
 }
 
-/// Which accounts are in use at a moment of the history.
+/// The accounts that are in use at a moment of the history.
 pub(crate) fn generation(at_ns: u64) -> u64 {
     Duration::from_nanos(at_ns).as_secs() / GENERATION.as_secs()
 }
@@ -273,7 +274,7 @@ async fn arrive(shared: Arc<Shared>, tasks: TaskTracker, stop: CancellationToken
 }
 
 impl Shared {
-    /// Which accounts are in use, or will be after this time.
+    /// The accounts that are in use, or will be after this time.
     fn generation(&self, ahead: Duration) -> u64 {
         generation(self.history.now_ns() + u64::try_from(ahead.as_nanos()).unwrap())
     }

@@ -1,4 +1,4 @@
-//! What the brokers say of themselves at their monitoring addresses, and the system of its processes.
+//! Reports of the brokers at their monitoring addresses, and of the system about its processes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,8 +13,9 @@ use crate::{
     rig::{REST_WAIT, Rig},
 };
 
-/// How often what is held is looked at, a second apart, until it is back: a reader that was left to its
-/// broker goes after half a minute, and after a minute more when that broker could not tell the others.
+/// Number of looks at held resources, a second apart, until they are back: a reader that was left
+/// to its broker goes after half a minute, and after a minute more when that broker could not tell
+/// the others.
 const HELD_LOOKS: usize = 120;
 
 impl Rig {
@@ -71,7 +72,7 @@ impl Rig {
         Ok(replicas)
     }
 
-    /// What is held right now.
+    /// The resources that are held right now.
     pub(crate) async fn held(&self) -> Result<resources::Held, String> {
         let mut held = resources::Held::new();
         for node in ["nats-1", "nats-2", "nats-3"] {
@@ -105,8 +106,8 @@ impl Rig {
         Ok(held)
     }
 
-    /// Whether what is held is back where it was; looked at for a while, since some things end by
-    /// time.
+    /// Checks that held resources are back where they were; looks for a while, since some things
+    /// end by time.
     pub(crate) async fn held_verdict(&self) -> Verdict {
         self.cluster.client.close();
         let mut verdict = Verdict::new(18, resources::HELD);

@@ -13,7 +13,7 @@ const CLEAN: &str = include_str!("clean.sh");
 /// The bridge's name; clean.sh knows it, and the prefix of namespaces.
 const BRIDGE: &str = "fcx0";
 
-/// What is cut off.
+/// The part that is cut off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
     /// Nothing goes in or out.

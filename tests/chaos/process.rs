@@ -17,7 +17,7 @@ use crate::{
 /// Bytes of a log that a failure shows.
 const LOG_TAIL_BYTES: usize = 1_000;
 
-/// How to start a process, as often as need be.
+/// A command line to start a process with, as often as needed.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     /// Such as `worker-1`; its namespace is named after it.

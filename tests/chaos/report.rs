@@ -1,4 +1,4 @@
-//! What came of it all, as a Markdown table for people to read.
+//! The results as a Markdown table for people to read.
 
 use std::{collections::BTreeMap, fmt::Write as _, fs, path::PathBuf};
 
@@ -146,7 +146,7 @@ impl Section {
             if *n == 0 && self.is_control() {
                 continue;
             }
-            // What no invariant says, but the experiment promises.
+            // A promise of the experiment that no invariant covers.
             let number = if *invariant == 0 { "–".to_owned() } else { invariant.to_string() };
             writeln!(text, "| {number} | {what} | {n} | {} |", violations.len()).unwrap();
         }

@@ -27,24 +27,24 @@ use crate::{
     talk,
 };
 
-/// How long every answer must come soon before a fault is over.
+/// Time for which every answer must come soon before a fault is over.
 pub(crate) const CALM: Duration = Duration::from_millis(1_500);
 /// Then it is given up waiting for that.
 pub(crate) const RECOVERY_MOST: Duration = Duration::from_secs(90);
 /// Between two looks at rows and checkpoints.
 const SNAPSHOT_EVERY: Duration = Duration::from_millis(500);
-/// How long clients go on asking after the last fault before they give up.
+/// Time for which clients go on asking after the last fault before they give up.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// How long the cluster may take to come to rest.
+/// Longest time for the cluster to come to rest.
 pub(crate) const REST_WAIT: Duration = Duration::from_secs(60);
-/// How long the load goes on before the first fault, for everything to have been used once.
+/// Time for which the load runs before the first fault, so that everything has been used once.
 const WARM_UP: Duration = Duration::from_secs(4);
 /// Commands that a hot account gets at once in the beginning: what comes then is beyond every window.
 const FILLING: usize = 2_100;
-/// How long they may take, and how many stored commands may be left.
+/// Longest time for them, and most stored commands that may be left.
 const FILLING_MOST: Duration = Duration::from_secs(120);
 const FILLED: u64 = 200;
-/// How long brokers that are well may say that there is no log before that is believed.
+/// Time for which healthy brokers may say that there is no log before that is believed.
 const NO_LOG_WAIT: Duration = Duration::from_secs(15);
 
 /// The kind of node that leads the log's stream.
@@ -53,7 +53,7 @@ pub(crate) const LOG_LEADER: &str = "the log's leader";
 /// A broker that loses its disk as well.
 pub(crate) const LOST_NATS: &str = "nats and its disk";
 
-/// What an experiment works with.
+/// The tools of an experiment.
 pub(crate) struct Rig {
     pub(crate) cluster: Cluster,
     pub(crate) history: History,
@@ -63,7 +63,7 @@ pub(crate) struct Rig {
     /// Processes that were asked to end.
     pub(crate) stops: Vec<Stop>,
     load: Option<Load>,
-    /// Whether a hot account has got more commands than anybody keeps in mind.
+    /// True if a hot account has got more commands than anybody remembers.
     is_filled: bool,
     listener: Listener,
     watch: JoinHandle<()>,
@@ -150,7 +150,7 @@ impl Rig {
         let start = Instant::now();
         while start.elapsed() < FILLING_MOST {
             tokio::time::sleep(Duration::from_millis(500)).await;
-            // What is settled is purged every few seconds; others store some meanwhile.
+            // Settled commands are purged every few seconds; others store some meanwhile.
             let queue = jetstream.get_stream("FLEX_COMMANDS").await;
             if queue.is_ok_and(|queue| queue.cached_info().state.messages < FILLED) {
                 break;

@@ -32,17 +32,17 @@ use crate::{
     talk::{self, Place},
 };
 
-/// How long it may take to serve.
+/// Longest time until it serves.
 const READY_WAIT: Duration = Duration::from_secs(120);
-/// How long it may take to end.
+/// Longest time until it ends.
 const END_WAIT: Duration = Duration::from_secs(30);
-/// How long the load lasts.
+/// Duration of the load.
 const LOAD_FOR: Duration = Duration::from_secs(5);
-/// How long the load lasts before what is held is counted: pools are filled by then.
+/// Duration of the load before held resources are counted: pools are filled by then.
 const WARM_UP: Duration = Duration::from_secs(1);
-/// How long clients may take to learn what came of their commands.
+/// Longest time for clients to learn the outcomes of their commands.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How long it may take to come to rest. With a defect it may never.
+/// Longest time for it to come to rest. With a defect it may never.
 const REST_WAIT: Duration = Duration::from_secs(20);
 const REST_WAIT_WITH_DEFECT: Duration = Duration::from_secs(8);
 
@@ -200,7 +200,7 @@ impl Small {
         load.finish(PATIENCE).await;
     }
 
-    /// What the process holds; its servers' descriptors are theirs.
+    /// Resources that the process holds; its servers' descriptors are theirs.
     fn held(&self) -> resources::Held {
         let (descriptors, _) = host::held(self.child.id()).unwrap();
         [("dev descriptors".to_owned(), descriptors.try_into().unwrap())].into()

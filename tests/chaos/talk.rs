@@ -1,4 +1,4 @@
-//! How clients talk to the cluster, and what its answers mean to them.
+//! The clients' requests to the cluster, and the meaning of its answers.
 
 use std::time::Duration;
 
@@ -191,7 +191,7 @@ impl Talk {
         self.seen(gateway, tenant, path, within, read).await
     }
 
-    /// What is said of a command that was stored.
+    /// The answer about a stored command.
     pub(crate) async fn outcome(
         &self,
         gateway: usize,
@@ -236,7 +236,7 @@ pub(crate) async fn connect(urls: &[String]) -> async_nats::Client {
     options.connect(urls).await.unwrap()
 }
 
-/// What an answer to a command means, and the position in it.
+/// The meaning of an answer to a command, and the position in it.
 fn told(answer: &Answer) -> (Told, Option<String>) {
     let body = answer.json();
     let status = answer.status;

@@ -21,11 +21,11 @@ use crate::{
 
 /// Names containers, networks and volumes apart from anybody else's.
 const PROJECT: &str = "flexcore-test";
-/// How long containers may take to get healthy: the first start sets Postgres up.
+/// Longest time for containers to get healthy: the first start sets Postgres up.
 const HEALTHY_WAIT: Duration = Duration::from_secs(180);
 /// The tenant of the accounts.
 const TENANT: &str = "bank";
-/// What is killed: one container of each kind.
+/// The victims: one container of each kind.
 const KINDS: [&str; 6] = ["worker", "gateway", "nats-2", "postgres", "haproxy", "nats-1"];
 /// Services that run our own executable.
 const OURS: [&str; 2] = ["worker", "gateway"];

@@ -26,7 +26,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("openssl", "openssl"),
 ];
 
-/// How long the engine may take to end; its containers are gone by then, unless the test failed.
+/// Longest time for the engine to end; its containers are gone by then, unless the test failed.
 const STOP_WAIT: Duration = Duration::from_secs(30);
 
 /// An engine that has every image.

@@ -75,7 +75,7 @@ impl Load {
         tokio::task::block_in_place(action);
         let took = start.elapsed().as_secs_f64();
         self.goes_on(50).await;
-        // What it delayed has begun before now.
+        // A delayed request has begun before now.
         let now = Instant::now();
         eventually("what was delayed to be known", async || {
             let oldest = self.shared.open.lock().unwrap().values().min().copied();

@@ -1,4 +1,4 @@
-//! What the deployment says is what the executable understands.
+//! The executable understands what the deployment says.
 
 use std::{collections::BTreeSet, fs, path::Path};
 

@@ -1,5 +1,5 @@
-//! What the documents show: every fenced block of README.md and schemas/README.md is run as it stands,
-//! or is named here with the test that runs it. A block that nothing runs fails.
+//! Examples in documents: every fenced block of README.md and schemas/README.md is run as it
+//! stands, or is named here with the test that runs it. A block that nothing runs fails.
 
 use std::{
     fs,

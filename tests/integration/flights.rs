@@ -15,7 +15,7 @@ use crate::support::{
     say,
 };
 
-/// What the CSV says about one flight.
+/// One flight in the CSV.
 #[derive(Debug, PartialEq)]
 struct Flight {
     carrier: String,
@@ -164,7 +164,7 @@ async fn a_month_of_flights_gives_the_numbers_of_the_data_set() {
     assert_eq!(report["flights"], json!(flights));
     assert_eq!(report["equal_to_data_set"], json!(true), "{printed}");
 
-    // What it left is served by `dev`.
+    // `dev` serves the data that it left.
     let dev = Dev::start_on(place, &[]);
     let mut sql = dev.sql().await;
     let found = flights_in(&mut sql).await;

@@ -1,5 +1,5 @@
-//! What one tenant, one deployment or one client of the broker does to the loops that serve all: after
-//! each hostile input another tenant goes on, and so it does after a start.
+//! Hostile input to the loops that serve all, from one tenant, one deployment or one client of the
+//! broker: another tenant goes on after each of them, also after a start.
 
 use async_nats::{HeaderMap, jetstream};
 use flexcore_domain::{AggregateId, AggregateKey, AggregateName, Tenant};
@@ -184,7 +184,7 @@ async fn no_hostile_input_stops_what_all_share() {
 const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
 const NONE: &str = "no-such-aggregate";
 
-/// What `verify --json` says, whether or not it calls the log whole.
+/// The output of `verify --json`, for a whole log and for a broken one.
 async fn verify(dev: &Dev) -> Value {
     let output = dev.run_async(&["verify", "--json"]).await;
     let printed = String::from_utf8(output.stdout).unwrap();

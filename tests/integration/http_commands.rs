@@ -161,7 +161,7 @@ async fn an_asynchronous_command_is_found_where_the_answer_says() {
     assert_eq!(events(&http, "a-1").await.len(), 1);
     let never = http.get("/v1/commands/never-sent?aggregate=account&id=a-1").await;
     never.problem(404, "no-outcome");
-    // What can be meant for nothing is refused at once.
+    // A header that means nothing is refused at once.
     http.command("a-1", "nothing", &prefer, "{}").await.problem(404, "unknown-command");
     let path = "/v1/commands/nobody/a-1/open";
     let headers = [("content-type", "application/json"), ("prefer", "respond-async")];

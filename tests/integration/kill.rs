@@ -12,7 +12,7 @@ use crate::support::{
     say, seed,
 };
 
-/// How often it is killed.
+/// Number of kills.
 const KILLS: usize = 20;
 
 fn place(dev: &Dev) -> Place {

@@ -26,7 +26,7 @@ impl Queue {
     }
 }
 
-/// What came of a command, once it is known.
+/// The outcome of a command, once it is known.
 async fn outcome(http: &Http, aggregate: &str, id: &str, command_id: &str) -> Value {
     let path = format!("/v1/commands/{command_id}?aggregate={aggregate}&id={id}");
     eventually(&path, async || {

@@ -315,7 +315,7 @@ async fn a_rebuild_gives_the_same_rows_and_blocks_nobody() {
         checksum(&mut sql, "accounts", "rebuilt").await,
     ];
     assert_eq!(after, before);
-    // What is written after it arrives in the new version.
+    // Later events arrive in the new version.
     let at = account(&http, "r-new", "team_0", &[]).await;
     let rows = http.rows(&format!("/v1/query/accounts?account=r-new&min_position={at}")).await;
     assert_eq!(rows.len(), 1);

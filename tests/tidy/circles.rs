@@ -50,7 +50,7 @@ type Path = Vec<String>;
 #[derive(Default)]
 struct Modules(BTreeMap<Path, Module>);
 
-/// What a path leads to.
+/// The target of a path.
 enum Named {
     Module(Path),
     /// Something that the module of this path declares.
@@ -124,7 +124,7 @@ impl Modules {
         })
     }
 
-    /// Which module names what of which other one.
+    /// Arrows between modules, each with a name that it stands for.
     fn arrows(&self) -> BTreeMap<(Path, Path), String> {
         let mut arrows = BTreeMap::new();
         for (at, module) in &self.0 {

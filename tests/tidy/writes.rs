@@ -1,5 +1,6 @@
-//! Every place where something is sent to the broker, what bounds its size, and the test that tries it
-//! with the largest. What is too large is refused for ever, and was once waited out like an outage.
+//! Every place where something is sent to the broker, what bounds its size, and the test that tries
+//! it with the largest. A message that is too large is refused for ever, and was once retried like
+//! an outage.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -284,7 +284,7 @@ proptest! {
             }
             prop_assert!(under_way.iter().filter(|(_, probe)| *probe).count() <= 1);
         }
-        // Whatever was: once all is back, time and successes close it.
+        // In every history: once the target is back, time and successes close the circuit.
         for (ticket, _) in under_way {
             circuit.on_result(ticket, Verdict::Failure, now, random);
         }

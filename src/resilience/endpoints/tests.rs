@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use super::*;
 use crate::policy::{BreakerPolicy, BudgetPolicy, Policies};
 
-/// What one endpoint does, and how often it was called.
+/// The behaviour of one endpoint, and the number of calls to it.
 #[derive(Debug)]
 struct Fake {
     does: RefCell<Does>,

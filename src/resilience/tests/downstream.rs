@@ -46,7 +46,7 @@ enum Does {
     ErrHalf,
 }
 
-/// What its connections share.
+/// State that its connections share.
 #[derive(Debug)]
 struct Seen {
     does: Mutex<Does>,

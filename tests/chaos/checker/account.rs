@@ -95,7 +95,7 @@ impl<'a> Accounts<'a> {
         (self.begun_ms + at_ns / 1_000_000).saturating_add(CLOCK_MS)
     }
 
-    /// Whether the broker stored the commit before that moment, for certain.
+    /// True if the broker certainly stored the commit before that moment.
     pub(crate) fn was_before(&self, commit: &Commit, at_ns: u64) -> bool {
         commit.stored_ms + CLOCK_MS < self.begun_ms + at_ns / 1_000_000
     }
@@ -112,7 +112,7 @@ impl<'a> History<'a> {
         self.commits.push(commit);
     }
 
-    /// How many commits it takes to this version.
+    /// Number of commits up to this version.
     fn after(&self, version: u64) -> usize {
         self.states.partition_point(|state| state.version < version).min(self.commits.len())
     }
@@ -126,13 +126,13 @@ impl<'a> History<'a> {
         }
     }
 
-    /// How many commits were known to somebody before this moment.
+    /// Number of commits that somebody knew before this moment.
     pub(crate) fn known(&self, at_ns: u64) -> usize {
         let later = self.known.partition_point(|(known_ns, _)| *known_ns < at_ns);
         later.checked_sub(1).map_or(0, |last| self.known[last].1)
     }
 
-    /// How many commits were stored by this time.
+    /// Number of commits that were stored by this time.
     fn stored(&self, until_ms: u64) -> usize {
         self.commits.partition_point(|commit| commit.stored_ms <= until_ms)
     }
@@ -144,7 +144,7 @@ impl<'a> History<'a> {
         &self.states[first..=self.stored(until_ms).max(first)]
     }
 
-    /// How many commits come before this one.
+    /// Number of commits before this one.
     pub(crate) fn place(&self, commit: &Commit) -> usize {
         self.commits.partition_point(|other| other.sequence < commit.sequence)
     }
@@ -155,7 +155,7 @@ impl<'a> History<'a> {
     }
 }
 
-/// What somebody was told, and so knew: account, when, and its version.
+/// A fact that somebody was told: account, time, and version.
 fn facts(story: &Story) -> impl Iterator<Item = ((&str, &str), u64, u64)> {
     let told = story.calls.iter().filter_map(|call| {
         let Told::Accepted { version, .. } = call.told else { return None };

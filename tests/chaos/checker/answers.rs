@@ -60,8 +60,7 @@ pub(crate) fn ends_in_order(stops: &[Stop]) -> Verdict {
     verdict
 }
 
-/// 17: no request that is under way at SIGTERM fails. What is sent afterwards may meet a closed
-/// port.
+/// 17: no request that is under way at SIGTERM fails. A later request may meet a closed port.
 pub(crate) fn nothing_under_way_fails(stops: &[Stop], calls: &[Call]) -> Verdict {
     let mut verdict = Verdict::new(17, UNDER_WAY);
     for stop in stops {

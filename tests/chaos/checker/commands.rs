@@ -59,8 +59,8 @@ pub(crate) fn is_of(commit: &Commit, tag: &str) -> bool {
     commit.changes.iter().any(|change| change.tag == tag)
 }
 
-/// What is wrong with a commit as the work of this command; `None`: it is whole, and what the rules
-/// make of the account as it was.
+/// The fault of a commit as the work of this command; `None`: it is whole, and what the rules make
+/// of the account as it was.
 pub(crate) fn is_not_made_of(
     accounts: &Accounts<'_>,
     commit: &Commit,
@@ -106,7 +106,7 @@ pub(crate) fn commits_are_explained(story: &Story, accounts: &Accounts<'_>) -> V
     verdict
 }
 
-/// Whether one of the calls may have recorded the commit: it began before, and did not say that
+/// True if one of the calls may have recorded the commit: it began before, and did not say that
 /// nothing was done.
 fn is_done_by_one(accounts: &Accounts<'_>, commit: &Commit, calls: &[&Call]) -> bool {
     calls.iter().any(|call| may_have_worked(call) && !accounts.was_before(commit, call.start_ns))
@@ -133,8 +133,8 @@ fn done_all_the_same<'a>(accounts: &'a Accounts<'_>, call: &'a Call) -> Option<&
     (!is_done_by_one(accounts, commit, &calls)).then_some(commit)
 }
 
-/// 2: what was refused has no event, and the account's state at some point of the call says why. What
-/// stood in the log already is answered with what came of it, never with 4xx.
+/// 2: what was refused has no event, and the account's state at some point of the call says why. A
+/// command that was in the log already is answered with its outcome, never with 4xx.
 pub(crate) fn refused_are_justified(story: &Story, accounts: &Accounts<'_>) -> Verdict {
     let mut verdict = Verdict::new(2, REFUSED);
     for call in &story.calls {
@@ -155,7 +155,7 @@ pub(crate) fn refused_are_justified(story: &Story, accounts: &Accounts<'_>) -> V
     verdict
 }
 
-/// Whether a refusal of the call, by this moment, has its reason in the account.
+/// True if the account gives a reason for this refusal of the call by this moment.
 pub(crate) fn is_justified(
     accounts: &Accounts<'_>,
     call: &Call,
@@ -197,7 +197,7 @@ pub(crate) fn unknown_are_whole_or_nothing(_: &Story, accounts: &Accounts<'_>) -
     verdict
 }
 
-/// What an aggregate may have remembered of its commands whole; late is what is beyond it.
+/// The number of commands that an aggregate may remember whole; later repetitions are beyond it.
 const WINDOW: usize = 1_024;
 
 /// 1: a command that is repeated after its account has taken more others than anybody keeps in mind is

@@ -10,7 +10,7 @@ pub(crate) const EPOCHS: &str = "epochs of checkpoints never go back";
 /// Something that the holder of a role did, in the order in which it took effect.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Effect {
-    /// What it acted on, such as the map of slots.
+    /// The basis of its action, such as the map of slots.
     pub(crate) on: String,
     pub(crate) epoch: u64,
     pub(crate) holder: String,

@@ -14,7 +14,7 @@ pub(crate) fn sequences_follow(story: &Story) -> Verdict {
     for (expected, sequence) in (1..).zip(&story.log.sequences) {
         verdict.hold(expected == *sequence, || format!("{sequence} where {expected} follows"));
         if expected != *sequence {
-            // What comes after a gap is all shifted.
+            // Everything after a gap is shifted.
             break;
         }
     }

@@ -30,7 +30,7 @@ use crate::{
 
 /// Violations that are told in full; the rest is counted.
 const TOLD_MAX: usize = 5;
-/// How far the broker's clock and ours may read differently on one machine, in milliseconds.
+/// The most by which the broker's clock and ours may differ on one machine, in milliseconds.
 pub(crate) const CLOCK_MS: u64 = 20;
 
 /// Everything that was seen.
@@ -41,7 +41,7 @@ pub(crate) struct Story {
     /// Milliseconds since 1970 at nanosecond 0 of the calls.
     pub(crate) begun_ms: u64,
     pub(crate) log: Log,
-    /// What was said in the end of commands that were stored, by tenant, account and key.
+    /// The last outcomes of stored commands, by tenant, account and key.
     pub(crate) outcomes: BTreeMap<(String, String, String), stored::Outcome>,
     pub(crate) rows: Rows,
     /// After a rebuild from the log's beginning.
@@ -54,7 +54,7 @@ pub(crate) struct Story {
 }
 
 impl Story {
-    /// How much of what there is, in a line.
+    /// The size of the history, in a line.
     pub(crate) fn told(&self) -> String {
         let calls = |of: fn(&Told) -> bool| self.calls.iter().filter(|c| of(&c.told)).count();
         let reads = |of: fn(&Seen) -> bool| self.reads.iter().filter(|r| of(&r.seen)).count();
@@ -88,15 +88,15 @@ impl Story {
     }
 }
 
-/// What came of a check.
+/// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Verdict {
     /// Number of the invariant.
     pub(crate) invariant: u8,
     pub(crate) what: &'static str,
-    /// How many things were looked at.
+    /// Number of checked things.
     pub(crate) n: usize,
-    /// What was wrong, each in words.
+    /// The violations, each in words.
     pub(crate) violations: Vec<String>,
 }
 

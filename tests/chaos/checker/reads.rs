@@ -1,5 +1,5 @@
-//! What questions showed: invariant 8. Rows may be behind the log, but not behind what was asked for;
-//! states and events are those of a point between the question and its answer.
+//! Results of questions: invariant 8. Rows may be behind the log, but not behind what was asked
+//! for; states and events are those of a point between the question and its answer.
 
 use super::{Story, Verdict, account::Accounts, model::Account};
 use crate::{
@@ -66,8 +66,8 @@ pub(crate) fn states_are_explained(story: &Story, accounts: &Accounts<'_>) -> Ve
     verdict
 }
 
-/// Whether events are the log's from the version that was asked for: all up to a point between question
-/// and answer, or as many as fit.
+/// True if the events are the log's from the requested version on: all up to a point between
+/// question and answer, or as many as fit.
 fn events_are_explained(accounts: &Accounts<'_>, read: &Read, states: &[Account]) -> bool {
     let (Asked::Events { after }, Seen::Events { events, more }) = (read.asked, &read.seen) else {
         return false;

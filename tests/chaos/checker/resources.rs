@@ -1,4 +1,4 @@
-//! What is held: invariant 18.
+//! Held resources: invariant 18.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,11 @@ use super::Verdict;
 /// Name of a check.
 pub(crate) const HELD: &str = "what is held returns to its base line";
 
-/// How much of everything is held, by a name such as `worker-1 threads`.
+/// The amount of each held resource, by a name such as `worker-1 threads`.
 pub(crate) type Held = BTreeMap<String, i64>;
 
-/// How many more there may be than before: what ends with it, then in absolute numbers, then in
-/// hundredths of what there was.
+/// The amount that may be added: what a name ends with, then in absolute numbers, then in
+/// hundredths of the earlier amount.
 const TOLERANCE: [(&str, i64, i64); 7] = [
     // Readers come and go: one a process, one for each read model that is apart or being built,
     // and those of a process that was killed go after a while without a reader.

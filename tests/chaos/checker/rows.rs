@@ -13,7 +13,7 @@ pub(crate) const FOLD: &str = "rows equal the fold of the log";
 pub(crate) const FORWARD: &str = "checkpoints never go back";
 pub(crate) const TOGETHER: &str = "rows and checkpoints commit together";
 
-/// What the rows have to be: the fold of the log.
+/// The expected rows: the fold of the log.
 pub(crate) fn fold(commits: &[Commit]) -> Rows {
     let mut rows = Rows::default();
     let mut accounts: BTreeMap<(&str, &str), Account> = BTreeMap::new();

@@ -15,7 +15,7 @@ use crate::{
 /// Names of checks.
 pub(crate) const STORED: &str = "what was stored comes to one outcome, whole";
 
-/// What is said of a stored command when it is asked for at the end.
+/// The outcome of a stored command, as told at the end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     Accepted {
@@ -57,7 +57,7 @@ pub(crate) fn stored_come_to_one_outcome(story: &Story, accounts: &Accounts<'_>)
     verdict
 }
 
-/// What is wrong with the outcome of a command without a commit.
+/// The fault in the outcome of a command without a commit.
 fn outcome_is_wrong(
     accounts: &Accounts<'_>,
     calls: &[&Call],
@@ -84,7 +84,7 @@ fn outcome_is_wrong(
     }
 }
 
-/// What is wrong with the outcome of a command that has a commit.
+/// The fault in the outcome of a command that has a commit.
 fn differs(
     accounts: &Accounts<'_>,
     calls: &[&Call],

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::history::{Call, Seen, Told, Wanted, Way};
 
-/// What a check says of a spoilt story.
+/// The check's finding in a spoilt story.
 fn found(what: &str, story: &Story) -> Vec<String> {
     let verdict = all(story).into_iter().find(|verdict| verdict.what == what);
     verdict.unwrap_or_else(|| panic!("there is a check {what:?}")).violations
@@ -68,7 +68,7 @@ fn a_stored_command_that_is_lost_is_found() {
             let key = key.clone();
             story.outcomes.remove(&key);
             story.outcomes.extend(outcome.map(|outcome| (key, outcome)));
-            // What came later has the version that it would have had.
+            // A later commit has the version that it would have had.
             story.log.commits[3].changes[0].tag = "several".to_owned();
         });
         assert!(told.starts_with("LOST from the queue"), "{told}");
@@ -91,7 +91,7 @@ fn a_stored_command_that_stands_twice_in_part_or_changed_is_found() {
     }
     let in_part = |story: &mut Story| drop(story.log.commits[3].changes.pop());
     assert!(spoilt(STORED, in_part).starts_with("is in part, or changed"));
-    // Whoever expected the version after the whole of it is found out, too.
+    // A writer that expected the version after the whole of it is found out, too.
     let mut story = story();
     in_part(&mut story);
     let found = found(COMMITS, &story);

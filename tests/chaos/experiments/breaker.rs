@@ -27,12 +27,12 @@ const GATEWAY: &str = "gateway-1";
 const FAILURES_MOST: usize = 20;
 /// An answer is at once when it comes within this time.
 const AT_ONCE: Duration = Duration::from_millis(10);
-/// What takes longer than this has asked Postgres: a probe.
+/// An answer that takes longer has asked Postgres: it is a probe.
 const PROBE: Duration = Duration::from_millis(100);
 /// Queries at a time.
 const CLIENTS: usize = 4;
-/// How long Postgres may be back before queries are answered again: the breaker's longest pause,
-/// three probes, and a connection.
+/// Longest time from Postgres' return until queries are answered again: the breaker's longest
+/// pause, three probes, and a connection.
 const BACK_MOST: Duration = Duration::from_secs(10);
 
 const WAYS: [Way; 5] = [Way::Errors, Way::Hang, Way::Drip, Way::Reset, Way::HalfReset];

@@ -14,7 +14,7 @@ use crate::{
     talk,
 };
 
-/// How a leader is made to lose it.
+/// The way to take the leadership away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Loss {
     Kill,
@@ -36,7 +36,7 @@ const FULL: [(Loss, usize); 5] = [
 const TERMINATE_MOST_MS: f64 = 1_000.0;
 /// Beyond the lease of a leader that is gone.
 const BEYOND_LEASE_MS: f64 = 2_000.0;
-/// How long nothing fails, and nothing may change.
+/// Time in which nothing fails, and nothing may change.
 const QUIET: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(600));
 
 pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {

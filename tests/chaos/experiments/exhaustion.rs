@@ -23,9 +23,9 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const BASE_RATE: u64 = 60;
 /// Capacity is looked for in these steps.
 const RATES: [u64; 7] = [100, 200, 400, 800, 1_600, 3_200, 6_400];
-/// What the harness itself can send, in requests a second: it shares the machine.
+/// The harness's own limit, in requests a second: it shares the machine.
 const HARNESS_MOST: u64 = if cfg!(debug_assertions) { 1_500 } else { 12_000 };
-/// How soon after an overload everything has to be as before.
+/// Longest time after an overload until everything is as before.
 const NORMAL_AFTER: Duration = Duration::from_secs(10);
 /// Memory of a process, in bytes.
 const MEMORY: u64 = 256 << 20;
@@ -36,7 +36,7 @@ const SILENT: usize = 80;
 /// Connections that Postgres has, one of them the harness's own.
 const POSTGRES_CONNECTIONS: usize = 6;
 
-/// What a while of load looked like to the clients.
+/// The clients' view of a stretch of load.
 #[derive(Debug)]
 struct Phase {
     from_ns: u64,
@@ -44,7 +44,7 @@ struct Phase {
     sent: usize,
     served: usize,
     turned_away: usize,
-    /// What could not be sent, because every client was waiting.
+    /// Requests that were not sent, because every client was waiting.
     not_sent: u64,
     p99_ms: f64,
     turned_away_p99_ms: f64,

@@ -15,12 +15,12 @@ use crate::{
 };
 
 const BROKERS: [&str; 3] = ["nats-1", "nats-2", "nats-3"];
-/// How often in a full run.
+/// Number of cases in a full run.
 const TRIALS: usize = 5;
-/// How long the disk is full.
+/// Time for which the disk is full.
 const LENGTH: Duration = Duration::from_secs(45);
-/// What was sent before is in doubt: the brokers stop in the middle of it, and as long as a worker's lease
-/// has not ended it is asked, and cannot say what came of it.
+/// Earlier requests are in doubt: the brokers stop in the middle of them. As long as a worker's
+/// lease has not ended, the worker is asked, and cannot tell the outcome.
 const TOLD_WITHIN: Duration = Duration::from_secs(28);
 
 pub(crate) async fn run(seed: u64, extent: Extent) -> Section {
@@ -55,7 +55,7 @@ async fn full(rig: &mut Rig, brokers: &[&str]) -> u64 {
     fault
 }
 
-/// What a gateway says while nothing can be written.
+/// The gateway's answers while nothing can be written.
 async fn said(rig: &mut Rig, fault_ns: u64) {
     let mut verdict = Verdict::new(13, "a full disk is said, in metrics and answers");
     let told_ns = fault_ns + u64::try_from(TOLD_WITHIN.as_nanos()).unwrap();
@@ -66,7 +66,7 @@ async fn said(rig: &mut Rig, fault_ns: u64) {
     for call in rig.history.calls().into_iter().filter(|call| call.start_ns > told_ns) {
         let known = match &call.told {
             Told::TurnedAway { .. } | Told::Refused { .. } | Told::NotSent => true,
-            // Whoever repeats one that was recorded before learns that.
+            // A client that repeats a recorded command learns that it was recorded.
             Told::Accepted { replayed, .. } => *replayed,
             // The broker itself does not answer, and the harness asks it, too.
             Told::NoAnswer { .. } => call.way == crate::history::Way::Publish,

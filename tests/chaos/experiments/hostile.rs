@@ -17,9 +17,9 @@ use crate::{
 
 /// Its definitions.
 const DEFINITIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos/hostile");
-/// How long the others are seen without it, and with it.
+/// Time for which the others are watched without it, and with it.
 const STRETCH: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
-/// What the others send, in requests a second.
+/// The others' load, in requests a second.
 const RATE: u64 = 60;
 
 pub(crate) async fn run(seed: u64, extent: Extent) -> Section {

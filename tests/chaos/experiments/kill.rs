@@ -14,7 +14,7 @@ use crate::{
     rig::{CALM, LOG_LEADER, LOST_NATS, RECOVERY_MOST, Rig},
 };
 
-/// What is killed, with how often among the others.
+/// The victims, each with its weight.
 const VICTIMS: [(&[&str], u32); 9] = [
     (&["worker"], 4),
     (&["gateway"], 2),
@@ -26,9 +26,9 @@ const VICTIMS: [(&[&str], u32); 9] = [
     (&["worker", "nats"], 1),
     (&[LOST_NATS], 1),
 ];
-/// What a worker's death may cost beyond its lease.
+/// Most time that a worker's death may cost beyond its lease.
 const WORKER_BEYOND_LEASE_MS: f64 = 3_000.0;
-/// What the death of the broker that leads the log may cost.
+/// Most time that the death of the log's leading broker may cost.
 const LOG_LEADER_MOST_MS: f64 = 10_000.0;
 
 pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {

@@ -35,7 +35,7 @@ pub(crate) const NAMES: [&str; 9] = [
 /// Those of a slice.
 pub(crate) const SLICE: [&str; 3] = ["together", "powercut", "some controls"];
 
-/// How much of it.
+/// The size of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Extent {
     /// Within a few minutes in all, on two cores.
@@ -50,7 +50,7 @@ impl Extent {
     }
 }
 
-/// How long members keep what they serve where that is what is waited for, so that more of it fits in
+/// The lease of members where the experiment waits for its end, shorter so that more of it fits in
 /// the time; otherwise the default.
 const SHORT_LEASE: Duration = Duration::from_secs(4);
 

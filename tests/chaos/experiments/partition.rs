@@ -9,7 +9,7 @@ use crate::{
 };
 
 const VICTIMS: [&str; 5] = ["nats", LOG_LEADER, "worker", "postgres", "gateway"];
-/// How often in a full run: each length, way and victim twice, and some of them once more.
+/// Number of cases in a full run: each length, way and victim twice, and some of them once more.
 const TRIALS: usize = 100;
 const LENGTHS_MS: [u64; 3] = [200, 2_000, 10_000];
 

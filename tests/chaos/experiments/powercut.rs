@@ -17,10 +17,10 @@ use crate::{
     rig::{CALM, RECOVERY_MOST, Rig},
 };
 
-/// Whose disks are cut.
+/// The members whose disks are cut.
 const DISKS: [&str; 4] = ["nats-1", "nats-2", "nats-3", "postgres"];
 
-/// How often in a full run.
+/// Number of cases in a full run.
 const TRIALS: usize = 100;
 
 pub(crate) async fn run(seed: u64, extent: Extent) -> Section {

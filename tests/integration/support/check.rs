@@ -29,7 +29,7 @@ struct Commit {
     events: u64,
 }
 
-/// What an account's events add up to.
+/// The sum of an account's events.
 #[derive(Debug, Default)]
 struct Account {
     version: u64,

@@ -98,7 +98,7 @@ impl Cluster {
         .await;
     }
 
-    /// What `flexcore cluster` says, whether all is well or not.
+    /// The output of `flexcore cluster`, in health and in trouble.
     pub(crate) fn view(&self) -> Value {
         let mut command = flexcore();
         let output = command.args(self.options()).args(["cluster", "--json"]).output().unwrap();

@@ -28,7 +28,7 @@ pub(crate) struct Http {
     connection: Mutex<Option<Connection>>,
 }
 
-/// What was answered.
+/// The answer.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) status: u16,

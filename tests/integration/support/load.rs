@@ -35,7 +35,7 @@ pub(crate) struct Target {
     pub(crate) tenant: String,
 }
 
-/// What a client knows about a command.
+/// A client's knowledge about a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// 2xx, with the version.
@@ -172,7 +172,7 @@ impl Client {
             self.target.mark_unchanged();
             let http = Http::new(&target.http, &target.token);
             while !self.target.has_changed().unwrap() {
-                // What is unknown is sent again until it is known, under its own key.
+                // Unknown commands are sent again, under their own keys, until they are known.
                 let unknown = |sent: &Sent| sent.fate == Fate::Unknown;
                 let index = match self.history.iter().rposition(unknown) {
                     Some(index) => index,

@@ -1,4 +1,4 @@
-//! What the tests share: processes, an HTTP client, an example application.
+//! Shared parts of the tests: processes, an HTTP client, an example application.
 
 pub(crate) mod app;
 pub(crate) mod check;

@@ -18,7 +18,7 @@ use super::{Http, PATIENCE, app};
 
 /// Bytes of a log that a failure shows.
 const LOG_TAIL_BYTES: usize = 6_000;
-/// How long a process may take to start; the first one of all may have to fetch its servers.
+/// Longest time for a process to start; the first one of all may have to fetch its servers.
 const START_WAIT: Duration = Duration::from_secs(180);
 /// SIGTERM has to end a process within this time.
 const TERMINATE_WAIT: Duration = Duration::from_secs(30);
@@ -169,7 +169,7 @@ impl Drop for Process {
     }
 }
 
-/// What a ready file says.
+/// The content of a ready file.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Ready {
@@ -298,7 +298,7 @@ impl Dev {
     }
 }
 
-/// What a subcommand printed; panics when it failed.
+/// The output of a subcommand; panics when it failed.
 pub(crate) fn succeeded(arguments: &[&str], output: &Output) -> String {
     let (out, err) = texts(output);
     assert!(output.status.success(), "{arguments:?}: {}\n{out}\n{err}", output.status);
@@ -329,7 +329,7 @@ fn launch(folder: &TempDir, arguments: &[String]) -> (Process, Ready) {
     }
 }
 
-/// How long a test that watches processes go may wait.
+/// Longest wait of a test that watches processes go.
 pub(crate) fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
