@@ -54,7 +54,7 @@ use messages::{Input, Work};
 use perform::{Begun, LaneThread, Responder, ToLane};
 use requests::Here;
 
-/// How a command worker runs.
+/// Settings of a command worker.
 #[derive(Clone)]
 pub struct Settings {
     /// Threads that decide.
@@ -87,16 +87,17 @@ const LANE_ROOM: usize = 4_096;
 /// its stored commands: what one atomic batch takes of commits. More would only wait for the batch
 /// before, and others' commits behind them.
 const UNDER_WAY_MAX: usize = 1_024;
-/// What tenants have under way in a lane while there are several: equal parts of so many are their shares.
-/// One that wants n times its share has an n-th part of it under way beside those that want less than
-/// theirs.
+/// Work that tenants have under way in a lane while there are several: their shares are equal parts
+/// of it. One that wants n times its share has an n-th part of it under way beside those that want
+/// less than theirs.
 const BESIDE: usize = 64;
-/// What is left to each of them: with one more the next command of somebody else waits that much longer.
+/// The part that is left to each of them: with one more the next command of somebody else waits
+/// that much longer.
 const BESIDE_FEW: usize = 1;
-/// How long the last answers may take once the worker is told to stop, with a second for saying so.
+/// Longest time for the last answers once the worker is told to stop, with a second for saying so.
 const DRAIN_TIMEOUT: Duration =
     crate::TOLD_MAX.saturating_add(slots::LEAVE_MAX).saturating_add(Duration::from_secs(1));
-/// How often the queue is purged and its depth measured.
+/// Time between purges of the queue and measurements of its depth.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
 
 /// The lanes of this process; cheap to clone.
@@ -136,8 +137,9 @@ impl Lanes {
         let _ = lane.inputs.send(ToLane::Ask { key, work, ticket, to, epoch });
     }
 
-    /// What comes of a command whose sender waits until then. It is not begun in the last quarter of that
-    /// time, since nobody would know what came of it: then nothing is done, and "overloaded" is the answer.
+    /// The answer to a command whose sender waits for it. It is not begun in the last quarter of
+    /// that time, since nobody would know what came of it: then nothing is done, and "overloaded"
+    /// is the answer.
     pub(crate) async fn command(
         &self,
         command: Command,
@@ -160,8 +162,8 @@ impl Lanes {
         answered.and_then(Result::ok).flatten().unwrap_or_else(lost)
     }
 
-    /// Takes up a command from the queue, which waits out an outage. What comes of it is sent to
-    /// its reader, with the number that it has there.
+    /// Takes up a command from the queue, which waits out an outage. The outcome goes to its
+    /// reader, with the number that it has there.
     pub(crate) fn queued(
         &self,
         command: Command,
@@ -193,7 +195,7 @@ impl Lanes {
         &self.lanes[usize::from(slot.number()) % self.lanes.len()]
     }
 
-    /// What came of a command that the aggregate accepted; `None`: it never did.
+    /// The outcome of a command that the aggregate accepted; `None`: it never did.
     pub(crate) async fn outcome(&self, key: AggregateKey, id: CommandId) -> Option<Outcome> {
         let Some(_place) = self.enter(&key) else {
             return Some(Outcome::Overloaded { retry_after_s: 1 });

@@ -1,4 +1,4 @@
-//! What can be made wrong with the workers: see `src/readmodel/defects.rs`.
+//! Faults that can be switched on in the workers: see `src/readmodel/defects.rs`.
 
 use std::{
     collections::BTreeMap,
@@ -47,13 +47,13 @@ const CHECKPOINT_BACK: &str = "checkpoint-back";
 /// Batches that are applied before checkpoints go back: what is there in the beginning is built.
 const BATCHES_FIRST: usize = 40;
 
-/// What is added to a command's id so that it is not known yet.
+/// A suffix that makes a command's id unknown.
 const DISGUISE: &str = "-twice";
 
-/// How long a stored command waits while others overtake it.
+/// Time for which a stored command waits while others overtake it.
 const OVERTAKEN_AFTER: Duration = Duration::from_millis(700);
 
-/// How long the append waits that was answered already: long enough to be killed before it.
+/// Time for which an append that was answered already waits: long enough to be killed before it.
 pub(crate) const APPEND_DELAY: Duration = Duration::from_millis(500);
 
 /// Hands a stored command to its lane: not at all, later, or twice.
@@ -95,7 +95,7 @@ pub(crate) fn undisguised(commit: Arc<Commit>) -> Arc<Commit> {
     }
 }
 
-/// What a waiting client is told.
+/// The answer to a waiting client.
 pub(crate) fn told(outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::Accepted { .. } if is_due(DENY_DONE) => Outcome::Overloaded { retry_after_s: 1 },
@@ -106,7 +106,7 @@ pub(crate) fn told(outcome: Outcome) -> Outcome {
     }
 }
 
-/// What is applied of a batch, and how far it says that it went.
+/// The applied part of a batch, and the position that it reports.
 pub(crate) fn skipped(mut parts: Vec<Part>) -> Vec<Part> {
     static BATCHES: AtomicUsize = AtomicUsize::new(0);
     parts.iter_mut().for_each(|part| part.changes.retain(|_| !is_due(SKIP_ROW)));
@@ -117,12 +117,12 @@ pub(crate) fn skipped(mut parts: Vec<Part>) -> Vec<Part> {
     parts
 }
 
-/// What the log would answer, if all went well.
+/// The log's answer, if all went well.
 pub(crate) fn hoped_for(expected: Expected) -> Appended {
     Appended { sequence: expected.sequence + 1, hash: expected.hash }
 }
 
-/// What a worker owns, with everything that it ever owned; without the fence.
+/// The places that a worker owns, with all that it ever owned; without the fence.
 pub(crate) fn never_let_go(owned: BTreeMap<u16, u64>) -> BTreeMap<u16, u64> {
     static EVER: Mutex<BTreeMap<u16, u64>> = Mutex::new(BTreeMap::new());
     if !is_on(NO_FENCE) {

@@ -1,11 +1,11 @@
 //! The projection worker: follows the log and keeps read models up to date.
 //!
-//! A read model belongs to a share, by its name, and a share to one worker, as the cluster's map says:
-//! a row is written by one worker, in the order of the log. One that is shared has portions, by slot, of
-//! which each belongs to the next share: its rows are, too, each written by one worker at a time. What
-//! serves of a worker's shares is read together, from one subscription into one transaction a batch;
-//! what is being built has a reader of its own until it has caught up, takes over, and joins the
-//! others.
+//! A read model belongs to a share, by its name, and a share to one worker, as the cluster's map
+//! says: a row is written by one worker, in the order of the log. One that is shared has portions,
+//! by slot, of which each belongs to the next share: its rows are, too, each written by one worker
+//! at a time. The serving versions of a worker's shares are read together, from one subscription
+//! into one transaction a batch. A version that is being built has a reader of its own until it has
+//! caught up, takes over, and joins the others.
 
 mod batch;
 mod commit;
@@ -45,11 +45,11 @@ use share::share;
 /// failed may start again.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How read models are kept.
+/// Settings of the projection worker.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// How long the indexes of a read model are left alone after a build that failed; twice as long after
-    /// each further one, and an hour at most.
+    /// Time for which the indexes of a read model are not tried again after a build that failed;
+    /// twice as long after each further one, and an hour at most.
     pub index_pause: Duration,
 }
 
@@ -224,7 +224,7 @@ impl Worker {
         }
         if self.told_for != *epochs {
             self.told_for.clone_from(epochs);
-            // What another owner noted is for this one to take back.
+            // This owner has to take back the notes of another one.
             self.troubles = None;
         }
         let unmade = self.indexing.look(&self.read_models, &versions.run, Instant::now()).await?;
@@ -277,8 +277,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Sets the gauges. The broker may be away: then the lag stays as it was. What others own counts
-    /// as nothing here, so that a sum over the workers is right.
+    /// Sets the gauges. The broker may be away: then the lag stays as it was. Places of others
+    /// count as nothing here, so that a sum over the workers is right.
     async fn measure(&self, readers: &Readers, owned: Owned<'_>) {
         let (Ok(last), Ok(all)) =
             (self.store.last_sequence().await, self.read_models.status().await)

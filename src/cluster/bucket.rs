@@ -34,13 +34,13 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
-    /// What it says; `None` when it is deleted, or of another version.
+    /// The key's value; `None` when it is deleted, or of another version.
     pub(crate) fn parse<T: DeserializeOwned>(&self) -> Option<T> {
         serde_json::from_slice(self.value.as_ref()?).ok()
     }
 }
 
-/// What must hold for a write to be stored.
+/// The condition for storing a write.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Condition<'a> {
     /// The key whose last message is looked at; not always the one that is written.
@@ -222,7 +222,7 @@ impl Bucket {
     }
 }
 
-/// Whether a bucket that somebody made can hold leases.
+/// True if a bucket that somebody else made can hold leases.
 fn check(wanted: &Config, found: &Config) -> Result<(), Error> {
     let settings = |config: &Config| {
         [

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{MemberId, Record};
 
-/// What a leader knows of the maps that were stored.
+/// The leader's knowledge of the maps that were stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Fence {
     /// The greatest sequence that a map was seen to have: no epoch that was given is above it.

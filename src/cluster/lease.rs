@@ -1,21 +1,21 @@
 //! A lease: the right to act under one key, for a time. Pure; times are milliseconds of the caller's
 //! own monotonic clock.
 //!
-//! The key's message carries the lease's length as its time to live, so that the broker frees the key
-//! when nobody renews it. The holder counts from the moment before it sent the renewal, and stops a
-//! margin earlier than the broker can free the key. What makes it safe all the same is the key's
-//! sequence: each write names the one that it follows, and effects are refused under an older one.
+//! The key's message carries the lease's length as its time to live, so that the broker frees the
+//! key when nobody renews it. The holder counts from the moment before it sent the renewal, and
+//! stops a margin earlier than the broker can free the key. The key's sequence makes it safe all
+//! the same: each write names the one that it follows, and effects are refused under an older one.
 
-/// How long a lease is good for.
+/// Duration of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Terms {
     /// When the broker frees the key, in milliseconds after a renewal.
     pub ttl_ms: u64,
-    /// How much earlier its holder stops: what clocks and scheduling may be off.
+    /// Time by which its holder stops earlier: the most that clocks and scheduling may be off.
     pub margin_ms: u64,
 }
 
-/// What is to be done next.
+/// The next thing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Step {
     /// Look who holds the key.
@@ -31,7 +31,7 @@ pub enum Step {
     },
 }
 
-/// What came of a write.
+/// The result of a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Written {
     /// It is stored, with this sequence.
@@ -42,7 +42,7 @@ pub enum Written {
     Unknown,
 }
 
-/// What a look at the key has shown.
+/// The result of a look at the key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Found {
     /// Nobody holds it; it is at this sequence, 0 when there is no message.
@@ -70,7 +70,7 @@ struct Held {
     until_ms: u64,
 }
 
-/// What a member knows of a lease that it has or wants.
+/// A member's knowledge of a lease that it has or wants.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Lease {
     terms: Terms,
@@ -97,7 +97,7 @@ impl Lease {
         Self { free: Some(0), ..Self::new(terms) }
     }
 
-    /// Whether its holder may act. Ask again before each effect.
+    /// True if its holder may act. Ask again before each effect.
     #[must_use]
     pub fn holds(&self, now_ms: u64) -> bool {
         self.held.is_some_and(|held| now_ms < held.until_ms)
@@ -129,7 +129,7 @@ impl Lease {
         self.held.map(|held| held.sequence)
     }
 
-    /// What to do next; begins an attempt when that is a write.
+    /// Returns the next thing to do; begins an attempt when that is a write.
     pub fn step(&mut self, now_ms: u64) -> Step {
         let (expected, epoch) = match (self.in_doubt, self.held, self.free) {
             (false, Some(held), _) => (held.sequence, Some(held.epoch)),
@@ -170,8 +170,8 @@ impl Lease {
                 self.in_doubt = false;
                 self.renewed(sequence, epoch);
             }
-            // An earlier attempt of ours. How long ago it began is not kept, so it gives no time;
-            // the next write does.
+            // An earlier attempt of ours. Its beginning is not kept, so it gives no time; the next
+            // write does.
             Found::Ours { sequence, epoch, .. } => {
                 self.in_doubt = false;
                 let until_ms = self.until_ms();
@@ -194,8 +194,8 @@ impl Lease {
         &mut self.beat
     }
 
-    /// All that was becomes a millisecond older, for a model in which it is always `now_ms`. What is
-    /// too old to matter stays as it is.
+    /// All that was becomes a millisecond older, for a model in which it is always `now_ms`. A
+    /// state that is too old to matter stays as it is.
     #[cfg(test)]
     pub(crate) fn ages(&mut self, now_ms: u64) {
         self.began_ms = self.began_ms.saturating_sub(1).max(now_ms - self.terms.ttl_ms);

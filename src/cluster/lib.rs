@@ -11,8 +11,8 @@
 //! | `map` | who serves which place; written only while `leader` is at the leader's own sequence |
 //! | `drain.<id>` | that this member is to serve nothing any more |
 //!
-//! Leases keep two members from the same work for most of the time. What makes it safe is the epoch:
-//! the resource that a member works on refuses what comes under an older one.
+//! Leases keep two members from the same work for most of the time. The epoch makes it safe: the
+//! resource that a member works on refuses work under an older one.
 
 mod bucket;
 mod fence;
@@ -42,8 +42,8 @@ pub use owners::{Answer, Owners, Unanswered};
 pub use plan::{Map, Place, plan};
 pub use view::{Seat, View, drain, look, reset, undrain};
 
-/// How long a lease is good for unless configured: longer than the broker needs to elect a leader of
-/// a stream after a server's death (4 to 7 s), so that this does not cost anybody a lease.
+/// Duration of a lease unless configured: longer than the broker needs to elect a leader of a
+/// stream after a server's death (4 to 7 s), so that this does not cost anybody a lease.
 pub const LEASE: Duration = Duration::from_secs(12);
 /// Shortest lease: renewed several times, with room for an answer that is slow.
 pub const LEASE_MIN: Duration = Duration::from_secs(3);
@@ -68,9 +68,9 @@ pub enum Error {
     Misconfigured {
         /// The setting.
         what: &'static str,
-        /// What it has to be.
+        /// The required value.
         wanted: String,
-        /// What it is.
+        /// The found value.
         found: String,
     },
     /// The broker takes no message as large as a record of the cluster may get.
@@ -81,15 +81,15 @@ pub enum Error {
     SmallMessages {
         /// Its `max_payload`.
         found: usize,
-        /// What it has to be at least.
+        /// The least value.
         needed: usize,
     },
     /// A member says too much of itself.
     #[error("the member's record would take {bytes} bytes, and at most {bytes_max} are stored")]
     LargeMember {
-        /// What it takes when it serves all that it can.
+        /// The load of a member that serves all that it can.
         bytes: usize,
-        /// What it may take.
+        /// The permitted load.
         bytes_max: usize,
     },
     /// There is no such member.
@@ -103,7 +103,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether waiting may help.
+    /// True if waiting may help.
     #[must_use]
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Unavailable(_))
@@ -114,7 +114,7 @@ fn unavailable(error: impl fmt::Display) -> Error {
     Error::Unavailable(error.to_string())
 }
 
-/// What is shared out among members.
+/// A kind of work that is shared out among members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -129,7 +129,7 @@ impl Kind {
     /// All of them.
     pub const ALL: [Self; 2] = [Self::Command, Self::Projection];
 
-    /// How many places there are of it.
+    /// Number of its places.
     #[must_use]
     pub fn places(self) -> u16 {
         match self {
@@ -176,18 +176,18 @@ impl fmt::Display for MemberId {
     }
 }
 
-/// What a member says of itself.
+/// A member's record about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
-    /// What it can serve; empty for a gateway.
+    /// The kinds that it can serve; none for a gateway.
     pub kinds: BTreeSet<Kind>,
-    /// What it is, for people: `gateway`, `worker`, `dev`.
+    /// Its role, for people: `gateway`, `worker`, `dev`.
     pub role: String,
     /// The version of the executable.
     pub version: String,
     /// When it started, seconds since 1970-01-01 UTC.
     pub started_s: u64,
-    /// What it serves, by kind.
+    /// The places that it serves, by kind.
     pub serves: BTreeMap<Kind, Serves>,
     /// It is about to end, and is to serve nothing any more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -201,7 +201,7 @@ pub struct Record {
     epoch: Option<u64>,
 }
 
-/// What a member serves of one kind.
+/// The places of one kind that a member serves.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Serves {
     /// The sequence of the map that it has followed.
@@ -211,12 +211,12 @@ pub struct Serves {
 }
 
 impl Record {
-    /// What it says, whichever renewal says it.
+    /// Its content, whichever renewal writes it.
     fn without_beat(self) -> Self {
         Self { beat: 0, ..self }
     }
 
-    /// Whether it knows that it was to leave a place, and has left.
+    /// True if it knows that it was to leave a place, and has left.
     fn has_left(&self, kind: Kind, number: u16, since: u64) -> bool {
         self.serves
             .get(&kind)

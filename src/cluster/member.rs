@@ -19,16 +19,16 @@ use crate::{
     size,
 };
 
-/// How a process is a member.
+/// Settings of a process as a member.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Its name, for people; its id is the first 40 characters of this and a random part.
     pub name: String,
-    /// What it is, for people: `gateway`, `worker`, `dev`.
+    /// Its role, for people: `gateway`, `worker`, `dev`.
     pub role: String,
-    /// What it can serve. One that serves something can lead.
+    /// The kinds that it can serve. One that serves something can lead.
     pub kinds: BTreeSet<Kind>,
-    /// How long its leases are good for, in whole seconds.
+    /// Duration of its leases, in whole seconds.
     pub lease: Duration,
     /// Copies of the bucket, when it has to be made.
     pub replicas: usize,
@@ -48,7 +48,7 @@ impl Settings {
     }
 }
 
-/// What a member is to serve.
+/// The places that a member is to serve.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assigned {
     /// The sequence of the map that says so; to be reported.
@@ -78,7 +78,7 @@ pub(crate) fn now_ms(origin: Instant) -> u64 {
     u64::try_from(origin.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Whether the process may act as a member just now; cheap to clone and to ask.
+/// Says if the process may act as a member just now; cheap to clone and to ask.
 #[derive(Clone, Debug)]
 pub struct Guard {
     pub(crate) origin: Instant,
@@ -86,7 +86,7 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Whether the member's lease holds: to be asked right before each effect.
+    /// True if the member's lease holds: ask right before each effect.
     #[must_use]
     pub fn holds(&self) -> bool {
         now_ms(self.origin) < self.until_ms.load(Ordering::Acquire)
@@ -158,13 +158,13 @@ impl Member {
         &self.id
     }
 
-    /// Whether it may act just now.
+    /// True if it may act just now.
     #[must_use]
     pub fn guard(&self) -> Guard {
         self.guard.clone()
     }
 
-    /// What it is to serve. Empty while its lease does not hold.
+    /// The places that it is to serve. Empty while its lease does not hold.
     #[must_use]
     pub fn assigned(&self) -> watch::Receiver<Assigned> {
         self.assigned.clone()
@@ -188,8 +188,8 @@ impl Member {
         let _ = self.looks.send(());
     }
 
-    /// Whether nobody else is there to serve a kind, or nobody says so: then what this member leaves has
-    /// no new owner to wait for.
+    /// True if nobody else is there to serve a kind, or nobody says so: then the places that this
+    /// member leaves have no new owner to wait for.
     pub async fn is_alone(&self, kind: Kind) -> bool {
         let Ok(members) = self.bucket.entries("member").await else { return true };
         let serves = |entry: &Entry| {
@@ -200,14 +200,14 @@ impl Member {
         !members.iter().any(|(id, entry)| id != self.id.as_str() && serves(entry))
     }
 
-    /// Leads no longer, and does not want to: it is about to leave. What it serves is given to others
-    /// from now on; it is told by [`Self::assigned`].
+    /// Leads no longer, and does not want to: it is about to leave. Its places are given to others
+    /// from now on; [`Self::assigned`] tells it so.
     pub fn resign(&self) {
         self.resigning.cancel();
     }
 
-    /// Leaves: gives the leadership up, then the record. What it served is given to others. To be
-    /// called when it serves nothing any more.
+    /// Leaves: gives the leadership up, then the record. Its former places are given to others. To
+    /// be called when it serves nothing any more.
     pub async fn leave(&self) {
         self.leaving.cancel();
         self.gone.cancelled().await;

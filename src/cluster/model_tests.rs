@@ -13,7 +13,7 @@ use stateright::{Checker, HasDiscoveries, Model, Property};
 use self::state::{DEPOSED, EPOCHS, LOWER, Node, State, TAKEN, TWO};
 use crate::Kind;
 
-/// How long leases are good for, in the model's milliseconds.
+/// Duration of leases, in the model's milliseconds.
 const TTL: u64 = 3;
 /// By how much the broker may free a key early: its clock is not the members'.
 const FAST: u64 = 1;
@@ -30,7 +30,7 @@ const SEED: u64 = 7;
 /// After so many steps a walk begins anew.
 const WALK: usize = 100;
 
-/// What holds, and what may happen.
+/// The properties that hold, and the states that must be possible.
 #[derive(Clone)]
 struct Rules {
     margin: u64,
@@ -40,9 +40,9 @@ struct Rules {
     conditional: bool,
     /// After a map without an answer the leader renews before it writes another.
     doubts: bool,
-    /// What was given before the lease was lost is void.
+    /// Assignments from before the lease was lost are void.
     tenures: bool,
-    /// Who is there when it begins: nobody, or a leader that serves everything.
+    /// The members at the beginning: none, or a leader that serves everything.
     begun: bool,
     effects: bool,
     losses_max: u8,

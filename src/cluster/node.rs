@@ -30,24 +30,25 @@ use crate::{
 
 /// Renewals in the time of a lease: some may be lost.
 pub(crate) const RENEWALS: u32 = 6;
-/// How often a member looks whether something has changed that no hint told of.
+/// Time between a member's looks for changes that no hint told of.
 const LOOK_EVERY: Duration = Duration::from_millis(1_000);
 /// A hint comes when something is sent, which is before several brokers have agreed on it and anybody
 /// can read it. So after a hint there are further looks, the first after this time and each twice as
 /// long after the one before, up to the longest.
 const AGAIN_FIRST: Duration = Duration::from_millis(20);
 const AGAIN_LONGEST: Duration = Duration::from_millis(320);
-/// How long the leader waits for more news after some, so that many members cost one look.
+/// Time for which the leader waits for more news after some, so that many members cost one look.
 const GATHER: Duration = Duration::from_millis(20);
 /// Pause after a write or a look without an answer.
 const RETRY: Duration = Duration::from_millis(250);
-/// How long no answer comes before another server is tried: longer than the broker's election of a
-/// leader takes, when it refuses at once, since everything else in the process is disturbed.
+/// Time without an answer after which another server is tried. It is longer than the broker's
+/// election of a leader takes, when it refuses at once, since everything else in the process is
+/// disturbed.
 const SILENCE_MAX: Duration = Duration::from_secs(8);
 /// Longest time for taking leave.
 const LEAVE_MAX: Duration = Duration::from_secs(5);
 
-/// What the key `leader` holds.
+/// The content of the key `leader`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Leadership {
     /// `None`: it was given up.
@@ -58,7 +59,7 @@ pub(crate) struct Leadership {
     pub(crate) beat: u64,
 }
 
-/// Who is told of a change.
+/// The receivers of a change.
 type Told = (watch::Sender<Arc<Map>>, watch::Sender<Assigned>);
 
 /// When to stop.
@@ -134,7 +135,7 @@ impl Node {
         }
     }
 
-    /// What it says of itself.
+    /// Its record.
     pub(crate) fn record(&self) -> &Record {
         &self.record
     }
@@ -249,7 +250,7 @@ impl Node {
             self.again = pause.map(|pause| pause * 2);
             self.look_at = now + pause.unwrap_or_else(|| jitter(LOOK_EVERY));
             self.looked = now;
-            // What is planned follows from the map in force, never from one that was once read.
+            // A plan follows from the map in force, never from one that was once read.
             let fresh = self.follow().await;
             if let (true, Some(epoch)) = (fresh, self.lead.epoch(self.now_ms())) {
                 self.assign(epoch).await;
@@ -387,7 +388,7 @@ impl Node {
         });
     }
 
-    /// What the map gives us, without what it gave us before we last lost the lease.
+    /// The places that the map gives us, without those from before we last lost the lease.
     fn places(
         &self,
         which: impl Fn(&Map, &MemberId, Kind) -> BTreeMap<u16, u64>,
@@ -447,13 +448,13 @@ impl Node {
     async fn leave(&mut self) {
         self.guard.until_ms.store(0, Ordering::Release);
         self.resign().await;
-        // Whatever is there is ours, also what a write without an answer has stored.
+        // Any record that is there is ours, also one that a write without an answer has stored.
         self.bucket.delete(&format!("member.{}", self.id), None).await;
     }
 }
 
-/// What an entry says about its key. `ours` gives beat and epoch; `None`: somebody else's. A beat of
-/// 0, which no attempt has, says that the key was given up.
+/// An entry about its key. `ours` gives beat and epoch; `None`: somebody else's. A beat of 0, which
+/// no attempt has, says that the key was given up.
 fn found<T: for<'a> Deserialize<'a>>(
     entry: Option<Entry>,
     ours: impl FnOnce(T) -> Option<(u64, Option<u64>)>,

@@ -16,15 +16,16 @@ use crate::{
     bucket::{Bucket, MAP},
 };
 
-/// How long an owner that does not take questions is waited for: one that leaves takes less; a dead
-/// one's lease takes longer, and who waits for it takes up a place that others could use.
+/// Longest wait for an owner that does not take questions. An owner that leaves takes less. A dead
+/// one's lease takes longer, and a request that waits for it takes up a place that others could
+/// use.
 const OWNERLESS_MAX: Duration = Duration::from_secs(2);
-/// How long a place is waited for that is just being handed over: while the broker is busy every
-/// step of that waits its turn.
+/// Longest wait for a place that is just being handed over: while the broker is busy every step of
+/// that waits its turn.
 const HANDED_OVER_MAX: Duration = Duration::from_secs(5);
 /// Pause between two tries to find an owner.
 const RETRY: Duration = Duration::from_millis(25);
-/// How often a tool looks at the map.
+/// Time between a tool's looks at the map.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Why there is no answer.
@@ -45,7 +46,7 @@ impl fmt::Display for Unanswered {
     }
 }
 
-/// What an owner said.
+/// An owner's answer.
 #[derive(Clone, Debug)]
 pub struct Answer {
     /// Its reply.

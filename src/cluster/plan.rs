@@ -1,4 +1,5 @@
-//! Who gets which slot. Pure: from the map in force and the members that are there to the next map.
+//! Assigns slots to members. Pure: from the map in force and the members that are there to the next
+//! map.
 //!
 //! Balanced: members of a kind differ by one place at most. Sticky: a place moves only when its owner
 //! is gone, leaves, or has more than its share. Cooperative: a place that moves is first revoked, and
@@ -13,7 +14,7 @@ use crate::{Kind, MemberId, Record};
 /// A slot, or a share of the projections, in the map.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Place {
-    /// Who serves it; `None`: nobody at the moment.
+    /// Its owner; `None`: nobody at the moment.
     pub owner: Option<MemberId>,
     /// Of the ownership: greater than that of every owner before.
     pub epoch: u64,
@@ -44,7 +45,7 @@ impl Map {
         place.owner.as_ref().map(|owner| (owner, place.epoch))
     }
 
-    /// Whether a place is between two owners: about to be left, or not given away yet.
+    /// True if a place is between two owners: about to be left, or not given away yet.
     #[must_use]
     pub fn is_moving(&self, kind: Kind, number: u16) -> bool {
         let place = self.places.get(&kind).and_then(|places| places.get(usize::from(number)));
@@ -181,8 +182,8 @@ fn spread(places: &mut [Place], owners: &BTreeSet<&MemberId>, fence: u64) {
     }
 }
 
-/// How many places each is to have. Those that have most get what does not divide: nothing moves for
-/// the remainder's sake.
+/// Number of places that each is to have. Those that have most get what does not divide: nothing
+/// moves for the remainder's sake.
 fn shares<'a>(
     counts: &BTreeMap<&'a MemberId, usize>,
     places: usize,

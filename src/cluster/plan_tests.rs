@@ -1,4 +1,5 @@
-//! What every plan keeps to, however members come, go, are drained, lag behind and confirm.
+//! Rules that every plan keeps, in any order of members coming, going, being drained, lagging
+//! behind and confirming.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +7,7 @@ use proptest::prelude::*;
 
 use crate::{Kind, Map, MemberId, Record, Serves, plan};
 
-/// What happens next. Members are picked by a number among those that there are.
+/// The next thing to happen. Members are picked by a number among those that there are.
 #[derive(Clone, Debug)]
 enum Happens {
     Joins(u8),
@@ -27,7 +28,7 @@ enum Happens {
     Leads,
 }
 
-/// How fast a member is that has read the map.
+/// The speed of a member that has read the map.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Pace {
     AtOnce,
@@ -61,7 +62,7 @@ struct Actual {
     serves: BTreeSet<(Kind, u16)>,
     /// To be started.
     new: BTreeSet<(Kind, u16)>,
-    /// What the map gives it that it has followed.
+    /// The places that the map gives it and that it has followed.
     given: BTreeSet<(Kind, u16)>,
     /// Its guard is down until it has reported that it has left what it had.
     down: bool,
@@ -117,7 +118,7 @@ impl World {
             }
             Happens::Returns(at) => {
                 if let Some(id) = self.pick(*at) {
-                    // Whatever was reported by now is known when the guard may rise.
+                    // All reports until now are known when the guard may rise.
                     self.reports(&id);
                     let epoch = self.next();
                     self.records.get_mut(&id).unwrap().epoch = Some(epoch);
@@ -268,13 +269,13 @@ impl World {
         }
     }
 
-    /// How many places of a kind each able member has.
+    /// Number of places of a kind that each able member has.
     fn counts(&self, kind: Kind) -> BTreeMap<&MemberId, usize> {
         let able = self.records.iter().filter(|(_, record)| record.kinds.contains(&kind));
         able.map(|(id, _)| (id, self.map.of(id, kind).len())).collect()
     }
 
-    /// What holds when all have followed.
+    /// Properties that hold when all have followed.
     fn check_settled(&self) {
         for kind in Kind::ALL {
             let counts = self.counts(kind);

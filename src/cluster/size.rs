@@ -1,5 +1,5 @@
-//! How large the cluster's records get, and that the broker takes them. All of them are bounded where
-//! they are made: ids are cut, and places are counted. So none can grow beyond a message later, when a
+//! Sizes of the cluster's records; the broker has to take them. All of them are bounded where they
+//! are made: ids are cut, and places are counted. So none can grow beyond a message later, when a
 //! lease would end for it.
 
 use serde::Serialize;

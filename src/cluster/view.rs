@@ -22,7 +22,7 @@ pub struct Seat {
     pub version: String,
     /// When it started, seconds since 1970-01-01 UTC.
     pub started_s: u64,
-    /// Whether it leads.
+    /// True if it leads.
     pub leads: bool,
     /// It is to serve nothing any more.
     pub draining: bool,
@@ -33,7 +33,7 @@ pub struct Seat {
 /// The cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct View {
-    /// Who leads; `None`: nobody just now.
+    /// The leader; `None`: nobody just now.
     pub leader: Option<MemberId>,
     /// The leader's epoch.
     pub epoch: Option<u64>,

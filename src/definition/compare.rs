@@ -1,4 +1,4 @@
-//! What a new version of an application changes, and whether what is recorded stays readable.
+//! Changes in a new version of an application, and a check that recorded events stay readable.
 
 use std::{collections::BTreeMap, fmt::Display, sync::Arc};
 
@@ -7,7 +7,7 @@ use super::{
     ReadModelDefinition, problem::Problem,
 };
 
-/// What changes from one version to the next.
+/// Changes from one version to the next.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Comparison {
     /// Each change in words; empty: nothing changes.
@@ -64,7 +64,7 @@ pub fn compare(old: &Application, new: &Application) -> Comparison {
     comparison
 }
 
-/// What either version has, by name.
+/// The things in either version, by name.
 fn pairs<'a, K: Ord, V>(
     old: &'a BTreeMap<K, V>,
     new: &'a BTreeMap<K, V>,

@@ -2,7 +2,7 @@
 //! are those of Postgres's own scanner; where what it reads hangs on a setting or on its version, the
 //! text is refused.
 
-/// What a statement names.
+/// The names in a statement.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Names<'a> {
     /// Each `:name`, with the offset of its line from the first.
@@ -11,7 +11,7 @@ pub(super) struct Names<'a> {
     pub(super) read_models: Vec<(&'a str, usize)>,
 }
 
-/// What is wrong with a statement, with the offset of its line from the first.
+/// The problem with a statement, with the offset of its line from the first.
 pub(super) type Wrong = (usize, String);
 
 /// Reads a statement. Fails when it is not one `select` (or `with … select`), whole in itself: it
@@ -77,7 +77,7 @@ fn is_read(word: &str) -> bool {
     word.eq_ignore_ascii_case("select") || word.eq_ignore_ascii_case("with")
 }
 
-/// What a piece of a statement is.
+/// The kind of a piece of a statement.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum SqlToken {
     /// Space or comment.
@@ -119,7 +119,7 @@ pub fn next_sql_token(text: &str) -> Result<(&str, SqlToken), &'static str> {
     Ok((&text[..length], kind))
 }
 
-/// Whether a word begins with this byte. All that is not ASCII is a letter to Postgres.
+/// True if a word begins with this byte. All that is not ASCII is a letter to Postgres.
 fn begins_a_word(byte: u8) -> bool {
     byte.is_ascii_alphabetic() || byte == b'_' || byte >= 0x80
 }
@@ -129,7 +129,7 @@ fn word(text: &str) -> usize {
     count(text.as_bytes(), |byte| begins_a_word(byte) || byte.is_ascii_digit() || byte == b'$')
 }
 
-/// How many bytes from the first on are such.
+/// Number of such bytes from the first on.
 fn count(bytes: &[u8], is_such: impl Fn(u8) -> bool) -> usize {
     bytes.iter().position(|byte| !is_such(*byte)).unwrap_or(bytes.len())
 }

@@ -34,11 +34,11 @@ pub struct Commit {
     pub command_id: CommandId,
     /// Hash of that command's name and payload.
     pub command_hash: CommandHash,
-    /// Who sent the command.
+    /// The sender of the command.
     pub actor: ActorName,
-    /// What the command belongs to.
+    /// The correlation that the command belongs to.
     pub correlation_id: Option<CommandId>,
-    /// What caused the command.
+    /// The cause of the command.
     pub causation_id: Option<CommandId>,
     /// The trace that the command is part of.
     pub traceparent: Option<TraceParent>,
@@ -293,7 +293,7 @@ mod tests {
         }
     }
 
-    /// Whoever can publish to the log can write one.
+    /// Anybody who can publish to the log can write one.
     #[test]
     fn versions_that_cannot_be_counted_on_from_are_refused() {
         let mut commit = commit(1);

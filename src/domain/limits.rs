@@ -8,8 +8,8 @@ pub const PAYLOAD_BYTES_MAX: usize = 256 * 1024;
 /// `max_payload` of 1 MiB, less the headers.
 pub const COMMIT_BYTES_MAX: usize = 960 * 1024;
 
-/// Largest queued command, in bytes, headers and payload: what the broker takes of headers beside the
-/// longest payload. What is added to it where it is put aside fits a message then.
+/// Largest queued command, in bytes, headers and payload: what the broker takes of headers beside
+/// the longest payload. The additions that are made where it is put aside fit a message then.
 pub const QUEUED_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 64 * 1024;
 
 /// Most events that one command may produce: they are one message, folded as one.

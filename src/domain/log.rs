@@ -1,10 +1,10 @@
-//! Whether rows belong to a log: what they say of it, and what the log says.
+//! Checks that rows belong to a log: compares their marks with the log.
 
 use std::collections::BTreeMap;
 
 use crate::{hash::Hash, names::Name};
 
-/// What rows say about the log that they were folded from.
+/// Marks in the rows of the log that they were folded from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogMarks {
     /// The log's identity; `None`: no log was noted yet.
@@ -27,7 +27,7 @@ pub struct ReadMark {
 /// A log, as it is asked about marks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogEnd {
-    /// What tells it from every other log.
+    /// The log's identity, different from every other log's.
     pub identity: String,
     /// Stream sequence of its last message; 0 when it is empty.
     pub last_sequence: u64,
@@ -59,7 +59,7 @@ pub enum OtherLog {
         last: u64,
         /// A read model.
         read_model: Name,
-        /// How far it has read.
+        /// The last place that it has read.
         sequence: u64,
     },
     /// It says something else where it was read.
@@ -87,7 +87,7 @@ impl LogMarks {
         places
     }
 
-    /// Whether the rows are of this log, whose commits at [`LogMarks::places`] have these hashes; a
+    /// True if the rows are of this log, whose commits at [`LogMarks::places`] have these hashes; a
     /// place without one has no commit.
     pub fn judge(&self, end: &LogEnd, found: &BTreeMap<u64, Hash>) -> Result<(), OtherLog> {
         if let Some(rows) = &self.identity

@@ -1,4 +1,4 @@
-//! What the executable, its benches and its demo print: to a person on a terminal, or as JSON to a
+//! Output of the executable, its benches and its demo: for a person on a terminal, or as JSON for a
 //! program.
 
 use std::io::{self, IsTerminal, Write};
@@ -50,7 +50,7 @@ pub fn report(error: &anyhow::Error) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// Whether the reader of our output went away (`flexcore … | head`): no error to speak of.
+/// True if the reader of our output went away (`flexcore … | head`), which is no error.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
         let of_io = cause.downcast_ref::<io::Error>().map(io::Error::kind);
@@ -59,7 +59,7 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Whether standard error is a terminal.
+/// True if standard error is a terminal.
 pub fn on_terminal() -> bool {
     io::stderr().is_terminal()
 }

@@ -1,4 +1,4 @@
-//! What the glue answers, as text.
+//! The glue's answers, as text.
 
 use flexcore_domain::{
     json::beyond_exact,
@@ -18,7 +18,7 @@ pub(crate) enum Answer<'a> {
         #[serde(borrow)]
         state: &'a RawValue,
     },
-    /// What a fold or an upcast made.
+    /// The result of a fold or an upcast.
     #[serde(borrow)]
     Folded(&'a RawValue),
     /// `reject` was called.
@@ -40,9 +40,9 @@ pub(crate) struct Decided<'a> {
     pub(crate) data: &'a RawValue,
 }
 
-/// What serde_json and every strict reader must be able to read: no deeper than [`JSON_DEPTH_MAX`],
-/// no half of a surrogate pair, none of the keys that serde_json gives a meaning of its own, and no
-/// integer that the script may have rounded. Fails with what is wrong.
+/// Requirements of serde_json and every strict reader: no deeper than [`JSON_DEPTH_MAX`], no half
+/// of a surrogate pair, none of the keys that serde_json gives a meaning of its own, and no integer
+/// that the script may have rounded. Fails with what is wrong.
 pub(crate) fn check_json(text: &str) -> Result<(), String> {
     let (mut depth, mut deepest, mut quoted, mut suspicious) = (0_usize, 0, false, false);
     let bytes = text.as_bytes();

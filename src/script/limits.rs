@@ -1,4 +1,4 @@
-//! What a script may use, each limit with its reason.
+//! The limits of a script, each with its reason.
 
 use std::time::Duration;
 
@@ -53,6 +53,6 @@ pub const RUNAWAYS_MAX: usize = 8;
 /// [`RUNAWAY_REFUSED`], before none of them is called for that tenant.
 pub const RUNAWAYS_OF_ONE_MAX: usize = 2;
 
-/// How long functions are not called for what they have run away with: each such call holds a lane for
-/// a second, so that a tenant gets some hundredths of its time that way.
+/// Time for which functions that have run away are not called. Each such call holds a lane for a
+/// second, so that a tenant gets some hundredths of its time that way.
 pub const RUNAWAY_REFUSED: Duration = Duration::from_secs(60);

@@ -56,7 +56,7 @@ pub(crate) struct Sandbox {
     pub(crate) upcast: BTreeMap<(EventName, u32), Compiled>,
     context: Context,
     runtime: Runtime,
-    /// What this thread's processor time must not pass.
+    /// The most that this thread's processor time may reach.
     deadline: Rc<Cell<Duration>>,
 }
 
@@ -106,7 +106,7 @@ impl Sandbox {
             marked.overran();
         }
         match returned {
-            // What was done within too few steps to be stopped is too much all the same.
+            // Too much work in too few steps to be stopped is refused all the same.
             _ if late > Duration::ZERO => Err(Broken::Late(within)),
             Err(_) => Err(Broken::Memory),
             Ok(_) if self.runtime.is_job_pending() => Err(Broken::Asynchronous),
@@ -190,7 +190,7 @@ impl<'js> Glue<'js> {
         })
     }
 
-    /// What a function of the glue makes of an application's functions.
+    /// The glue's result for an application's functions.
     fn keep<A>(&self, make: &rquickjs::Function<'js>, arguments: A) -> rquickjs::Result<Compiled>
     where
         A: IntoArgs<'js>,
@@ -240,7 +240,7 @@ impl<'js> Glue<'js> {
     }
 }
 
-/// Whether the text of a function is all there is in a source, but for comments and parentheses:
+/// True if a source holds the text of one function and nothing else but comments and parentheses:
 /// `(() => { let n = 0; return () => n++ })()` is a function, too, and one that remembers.
 fn is_only(source: &str, function: &str) -> bool {
     let Some(at) = source.find(function) else { return false };

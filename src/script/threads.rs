@@ -169,7 +169,7 @@ impl<L> Shared<L> {
     /// The last call came back, but late.
     fn overran(&self, generation: u64) {
         let state = self.lock();
-        // What was left behind is known already.
+        // A call that was left behind is known already.
         if let Some(of) = state.of.as_ref().filter(|_| state.generation == generation) {
             runaways::note(of);
         }
@@ -186,7 +186,7 @@ fn start<L: 'static>(shared: &Arc<Shared<L>>, generation: u64) -> io::Result<()>
     let here = shared.clone();
     let started = thread::Builder::new().name(shared.name.clone());
     if let Err(error) = started.spawn(move || drive(&here, generation)) {
-        // Whoever waits for the task learns that it has ended.
+        // A caller that waits for the task learns that it has ended.
         let task = shared.lock().task.take();
         drop(task);
         return Err(error);
@@ -194,7 +194,7 @@ fn start<L: 'static>(shared: &Arc<Shared<L>>, generation: u64) -> io::Result<()>
     Ok(())
 }
 
-/// What has to happen however a thread ends, once its engines are gone.
+/// Work for the end of a thread, in every case, once its engines are gone.
 struct Ends<'a, L> {
     shared: &'a Shared<L>,
     generation: u64,

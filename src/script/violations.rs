@@ -1,4 +1,4 @@
-//! What of a value does not match its schema.
+//! The parts of a value that do not match its schema.
 
 use flexcore_definition::Schema;
 use flexcore_domain::Violation;

@@ -35,9 +35,8 @@ const AGAIN_AFTER_MS: std::ops::Range<u64> = 50..250;
 /// So many times as long when no gateway took the connection.
 const NOBODY_THERE: u32 = 4;
 /// Arrivals that are under way at once, each a client with a connection of its own: fewer than the
-/// gateways have room for, and as many as two cores can be clients beside a cluster. Further
-/// arrivals are counted and not sent. With three times as many no more was sent, but connections
-/// failed.
+/// gateways have room for, and as many as two cores can be clients beside a cluster. More are
+/// counted, not sent. With three times as many no more was sent, but connections failed.
 const CLIENTS_MAX: usize = 2_000;
 /// Tenants with a hot account. The first one's is wanted twice as often as the second one's.
 const HOT_TENANTS: usize = 2;

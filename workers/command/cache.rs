@@ -24,11 +24,11 @@ use super::memory::{Memory, Recall};
 pub(super) struct Entry {
     /// Events so far.
     pub(super) version: u64,
-    /// What its subject ends with.
+    /// The last sequence on its subject.
     pub(super) expected: Expected,
     /// When its last commit was decided. No later commit has an earlier time.
     pub(super) time_ms: i64,
-    /// What its decider's `evolve` returned last.
+    /// The last result of its decider's `evolve`.
     pub(super) state: State,
     /// Shared with the entry that an append would make until that one is recorded.
     memory: Arc<Memory>,
@@ -70,7 +70,7 @@ impl Entry {
         }
     }
 
-    /// Whether this aggregate accepted a command before.
+    /// True if this aggregate accepted a command before.
     pub(super) fn recall(&self, id: &CommandId) -> Recall<'_> {
         self.memory.recall(id)
     }

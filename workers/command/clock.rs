@@ -10,10 +10,12 @@ use std::{
 use flexcore_eventstore::EventStore;
 use tokio_util::sync::CancellationToken;
 
-/// How far ahead of the broker's clock a time may be, in milliseconds: clocks that are set by a time
-/// server differ by less, and an aggregate that stands still for a minute is no lasting harm.
+/// The most that a time may be ahead of the broker's clock, in milliseconds. Clocks that are set by
+/// a time server differ by less, and an aggregate that stands still for a minute is no lasting
+/// harm.
 const AHEAD_MS_MAX: i64 = 60_000;
-/// How often the broker is asked for its time. In between it goes on by this host's steady clock.
+/// Time between questions to the broker for its time. In between it goes on by this host's steady
+/// clock.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// From this difference on the log says that clocks differ, in milliseconds.
 const SAID_FROM_MS: u64 = 10_000;

@@ -130,7 +130,7 @@ impl Deciders {
         self.scripts.clone()
     }
 
-    /// What a snapshot must carry to be used: it names the functions that folded it.
+    /// The mark that a snapshot must carry to be used: it names the functions that folded it.
     pub(super) fn fingerprint(&mut self, name: &AggregateName) -> String {
         if let Some(known) = self.fingerprints.get(name) {
             return known.clone();

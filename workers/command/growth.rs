@@ -7,7 +7,7 @@ use flexcore_eventstore::{EventStore, Growth, ServerUse};
 use metrics::gauge;
 use tokio_util::sync::CancellationToken;
 
-/// How often the log is looked at: it grows slowly, and the question costs the broker little.
+/// Time between looks at the log: it grows slowly, and the question costs the broker little.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
 /// Aggregates from which on there is an alarm: every server keeps their names in memory, some 7 GB by
 /// then.
@@ -16,7 +16,7 @@ const AGGREGATES_ALARM: u64 = 10_000_000;
 /// is used, nothing is stored any more.
 const STORE_ALARM_PERCENT: u64 = 70;
 
-/// What is close to its limit.
+/// A limit that is nearly reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Limit {
     Aggregates,

@@ -18,7 +18,7 @@ const UNDER_WAY_MAX: usize = 128;
 /// Kinds of commands that are remembered. Names come from clients, and may be anything.
 const KINDS_MAX: usize = 1_024;
 
-/// How often each kind of command met a new aggregate.
+/// Counts how often each kind of command met a new aggregate.
 #[derive(Default)]
 pub(super) struct Guesses {
     kinds: HashMap<(AggregateName, CommandName), Kind>,
@@ -28,12 +28,12 @@ pub(super) struct Guesses {
 struct Kind {
     /// New aggregates in a row.
     in_a_row: u32,
-    /// How many it takes.
+    /// Number of these that it takes to guess.
     needed: u32,
 }
 
 impl Guesses {
-    /// Whether an aggregate that is not at hand is likely to be new, from the command for it.
+    /// True if an aggregate that is not at hand is likely to be new, judging by the command for it.
     pub(super) fn is_new(&self, command: &Command) -> bool {
         let kind = self.kinds.get(&kind(command));
         self.under_way < UNDER_WAY_MAX && kind.is_some_and(|kind| kind.in_a_row >= kind.needed)
@@ -44,7 +44,7 @@ impl Guesses {
         self.under_way += 1;
     }
 
-    /// What became of a guess is known.
+    /// The result of a guess is known.
     pub(super) fn end(&mut self) {
         self.under_way = self.under_way.saturating_sub(1);
     }

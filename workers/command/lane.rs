@@ -71,13 +71,13 @@ struct Appending {
     guessed: bool,
 }
 
-/// An aggregate that something is under way for. What comes meanwhile waits in order.
+/// An aggregate that something is under way for. Later arrivals wait in order.
 struct Busy {
     phase: Phase,
     waiting: VecDeque<Work>,
     /// Failed tries in a row of what is under way.
     attempts: u32,
-    /// What is under way was begun for a slot that was left meanwhile: nothing follows from it.
+    /// The work under way was begun for a slot that was left meanwhile: nothing follows from it.
     void: bool,
 }
 
@@ -138,7 +138,7 @@ impl Lane {
         flexcore_script::threads::run_here(&self.deciders.scripts(), self.take(input, now_ms))
     }
 
-    /// What is at hand of an aggregate.
+    /// The part of an aggregate that is at hand.
     #[cfg(test)]
     pub(super) fn entry(&mut self, key: &AggregateKey) -> Option<&Entry> {
         self.cache.get_mut(key).map(|entry| &*entry)

@@ -1,4 +1,4 @@
-//! What it costs an aggregate to remember its command ids: for `flexcore bench ids`.
+//! The cost for an aggregate of remembering its command ids: for `flexcore bench ids`.
 
 use std::time::{Duration, Instant};
 
@@ -9,11 +9,11 @@ use super::memory::{Memory, Recall, random_secret};
 
 /// An aggregate's memory of so many commands.
 pub struct Remembered {
-    /// What it takes in memory.
+    /// Its size in memory.
     pub size_bytes: usize,
-    /// How long all of them took to be remembered.
+    /// Time for remembering all of them.
     pub remembering: Duration,
-    /// How long the questions for commands that never were took.
+    /// Time for the questions about commands that never were.
     pub asking: Duration,
     /// Those of the questions for which the log would have been asked.
     pub in_vain: u64,

@@ -27,7 +27,7 @@ pub(super) fn random_secret() -> Secret {
     bytes.into()
 }
 
-/// Whether a command was accepted before.
+/// True if a command was accepted before.
 #[derive(Debug, PartialEq)]
 pub(super) enum Recall<'m> {
     /// It was, and this came of it.
@@ -38,7 +38,7 @@ pub(super) enum Recall<'m> {
     Never,
 }
 
-/// What an aggregate remembers.
+/// An aggregate's memory.
 #[derive(Clone, Debug)]
 pub(super) struct Memory {
     secret: Secret,
@@ -52,7 +52,7 @@ pub(super) struct Memory {
     kept: usize,
     /// Older than the recent ones and later than the blocks.
     open: Block,
-    /// What the log said of the id that was looked up last.
+    /// The log's answer about the id that was looked up last.
     looked_up: Option<(CommandId, Option<RememberedCommand>)>,
 }
 

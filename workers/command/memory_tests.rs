@@ -1,4 +1,4 @@
-//! What an aggregate remembers, held to a plain map; and what its lane makes of it.
+//! An aggregate's memory, held to a plain map; and the way in which its lane uses it.
 
 use std::collections::HashMap;
 
@@ -32,7 +32,7 @@ fn accepted(id_: &str, version: u64, sequence: u64) -> RememberedCommand {
     RememberedCommand { id: id(id_), hash: CommandHash::of(id_, ""), version, sequence }
 }
 
-/// What the memory says once the log is asked, if it wants that. Fails when the log must be asked at
+/// The memory's answer once the log is asked, if it wants that. Fails when the log must be asked at
 /// more than a few places.
 fn said<'a>(
     memory: &'a Memory,

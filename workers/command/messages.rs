@@ -1,4 +1,4 @@
-//! What a lane is told, and what it wants done.
+//! Inputs and actions of a lane.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use flexcore_eventstore::{
 /// Answers that this lane owes, by number.
 pub(super) type Ticket = u64;
 
-/// What an aggregate is asked.
+/// A question to an aggregate.
 #[derive(Debug)]
 pub(super) enum Work {
     /// A command. `patient`: it came from the queue, so it is retried for ever where a waiting
@@ -22,7 +22,7 @@ pub(super) enum Work {
     Command {
         /// The command.
         command: Box<Command>,
-        /// Whether it waits out an outage.
+        /// True if it waits out an outage.
         patient: bool,
         /// Its answer's number.
         ticket: Ticket,
@@ -32,7 +32,7 @@ pub(super) enum Work {
         /// The answer's number.
         ticket: Ticket,
     },
-    /// What came of a command.
+    /// The outcome of a command.
     OutcomeOf {
         /// The command's id.
         id: CommandId,
@@ -51,21 +51,21 @@ impl Work {
     }
 }
 
-/// What a lane is told.
+/// An input of a lane.
 #[derive(Debug)]
 pub(super) enum Input {
     /// Somebody asks an aggregate.
     Work {
         /// The aggregate.
         key: AggregateKey,
-        /// What is asked.
+        /// The question.
         work: Work,
     },
     /// A load has ended.
     Loaded {
         /// The aggregate.
         key: AggregateKey,
-        /// What was found.
+        /// The result.
         result: Result<Loaded, Error>,
     },
     /// An append has ended.
@@ -79,14 +79,14 @@ pub(super) enum Input {
     LookedUp {
         /// The aggregate.
         key: AggregateKey,
-        /// What came of it; `None`: it is at none of those places.
+        /// Its outcome; `None`: it is at none of those places.
         result: Result<Option<RememberedCommand>, Error>,
     },
     /// The broker has blocks of an aggregate's fingerprints.
     BlocksKept {
         /// The aggregate.
         key: AggregateKey,
-        /// What they are keyed with.
+        /// The key of their fingerprints.
         secret: Secret,
         /// So many of the first.
         count: usize,
@@ -102,30 +102,30 @@ pub(super) struct Loaded {
     pub(super) snapshot: Option<Snapshot>,
     /// The first commits after it, or after that sequence.
     pub(super) commits: Vec<flexcore_eventstore::Recorded>,
-    /// Whether there are later ones: they are loaded when these are folded, so that a long aggregate
-    /// takes neither the memory nor the lane of others.
+    /// True if there are later ones: they are loaded when these are folded, so that a long
+    /// aggregate takes neither the memory nor the lane of others.
     pub(super) more: bool,
 }
 
-/// What the shell shall do.
+/// An action for the shell.
 #[derive(Debug)]
 pub(super) enum Action {
     /// Load the commits after this sequence, after a pause; from a snapshot if it is worth it.
     Load {
         /// The aggregate.
         key: AggregateKey,
-        /// What is known already: later commits are wanted. 0: everything.
+        /// The sequence that is known already: later commits are wanted. 0: everything.
         after: Expected,
         /// Fingerprint that a snapshot must have.
         fingerprint: String,
-        /// How long to wait first.
+        /// The time to wait first.
         pause: Duration,
     },
     /// Append a commit.
     Append {
         /// The commit. Kept by the lane, too: without an answer it is sent again.
         commit: Arc<Commit>,
-        /// What the aggregate must end with.
+        /// The expected end of the aggregate.
         expected: Expected,
     },
     /// Look up whether a command's commit is at one of these places.
@@ -141,7 +141,7 @@ pub(super) enum Action {
     Answer {
         /// The answer's number.
         ticket: Ticket,
-        /// What came of it.
+        /// Its outcome.
         outcome: Option<Outcome>,
     },
     /// Answer a question for a state.

@@ -32,7 +32,7 @@ use super::{
     turns::{Class, Turns},
 };
 
-/// Who waits for an answer. A receiver that has gone away is not missed.
+/// The one that waits for an answer. A receiver that has gone away is not missed.
 pub(super) enum Responder {
     /// For a command, in the tenant's place.
     Waiting(
@@ -48,7 +48,7 @@ pub(super) enum Responder {
     Queue(mpsc::UnboundedSender<(u64, Outcome)>, u64),
 }
 
-/// What comes into a lane's thread.
+/// Inputs of a lane's thread.
 pub(super) enum ToLane {
     /// A question, with who waits for its answer.
     Ask { key: AggregateKey, work: Work, ticket: Ticket, to: Responder, epoch: u64 },
@@ -56,7 +56,7 @@ pub(super) enum ToLane {
     Enter { slot: Slot, epoch: u64 },
     /// The slot is not ours any more; to be answered when that is in force.
     Leave { slot: Slot, done: oneshot::Sender<()> },
-    /// What became of an action, or news.
+    /// The result of an action, or news.
     Told(Input),
 }
 
@@ -87,7 +87,8 @@ impl Responder {
         }
     }
 
-    /// Whether nobody waits for the answer any more. What is not to be begun then costs others nothing.
+    /// True if nobody waits for the answer any more. A command that is not to be begun then costs
+    /// others nothing.
     fn has_given_up(&self) -> bool {
         match self {
             Self::Waiting(_, begun, _) => !begun.take(),
@@ -98,7 +99,7 @@ impl Responder {
     }
 }
 
-/// Whether a command is begun, or was given up before: what comes first holds.
+/// Begun, or given up before: the first of the two holds.
 #[derive(Clone, Default)]
 pub(super) struct Begun(Arc<AtomicBool>);
 
@@ -178,7 +179,8 @@ impl LaneThread {
     }
 
     async fn run(mut self, mut receiver: mpsc::UnboundedReceiver<ToLane>) {
-        // What has come is sorted first: what is under way goes on, and everybody is in the turns.
+        // New arrivals are sorted first: work that is under way goes on, and everybody is in the
+        // turns.
         while let Some(message) = receiver.recv().await {
             self.receive(message).await;
             loop {
@@ -236,8 +238,8 @@ impl LaneThread {
         }
     }
 
-    /// Whoever waits for something of the slot is told to ask its next owner. From now on nothing of
-    /// it is begun.
+    /// Clients that wait for something of the slot are told to ask its next owner. From now on
+    /// nothing of it is begun.
     fn leave(&mut self, slot: Slot) {
         self.entered.remove(&slot);
         let theirs = |(ticket, (_, _, of)): (&Ticket, &(Responder, Instant, AggregateKey))| {
@@ -375,8 +377,8 @@ async fn keep(store: &EventStore, key: AggregateKey, snapshot: &Snapshot) -> Opt
     None
 }
 
-/// What a waiting client is told. What is in the log stands, whoever says it; anything else may be
-/// decided on a state that the slot's next owner has changed.
+/// The answer to a waiting client. A commit in the log stands, whichever worker reports it;
+/// anything else may be decided on a state that the slot's next owner has changed.
 fn vouched_for(outcome: Outcome, guard: &Guard) -> Outcome {
     let recorded = matches!(outcome, Outcome::Accepted { position: Some(_), .. });
     if recorded || guard.holds() {

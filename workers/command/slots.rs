@@ -1,4 +1,4 @@
-//! Which slots this worker serves: it follows the cluster's map.
+//! The slots that this worker serves: it follows the cluster's map.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -18,8 +18,8 @@ use super::{
 
 /// Pause before a slot is tried again that could not be taken up.
 const RETRY: Duration = Duration::from_millis(200);
-/// How long a slot that is to be left may take to answer what it has taken on; then it is given away
-/// all the same, and what is left of it meets the new owner's commits.
+/// Longest time for a slot that is to be left to answer its work; then it is given away all the
+/// same, and the rest of the work meets the new owner's commits.
 pub(super) const LEAVE_MAX: Duration = Duration::from_secs(10);
 
 /// A slot that is served.
@@ -38,7 +38,7 @@ pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) 
     let mut assigned = member.assigned();
     let mut serving: HashMap<u16, Serving> = HashMap::new();
     let mut tasks = JoinSet::new();
-    // Whose task it is, for one that panics.
+    // The slot of each task, for one that panics.
     let mut slots: HashMap<task::Id, u16> = HashMap::new();
     let mut too_late = pin!(async {
         stop.cancelled().await;

@@ -1,7 +1,7 @@
-//! Whose question a lane begins with next: tenants take turns, and so do the commands whose senders
-//! wait and those that are stored, also within one aggregate. What is begun at once is bounded for each
-//! of them: what a lane has begun stands in the log's queue, where all wait alike. Beside a tenant that
-//! keeps within a share it is few ([`Beside`]).
+//! Chooses the question that a lane begins with next. Tenants take turns, and so do the commands
+//! whose senders wait and those that are stored, also within one aggregate. Each of them has a
+//! limit of work begun at once: work that a lane has begun stands in the log's queue, where all
+//! wait alike. Beside a tenant that keeps within a share it is few ([`Beside`]).
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -11,7 +11,7 @@ use std::{
 use flexcore_domain::{AggregateKey, Tenant};
 use flexcore_resilience::Beside;
 
-/// Whether somebody waits for the answer.
+/// True if somebody waits for the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Class {
     /// A client.
@@ -31,7 +31,7 @@ impl Class {
 
 type Who = (Tenant, Class);
 
-/// What was asked and is not begun, by who asks.
+/// Questions that are not begun, by their tenants.
 pub(super) struct Turns<T> {
     at_once_max: usize,
     beside: Beside<Tenant>,
@@ -44,7 +44,7 @@ pub(super) struct Turns<T> {
     under_way: HashMap<AggregateKey, UnderWay<T>>,
     /// Aggregates for which these count.
     aggregates: HashMap<Who, usize>,
-    /// What follows in an aggregate where something has just ended.
+    /// Questions that follow in an aggregate where something has just ended.
     next: VecDeque<(AggregateKey, T)>,
 }
 
@@ -55,8 +55,8 @@ struct UnderWay<T> {
     behind: Behind<T>,
 }
 
-/// What comes next in an aggregate: a client and a stored command in turn, each in its order. Otherwise
-/// clients would wait for all that is stored for it.
+/// The next question in an aggregate: a client and a stored command in turn, each in its order.
+/// Otherwise clients would wait for all that is stored for it.
 struct Behind<T> {
     waiting: VecDeque<T>,
     stored: VecDeque<T>,
@@ -91,9 +91,9 @@ impl<T> Behind<T> {
 }
 
 impl<T> Turns<T> {
-    /// Each tenant has so many aggregates under way at once for its clients, and so many for what is
-    /// stored. What else is asked of an aggregate that is under way waits there, and takes nothing from
-    /// others.
+    /// Each tenant has so many aggregates under way at once for its clients, and so many for what
+    /// is stored. Further questions to an aggregate that is under way wait there, and take nothing
+    /// from others.
     pub(super) fn new(at_once_max: usize, beside: Beside<Tenant>) -> Self {
         Self {
             at_once_max,
@@ -119,7 +119,7 @@ impl<T> Turns<T> {
         }
     }
 
-    /// What a tenant has under way, and what waits for it.
+    /// A tenant's work under way, and its waiting work.
     fn note(&mut self, tenant: &Tenant, now: Instant) {
         let waits = |class| self.queues.get(&(tenant.clone(), class)).map_or(0, VecDeque::len);
         let wants = waits(Class::Waiting) + waits(Class::Stored) + self.has(tenant);
@@ -141,7 +141,7 @@ impl<T> Turns<T> {
         }
     }
 
-    /// What to begin with next. [`Self::ended`] is told when it has been answered.
+    /// The question to begin with next. [`Self::ended`] is told when it has been answered.
     pub(super) fn next(&mut self, now: Instant) -> Option<(AggregateKey, T)> {
         if let Some(next) = self.next.pop_front() {
             return Some(next);
@@ -182,7 +182,7 @@ impl<T> Turns<T> {
         Some((key, asked))
     }
 
-    /// What was begun for the aggregate has been answered.
+    /// The question that was begun for the aggregate has been answered.
     pub(super) fn ended(&mut self, key: &AggregateKey, now: Instant) {
         let tenant = key.tenant();
         let is_within = self.has(tenant) <= self.beside.most(tenant, now);
@@ -220,7 +220,8 @@ impl<T> Turns<T> {
         self.note(key.tenant(), now);
     }
 
-    /// What waits in an aggregate waits again for a turn of its tenant, before whatever came later.
+    /// Questions that wait in an aggregate wait again for a turn of their tenant, before later
+    /// ones.
     fn put_back(&mut self, key: &AggregateKey, behind: Behind<T>, now: Instant) {
         for (class, asked) in [(Class::Waiting, behind.waiting), (Class::Stored, behind.stored)] {
             let who = (key.tenant().clone(), class);
@@ -234,7 +235,7 @@ impl<T> Turns<T> {
         }
     }
 
-    /// Whether its first one may be begun, or waits in its aggregate.
+    /// True if its first one may be begun, or waits in its aggregate.
     fn may_begin(&mut self, who: &Who, now: Instant) -> bool {
         let Some((key, _)) = self.queues.get(who).and_then(VecDeque::front) else { return false };
         if self.under_way.contains_key(key) {

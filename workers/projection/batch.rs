@@ -50,7 +50,7 @@ impl Model {
         self.checkpoints.iter().flatten().map(|it| it.position).min().unwrap_or(0)
     }
 
-    /// Whether it has not passed the commit yet, and reads on.
+    /// True if it has not passed the commit yet, and reads on.
     pub(super) fn takes(&self, recorded: &Recorded) -> bool {
         let checkpoint = self.checkpoints[self.portion(recorded.slot())];
         !self.waits && checkpoint.is_some_and(|it| recorded.sequence > it.position)
@@ -81,7 +81,7 @@ impl Model {
         })
     }
 
-    /// Whether the commit has an event that is newer than the model's declaration.
+    /// True if the commit has an event that is newer than the model's declaration.
     fn waits_at(&self, commit: &Commit) -> bool {
         let plan = &self.version.plan;
         commit.events.iter().any(|event| {
@@ -123,8 +123,8 @@ impl Dead {
     }
 }
 
-/// What the models do with the commits, each from where it is. Moves the models' positions: what they
-/// follow was read up to the last of the commits, whoever of them it is for.
+/// Applies the commits to the models, each from its own position. Moves the models' positions: what
+/// they follow was read up to the last of the commits, whoever of them it is for.
 pub(super) fn make(models: &mut [Model], commits: Vec<Recorded>, upcasted: &Upcasted) -> Batch {
     let mut batch =
         Batch { parts: Vec::new(), origins: Vec::new(), dead: Vec::new(), commits: Vec::new() };
@@ -176,8 +176,8 @@ pub(super) fn make(models: &mut [Model], commits: Vec<Recorded>, upcasted: &Upca
     batch
 }
 
-/// What the models do with a message that breaks its aggregate: those that follow it put it aside, and
-/// hold back what comes after it.
+/// Handles a message that breaks its aggregate: the models that follow it put it aside, and hold
+/// back the later events.
 pub(super) fn make_of_broken(models: &mut [Model], broken: &Broken) -> Batch {
     let mut batch =
         Batch { parts: Vec::new(), origins: Vec::new(), dead: Vec::new(), commits: Vec::new() };

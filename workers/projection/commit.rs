@@ -10,8 +10,8 @@ use super::{
     reader::Failure,
 };
 
-/// Puts aside what cannot be applied, then applies the rest. What the table refuses is found in the
-/// attempt, and put aside before the next: each round leaves fewer changes.
+/// Puts aside what cannot be applied, then applies the rest. Changes that the table refuses are
+/// found in the attempt, and put aside before the next: each round leaves fewer changes.
 pub(super) async fn commit(
     store: EventStore,
     read_models: ReadModels,

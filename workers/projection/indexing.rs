@@ -15,7 +15,7 @@ use super::readers::RETRY_LONGEST;
 pub(super) const PAUSE_FIRST: Duration = Duration::from_mins(1);
 const PAUSE_LONGEST: Duration = Duration::from_hours(1);
 
-/// What is built, and what came of what was built.
+/// Index builds under way, and the results of those that ended.
 pub(super) struct Indexing {
     /// At most one. Given up with the worker.
     task: JoinSet<Result<bool, Error>>,
@@ -28,7 +28,7 @@ pub(super) struct Indexing {
 /// A version that serves without the indexes that its reader could not make.
 pub(super) struct Unindexed {
     pub(super) id: i64,
-    /// What was declared.
+    /// The declaration.
     pub(super) wanted: String,
     pub(super) error: Error,
 }
@@ -40,7 +40,7 @@ struct Resting {
     attempt: u32,
     /// When it is tried again; at once, when something else is declared.
     again: Instant,
-    /// What was declared.
+    /// The declaration.
     wanted: String,
 }
 

@@ -35,7 +35,7 @@ impl Looks {
         Self { settled: 0, since: None, next: now }
     }
 
-    /// Whether it is time to ask.
+    /// True if it is time to ask.
     pub(super) fn is_due(&self, now: Instant) -> bool {
         self.next <= now
     }

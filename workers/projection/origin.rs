@@ -1,5 +1,5 @@
-//! Whether the rows are of the log at hand: looked at before anything is written, and ever again, since
-//! the log may be replaced while the worker runs.
+//! Checks that the rows are of the log at hand: before anything is written, and again and again,
+//! since the log may be replaced while the worker runs.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// deposed says what it had until it hears of that, or has heard of nobody for ten seconds.
 const REPLACED_AFTER: Duration = Duration::from_secs(20);
 
-/// What was found so far.
+/// The result so far.
 #[derive(Default)]
 pub(super) struct Origin {
     looked_at: Option<Instant>,
@@ -26,7 +26,7 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    /// Whether read models may be written: the rows are of this log, as far as anybody can tell.
+    /// True if read models may be written: the rows are of this log, as far as anybody can tell.
     /// Fails when Postgres is away.
     pub(super) async fn is_this_log(
         &mut self,

@@ -36,8 +36,8 @@ const BATCH_BYTES_MAX: usize = 16 << 20;
 /// Longest wait for commits, and so for the end of a reader that is told to stop, and for somebody who
 /// waits for a position that nothing follows which is followed here.
 const WAIT: Duration = Duration::from_millis(100);
-/// How far before its checkpoints a reader begins: what comes there is in the rows, and shows that the next
-/// commits follow from it, and that the log is the one that it was.
+/// Distance before its checkpoints at which a reader begins. The events there are in the rows
+/// already; they show that the next commits follow from them, and that the log is still the same.
 const LINKED_COMMITS: u64 = 1_000;
 /// A version this close to the log's end takes over: the rest is a batch.
 const CAUGHT_UP_COMMITS: u64 = 1_000;
@@ -50,7 +50,7 @@ const SWAP_SHARE: u32 = 10;
 /// Traces that a batch's span names: a batch at the live end has few, a catching-up one thousands.
 const TRACES_MAX: usize = 16;
 
-/// What a reader is made of.
+/// The parts of a reader.
 pub(super) struct Reader {
     pub(super) store: EventStore,
     pub(super) read_models: ReadModels,
@@ -67,7 +67,7 @@ pub(super) enum End {
     /// Postgres or the broker was away.
     Retry {
         reason: String,
-        /// Whether it had applied something before.
+        /// True if it had applied something before.
         progressed: bool,
     },
     /// Another worker has taken over.
@@ -96,7 +96,7 @@ impl From<eventstore::Error> for Failure {
     }
 }
 
-/// What came of a step.
+/// The result of a step.
 enum Progress {
     /// Commits were read.
     Some,
@@ -112,18 +112,18 @@ struct Running<'a> {
     subscription: Subscription,
     models: Vec<Model>,
     upcasts: Upcasts,
-    /// What the log had behind the commits that were read last.
+    /// The log's end behind the commits that were read last.
     broken: Option<Box<Broken>>,
     /// The batch that Postgres has at hand.
     committing: Option<JoinHandle<Result<(), Failure>>>,
-    /// How far the log was read, or there was nothing to read.
+    /// The place up to which the log was read, or had nothing to read.
     read_to: u64,
     look_at: Instant,
     progressed: bool,
     /// Making the indexes of the version that is built. Given up with the reader.
     indexing: JoinSet<Result<bool, Error>>,
     is_indexed: bool,
-    /// What is still missing when it takes over.
+    /// The part that is still missing when it takes over.
     unindexed: Option<Unindexed>,
     looks: Looks,
     /// At most one question how far the log goes on, with how long it took.
@@ -399,7 +399,7 @@ impl Running<'_> {
         }
         let Model { version, waits, .. } = &self.models[0];
         let read_models = &self.reader.read_models;
-        // Who owns the first portion looks whether all of them have come so far.
+        // The owner of the first portion looks if all of them have come so far.
         if *waits || !version.portions.manage() {
             return Ok(false);
         }
@@ -421,9 +421,9 @@ impl Running<'_> {
         Ok(promoted)
     }
 
-    /// Whether the version has its indexes; has them made, when nobody does. Made when the rows are
-    /// there, an index costs one sort, and not a write with each row of the log. The reader reads on
-    /// meanwhile.
+    /// Returns true if the version has its indexes; has them made, when nobody does. Made when the
+    /// rows are there, an index costs one sort, and not a write with each row of the log. The
+    /// reader reads on meanwhile.
     fn index(&mut self, version: &Arc<Version>) -> Result<bool, Failure> {
         if self.is_indexed || version.indexes_wanted().is_empty() {
             return Ok(true);

@@ -1,4 +1,4 @@
-//! Which readers run, what each feeds, and what came of those that ended.
+//! The running readers, the versions that each feeds, and the results of those that ended.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -24,10 +24,11 @@ use super::{
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 pub(super) const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
-/// What one reader feeds: versions' ids, their portions, and the epoch under which each is owned.
+/// The targets of one reader: versions' ids, their portions, and the epoch under which each is
+/// owned.
 pub(super) type Group = BTreeSet<(i64, u16, i64)>;
 
-/// What runs, and what came of what ran.
+/// The running readers, and the results of ended ones.
 #[derive(Default)]
 pub(super) struct Readers {
     /// With the shares that they serve, and the epochs of these.
@@ -74,7 +75,7 @@ impl Readers {
         epochs.keys().copied().chain(running).collect()
     }
 
-    /// Which versions are read together.
+    /// Versions that are read together.
     pub(super) fn groups(&self, versions: &[Arc<Version>]) -> HashMap<Group, Vec<Arc<Version>>> {
         let mut groups: HashMap<Group, Vec<Arc<Version>>> = HashMap::new();
         let mut together = Vec::new();

@@ -1,4 +1,4 @@
-//! Which share of the cluster's map a read model belongs to.
+//! The share of the cluster's map that a read model belongs to.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ pub(super) fn share(name: &Name, portion: u16) -> u16 {
     u16::try_from((hash % places + u32::from(portion)) % places).expect("BUG: places fit")
 }
 
-/// What a worker owns of a version.
+/// The part of a version that a worker owns.
 pub(super) fn owned(version: &Arc<Version>) -> impl Iterator<Item = (i64, u16, i64)> {
     let id = version.id();
     version.portions.epochs.iter().map(move |(portion, epoch)| (id, *portion, *epoch))

@@ -122,8 +122,8 @@ async fn serve(scripts: Scripts<Made>, mut requests: mpsc::Receiver<Request>) {
     }
 }
 
-/// Fails with the reason for which the event is parked. What used up its time or memory is tried again
-/// first, since the machine may have had a part in it.
+/// Fails with the reason for which the event is parked. An upcast that used up its time or memory
+/// is tried again first, since the machine may have had a part in it.
 async fn upcast(scripts: &Scripts<Made>, old: Old) -> Result<Box<RawValue>, String> {
     let Old { key, event, followed, .. } = old;
     let mut tries = 1;

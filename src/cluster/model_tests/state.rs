@@ -57,9 +57,9 @@ pub(super) struct Node {
     pub(super) fence: Fence,
     /// The guard is not held down.
     pub(super) raised: bool,
-    /// What it reports of what it serves.
+    /// Its report of the places that it serves.
     pub(super) said: Said,
-    /// What was last stored of that.
+    /// The report that was stored last.
     pub(super) stored: (u64, BTreeSet<u16>),
     pub(super) serves: BTreeMap<u16, u64>,
     /// It has asked the guard, and is about to act.
@@ -127,7 +127,7 @@ impl Node {
         self.raised = !(tenures && void) || self.guard(now);
     }
 
-    /// The process follows what it is assigned. What it is about to do it does not leave.
+    /// The process follows what it is assigned. It does not leave a place where it is about to act.
     pub(super) fn serve(&mut self, now: u64, tenures: bool) {
         let holds = self.own.holds(now);
         let wanted = if holds { self.places(tenures) } else { BTreeMap::new() };
@@ -142,7 +142,7 @@ impl Node {
         self.said.places = self.serves.keys().copied().collect();
     }
 
-    /// Whether a renewal is due, or there is something to say.
+    /// True if a renewal is due, or there is something to say.
     pub(super) fn wants_to_renew(&self, now: u64) -> bool {
         let new = self.stored.0 != self.said.followed || self.stored.1 != self.said.places;
         new || self.own.until_ms() <= now + 1 || self.own.clone().step(now) == Step::Read
@@ -180,7 +180,7 @@ impl State {
         }
     }
 
-    /// What has to hold between the map in force and the next one.
+    /// Rules between the map in force and the next one.
     pub(super) fn check_map(&mut self, next: &Drawn) {
         let before = self.map.as_ref().map(|stored| stored.what.clone()).unwrap_or_default();
         if next.epoch < before.epoch {

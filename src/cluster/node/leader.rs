@@ -1,4 +1,4 @@
-//! What only the leader does: it looks who is there, and writes the map.
+//! The leader's own work: it looks which members are there, and writes the map.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,7 @@ use crate::{
     plan::plan,
 };
 
-/// How long a wish to drain somebody who is not there is kept: leases end while the broker is away,
+/// Time for which a wish to drain an absent member is kept: leases end while the broker is away,
 /// and the members come back under their ids.
 const DRAIN_KEPT: Duration = Duration::from_secs(600);
 
@@ -97,7 +97,7 @@ impl Node {
         Ok((members, leaving))
     }
 
-    /// Whether a record says what we know: most renewals do.
+    /// True if a record says nothing new, like most renewals.
     pub(super) fn knows(&self, id: &str, record: &[u8]) -> bool {
         let known = self.members.get(&MemberId(id.to_owned()));
         let record = serde_json::from_slice::<Record>(record).ok().map(Record::without_beat);

@@ -3,7 +3,7 @@
 use super::*;
 use crate::{Catalog, Comparison, compare};
 
-/// What changes when one text stands in place of another.
+/// The changes when one text stands in place of another.
 fn changed(from: &str, to: &str) -> Comparison {
     assert!(SHOP.contains(from), "{from}");
     let old = read(&[("shop.yaml", SHOP)]).unwrap();

@@ -1,4 +1,4 @@
-//! Which read models may be shared among workers.
+//! Read models that may be shared among workers, and those that may not.
 
 use super::*;
 

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// What is said about the small application with one text in place of another.
+/// The problems of the small application with one text in place of another.
 fn problems(from: &str, to: &str) -> Vec<String> {
     assert!(SHOP.contains(from), "{from}");
     let text = SHOP.replacen(from, to, 1);

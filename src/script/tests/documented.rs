@@ -1,4 +1,4 @@
-//! What `schemas/README.md` says that functions get is what they get.
+//! Functions get what `schemas/README.md` says.
 
 #![expect(clippy::unwrap_used, reason = "the whole file is tests")]
 

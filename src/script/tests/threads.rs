@@ -22,8 +22,8 @@ use flexcore_script::{
 };
 use support::{application, decider, event, faulty, run};
 
-/// What each prepares, and a turn that does milliseconds of work in a few steps: the engine looks at
-/// the time every 10,000.
+/// Preparation of each, and a turn that does milliseconds of work in a few steps: the engine looks
+/// at the time every 10,000.
 const HOSTILE: &[(&str, &str)] = &[
     ("const u = '\\u0101'.repeat(4e4)", "u.normalize('NFD')"),
     ("const s = 'a'.repeat(1e3).repeat(4e3), m = new Map([[s, 1]])", "m.has(s + n)"),
@@ -38,11 +38,12 @@ const HOSTILE: &[(&str, &str)] = &[
     ("const s = 'a'.repeat(5e4)", "s.split('')"),
 ];
 
-/// How long one such call runs on, in processor time of an engine that nobody stops: long enough to be
+/// Duration of one such call, in processor time of an engine that nobody stops: long enough to be
 /// left behind, and over soon.
 const RUNS_ON: Duration = Duration::from_millis(2_000);
 
-/// What a call may take until it is left: its own limit, the time beyond, and some looks of the watch.
+/// Longest time until a call is left behind: its own limit, the time beyond, and some looks of the
+/// watch.
 const HELD_MAX: Duration =
     DECIDE_MAX.saturating_add(LEAVE_AFTER).saturating_add(Duration::from_millis(500));
 
@@ -140,7 +141,7 @@ where
     receive.recv_timeout(Duration::from_secs(60)).unwrap()
 }
 
-/// How many turns run for as long as a call is to run on.
+/// Number of turns that run for as long as a call is to run on.
 fn turns(place: Place, text: &str) -> u64 {
     let mut decider = decider(text);
     let mut time = |turns: u64| {
@@ -200,8 +201,8 @@ fn a_check_that_takes_long_is_left_behind() {
     assert!(told.starts_with("app.yaml:5: check against the schema"), "{told}");
 }
 
-/// Makes a hostile call on a thread of its own, which it must not hold for long. Whether it was left
-/// behind: some are stopped by the engine itself.
+/// Makes a hostile call on a thread of its own, which it must not hold for long. True if it was
+/// left behind: some are stopped by the engine itself.
 fn is_left(place: Place, hostile: (&str, &str)) -> bool {
     let text = yaml(hostile);
     let turns = turns(place, &text);
@@ -242,7 +243,8 @@ fn a_call_that_does_not_end_is_left_behind() {
     let processors = thread::available_parallelism().unwrap().get().min(RUNAWAYS_MAX / 2);
     let mut left = 0;
     for some in calls.chunks(processors) {
-        // What was left behind runs on with a low priority: on a busy machine there may be too many.
+        // Calls that were left behind run on with a low priority: on a busy machine there may be
+        // too many.
         let since = Instant::now();
         while threads::left_behind() > RUNAWAYS_MAX / 2 {
             assert!(since.elapsed() < Duration::from_secs(120), "they do not end");

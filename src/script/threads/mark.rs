@@ -1,4 +1,4 @@
-//! What the engine does on a thread, for whoever watches it.
+//! The engine's current work on a thread, for the watch.
 
 use std::{
     cell::RefCell,
@@ -18,7 +18,7 @@ pub(super) struct Mark {
     call: AtomicU64,
     calls: AtomicU64,
     within_ms: AtomicU64,
-    /// What runs, in words, and where it stands.
+    /// The running call, in words, with its place.
     what: Mutex<Option<(Place, &'static str)>>,
     /// A call came back long after it should have been over.
     overran: AtomicBool,
@@ -79,13 +79,13 @@ impl Mark {
         (number != 0).then_some((number, within))
     }
 
-    /// What runs, in words.
+    /// The running call, in words.
     pub(super) fn what(&self) -> String {
         let what = self.what.lock().unwrap_or_else(PoisonError::into_inner);
         what.as_ref().map_or_else(String::new, |(place, what)| format!("{place}: {what}"))
     }
 
-    /// Whether a call has overrun since this was asked last.
+    /// True if a call has overrun since the last question.
     pub(super) fn overran(&self) -> bool {
         // A plain look first, since this is asked after every call.
         self.overran.load(Ordering::Relaxed) && self.overran.swap(false, Ordering::Relaxed)

@@ -27,7 +27,7 @@ struct Runaways {
 }
 
 static RUNAWAYS: Mutex<Runaways> = Mutex::new(Runaways { known: Vec::new(), next: 0 });
-/// How many are known: a look at it is all that a call costs while there are none.
+/// Number of known ones: one look at it is the whole cost of a call while there are none.
 static KNOWN: AtomicUsize = AtomicUsize::new(0);
 
 /// Fails while functions are not called for this aggregate.
@@ -57,7 +57,7 @@ pub(super) fn ended(number: u64) {
     with(|runaways| runaways.ended(number));
 }
 
-/// How many run on.
+/// Number of calls that run on.
 pub(super) fn running() -> usize {
     with(|runaways| runaways.running())
 }
@@ -74,7 +74,7 @@ fn with<T>(change: impl FnOnce(&mut Runaways) -> T) -> T {
 }
 
 impl Of {
-    /// Whether both are of one tenant, and have the same functions.
+    /// True if both are of one tenant, and have the same functions.
     fn is_like(&self, other: &Self) -> bool {
         self.key.tenant() == other.key.tenant() && self.has_functions_of(other)
     }

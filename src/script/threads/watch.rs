@@ -13,7 +13,7 @@ use rustix::process::{Pid, setpriority_process};
 use super::{Here, Shared, locked, runaways, start};
 use crate::limits::LEAVE_AFTER;
 
-/// How often the threads are looked at. A call is counted from the first look that finds it.
+/// Time between looks at the threads. A call is counted from the first look that finds it.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Niceness of a thread that was left behind: a tenth of what others get where processors are short.

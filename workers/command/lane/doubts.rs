@@ -24,7 +24,7 @@ const LOOKS_MAX: u32 = 10;
 /// each: they are sent again within seconds.
 const UNKNOWN_MAX: NonZero<usize> = NonZero::new(4_096).expect("it is not zero");
 
-/// What is remembered of commands from one try to the next.
+/// Memory of commands from one try to the next.
 pub(super) struct Doubts {
     unanswered: HashMap<Ticket, Unanswered>,
     /// When the unanswered commit of a command was decided, and what it expects, once its client has
@@ -131,12 +131,12 @@ impl Doubts {
         self.unanswered.get(&ticket).cloned()
     }
 
-    /// Whether an unanswered commit may be in the log yet, so often looked for.
+    /// True if an unanswered commit may be in the log yet, after so many looks.
     pub(super) fn is_open(&self, ticket: Ticket, looks: u32) -> bool {
         self.unanswered.contains_key(&ticket) && looks < LOOKS_MAX
     }
 
-    /// What a command is told in place of this outcome, which says that nothing was recorded.
+    /// The answer to a command in place of this outcome, which says that nothing was recorded.
     pub(super) fn told(&self, work: &Work, outcome: &Outcome) -> Outcome {
         let in_doubt = self.unanswered.contains_key(&work.ticket());
         match outcome {
@@ -148,8 +148,8 @@ impl Doubts {
         }
     }
 
-    /// Whether an undecided command is tried again: a stored one that used up what it may, and one whose
-    /// first commit may be in the log yet, since its outcome is not known.
+    /// True if an undecided command is tried again: a stored one that reached its limits, and one
+    /// whose first commit may be in the log yet, since its outcome is not known.
     pub(super) fn comes_again(
         &mut self,
         undecided: &Undecided,
@@ -166,7 +166,7 @@ impl Doubts {
         }
     }
 
-    /// Whether a command that used up what it may is tried again: a stored one, some times.
+    /// True if a command that reached its limits is tried again: a stored one, some times.
     pub(super) fn try_again(&mut self, work: &Work, key: &AggregateKey) -> bool {
         if !is_patient(work) {
             return false;
@@ -192,8 +192,8 @@ fn still_unknown() -> Outcome {
 }
 
 impl Lane {
-    /// What is appended for a command, or why nothing is. What had no answer is appended again as it
-    /// was.
+    /// The commit to append for a command, or the reason why there is none. A commit that had no
+    /// answer is appended again as it was.
     pub(super) async fn next_try(
         &mut self,
         entry: &Entry,

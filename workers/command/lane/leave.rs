@@ -8,8 +8,8 @@ use super::{Action, Lane, Work};
 
 impl Lane {
     /// Drops what is kept of the slot's aggregates, and what waits for them: another worker changes
-    /// them from now on. What is under way goes on in the log, where it may arrive or not; nothing
-    /// follows from it here. Whoever waits is answered by the shell.
+    /// them from now on. The work under way goes on in the log, where it may arrive or not; nothing
+    /// follows from it here. The shell answers those who wait.
     pub(in crate::command) fn leave(&mut self, slot: Slot) {
         self.cache.forget(slot);
         self.doubts.leave(slot);
@@ -20,8 +20,8 @@ impl Lane {
         }
     }
 
-    /// What was under way when the slot was left has ended; what has come since it was taken up again
-    /// starts from what the log has.
+    /// The work that was under way when the slot was left has ended; later work starts from what
+    /// the log has.
     pub(super) fn begin_anew(
         &mut self,
         key: AggregateKey,

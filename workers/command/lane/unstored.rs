@@ -32,8 +32,8 @@ impl Lane {
         self.drain(key, before, waiting, 0, now_ms, actions).await;
     }
 
-    /// The broker's storage is full. Who waits is told at once; what came from the queue is tried again
-    /// now and then, in its order, until there is room.
+    /// The broker's storage is full. A client that waits gets its answer at once. A command from
+    /// the queue is tried again now and then, in its order, until there is room.
     pub(super) fn no_room(
         &mut self,
         key: AggregateKey,

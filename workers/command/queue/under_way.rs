@@ -14,7 +14,7 @@ pub(super) const IN_DOUBT_MAX: usize = 1_000;
 pub(super) const SUSPECT: u32 = 3;
 /// Commands settled between two records.
 const RECORD_EVERY: u64 = 100;
-/// How long the last ones stay unrecorded while others may follow.
+/// Time for which the last ones stay unrecorded while others may follow.
 const RECORD_DELAY: Duration = Duration::from_millis(100);
 
 /// Commands under way. Their numbers count from 0 as they are taken up.
@@ -30,7 +30,7 @@ pub(super) struct UnderWay<M> {
     writing: u64,
     /// When to record what is settled.
     record_at: Option<Instant>,
-    /// Whether one goes after the other for now.
+    /// True if commands go one after the other for now.
     singly: bool,
 }
 
@@ -63,7 +63,7 @@ impl<M> UnderWay<M> {
         self.first + self.commands.len() as u64
     }
 
-    /// Whether another one may be taken up.
+    /// True if another one may be taken up.
     pub(super) fn has_room(&self) -> bool {
         let (at_once, in_doubt) =
             if self.goes_singly() { (1, 1) } else { (AT_ONCE, IN_DOUBT_MAX as u64) };
@@ -123,7 +123,7 @@ impl<M> UnderWay<M> {
         Some(self.settled)
     }
 
-    /// What [`Self::take_due`] returned is recorded.
+    /// The result of [`Self::take_due`] is recorded.
     pub(super) fn recorded(&mut self) {
         self.unrecorded = self.writing;
     }

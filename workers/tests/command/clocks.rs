@@ -36,7 +36,7 @@ async fn times_do_not_go_back_when_a_host_with_another_clock_takes_over() {
     }
     let commits = rig.store.load(&rig.key, 0).await.unwrap();
     let times: Vec<i64> = commits.iter().map(|recorded| recorded.commit.time_ms).collect();
-    // The broker is on this host. What a clock is ahead stays with the aggregate, so it is bounded.
+    // The broker is on this host. A clock's lead stays with the aggregate, so it is bounded.
     let ahead_ms = times[0] - began;
     assert!((MINUTE_MS..2 * MINUTE_MS).contains(&ahead_ms), "the first clock's: {ahead_ms}");
     assert_eq!(times[1..], [times[0], times[0]], "time stands still until clocks catch up");

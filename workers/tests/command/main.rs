@@ -128,7 +128,7 @@ impl Rig {
         }
     }
 
-    /// What came of a command: one event of this version.
+    /// The outcome of a command: one event of this version.
     fn commit(&self, id: &str, version: u64) -> Commit {
         let event = Event {
             event: EventName::parse("added").unwrap(),
@@ -166,7 +166,7 @@ impl Rig {
         }
     }
 
-    /// What an owner has begun with and not come further, so many times.
+    /// A command that an owner has begun with and not passed, so many times.
     async fn begun(&self, times: u64) {
         for epoch in 1..=times {
             let claim = self.store.claim_queue(self.key.slot(), epoch).await.unwrap();
@@ -365,7 +365,8 @@ async fn an_owner_whose_lease_has_ended_refuses_nothing() {
     rig.servers.stop().await;
 }
 
-/// What is sent before its sender knows would be lost, and nobody could say whether it was done.
+/// A command that is sent before its sender knows would be lost, and nobody could say if it was
+/// done.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_that_is_to_be_left_answers_for_a_moment_yet() {
     let rig = Rig::start().await;

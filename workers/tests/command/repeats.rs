@@ -49,7 +49,7 @@ impl Rig {
         ids
     }
 
-    /// What the slot's owner says of a command.
+    /// The slot owner's answer about a command.
     async fn ask_for(&self, owners: &Owners, id: &str) -> Outcome {
         let question = |epoch, _| {
             let mut headers = HeaderMap::new();

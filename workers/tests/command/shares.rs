@@ -7,7 +7,7 @@ use futures::future::join_all;
 
 use super::*;
 
-/// How long a command takes to be decided.
+/// Time for deciding a command.
 const TAKES: Duration = Duration::from_millis(1);
 
 fn key_of(tenant: &str, id: usize) -> AggregateKey {
@@ -109,7 +109,7 @@ async fn a_tenant_that_asks_for_ten_times_its_share_has_nobody_else_refused() {
     let (flood, calm) = tokio::join!(join_all(flood), calm);
     let refused = |outcomes: &[Outcome]| outcomes.iter().filter(|o| !is_accepted(o)).count();
     assert_eq!(refused(&calm), 0, "{calm:?}");
-    // How many of them are accepted in time is the machine's.
+    // The machine determines how many of them are accepted in time.
     let overloaded = |outcome: &&Outcome| matches!(outcome, Outcome::Overloaded { .. });
     assert!(flood.iter().any(|outcome| overloaded(&outcome)), "the flood was no flood");
     assert!(flood.iter().any(is_accepted), "it has a share");
@@ -210,8 +210,8 @@ async fn states_at_a_version_are_folded_so_many_at_once_whoever_gives_up() {
     rig.servers.stop().await;
 }
 
-/// How many commits of others there are between a question and its answer, at the median: what others
-/// have under way is all that it waits for.
+/// Number of others' commits between a question and its answer, at the median: it waits only for
+/// the work that others have under way.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_flood_has_stored_does_not_stand_before_a_waiting_client() {
     let rig = Rig::start().await;

@@ -1,11 +1,12 @@
-//! What can never be stored, and what can't be now.
+//! Commits that can never be stored, and commits that can't be now.
 
 use std::time::Duration;
 
 use super::*;
 use crate::deciders::{Fails, Large};
 
-/// What the client library lets through as the largest: headers that fill a block, and the rest.
+/// The largest message that the client library lets through: headers that fill a block, and the
+/// rest.
 fn fullest(store: &EventStore) -> (HeaderMap, bytes::Bytes) {
     let mut headers = HeaderMap::new();
     for number in 0..6 {
@@ -90,7 +91,7 @@ async fn what_is_put_aside_is_so_once_however_long_its_outcome_cannot_be_kept() 
 async fn nobody_has_begun_with_a_command_that_cannot_be_read() {
     let rig = Rig::start().await;
     rig.put("waits").await;
-    // Whether it has an outcome cannot be looked up.
+    // Its outcome cannot be looked up.
     let outcomes = rig.store.jetstream().get_stream(topology::OUTCOMES).await.unwrap();
     let config = outcomes.cached_info().config.clone();
     rig.store.jetstream().delete_stream(topology::OUTCOMES).await.unwrap();
@@ -198,7 +199,7 @@ async fn without_room_stored_commands_wait_and_go_on_in_order_when_there_is_some
     rig.servers.stop().await;
 }
 
-/// What it says, once it says something.
+/// Its answer, once it has one.
 async fn until<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {

@@ -33,7 +33,7 @@ fn number(variable: &str, default: impl FnOnce() -> u64) -> u64 {
     std::env::var(variable).map_or_else(|_| default(), |text| text.parse().unwrap())
 }
 
-/// What a column may do with an event, by its type.
+/// Uses of an event by a column, by its type.
 const WAYS: [(&str, &str, &str); 8] = [
     ("integer", "add", "$.amount"),
     ("integer", "max", "$.amount"),
@@ -45,7 +45,7 @@ const WAYS: [(&str, &str, &str); 8] = [
     ("timestamp", "max", "$time"),
 ];
 
-/// What an upcast may do with the data: in JavaScript, and in Rust.
+/// Uses of the data by an upcast: in JavaScript, and in Rust.
 type Upcast = (&'static str, fn(&mut Paid));
 
 const UPCASTS: [Upcast; 4] = [
@@ -71,7 +71,7 @@ struct Paid {
     note: Option<String>,
 }
 
-/// What is deployed.
+/// The deployment.
 #[derive(Default)]
 struct Declared {
     /// The columns, each with one of [`WAYS`]; `None`: the read model is not declared.

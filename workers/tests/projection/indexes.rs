@@ -45,7 +45,7 @@ impl Rig {
         sqlx::raw_sql(AssertSqlSafe(refuse)).execute(&self.admin().await).await.unwrap();
     }
 
-    /// What is said of the read model's indexes, once something is.
+    /// The report on the read model's indexes, once there is one.
     async fn trouble(&self) -> String {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {

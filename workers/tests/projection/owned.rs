@@ -18,7 +18,7 @@ async fn others(rig: &Rig, kind: &str, count: usize) -> Position {
     last.unwrap()
 }
 
-/// How many of the log's messages its readers were handed.
+/// Number of the log's messages that its readers were handed.
 async fn handed_out(rig: &Rig) -> u64 {
     let log = rig.store.jetstream().get_stream(topology::EVENTS).await.unwrap();
     let consumers: Vec<_> = log.consumers().try_collect().await.unwrap();
@@ -39,7 +39,7 @@ async fn a_worker_reads_what_it_follows_and_passes_the_rest() {
     let handed = handed_out(&rig).await;
     assert!(handed <= 60, "{handed}, once or twice the 30 of 300 commits");
 
-    // Whoever waits for a position that nobody follows is not kept waiting.
+    // A client that waits for a position that nobody follows is not kept waiting.
     let other = others(&rig, "more0", 3).await.sequence;
     let position = others(&rig, "more1", 3).await;
     rig.caught_up(position).await;
@@ -59,7 +59,7 @@ async fn a_worker_reads_what_it_follows_and_passes_the_rest() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(written().await, before);
 
-    // What comes then is applied, once, and not before it was read.
+    // Later events are applied, once, and not before they were read.
     rig.caught_up(rig.pay("b", "x", &ones(2)).await).await;
     stop.cancel();
     worker.await.unwrap();

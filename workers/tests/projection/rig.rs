@@ -1,4 +1,4 @@
-//! What the tests stand on: servers, a log that accounts are paid in, and a worker.
+//! Shared parts of the tests: servers, a log that accounts are paid in, and a worker.
 
 use super::*;
 
@@ -47,7 +47,7 @@ pub(crate) fn aggregate() -> AggregateName {
     AggregateName::parse("account").unwrap()
 }
 
-/// What is deployed after the declarations were put in force one after the other.
+/// The deployment after the declarations were put in force one after the other.
 pub(crate) fn catalog(models: impl IntoIterator<Item = ReadModelDefinition>) -> Arc<Catalog> {
     let mut catalog = Catalog::default();
     models.into_iter().for_each(|model| catalog.put(bank(model)));

@@ -14,7 +14,7 @@ const PAYERS: usize = 4;
 /// So short that the shares of a worker that is killed soon have another owner.
 const LEASE: Duration = Duration::from_secs(5);
 
-/// How often and how much each account was paid, and in which version last.
+/// Number and sum of the payments to each account, and the version of the last one.
 fn accounts(shared: bool) -> Application {
     let text = format!(
         "aggregate: account

@@ -1,5 +1,5 @@
-//! What the tests share: a broker, members that serve what they are assigned, and a floor on which
-//! one sees who serves what.
+//! Shared parts of the tests: a broker, members that serve what they are assigned, and a floor that
+//! shows which member serves which place.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +21,7 @@ pub(crate) async fn broker() -> Servers {
     Servers::start(&options).await.unwrap()
 }
 
-/// Who serves what, by place.
+/// The member that serves each place.
 #[derive(Default)]
 pub(crate) struct Floor {
     serving: Mutex<BTreeMap<(Kind, u16), BTreeMap<MemberId, u64>>>,
@@ -61,7 +61,7 @@ impl Floor {
         }
     }
 
-    /// How many places of a kind a member serves.
+    /// Number of places of a kind that a member serves.
     pub(crate) fn count(&self, kind: Kind, member: &MemberId) -> usize {
         let serving = self.serving.lock().unwrap();
         serving.iter().filter(|((of, _), here)| *of == kind && here.contains_key(member)).count()

@@ -41,7 +41,7 @@ async fn a_deleted_map_is_written_again_with_greater_epochs() {
         all == [32, 32] && floor.lowest(Kind::Command) > highest
     })
     .await;
-    // Whoever comes now reads it too.
+    // A member that comes now reads it too.
     let c = Worker::join(&servers, &floor, "c").await;
     until("c has its share", SOON, || c.count(Kind::Command) == 21).await;
 }
