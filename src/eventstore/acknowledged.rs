@@ -43,7 +43,7 @@ pub(crate) enum Unstored {
     TooLarge(String),
     /// The broker has no room; it is not stored.
     NoRoom(String),
-    /// Whether it is stored is unknown.
+    /// It is unknown if the message is stored.
     Unknown(String),
 }
 
@@ -114,7 +114,7 @@ impl Acknowledged {
         answered.await.map_err(|_| unknown("shutting down"))?
     }
 
-    /// Hands a message over, in order with those before it. Who waits is told
+    /// Hands a message over, in order with those before it. A caller that waits is told
     /// [`Unstored::Unknown`] at the latest half a second after [`REQUEST_TIMEOUT`].
     pub(crate) async fn publish(&self, message: Outgoing) {
         let Outgoing { subject, headers, body, told } = message;
@@ -264,7 +264,7 @@ mod tests {
         for number in 0..4 {
             let sender = sender.clone();
             let token = waiting.add(Box::new(move |result| {
-                // Whoever does not look at the log has let it go.
+                // The test may have let the receiver go.
                 let _ = sender.send((number, result.ok()));
             }));
             assert_eq!(token, number);

@@ -12,7 +12,7 @@ use crate::{Error, EventStore, topology, unavailable};
 /// Longest wait for an answer: one that comes later says less about now.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
 
-/// What the broker says of a stream; other fields do not matter here.
+/// The broker's answer about a stream; other fields do not matter here.
 #[derive(Deserialize)]
 struct Info {
     /// When it says so.
@@ -20,8 +20,8 @@ struct Info {
 }
 
 impl EventStore {
-    /// What the clock of a broker's server says, in milliseconds since 1970-01-01 UTC: of the server
-    /// that leads a small stream. Fails with [`Error::Unavailable`] when none answers at once.
+    /// The clock of a broker's server, in milliseconds since 1970-01-01 UTC: of the server that
+    /// leads a small stream. Fails with [`Error::Unavailable`] when none answers at once.
     pub async fn broker_time_ms(&self) -> Result<i64, Error> {
         let to = format!("$JS.API.STREAM.INFO.{}", topology::QUEUE);
         let until = Instant::now() + ANSWER_MAX;

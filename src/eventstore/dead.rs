@@ -12,7 +12,7 @@ use crate::{Error, EventStore, aside, kept, topology, unavailable};
 
 impl EventStore {
     /// Puts a message aside. `kind` is `command` or `projection.<read model>.<slot>`; `reason`
-    /// becomes one line. What is too large for a message is cut, and headers say so. Returns when the
+    /// becomes one line. A message that is too large is cut, and headers say so. Returns when the
     /// broker has it.
     pub async fn bury(
         &self,
@@ -51,7 +51,7 @@ impl EventStore {
         Ok(())
     }
 
-    /// What [`Self::save_outcome`] kept; `None` when nothing, or no longer.
+    /// The outcome that [`Self::save_outcome`] kept; `None` when nothing, or no longer.
     pub async fn outcome(
         &self,
         key: &AggregateKey,
@@ -61,7 +61,7 @@ impl EventStore {
         Ok(kept.and_then(|kept| serde_json::from_slice(&kept.payload).ok()))
     }
 
-    /// Whether the command that the queue has at this sequence has an outcome there. One of an
+    /// True if the command that the queue has at this sequence has an outcome there. One of an
     /// earlier command of the same id does not count: that one was put aside and requeued, or sent
     /// again.
     pub async fn has_outcome(

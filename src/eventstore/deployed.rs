@@ -26,8 +26,8 @@ impl EventStore {
         load::decode(key.clone(), message.sequence, headers, body).map(Some)
     }
 
-    /// The aggregate's last readable commit before this stream sequence; `None`: there is none. What
-    /// is no commit is passed over.
+    /// The aggregate's last readable commit before this stream sequence; `None`: there is none. A
+    /// message that is no commit is passed over.
     pub(crate) async fn deployed_before(
         &self,
         key: &AggregateKey,

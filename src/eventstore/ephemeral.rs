@@ -1,5 +1,5 @@
 //! Readers of a stream that the broker keeps in memory: a consumer on one server, without
-//! acknowledgements. Who reads knows where it stopped, and makes it anew there.
+//! acknowledgements. The reader knows where it stopped, and makes the consumer anew there.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -14,14 +14,14 @@ use async_nats::jetstream::{
 
 use crate::{Error, unavailable};
 
-/// How often the server says that it is there; two missed mean a new consumer.
+/// Time between the server's heartbeats; two missed mean a new consumer.
 const HEARTBEAT: Duration = Duration::from_secs(2);
-/// How long the server keeps a reader's consumer that has gone away.
+/// Time for which the server keeps the consumer of a reader that has gone away.
 const INACTIVE_MAX: Duration = Duration::from_secs(30);
 /// Fewest bytes of a pull request that any message fits into: the broker's limit of 1 MiB, and what
 /// comes with it. With a smaller one a large message would never be handed out.
 pub(crate) const PULL_BYTES_MIN: usize = (1 << 20) + (16 << 10);
-/// How long one pull request stands.
+/// Duration of one pull request.
 const EXPIRES: Duration = Duration::from_secs(30);
 
 /// A consumer that is given back when this is dropped.
@@ -115,7 +115,7 @@ pub(crate) async fn messages(
     pulls.messages().await.map_err(unavailable)
 }
 
-/// How many messages the broker has handed to this consumer.
+/// Number of messages that the broker has handed to this consumer.
 pub(crate) fn handed_out(
     consumer: &Arc<Consumer<pull::Config>>,
 ) -> impl Future<Output = Result<u64, Error>> + Send + 'static {
@@ -130,12 +130,12 @@ pub(crate) fn handed_out(
 /// acknowledged, and a message that was in a server when it died does not come again.
 #[derive(Default)]
 pub struct Lost {
-    /// How many had come when the broker had handed out more.
+    /// Number of messages that had come when the broker had handed out more.
     behind_at: Option<u64>,
 }
 
 impl Lost {
-    /// Whether some were lost, when so many have come and the broker has handed out so many: one
+    /// True if some were lost, when so many have come and the broker has handed out so many: one
     /// look may find some on their way, but a second finds that they have come.
     pub fn some(&mut self, came: u64, handed_out: u64) -> bool {
         let before = self.behind_at;

@@ -20,7 +20,7 @@ pub struct Before {
     pub version: u64,
 }
 
-/// What is known of where the next version's commit stands: after `low`, and up to `high`.
+/// The known bounds of the next version's commit: after `low`, and up to `high`.
 #[derive(Clone, Copy, Debug)]
 struct Search {
     after: u64,
@@ -29,7 +29,7 @@ struct Search {
     high: Before,
 }
 
-/// What to do next.
+/// The next thing to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     /// Look for the aggregate's first commit from this sequence on.

@@ -1,8 +1,8 @@
-//! How large the log has become, and what it costs the broker's servers.
+//! The size of the log, and its cost for the broker's servers.
 
 use crate::{Error, EventStore, topology, unavailable};
 
-/// How large the log is.
+/// The size of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Growth {
     /// Bytes of its messages, as one server stores them.
@@ -11,28 +11,28 @@ pub struct Growth {
     pub aggregates: u64,
 }
 
-/// What one of the broker's servers uses.
+/// Usage of one of the broker's servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerUse {
     /// The server's name.
     pub server: String,
     /// Its process's memory, in bytes.
     pub memory_bytes: u64,
-    /// What its streams take of the disk, in bytes.
+    /// Bytes of the disk that its streams take.
     pub store_bytes: u64,
-    /// What they may take (`max_file_store`), in bytes.
+    /// Bytes that they may take (`max_file_store`).
     pub store_bytes_max: u64,
 }
 
 impl EventStore {
-    /// How large the log is now. Fails with [`Error::Unavailable`] when the broker does not answer.
+    /// The size of the log now. Fails with [`Error::Unavailable`] when the broker does not answer.
     pub async fn growth(&self) -> Result<Growth, Error> {
         let stream = self.jetstream.get_stream(topology::EVENTS).await.map_err(unavailable)?;
         let state = &stream.cached_info().state;
         Ok(Growth { bytes: state.bytes, aggregates: state.subjects_count })
     }
 
-    /// What each server uses whose monitoring address the settings name. One that does not answer is
+    /// Usage of each server whose monitoring address the settings name. One that does not answer is
     /// left out.
     pub async fn servers_use(&self) -> Vec<ServerUse> {
         let asked = self.settings.monitor_urls.iter().map(|url| topology::varz(url));

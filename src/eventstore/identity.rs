@@ -1,5 +1,5 @@
-//! What tells a log from every other: an identity that is made with the stream and kept in its metadata,
-//! where backups keep it as well. Rows and the other streams name it.
+//! The log's identity, different from every other log's. It is made with the stream and kept in its
+//! metadata, where backups keep it as well. Rows and the other streams name it.
 
 use std::collections::{BTreeMap, HashMap};
 

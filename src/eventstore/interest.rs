@@ -1,11 +1,11 @@
-//! What a reader of the log follows: kinds of aggregates, and of each the slots.
+//! The part of the log that a reader follows: kinds of aggregates, and of each the slots.
 
 use std::collections::BTreeMap;
 
 use flexcore_domain::{AggregateName, SLOTS, Slot};
 
-/// Most subjects of one consumer: the broker compares each message with all of them. What is read too
-/// much then is passed over by its subject.
+/// Most subjects of one consumer: the broker compares each message with all of them. Messages that
+/// are read too much then are passed over by their subject.
 const SUBJECTS_MAX: usize = 64;
 
 /// A bit for each slot.
@@ -14,7 +14,7 @@ type Slots = u64;
 const ALL: Slots = Slots::MAX;
 const _: () = assert!(SLOTS as u32 == Slots::BITS);
 
-/// Which aggregates' commits are wanted: by kind, and by slot.
+/// The aggregates whose commits are wanted: by kind, and by slot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Interest {
     of: BTreeMap<AggregateName, Slots>,
@@ -27,7 +27,7 @@ impl Interest {
         *self.of.entry(aggregate.clone()).or_default() |= bits;
     }
 
-    /// Whether a subject of the log is that of a wanted aggregate. Decided without looking further.
+    /// True if a subject of the log is that of a wanted aggregate. Decided without looking further.
     pub(crate) fn has(&self, subject: &str) -> bool {
         let mut tokens = subject.split('.').skip(1);
         let (slot, aggregate) = (tokens.next(), tokens.nth(1));
@@ -50,7 +50,7 @@ impl Interest {
         self.of.iter().filter(|(_, slots)| **slots != 0).flat_map(of).collect()
     }
 
-    /// How many subjects there would be.
+    /// Number of subjects that there would be.
     fn count(&self) -> usize {
         let of = |slots: &Slots| if *slots == ALL { 1 } else { slots.count_ones() as usize };
         self.of.values().map(of).sum()

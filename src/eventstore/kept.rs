@@ -1,4 +1,4 @@
-//! What tenants share of FLEX_DEAD and FLEX_OUTCOMES. When one of them is nearly full, whoever has
+//! Tenants' shares of FLEX_DEAD and FLEX_OUTCOMES. When one of them is nearly full, whoever has
 //! most in it loses its own oldest, before the broker would drop the oldest of all.
 
 use std::{
@@ -16,17 +16,17 @@ use crate::{Error, EventStore, topology, unavailable};
 /// Of a stream's bytes so many parts are full before somebody loses something. The rest is for what
 /// comes meanwhile.
 const FULL: (u64, u64) = (3, 4);
-/// What nobody takes from a tenant: this part of what is there, or what each has on average when there are
-/// more tenants than that.
+/// The part that nobody takes from a tenant: this part of all bytes, or the average of the tenants
+/// when there are more tenants than that.
 const SHARES: u64 = 16;
-/// What a process writes between two looks whether a stream is nearly full: a look costs a question,
-/// and a hundred processes write less meanwhile than what is left free.
+/// Bytes that a process writes between two looks at a stream's size. A look costs a question, and a
+/// hundred processes write less meanwhile than is left free.
 const LOOK_BYTES: usize = 1 << 20;
 const LOOK_MESSAGES: usize = 256;
 /// Most purges of one look: each takes a quarter of what the tenant has.
 const PURGES_MAX: usize = 16;
 
-/// What a process has written there.
+/// Bytes that a process has written there.
 #[derive(Clone, Default)]
 pub(crate) struct Kept(Arc<Mutex<HashMap<&'static str, Written>>>);
 
@@ -73,7 +73,7 @@ impl Kept {
 /// In a subject: of no tenant, since what was sent says none that there can be. All of that is one share.
 const NOBODY: &str = "_";
 
-/// What a tenant has in a stream.
+/// A tenant's bytes in a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Has {
     messages: u64,
@@ -81,7 +81,8 @@ struct Has {
     size: u64,
 }
 
-/// Who is to lose something, when so much is there in all: whoever has most, and more than its share.
+/// The tenant that is to lose something, when this much is there in all: the one that has most, and
+/// more than its share.
 fn most(all: u64, of: HashMap<String, Has>) -> Option<(String, Has)> {
     let shares = SHARES.max(of.len() as u64);
     let most = of.into_iter().max_by(|a, b| (a.1.size, &a.0).cmp(&(b.1.size, &b.0)))?;
@@ -104,7 +105,7 @@ pub(crate) fn dead_subject(kind: &str, was: &str, bytes: usize) -> String {
     format!("dead.{kind}.{tenant}.k{}{dot}{rest}", bytes.div_ceil(1024).max(1).next_power_of_two())
 }
 
-/// Whose a message was, by its subject: a command's or an event's.
+/// The tenant of a message, by its subject: a command's or an event's.
 pub(crate) fn tenant_of(subject: &str) -> Option<Tenant> {
     let mut parts = subject.split('.');
     let place = match parts.next()? {
@@ -115,7 +116,7 @@ pub(crate) fn tenant_of(subject: &str) -> Option<Tenant> {
     Tenant::parse(parts.nth(place)?).ok()
 }
 
-/// Whose a dead message is, and its size in bytes at most, by its subject.
+/// The tenant of a dead message, and its size in bytes at most, by its subject.
 fn owner(dead: &str) -> Option<(String, u64)> {
     let mut parts = dead.split('.').skip(2);
     let tenant = parts.next().filter(|part| *part == NOBODY || Tenant::parse(part).is_ok())?;
@@ -176,8 +177,7 @@ impl EventStore {
         Ok(of)
     }
 
-    /// How many outcomes of a tenant there are: the first one comes with the number of those that
-    /// follow.
+    /// Number of a tenant's outcomes: the first one comes with the number of those that follow.
     async fn outcomes_of(&self, tenant: &Tenant) -> Result<u64, Error> {
         let body = format!(r#"{{"seq":1,"next_by_subj":"outcome.*.{tenant}.>","batch":1}}"#);
         let to = format!("$JS.API.DIRECT.GET.{}", topology::OUTCOMES);

@@ -19,7 +19,7 @@ const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// Pause before a leader is asked again that knows less than a replica did.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What the broker's API answers; other fields do not matter here.
+/// The answer of the broker's API; other fields do not matter here.
 #[derive(Deserialize)]
 struct Answer {
     message: Option<Found>,

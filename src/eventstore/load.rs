@@ -266,15 +266,15 @@ mod tests {
 
     use super::*;
 
-    /// How many pages one has under way that asks for many, before somebody else asks for one and when
-    /// those have ended; and whether the other one has its page at once.
+    /// Number of pages under way for one that asks for many: before somebody else asks for one, and
+    /// when those have ended; and whether the other one has its page at once.
     fn flood(places: &Shares<Tenant>) -> (usize, bool, usize) {
         let [flood, calm] = ["flood", "calm"].map(|name| Tenant::parse(name).unwrap());
         let mut asked: Vec<_> = (0..500).map(|_| Box::pin(places.wait(&flood))).collect();
         let held: Vec<_> = asked.iter_mut().filter_map(FutureExt::now_or_never).collect();
         let other = places.wait(&calm).now_or_never();
         let alone = held.len();
-        // What waits gets what they leave.
+        // The waiting ones get the rest.
         drop(held);
         (alone, other.is_some(), places.taken() - 1)
     }

@@ -12,9 +12,9 @@ use crate::{
 };
 
 impl EventStore {
-    /// What came of a command when its commit is the one at one of these stream sequences, the first
-    /// that is; `None`: it is at none of them. Reads one message at a time, and no more than these.
-    /// Fails with [`Error::Corrupt`] where the aggregate has no commit there.
+    /// The outcome of a command when its commit is the first one at these stream sequences; `None`:
+    /// it is at none of them. Reads one message at a time, and no more than these. Fails with
+    /// [`Error::Corrupt`] where the aggregate has no commit there.
     pub async fn command_at(
         &self,
         key: &AggregateKey,
@@ -30,7 +30,7 @@ impl EventStore {
         Ok(None)
     }
 
-    /// What came of a command: the aggregate's log is read from its beginning, a page at a time.
+    /// The outcome of a command: reads the aggregate's log from its beginning, a page at a time.
     /// For when nothing else can be trusted, such as a worker that the aggregate may kill.
     pub async fn command_anywhere(
         &self,

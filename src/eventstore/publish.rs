@@ -46,7 +46,7 @@ pub(crate) struct Publisher {
     places: Arc<Semaphore>,
 }
 
-/// How messages are grouped.
+/// The way in which messages are grouped.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Groups {
     pub(crate) order: Order,
@@ -66,13 +66,13 @@ pub(crate) enum Linger {
     WhenLarge,
 }
 
-/// What groups may look like.
+/// Settings of groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {
     /// Each subject once in a batch, since a subject that the batch has written can't be checked
     /// again within it.
     Expecting,
-    /// Whatever comes, in its order.
+    /// All inputs, in their order.
     Ordered,
 }
 
@@ -186,7 +186,7 @@ async fn group(
 }
 
 impl Linger {
-    /// How many messages a batch waits for at most, and how long, after one of so many.
+    /// Most messages that a batch waits for, and the longest wait, after one of so many.
     fn after(self, last: usize) -> (usize, Duration) {
         match self {
             Self::ForMostOfTheLast if last > SINGLES_MAX => {

@@ -1,7 +1,7 @@
 //! Why the broker does not store a message: which of its answers end, which pass, and which leave open
 //! whether it is stored.
 
-/// What the broker's answer to a message says about it.
+/// The meaning of the broker's answer to a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     /// An expectation in its headers does not hold.
@@ -47,7 +47,8 @@ const CODES: [(u64, Refusal); 12] = [
 
 /// Storing failed; the description says why.
 const STORE_FAILED: u64 = 10_077;
-/// How it begins where the stream's own limits (`discard: new`) or the disk are the reason.
+/// The description's first words where the stream's own limits (`discard: new`) or the disk are the
+/// reason.
 const STORE_IS_FULL: [&str; 4] = [
     "maximum bytes exceeded",
     "maximum messages exceeded",
@@ -55,7 +56,7 @@ const STORE_IS_FULL: [&str; 4] = [
     "no space left on device",
 ];
 
-/// What an error code and its description say.
+/// The meaning of an error code and its description.
 pub(crate) fn of(code: u64, description: &str) -> Refusal {
     if code == STORE_FAILED {
         let full = STORE_IS_FULL.iter().any(|text| description.contains(text));

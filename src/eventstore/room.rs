@@ -1,6 +1,7 @@
-//! How much room the broker has left. At `max_file_store` it refuses every write, that of a lease and
-//! of a slot's progress too: within seconds nothing would have an owner, and nobody could say why. So
-//! the log takes no more while the last of the room is left for what keeps everything going.
+//! The room that the broker has left. At `max_file_store` it refuses every write, that of a lease
+//! and of a slot's progress too: within seconds nothing would have an owner, and nobody could say
+//! why. So the log takes no more while the last of the room is left for what keeps everything
+//! going.
 //!
 //! A disk that is full before that is worse: the server stops to write its streams, and answers nothing
 //! that would have to be written, until it is started again. Its health says so.
@@ -18,15 +19,15 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{Error, topology};
 
-/// Between two looks. What is written in between is far less than what is left free.
+/// Between two looks. Writes in between take far less than is left free.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// What is left free, in bytes: all that stored commands, outcomes and dead letters may take, 1.5 GiB,
+/// Bytes that are left free: all that stored commands, outcomes and dead letters may take, 1.5 GiB,
 /// and as much again as leases, progress and snapshots need.
 const RESERVE_BYTES: u64 = 2 << 30;
 /// A smaller store leaves this part of it free.
 const RESERVE_PART: u64 = 10;
-/// What a server's health says when its disk is full: of a stream that it could not write, and in a
-/// cluster, where it has switched JetStream off.
+/// The text of a server's health check when its disk is full: of a stream that it could not write,
+/// and in a cluster, where it has switched JetStream off.
 const WRITES_NO_MORE: [&str; 2] = ["no space left on device", "JetStream not enabled"];
 const STUCK: &str = "a nats-server writes nothing more, most likely since its disk is full: make room there, \
                      and start that server again";
@@ -53,7 +54,7 @@ struct Seen {
     stuck: AtomicBool,
 }
 
-/// What was seen of the servers.
+/// The last look at the servers.
 #[derive(Clone, Copy, Debug, Default)]
 struct Look {
     /// Bytes used and the most of the fullest one, which refuses first; `None`: none answers.
@@ -120,7 +121,7 @@ impl Room {
     }
 }
 
-/// Whether no more than the reserve is left.
+/// True if no more than the reserve is left.
 fn is_full(used: u64, most: u64) -> bool {
     most > 0 && most.saturating_sub(used) <= RESERVE_BYTES.min(most / RESERVE_PART)
 }

@@ -1,4 +1,4 @@
-//! How far the log was seen by a reader that follows a part of it: nothing comes to it that says so.
+//! The place up to which a reader of a part of the log has seen the log: no message tells it.
 
 use futures::future::try_join_all;
 
@@ -9,12 +9,12 @@ impl Subscription {
     /// [`Self::read_to`], and the log's end where nothing of it is left. Fails when the broker is away,
     /// and with [`Error::Gap`] when messages are missing from the log.
     ///
-    /// The leader says where the log ends, and only then whether there is more of what is followed: all
-    /// that it has up to that end it had when it was asked. What a consumer says of itself would not do:
-    /// it may be on a server that is behind, and counts what is left beside what is stored. A leader that
-    /// was deposed and has not heard of it may answer the second question only: for a moment after a
-    /// partition this may say too much. So it is good for those who wait, and nobody goes on reading
-    /// behind it.
+    /// The leader says where the log ends, and only then whether there is more of what is followed:
+    /// all that it has up to that end it had when it was asked. The consumer's own report would not
+    /// do: it may be on a server that is behind, and counts what is left beside what is stored. A
+    /// leader that was deposed and has not heard of it may answer the second question only: for a
+    /// moment after a partition this may say too much. So it is good for those who wait, and nobody
+    /// goes on reading behind it.
     ///
     /// `known`: a stream sequence up to which there was nothing, as an earlier answer said; 0 for the first.
     /// The leader goes through all that lies behind that and [`Self::read_to`].

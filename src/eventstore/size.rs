@@ -1,4 +1,4 @@
-//! How large a message is on its way to the broker, and how large one may be.
+//! The size of a message on its way to the broker, and the largest permitted size.
 
 use async_nats::HeaderMap;
 

@@ -39,7 +39,7 @@ pub struct Snapshot {
 /// change any more: each is a message of its own, which is written once.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OlderCommands {
-    /// What the fingerprints are keyed with.
+    /// The key of the fingerprints.
     pub secret: Secret,
     /// Blocks that are full.
     pub full: usize,
@@ -85,7 +85,7 @@ pub struct RememberedCommand {
 }
 
 impl Snapshot {
-    /// What the aggregate's subject must end with for an append on this snapshot.
+    /// The sequence that the aggregate's subject must end with for an append on this snapshot.
     #[must_use]
     pub fn expected(&self) -> Expected {
         Expected { sequence: self.sequence, hash: self.hash }

@@ -19,15 +19,15 @@ use crate::{
     load, topology,
 };
 
-/// Which commits.
+/// The commits that are handed out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Filter {
     /// The whole log. Missing stream sequences are noticed.
     Everything,
     /// One slot's.
     Slot(Slot),
-    /// Those of some aggregates. Whatever else there is is neither handed out nor decoded nor hashed, so
-    /// that missing messages are noticed by the versions of their aggregates alone.
+    /// Those of some aggregates. All other commits are neither handed out nor decoded nor hashed,
+    /// so that missing messages are noticed by the versions of their aggregates alone.
     Of(Arc<Interest>),
     /// One tenant's. They are not checked against one another: who follows a tenant needs little
     /// memory.
@@ -38,7 +38,7 @@ pub enum Filter {
 }
 
 impl Filter {
-    /// What a consumer filters by.
+    /// The consumer's filter.
     pub(crate) fn subjects(&self) -> Vec<String> {
         vec![match self {
             Self::Everything => "evt.>".to_owned(),
@@ -49,7 +49,7 @@ impl Filter {
         }]
     }
 
-    /// Whether a message is passed over that the consumer's subjects let through.
+    /// True if a message is passed over that the consumer's subjects let through.
     fn passes_over(&self, subject: &str) -> bool {
         matches!(self, Self::Of(interest) if !interest.has(subject))
     }
@@ -74,7 +74,7 @@ const CLIENTS_MESSAGES_MAX: usize = 64;
 /// First and longest time between two makings of a consumer of which nothing came.
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(3);
-/// How often a reader that waits looks whether messages were lost on their way.
+/// Time between a waiting reader's looks for messages that were lost on their way.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Aggregates that may be broken before the log is: beyond it reading stops, since it is no longer
@@ -83,13 +83,13 @@ const BROKEN_MAX: usize = 1_000;
 
 const ANOTHER_LOG: &str = "the log is not the one that was read so far";
 
-/// What the log had next.
+/// The next thing in the log.
 #[derive(Debug)]
 pub enum Read {
     /// Commits, in order; none when none came in time.
     Commits(Vec<Recorded>),
-    /// A message that cannot be taken for what it should be. What is in its place in the log is lost
-    /// for those who read it, and the rest is not: reading goes on behind it.
+    /// A message that is not what it should be. Readers lose this one message of the log; reading
+    /// goes on behind it.
     Broken(Box<Broken>),
 }
 
@@ -100,14 +100,14 @@ pub struct Broken {
     pub sequence: u64,
     /// Its subject.
     pub subject: String,
-    /// Whose it is; `None`: nobody's, since the subject is not one of an aggregate. Later commits of
-    /// the aggregate are delivered, unchecked: whoever folds them holds them back.
+    /// Its aggregate; `None`: nobody's, since the subject is not one of an aggregate. Later commits
+    /// of the aggregate are delivered, unchecked: whoever folds them holds them back.
     pub key: Option<AggregateKey>,
-    /// What it says, where that can be read.
+    /// Its content, where that can be read.
     pub commit: Option<Commit>,
     /// Its body.
     pub body: Bytes,
-    /// What is wrong with it.
+    /// The fault in it.
     pub reason: String,
 }
 
@@ -142,7 +142,8 @@ pub struct Subscription {
 struct Source {
     messages: pull::Stream,
     consumer: Arc<Consumer<pull::Config>>,
-    /// How many have come. What the broker counts further than that was lost with a connection.
+    /// Number of messages that have come. Messages that the broker counts beyond that were lost
+    /// with a connection.
     came: u64,
     lost: Lost,
     look: Interval,
@@ -260,7 +261,7 @@ impl Subscription {
         self.next.as_ref().map_or(self.next_sequence, |broken| broken.sequence) - 1
     }
 
-    /// What came of checking commits against one another; `None`: they are not checked.
+    /// The result of checking commits against one another; `None`: they are not checked.
     pub(crate) fn links(&self) -> Option<&Links> {
         self.links.as_ref()
     }
@@ -307,7 +308,8 @@ impl Subscription {
         Ok(Read::Commits(batch))
     }
 
-    /// What was read before a failure is delivered first; the failing message is then read again.
+    /// Commits that were read before a failure are delivered first; the failing message is then
+    /// read again.
     fn stop_at(&mut self, error: Error, batch: Vec<Recorded>) -> Result<Read, Error> {
         self.source = None;
         if batch.is_empty() { Err(error) } else { Ok(Read::Commits(batch)) }

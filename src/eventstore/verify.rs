@@ -11,7 +11,7 @@ use crate::{
     topology, unavailable,
 };
 
-/// What a walk found.
+/// The findings of a walk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// Commits read.
@@ -105,7 +105,7 @@ async fn in_parts(
             let links = Links::of_part(Part { keys: keys.clone(), number, of }, links_max);
             let mut part = Report::default();
             walk(store, filter.clone(), last, Some(links), &mut part, |_| ()).await?;
-            // What is no commit at all is found in each part.
+            // A message that is no commit at all is found in each part.
             let breaks = parts.breaks.max(part.breaks);
             parts = Report { breaks, ..parts.and(part) };
         }
@@ -175,7 +175,7 @@ async fn walk(
 }
 
 impl Report {
-    /// Whether everything was checked and nothing is broken.
+    /// True if everything was checked and nothing is broken.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.broken.is_none() && self.not_checked == 0

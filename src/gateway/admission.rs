@@ -1,7 +1,7 @@
-//! Who may come in: rates by tenant, and bounds on what is under way, which tenants share. What does
-//! not fit is turned away. What was let in is begun at once, unless its tenant wants more than its share
-//! while another one is there that does not: then it waits for its own tenant's, in a place that costs
-//! no processor time.
+//! Admission of requests: rates by tenant, and bounds on work under way, which tenants share.
+//! Requests that do not fit are turned away. An admitted request is begun at once, unless its
+//! tenant wants more than its share while another one is there that does not. Then it waits for its
+//! own tenant's requests, in a place that costs no processor time.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -37,7 +37,7 @@ pub(crate) struct Admission {
     streams: Shares<Tenant>,
 }
 
-/// What `RateLimit` fields say of a request that was let in.
+/// The values of `RateLimit` fields for a request that was let in.
 pub(crate) struct Rate {
     policy: HeaderValue,
     remaining: u32,
@@ -228,7 +228,7 @@ mod tests {
         Tenant::parse(name).unwrap()
     }
 
-    /// How many a tenant gets that takes all it can, and whether another one gets one then.
+    /// Number of places for a tenant that takes all it can, and whether another one gets one then.
     fn flood<T>(enter: impl Fn(&Tenant) -> Result<T, Problem>) -> (usize, bool) {
         let taken: Vec<T> = std::iter::from_fn(|| enter(&tenant("flood")).ok()).collect();
         (taken.len(), enter(&tenant("calm")).is_ok())

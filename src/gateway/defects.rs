@@ -1,4 +1,4 @@
-//! What can be made wrong with the gateway: see `src/readmodel/defects.rs`.
+//! Faults that can be switched on in the gateway: see `src/readmodel/defects.rs`.
 
 use std::fs::File;
 
@@ -21,12 +21,12 @@ const LEAK_DESCRIPTOR: &str = "leak-descriptor";
 /// The process ends as soon as it is asked to, with whatever is under way.
 const END_AT_ONCE: &str = "end-at-once";
 
-/// Whether a commit is left out of an event stream.
+/// True if a commit is left out of an event stream.
 pub(crate) fn misses() -> bool {
     is_due(MISS_EVENT)
 }
 
-/// What a client of `/v1/` gets for an answer.
+/// The answer to a client of `/v1/`.
 pub(crate) fn answered(response: Response) -> Response {
     if is_on(LEAK_DESCRIPTOR) {
         std::mem::forget(File::open("/dev/null"));

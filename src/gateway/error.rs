@@ -1,5 +1,5 @@
-//! What can go wrong, as HTTP says it: the one place that knows status codes. Every answer of 4xx
-//! and 5xx is a problem document (RFC 9457) with a stable `type` and the request's trace id.
+//! Errors as HTTP shows them: the one place that knows status codes. Every answer of 4xx and 5xx is
+//! a problem document (RFC 9457) with a stable `type` and the request's trace id.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -62,7 +62,7 @@ impl Problem {
         self
     }
 
-    /// Whether it is of this kind.
+    /// True if it is of this kind.
     pub(crate) fn is(&self, kind: &Kind) -> bool {
         self.kind.code == kind.code
     }
@@ -82,8 +82,8 @@ impl Problem {
         Self::new(&problems::UNAVAILABLE, "nothing was done; try again").caused(cause)
     }
 
-    /// What is needed failed of late and is left alone. Without a cause: its failures are in the log,
-    /// and a line for each request that was not made would bury them.
+    /// A needed service is failing; it is not retried for now. Without a cause: its failures are in
+    /// the log, and a line for each request that was not made would bury them.
     fn resting(target: &str, retry_after: Duration) -> Self {
         let detail =
             format!("{target} failed of late and is left alone for a while; nothing was done");
@@ -156,7 +156,7 @@ impl From<InvalidName> for Problem {
     }
 }
 
-/// What came of a command that was not accepted. `if_match`: the request named a version.
+/// The outcome of a command that was not accepted. `if_match`: the request named a version.
 pub(crate) fn refused(outcome: Outcome, if_match: bool) -> Problem {
     match outcome {
         Outcome::Rejected { code, message } => {

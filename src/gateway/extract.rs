@@ -24,7 +24,7 @@ use crate::{
     problems,
 };
 
-/// What the middleware found out about a request.
+/// The middleware's findings about a request.
 #[derive(Clone)]
 pub(crate) struct Known {
     pub(crate) trace: TraceParent,
@@ -211,7 +211,7 @@ pub(crate) fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
     Err(Problem::new(&problems::INVALID_HEADER, format!("if-match: {why}")))
 }
 
-/// Whether `If-None-Match` names this version (weakly compared, as RFC 9110 asks), so that the
+/// True if `If-None-Match` names this version (weakly compared, as RFC 9110 asks), so that the
 /// answer is 304.
 pub(crate) fn none_match(headers: &HeaderMap, version: u64) -> bool {
     let values = headers.get_all(header::IF_NONE_MATCH).iter();
@@ -227,7 +227,7 @@ fn version_of(tag: &str) -> Option<u64> {
     if canonical { digits.parse().ok() } else { None }
 }
 
-/// What `Prefer` (RFC 7240) asks for; what it says beyond that is ignored, as it must be.
+/// The wishes in `Prefer` (RFC 7240); others are ignored, as they must be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Preferences {
     pub(crate) respond_async: bool,
@@ -337,7 +337,7 @@ impl Parameters {
         Err(Problem::new(&problems::INVALID_PARAMETER, detail).with("known", known.to_vec()))
     }
 
-    /// What was not taken, for those who know its names.
+    /// The refused parts, for callers that know their names.
     pub(crate) fn rest(self) -> Vec<(String, String)> {
         self.0
     }

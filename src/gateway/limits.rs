@@ -29,12 +29,12 @@ pub const HTTP2_STREAMS_MAX: u32 = 256;
 /// attack is exactly more than this.
 pub const HTTP2_RESETS_MAX: usize = 32;
 
-/// How often an HTTP/2 connection is asked whether it still lives, and how long it may take.
+/// Time between pings of an HTTP/2 connection, and the longest time for the answer.
 pub const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
 /// See [`HTTP2_PING_INTERVAL`].
 pub const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the HTTP/1 parser may hold of one head, in bytes. More than [`HEADERS_BYTES_MAX`], so that a
+/// Bytes of one head that the HTTP/1 parser may hold. More than [`HEADERS_BYTES_MAX`], so that a
 /// head that is somewhat too long is answered with a problem document.
 pub const HEAD_BUFFER_BYTES: usize = 64 * 1024;
 
@@ -62,11 +62,12 @@ pub const COMMANDS_PER_AGGREGATE_MAX: usize = 32;
 /// Postgres has a few connections, and requests that wait for a position need a place to wait in.
 pub const READS_MAX: usize = 2_048;
 
-/// What tenants have under way at the workers while there are several: equal parts of so many are their
-/// shares. One that wants n times its share has an n-th part of it under way beside those that want less
-/// than theirs: with two tenants and 320 requests of the one, 3. Alone it has as many as it wants.
+/// Requests that tenants have under way at the workers while there are several: their shares are
+/// equal parts of it. One that wants n times its share has an n-th part of it under way beside
+/// those that want less than theirs: with two tenants and 320 requests of the one, 3. Alone it has
+/// as many as it wants.
 pub const BESIDE: usize = 64;
-/// What is left to each of them. A request that hangs does not stop all of its tenant's.
+/// The part that is left to each of them. A request that hangs does not stop all of its tenant's.
 pub const BESIDE_FEW: usize = 2;
 
 /// Requests that are refused and told so later, see [`REFUSED_AFTER`]; each costs as much memory as one
@@ -96,7 +97,7 @@ pub const STREAMS_PER_TENANT_MAX: usize = 32;
 /// See [`STREAMS_PER_TENANT_MAX`].
 pub const STREAMS_MAX: usize = 256;
 
-/// How often an event stream says that it is there when there is nothing to tell.
+/// Time between an event stream's signs of life when there is nothing to tell.
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
 
 /// Commits that an event stream reads at once, so that a slow reader holds little memory.
@@ -110,14 +111,14 @@ pub const PASSED_OVER_MAX: usize = 1_000;
 /// own answer, which says more, arrives first.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// How long a command waits for an answer while the broker writes nothing more: soon no worker can keep its
-/// lease. Longer than an owner waits for the broker before it says that nothing was done.
+/// Longest wait of a command for an answer while the broker writes nothing more: soon no worker can
+/// keep its lease. Longer than an owner waits for the broker before it says that nothing was done.
 pub const FULL_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// Longest `Prefer: wait=N` and `wait_ms` that are honoured.
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
 
-/// How long a query with `min_position` waits when it does not say.
+/// Wait of a query with `min_position` that gives no time.
 pub const WAIT_DEFAULT: Duration = Duration::from_secs(5);
 
 /// Events of an aggregate in one answer.
@@ -133,14 +134,15 @@ pub const REQUESTS_PER_SECOND: u32 = 50_000;
 /// are forgotten first.
 pub const TENANTS_MAX: usize = 10_000;
 
-/// How long an answer about readiness is good for, so that asking often costs nothing.
+/// Time for which an answer about readiness is good, so that asking often costs nothing.
 pub const READINESS_AGE: Duration = Duration::from_millis(500);
 
 /// Longest wait for one dependency's sign of life.
 pub const READINESS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long readiness is false before connections are no longer taken: longer than the load balancer
-/// of `deploy/haproxy.cfg` takes to notice, and short, since each end of a process lasts so long.
+/// Time for which readiness is false before the gateway stops taking connections: longer than the
+/// load balancer of `deploy/haproxy.cfg` takes to notice, and short, since each end of a process
+/// lasts so long.
 pub const DRAIN_NOTICE: Duration = Duration::from_secs(1);
 
 /// Longest wait for requests under way when draining; with everything else within the 30 s after

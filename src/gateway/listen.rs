@@ -38,10 +38,10 @@ use crate::{
     shared::Shared,
 };
 
-/// How long a failing `accept` (file descriptors used up) is left alone before the next try.
+/// Pause after a failed `accept` (file descriptors used up) before the next try.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long a connection that is refused may take to ask and to read the refusal.
+/// Longest time for a refused connection to ask and to read the refusal.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves until `shutdown` is cancelled, then drains.
@@ -195,8 +195,8 @@ fn bare_answer(kind: &Kind, detail: &str) -> String {
     )
 }
 
-/// What to send in place of hyper's own answer to a head that it cannot read, which has no body.
-/// Every answer of ours that is an error has one.
+/// The answer that replaces hyper's own to a head that it cannot read, which has no body. Every
+/// answer of ours that is an error has one.
 fn instead_of(head: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(head).ok()?;
     let status = text.strip_prefix("HTTP/1.1 ")?.get(..3)?;
@@ -239,7 +239,7 @@ struct Watched {
     stream: TcpStream,
     active: Instant,
     timer: Pin<Box<Sleep>>,
-    /// What is sent in place of hyper's answer, and how much of it has gone.
+    /// The answer that replaces hyper's, and the part of it that has gone.
     substitute: Option<(String, usize)>,
 }
 

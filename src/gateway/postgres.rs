@@ -43,8 +43,9 @@ async fn place(
     })
 }
 
-/// Asks Postgres, unless it is left alone for now. What a client ended says nothing about Postgres:
-/// neither where we give it up, nor where Postgres does, which is told how long the client waits.
+/// Asks Postgres, unless it is left alone for now. A call that a client ended says nothing about
+/// Postgres: neither where we give it up, nor where Postgres does, which is told how long the
+/// client waits.
 async fn call<T>(
     shared: &Shared,
     client: Option<Deadline>,
@@ -107,7 +108,7 @@ pub(crate) async fn wait(
     read(shared, tenant, client, |_| async { Err(unreached.missing().await) }).await
 }
 
-/// Whether Postgres did its part. A statement that it ended for its time was too slow, and another
+/// True if Postgres did its part. A statement that it ended for its time was too slow, and another
 /// tenant's may be quick: a Postgres that is stuck does not even say so.
 fn judge<T>(result: &Result<T, Error>) -> Verdict {
     match result {

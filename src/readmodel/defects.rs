@@ -21,14 +21,14 @@ const LEAK_TENANT: &str = "leak-tenant";
 /// Of what could go wrong, each so many does.
 const EACH: usize = 10;
 
-/// Whether the defect of this name is switched on.
+/// True if the defect of this name is switched on.
 #[must_use]
 pub fn is_on(name: &str) -> bool {
     static CHOSEN: OnceLock<Option<String>> = OnceLock::new();
     CHOSEN.get_or_init(|| std::env::var("FLEXCORE_DEFECT").ok()).as_deref() == Some(name)
 }
 
-/// Whether this defect is switched on, and this is one of those that go wrong.
+/// True if this defect is switched on, and this is one of the cases that go wrong.
 #[must_use]
 pub fn is_due(name: &str) -> bool {
     static COUNT: AtomicUsize = AtomicUsize::new(1);
@@ -37,7 +37,7 @@ pub fn is_due(name: &str) -> bool {
 
 /// The tenant whose rows a query shows: where they leak, now and then the one before.
 pub(crate) fn leaked(tenant: &Tenant) -> Tenant {
-    /// How many queries there were, and whose the last one was.
+    /// Number of queries so far, and the tenant of the last one.
     static BEFORE: Mutex<(u64, Option<Tenant>)> = Mutex::new((0, None));
     if !is_on(LEAK_TENANT) {
         return tenant.clone();

@@ -1,13 +1,13 @@
-//! Who owns a read model. The cluster's map gives it to one worker at a time, with an epoch; what makes
-//! that safe is that everything written under an older epoch is refused here.
+//! The owner of a read model. The cluster's map gives it to one worker at a time, with an epoch;
+//! what makes that safe is that everything written under an older epoch is refused here.
 
 use flexcore_domain::Name;
 use sqlx::{PgConnection, Row as _};
 
 use crate::Error;
 
-/// Says under which epoch the worker owns a portion of a read model; `None`: another one does. Who owns
-/// the first portion manages the read model, shared or not.
+/// Says under which epoch the worker owns a portion of a read model; `None`: another one does. The
+/// owner of the first portion manages the read model, shared or not.
 pub type Owned<'a> = &'a (dyn Fn(&Name, u16) -> Option<i64> + Send + Sync);
 
 /// Fails with [`Error::Fenced`] when a read model has a later owner.

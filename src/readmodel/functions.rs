@@ -1,9 +1,10 @@
-//! Which functions a query may call: an allow-list, kept by Postgres as a privilege.
+//! Functions that a query may call: an allow-list, kept by Postgres as a privilege.
 //!
 //! Allowed are those of Postgres's own that compute from their arguments alone (`immutable` in its
-//! catalogue: operators, `lower`, `round`, `jsonb_path_query`, `regexp_replace`, …) and the ones named
-//! below. Whatever reads files, tables by name, other sessions or settings, runs text as SQL, locks,
-//! sleeps, signals, notifies or writes is neither, and so is everything of an extension.
+//! catalogue: operators, `lower`, `round`, `jsonb_path_query`, `regexp_replace`, …) and the ones
+//! named below. A function that reads files, tables by name, other sessions or settings, runs text
+//! as SQL, locks, sleeps, signals, notifies or writes is neither, and so is everything of an
+//! extension.
 
 use sqlx::{AssertSqlSafe, PgConnection, Row as _, postgres::PgRow};
 
@@ -57,7 +58,7 @@ pub(crate) fn allowed() -> Vec<&'static str> {
     ALLOWED.iter().flat_map(|line| line.split(' ')).collect()
 }
 
-/// Whether function `p` of schema `n` is allowed; the names are `$1`.
+/// True if function `p` of schema `n` is allowed; the names are `$1`.
 pub(crate) const LISTED: &str =
     "(n.nspname = 'pg_catalog' and (p.provolatile = 'i' or p.proname = any($1)))";
 

@@ -31,7 +31,7 @@ impl ReadModels {
             .collect()
     }
 
-    /// How many aggregates are held back, over all read models that serve or are built.
+    /// Number of aggregates that are held back, over all read models that serve or are built.
     pub async fn held_in_all(&self) -> Result<u64, Error> {
         let row = sqlx::query(
             "select count(distinct (k.tenant, k.aggregate, k.aggregate_id)) \

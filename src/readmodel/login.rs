@@ -35,7 +35,7 @@ impl Login {
         Ok(Self { name: row.try_get(0)?, password: row.try_get(1)?, key: row.try_get(2)? })
     }
 
-    /// What `flexcore.tenant` is set to for this tenant, in the session at this place. The tenant is
+    /// The value of `flexcore.tenant` for this tenant, in the session at this place. The tenant is
     /// checked to have no quote and no space in it.
     pub(crate) fn seal(&self, place: &str, tenant: &Tenant) -> String {
         let inner = Sha256::new()
@@ -81,7 +81,7 @@ impl Login {
     }
 }
 
-/// What is wrong with the login: everything by which it could become somebody else or see past
+/// The faults of the login: every right by which it could become somebody else or see past
 /// row-level security. No row: there is no such login.
 const WRONG: &str = "select array_to_string(array[ \
         case when r.rolsuper then 'is a superuser' end, \

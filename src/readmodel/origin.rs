@@ -1,4 +1,4 @@
-//! Which log the rows came from: one log under one Postgres, and the last commit that each version has
+//! The origin of the rows: one log under one Postgres, and the last commit that each version has
 //! read of it.
 
 use flexcore_domain::{
@@ -14,7 +14,7 @@ use crate::{Error, ReadModels};
 const ADOPT_LOCK_TIMEOUT_MS: u32 = 6_000;
 
 impl ReadModels {
-    /// What the rows say about the log that they came from.
+    /// The rows' marks of the log that they came from.
     pub async fn marks(&self) -> Result<LogMarks, Error> {
         let identity = sqlx::query("select identity from flexcore.log")
             .fetch_optional(&self.pool)

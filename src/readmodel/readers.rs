@@ -53,7 +53,7 @@ pub(crate) struct Readers {
 struct Session {
     connection: PgConnection,
     login: Arc<Login>,
-    /// What its seals are made for.
+    /// The session that its seals are made for.
     place: String,
     made: Instant,
     used: Instant,

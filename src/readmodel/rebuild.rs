@@ -8,7 +8,7 @@ use crate::{Error, ReadModels, State, Status};
 /// Where Postgres is told that somebody wants a rebuild.
 const REBUILDS: &str = "flexcore_rebuilds";
 
-/// How far a requested rebuild is.
+/// Progress of a requested rebuild.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rebuild {
     /// No worker has taken it up yet.
@@ -70,7 +70,7 @@ impl ReadModels {
         Ok(row.try_get(0)?)
     }
 
-    /// How far a request is.
+    /// Progress of a request.
     pub async fn rebuild(&self, request: i64) -> Result<Rebuild, Error> {
         let row = sqlx::query("select read_model, version from flexcore.rebuilds where id = $1")
             .bind(request)

@@ -6,13 +6,13 @@ use sqlx::Row as _;
 
 use crate::{Error, ReadModels};
 
-/// What a version of a read model is for.
+/// The purpose of a version of a read model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// Filled from the log, beside the one that serves.
     Building,
-    /// What queries read.
+    /// Queries read it.
     Serving,
     /// Replaced; dropped as soon as nobody reads it.
     Retired,
@@ -35,7 +35,7 @@ pub struct Status {
     pub read_model: Name,
     /// Its version.
     pub version: i32,
-    /// What it is for.
+    /// Its purpose.
     pub state: State,
     /// Of its declaration.
     pub fingerprint: String,

@@ -1,5 +1,5 @@
-//! What keeps read models from being managed, for people to see; and internals that somebody dropped,
-//! made anew.
+//! Troubles that keep read models from being managed, for people to see; and internals that
+//! somebody dropped, made anew.
 
 use std::collections::BTreeMap;
 
@@ -58,9 +58,9 @@ impl ReadModels {
         Ok(())
     }
 
-    /// Makes the schemas `flexcore` and `rm` anew when a part of them was dropped. What is left of them
-    /// goes, since nobody can say what the rows hold without their checkpoints: every read model is
-    /// built from the log again. Returns whether anything was missing.
+    /// Makes the schemas `flexcore` and `rm` anew when a part of them was dropped. The rest of them
+    /// goes, since without checkpoints nobody can say which events the rows hold: every read model
+    /// is built from the log again. Returns whether anything was missing.
     pub async fn make_anew(&self) -> Result<bool, Error> {
         let mut transaction = self.alone().await?;
         let row = sqlx::query(
@@ -82,7 +82,7 @@ impl ReadModels {
     }
 }
 
-/// What is to be noted anew of the read models that are owned; `None`: a trouble that is over.
+/// The troubles to note anew, of the read models that are owned; `None`: a trouble that is over.
 fn changed(
     owned: Owned<'_>,
     noted: &BTreeMap<String, String>,

@@ -89,7 +89,7 @@ impl ReadModels {
     }
 }
 
-/// How long one look may take for somebody who waits this long: a wait of 0 ms asks once, too.
+/// Longest time for one look for a caller that waits this long: a wait of 0 ms asks once, too.
 #[must_use]
 pub fn look_timeout(wait: Duration) -> Duration {
     wait.max(POLL_INTERVAL)
@@ -208,7 +208,7 @@ impl Waiters {
         let mut waiting = self.lock();
         for waiter in std::mem::take(&mut waiting.waiters) {
             if waiter.wants.iter().all(|(want, wanted)| is_past(found, want, *wanted)) {
-                // Whoever gave up meanwhile needs no answer.
+                // A caller that gave up meanwhile needs no answer.
                 let _ = waiter.done.send(());
             } else {
                 waiting.waiters.push(waiter);

@@ -1,7 +1,7 @@
-//! Messages of the queue, also those that a client of the broker cannot read. Who may publish commands
-//! chooses headers and subjects byte for byte: a line that is no header makes the client drop its
-//! connection, and a status in the first line is taken for the broker's own word. Asked for one by one
-//! they come as JSON.
+//! Messages of the queue, also those that a client of the broker cannot read. Publishers of
+//! commands choose headers and subjects byte for byte: a line that is no header makes the client
+//! drop its connection, and a status in the first line is taken for the broker's own word. Asked
+//! for one by one they come as JSON.
 
 use std::{str::FromStr as _, time::Duration};
 
@@ -19,9 +19,9 @@ use crate::{Error, topology, unavailable};
 
 /// Messages that are asked for one by one before a consumer is tried again.
 const SINGLY_MAX: u64 = 64;
-/// How long they are after one that cannot be read: more may follow.
+/// Time for which they are asked for one by one after one that cannot be read: more may follow.
 const SINGLY_FOR: Duration = Duration::from_secs(60);
-/// How often it is asked whether there is another one.
+/// Time between questions for another one.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 /// The broker's code for "no message found".
 const NO_MESSAGE: u64 = 10_037;
@@ -29,7 +29,7 @@ const NO_MESSAGE: u64 = 10_037;
 /// A message of the queue.
 #[derive(Clone, Debug)]
 pub struct Queued {
-    /// Its subject in the queue. What is not UTF-8 is replaced.
+    /// Its subject in the queue. Text that is not UTF-8 is replaced.
     pub subject: String,
     /// Its headers.
     pub headers: Option<HeaderMap>,
@@ -61,7 +61,7 @@ impl Queued {
     }
 }
 
-/// What a consumer hands out.
+/// The commands that a consumer hands out.
 pub(super) fn pulled(messages: pull::Stream) -> impl Stream<Item = Result<Queued, Error>> + Send {
     messages.map(Queued::of)
 }

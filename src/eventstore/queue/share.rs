@@ -1,7 +1,7 @@
-//! What a tenant may take of FLEX_COMMANDS. A process counts what it has stored there for each tenant and
-//! what of it was purged since. When the stream is half full, whoever has more than a sixteenth stores no
-//! more: the rest is for the others. What is published to the broker by somebody else is not counted
-//! here, and counts as much towards "half full".
+//! A tenant's share of FLEX_COMMANDS. A process counts what it has stored there for each tenant and
+//! what of it was purged since. When the stream is half full, whoever has more than a sixteenth
+//! stores no more: the rest is for the others. Messages that somebody else publishes to the broker
+//! are not counted here, but count towards "half full".
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -16,18 +16,18 @@ use crate::{Error, topology, unavailable};
 
 /// The stream is full so far when shares begin to count: one part in so many.
 const FULL: u64 = 2;
-/// What a tenant has of the stream then: one part in so many. With one gateway there is something left
-/// for seven others, and with several gateways for as many fewer.
+/// A tenant's share of the stream then: one part in so many. With one gateway there is something
+/// left for seven others, and with several gateways for as many fewer.
 const SHARES: u64 = 16;
 /// Between two looks at the stream, or so many bytes.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOOK_BYTES: u64 = 16 << 20;
 /// Commands are counted together up to so many bytes: what is purged in between is seen later.
 const CHUNK_BYTES: u64 = 256 << 10;
-/// What the broker keeps of a message beside subject, headers and body.
+/// Bytes that the broker keeps of a message beside subject, headers and body.
 const RECORD_BYTES: usize = 40;
 
-/// What this process has stored; cheap to clone.
+/// The bytes that this process has stored; cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct Share(Arc<Mutex<State>>);
 
@@ -37,13 +37,13 @@ struct State {
     /// The stream's bytes at the last look, and those that were sent since.
     bytes: u64,
     since: u64,
-    /// What fits into it; 0: nobody has looked.
+    /// Bytes that fit into it; 0: nobody has looked.
     max: u64,
     look_at: Option<Instant>,
     looking: bool,
 }
 
-/// What a tenant has there.
+/// A tenant's bytes there.
 #[derive(Default)]
 struct Own {
     bytes: u64,
@@ -101,7 +101,7 @@ impl State {
         });
     }
 
-    /// Whether to look at the stream now.
+    /// True if it is time to look at the stream.
     fn is_due(&mut self, now: Instant) -> bool {
         let due = self.since > LOOK_BYTES || self.look_at.is_none_or(|at| at <= now);
         let looks = due && !self.looking;

@@ -50,7 +50,7 @@ pub(crate) async fn stream(
     let reader = Reader {
         subscription,
         aggregate,
-        // Whoever is cut off before the first event resumes here.
+        // A client that is cut off before the first event resumes here.
         places: Places::begin(from, Instant::now()),
         expires_s: call.identity().expires_s,
         shutdown: shared.shutdown.clone(),
@@ -100,7 +100,7 @@ impl Reader {
         })
     }
 
-    /// What to send next; `None`: the stream is over.
+    /// The next thing to send; `None`: the stream is over.
     async fn next(&mut self) -> Option<String> {
         match self.state {
             Progress::Opening => {
@@ -142,8 +142,8 @@ impl Reader {
         format!("event: closed\ndata: {{\"reason\":\"{reason}\"}}\n\n")
     }
 
-    /// What was read of the log for this client, and how far it is read where that is due; `None`:
-    /// neither.
+    /// The commits that were read of the log for this client, and the place up to which it is read
+    /// where that is due; `None`: neither.
     fn write(&mut self, read: &Read, now: Instant) -> Option<String> {
         let mut text = String::new();
         let wanted = |key: &AggregateKey| {
@@ -218,7 +218,7 @@ impl Places {
         Some(format!("id: {position}\n\n"))
     }
 
-    /// How long nothing may be sent yet.
+    /// Time for which nothing may be sent yet.
     fn silence_left(&self, now: Instant) -> Duration {
         HEARTBEAT.saturating_sub(now.saturating_duration_since(self.told_at))
     }
@@ -280,7 +280,7 @@ mod tests {
         let later = now + HEARTBEAT;
         assert_eq!(places.tell(later).as_deref(), Some("id: 1-7-5001\n\n"));
         assert_eq!(places.silence_left(later), HEARTBEAT);
-        // What was passed over before an event is covered by the event's own id.
+        // Commits that were passed over before an event are covered by the event's own id.
         places.pass_over(position(5_002));
         places.told(later);
         assert_eq!(places.tell(later + HEARTBEAT), None);

@@ -17,7 +17,7 @@ fn schemas() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../schemas")
 }
 
-/// What is deployed once `schemas/flights` is.
+/// The catalog once `schemas/flights` is deployed.
 fn catalog() -> Catalog {
     let folder = schemas().join("flights");
     let files = ["flight.yaml", "queries.yaml", "read_models.yaml"].map(|path| SourceFile {

@@ -85,7 +85,7 @@ async fn a_process_that_starts_reads_what_is_in_force_and_former_ones_on_demand(
     let found = declarations(&store, &name("one"), wanted).await.unwrap();
     assert_eq!(found.len(), 2);
     assert_eq!(found[&fingerprint(3)].columns[1].name, name("n3"));
-    // What follows is taken up.
+    // Later deployments are taken up.
     deployed(&store, &application("one", "thing", "n21")).await.unwrap();
     timeout(PATIENCE, receiver.changed()).await.unwrap().unwrap();
     assert_eq!(receiver.borrow().applications[&name("one")].version, 21);

@@ -1,4 +1,4 @@
-//! How large a real log is, and what its server uses.
+//! The size of a real log, and its server's usage.
 
 use flexcore_eventstore::Expected;
 

@@ -56,7 +56,7 @@ async fn read(store: &EventStore, subscription: &mut Subscription) -> Vec<u64> {
     sequences
 }
 
-/// How many messages the broker has handed to the log's only consumer.
+/// Number of messages that the broker has handed to the log's only consumer.
 async fn handed_out(store: &EventStore) -> u64 {
     let log = store.jetstream().get_stream(topology::EVENTS).await.unwrap();
     let consumers: Vec<_> = log.consumers().try_collect().await.unwrap();
@@ -131,7 +131,7 @@ async fn what_was_not_read_yet_was_not_seen() {
     servers.stop().await;
 }
 
-/// Whoever reads a part of the log cannot see that a message of another part is missing.
+/// A reader of a part of the log cannot see that a message of another part is missing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hole_in_the_log_is_found_by_who_reads_a_part_of_it() {
     let (servers, store) = start().await;

@@ -1,4 +1,4 @@
-//! What one tenant's flood does to others' dead letters, outcomes and stored commands.
+//! Effects of one tenant's flood on others' dead letters, outcomes and stored commands.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ async fn a_flood_of_dead_letters_evicts_nobody_elses() {
     assert_eq!(dead_of(&store, "calm").await, 20);
     let flood = dead_of(&store, "flood").await;
     assert!((50..160).contains(&flood), "{flood} of its last are left");
-    // What names no tenant that there can be is nobody's, and has no more room than anybody.
+    // A message that names no possible tenant is nobody's, and has no more room than anybody.
     for _ in 0..400 {
         bury(&store, "Nobody", 100 << 10).await;
     }
@@ -117,7 +117,7 @@ async fn a_flood_of_stored_commands_leaves_room_for_others() {
     for number in 0..100 {
         send("calm", number, 1 << 10).await.unwrap();
     }
-    // What is done is purged, and goes on.
+    // The completed part is purged, and work goes on.
     store.jetstream().get_stream(topology::COMMANDS).await.unwrap().purge().await.unwrap();
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while let Err(error) = send("flood", 1_000, 100 << 10).await {

@@ -50,7 +50,7 @@ async fn commands_that_share_a_message_id_are_all_stored() {
     let (mut servers, store) = start().await;
     assert_eq!(swallowed(&store).await, Vec::<String>::new());
     assert_eq!(store.queue_depth().await.unwrap(), 8);
-    // What a restart reads from the disk has no window either.
+    // A stream that a restart reads from the disk has no window either.
     servers.nats.kill().await.unwrap();
     servers.nats.start_again().await.unwrap();
     let began = Instant::now();
@@ -126,7 +126,7 @@ async fn whoever_comes_next_deletes_the_reader_of_an_owner_that_was_killed() {
             assert!(began.elapsed() < PATIENCE, "epoch {epoch}: {} readers", readers().await);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        // Whoever is killed gives nothing back.
+        // A killed process gives nothing back.
         std::mem::forget(messages.reader);
     }
     servers.stop().await;

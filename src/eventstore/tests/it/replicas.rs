@@ -77,8 +77,9 @@ async fn last_by_direct_get(store: &EventStore, key: &AggregateKey) -> u64 {
     sequence.map_or(0, |sequence| sequence.as_str().parse().unwrap())
 }
 
-/// A broker answers direct gets from its own copy, which may be behind: after a restart, or by as much
-/// as the time to the next heartbeat. Whoever decides on that refuses what is in the log already.
+/// A broker answers direct gets from its own copy, which may be behind: after a restart, or by as
+/// much as the time to the next heartbeat. A decision on that refuses commands that are in the log
+/// already.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_load_has_every_commit_that_was_acknowledged_whichever_broker_is_asked() {
     let (sync, want) = (Sync::Lazy, Want::Nats);

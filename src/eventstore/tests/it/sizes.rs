@@ -1,5 +1,6 @@
-//! Every write to the broker with the largest message that it takes, one byte less and one more. What
-//! is too large must say so at once, and hold up nothing: an outage is waited for, this is for ever.
+//! Every write to the broker with the largest message that it takes, one byte less and one more. A
+//! message that is too large must be refused at once, and delay nothing: an outage is waited for,
+//! but this never ends.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -129,7 +130,7 @@ async fn commands() {
     servers.stop().await;
 }
 
-/// What FLEX_DEAD has last.
+/// The last message in FLEX_DEAD.
 async fn last_dead(store: &EventStore) -> (HeaderMap, Bytes) {
     let dead = store.jetstream().get_stream(topology::DEAD).await.unwrap();
     let last = dead.get_last_raw_message_by_subject("dead.command.>").await.unwrap();

@@ -117,7 +117,7 @@ async fn a_log_that_was_replaced_by_another_is_not_waited_for() {
         }
     };
     assert!(matches!(refused, Err(Error::Misconfigured(_))), "{refused:?}");
-    // Who has read nothing so far has nothing to compare.
+    // A reader that has read nothing so far has nothing to compare.
     let read = subscription.next_batch(10, wait).await.unwrap();
     assert!(matches!(read, Read::Commits(none) if none.is_empty()));
     servers.stop().await;

@@ -14,7 +14,7 @@ use crate::{
 };
 
 const QUEUE: &str = "FLEX_COMMANDS";
-/// What the broker says while a stream has no leader.
+/// The broker's answer while a stream has no leader.
 const NO_LEADER: &str = r#"{"error":{"code":503,"err_code":10008,
     "description":"JetStream system temporarily unavailable"}}"#;
 /// Long enough for a busy machine.
@@ -92,7 +92,7 @@ async fn a_queued_command_waits_for_a_broker_that_is_away_for_a_moment() {
     gateway.servers.stop().await;
 }
 
-/// What an owner answers to a command of this name.
+/// The owner's answer to a command of this name.
 fn outcome(request: &Message) -> Outcome {
     match request.subject.rsplit('.').next().unwrap() {
         "rejected_later" => {

@@ -21,7 +21,8 @@ const ROWS: &[&str] = &[
     "select json_populate_record(null::rm.things_v1, '{}')",
 ];
 
-/// What is said of rows before they are filtered: errors, leaky functions, operators and casts.
+/// Statements that could tell of rows before these are filtered: errors, leaky functions, operators
+/// and casts.
 const LEAKS: &[&str] = &[
     "select * from rm.things where k::int = 1",
     "select * from rm.things_v1 where k::int = 1",
@@ -127,7 +128,7 @@ const STATEMENTS: &[&str] = &[
     "select * from rm.things for share",
 ];
 
-/// What the server knows of others.
+/// Statements that ask for the server's knowledge of others.
 const CATALOGUES: &[&str] = &[
     "select ctid, xmin from rm.things_v1 where ctid >= '(0,0)'",
     "select tableoid from rm.things_v1",
