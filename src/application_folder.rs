@@ -1,5 +1,5 @@
-//! An application's folder: the YAML files at its top level. What lies deeper, its tests and
-//! samples, is not deployed.
+//! An application's folder: the YAML files at its top level. Folders deeper in it, its tests and
+//! samples, are not deployed.
 
 use std::{fs, path::Path};
 
@@ -17,7 +17,7 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 pub(crate) fn read(folder: &Path) -> anyhow::Result<Application> {
     let files = files(folder)?;
     ensure!(!files.is_empty(), "{} has no .yaml files", folder.display());
-    // Whatever the folder was called by: `.` has a name, too.
+    // The spelling of the path does not matter: `.` has a name, too.
     let whole = folder.canonicalize().with_context(|| folder.display().to_string())?;
     let name = whole.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let name = Name::parse(name)

@@ -27,7 +27,7 @@ With --json one object a bench: name, profile, ours_per_s, raw_per_s, ratio, p50
 and more; null where a field has no meaning. Exit code 1: there were errors. Figures of a machine
 that does something else meanwhile say little: \"others\" under processors shows it.")]
 pub(crate) struct BenchArgs {
-    /// Which
+    /// The benches to run
     #[arg(value_enum, required = true, value_name = "BENCH")]
     benches: Vec<Bench>,
     /// Print one JSON object a bench
@@ -70,7 +70,7 @@ enum Bench {
     Ids,
 }
 
-/// How a bench is run.
+/// Settings of a bench run.
 pub(crate) struct Run<'a> {
     pub(crate) config: &'a Config,
     pub(crate) telemetry: &'a Telemetry,
@@ -88,7 +88,7 @@ impl Run<'_> {
         if self.quick { 1 } else { 3 }
     }
 
-    /// How long one measurement of a rate takes.
+    /// Duration of one measurement of a rate.
     pub(crate) fn measure(&self) -> Duration {
         Duration::from_millis(if self.quick { 200 } else { 2_500 })
     }
@@ -104,7 +104,7 @@ impl Run<'_> {
     }
 }
 
-/// What a bench found.
+/// The result of a bench.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Figure {
     pub(crate) name: &'static str,
@@ -120,18 +120,18 @@ pub(crate) struct Figure {
     pub(crate) rounds: usize,
     /// A smoke run: its figures say nothing.
     pub(crate) quick: bool,
-    /// What ours is, in words.
+    /// Our measurement, in words.
     pub(crate) measured: String,
-    /// What raw is, in words.
+    /// The raw measurement, in words.
     pub(crate) raw: String,
     pub(crate) goals: Vec<Goal>,
-    /// What held it back, as far as it can be seen from the use of processors.
+    /// The limit that held it back, as far as the use of processors shows it.
     pub(crate) limits: String,
     #[serde(flatten)]
     pub(crate) more: Map<String, Value>,
 }
 
-/// What a figure ought to be.
+/// The goal of a figure.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Goal {
     pub(crate) goal: String,

@@ -71,7 +71,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     Ok(figure)
 }
 
-/// What a bench of the log waits for when the processors have time to spare.
+/// The bottleneck of a bench of the log when the processors have time to spare.
 pub(crate) fn otherwise(profile: Profile) -> &'static str {
     match profile {
         Profile::PowerLoss => "the broker's syncs to disk, one a batch",
@@ -79,7 +79,7 @@ pub(crate) fn otherwise(profile: Profile) -> &'static str {
     }
 }
 
-/// What some appends came to.
+/// The sum of some appends.
 #[derive(Default)]
 pub(crate) struct Appended {
     pub(crate) per_s: f64,

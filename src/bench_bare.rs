@@ -81,7 +81,7 @@ impl Drop for Bare {
     }
 }
 
-/// What waits goes out as one atomic batch while the next gathers.
+/// Waiting messages go out as one atomic batch while the next gathers.
 async fn in_groups(
     client: async_nats::Client,
     requests: async_nats::Subscriber,
@@ -130,7 +130,7 @@ async fn one_by_one(
         let sent = jetstream.publish(format!("raw.bare.{number}"), request.payload).await?;
         let client = client.clone();
         tokio::spawn(async move {
-            // Whoever waits for an answer that cannot come learns it from the timeout.
+            // A client that waits for an answer that cannot come learns it from the timeout.
             if let (Ok(_), Some(reply)) = (sent.await, request.reply) {
                 let _ = client.publish(reply, Bytes::new()).await;
             }

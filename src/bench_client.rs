@@ -35,13 +35,13 @@ pub(crate) struct ClientArgs {
     /// Connections, each with one request at a time
     #[arg(long)]
     pub(crate) connections: u64,
-    /// How long, in milliseconds
+    /// Duration, in milliseconds
     #[arg(long)]
     pub(crate) lasting_ms: u64,
-    /// How long before that, in milliseconds, without counting
+    /// Duration before that without counting, in milliseconds
     #[arg(long, default_value_t = 0)]
     pub(crate) warm_up_ms: u64,
-    /// What the aggregates' ids begin with: another one each time
+    /// First letters of the aggregates' ids: others each time
     #[arg(long, default_value = "c")]
     pub(crate) prefix: String,
     /// Between two requests of a connection, in milliseconds, when the answer comes sooner
@@ -65,7 +65,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// Pause before a connection that was refused is made again.
 const RECONNECT_AFTER: Duration = Duration::from_millis(50);
 
-/// What was answered.
+/// The answers.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Report {
     /// Processor time that the load took, over all.
@@ -262,7 +262,7 @@ impl Counts {
         self.report.acknowledged += u64::from(success);
         let refusal = matches!(status, 429 | 503);
         self.report.without_retry_after += u64::from(refusal && !has_retry_after);
-        // What was sent in time counts; so does the time until it was answered.
+        // Requests that were sent in time count; so does the time until their answers.
         if sent < plan.start {
             return;
         }

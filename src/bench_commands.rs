@@ -91,7 +91,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     Ok(figure)
 }
 
-/// What a round came to.
+/// The result of a round.
 pub(crate) struct Processed {
     pub(crate) per_s: f64,
     pub(crate) published_per_s: f64,

@@ -21,10 +21,10 @@ const EVENTS: u64 = 1_000_000;
 const STEPS: u32 = 3;
 /// Events that are appended and projected, and aggregates that are loaded, at each step.
 const SAMPLE: u64 = 30_000;
-/// How much slower a step of ten may be.
+/// The most that a step of ten may slow it down.
 const GOAL_FACTOR: f64 = 1.3;
 
-/// What a log of this length does a second.
+/// Speed with a log of this length, a second.
 #[derive(Clone, Debug, Serialize)]
 struct Step {
     events: u64,

@@ -28,9 +28,9 @@ use crate::{
 const CONNECTIONS: u64 = 256;
 /// Before each measurement: connections are made, aggregates are met.
 const WARM_UP: Duration = Duration::from_millis(1_000);
-/// How long the token is good: longer than any bench.
+/// Lifetime of the token: longer than any bench.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(3_600);
-/// What ought to be reached.
+/// The goals.
 const GOAL_PER_S: f64 = 8_000.0;
 const GOAL_P99_MS: f64 = 100.0;
 const GOAL_SINGLE_P50_MS: f64 = 3.0;
@@ -192,7 +192,7 @@ impl Gateway {
         self.loaded(rig, &args, child).await
     }
 
-    /// What comes of a load that has begun.
+    /// The result of a load that has begun.
     async fn loaded(
         &self,
         rig: &mut Rig,

@@ -79,7 +79,7 @@ fn hashed(run: &Run<'_>, payload: &RawValue, of_value: bool) -> f64 {
     count as f64 / began.elapsed().as_secs_f64()
 }
 
-/// How long a snapshot with all of it takes to be saved, and to be loaded.
+/// Time for saving a snapshot with all of it, and for loading it.
 async fn kept(
     store: &flexcore_eventstore::EventStore,
     remembered: Remembered,

@@ -34,7 +34,7 @@ const PER_AGGREGATE: u64 = 4;
 const WARM_UP: u64 = 500;
 /// Longest wait for a row.
 const ROW_WITHIN: Duration = Duration::from_secs(10);
-/// What ought to be reached.
+/// The goals.
 const GOAL_MS: f64 = 100.0;
 
 pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {

@@ -25,7 +25,7 @@ const EVENTS: u64 = 500_000;
 const FILL_WINDOW: u64 = 2_048;
 /// Loads of one measurement: fewer than there are aggregates, so that none comes twice.
 const LOADS: u64 = 20_000;
-/// What ought to be reached.
+/// The goals.
 const GOAL_PER_S: f64 = 5_000.0;
 /// A step through the aggregates that no decimal number of them divides.
 const STRIDE: u64 = 7_919;
@@ -103,7 +103,7 @@ pub(crate) fn scattered(aggregates: u64, from: u64, count: u64) -> Vec<u64> {
     (from..from + count).map(|n| n.wrapping_mul(STRIDE) % aggregates).collect()
 }
 
-/// What some loads came to.
+/// The sum of some loads.
 pub(crate) struct Loaded {
     pub(crate) per_s: f64,
     pub(crate) latencies: Latencies,

@@ -21,7 +21,7 @@ use crate::{
 const EVENTS: u64 = 240_000;
 /// Longest wait for the next sign of progress.
 const STALLED: Duration = Duration::from_secs(30);
-/// What ought to be reached.
+/// The goals.
 pub(crate) const GOAL_RATIO: f64 = 0.5;
 
 pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
@@ -60,7 +60,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     Ok(figure)
 }
 
-/// What raw rows are.
+/// The meaning of raw rows.
 pub(crate) fn raw_in_words() -> String {
     format!(
         "rows of the same width written by unnest upserts, {BATCH} and a checkpoint of 64 slots a \

@@ -20,7 +20,7 @@ use crate::bench_rig::Rig;
 /// The stream beside the log.
 const STREAM: &str = "RAW";
 
-/// How a raw message is published.
+/// The way in which a raw message is published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Publish {
     Plain,

@@ -1,4 +1,4 @@
-//! What benches stand on: servers of their own, the use of processors, and latencies.
+//! The base of the benches: servers of their own, the use of processors, and latencies.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use crate::{
     serve::{self, Endpoints, Installation},
 };
 
-/// How long servers may take to find each other and elect leaders.
+/// Longest time for servers to find each other and elect leaders.
 const CLUSTER_WITHIN: Duration = Duration::from_secs(30);
 
 /// Servers with temporary data; the log is open.

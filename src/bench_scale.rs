@@ -36,7 +36,7 @@ const WORKERS: [usize; 3] = [1, 2, 4];
 const IN_TURN: [usize; 6] = [1, 2, 4, 4, 2, 1];
 /// Commands of a measurement.
 const COMMANDS: u64 = 40_000;
-/// How long slots may take to find their owners.
+/// Longest time for slots to find their owners.
 const BALANCED_WITHIN: Duration = Duration::from_secs(60);
 /// Between two looks at the cluster.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -199,7 +199,7 @@ async fn end(mut worker: Child) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Whether so many members own all slots, in shares that differ by one at most.
+/// True if so many members own all slots, in shares that differ by one at most.
 fn is_balanced(view: &View, count: usize) -> bool {
     let owned = |seat: &cluster::Seat| seat.owns.get(&Kind::Command).map(Vec::len);
     let shares: Vec<usize> = view.members.iter().filter_map(owned).collect();
@@ -208,7 +208,7 @@ fn is_balanced(view: &View, count: usize) -> bool {
     shares.len() == count && shares.iter().sum::<usize>() == all && differ
 }
 
-/// What was seen while slots changed hands.
+/// Observations while slots changed hands.
 #[derive(Default)]
 struct Handed {
     took_ms: Vec<f64>,

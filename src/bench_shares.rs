@@ -30,15 +30,15 @@ const FLOOD: u64 = 1_536;
 const FLOOD_STORED: u64 = 256;
 /// Stored commands that a flood over NATS keeps on their way to the broker.
 const STORED_AT_ONCE: usize = 256;
-/// How long the measured tenant is there before it is measured: a flood that was alone has its own pipeline
-/// full, which others wait for once.
+/// Time for which the measured tenant is there before it is measured: a flood that was alone has
+/// its own pipeline full, which others wait for once.
 const BEFORE: Duration = Duration::from_secs(3);
 /// The flood comes after one part in so many of it.
 const FLOOD_AFTER: u32 = 6;
-/// What ought to be reached: so much more, in hundredths.
+/// The goal: so much more, in hundredths.
 const GOAL_PERCENT: f64 = 10.0;
 
-/// What floods.
+/// The kind of flood.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Flood {
     /// Over HTTP, through the gateway.
@@ -49,7 +49,7 @@ enum Flood {
 
 type Change = Box<dyn FnOnce(ClientArgs) -> ClientArgs + Send>;
 
-/// What was measured of a kind of flood.
+/// The measurement beside a kind of flood.
 #[derive(Default)]
 struct Pairs {
     alone: Vec<Report>,
@@ -131,7 +131,7 @@ impl Pairs {
         let (beside, flooded) = tokio::join!(gateway.load_as(run, rig, calm), flooding);
         self.beside.push(beside?);
         self.flooded.push(flooded?);
-        // What is left of it would be in the way of the next measurement.
+        // Its rest would be in the way of the next measurement.
         while rig.store.queue_depth().await? > 0 {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -147,7 +147,7 @@ impl Pairs {
         self.alone.iter().chain(&self.beside).map(failed).sum()
     }
 
-    /// How much longer the 99th part of a hundred took beside the flood, in percent.
+    /// Extra time of the 99th part of a hundred beside the flood, in percent.
     fn more_percent(&self) -> Vec<f64> {
         let pairs = self.alone.iter().zip(&self.beside);
         let more = |(alone, beside): (&Report, &Report)| {

@@ -25,7 +25,7 @@ const READY_FILE: &str = "dev.json";
 /// File in the data folder with the key that signs tokens.
 const SIGNING_KEY_FILE: &str = "signing_key.pem";
 
-/// What the command line and the environment say, parsed.
+/// The command line and the environment, parsed.
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub(crate) data: PathBuf,
@@ -164,7 +164,7 @@ impl Config {
         Ok(urls.split(',').map(authority).collect())
     }
 
-    /// Whose data: as given, or the tenant of the running `dev`.
+    /// The tenant: as given, or the one of the running `dev`.
     pub(crate) fn tenant(&self) -> anyhow::Result<Tenant> {
         self.given_or(self.tenant.clone(), "--tenant", |ready| ready.tenant)
     }

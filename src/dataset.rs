@@ -70,7 +70,7 @@ impl Dataset {
         Commands { rows: &self.rows, steps: steps.into_iter(), names: Kind::names() }
     }
 
-    /// What the read models must show once all commands are processed, counted from the rows.
+    /// The expected read models once all commands are processed, counted from the rows.
     pub(crate) fn expected(&self, month: Option<u8>) -> Expected {
         let mut expected = Expected::default();
         for row in self.flights(month) {

@@ -31,7 +31,7 @@ pub(crate) struct Row {
     pub(crate) fate: Fate,
 }
 
-/// What became of a flight.
+/// The end of a flight.
 #[derive(Debug, Clone)]
 pub(crate) enum Fate {
     Cancelled,
@@ -54,7 +54,7 @@ impl Row {
         month.is_none_or(|month| month == self.month)
     }
 
-    /// What happened to it, and when.
+    /// Its events, with their times.
     pub(crate) fn steps(&self) -> impl Iterator<Item = (i64, Kind)> {
         let scheduled = self.scheduled_departure - SCHEDULE_LEAD_MINUTES;
         let (second, third) = match &self.fate {

@@ -1,4 +1,4 @@
-//! What the demo prints: tables, whether they equal the data set, and what to try next.
+//! Output of the demo: tables, a comparison with the data set, and commands to try next.
 
 use std::{collections::BTreeMap, io::Write};
 
@@ -20,7 +20,7 @@ type Row = Map<String, Value>;
 /// Carriers that the table shows.
 const CARRIERS_SHOWN: usize = 16;
 
-/// What `--json` prints.
+/// Output of `--json`.
 #[derive(Serialize)]
 struct Report<'a> {
     #[serde(flatten)]
@@ -113,7 +113,7 @@ fn table(rows: &[Row]) -> comfy_table::Table {
     table
 }
 
-/// What to try next, to be pasted as it stands.
+/// Commands to try next, to be pasted as they stand.
 fn next(out: &mut dyn Write, dev: &Dev) -> anyhow::Result<()> {
     let http = &dev.ready.http;
     writeln!(

@@ -27,7 +27,7 @@ use crate::{
 
 /// The tenant that `dev` and `demo` mint a token for, unless another is given.
 pub(crate) const TENANT: &str = "demo";
-/// How long their token is good: a working day.
+/// Lifetime of their token: a working day.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(12 * 3600);
 
 /// A running installation with its own servers.

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{cli, config::Config, http, out, token};
 
-/// How long a read model that is being built is waited for: one that was just deployed takes a moment.
+/// Longest wait for a read model that is being built: one that was just deployed takes a moment.
 const BUILD_WAIT: Duration = Duration::from_secs(10);
 /// Between two questions meanwhile.
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
@@ -71,7 +71,7 @@ pub(crate) async fn run(
     Ok(true)
 }
 
-/// Whether it asks for a read model that is being built.
+/// True if it asks for a read model that is being built.
 fn is_built_soon(answer: &http::Answer) -> bool {
     let problem = || serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
     answer.status == StatusCode::SERVICE_UNAVAILABLE

@@ -1,4 +1,4 @@
-//! What `dev`, `demo`, `gateway`, `worker` and the benches have in common: an open installation, and
+//! The common part of `dev`, `demo`, `gateway`, `worker` and the benches: an open installation, and
 //! the roles that serve from it until they are told to stop.
 
 use std::{

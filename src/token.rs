@@ -18,7 +18,7 @@ pub(crate) const ISSUER: &str = "flexcore";
 /// `aud` of these tokens.
 pub(crate) const AUDIENCE: &str = "flexcore";
 
-/// How long a token is good that a subcommand mints for its own request.
+/// Lifetime of a token that a subcommand mints for its own request.
 const OWN_LIFETIME: Duration = Duration::from_secs(300);
 
 pub(crate) fn run(config: &Config, args: &cli::Token, out: &mut dyn Write) -> anyhow::Result<bool> {
