@@ -1,51 +1,26 @@
-//! `flexcore apply`: checks an application, shows what changes, and deploys it as an event of the
-//! log. Running processes pick it up with no restart.
+//! `flexcore apply`: checks an application, shows what changes, and deploys it.
 
-use std::{
-    io::Write,
-    path::Path,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+use std::io::Write;
+
+use flexcore_definition::Application;
+use flexcore_operations::{
+    application,
+    deploy::{self, Deployed},
 };
-
-use anyhow::{Context, bail};
-use flexcore_definition::{Application, Catalog, compare};
-use flexcore_domain::ActorName;
-use flexcore_eventstore::{self as eventstore, EventStore, catalog};
-use flexcore_readmodel::{ReadModels, Settings};
 use flexcore_script as script;
-use serde::Serialize;
 
-use crate::{application_folder, cli, config::Config, out};
-
-/// What a deployment did.
-#[derive(Debug, Serialize)]
-pub(crate) struct Deployed {
-    pub(crate) application: String,
-    /// The version in force now.
-    pub(crate) version: u32,
-    /// In words; empty: nothing changed, and nothing was deployed.
-    pub(crate) changes: Vec<String>,
-    /// Milliseconds until a worker had it; `None`: none is running.
-    pub(crate) picked_up_ms: Option<u64>,
-}
-
-/// Longest wait for a worker to pick a version up.
-const PICKED_UP_WITHIN: Duration = Duration::from_secs(5);
-/// Times that another application may be deployed between our look and our deployment.
-const OTHERS_FIRST_MAX: u32 = 20;
-/// Pause between two questions for it.
-const ASK_EVERY: Duration = Duration::from_millis(20);
+use crate::{cli, config::Config, out};
 
 pub(crate) async fn run(
     config: &Config,
     args: &cli::Apply,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
-    let application = read(&args.folder)?;
-    check_queries(config, &application).await?;
+    let application = application::read(&args.folder, script::check)?;
+    deploy::check_queries(config.postgres(), &application).await?;
     let store = config.event_store().await?;
     if args.dry_run {
-        let changes = changes(&store, &application).await?.1;
+        let changes = deploy::changes(&store, &application).await?;
         report(
             args,
             &application,
@@ -59,120 +34,9 @@ pub(crate) async fn run(
         )?;
         return Ok(true);
     }
-    let deployed = deploy(&store, &application).await?;
+    let deployed = deploy::deploy(&store, &application).await?;
     report(args, &application, &deployed, out)?;
     Ok(true)
-}
-
-/// Reads and checks a folder, its JavaScript included.
-pub(crate) fn read(folder: &Path) -> anyhow::Result<Application> {
-    let application = application_folder::read(folder)?;
-    if application.aggregates.keys().any(|name| name.as_str() == catalog::AGGREGATE) {
-        bail!("aggregate `{}` is the platform's own: choose another name", catalog::AGGREGATE);
-    }
-    if let Err(problems) = script::check(&application) {
-        bail!(application_folder::listed(&problems));
-    }
-    Ok(application)
-}
-
-/// Has Postgres prepare the queries, against the columns that the deployment will have. Fails with
-/// all problems that were found, one a line, and when Postgres cannot be asked.
-async fn check_queries(config: &Config, application: &Application) -> anyhow::Result<()> {
-    if application.queries.is_empty() {
-        return Ok(());
-    }
-    let unchecked = "the queries cannot be checked";
-    let url = config.postgres().context(unchecked)?;
-    let read_models = ReadModels::connect(&url, Settings::default()).await?;
-    let problems = read_models.check_queries(application).await.context(unchecked);
-    read_models.close().await;
-    let problems = problems?;
-    if !problems.is_empty() {
-        bail!(application_folder::listed(&problems));
-    }
-    Ok(())
-}
-
-/// Deploys an application if it differs from the one in force, and waits until a worker has it.
-pub(crate) async fn deploy(
-    store: &EventStore,
-    application: &Application,
-) -> anyhow::Result<Deployed> {
-    let mut deployments = 0;
-    let (version, changes) = loop {
-        let (before, changes) = changes(store, application).await?;
-        let version = before.application.as_ref().map_or(0, |application| application.version);
-        if changes.is_empty() {
-            break (version, changes);
-        }
-        let actor = ActorName::parse("apply")?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock")?;
-        let now_ms = i64::try_from(now.as_millis())?;
-        match catalog::deploy(store, application, &before, &actor, now_ms).await {
-            Ok(version) => break (version, changes),
-            Err(eventstore::Error::Conflict) => {}
-            Err(error) => return Err(error.into()),
-        }
-        // Another application's deployment may have taken a name that this one declares: look again.
-        deployments += 1;
-        let after = catalog::deployment(store, &application.name).await?;
-        if after.expected != before.expected || deployments == OTHERS_FIRST_MAX {
-            bail!(
-                "another deployment of {} came first: look at it and apply again",
-                if after.expected == before.expected {
-                    "applications"
-                } else {
-                    application.name.as_str()
-                }
-            );
-        }
-    };
-    let picked_up_ms = picked_up(store, application.name.as_str(), version).await;
-    Ok(Deployed { application: application.name.to_string(), version, changes, picked_up_ms })
-}
-
-/// What is in force, and what would change. Fails with the reasons when a change is incompatible or
-/// a name belongs to another application.
-async fn changes(
-    store: &EventStore,
-    application: &Application,
-) -> anyhow::Result<(catalog::Deployment, Vec<String>)> {
-    let before = catalog::deployment(store, &application.name).await?;
-    let others: std::sync::Arc<Catalog> = catalog::watch(store).await?.borrow().clone();
-    if let Err(problems) = others.with(application.clone()) {
-        bail!(application_folder::listed(&problems));
-    }
-    let changes = match &before.application {
-        None => vec![format!("application {} is new", application.name)],
-        Some(old) => {
-            let comparison = compare(old, application);
-            if !comparison.refusals.is_empty() {
-                bail!(
-                    "version {} is in force, and this one is not compatible with it:\n{}",
-                    old.version,
-                    application_folder::listed(&comparison.refusals)
-                );
-            }
-            comparison.changes
-        }
-    };
-    Ok((before, changes))
-}
-
-/// Asks the workers until one has the version. Returns how long that took in milliseconds, or
-/// `None` when no worker answers.
-async fn picked_up(store: &EventStore, name: &str, version: u32) -> Option<u64> {
-    let since = Instant::now();
-    while since.elapsed() < PICKED_UP_WITHIN {
-        let asked = store.client().request(format!("ctl.catalog.{name}"), "".into()).await.ok()?;
-        let answer = std::str::from_utf8(&asked.payload).ok().and_then(|text| text.parse().ok());
-        if answer.is_some_and(|found: u32| found >= version) {
-            return u64::try_from(since.elapsed().as_millis()).ok();
-        }
-        tokio::time::sleep(ASK_EVERY).await;
-    }
-    None
 }
 
 fn report(

@@ -3,12 +3,16 @@
 
 use std::{io::Write, path::Path};
 
-use anyhow::{bail, ensure};
+use anyhow::ensure;
 use flexcore_definition::SourceFile;
-use flexcore_script::scenario::{self, Failure, Scenario};
+use flexcore_operations::application;
+use flexcore_script::{
+    self as script,
+    scenario::{self, Failure, Scenario},
+};
 use serde::Serialize;
 
-use crate::{application_folder, apply, out};
+use crate::out;
 
 /// The folder of tests inside that of the application.
 const TESTS: &str = "tests";
@@ -27,7 +31,7 @@ struct Tested {
 /// a folder of tests nothing failed. Fails when there is such a folder and no test in it, or one that
 /// cannot be read.
 pub(crate) fn run(dir: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result<bool> {
-    let application = apply::read(dir)?;
+    let application = application::read(dir, script::check)?;
     let (mut scenarios, mut problems) = (Vec::new(), Vec::new());
     let folder = dir.join(TESTS);
     if !folder.exists() {
@@ -37,7 +41,7 @@ pub(crate) fn run(dir: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result
         }
         return Ok(true);
     }
-    for SourceFile { path, text } in application_folder::files(&folder)? {
+    for SourceFile { path, text } in application::files(&folder)? {
         let file = SourceFile { path: format!("{TESTS}/{path}"), text };
         match scenario::read(&application, &file) {
             Ok(read) => scenarios.extend(read),
@@ -45,7 +49,7 @@ pub(crate) fn run(dir: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result
         }
     }
     if !problems.is_empty() {
-        bail!(application_folder::listed(&problems));
+        return Err(application::refused(problems));
     }
     ensure!(!scenarios.is_empty(), "{} has no tests", folder.display());
     let mut failed = 0;

@@ -1,11 +1,11 @@
 //! The application that benches deploy: an aggregate with a small state, and a read model with a row
 //! an aggregate that uses every kind of operation.
 
-use anyhow::anyhow;
 use flexcore_definition::{Application, SourceFile};
 use flexcore_domain::Name;
+use flexcore_operations::{application::refused, deploy};
 
-use crate::{application_folder::listed, apply, bench_rig::Rig};
+use crate::bench_rig::Rig;
 
 /// The read model.
 pub(crate) const READ_MODEL: &str = "counters";
@@ -76,11 +76,11 @@ on:
 pub(crate) fn read() -> anyhow::Result<Application> {
     let name = Name::parse("bench")?;
     let files = vec![SourceFile { path: "bench.yaml".to_owned(), text: TEXT.to_owned() }];
-    Application::read(name, files).map_err(|problems| anyhow!(listed(&problems)))
+    Application::read(name, files).map_err(refused)
 }
 
 /// Deploys it; workers that run have it when this returns.
 pub(crate) async fn deploy(rig: &Rig) -> anyhow::Result<()> {
-    apply::deploy(&rig.store, &read()?).await?;
+    deploy::deploy(&rig.store, &read()?).await?;
     Ok(())
 }

@@ -1,13 +1,13 @@
 //! `flexcore cluster`: the cluster as it is, and what is asked of its members.
 
-use std::{
-    io::Write,
-    time::{Duration, Instant},
-};
+use std::io::Write;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use flexcore_cluster::{self as cluster, Kind, Seat};
-use flexcore_gateway::{Health, Report, report};
+use flexcore_operations::{
+    drain::drained,
+    report::{Health, Report, report},
+};
 use flexcore_readmodel::{ReadModels, Settings};
 
 use crate::{
@@ -15,11 +15,6 @@ use crate::{
     config::Config,
     out,
 };
-
-/// Longest wait until a member serves nothing any more.
-const DRAIN_MAX: Duration = Duration::from_secs(60);
-/// Between two looks at a member that is drained.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(
     config: &Config,
@@ -36,7 +31,7 @@ pub(crate) async fn run(
             } else {
                 show(&report, out)?;
             }
-            Ok(is_well(&report))
+            Ok(report.is_well())
         }
         Some(ClusterAction::Drain { member, no_wait }) => {
             cluster::drain(store.client(), member).await?;
@@ -65,35 +60,6 @@ pub(crate) async fn run(
             Ok(true)
         }
     }
-}
-
-/// Waits until a member serves nothing. Returns how long that took. Fails when it is the only one
-/// that could.
-async fn drained(client: &async_nats::Client, member: &str) -> anyhow::Result<Duration> {
-    let started = Instant::now();
-    loop {
-        let view = cluster::look(client).await?;
-        let seat = view.members.iter().find(|seat| seat.id.as_str() == member);
-        if seat.is_none_or(|seat| seat.owns.values().all(Vec::is_empty)) {
-            return Ok(started.elapsed());
-        }
-        if started.elapsed() > DRAIN_MAX {
-            bail!(
-                "{member} still serves after {} s: is there another member of its role? It stays \
-                 marked; `flexcore cluster undrain {member}` takes that back",
-                DRAIN_MAX.as_secs()
-            );
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
-fn is_well(report: &Report) -> bool {
-    report.view.leader.is_some()
-        && report.view.unowned.values().all(Vec::is_empty)
-        && report.nats.health.healthy
-        && report.postgres.healthy
-        && report.projections.iter().all(|one| one.trouble.is_none())
 }
 
 fn show(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {

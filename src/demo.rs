@@ -16,7 +16,9 @@ use flexcore_eventstore::{
     self as eventstore,
     queue::{CommandPublisher, SentCommand},
 };
+use flexcore_operations::{application, deploy};
 use flexcore_readmodel::State;
+use flexcore_script as script;
 use flexcore_telemetry::Telemetry;
 use futures::{StreamExt, stream};
 use serde::Serialize;
@@ -24,7 +26,7 @@ use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    apply, cli,
+    cli,
     config::Config,
     dataset::{self, Dataset},
     demo_report,
@@ -77,7 +79,7 @@ pub(crate) async fn run(
     stop_at_signals(&stop)?;
     let cache = config.cache.clone();
     let sample = args.sample;
-    let application = apply::read(&args.application)
+    let application = application::read(&args.application, script::check)
         .context("the demo deploys schemas/flights: start it in a clone, or give --application")?;
     let loading =
         tokio::task::spawn_blocking(
@@ -89,7 +91,7 @@ pub(crate) async fn run(
     let dataset = loading.await.context("reading the data set")??;
     let month = (!args.full).then_some(MONTH);
     let work = async {
-        let deployed = apply::deploy(&dev.installation.store, &application).await?;
+        let deployed = deploy::deploy(&dev.installation.store, &application).await?;
         ensure!(
             deployed.picked_up_ms.is_some(),
             "the command worker did not pick the application up"

@@ -3,10 +3,11 @@
 use std::io::Write;
 
 use comfy_table::{ContentArrangement, Table, presets};
+use flexcore_operations::rows;
 use flexcore_readmodel::{Error, ReadModels, Settings};
 use flexcore_servers::{Finding, State};
 
-use crate::{config::Config, verify};
+use crate::config::Config;
 
 /// Prints what was found, as a table or as JSON. Returns whether nothing that is needed is missing.
 pub(crate) async fn run(config: &Config, json: bool, out: &mut dyn Write) -> anyhow::Result<bool> {
@@ -62,7 +63,7 @@ async fn login_of_queries(url: &str, query_url: Option<String>) -> Finding {
 pub(crate) async fn rows_and_log(config: &Config) -> Option<Finding> {
     let url = config.postgres().ok()?;
     let store = config.event_store().await.ok()?;
-    let other = verify::other_log(&store, &url).await.ok()?;
+    let other = rows::other_log(&store, &url).await.ok()?;
     let (state, found) = match other {
         None => (State::Ok, "they belong together"),
         Some(_) => (State::Missing, "the rows are of another log"),

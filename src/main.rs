@@ -1,6 +1,5 @@
 //! `flexcore`: parse the command line, start telemetry, and do what the role says.
 
-mod application_folder;
 mod apply;
 mod apptest;
 mod bench;

@@ -1,22 +1,13 @@
 //! `flexcore rebuild`: builds a read model anew beside the one that serves, and waits until it has
 //! taken over.
 
-use std::{
-    io::Write,
-    time::{Duration, Instant},
-};
+use std::{io::Write, time::Instant};
 
-use anyhow::{Context, bail};
-use flexcore_readmodel::{ReadModels, Rebuild, Settings};
+use flexcore_operations::rows::{self, Built, Progress};
+use flexcore_readmodel::{ReadModels, Settings};
 use serde_json::json;
 
 use crate::{cli, config::Config, out};
-
-/// Between two looks at how far it is.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
-
-/// After this time without a worker that takes the rebuild up, the person is told to start one.
-const TAKEN_UP_WITHIN: Duration = Duration::from_secs(15);
 
 /// Asks for the rebuild and follows it; with `as_json` one line in the end.
 pub(crate) async fn run(
@@ -30,11 +21,19 @@ pub(crate) async fn run(
         cli::Rebuild { json, .. } => return adopt(config, &read_models, *json, out).await,
     };
     let started = Instant::now();
-    let request = read_models.request_rebuild(name).await.context("cannot ask for the rebuild")?;
-    let (version, events) = follow(&read_models, request, started).await?;
+    let bar = out::progress(0, "rebuild");
+    let shown = |progress| match progress {
+        Progress::Read(commits, all) => {
+            bar.set_length(all);
+            bar.set_position(commits);
+        }
+        Progress::Waiting => bar.set_message("waiting"),
+    };
+    let Built { version, position } = rows::rebuild(&read_models, name, shown).await?;
+    bar.finish_and_clear();
     let seconds = started.elapsed().as_secs_f64();
     if as_json {
-        let done = json!({"read_model": name, "version": version, "position": events,
+        let done = json!({"read_model": name, "version": version, "position": position,
                           "seconds": seconds});
         out::json(out, &done)?;
     } else {
@@ -50,8 +49,7 @@ async fn adopt(
     as_json: bool,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
-    let log = config.event_store().await?.log().await.context("no log at --nats")?.identity;
-    let dropped = read_models.adopt_log(&log).await.context("the old rows cannot be dropped")?;
+    let (log, dropped) = rows::adopt(&config.event_store().await?, read_models).await?;
     if as_json {
         out::json(out, &json!({"log": log, "dropped": dropped}))?;
     } else {
@@ -59,40 +57,4 @@ async fn adopt(
         writeln!(out, "{count} read models dropped; the workers build them from the log {log}")?;
     }
     Ok(true)
-}
-
-/// Shows how far it is until it is done; returns the version and its place in the log.
-async fn follow(
-    read_models: &ReadModels,
-    request: i64,
-    started: Instant,
-) -> anyhow::Result<(i32, u64)> {
-    let bar = out::progress(0, "rebuild");
-    let mut reached = 0;
-    loop {
-        match read_models.rebuild(request).await {
-            Ok(Rebuild::Waiting) if started.elapsed() > TAKEN_UP_WITHIN => bail!(
-                "no projection worker has taken the rebuild up: start one (`flexcore worker \
-                 projection`); the request stays, and will be done then"
-            ),
-            Ok(Rebuild::Waiting) => {}
-            Ok(Rebuild::Building { position, target, .. }) => {
-                reached = position;
-                bar.set_length(target.max(position));
-                bar.set_position(position);
-            }
-            Ok(Rebuild::Done { version }) => {
-                bar.finish_and_clear();
-                return Ok((version, reached));
-            }
-            Ok(Rebuild::Superseded) => bail!(
-                "the read model was declared anew or removed meanwhile; ask again if it is still \
-                 needed"
-            ),
-            // The worker goes on without us; so does the bar, once Postgres is back.
-            Err(error) if error.is_passing() => bar.set_message("waiting"),
-            Err(error) => return Err(error.into()),
-        }
-        tokio::time::sleep(LOOK_INTERVAL).await;
-    }
 }

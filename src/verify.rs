@@ -4,8 +4,8 @@ use std::io::Write;
 
 use anyhow::{Context, bail};
 use flexcore_domain::AggregateKey;
-use flexcore_eventstore::{Error, EventStore, LINKS_MAX, verify};
-use flexcore_readmodel::{ReadModels, Settings};
+use flexcore_eventstore::{LINKS_MAX, verify};
+use flexcore_operations::rows::other_log;
 
 use crate::{cli, config::Config, out};
 
@@ -69,19 +69,4 @@ fn written(report: &verify::Report, out: &mut dyn Write) -> anyhow::Result<()> {
         )?,
     }
     Ok(())
-}
-
-/// Why the rows in Postgres are not of this log; `None`: they are, or Postgres is away, which says
-/// nothing about the log.
-pub(crate) async fn other_log(
-    store: &EventStore,
-    postgres: &str,
-) -> anyhow::Result<Option<String>> {
-    let read_models = ReadModels::connect(postgres, Settings::default()).await?;
-    let Ok(marks) = read_models.marks().await else { return Ok(None) };
-    match store.recognise(&marks).await {
-        Ok(_) => Ok(None),
-        Err(Error::OtherLog(other)) => Ok(Some(other.to_string())),
-        Err(error) => Err(error).context("the log cannot be compared with the rows"),
-    }
 }

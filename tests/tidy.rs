@@ -55,6 +55,11 @@ const EDGES: &[(&str, &[&str], &str)] = &[
     ),
     ("auth", &["domain"], "identity has to be usable alone"),
     (
+        "operations",
+        &["cluster", "definition", "domain", "eventstore", "readmodel"],
+        "command line and gateway call it, so it neither prints nor answers, and runs no script",
+    ),
+    (
         "gateway",
         &[
             "auth",
@@ -62,11 +67,13 @@ const EDGES: &[(&str, &[&str], &str)] = &[
             "definition",
             "domain",
             "eventstore",
+            "operations",
             "readmodel",
             "resilience",
             "telemetry",
         ],
-        "it reaches the workers over NATS only, at the slot's owner, so that both scale alone",
+        "it reaches the workers over NATS only, at the slot's owner, so that both scale alone; it \
+         reports on the cluster in the words of the command line",
     ),
     (
         "workers",

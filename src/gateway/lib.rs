@@ -36,7 +36,6 @@ pub use error::Error;
 
 pub use asyncapi::document as asyncapi;
 pub use openapi::document as openapi;
-pub use routes::cluster::{Health, Report, report};
 
 /// Renders all metrics in Prometheus' text format.
 pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;

@@ -27,7 +27,7 @@ const CIRCLES: &[(&str, &str)] = &[
     ("src/gateway/lib.rs", "postgres request router routes shared"),
     (
         "src/main.rs",
-        "apply bench bench_append bench_application bench_bare bench_client bench_commands \
+        "bench bench_append bench_application bench_bare bench_client bench_commands \
          bench_growth bench_http bench_ids bench_latency bench_load bench_overload \
          bench_projection bench_raw bench_rebuild bench_rig bench_rows bench_scale \
          bench_shares cli config token",

@@ -6,15 +6,20 @@ use std::{fs, path::Path};
 use anyhow::{Context, bail, ensure};
 use flexcore_definition::{Application, Problem, SourceFile};
 use flexcore_domain::Name;
+use flexcore_eventstore::catalog;
 
 /// Most files of one kind in a folder: more is another folder, named by mistake.
 const FILES_MAX: usize = 1_000;
 /// Largest file, in bytes: it is read whole, and people write them.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Reads and checks an application; its name is that of the folder. Fails with all problems that
+/// Reads and checks an application; its name is that of the folder. `check` is for its functions: the
+/// engine that runs them is nothing that a gateway should bring along. Fails with all problems that
 /// were found, one a line.
-pub(crate) fn read(folder: &Path) -> anyhow::Result<Application> {
+pub fn read(
+    folder: &Path,
+    check: impl Fn(&Application) -> Result<(), Vec<Problem>>,
+) -> anyhow::Result<Application> {
     let files = files(folder)?;
     ensure!(!files.is_empty(), "{} has no .yaml files", folder.display());
     // The spelling of the path does not matter: `.` has a name, too.
@@ -22,11 +27,16 @@ pub(crate) fn read(folder: &Path) -> anyhow::Result<Application> {
     let name = whole.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let name = Name::parse(name)
         .with_context(|| format!("the folder's name, {name:?}, is the application's"))?;
-    Application::read(name, files).map_err(|problems| anyhow::anyhow!(listed(&problems)))
+    let application = Application::read(name, files).map_err(refused)?;
+    if application.aggregates.keys().any(|name| name.as_str() == catalog::AGGREGATE) {
+        bail!("aggregate `{}` is the platform's own: choose another name", catalog::AGGREGATE);
+    }
+    check(&application).map_err(refused)?;
+    Ok(application)
 }
 
 /// The YAML files of a folder, by name, without those of folders in it.
-pub(crate) fn files(folder: &Path) -> anyhow::Result<Vec<SourceFile>> {
+pub fn files(folder: &Path) -> anyhow::Result<Vec<SourceFile>> {
     let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
     let mut paths = Vec::new();
     for entry in entries {
@@ -54,6 +64,11 @@ fn file(path: &Path) -> anyhow::Result<SourceFile> {
     let name = path.file_name().and_then(|name| name.to_str());
     let name = name.with_context(|| format!("{shown}: the name is not UTF-8"))?;
     Ok(SourceFile { path: name.to_owned(), text })
+}
+
+/// The error that lists these problems, one a line.
+pub fn refused(problems: Vec<Problem>) -> anyhow::Error {
+    anyhow::anyhow!(listed(&problems))
 }
 
 /// Problems, one a line.

@@ -1,0 +1,208 @@
+//! Dead letters: what could not be processed, to look at and to requeue.
+
+use anyhow::{Context, bail};
+use async_nats::{
+    HeaderMap,
+    header::HeaderValue,
+    jetstream::{
+        message::StreamMessage,
+        stream::{DirectGetErrorKind, RawMessageErrorKind, Stream},
+    },
+};
+use flexcore_domain::command::header;
+use flexcore_eventstore::{EventStore, topology};
+use serde_json::{Value, json};
+use time::format_description::well_known::Rfc3339;
+
+/// All dead letters of an installation.
+pub struct Letters {
+    store: EventStore,
+    stream: Stream<()>,
+}
+
+/// A dead letter, as it was put aside.
+pub struct Letter(StreamMessage);
+
+impl Letters {
+    /// Those beside this log. Fails when the broker does not answer.
+    pub async fn of(store: EventStore) -> anyhow::Result<Self> {
+        let stream = store.jetstream().get_stream_no_info(topology::DEAD).await?;
+        Ok(Self { store, stream })
+    }
+
+    /// The oldest one behind this number; `None`: there is none.
+    pub async fn after(&self, number: u64) -> anyhow::Result<Option<Letter>> {
+        match self.stream.direct_get_next_for_subject("dead.>", Some(number + 1)).await {
+            Ok(dead) => Ok(Some(Letter(dead))),
+            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).context("reading FLEX_DEAD"),
+        }
+    }
+
+    /// The one of this number. Fails when there is none.
+    pub async fn get(&self, number: u64) -> anyhow::Result<Letter> {
+        // The leader is asked: another replica may lack the last ones, and have what was requeued.
+        match self.stream.get_raw_message(number).await {
+            Ok(dead) => Ok(Letter(dead)),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {
+                bail!("no dead message {number}: `flexcore dead list` shows those that there are")
+            }
+            Err(error) => Err(error).context("reading FLEX_DEAD"),
+        }
+    }
+
+    /// Publishes a dead command to its first subject and takes it off the list. Fails when it is none,
+    /// or not whole.
+    // Its number makes the message id, so that a crash between the two does not send it twice within the
+    // broker's window; after that, the command id that travels with it does.
+    pub async fn requeue(&self, number: u64) -> anyhow::Result<()> {
+        let dead = self.get(number).await?;
+        let subject = queue_subject(&dead.subject()).with_context(|| {
+            format!(
+                "{number} is no command: an event that a read model could not apply is still in the \
+                 log; correct the application, then `flexcore rebuild` the read model"
+            )
+        })?;
+        dead.whole()?;
+        let mut headers = HeaderMap::new();
+        for (name, values) in dead.headers() {
+            let ours = [header::DEAD_REASON, header::DEAD_SUBJECT].contains(&name);
+            if let (false, Some(value)) = (ours, values.last()) {
+                headers.insert(name, value.as_str());
+            }
+        }
+        let id = dead.header(header::OWN_COMMAND_ID);
+        headers.insert(header::COMMAND_ID, format!("{id}:requeue:{number}"));
+        let jetstream = self.store.jetstream();
+        let sent = jetstream.publish_with_headers(subject, headers, dead.0.payload);
+        sent.await?.await.context("the command was not requeued; try again")?;
+        let deleted = self.stream.delete_message(number).await;
+        if !deleted
+            .context("requeued, but still on the list; requeue it again, nothing is done twice")?
+        {
+            bail!("{number} was taken off the list meanwhile, by somebody else");
+        }
+        Ok(())
+    }
+}
+
+impl Letter {
+    /// Its number in the list.
+    pub fn number(&self) -> u64 {
+        self.0.sequence
+    }
+
+    /// When it was put aside, RFC 3339, to the second.
+    pub fn since(&self) -> String {
+        let time = self.0.time.replace_nanosecond(0).unwrap_or(self.0.time);
+        time.format(&Rfc3339).unwrap_or_default()
+    }
+
+    /// What it is: `command`, or `projection.<read model>.<slot>`.
+    pub fn kind(&self) -> String {
+        // Its subject has the tenant and the size behind the first word.
+        let parts: Vec<&str> = self.0.subject.split('.').skip(1).collect();
+        match parts[..] {
+            [kind, _tenant, size, ref rest @ ..] if size.starts_with('k') => {
+                [&[kind], rest].concat().join(".")
+            }
+            _ => parts.join("."),
+        }
+    }
+
+    /// Whether it is of a kind: `command` or `projection`.
+    pub fn is_of(&self, kind: &str) -> bool {
+        self.0.subject.split('.').nth(1) == Some(kind)
+    }
+
+    /// The subject that it first came with.
+    pub fn subject(&self) -> String {
+        self.header(header::DEAD_SUBJECT)
+    }
+
+    /// Why it was put aside.
+    pub fn reason(&self) -> String {
+        self.header(header::DEAD_REASON)
+    }
+
+    /// Its own headers, without those that the broker adds.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &[HeaderValue])> {
+        let own = self.0.headers.iter().map(|(name, values)| (name.as_ref(), values.as_slice()));
+        own.filter(|(name, _): &(&str, _)| !name.starts_with("Nats-"))
+    }
+
+    /// Its body, as text for a terminal.
+    pub fn body(&self) -> String {
+        printable(&String::from_utf8_lossy(&self.0.payload))
+    }
+
+    /// All of it.
+    pub fn as_json(&self) -> Value {
+        let headers: serde_json::Map<String, Value> = self
+            .headers()
+            .filter_map(|(name, values)| Some((name.to_owned(), values.last()?.as_str().into())))
+            .collect();
+        let text = String::from_utf8_lossy(&self.0.payload);
+        json!({
+            "number": self.number(),
+            "time": self.since(),
+            "kind": self.kind(),
+            "subject": self.subject(),
+            "reason": self.reason(),
+            "headers": headers,
+            "body": serde_json::from_str(&text).unwrap_or(Value::String(text.into_owned())),
+        })
+    }
+
+    fn header(&self, name: &str) -> String {
+        let value = self.0.headers.get_last(name);
+        value.map(|value| printable(value.as_str())).unwrap_or_default()
+    }
+
+    /// Fails when not all of the message was kept: a part of it is another command.
+    fn whole(&self) -> anyhow::Result<()> {
+        let (number, bytes) = (self.number(), self.header(header::DEAD_BODY_BYTES));
+        if !bytes.is_empty() {
+            bail!(
+                "{number} cannot be requeued: its body had {bytes} bytes, too many to be kept; send the \
+                 command again from where it came, in parts"
+            );
+        }
+        let left_out = self.header(header::DEAD_HEADERS_LEFT_OUT);
+        if !left_out.is_empty() {
+            bail!(
+                "{number} cannot be requeued: {left_out} of its headers had no room; send the command \
+                 again from where it came, with fewer"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// The subject to publish to, of a command's subject before or after the stream's transform.
+fn queue_subject(subject: &str) -> Option<String> {
+    if let Some(rest) = subject.strip_prefix("cmdq.") {
+        return rest.split_once('.').map(|(_slot, rest)| format!("cmd.{rest}"));
+    }
+    subject.starts_with("cmd.").then(|| subject.to_owned())
+}
+
+/// What a stranger wrote must not steer the terminal.
+pub fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_commands_have_a_subject_to_requeue_to() {
+        let queued = queue_subject("cmdq.12.demo.flight.UA1.depart");
+        assert_eq!(queued.as_deref(), Some("cmd.demo.flight.UA1.depart"));
+        let published = queue_subject("cmd.demo.flight.UA1.depart");
+        assert_eq!(published.as_deref(), Some("cmd.demo.flight.UA1.depart"));
+        assert_eq!(queue_subject("evt.12.demo.flight.UA1"), None);
+        assert_eq!(queue_subject("cmdq.12"), None);
+    }
+}

@@ -1,0 +1,32 @@
+//! Draining a member: the cluster's leader gives what it serves to others.
+
+use std::time::{Duration, Instant};
+
+use anyhow::bail;
+use flexcore_cluster as cluster;
+
+/// Longest wait until a member serves nothing any more.
+const DRAIN_MAX: Duration = Duration::from_secs(60);
+/// Between two looks at a member that is drained.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// Waits until a member serves nothing. Returns how long that took. Fails when it is the only one
+/// that could.
+pub async fn drained(client: &async_nats::Client, member: &str) -> anyhow::Result<Duration> {
+    let started = Instant::now();
+    loop {
+        let view = cluster::look(client).await?;
+        let seat = view.members.iter().find(|seat| seat.id.as_str() == member);
+        if seat.is_none_or(|seat| seat.owns.values().all(Vec::is_empty)) {
+            return Ok(started.elapsed());
+        }
+        if started.elapsed() > DRAIN_MAX {
+            bail!(
+                "{member} still serves after {} s: is there another member of its role? It stays \
+                 marked; `flexcore cluster undrain {member}` takes that back",
+                DRAIN_MAX.as_secs()
+            );
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}

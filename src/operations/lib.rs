@@ -1,0 +1,11 @@
+//! What operates an installation: deploy an application, look at the cluster and at what could not be
+//! processed, drain a member, rebuild read models. The command line and the gateway call it.
+//!
+//! Nothing here is printed or answered: whoever calls it shows it.
+
+pub mod application;
+pub mod dead;
+pub mod deploy;
+pub mod drain;
+pub mod report;
+pub mod rows;
