@@ -150,7 +150,7 @@ fn replicas(text: &str) -> Result<usize, String> {
         "1" => Ok(1),
         "3" => Ok(3),
         "5" => Ok(5),
-        _ => Err("write 1, 3 or 5: an even number survives no more losses".to_owned()),
+        _ => Err("write 1, 3 or 5: an even number of servers survives no more losses".to_owned()),
     }
 }
 

@@ -252,7 +252,7 @@ impl Demo<'_> {
                 last = (waiting, behind, Instant::now());
             } else if last.2.elapsed() > STALLED {
                 bail!(
-                    "{waiting} commands and {behind} commits are left, and none moves: see the log"
+                    "{waiting} commands and {behind} commits are left, and nothing moves: see the log"
                 );
             }
             tokio::time::sleep(Duration::from_millis(100)).await;

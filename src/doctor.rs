@@ -43,11 +43,11 @@ async fn login_of_queries(url: &str, query_url: Option<String>) -> Finding {
     let what = "login of queries";
     match checked {
         Ok(()) => {
-            let found = "owns nothing, and can become nobody".to_owned();
+            let found = "owns nothing, and can switch to no other role".to_owned();
             Finding { what, state: State::Ok, found, advice: String::new() }
         }
         Err(Error::NotBuilt(_)) => {
-            let advice = "the first gateway or worker that starts makes it".to_owned();
+            let advice = "the first gateway or worker makes it when it starts".to_owned();
             Finding { what, state: State::Warning, found: "not there yet".to_owned(), advice }
         }
         Err(error) => Finding {

@@ -201,7 +201,7 @@ fn show(
         }
         Outcome::Pending => writeln!(out, "stored as {id}, and not processed yet")?,
         Outcome::Unavailable { message } => {
-            writeln!(out, "stored as {id}, but no worker says what came of it ({message})")?;
+            writeln!(out, "stored as {id}, but no worker tells its outcome ({message})")?;
         }
         Outcome::Unknown => writeln!(out, "no outcome of {id} is kept; it has recorded nothing")?,
         Outcome::Dead { reason } => {

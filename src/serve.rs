@@ -92,8 +92,8 @@ impl Installation {
     ) -> anyhow::Result<Self> {
         if profile == Profile::Relaxed {
             tracing::warn!(
-                "profile relaxed: what is acknowledged may be lost in a power cut; \
-                 for benches and data that may be lost"
+                "profile relaxed: a power cut may lose acknowledged commands; use it for \
+                 benches and data that may be lost"
             );
         }
         let client = connect(&endpoints.nats).await?;

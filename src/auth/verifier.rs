@@ -91,7 +91,7 @@ impl Verifier {
             token.rsplit_once('.').ok_or(Error::Malformed("it has not three parts"))?;
         let (header, claims) =
             message.split_once('.').ok_or(Error::Malformed("it has not three parts"))?;
-        let header: Header = part(header, "its header is not what is expected")?;
+        let header: Header = part(header, "its header is not the expected one")?;
         let key = self.key(&header)?;
         let genuine =
             jsonwebtoken::crypto::verify(signature, message.as_bytes(), key, Algorithm::RS256)
@@ -100,7 +100,7 @@ impl Verifier {
             return Err(Error::WrongSignature);
         }
         // Only now is there anything to believe.
-        self.accept(&part(claims, "its claims are not what is expected")?, now_s)
+        self.accept(&part(claims, "its claims are not the expected ones")?, now_s)
     }
 
     /// The key that the header names. `kid` is looked up and nothing else is done with it.

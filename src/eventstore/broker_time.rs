@@ -29,6 +29,6 @@ impl EventStore {
         let reply = timeout_at(until, replies.next()).await.map_err(unavailable)??;
         let info: Info = serde_json::from_slice(&reply.payload).map_err(unavailable)?;
         let time = info.ts.as_deref().and_then(parse_rfc3339);
-        time.ok_or_else(|| unavailable("the broker does not say what time it is"))
+        time.ok_or_else(|| unavailable("the broker does not tell its time"))
     }
 }

@@ -134,7 +134,7 @@ impl EventStore {
         let store = self.clone();
         tokio::spawn(async move {
             if let Err(error) = store.make_room(stream).await {
-                tracing::debug!(%error, stream, "whether it is nearly full is not known");
+                tracing::debug!(%error, stream, "it is unknown if it is nearly full");
             }
             store.kept.looked(stream);
         });

@@ -291,8 +291,8 @@ fn syncs(answers: Vec<(&String, Result<serde_json::Value, Error>)>) -> Result<()
             Ok(varz) if varz["jetstream"]["config"]["sync_always"] == true => well += 1,
             Ok(_) => {
                 return Err(Error::Misconfigured(format!(
-                    "the server at {url} does not sync before it acknowledges, so the profile \
-                     power-loss would be a false promise: set `jetstream {{ sync_interval: \
+                    "the server at {url} does not sync before it acknowledges, so \
+                     the profile power-loss would promise too much: set `jetstream {{ sync_interval: \
                      always }}` in nats.conf, or start with --profile relaxed"
                 )));
             }

@@ -85,8 +85,7 @@ impl Problem {
     /// A needed service is failing; it is not retried for now. Without a cause: its failures are in
     /// the log, and a line for each request that was not made would bury them.
     fn resting(target: &str, retry_after: Duration) -> Self {
-        let detail =
-            format!("{target} failed of late and is left alone for a while; nothing was done");
+        let detail = format!("{target} is failing and not retried for now; nothing was done");
         // Rounded up: earlier is in vain.
         let wait_s = retry_after.as_millis().div_ceil(1_000).max(1);
         let wait = HeaderValue::try_from(wait_s.to_string()).expect("BUG: digits are ASCII");
@@ -167,11 +166,11 @@ pub(crate) fn refused(outcome: Outcome, if_match: bool) -> Problem {
                 .with("errors", violations_json(&violations))
         }
         Outcome::UnknownAggregate { known } => {
-            Problem::new(&problems::UNKNOWN_AGGREGATE, "known lists those that there are")
+            Problem::new(&problems::UNKNOWN_AGGREGATE, "known lists the existing ones")
                 .with("known", known)
         }
         Outcome::UnknownCommand { known } => {
-            Problem::new(&problems::UNKNOWN_COMMAND, "known lists those that there are")
+            Problem::new(&problems::UNKNOWN_COMMAND, "known lists the existing ones")
                 .with("known", known)
         }
         Outcome::Conflict { version } => {

@@ -99,7 +99,7 @@ fn commands(catalog: &Catalog, paths: &mut Map<String, Value>) {
     }
     let operation = json!({
         "operationId": "outcome",
-        "summary": "What came of a command that was sent before",
+        "summary": "The outcome of a command that was sent before",
         "parameters": [
             {
                 "name": "command_id", "in": "path", "required": true,
@@ -296,10 +296,10 @@ fn open_paths(paths: &mut Map<String, Value>) {
         (
             "/readyz",
             "readyz",
-            "Whether the broker answers (503: it does not), and what is missing",
+            "Says if the broker answers (503: it does not), and what is missing",
             json_type,
         ),
-        ("/startupz", "startupz", "Whether everything needed answered once", json_type),
+        ("/startupz", "startupz", "Says if everything needed has answered once", json_type),
         ("/metrics", "metrics", "Metrics in Prometheus' format", "text/plain"),
     ];
     for (path, id, summary, media_type) in list {
@@ -395,7 +395,7 @@ fn shared_parameters() -> Value {
             "What caused the command."),
         "Flexcore-Timeout-Ms": header("Flexcore-Timeout-Ms", json!({"type": "integer", "minimum": 1}),
             "How long the client waits, in milliseconds; more than 15000 (queries: 45000) counts as \
-             that. What is not begun by then is not begun. A worker works on a waiting client's \
+             that. Work that has not begun by then never begins. A worker works on a waiting client's \
              command for 8000 at most. With Prefer: respond-async it bounds the storing only."),
         "min_position": query("min_position", false, &text,
             "Answer from this position or later (repeatable, or with commas between)."),

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::{admission::shed, error::Problem, limits::READ_TIMEOUT, problems, shared::Shared};
 
-/// Makes a read when the tenant has a place, unless Postgres is left alone for now. Postgres gives it
+/// Makes a read when the tenant has a place, unless its breaker is open. Postgres gives it
 /// up when the client does, where that says when.
 pub(crate) async fn read<T, F>(
     shared: &Shared,
@@ -43,7 +43,7 @@ async fn place(
     })
 }
 
-/// Asks Postgres, unless it is left alone for now. A call that a client ended says nothing about
+/// Asks Postgres, unless its breaker is open. A call that a client ended says nothing about
 /// Postgres: neither where we give it up, nor where Postgres does, which is told how long the
 /// client waits.
 async fn call<T>(

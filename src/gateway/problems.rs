@@ -33,7 +33,7 @@ macro_rules! kinds {
 kinds! {
     BAD_REQUEST "bad-request" BAD_REQUEST 0
         "The request cannot be read"
-        "The detail says what is amiss. Correct the request; sending it again unchanged gives \
+        "The detail says what is wrong. Correct the request; sending it again unchanged gives \
          the same answer."
     INVALID_HEADER "invalid-header" BAD_REQUEST 0
         "A header is malformed"
@@ -46,12 +46,12 @@ kinds! {
          ids are [A-Za-z0-9_-]{1,128}. Encode ids of your own that have other characters."
     INVALID_PARAMETER "invalid-parameter" BAD_REQUEST 0
         "A parameter is unknown or malformed"
-        "The detail names the parameter. Those that there are stand in /openapi.json."
+        "The detail names the parameter. /openapi.json lists them all."
     UNKNOWN_COLUMN "unknown-column" BAD_REQUEST 0
         "The read model has no such column"
-        "known lists the columns that there are."
+        "known lists the existing columns."
     MALFORMED_JSON "malformed-json" BAD_REQUEST 0
-        "The body is no JSON that is accepted"
+        "The body is not acceptable JSON"
         "The body must be one JSON document in UTF-8, with no key twice in an object and not \
          nested too deep. errors says where it goes wrong."
     UNAUTHENTICATED "unauthenticated" UNAUTHORIZED 0
@@ -60,7 +60,7 @@ kinds! {
          one. Tokens end by themselves: mint another when yours has expired."
     FORBIDDEN "forbidden" FORBIDDEN 0
         "The token does not allow this"
-        "What concerns the platform as a whole needs a token of the platform's own tenant: \
+        "Requests about the whole platform need a token of the platform's own tenant: \
          `flexcore token --tenant flexcore`."
     NOT_FOUND "not-found" NOT_FOUND 0
         "There is nothing here"
@@ -76,16 +76,16 @@ kinds! {
          done now."
     UNKNOWN_AGGREGATE "unknown-aggregate" NOT_FOUND 0
         "No deployed application has this aggregate"
-        "known lists the aggregates that there are. Deploy the application with `flexcore apply`."
+        "known lists the existing aggregates. Deploy the application with `flexcore apply`."
     UNKNOWN_COMMAND "unknown-command" NOT_FOUND 0
         "The aggregate has no such command"
-        "known lists the commands that there are."
+        "known lists the existing commands."
     UNKNOWN_READ_MODEL "unknown-read-model" NOT_FOUND 0
         "No deployed application has this read model"
-        "known lists the read models that there are."
+        "known lists the existing read models."
     UNKNOWN_QUERY "unknown-query" NOT_FOUND 0
         "No deployed application has this query"
-        "known lists the queries that there are."
+        "known lists the existing queries."
     METHOD_NOT_ALLOWED "method-not-allowed" METHOD_NOT_ALLOWED 0
         "The method is not allowed here"
         "The header Allow lists those that are."
@@ -104,7 +104,7 @@ kinds! {
     VERSION_MISMATCH "version-mismatch" PRECONDITION_FAILED 0
         "The aggregate has another version"
         "If-Match named a version that the aggregate does not have (any more). Read its \
-         state, decide anew, and send the ETag of what you read."
+         state, decide again, and send the ETag that you got."
     PAYLOAD_TOO_LARGE "payload-too-large" PAYLOAD_TOO_LARGE 0
         "The body is too long"
         "A command's payload has at most 262144 bytes. Keep large things elsewhere and send \
@@ -118,7 +118,7 @@ kinds! {
     INVALID_PAYLOAD "invalid-payload" UNPROCESSABLE_ENTITY 0
         "The payload does not match the command's schema"
         "errors has a JSON pointer to each field that is wrong, and the reason. The schema \
-         stands in /openapi.json."
+         is in /openapi.json."
     IDEMPOTENCY_KEY_REUSED "idempotency-key-reused" UNPROCESSABLE_ENTITY 0
         "The idempotency key belongs to another command"
         "A key stands for one command on one aggregate, byte for byte. Use a new key for a \
@@ -147,13 +147,13 @@ kinds! {
         "The request was turned away at once instead of waiting in a queue. Nothing was done. \
          Wait as Retry-After says, with some randomness, and send it again."
     UNAVAILABLE "unavailable" SERVICE_UNAVAILABLE 1
-        "Something that is needed does not answer"
+        "A needed service does not answer"
         "/readyz names the broker or Postgres when one of them does not answer; else it was a \
          worker. Nothing was done; send it again as Retry-After says."
     OUTCOME_UNKNOWN "outcome-unknown" SERVICE_UNAVAILABLE 1
-        "It is not known what came of the command"
+        "The command's outcome is unknown"
         "The answer got lost. Send the command again with the same Idempotency-Key and the \
-         same body: it takes effect once, and you learn what came of it."
+         same body: it takes effect once, and you get its outcome."
     READ_MODEL_BUILDING "read-model-building" SERVICE_UNAVAILABLE 2
         "The read model is being built"
         "It was deployed just now and does not serve yet. Send the query again as Retry-After says."
@@ -167,7 +167,7 @@ kinds! {
     STORAGE_FULL "storage-full" INSUFFICIENT_STORAGE 10
         "The broker's storage is full"
         "Nothing was done, and nothing that was accepted is lost: stored commands wait. Tell \
-         whoever runs the installation; deploy/README.md says how to make room. After that the \
+         the operator of the installation; deploy/README.md says how to make room. After that the \
          command can be sent again under the same key."
 }
 

@@ -73,7 +73,7 @@ pub(crate) fn of(routes: &'static [Route], shared: Arc<Shared>) -> Router {
         router = router.route(route.path, (route.handler)());
     }
     router
-        .fallback(async || Problem::new(&problems::NOT_FOUND, "the index at / says what there is"))
+        .fallback(async || Problem::new(&problems::NOT_FOUND, "the index at / lists what there is"))
         .method_not_allowed_fallback(async || {
             let detail = "the header Allow lists the methods that are allowed";
             Problem::new(&problems::METHOD_NOT_ALLOWED, detail)

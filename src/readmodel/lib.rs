@@ -174,7 +174,7 @@ impl ReadModels {
         .await?;
         let Some((name, setting)) = lax.first() else { return Ok(()) };
         Err(Error::Misconfigured(format!(
-            "Postgres has {name} {setting}, so the profile power-loss would be a false promise: \
+            "Postgres has {name} {setting}, so the profile power-loss would promise too much: \
              `alter system set {name} = on` and reload, or start with --profile relaxed"
         )))
     }

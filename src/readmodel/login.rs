@@ -74,8 +74,8 @@ impl Login {
             return Ok(());
         }
         Err(Error::Misconfigured(format!(
-            "no query is answered: {}, the login that queries run over, {wrong}. Take that from it, \
-             or drop it and start again: it is made anew",
+            "no query is answered: {}, the login of queries, {wrong}. Revoke that, or drop \
+             the login and start again: it is then created",
             self.name
         )))
     }
@@ -132,8 +132,8 @@ fn cannot_make(error: sqlx::Error, given: Option<&str>) -> Error {
     match (code(&error).as_deref(), given) {
         // insufficient_privilege
         (Some("42501"), None) => Error::Misconfigured(format!(
-            "the login of queries cannot be made ({error}): let the owner create roles, or give a \
-             login that owns nothing by --postgres-query"
+            "the login of queries cannot be created ({error}): let the owner create roles, or give \
+             a login that owns nothing by --postgres-query"
         )),
         (Some("42704"), Some(login)) => Error::Misconfigured(format!(
             "--postgres-query names {login}, which Postgres does not know"

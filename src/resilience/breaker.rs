@@ -21,7 +21,7 @@ impl Breaker {
         Self(Circuits::new(target, policy, 1))
     }
 
-    /// Makes a call, unless the target is left alone. `judge` says what the result tells about the
+    /// Makes a call, unless the circuit is open. `judge` says what the result tells about the
     /// target. Fails with [`Error::Open`] without polling the call, with [`Error::TimedOut`] when
     /// the deadline passes first, and with [`Error::Failed`].
     ///

@@ -5,8 +5,8 @@ use std::time::Duration;
 /// The failure of a call: it was not made, got no answer in time, or failed by itself.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error<E> {
-    /// The target failed of late and is left alone: nothing was sent.
-    #[error("{target} is left alone after failures; try again in {} ms", retry_after.as_millis())]
+    /// The target is failing and not called for now: nothing was sent.
+    #[error("{target} is failing and not called for now; try again in {} ms", retry_after.as_millis())]
     Open {
         /// The target.
         target: &'static str,

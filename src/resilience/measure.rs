@@ -29,10 +29,10 @@ pub(crate) fn transition(target: &'static str, to: State, best: State, pause: Du
     .increment(1);
     match to {
         State::Closed => tracing::info!(downstream = target, "it works again"),
-        State::HalfOpen => tracing::debug!(downstream = target, "trying whether it works again"),
+        State::HalfOpen => tracing::debug!(downstream = target, "checking if it works again"),
         State::Open => {
             let pause_ms = pause.as_millis();
-            tracing::warn!(downstream = target, pause_ms, "it fails and is left alone for a while");
+            tracing::warn!(downstream = target, pause_ms, "it is failing; not retried for now");
         }
     }
 }

@@ -81,13 +81,13 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "flexcore_broker_store_bytes",
         Kind::Gauge,
         Unit::Bytes,
-        "What a server's streams take of its disk",
+        "Bytes of its disk that a server's streams take",
     ),
     (
         "flexcore_broker_store_limit_bytes",
         Kind::Gauge,
         Unit::Bytes,
-        "What a server's streams may take of its disk",
+        "Bytes of its disk that a server's streams may take",
     ),
     (
         "flexcore_broker_full",
@@ -123,13 +123,13 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "flexcore_script_runaways",
         Kind::Gauge,
         Unit::Count,
-        "Calls of functions that do not end, left behind and running on",
+        "Calls of functions that do not end: abandoned, but still running",
     ),
     (
         "flexcore_script_runaways_total",
         Kind::Counter,
         Unit::Count,
-        "Calls of functions that were left behind, or came back long after their limit",
+        "Calls of functions that were abandoned, or ended long after their limit",
     ),
     (
         "flexcore_script_calls_refused_total",
@@ -235,7 +235,7 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "flexcore_breaker_transitions_total",
         Kind::Counter,
         Unit::Count,
-        "Changes of a target's circuit, by what it became",
+        "Changes of a target's circuit, by its new state",
     ),
     ("flexcore_retries_total", Kind::Counter, Unit::Count, "Calls made again, by target"),
     (

@@ -219,7 +219,7 @@ impl LaneThread {
         let refused = if self.entered.get(&key.slot()) != Some(&epoch) {
             Some(ANOTHER_OWNER)
         } else if to.has_given_up() {
-            Some("its time was over before it was begun")
+            Some("its time was over before it began")
         } else {
             None
         };

@@ -292,10 +292,10 @@ impl Reader {
                 // Everything is made to fit; a stream that takes less is not opened. Trying for ever
                 // would keep the whole slot waiting.
                 let (subject, slot) = (message.subject.as_str(), self.slot);
-                tracing::error!(%error, %slot, subject, "what came of a command cannot be kept");
+                tracing::error!(%error, %slot, subject, "the outcome of a command cannot be kept");
                 break;
             }
-            tracing::debug!(%error, "what came of a command cannot be kept yet");
+            tracing::debug!(%error, "the outcome of a command cannot be kept yet");
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(RETRY_LONGEST);
         }

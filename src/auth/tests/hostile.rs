@@ -144,7 +144,7 @@ fn wrong_headers_are_refused() {
 
 #[test]
 fn wrong_claims_are_refused() {
-    let malformed = Error::Malformed("its claims are not what is expected");
+    let malformed = Error::Malformed("its claims are not the expected ones");
     let millennium = (NOW_S + 1000 * 366 * 86_400).to_string();
     let future = (NOW_S + CLOCK_LEEWAY_S + 1).to_string();
     let now = NOW_S.to_string();

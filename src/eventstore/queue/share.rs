@@ -141,7 +141,7 @@ impl Share {
                 state.looked(info.state.bytes, max, info.state.first_sequence, Instant::now());
             }
             Err(error) => {
-                tracing::debug!(%error, "how full the queue is, is not known");
+                tracing::debug!(%error, "the size of the queue is unknown");
                 (state.look_at, state.looking) = (Some(Instant::now() + LOOK_EVERY), false);
             }
         }

@@ -26,12 +26,12 @@ pub(super) fn paths(paths: &mut Map<String, Value>) {
         (
             "/v1/query/{read_model}/explain",
             "read_model",
-            "Which index the rows of this query string are found by; parameters as there",
+            "The index that finds the rows of this query string; the same parameters",
         ),
         (
             "/v1/queries/{name}/explain",
             "name",
-            "Which indexes a named query uses, with the rows that there are now",
+            "The indexes that a named query uses with the rows that exist now",
         ),
     ] {
         let mut responses = rows_responses(&explained);

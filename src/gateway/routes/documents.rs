@@ -44,8 +44,7 @@ pub(crate) async fn asyncapi(State(shared): State<Arc<Shared>>) -> Response {
 pub(crate) async fn problem(call: Call) -> Result<Response, Problem> {
     let kind = problems::find(call.part("code")).ok_or_else(|| {
         let known: Vec<&str> = problems::ALL.iter().map(|kind| kind.code).collect();
-        Problem::new(&problems::NOT_FOUND, "known lists the problems that there are")
-            .with("known", known)
+        Problem::new(&problems::NOT_FOUND, "known lists the existing problems").with("known", known)
     })?;
     let text = format!("# {} ({})\n\n{}\n", kind.title, kind.status.as_u16(), kind.advice);
     Ok(answer(StatusCode::OK, "text/markdown; charset=utf-8", text))

@@ -122,7 +122,7 @@ fn model<'c>(catalog: &'c Catalog, name: &Name) -> Result<&'c ReadModelDefinitio
     catalog.read_model(name.as_str()).map(AsRef::as_ref).ok_or_else(|| {
         let models = catalog.applications.values().flat_map(|app| app.read_models.keys());
         let known: Vec<String> = models.map(ToString::to_string).collect();
-        Problem::new(&problems::UNKNOWN_READ_MODEL, "known lists those that there are")
+        Problem::new(&problems::UNKNOWN_READ_MODEL, "known lists the existing ones")
             .with("known", known)
     })
 }
@@ -131,7 +131,6 @@ fn query<'c>(catalog: &'c Catalog, name: &Name) -> Result<&'c QueryDefinition, P
     catalog.query(name.as_str()).map(AsRef::as_ref).ok_or_else(|| {
         let queries = catalog.applications.values().flat_map(|app| app.queries.keys());
         let known: Vec<String> = queries.map(ToString::to_string).collect();
-        Problem::new(&problems::UNKNOWN_QUERY, "known lists those that there are")
-            .with("known", known)
+        Problem::new(&problems::UNKNOWN_QUERY, "known lists the existing ones").with("known", known)
     })
 }

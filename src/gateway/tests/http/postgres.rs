@@ -14,7 +14,7 @@ async fn query_until_left_alone(gateway: &Gateway) -> usize {
             tokio::join!(gateway.get("/v1/query/flights"), gateway.get("/v1/queries/delays"));
         for answer in [one, two] {
             let document = answer.problem(503, "unavailable");
-            if document["detail"].as_str().unwrap().contains("left alone") {
+            if document["detail"].as_str().unwrap().contains("not retried for now") {
                 return queries;
             }
             queries += 1;
