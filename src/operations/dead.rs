@@ -45,7 +45,7 @@ impl Letters {
         match self.stream.get_raw_message(number).await {
             Ok(dead) => Ok(Letter(dead)),
             Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {
-                bail!("no dead message {number}: `flexcore dead list` shows those that there are")
+                bail!("no dead message {number}: `flexcore dead list` shows the existing ones")
             }
             Err(error) => Err(error).context("reading FLEX_DEAD"),
         }
