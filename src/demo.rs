@@ -49,7 +49,7 @@ const REPUBLISH_PAUSE: Duration = Duration::from_millis(500);
 /// Longest wait for the next sign of progress of the read models.
 const STALLED: Duration = Duration::from_secs(60);
 
-/// What the demo measured.
+/// The demo's measurements.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Figures {
     pub(crate) profile: String,
@@ -314,7 +314,7 @@ impl Demo<'_> {
         read_models: Arc<[Name]>,
     ) -> anyhow::Result<Duration> {
         if let Some(before) = turn.before {
-            // What ends it is that its sender is dropped.
+            // It ends when its sender is dropped.
             let _ = before.await;
         }
         let installation = &self.dev.installation;

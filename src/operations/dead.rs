@@ -98,7 +98,7 @@ impl Letter {
         time.format(&Rfc3339).unwrap_or_default()
     }
 
-    /// What it is: `command`, or `projection.<read model>.<slot>`.
+    /// Its kind: `command`, or `projection.<read model>.<slot>`.
     pub fn kind(&self) -> String {
         // Its subject has the tenant and the size behind the first word.
         let parts: Vec<&str> = self.0.subject.split('.').skip(1).collect();
@@ -110,7 +110,7 @@ impl Letter {
         }
     }
 
-    /// Whether it is of a kind: `command` or `projection`.
+    /// True if it is of a kind: `command` or `projection`.
     pub fn is_of(&self, kind: &str) -> bool {
         self.0.subject.split('.').nth(1) == Some(kind)
     }
@@ -187,7 +187,7 @@ fn queue_subject(subject: &str) -> Option<String> {
     subject.starts_with("cmd.").then(|| subject.to_owned())
 }
 
-/// What a stranger wrote must not steer the terminal.
+/// Text that a stranger wrote must not steer the terminal.
 pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

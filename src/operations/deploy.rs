@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::application::{listed, refused};
 
-/// What a deployment did.
+/// The result of a deployment.
 #[derive(Debug, Serialize)]
 pub struct Deployed {
     /// Its name.
@@ -88,13 +88,13 @@ pub async fn deploy(store: &EventStore, application: &Application) -> anyhow::Re
     Ok(Deployed { application: application.name.to_string(), version, changes, picked_up_ms })
 }
 
-/// What would change, in words; empty: nothing. Fails with the reasons when a change is incompatible or
-/// a name belongs to another application.
+/// The changes, in words; empty: none. Fails with the reasons when a change is incompatible or a
+/// name belongs to another application.
 pub async fn changes(store: &EventStore, application: &Application) -> anyhow::Result<Vec<String>> {
     Ok(compared(store, application).await?.1)
 }
 
-/// What is in force, and what would change.
+/// The version in force, and the changes.
 async fn compared(
     store: &EventStore,
     application: &Application,

@@ -1,5 +1,5 @@
-//! What operates an installation: deploy an application, look at the cluster and at what could not be
-//! processed, drain a member, rebuild read models. The command line and the gateway call it.
+//! Operation of an installation: deploy an application, look at the cluster and at dead messages,
+//! drain a member, rebuild read models. The command line and the gateway call it.
 //!
 //! Nothing here is printed or answered: whoever calls it shows it.
 

@@ -11,13 +11,13 @@ use serde::Serialize;
 /// Longest wait for one server: what does not answer is reported as such.
 const ANSWER_MAX: Duration = Duration::from_secs(3);
 
-/// What there is to know about a cluster.
+/// A report on a cluster.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// Members, leader, and who owns what.
     #[serde(flatten)]
     pub view: View,
-    /// How far each read model is.
+    /// The progress of each read model.
     pub projections: Vec<Projection>,
     /// The broker.
     pub nats: Nats,
@@ -25,14 +25,14 @@ pub struct Report {
     pub postgres: Health,
 }
 
-/// How far a read model is.
+/// The progress of a read model.
 #[derive(Debug, Serialize)]
 pub struct Projection {
     /// The read model.
     pub read_model: Name,
     /// Its version.
     pub version: i32,
-    /// Whether it is built or serves.
+    /// Says if it is built or serves.
     pub state: readmodel::State,
     /// Commits between it and the end of the log.
     pub lag: u64,
@@ -45,12 +45,12 @@ pub struct Projection {
     pub trouble: Option<String>,
 }
 
-/// Whether a server is well.
+/// The health of a server.
 #[derive(Debug, Serialize)]
 pub struct Health {
-    /// Whether it answers.
+    /// True if it answers.
     pub healthy: bool,
-    /// What is wrong.
+    /// The fault.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
@@ -58,7 +58,7 @@ pub struct Health {
 /// The broker, as the log's stream shows it.
 #[derive(Debug, Serialize)]
 pub struct Nats {
-    /// Whether every copy of the log is up to date.
+    /// True if every copy of the log is up to date.
     #[serde(flatten)]
     pub health: Health,
     /// The server that leads the log's stream.
@@ -76,9 +76,9 @@ pub struct Nats {
 pub struct Replica {
     /// The server's name.
     pub name: String,
-    /// Whether it is up to date.
+    /// True if it is up to date.
     pub current: bool,
-    /// Whether it was not heard of for some time.
+    /// True if it was not heard of for some time.
     pub offline: bool,
     /// Operations that it lacks.
     pub lag: u64,
@@ -110,7 +110,7 @@ pub async fn report(
 }
 
 impl Report {
-    /// Whether there is a leader, everything has an owner, and both servers and all read models are
+    /// True if there is a leader, everything has an owner, and both servers and all read models are
     /// well.
     pub fn is_well(&self) -> bool {
         self.view.leader.is_some()

@@ -13,7 +13,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// After this time without a worker that takes the rebuild up, the person is told to start one.
 const TAKEN_UP_WITHIN: Duration = Duration::from_secs(15);
 
-/// How far a rebuild is.
+/// The progress of a rebuild.
 #[derive(Clone, Copy, Debug)]
 pub enum Progress {
     /// So many commits of so many are read.
@@ -22,12 +22,12 @@ pub enum Progress {
     Waiting,
 }
 
-/// What was built.
+/// The result of the build.
 #[derive(Clone, Copy, Debug)]
 pub struct Built {
     /// The version that serves now.
     pub version: i32,
-    /// How far it was when it was last looked at, in commits.
+    /// Its progress at the last look, in commits.
     pub position: u64,
 }
 
