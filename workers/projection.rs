@@ -153,12 +153,13 @@ impl Worker {
                 }
                 Err(error) => {
                     attempt += 1;
-                    if attempt == 1 {
-                        tracing::warn!(%error, "read models stay as they are for now");
+                    if attempt.is_power_of_two() {
+                        tracing::warn!(%error, attempt, "read models stay as they are for now");
                     }
                     backoff(attempt)
                 }
             };
+            metrics::gauge!("flexcore_projection_looks_failed").set(f64::from(attempt));
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(pause) => {}

@@ -229,7 +229,7 @@ impl From<readmodel::Error> for Problem {
                 Self::new(&problems::READ_MODEL_BUILDING, text)
             }
             E::NotYet { .. } => Self::new(&problems::POSITION_NOT_REACHED, text),
-            E::TooManyWaiters => Self::new(&problems::OVERLOADED, text),
+            E::NoPlace | E::TooManyWaiters => Self::new(&problems::OVERLOADED, text),
             E::Timeout(_) => Self::new(&problems::QUERY_TIMEOUT, text),
             E::Unavailable(_) | E::Moved => Self::unavailable(&text),
             other => Self::internal(&other),

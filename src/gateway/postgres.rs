@@ -128,6 +128,7 @@ fn judge<T>(result: &Result<T, Error>) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use flexcore_readmodel::GRACE;
     use flexcore_resilience::{Breaker, Policies, State};
 
     use super::*;
@@ -141,6 +142,7 @@ mod tests {
         assert_eq!(of(Error::Timeout(Duration::from_secs(5))), Verdict::Neutral);
         assert_eq!(of(Error::InvalidCursor), Verdict::Neutral);
         assert_eq!(of(Error::TooManyWaiters), Verdict::Neutral);
+        assert_eq!(of(Error::NoPlace), Verdict::Neutral);
     }
 
     #[test]
@@ -155,7 +157,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn queries_that_are_too_slow_do_not_open_the_breaker_and_a_stuck_postgres_does() {
         let settings = flexcore_readmodel::Settings::default();
-        let longest = settings.acquire_timeout + settings.statement_timeout;
+        let longest = settings.acquire_timeout + settings.statement_timeout + 2 * GRACE;
         assert!(longest < READ_TIMEOUT, "it ends by itself first");
         let breaker = Breaker::new("postgres", Policies::default().postgres.breaker);
         let state = async |takes: Duration| {

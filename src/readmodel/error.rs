@@ -122,6 +122,9 @@ pub enum Error {
     /// The query took longer than it may.
     #[error("the query took longer than {} ms; narrow it", .0.as_millis())]
     Timeout(Duration),
+    /// The tenant's other queries have all the sessions that it may have.
+    #[error("the tenant's other queries take all the places that it has")]
+    NoPlace,
     /// Postgres does not answer, or not now. A write's outcome is unknown then: read the checkpoint.
     #[error("Postgres is unavailable: {0}")]
     Unavailable(String),
@@ -171,10 +174,11 @@ fn is_passing(code: &str) -> bool {
     // 08 connection, 28 the login is refused, 3D the database is not there, 40 serialisation and
     // deadlock, 53 resources (too many connections, disk full), 57 shutdown, start and cancelled;
     // 25006 read only, as another server is until it has taken over, 55P03 lock not available, 58030 its
-    // disk fails, until it has another one, or another server has taken over.
+    // disk fails, until it has another one, or another server has taken over; 25P02 a transaction that
+    // failed before, 25P03 one that paused for too long.
     let classes = ["08", "28", "3D", "40", "53", "57"];
     classes.iter().any(|class| code.starts_with(class))
-        || ["25006", "55P03", "58030"].contains(&code)
+        || ["25006", "25P02", "25P03", "55P03", "58030"].contains(&code)
 }
 
 impl From<sqlx::Error> for Error {

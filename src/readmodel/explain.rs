@@ -88,13 +88,13 @@ impl ReadModels {
         sqlx::raw_sql(generic).execute(&mut *reading).await?;
         // One statement, whatever the author wrote: `query` takes no second one.
         let prepare = sqlx::query(AssertSqlSafe(prepare)).persistent(false);
-        let row = match prepare.execute(&mut *reading).await {
-            Ok(_) => {
-                let explain = sqlx::query(AssertSqlSafe(explain)).persistent(false);
-                explain.fetch_one(&mut *reading).await
-            }
-            Err(error) => Err(error),
+        let explained = async {
+            prepare.execute(&mut *reading).await?;
+            let explain = sqlx::query(AssertSqlSafe(explain)).persistent(false);
+            explain.fetch_one(&mut *reading).await
         };
+        // Postgres computes what is constant when it plans.
+        let row = self.readers.in_time(self.settings.statement_timeout, explained).await?;
         let forget = format!("rollback; deallocate {name}");
         // Where it could not be prepared there is nothing to forget.
         let _ = sqlx::raw_sql(AssertSqlSafe(forget)).execute(&mut *reading).await;

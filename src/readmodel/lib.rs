@@ -38,7 +38,7 @@ use std::{sync::Arc, time::Duration};
 
 use flexcore_domain::Tenant;
 use sqlx::{
-    Connection as _, PgPool,
+    Connection as _, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -49,6 +49,7 @@ pub use named::{RESULT_BYTES_MAX, ROWS_MAX};
 pub use page::Page;
 pub use plan::{Change, KEY_BYTES_MAX, Plan, Reads, Unfit};
 pub use portion::{Mark, Portions};
+pub use readers::GRACE;
 pub use rebuild::{Rebuild, Requests};
 pub use select::{Filter, Op, Select};
 pub use status::{Serving, State, Status};
@@ -65,6 +66,9 @@ const MIGRATION_LOCK_TIMEOUT_MS: u32 = 10_000;
 /// restarted leaves dead ones behind, and trying each one costs a round trip a query.
 const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 
+/// Longest pause within a transaction: what a process that stands still has locked is free again then.
+const IDLE_TIMEOUT: &str = "30s";
+
 /// How Postgres is used.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -80,6 +84,9 @@ pub struct Settings {
     pub query_url: Option<String>,
     /// How often it is looked at whether that login is still one that may run them.
     pub look_every: Duration,
+    /// Longest wait for a session whose query was given up to be ready again. Beyond it the session is
+    /// closed, and its place stays taken until Postgres has ended the query.
+    pub clean_wait: Duration,
 }
 
 impl Default for Settings {
@@ -90,6 +97,7 @@ impl Default for Settings {
             statement_timeout: Duration::from_secs(5),
             query_url: None,
             look_every: Duration::from_secs(10),
+            clean_wait: Duration::from_secs(10),
         }
     }
 }
@@ -126,6 +134,7 @@ impl ReadModels {
                     Ok(true)
                 })
             })
+            .after_release(|connection, _| Box::pin(at_rest(connection)))
             .connect_lazy_with(options.clone());
         let readers = readers::Readers::new(pool.clone(), options, queries, &settings);
         let (readers, settings) = (Arc::new(readers), Arc::new(settings));
@@ -224,13 +233,24 @@ impl ReadModels {
     }
 }
 
+/// Whether a session that is given back has no transaction open: otherwise it is closed. A transaction
+/// whose beginning failed or was given up half-way is none to the pool, and open at Postgres: whatever ran
+/// on the session next would fail, or would never be committed.
+async fn at_rest(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    // The time of a transaction is that of its first statement.
+    let sql = "select now() = statement_timestamp()";
+    Ok(sqlx::query_scalar(sql).fetch_one(connection).await.unwrap_or(false))
+}
+
 fn options(url: &str) -> Result<PgConnectOptions, Error> {
     let options: PgConnectOptions = url
         .parse()
         .map_err(|error: sqlx::Error| Error::Database(format!("database URL: {error}")))?;
     // By default a user's own schema comes first in the search path; for a user `flexcore` that
     // would be ours from the first migration on.
-    Ok(options
-        .application_name("flexcore")
-        .options([("timezone", "UTC"), ("search_path", "public")]))
+    Ok(options.application_name("flexcore").options([
+        ("timezone", "UTC"),
+        ("search_path", "public"),
+        ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
+    ]))
 }

@@ -47,20 +47,24 @@ impl Login {
         format!("{tenant} {hex}")
     }
 
-    /// Where a session of it is: what its seals are made for.
-    pub(crate) async fn place(&self, connection: &mut PgConnection) -> Result<String, Error> {
+    /// A session's process at Postgres, and where it is: what its seals are made for.
+    pub(crate) async fn place(
+        &self,
+        connection: &mut PgConnection,
+    ) -> Result<(i32, String), Error> {
         let row = sqlx::query(
-            "select pg_backend_pid() || ' ' || coalesce(inet_client_port(), -1), \
+            "select pg_backend_pid(), coalesce(inet_client_port(), -1), \
                  session_user = $1 and current_user = $1",
         )
         .bind(&self.name)
         .fetch_one(connection)
         .await?;
-        if row.try_get::<Option<bool>, _>(1)? != Some(true) {
+        if row.try_get::<Option<bool>, _>(2)? != Some(true) {
             let name = &self.name;
             return Err(Error::Misconfigured(format!("the login of queries is not {name}")));
         }
-        Ok(row.try_get(0)?)
+        let (pid, port): (i32, i32) = (row.try_get(0)?, row.try_get(1)?);
+        Ok((pid, format!("{pid} {port}")))
     }
 
     /// Looks whether the login may run queries. Fails with [`Error::Misconfigured`] when it could

@@ -37,7 +37,8 @@ impl ReadModels {
         }
         let sql = whole(&sql).text;
         let mut reading = self.read_as(tenant).await?;
-        let row = sqlx::query_with(AssertSqlSafe(sql), arguments).fetch_one(&mut *reading).await;
+        let run = sqlx::query_with(AssertSqlSafe(sql), arguments).fetch_one(&mut *reading);
+        let row = self.readers.in_time(self.settings.statement_timeout, run).await?;
         reading.end().await;
         let row = match row {
             Ok(row) => row,

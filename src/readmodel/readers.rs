@@ -16,6 +16,7 @@ use std::{
 use flexcore_domain::Tenant;
 use flexcore_resilience::{Place, Shares};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, postgres::PgConnectOptions};
+use tokio::task::JoinHandle;
 
 use crate::{
     Error, Settings, TRUSTED_IDLE,
@@ -30,10 +31,13 @@ const KEPT_IDLE: Duration = Duration::from_secs(600);
 const KEPT: Duration = Duration::from_secs(1800);
 /// Pause before Postgres is asked again whether it is back.
 const RETRY: Duration = Duration::from_millis(50);
-/// Longest wait for a session that its reader has left to be ready again. Beyond it is closed.
-const CLEAN_WAIT: Duration = Duration::from_secs(10);
+/// Longest time that Postgres may take to end a statement at its time limit, and to answer then.
+pub const GRACE: Duration = Duration::from_millis(300);
+/// Pause between two looks whether Postgres has ended a statement that does not heed its time limit.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// A tenant has at most so many times as many sessions as are left for others. Those of queries whose
-/// clients have hung up count until Postgres has ended them: or who asks and hangs up would have all.
+/// clients have hung up count until Postgres has ended them, and be it never: or whoever asks and hangs
+/// up would have all.
 const PLACES_TIMES: usize = 3;
 
 pub(crate) struct Readers {
@@ -48,11 +52,15 @@ pub(crate) struct Readers {
     places: Shares<Tenant>,
     closed: AtomicBool,
     idle: Mutex<Vec<Session>>,
+    /// Longest wait for a session to be ready again.
+    clean_wait: Duration,
 }
 
 struct Session {
     connection: PgConnection,
     login: Arc<Login>,
+    /// Its process at Postgres.
+    pid: i32,
     /// The session that its seals are made for.
     place: String,
     made: Instant,
@@ -83,6 +91,7 @@ impl Readers {
             places: Shares::new(settings.connections_max as usize, PLACES_TIMES),
             closed: AtomicBool::new(false),
             idle: Mutex::default(),
+            clean_wait: settings.clean_wait,
         }
     }
 
@@ -91,16 +100,18 @@ impl Readers {
         login::open(&self.owner, self.given.as_ref(), false).await
     }
 
-    /// A transaction for this tenant. Fails with [`Error::Unavailable`] when there is no session in
-    /// time, and with [`Error::Misconfigured`] when the login could see more than a tenant's rows.
+    /// A transaction for this tenant. Fails with [`Error::NoPlace`] when the tenant's other queries have
+    /// all its places, with [`Error::Unavailable`] when there is no session in time, and with [`Error::Misconfigured`] when the login could see more than a tenant's rows.
     pub(crate) async fn begin(
         self: &Arc<Self>,
         tenant: &Tenant,
         timeout: Duration,
     ) -> Result<Reading, Error> {
         let late = || Error::Unavailable("no connection in time".to_owned());
+        let started = Instant::now();
+        let place = tokio::time::timeout(self.acquire_timeout, self.places.wait(tenant)).await;
+        let place = place.map_err(|_| Error::NoPlace)?;
         let begun = async {
-            let place = self.places.wait(tenant).await;
             if self.closed.load(Ordering::Relaxed) {
                 return Err(Error::Unavailable("closed".to_owned()));
             }
@@ -114,7 +125,26 @@ impl Readers {
                 }
             }
         };
-        tokio::time::timeout(self.acquire_timeout, begun).await.map_err(|_| late())?
+        let left = self.acquire_timeout.saturating_sub(started.elapsed());
+        tokio::time::timeout(left, begun).await.map_err(|_| late())?
+    }
+
+    /// What came of a statement, unless Postgres does not end it at its time limit. Fails with
+    /// [`Error::Timeout`] then, and with [`Error::Unavailable`] when Postgres answers nobody.
+    pub(crate) async fn in_time<T>(
+        &self,
+        limit: Duration,
+        statement: impl Future<Output = Result<T, sqlx::Error>>,
+    ) -> Result<Result<T, sqlx::Error>, Error> {
+        if let Ok(ended) = tokio::time::timeout(limit + GRACE, statement).await {
+            return Ok(ended);
+        }
+        let asked = sqlx::query("select 1").execute(&self.owner);
+        match tokio::time::timeout(GRACE, asked).await {
+            Ok(Ok(_)) => Err(Error::Timeout(limit)),
+            Ok(Err(error)) => Err(error.into()),
+            Err(_) => Err(Error::Unavailable("it answers nobody".to_owned())),
+        }
     }
 
     /// One that is kept and well, else a new one.
@@ -185,19 +215,42 @@ impl Readers {
 
     /// Ends the session's transaction and keeps the session, unless it is broken or old. Ending it
     /// takes back every setting, temporary table and listening of the transaction; what outlives
-    /// one (locks of the session, sequences, the seed of chance) no query has a function for.
+    /// one (locks of the session, sequences, the seed of chance) no query has a function for. Returns
+    /// when the session takes no more of Postgres.
     async fn give_back(&self, mut session: Session) {
         let rollback = sqlx::raw_sql("rollback").execute(&mut session.connection);
-        if !matches!(tokio::time::timeout(CLEAN_WAIT, rollback).await, Ok(Ok(_)))
-            || session.made.elapsed() > KEPT
-            || self.closed.load(Ordering::Relaxed)
-        {
-            return;
+        match tokio::time::timeout(self.clean_wait, rollback).await {
+            Err(_) => return self.until_ended(session).await,
+            Ok(Err(_)) => return,
+            Ok(Ok(_)) if session.made.elapsed() > KEPT => return,
+            Ok(Ok(_)) if self.closed.load(Ordering::Relaxed) => return,
+            Ok(Ok(_)) => session.used = Instant::now(),
         }
-        session.used = Instant::now();
         let mut idle = self.idle();
         idle.retain(|kept| kept.used.elapsed() < KEPT_IDLE);
         idle.push(session);
+    }
+
+    /// Waits until Postgres has ended a statement that heeds no time limit: some of its functions never
+    /// look whether they are to stop. While Postgres itself is away nobody knows.
+    async fn until_ended(&self, session: Session) {
+        let (pid, login) = (session.pid, session.login.clone());
+        // Hung up, so that Postgres ends the session as soon as it looks.
+        drop(session);
+        let _counted = Unstopped::new();
+        tracing::warn!(
+            pid,
+            "a query goes on after its time limit, and keeps its place: if it does not end, find by \
+             this process id which one it is, take it out of its application, and restart Postgres"
+        );
+        let sql = "select exists (select from pg_stat_activity where pid = $1 and usename = $2)";
+        while !self.closed.load(Ordering::Relaxed) {
+            let there = sqlx::query_scalar(sql).bind(pid).bind(&login.name).fetch_one(&self.owner);
+            if matches!(there.await, Ok(false)) {
+                return;
+            }
+            tokio::time::sleep(LOOK_PAUSE).await;
+        }
     }
 
     /// Closes every session, those in use as soon as they are given back.
@@ -228,9 +281,10 @@ fn not_let_in(options: &PgConnectOptions, error: &sqlx::Error) -> Error {
 
 impl Session {
     async fn new(mut connection: PgConnection, login: Login) -> Result<Self, Error> {
-        let place = login.place(&mut connection).await?;
+        let (pid, place) = login.place(&mut connection).await?;
         let now = Instant::now();
-        Ok(Self { connection, login: Arc::new(login), place, made: now, used: now, looked: now })
+        let login = Arc::new(login);
+        Ok(Self { connection, login, pid, place, made: now, used: now, looked: now })
     }
 }
 
@@ -254,11 +308,22 @@ impl Reading {
 
     /// Ends the transaction: nothing of it stays.
     pub(crate) async fn end(mut self) {
-        // Taken, so that a second ending does not follow when this one is given up: the session is
-        // closed then.
-        if let Some(session) = self.session.take() {
-            self.readers.give_back(session).await;
+        if let Some(left) = self.leave() {
+            // It goes on by itself.
+            drop(tokio::time::timeout(self.readers.clean_wait, left).await);
         }
+    }
+
+    /// Gives the session back, and then the place: as long as Postgres is busy with the statement its
+    /// place is taken, so that no more statements run than there are places.
+    fn leave(&mut self) -> Option<JoinHandle<()>> {
+        let (session, place) = (self.session.take()?, self.place.take());
+        let readers = self.readers.clone();
+        let runtime = tokio::runtime::Handle::try_current().ok()?;
+        Some(runtime.spawn(async move {
+            readers.give_back(session).await;
+            drop(place);
+        }))
     }
 }
 
@@ -276,16 +341,24 @@ impl DerefMut for Reading {
 }
 
 impl Drop for Reading {
-    /// Given up in the middle: the session is busy until Postgres has ended the statement, and its
-    /// place stays taken as long, so that no more statements run than there are places.
+    /// Given up in the middle.
     fn drop(&mut self) {
-        let (Some(session), place) = (self.session.take(), self.place.take()) else { return };
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            let readers = self.readers.clone();
-            runtime.spawn(async move {
-                readers.give_back(session).await;
-                drop(place);
-            });
-        }
+        drop(self.leave());
+    }
+}
+
+/// One more statement that goes on after its time limit, for as long as this lives.
+struct Unstopped;
+
+impl Unstopped {
+    fn new() -> Self {
+        metrics::gauge!("flexcore_queries_unstopped").increment(1);
+        Self
+    }
+}
+
+impl Drop for Unstopped {
+    fn drop(&mut self) {
+        metrics::gauge!("flexcore_queries_unstopped").decrement(1);
     }
 }

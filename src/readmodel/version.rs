@@ -46,7 +46,7 @@ const LOOKS_MAX: u32 = 15;
 
 /// The name of the lock on the tables as such: FNV-1a of `flexcore projections`, as any number of
 /// ours alone would do.
-pub(crate) const LOCK: i64 = 0x666c_6578_7072_6f6a;
+const LOCK: i64 = 0x666c_6578_7072_6f6a;
 
 /// A version of a read model, to project into.
 #[derive(Debug)]

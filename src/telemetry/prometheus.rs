@@ -96,6 +96,18 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "1 while commands are refused because a server has only its reserve of disk left",
     ),
     (
+        "flexcore_projection_looks_failed",
+        Kind::Gauge,
+        Unit::Count,
+        "Looks at the read models that failed one after the other: 0 while they are managed",
+    ),
+    (
+        "flexcore_queries_unstopped",
+        Kind::Gauge,
+        Unit::Count,
+        "Queries that go on after their time limit, since Postgres cannot stop them",
+    ),
+    (
         "flexcore_snapshots_too_large_total",
         Kind::Counter,
         Unit::Count,

@@ -9,4 +9,6 @@ mod isolation;
 mod queries;
 mod reading;
 mod served;
+mod sessions;
+mod unstopped;
 mod versions;

@@ -22,7 +22,7 @@ on:
 ";
 
 /// The application with these queries, each from its own file of the query's name.
-fn application(queries: &[(&str, &str, &str)]) -> Application {
+pub(crate) fn application(queries: &[(&str, &str, &str)]) -> Application {
     let mut files = vec![SourceFile { path: "main.yaml".to_owned(), text: APPLICATION.to_owned() }];
     for (name, parameters, sql) in queries {
         let sql: String = sql.lines().map(|line| format!("  {line}\n")).collect();
@@ -65,6 +65,30 @@ async fn what_a_query_gets_wrong_is_said_with_file_and_line() {
         ("locks", "", "select k from rm.things\nfor update", 2, "locks rows"),
         ("lost", "", "select k from rm.things,\nthigns", 2, "relation \"thigns\" does not exist"),
         ("twice", "", "select k, n, k from rm.things", 1, "column \"k\" specified more than once"),
+        // What no time limit of Postgres stops.
+        ("xml", "", "select k,\nxmlparse(content k)::text as x from rm.things", 2, "XML"),
+        (
+            "table",
+            "",
+            "select k from rm.things,\nxmltable('/' passing '<a/>' columns a text)",
+            2,
+            "XML",
+        ),
+        (
+            "path",
+            "",
+            "select k from rm.things\nwhere xpath('//a', '<a/>') is not null",
+            2,
+            "not among",
+        ),
+        ("array", "", "select k from rm.things\nwhere array[n] && array[n]", 1, "arrayoverlap"),
+        (
+            "line",
+            "",
+            "select k from rm.things\nwhere '((0,0))'::path ?# '((0,0))'::path",
+            1,
+            "path_inter",
+        ),
         ("none", "", "select lowr(k) from rm.things", 1, "function lowr(text) does not exist"),
     ];
     let queries = wrong.map(|(name, parameters, sql, ..)| (name, parameters, sql));
