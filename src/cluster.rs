@@ -1,4 +1,4 @@
-//! `flexcore cluster`: the cluster as it is, and what is asked of its members.
+//! `flexcore cluster`: shows the cluster, and moves members' work.
 
 use std::io::Write;
 

@@ -7,7 +7,7 @@ pub mod projection;
 
 use std::time::Duration;
 
-/// Longest time that a worker that stops waits until the map says so. Until the map does it is
-/// asked, and answers. A leader takes a twentieth of it; when it is the leader that stops, another
-/// must be found first.
+/// Longest time that a worker that stops waits until the map says so. Until then it keeps receiving
+/// and answering requests. A leader takes a twentieth of it; when it is the leader that stops,
+/// another must be found first.
 const TOLD_MAX: Duration = Duration::from_secs(2);

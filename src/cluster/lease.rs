@@ -141,13 +141,13 @@ impl Lease {
         Step::Write { expected, beat: self.beat, epoch }
     }
 
-    /// Learns what came of the write that [`Self::step`] began.
+    /// Learns the result of the write that [`Self::step`] began.
     pub fn written(&mut self, written: Written) {
         self.free = None;
         self.in_doubt = false;
         match written {
             Written::Stored(sequence) => self.renewed(sequence, None),
-            // Somebody else has written it, or it was deleted: whoever did it wants us to stop.
+            // Somebody else has written or deleted it, and wants us to stop.
             Written::Refused => self.held = None,
             Written::Unknown => self.in_doubt = true,
         }

@@ -1,7 +1,7 @@
 //! A model of members, leases and hand-overs, with the real lease, fence and plan. Answers get
 //! lost, writes arrive late, members stop between check and effect, die, and the broker's clock is
 //! faster than theirs. All events within a few steps are tried in every order, and long walks at
-//! random. Each safeguard is taken away once: what it is for has to be found then.
+//! random. Each safeguard is removed once: the check must then find the fault that it prevents.
 
 mod renumber;
 mod state;
@@ -247,7 +247,7 @@ impl Model for Rules {
     }
 }
 
-/// Goes through so many states in breadth. Returns what was found.
+/// Goes through so many states in breadth. Returns the findings.
 #[expect(clippy::print_stderr, reason = "how far it went, for whoever runs it by hand")]
 fn every(what: &str, rules: Rules, states: usize) -> BTreeSet<&'static str> {
     let checker = rules.checker().threads(2).target_state_count(states);

@@ -1,4 +1,4 @@
-//! Asking the owner of a place, whoever that is by the time of the answer.
+//! Asks the owner of a place, also when the owner changes before the answer.
 
 use std::{
     fmt,
@@ -51,8 +51,8 @@ impl fmt::Display for Unanswered {
 pub struct Answer {
     /// Its reply.
     pub message: Message,
-    /// An earlier owner was asked before, and may have done what was asked, or do so yet: what this
-    /// one refuses may be done all the same.
+    /// An earlier owner was asked before, and may have done the work, or may still do it. So this
+    /// owner's refusal does not mean that nothing was done.
     pub repeated: bool,
 }
 
@@ -81,7 +81,7 @@ impl Owners {
         let following: JoinHandle<()> = tokio::spawn(async move {
             while !tell.is_closed() {
                 tokio::time::sleep(LOOK_EVERY).await;
-                // A look that fails leaves what is known.
+                // A look that fails changes nothing.
                 if let Ok(Some(map)) = read(&bucket).await {
                     tell.send_replace(map);
                 }

@@ -121,7 +121,7 @@ fn free(places: &mut [Place], kind: Kind, members: &BTreeMap<MemberId, Record>, 
         let gone = match members.get(owner) {
             None => true,
             Some(record) if !record.kinds.contains(&kind) => true,
-            // It has lost its lease since, and does not serve what it had.
+            // It has lost its lease since, and does not serve its places.
             Some(record) if record.epoch.is_some_and(|epoch| place.epoch < epoch) => true,
             Some(record) => place.leaving && record.has_left(kind, number, place.since),
         };

@@ -32,7 +32,7 @@ enum Happens {
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Pace {
     AtOnce,
-    /// It does not leave yet what it has to.
+    /// It has not left its places yet, as it has to.
     LeavesLate,
     /// It does not start yet what is new.
     StartsLate,

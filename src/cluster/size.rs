@@ -9,7 +9,7 @@ use crate::{Error, Kind, Record, Serves};
 /// Largest record that there can be: the map, with an owner of the longest id at every place. It takes
 /// some 11 KiB.
 pub(crate) const RECORD_BYTES_MAX: usize = 16 << 10;
-/// Largest record of one member: what it says of itself, and the numbers of all places.
+/// Largest record of one member: its own texts, and the numbers of all places.
 const MEMBER_BYTES_MAX: usize = 2 << 10;
 /// Left for the headers of a record: its condition, and its time to live.
 const HEADERS_BYTES: usize = 512;

@@ -11,7 +11,7 @@ use crate::{
     node::Leadership,
 };
 
-/// A member and what it serves.
+/// A member and its places.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seat {
     /// Its id.

@@ -49,7 +49,7 @@ pub enum OtherLog {
         /// Identity of the log at hand.
         log: String,
     },
-    /// It ends before what was read from it.
+    /// It ends before the last place that was read from it.
     #[error(
         "the log ends at {last}, and {read_model} has read up to {sequence}: the log lost its end, or \
          an older backup of it was restored. {ADVICE}"

@@ -1,5 +1,5 @@
-//! FLEX_DEAD: what could not be processed, kept to be looked at and requeued; and FLEX_OUTCOMES:
-//! what came of asynchronous commands that left nothing in the log, for those who ask.
+//! FLEX_DEAD keeps messages that could not be processed, to be looked at and requeued.
+//! FLEX_OUTCOMES keeps outcomes of asynchronous commands that left nothing in the log.
 
 use async_nats::{
     HeaderMap,
@@ -33,8 +33,8 @@ impl EventStore {
         Ok(())
     }
 
-    /// Keeps what came of an asynchronous command that left nothing in the log, long texts in it cut.
-    /// `sequence` is its own in the queue.
+    /// Keeps the outcome of an asynchronous command that left nothing in the log, long texts in it
+    /// cut. `sequence` is its own in the queue.
     pub async fn save_outcome(
         &self,
         key: &AggregateKey,

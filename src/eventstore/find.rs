@@ -8,7 +8,7 @@ use crate::{Error, EventStore, Recorded, load, topology, unavailable};
 
 /// Events that are rather read in vain than looked for: about what comes with one page.
 const NEAR_ENOUGH: u64 = 256;
-/// Most looks: each halves what is left of a log with any number of messages.
+/// Most looks: each halves the rest of a log with any number of messages.
 const LOOKS_MAX: usize = 64;
 
 /// A place in an aggregate's commits.

@@ -1,5 +1,5 @@
-//! Tenants' shares of FLEX_DEAD and FLEX_OUTCOMES. When one of them is nearly full, whoever has
-//! most in it loses its own oldest, before the broker would drop the oldest of all.
+//! Tenants' shares of FLEX_DEAD and FLEX_OUTCOMES. When one of them is nearly full, the tenant that
+//! has most in it loses its own oldest, before the broker would drop the oldest of all.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -77,7 +77,7 @@ const NOBODY: &str = "_";
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Has {
     messages: u64,
-    /// In whatever the stream is shared in: bytes or messages.
+    /// The unit in which the stream is shared: bytes or messages.
     size: u64,
 }
 
@@ -95,8 +95,8 @@ fn is_nearly_full(info: &stream::Info) -> bool {
     max > 0 && info.state.bytes > max / of * full
 }
 
-/// The subject of a dead message: its kind, whose it is, and how large. The last two are there so that
-/// the broker can tell how much of the stream is whose.
+/// The subject of a dead message: its kind, its tenant, and its size. The last two are there so
+/// that the broker can tell how much of the stream is whose.
 pub(crate) fn dead_subject(kind: &str, was: &str, bytes: usize) -> String {
     let tenant = tenant_of(was);
     let tenant = tenant.as_ref().map_or(NOBODY, Tenant::as_str);
@@ -125,8 +125,8 @@ fn owner(dead: &str) -> Option<(String, u64)> {
 }
 
 impl EventStore {
-    /// Counts what was written to the stream for a tenant. Now and then it looks whether the stream is
-    /// nearly full, and makes room.
+    /// Counts the bytes that were written to the stream for a tenant. Now and then it looks whether
+    /// the stream is nearly full, and makes room.
     pub(crate) fn wrote(&self, stream: &'static str, tenant: Option<Tenant>, bytes: usize) {
         if !self.kept.count(stream, tenant, bytes) {
             return;

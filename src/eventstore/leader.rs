@@ -44,8 +44,8 @@ const NO_LEADER: u64 = 10008;
 
 impl EventStore {
     /// Stream sequence of the last message on these subjects, at least `least`; 0: there is none.
-    /// Fails with [`Error::Unavailable`] when there is no answer in time. A leader that was deposed
-    /// answers from what it has until it hears of that, a second or so after it is back.
+    /// Fails with [`Error::Unavailable`] when there is no answer in time. A deposed leader answers
+    /// from its own copy until it hears of that, a second or so after it is back.
     pub(crate) async fn last_on(
         &self,
         stream: &str,

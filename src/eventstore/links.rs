@@ -174,7 +174,7 @@ mod tests {
         assert!(matches!(links.check(&headless), Err(Error::BrokenChain { .. })));
     }
 
-    /// Memory is bounded, and what was not checked is counted, not passed over.
+    /// Memory is bounded; unchecked commits are counted, not passed over.
     #[test]
     fn what_is_met_again_soon_is_remembered_and_what_is_forgotten_is_counted() {
         let mut links = Links::with_room_for(8);

@@ -27,7 +27,7 @@ const BATCH_BYTES_MAX: usize = 8 << 20;
 /// Up to this many waiting messages go out one by one: a batch has a fixed cost of a millisecond,
 /// a synced message a fifth of that.
 const SINGLES_MAX: usize = 4;
-/// A batch of so many comes of a load under which throughput counts, and not the time of one command.
+/// A batch of so many means a load under which throughput counts, and not the time of one command.
 const LARGE: usize = 32;
 /// Longest wait for a batch before the next one goes out beside it: with three replicas one that its
 /// leader took down with it has no answer for seconds, while the next leader is there at once.
@@ -54,7 +54,7 @@ pub(crate) struct Groups {
     pub(crate) linger: Linger,
 }
 
-/// When a batch waits for more to come: a fraction of what it takes to store one.
+/// Rule for the wait of a batch for more commits: a fraction of the time for storing one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Linger {
     /// Until most of those whom the last batch has answered have come back, as they do within it; they
@@ -89,8 +89,8 @@ impl Publisher {
         Self { client, outgoing, places: Arc::new(Semaphore::new(UNDER_WAY_MAX)) }
     }
 
-    /// Hands a message over, in order with those before it, and returns at once: the caller bounds
-    /// what is under way. `told` learns the stream sequence, or why there is none. One that is too
+    /// Hands a message over, in order with those before it, and returns at once: the caller limits
+    /// the work under way. `told` learns the stream sequence, or why there is none. One that is too
     /// large is not sent: it would take the others of its batch with it.
     pub(crate) fn publish(&self, subject: String, headers: HeaderMap, body: Bytes, told: Told) {
         if let Err(why) = size::check(&headers, body.len(), self.client.max_payload()) {
@@ -179,7 +179,7 @@ async fn group(
         let published = tokio::spawn(publish_group(acknowledged.clone(), batch));
         match groups.order {
             Order::Ordered => drop(published.await),
-            // Those of one subject wait for one another, whatever goes out beside them.
+            // Messages of one subject wait for one another, but not for other subjects.
             Order::Expecting => drop(tokio::time::timeout(BATCH_PATIENCE, published).await),
         }
     }

@@ -6,18 +6,19 @@
 pub(crate) enum Refusal {
     /// An expectation in its headers does not hold.
     Conflict,
-    /// The server does not take the batch that it closes, whatever its messages are.
+    /// The server does not take the batch that it closes, with any messages.
     BatchIncomplete,
     /// It is larger than the stream takes: it is refused each time.
     TooLarge,
     /// There is no room for it now. Nothing of it is stored, and it may be sent again.
     NoRoom,
-    /// It may be stored or not, and what is the matter passes.
+    /// It may be stored or not, and the trouble passes.
     Unknown,
 }
 
-/// The server's codes (`errors.json` in its sources) that say more than "unknown". A code that is not
-/// here says nothing for good about the message: the stream moves, has no leader, is sealed by a person.
+/// The server's codes (`errors.json` in its sources) that say more than "unknown". An unknown code
+/// says nothing final about the message: the stream moves, has no leader, or was sealed by a
+/// person.
 const CODES: [(u64, Refusal); 12] = [
     // Resource limits exceeded for account.
     (10_002, Refusal::NoRoom),

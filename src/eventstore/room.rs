@@ -31,12 +31,12 @@ const RESERVE_PART: u64 = 10;
 const WRITES_NO_MORE: [&str; 2] = ["no space left on device", "JetStream not enabled"];
 const STUCK: &str = "a nats-server writes nothing more, most likely since its disk is full: make room there, \
                      and start that server again";
-/// Looks in a row that no server answers before what was seen last does not count any more: there may be
-/// room by now, and what is refused for want of it would be so for as long as nobody can be asked.
+/// Looks in a row that no server answers before the last result does not count any more: there may
+/// be room by now, and commands would be refused for as long as nobody can be asked.
 const MISSED_MAX: u32 = 5;
 
-/// The broker's room as it was seen last; cheap to clone. Without monitoring addresses it is never seen,
-/// and only the broker's own answers say that there is none.
+/// The broker's room as it was seen last; cheap to clone. Without monitoring addresses nobody sees
+/// it, and only the broker's own answers say that there is no room.
 #[derive(Clone, Default)]
 pub(crate) struct Room {
     seen: Arc<Seen>,

@@ -71,7 +71,7 @@ struct KeptBlock<B> {
     block: B,
 }
 
-/// A command that was accepted, and what came of it.
+/// A command that was accepted, and its outcome.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RememberedCommand {
     /// Its id.

@@ -12,13 +12,13 @@ use tokio_util::sync::CancellationToken;
 /// An event stream leaves a commit out.
 const MISS_EVENT: &str = "miss-event";
 
-/// A request is answered with 500, whatever came of it.
+/// A request is answered with 500, after any outcome.
 const ANSWER_500: &str = "answer-500";
 
 /// Each request leaves a descriptor open.
 const LEAK_DESCRIPTOR: &str = "leak-descriptor";
 
-/// The process ends as soon as it is asked to, with whatever is under way.
+/// The process ends as soon as it is asked to, with its work under way.
 const END_AT_ONCE: &str = "end-at-once";
 
 /// True if a commit is left out of an event stream.

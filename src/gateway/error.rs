@@ -23,8 +23,8 @@ pub enum Error {
     Listen(#[from] std::io::Error),
 }
 
-/// An answer that says what is wrong. Travels in the response's extensions until the trace id is
-/// known and the body can be written.
+/// An answer that names the fault. Travels in the response's extensions until the trace id is known
+/// and the body can be written.
 #[derive(Clone, Debug)]
 pub(crate) struct Problem {
     kind: &'static Kind,

@@ -329,7 +329,7 @@ impl Parameters {
         Ok((positions, wait.min(WAIT_MAX)))
     }
 
-    /// Refuses whatever was not taken.
+    /// Refuses all parameters that were not taken.
     pub(crate) fn finish(self, known: &[&str]) -> Result<(), Problem> {
         let Some((name, _)) = self.0.into_iter().next() else { return Ok(()) };
         let name: String = name.chars().take(40).flat_map(char::escape_debug).collect();

@@ -74,8 +74,8 @@ fn until(client: Option<Deadline>) -> Deadline {
 }
 
 /// Waits until the read models have passed the positions. The looks go through the breaker; the
-/// wait between them does not, because it says nothing about Postgres however long it is. Of a
-/// client's time a part is left for looking what is missing.
+/// wait between them does not, because its length says nothing about Postgres. A part of a client's
+/// time is left for a look at the missing slots.
 pub(crate) async fn wait(
     shared: &Shared,
     tenant: &Tenant,

@@ -82,7 +82,7 @@ pub(crate) fn of(routes: &'static [Route], shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// The path of the route that matched, as a word without end of life; `none` for no route.
+/// The path of the route that matched, as a `'static` string; `none` for no route.
 pub(crate) fn label(matched: Option<&str>) -> &'static str {
     let route = matched.and_then(|path| ROUTES.iter().find(|route| route.path == path));
     route.map_or("none", |route| route.path)

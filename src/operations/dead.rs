@@ -41,7 +41,8 @@ impl Letters {
 
     /// The one of this number. Fails when there is none.
     pub async fn get(&self, number: u64) -> anyhow::Result<Letter> {
-        // The leader is asked: another replica may lack the last ones, and have what was requeued.
+        // The leader is asked: another replica may lack the last ones, and still have requeued
+        // ones.
         match self.stream.get_raw_message(number).await {
             Ok(dead) => Ok(Letter(dead)),
             Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {

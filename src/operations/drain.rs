@@ -1,4 +1,4 @@
-//! Draining a member: the cluster's leader gives what it serves to others.
+//! Draining a member: the cluster's leader gives its places to others.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! Operation of an installation: deploy an application, look at the cluster and at dead messages,
 //! drain a member, rebuild read models. The command line and the gateway call it.
 //!
-//! Nothing here is printed or answered: whoever calls it shows it.
+//! Nothing here prints or answers: the caller shows the results.
 
 pub mod application;
 pub mod dead;

@@ -76,8 +76,8 @@ pub async fn adopt(
     Ok((log, dropped))
 }
 
-/// Why the rows in Postgres are not of this log; `None`: they are, or Postgres is away, which says
-/// nothing about the log.
+/// Why the rows in Postgres are not of this log; `None`: they are, or Postgres is away, so that
+/// nothing is known.
 pub async fn other_log(store: &EventStore, postgres: &str) -> anyhow::Result<Option<String>> {
     let read_models = ReadModels::connect(postgres, Settings::default()).await?;
     let Ok(marks) = read_models.marks().await else { return Ok(None) };

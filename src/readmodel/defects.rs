@@ -12,7 +12,7 @@ use sqlx::PgConnection;
 
 use crate::Error;
 
-/// A projection worker goes on with what was taken from it, and nothing stops it.
+/// A projection worker goes on with places that were taken from it, and nothing stops it.
 pub const NO_FENCE: &str = "no-fence";
 
 /// A query is answered with another tenant's rows.

@@ -13,7 +13,7 @@ use crate::Error;
 /// Functions that are not immutable, and allowed. They depend on the transaction's time, on the
 /// session's time zone and formats, or on chance, and reach nothing beyond their arguments.
 pub(crate) const ALLOWED: &[&str] = &[
-    // Times: what is now, and what depends on the time zone (which is UTC).
+    // Times: the present, and functions that depend on the time zone (which is UTC).
     "now statement_timestamp transaction_timestamp clock_timestamp age date_add date_subtract",
     "date_part date_trunc extract generate_series make_timestamptz overlaps timezone",
     "to_char to_date to_number to_timestamp date time timetz timestamp timestamptz",

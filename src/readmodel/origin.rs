@@ -56,9 +56,9 @@ impl ReadModels {
         Ok(row.try_get(0)?)
     }
 
-    /// Drops every read model and notes this log as the one that they are built from anew; the workers
-    /// do that. Returns which there were. Fails when something that hangs on a view stands in the way,
-    /// or when a view is in use for long.
+    /// Drops every read model and notes this log as the one that they are built from anew; the
+    /// workers do that. Returns which there were. Fails when something that depends on a view
+    /// stands in the way, or when a view is in use for long.
     pub async fn adopt_log(&self, identity: &str) -> Result<Vec<Name>, Error> {
         let mut transaction = self.alone().await?;
         let rows = sqlx::query("select read_model, version from flexcore.projections")

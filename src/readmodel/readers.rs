@@ -35,9 +35,9 @@ const RETRY: Duration = Duration::from_millis(50);
 pub const GRACE: Duration = Duration::from_millis(300);
 /// Pause between two looks whether Postgres has ended a statement that does not heed its time limit.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
-/// A tenant has at most so many times as many sessions as are left for others. Those of queries whose
-/// clients have hung up count until Postgres has ended them, and be it never: or whoever asks and hangs
-/// up would have all.
+/// A tenant has at most so many times as many sessions as are left for others. Sessions of queries
+/// whose clients have hung up count until Postgres has ended them, even if that takes for ever.
+/// Otherwise a client that asks and hangs up would have all.
 const PLACES_TIMES: usize = 3;
 
 pub(crate) struct Readers {
@@ -100,8 +100,9 @@ impl Readers {
         login::open(&self.owner, self.given.as_ref(), false).await
     }
 
-    /// A transaction for this tenant. Fails with [`Error::NoPlace`] when the tenant's other queries have
-    /// all its places, with [`Error::Unavailable`] when there is no session in time, and with [`Error::Misconfigured`] when the login could see more than a tenant's rows.
+    /// A transaction for this tenant. Fails with [`Error::NoPlace`] when the tenant's other queries
+    /// have all its places, with [`Error::Unavailable`] when no session is free in time, and with
+    /// [`Error::Misconfigured`] when the login could see more than a tenant's rows.
     pub(crate) async fn begin(
         self: &Arc<Self>,
         tenant: &Tenant,
@@ -129,7 +130,7 @@ impl Readers {
         tokio::time::timeout(left, begun).await.map_err(|_| late())?
     }
 
-    /// What came of a statement, unless Postgres does not end it at its time limit. Fails with
+    /// The result of a statement, unless Postgres does not end it at its time limit. Fails with
     /// [`Error::Timeout`] then, and with [`Error::Unavailable`] when Postgres answers nobody.
     pub(crate) async fn in_time<T>(
         &self,

@@ -108,7 +108,7 @@ impl Unreached {
         }
     }
 
-    /// Looks again, and says what is missing: [`Error::NotYet`], or why Postgres cannot tell.
+    /// Looks again, and names the missing slots: [`Error::NotYet`], or why Postgres cannot tell.
     pub async fn missing(&self) -> Error {
         let wants = &self.wants;
         let found = match passed(&self.models.pool, wants.keys().cloned().collect()).await {

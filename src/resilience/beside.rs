@@ -78,8 +78,8 @@ impl<K: Clone + Eq + Hash> Beside<K> {
         (self.places / self.of.len().max(1)).max(1)
     }
 
-    /// Forgets who has gone, and looks whether somebody keeps within a share. One that is alone does not
-    /// count for that: it is not beside anybody.
+    /// Forgets those who have gone, and looks if somebody keeps within a share. One that is alone
+    /// does not count for that: it is not beside anybody.
     fn count(&mut self, now: Instant) {
         self.of.retain(|_, one| one.wants > 0 || now < one.last + LINGERS);
         let share = self.share();

@@ -25,7 +25,7 @@ impl Breaker {
     /// target. Fails with [`Error::Open`] without polling the call, with [`Error::TimedOut`] when
     /// the deadline passes first, and with [`Error::Failed`].
     ///
-    /// A call that is dropped, or ended by its deadline, tells nothing about the target unless it
+    /// A call that is dropped, or ended by its deadline, says nothing about the target unless it
     /// had taken [`BreakerPolicy::slow_call`] by then.
     pub async fn call<T, E>(
         &self,

@@ -10,8 +10,8 @@ use crate::measure;
 /// The header that carries the remaining time in milliseconds, as decimal digits.
 pub const HEADER: &str = "Flexcore-Timeout-Ms";
 
-/// Longest time that a request gets, whatever it asks for: more than the longest wait that a client
-/// may ask for (30 s), less than the time after which an idle connection is closed (60 s).
+/// Longest time of any request: more than the longest wait that a client may ask for (30 s), less
+/// than the time after which an idle connection is closed (60 s).
 pub const TIMEOUT_MAX: Duration = Duration::from_secs(45);
 
 /// Most digits that are read: more than any sensible number of milliseconds has.
@@ -26,7 +26,7 @@ pub struct Deadline(Instant);
 #[error("the deadline has passed")]
 pub struct Exceeded;
 
-/// A timeout that is none.
+/// An invalid timeout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{HEADER} is a whole number of milliseconds, at least 1, in decimal digits")]
 pub struct InvalidTimeout;
@@ -75,7 +75,7 @@ impl Deadline {
         self.0 <= now
     }
 
-    /// This one, or so long from now if that is sooner: for a part of what is to be done.
+    /// This one, or so long from now if that is sooner: for a part of the work.
     #[must_use]
     pub fn within(self, timeout: Duration) -> Self {
         self.min(Self::after(timeout))

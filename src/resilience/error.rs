@@ -13,7 +13,7 @@ pub enum Error<E> {
         /// When it is tried again.
         retry_after: Duration,
     },
-    /// The deadline, or the time for one attempt, has passed: what came of the call is unknown.
+    /// The deadline, or the time for one attempt, has passed: the outcome of the call is unknown.
     #[error("{target} did not answer in time")]
     TimedOut {
         /// The target.

@@ -74,9 +74,9 @@ pub struct BreakerPolicy {
     pub failures_percent: usize,
     /// Outcomes that are older say nothing about now. 30 s: failures of a quiet night do not add up.
     pub window_age: Duration,
-    /// A call that is not answered by then counts as failed, whatever becomes of it; a call that its
-    /// deadline or its client ended sooner says nothing, or else a client with a deadline of 1 ms
-    /// could open the circuit for all. 2 s: a thousand times what a call takes.
+    /// A call that is not answered by then counts as failed, with any outcome. A call that its
+    /// deadline or its client ended sooner does not count, or else a client with a deadline of 1 ms
+    /// could open the circuit for all. 2 s: a thousand times the time of a call.
     pub slow_call: Duration,
     /// The first pause. 500 ms: a restarted process takes about as long.
     pub pause_min: Duration,
@@ -135,8 +135,8 @@ pub struct BudgetPolicy {
     pub percent: u32,
     /// Retries earned by time. 2 a second: a process with few requests can try again, too.
     pub floor_per_second: u32,
-    /// Most that is saved, and what is there at first. 20: a lost connection fails what is under way
-    /// on it all at once.
+    /// Most retries that are saved, and the number at the start. 20: a lost connection fails all
+    /// calls under way on it at once.
     pub burst: u32,
 }
 

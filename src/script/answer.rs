@@ -23,7 +23,7 @@ pub(crate) enum Answer<'a> {
     Folded(&'a RawValue),
     /// `reject` was called.
     Rejected { code: String, message: String },
-    /// It threw, or returned what it must not.
+    /// It threw, or returned something forbidden.
     Faulty {
         /// The event whose `evolve` it was; empty: the called function itself.
         at: String,

@@ -13,7 +13,7 @@ pub(crate) const STACK_BYTES_MAX: usize = 512 * 1024;
 /// the other commands of the lane still get their answer in time.
 pub const DECIDE_MAX: Duration = Duration::from_millis(100);
 
-/// Most processor time for each event of a fold, on top of [`DECIDE_MAX`]: what was accepted once must
+/// Most processor time for each event of a fold, on top of [`DECIDE_MAX`]: an accepted event must
 /// be foldable on a slower machine.
 pub const EVOLVE_MAX: Duration = Duration::from_millis(20);
 

@@ -55,7 +55,7 @@ pub(crate) struct Guarded {
 }
 
 impl Guarded {
-    /// Starts it, after waiting for whoever still holds the lock of its standard error.
+    /// Starts it, after waiting until nobody holds the lock of its standard error any more.
     pub(crate) async fn start(plan: Plan<'_>) -> Result<Self, Error> {
         let stderr = lock(&plan.stderr).await?;
         let mut command = Command::new("sh");

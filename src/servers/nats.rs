@@ -21,7 +21,7 @@ const CONFIG: &str = include_str!("../../nats.conf");
 const LAZY_SYNC: &str = "\"2m\"";
 /// Longest time for opening its store: a second for a million messages, with room.
 const READY_WAIT: Duration = Duration::from_secs(60);
-/// Panics and what it says before it opens its log; locked while the server lives.
+/// Panics and its first messages before it opens its log; locked while the server lives.
 const STDERR: &str = "nats.stderr.log";
 const POLL: Duration = Duration::from_millis(5);
 /// Longest time for its end after a request to stop.

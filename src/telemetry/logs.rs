@@ -24,7 +24,7 @@ const ECS_VERSION: &str = "8.17.0";
 /// Longest text of one field, in bytes: a log line is read, not a place to keep payloads.
 const FIELD_BYTES_MAX: usize = 2_048;
 
-/// Fields of the lines for people: `name=value`, in one line whatever the value holds.
+/// Fields of the lines for people: `name=value`, in one line for every value.
 pub(crate) fn human_fields() -> impl for<'w> FormatFields<'w> + 'static {
     format::debug_fn(|writer, field, value| {
         let text = escaped(&cut(format!("{value:?}")));

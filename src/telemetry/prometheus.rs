@@ -19,7 +19,7 @@ enum Kind {
     Histogram(&'static [f64]),
 }
 
-/// The complete list: name, kind, unit, and what it tells.
+/// The complete list: name, kind, unit, and help.
 const METRICS: &[(&str, Kind, Unit, &str)] = &[
     (
         "flexcore_append_seconds",

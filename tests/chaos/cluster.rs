@@ -180,7 +180,7 @@ impl Cluster {
         format!("{}:8222", self.address(node))
     }
 
-    /// URL of Postgres itself, whatever gateways and workers are told.
+    /// URL of Postgres itself, also where gateways and workers are told another one.
     pub(crate) fn postgres(&self) -> String {
         self.postgres_via(&self.postgres_authority())
     }
@@ -421,7 +421,7 @@ impl Cluster {
         .await;
     }
 
-    /// Looks until something holds; panics with what it last said, and the logs' ends.
+    /// Looks until something holds; panics with the last finding, and the logs' ends.
     pub(crate) async fn wait(
         &mut self,
         what: &str,

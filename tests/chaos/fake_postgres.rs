@@ -30,9 +30,9 @@ pub(crate) enum Way {
     Hang,
     /// A byte now and then.
     Drip,
-    /// Connections break as soon as something is said.
+    /// Connections break at the first message.
     Reset,
-    /// As `Reset`, for every other thing that is said.
+    /// As `Reset`, for every other message.
     HalfReset,
 }
 

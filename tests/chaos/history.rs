@@ -93,7 +93,7 @@ pub(crate) enum Told {
     Refused { status: u16, code: String },
     /// 429, 503 or 507 that says that nothing was done.
     TurnedAway { status: u16, code: String, retry_after: bool },
-    /// Any other 5xx: it is not known what came of it.
+    /// Any other 5xx: the outcome is unknown.
     Unknown { status: u16, code: String, retry_after: bool },
     /// No connection could be made: nothing was sent.
     NotSent,
@@ -168,7 +168,7 @@ impl Seen {
     }
 }
 
-/// One wish of a client, with all its calls until it was known what came of it.
+/// One wish of a client, with all its calls until its outcome was known.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Wish {
     pub(crate) start_ns: u64,
@@ -248,7 +248,7 @@ impl History {
         inner.wishes.len() - 1
     }
 
-    /// It is known what came of a wish, or nobody waits any more.
+    /// The outcome of a wish is known, or nobody waits any more.
     pub(crate) fn settle(&self, number: usize, known: bool) {
         let mut inner = self.inner.lock().unwrap();
         let wish = &mut inner.wishes[number];

@@ -37,7 +37,7 @@ pub(crate) fn missing() -> Option<String> {
     what.or_else(|| disk.err().map(|error| format!("no file can be mounted here: {error}")))
 }
 
-/// Runs a program to its end; gives what it printed, or what it complained about.
+/// Runs a program to its end; gives its output, or its complaint.
 pub(crate) fn try_run(program: &str, arguments: &[&str]) -> Result<String, String> {
     let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
     let output = output.map_err(|error| format!("{program}: {error}"))?;

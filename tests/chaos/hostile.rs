@@ -52,7 +52,7 @@ impl Hostile {
     }
 }
 
-/// Publishes commands to the broker: many, and among them the largest and what is none.
+/// Publishes commands to the broker: many, and among them the largest and malformed ones.
 async fn store(nats: Vec<String>, seed: u64) {
     let client = talk::connect(&nats).await;
     let jetstream = jetstream::new(client);

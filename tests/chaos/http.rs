@@ -20,8 +20,7 @@ const CONNECT_PART: u32 = 6;
 const IDLE_MAX: usize = 512;
 
 /// Time for which an idle connection is kept. A gateway closes one after 5 s (`HEADERS_TIMEOUT`
-/// among its limits), and what is sent at that moment is lost: clients have to be the first to let
-/// go.
+/// among its limits), and a request at that moment is lost: clients have to be the first to let go.
 const IDLE_FOR: Duration = Duration::from_secs(4);
 
 type Connection = http1::SendRequest<Full<Bytes>>;
@@ -82,7 +81,8 @@ impl Answer {
 }
 
 impl Client {
-    /// Sends the request to `HOST:PORT` and gives the answer, or why there is none `within` the time.
+    /// Sends the request to `HOST:PORT` and gives the answer, or the reason why none came `within`
+    /// the time.
     pub(crate) async fn send(
         &self,
         authority: &str,
@@ -132,7 +132,7 @@ impl Client {
         }
     }
 
-    /// Closes what is idle.
+    /// Closes idle connections.
     pub(crate) fn close(&self) {
         self.idle.lock().unwrap().clear();
     }

@@ -167,7 +167,7 @@ impl Load {
         tokio::time::sleep(BURST_BEFORE).await;
     }
 
-    /// Ends the arrivals and waits until everybody knows what came of what they sent; after the
+    /// Ends the arrivals and waits until every client knows the outcomes of its commands; after the
     /// time they give up.
     pub(crate) async fn finish(self, patience: Duration) -> Left {
         self.stop.cancel();
@@ -342,7 +342,7 @@ impl Shared {
         Some(Order { tenant, account, wanted, key, tag, if_match, way, otherwise })
     }
 
-    /// Sends a command until it is known what came of it.
+    /// Sends a command until its outcome is known.
     async fn command(self: Arc<Self>, order: Order, gateway: usize, pace: Pace) {
         let mut random = StdRng::seed_from_u64(self.seed ^ self.number());
         let (wish, mut gateway, mut absent) = (self.history.wish(), gateway, 0);

@@ -1,5 +1,6 @@
 //! The chaos harness: the whole cluster in network namespaces on this machine, under load, while
-//! everything fails that can; afterwards a checker holds what clients were told to what is there.
+//! everything fails that can. Afterwards a checker compares the clients' answers with the log and
+//! the rows.
 //!
 //! ```text
 //! FLEXCORE_CHAOS=slice cargo test --test chaos          a few minutes
@@ -67,7 +68,7 @@ async fn the_cluster_survives() {
     let mut report = report::Report::new(seed, &programme);
     for name in chosen {
         experiments::run(name, seed, extent, &mut report).await;
-        // After each, so that a run that is cut short has told what it saw.
+        // After each, so that a run that is cut short has told its findings.
         report.write(&report::versions());
     }
     let failures = report.failures();

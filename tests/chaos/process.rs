@@ -36,7 +36,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts it; what it prints is added to the log.
+    /// Starts it; its output is added to the log.
     pub(crate) fn start(plan: Plan) -> Self {
         let mut process = Self { plan, child: None };
         process.run();
@@ -101,7 +101,7 @@ impl Process {
         host::held(self.pid()?)
     }
 
-    /// The end of what it printed.
+    /// The end of its output.
     pub(crate) fn log_tail(&self) -> String {
         tail(&self.plan.log)
     }

@@ -20,7 +20,7 @@ pub(crate) struct Report {
 pub(crate) struct Section {
     pub(crate) name: String,
     pub(crate) verdicts: Vec<Verdict>,
-    /// Milliseconds, by what was timed.
+    /// Milliseconds, by the timed action.
     pub(crate) timings: BTreeMap<String, Vec<f64>>,
     /// Further lines.
     pub(crate) notes: Vec<String>,
@@ -35,7 +35,7 @@ impl Report {
         Self { seed, programme: programme.to_owned(), sections: Vec::new() }
     }
 
-    /// Adds an experiment's section, and says what came of it.
+    /// Adds an experiment's section, and reports its result.
     pub(crate) fn add(&mut self, mut section: Section) {
         section.verdicts = together(section.verdicts);
         let arm = if section.is_control() { " (control arm: violations are expected)" } else { "" };
@@ -98,7 +98,7 @@ impl Section {
             let may_lack = self.without.iter().any(|(what, _)| *what == verdict.what);
             verdict.is_broken() || verdict.n == 0 && !may_lack
         };
-        // With their words: often no more than the end of what was printed is kept.
+        // With their words: often no more than the end of the output is kept.
         let told: Vec<String> = self.verdicts.iter().filter(fails).map(Verdict::told).collect();
         (!told.is_empty()).then(|| format!("{name}:\n{}", told.join("\n")))
     }

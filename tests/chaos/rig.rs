@@ -84,7 +84,7 @@ impl Rig {
         }
         tokio::time::sleep(WARM_UP).await;
         rig.unload().await;
-        // Pools are filled by now; what is held from here on is a leak.
+        // Pools are filled by now; resources that are held from here on are a leak.
         rig.held = rig.held().await.unwrap();
         rig.load(pace).await;
         tokio::time::sleep(Duration::from_secs(2)).await;
@@ -296,7 +296,7 @@ impl Rig {
         self.section
     }
 
-    /// Ends the load and holds what was seen of Postgres meanwhile to one check.
+    /// Ends the load and holds all reads from Postgres meanwhile to one check.
     pub(crate) async fn finish_with_the_snapshots_alone(
         mut self,
         check: fn(&Story) -> Verdict,
@@ -312,7 +312,7 @@ impl Rig {
         self.section
     }
 
-    /// Keeps history and logs for who has to understand a violation.
+    /// Keeps history and logs for people who have to understand a violation.
     fn keep(&self) {
         let name = self.section.name.replace(|c: char| !c.is_ascii_alphanumeric(), "-");
         let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("chaos").join(name);

@@ -1,5 +1,5 @@
 //! One process that is a whole installation, `flexcore dev`, for the control arms: it is there in
-//! seconds, and a few hundred calls are enough to find what is wrong with every so many of them.
+//! seconds, and a few hundred calls are enough to find a defect in every so many of them.
 
 use std::{
     fs::{self, File, Permissions},
@@ -53,8 +53,8 @@ struct Small {
     place: Place,
 }
 
-/// Runs a small installation under load with a defect of this name, or without, and holds what clients
-/// were told to what is there. The checks in `control` have to find the defect.
+/// Runs a small installation under load with a defect of this name, or without, and compares the
+/// clients' answers with the log and the rows. The checks in `control` have to find the defect.
 pub(crate) async fn run(
     name: &str,
     defect: Option<&str>,
@@ -193,7 +193,7 @@ impl Small {
         }
     }
 
-    /// Lets clients ask for a while, and waits until they know what came of it.
+    /// Lets clients ask for a while, and waits until they know the outcomes.
     async fn load(&self, history: &History, seed: u64, pace: Pace, length: Duration) {
         let load = Load::start(&self.place, history, seed, pace).await;
         tokio::time::sleep(length).await;

@@ -46,8 +46,8 @@ impl Talk {
         self.place.gateways.len()
     }
 
-    /// Sends a command: key, payload, expected version, and whether it is to be queued. Gives what
-    /// was told, and the position.
+    /// Sends a command: key, payload, expected version, and whether it is to be queued. Gives the
+    /// answer, and the position.
     pub(crate) async fn command(
         &self,
         gateway: usize,
@@ -99,7 +99,7 @@ impl Talk {
         self.place.client.send(&self.place.gateways[gateway - 1], ask, within).await
     }
 
-    /// Asks one gateway for something of a tenant, and reads what it shows when it answers.
+    /// Asks one gateway for something of a tenant, and reads the result when it answers.
     async fn seen(
         &self,
         gateway: usize,
@@ -256,7 +256,7 @@ fn told(answer: &Answer) -> (Told, Option<String>) {
             return (Told::Accepted { version, sequence, replayed }, position);
         }
         202 => Told::Queued,
-        // A full store is said so, with whatever word.
+        // A full store is reported as full, in any words.
         507 => Told::TurnedAway { status, code, retry_after },
         429 | 503 if nothing_done => Told::TurnedAway { status, code, retry_after },
         400..500 => Told::Refused { status, code },

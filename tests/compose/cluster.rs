@@ -1,4 +1,4 @@
-//! The installation that docker-compose.yml describes, and what is done to it.
+//! The installation that docker-compose.yml describes, and actions on it.
 
 use std::{
     net::TcpListener,

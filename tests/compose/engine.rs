@@ -37,7 +37,7 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Installs what is missing, starts the engine, makes stand-ins for the base images, and the
+    /// Installs missing packages, starts the engine, makes stand-ins for the base images, and the
     /// image of flexcore.
     pub(crate) fn start() -> Self {
         let engine = match std::env::var("DOCKER_HOST") {

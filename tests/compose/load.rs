@@ -1,5 +1,5 @@
-//! An open-loop load through the one address: a command every so often, whatever became of the ones
-//! before, and each sent again under its key until its fate is known.
+//! An open-loop load through the one address: a command every so often, also when earlier ones have
+//! no answer, and each sent again under its key until its fate is known.
 
 use std::{
     collections::BTreeMap,
@@ -68,7 +68,7 @@ impl Load {
         .await;
     }
 
-    /// Does something to the cluster, sees that commands go on, and says what it cost.
+    /// Does something to the cluster, sees that commands go on, and tells the cost.
     pub(crate) async fn during(&self, what: &str, action: impl FnOnce() + Send) {
         *self.shared.slowest.lock().unwrap() = Duration::ZERO;
         let start = Instant::now();

@@ -38,7 +38,7 @@ fn position(bytes: &[u8], text: &str) -> usize {
     found.unwrap_or_else(|| panic!("the block has no {text}"))
 }
 
-/// Runs `verify --json`; returns whether it succeeded, with what it says.
+/// Runs `verify --json`; returns whether it succeeded, with its output.
 fn verify(dev: &Dev, more: &[&str]) -> (bool, String) {
     let mut command = flexcore();
     command.arg("--data").arg(dev.data()).args(["verify", "--json"]).args(more);

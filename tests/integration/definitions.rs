@@ -83,7 +83,7 @@ async fn a_version_is_in_force_as_soon_as_apply_returns() {
     let answer = raise(&http, "steps", "c-1", r#"{"by":6}"#).await;
     assert_eq!(answer.problem(409, "rejected")["code"], json!("negative"));
 
-    // Another fold of the same events, and another read model, beside what there is.
+    // Another fold of the same events, and another read model, beside the existing ones.
     let third = second
         .with(
             "(state === null ? 0 : state.sum) + event.data.by",

@@ -1,4 +1,4 @@
-//! `flexcore dev`: what it says when it serves, how it ends, and what it leaves behind.
+//! `flexcore dev`: its messages when it serves, its end, and the files that it leaves behind.
 
 use std::os::unix::fs::PermissionsExt as _;
 

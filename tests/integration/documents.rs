@@ -48,7 +48,7 @@ impl Block {
         self.text.starts_with(text)
     }
 
-    /// Runs it with a shell, which must succeed; returns what it prints.
+    /// Runs it with a shell, which must succeed; returns its output.
     fn run(&self, place: &Path) -> String {
         let mut shell = Command::new("sh");
         shell.args(["-eu", "-c", self.text]).current_dir(place).stdin(Stdio::null());

@@ -172,7 +172,7 @@ async fn no_hostile_input_stops_what_all_share() {
     });
     assert!(degraded.await.contains("degraded"));
 
-    // And whoever starts now is not stopped by it either.
+    // A process that starts now is not stopped by it either.
     dev.terminate();
     dev.start_again();
     victim.http = dev.http("victim");

@@ -1,5 +1,5 @@
-//! Commands over HTTP: what is answered, what is repeated, and what is refused, each with a problem
-//! document that says what to do.
+//! Commands over HTTP: answers, repetitions and refusals, each refusal with a problem document that
+//! gives advice.
 
 use serde_json::{Value, json};
 

@@ -169,7 +169,7 @@ impl<'a> Parser<'a> {
         module
     }
 
-    /// Passes an attribute, and what it is on where that is for tests alone.
+    /// Passes an attribute, and its item where that is for tests alone.
     fn attribute(&mut self) {
         let begin = self.next;
         self.group();
@@ -194,7 +194,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Passes what is in the next brackets, with them.
+    /// Passes the next brackets, with their content.
     fn group(&mut self) {
         let mut depth = 0_u32;
         while self.next < self.tokens.len() {

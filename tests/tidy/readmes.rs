@@ -1,4 +1,4 @@
-//! Each crate says in a short README.md what it is, what it is not, and how it is used.
+//! Each crate has a short README.md: its purpose, its limits, and an example.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use crate::{none, sources};
 /// Most lines: more belongs into the code's own documentation.
 const LINES_MAX: usize = 20;
 
-/// Names in the examples: types, and what is called.
+/// Names in the examples: types and calls.
 fn names(readme: &str) -> impl Iterator<Item = &str> {
     let examples = readme.split("```rust").skip(1).filter_map(|after| after.split("```").next());
     examples.flat_map(|example| {

@@ -1,4 +1,4 @@
-//! Aggregates that a lane has at hand, within a limit of bytes.
+//! Aggregates that a lane holds in memory, within a limit of bytes.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -75,7 +75,7 @@ impl Entry {
         self.memory.recall(id)
     }
 
-    /// The log was asked for a command, and this is what it says.
+    /// The log was asked for a command, and this is its answer.
     pub(super) fn looked_up(&mut self, id: CommandId, said: Option<RememberedCommand>) {
         Arc::make_mut(&mut self.memory).looked_up(id, said);
     }
@@ -178,7 +178,7 @@ impl Entry {
 /// loses its least recently used one first.
 pub(super) struct Cache {
     of: HashMap<Tenant, Own>,
-    /// The tenants by what they have.
+    /// The tenants by their bytes.
     by_size: BTreeSet<(usize, Tenant)>,
     size_bytes: usize,
     size_bytes_max: usize,

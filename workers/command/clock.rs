@@ -46,7 +46,7 @@ impl Clock {
         bounded((self.own)(), seen, Instant::now())
     }
 
-    /// Asks the broker. Without an answer what it said last goes on to count.
+    /// Asks the broker. Without an answer its last answer still counts.
     pub(super) async fn look(&self, store: &EventStore, said: &mut bool) {
         let time_ms = match store.broker_time_ms().await {
             Ok(time_ms) => time_ms,

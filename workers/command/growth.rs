@@ -68,7 +68,7 @@ pub(super) async fn watch(store: EventStore, member: Member, stop: CancellationT
     }
 }
 
-/// Sets the metrics, and warns of what was not known to be near its limit. Returns what is.
+/// Sets the metrics, and warns of a limit that is newly near. Returns what is.
 fn tell(growth: Growth, servers: &[ServerUse], known: &BTreeSet<Limit>) -> BTreeSet<Limit> {
     gauge!("flexcore_log_bytes").set(growth.bytes as f64);
     gauge!("flexcore_log_aggregates").set(growth.aggregates as f64);

@@ -1,12 +1,12 @@
 //! The command ids that an aggregate remembers: all of them, so that a command is applied once
 //! however much comes between.
 //!
-//! The last 1,024 are kept whole, with what came of them. Of each older one there is a fingerprint of
+//! The last 1,024 are kept whole, with their outcomes. Of each older one there is a fingerprint of
 //! 32 bits and the place of its commit in the log. That no fingerprint fits is a proof that the
-//! command is new, and costs a look into memory. Where one fits, the commit at its place says whether
-//! it was this command: one message of the log is read. Among a million older commands a new one is
-//! looked up in vain once in 4,000 times. Clients cannot make that more: the fingerprints are keyed
-//! with a secret that only workers and the snapshots' bucket know.
+//! command is new, and costs a look into memory. Where one fits, the commit at its place says
+//! whether it was this command: one message of the log is read. Among a million older commands a
+//! new one is looked up in vain once in 4,000 times. Clients cannot make that more: the
+//! fingerprints are keyed with a secret that only workers and the snapshots' bucket know.
 
 use std::{
     collections::VecDeque,
@@ -30,7 +30,7 @@ pub(super) fn random_secret() -> Secret {
 /// True if a command was accepted before.
 #[derive(Debug, PartialEq)]
 pub(super) enum Recall<'m> {
-    /// It was, and this came of it.
+    /// It was, with this outcome.
     Known(&'m RememberedCommand),
     /// It was if one of the commits at these places in the log, in their order, is its own.
     Perhaps(Vec<u64>),
@@ -120,7 +120,7 @@ impl Memory {
         })
     }
 
-    /// The log was asked for this command, and this is what it says.
+    /// The log was asked for this command, and this is its answer.
     pub(super) fn looked_up(&mut self, id: CommandId, said: Option<RememberedCommand>) {
         self.looked_up = Some((id, said));
     }

@@ -91,7 +91,7 @@ pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) 
     member.report(Kind::Command, followed, BTreeSet::new());
 }
 
-/// Leaves what is not wanted any more; what is not even to be left in order is lost.
+/// Leaves unwanted slots; a slot that cannot even be left in order is lost.
 fn leave(
     serving: &HashMap<u16, Serving>,
     wanted: &BTreeMap<u16, u64>,

@@ -91,9 +91,9 @@ impl<T> Behind<T> {
 }
 
 impl<T> Turns<T> {
-    /// Each tenant has so many aggregates under way at once for its clients, and so many for what
-    /// is stored. Further questions to an aggregate that is under way wait there, and take nothing
-    /// from others.
+    /// Each tenant has so many aggregates under way at once for its clients, and so many for its
+    /// stored commands. Further questions to an aggregate that is under way wait there, and take
+    /// nothing from others.
     pub(super) fn new(at_once_max: usize, beside: Beside<Tenant>) -> Self {
         Self {
             at_once_max,
@@ -338,7 +338,8 @@ mod tests {
         assert_eq!(order, ["stored", "a", "stored", "b", "stored", "stored"]);
     }
 
-    /// Begins with what there is and ends it at once, so many times. Returns how often each one came.
+    /// Begins with all that wait and ends them at once, so many times. Returns how often each one
+    /// came.
     fn work(turns: &mut Turns<&'static str>, times: usize) -> (usize, usize) {
         let (mut flood, mut calm) = (0, 0);
         for _ in 0..times {

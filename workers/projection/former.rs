@@ -19,7 +19,7 @@ pub(super) struct Former {
 }
 
 impl Former {
-    /// The catalog with what was found.
+    /// The catalog with the former deployments that were found.
     pub(super) fn beside(&self, catalog: &Arc<Catalog>) -> Arc<Catalog> {
         if self.found.is_empty() {
             return catalog.clone();
@@ -29,8 +29,8 @@ impl Former {
         Arc::new(catalog)
     }
 
-    /// Looks up in the log what was not looked up before; false when there is no such thing. Fails
-    /// when the broker is away.
+    /// Looks up in the log those that were not looked up before; false when there is no such thing.
+    /// Fails when the broker is away.
     pub(super) async fn look_up(
         &mut self,
         store: &EventStore,

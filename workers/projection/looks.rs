@@ -7,13 +7,13 @@ use tokio::time::Instant;
 /// Least pause between two questions: how long somebody waits at most for a position that nothing here
 /// follows.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause, also where nobody answers. The first question may take seconds; those after it begin behind
-/// what it said.
+/// Longest pause, also where nobody answers. The first question may take seconds; those after it
+/// begin where it ended.
 const PAUSE_LONGEST: Duration = Duration::from_secs(1);
 /// Otherwise a question keeps the broker busy for one part in so many of the time, at most.
 const SHARE: u32 = 20;
-/// An answer that old is no deposed leader's: what it said was asked again of others since. Until then it
-/// is asked once more.
+/// An answer that old is no deposed leader's: others were asked again since. Until then it is asked
+/// once more.
 const SETTLED: Duration = Duration::from_secs(10);
 
 /// The answers so far. The broker goes through all that lies behind the place that a question begins at,

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// A log that ends before a checkpoint for this long is taken to be another one. A leader that was
-/// deposed says what it had until it hears of that, or has heard of nobody for ten seconds.
+/// A log that ends before a checkpoint for this long is taken to be another one. A deposed leader
+/// answers from its own copy until it hears of that, or has heard of nobody for ten seconds.
 const REPLACED_AFTER: Duration = Duration::from_secs(20);
 
 /// The result so far.

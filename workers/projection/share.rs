@@ -9,7 +9,7 @@ use flexcore_readmodel::Version;
 /// The share that a portion of a read model belongs to. One that is not shared has the first alone, whose
 /// owner manages the read model.
 pub(super) fn share(name: &Name, portion: u16) -> u16 {
-    // FNV-1a, so that every worker counts alike, whatever it was built with.
+    // FNV-1a, so that every worker counts alike, with every compiler.
     let hash = name
         .as_str()
         .bytes()

@@ -44,7 +44,7 @@ pub struct Queued {
 }
 
 impl Queued {
-    /// Of a consumer. Fails with what is wrong with the connection.
+    /// Of a consumer. Fails with the connection's error.
     fn of(message: Result<jetstream::Message, pull::MessagesError>) -> Result<Self, Error> {
         let message = message.map_err(unavailable)?;
         let info = message.info().map_err(unavailable)?;

@@ -1,7 +1,7 @@
-//! A tenant's share of FLEX_COMMANDS. A process counts what it has stored there for each tenant and
-//! what of it was purged since. When the stream is half full, whoever has more than a sixteenth
-//! stores no more: the rest is for the others. Messages that somebody else publishes to the broker
-//! are not counted here, but count towards "half full".
+//! A tenant's share of FLEX_COMMANDS. A process counts the bytes that it has stored there for each
+//! tenant, and the part of them that was purged since. When the stream is half full, a tenant that
+//! has more than a sixteenth stores no more: the rest is for the others. Messages that somebody
+//! else publishes to the broker are not counted here, but count towards "half full".
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -22,7 +22,7 @@ const SHARES: u64 = 16;
 /// Between two looks at the stream, or so many bytes.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOOK_BYTES: u64 = 16 << 20;
-/// Commands are counted together up to so many bytes: what is purged in between is seen later.
+/// Commands are counted together up to so many bytes; purges in between are seen later.
 const CHUNK_BYTES: u64 = 256 << 10;
 /// Bytes that the broker keeps of a message beside subject, headers and body.
 const RECORD_BYTES: usize = 40;

@@ -224,8 +224,8 @@ impl Places {
     }
 }
 
-/// Only the last event of a commit carries an id: whoever is cut off inside a commit gets all of it
-/// again, and nothing is left out.
+/// Only the last event of a commit carries an id: a client that is cut off inside a commit gets all
+/// of it again, and nothing is left out.
 fn write_commit(text: &mut String, recorded: &Recorded) {
     let commit = &recorded.commit;
     for (at, event) in commit.events.iter().enumerate() {

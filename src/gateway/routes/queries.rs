@@ -35,7 +35,7 @@ pub(crate) async fn read_model(
         }
         let fits = async |rows: ReadModels| rows.check(model, pairs).await;
         match postgres::read(&shared, tenant, client, fits).await {
-            // Nobody can tell what serves. Most likely it is what is declared.
+            // Nobody can tell which version serves. Most likely it is the declared one.
             Err(problem) if problem.is(&problems::UNAVAILABLE) => return Err(error.into()),
             fits => fits?,
         }
@@ -94,8 +94,8 @@ pub(crate) async fn explain_read_model(
     Ok(explanation(&[explained]))
 }
 
-/// `GET /v1/queries/{name}/explain`: the indexes that the named query uses. Its parameters are not
-/// needed: what it says is the same whatever they are.
+/// `GET /v1/queries/{name}/explain`: the indexes that the named query uses. It does not depend on
+/// the parameters, so they are not needed.
 pub(crate) async fn explain_named(
     State(shared): State<Arc<Shared>>,
     call: Call,

@@ -1,5 +1,5 @@
-//! The contracts of the example application, as they stand in `schemas/`: whoever changes one sees
-//! it in review.
+//! The contracts of the example application, as they stand in `schemas/`: a change of one shows in
+//! review.
 
 #![expect(clippy::unwrap_used, reason = "the whole file is tests")]
 

@@ -309,7 +309,7 @@ proptest! {
                 given.result(ticket, verdict);
             }
         }
-        // From whatever state: at most 20 calls that fail, and it is open.
+        // From every state: after at most 20 calls that fail, it is open.
         let mut opened = given.circuit.state() == State::Open;
         for gap_ms in gaps_ms {
             if opened {

@@ -152,7 +152,7 @@ async fn failovers_are_within_the_budget_and_seen() {
     let recorder = PrometheusBuilder::new().build_recorder();
     let _guard = metrics::set_default_local_recorder(&recorder);
     let budget = BudgetPolicy { percent: 10, floor_per_second: 0, burst: 2 };
-    // Healthy whatever happens, so that the budget alone is at work.
+    // Always healthy, so that the budget alone is at work.
     let breaker = BreakerPolicy {
         failures_in_a_row: u32::MAX,
         calls_min: usize::MAX,

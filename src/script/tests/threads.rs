@@ -126,7 +126,7 @@ async fn made<T: Send + 'static>(
     scripts.call(of, job).await
 }
 
-/// Runs a task on a thread of its own, and returns what it does.
+/// Runs a task on a thread of its own, and returns its result.
 fn on_thread<T, F>(task: impl FnOnce(Scripts<Made>) -> F) -> T
 where
     T: Send + 'static,
@@ -209,7 +209,7 @@ fn is_left(place: Place, hostile: (&str, &str)) -> bool {
     let definition = application(&text).aggregates.values().next().unwrap().clone();
     let (told, held, moved, next, again) = on_thread(move |scripts| async move {
         let (bad, good) = (of("bad", &definition), of("good", &definition));
-        // The engine is made before, and outside what is measured.
+        // The engine is made before the measurement begins.
         made(&scripts, good.clone(), move |own| call(place, own, 0)).await.unwrap().unwrap();
         let thread = this_thread();
         let before = used_by(&thread).unwrap();

@@ -72,7 +72,7 @@ impl Drop for Marked {
 }
 
 impl Mark {
-    /// The number of the call that runs, and what it may use.
+    /// The number of the running call, and its limit.
     pub(super) fn running(&self) -> Option<(u64, Duration)> {
         let number = self.call.load(Ordering::Acquire);
         let within = Duration::from_millis(self.within_ms.load(Ordering::Relaxed));

@@ -1,5 +1,6 @@
-//! The log by account, folded by the rules, with what was known of each account and when. The log gives
-//! the order, so what could have been seen during a call is a range of states and no search.
+//! The log by account, folded by the rules, with the known facts of each account and their times.
+//! The log gives the order, so what could have been seen during a call is a range of states and no
+//! search.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +10,7 @@ use crate::{
     history::{Call, Seen, Told},
 };
 
-/// An account's commits, and what it was after each.
+/// An account's commits, and its state after each.
 #[derive(Default)]
 pub(crate) struct History<'a> {
     pub(crate) commits: Vec<&'a Commit>,
@@ -89,8 +90,8 @@ impl<'a> Accounts<'a> {
         self.history(&commit.tenant, &commit.account).before(commit)
     }
 
-    /// Milliseconds since 1970 of a moment, with the clocks' difference: what was stored by then
-    /// carries no later time.
+    /// Milliseconds since 1970 of a moment, with the clocks' difference: commits that were stored
+    /// by then carry no later time.
     pub(crate) fn ms(&self, at_ns: u64) -> u64 {
         (self.begun_ms + at_ns / 1_000_000).saturating_add(CLOCK_MS)
     }

@@ -24,8 +24,8 @@ pub(crate) struct Stop {
     pub(crate) ended: Option<(Option<i32>, Duration)>,
 }
 
-/// 13: every request that reached a gateway is answered by its deadline: 2xx, a refusal of what it asks
-/// for, or 429 and 503 with `Retry-After`. 401 and 404 are no answer to a good request.
+/// 13: every request that reached a gateway is answered by its deadline: 2xx, a refusal of the
+/// request, or 429 and 503 with `Retry-After`. 401 and 404 are no answer to a good request.
 pub(crate) fn everything_is_answered(calls: &[Call], reads: &[Read]) -> Verdict {
     let mut verdict = Verdict::new(13, ANSWERED);
     for call in calls.iter().filter(|call| call.gateway > 0) {

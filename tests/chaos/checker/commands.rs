@@ -1,4 +1,4 @@
-//! Commands whose answer says what came of them, and what the log says: invariants 1, 2, 4 and 5.
+//! Commands whose answers tell their outcomes, held to the log: invariants 1, 2, 4 and 5.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,8 @@ pub(crate) const UNKNOWN: &str = "unknown commands took effect whole, once, or n
 pub(crate) const QUEUED_ORDER: &str = "an account's queued deposits keep their order";
 pub(crate) const IN_THE_LOG: &str = "nothing answered 2xx is missing from the log";
 
-/// 1: what was answered 2xx stands in the log exactly once, where the answer said, before the answer.
+/// 1: a command that was answered 2xx stands in the log exactly once, at the answered place, before
+/// the answer.
 pub(crate) fn accepted_are_recorded_once(story: &Story, accounts: &Accounts<'_>) -> Verdict {
     let mut verdict = Verdict::new(1, ACCEPTED);
     for call in &story.calls {
@@ -112,8 +113,8 @@ fn is_done_by_one(accounts: &Accounts<'_>, commit: &Commit, calls: &[&Call]) -> 
     calls.iter().any(|call| may_have_worked(call) && !accounts.was_before(commit, call.start_ns))
 }
 
-/// 2: what was answered "nothing was done" has no event; unless the same command was sent in another
-/// call as well, which did it.
+/// 2: a command that was answered "nothing was done" has no event; unless the same command was sent
+/// in another call as well, which did it.
 pub(crate) fn turned_away_leave_nothing(story: &Story, accounts: &Accounts<'_>) -> Verdict {
     let mut verdict = Verdict::new(2, TURNED_AWAY);
     let turned_away = |call: &&Call| matches!(call.told, Told::TurnedAway { .. } | Told::NotSent);
@@ -133,7 +134,7 @@ fn done_all_the_same<'a>(accounts: &'a Accounts<'_>, call: &'a Call) -> Option<&
     (!is_done_by_one(accounts, commit, &calls)).then_some(commit)
 }
 
-/// 2: what was refused has no event, and the account's state at some point of the call says why. A
+/// 2: a refused command has no event, and the account's state at some point of the call says why. A
 /// command that was in the log already is answered with its outcome, never with 4xx.
 pub(crate) fn refused_are_justified(story: &Story, accounts: &Accounts<'_>) -> Verdict {
     let mut verdict = Verdict::new(2, REFUSED);
@@ -179,7 +180,7 @@ pub(crate) fn is_justified(
     }
 }
 
-/// 2: what is unknown took effect whole, once, or not at all.
+/// 2: a command with an unknown outcome took effect whole, once, or not at all.
 pub(crate) fn unknown_are_whole_or_nothing(_: &Story, accounts: &Accounts<'_>) -> Verdict {
     let mut verdict = Verdict::new(2, UNKNOWN);
     for calls in accounts.commands() {
@@ -200,8 +201,8 @@ pub(crate) fn unknown_are_whole_or_nothing(_: &Story, accounts: &Accounts<'_>) -
 /// The number of commands that an aggregate may remember whole; later repetitions are beyond it.
 const WINDOW: usize = 1_024;
 
-/// 1: a command that is repeated after its account has taken more others than anybody keeps in mind is
-/// answered with what came of it then.
+/// 1: a command that is repeated after its account has taken more others than anybody remembers is
+/// answered with its first outcome.
 pub(crate) fn late_repeats_are_known(story: &Story) -> Verdict {
     let accounts = Accounts::of(story);
     let mut verdict = Verdict::new(1, "commands repeated beyond every window are not done again");
@@ -260,9 +261,10 @@ pub(crate) fn one_wins_a_version(story: &Story, accounts: &Accounts<'_>) -> Verd
     verdict
 }
 
-/// 4: an account's queued deposits keep their order: one that was stored before another was sent comes
-/// first in the log. Of one that was also sent another way the place in the queue says nothing. Nor of a
-/// withdrawal: it may be refused in its place, and a copy that was stored later not.
+/// 4: an account's queued deposits keep their order: one that was stored before another was sent
+/// comes first in the log. For a command that was also sent another way the place in the queue says
+/// nothing. Nor of a withdrawal: it may be refused in its place, and a copy that was stored later
+/// not.
 pub(crate) fn queued_keep_their_order(_: &Story, accounts: &Accounts<'_>) -> Verdict {
     let mut verdict = Verdict::new(4, QUEUED_ORDER);
     let mut by_account: BTreeMap<(&str, &str), Vec<Queued<'_>>> = BTreeMap::new();
@@ -316,7 +318,7 @@ struct Queued<'a> {
     sequence: u64,
 }
 
-/// 5: what was answered 2xx is in the log.
+/// 5: a command that was answered 2xx is in the log.
 pub(crate) fn acknowledged_in_the_log(story: &Story, accounts: &Accounts<'_>) -> Verdict {
     let mut verdict = Verdict::new(5, IN_THE_LOG);
     for call in story.calls.iter().filter(|call| matches!(call.told, Told::Accepted { .. })) {

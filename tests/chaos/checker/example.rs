@@ -65,9 +65,10 @@ pub(crate) fn commit(key: &str, second: u64, version: u64, sequence: u64) -> Com
     }
 }
 
-/// An account is opened (1), gets 5 (2), 5 in the queue (3), 3 × 2 in the queue under an id that is tried
-/// with another payload, too (4 to 6), 5 by who expects version 6 (7), and 5 by who has no answer (8).
-/// Beside it: refusals of every kind, a repetition, and what was turned away first.
+/// An account is opened (1), gets 5 (2), 5 in the queue (3), 3 × 2 in the queue under an id that is
+/// tried with another payload, too (4 to 6), 5 from a client that expects version 6 (7), and 5 from
+/// a client that has no answer (8). Beside it: refusals of every kind, a repetition, and commands
+/// that were turned away first.
 pub(crate) fn story() -> Story {
     let mut story = Story { begun_ms: BEGUN_MS, log: log(), calls: calls(), ..Story::default() };
     story.reads = reads();

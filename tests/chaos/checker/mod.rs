@@ -1,6 +1,6 @@
 //! The checker: what clients were told, what the log holds, and what Postgres shows must be one
-//! story. Every check is a pure function over the story that gives how much it looked at, and what
-//! was wrong.
+//! story. Every check is a pure function over the story that gives the number of things that it
+//! looked at, and the faults.
 
 pub(crate) mod account;
 pub(crate) mod answers;

@@ -1,5 +1,5 @@
 //! One account by the ledger's rules, written a second time: what a command makes of a state, and
-//! what an event does to it. Nothing here is shared with what is tested.
+//! what an event does to it. Nothing here is shared with the tested code.
 
 use crate::{
     evidence::{Change, Row},

@@ -1,5 +1,5 @@
-//! Results of questions: invariant 8. Rows may be behind the log, but not behind what was asked
-//! for; states and events are those of a point between the question and its answer.
+//! Results of questions: invariant 8. Rows may be behind the log, but not behind the requested
+//! position; states and events are those of a point between the question and its answer.
 
 use super::{Story, Verdict, account::Accounts, model::Account};
 use crate::{

@@ -29,7 +29,7 @@ const TOLERANCE: [(&str, i64, i64); 7] = [
     ("threads", 4, 0),
 ];
 
-/// 18: after a fault, what is held returns to its base line.
+/// 18: after a fault, held resources return to their base line.
 pub(crate) fn returns_to_the_base_line(before: &Held, after: &Held) -> Verdict {
     let mut verdict = Verdict::new(18, HELD);
     for (name, now) in after {

@@ -21,7 +21,8 @@ use crate::{
     small,
 };
 
-/// A defect (`defects.rs` of workers, gateway and read models), what it does, and the checks that have to find it.
+/// A defect (`defects.rs` of workers, gateway and read models), its effect, and the checks that
+/// have to find it.
 type Arm = (&'static str, &'static str, &'static [&'static str]);
 
 /// Every arm of a small installation.

@@ -97,7 +97,7 @@ pub(crate) async fn run(mut rig: Rig, extent: Extent) -> crate::report::Section 
     rig.finish().await
 }
 
-/// Sends so much for so long, and sees what comes of it once everything is answered.
+/// Sends so much for so long, and sees the effects once everything is answered.
 async fn phase(rig: &mut Rig, rate: u64, length: Duration) -> Phase {
     let pace = Pace { within: DEADLINE, again: false, hot: 0, ..Pace::steady(rate) };
     let from_ns = rig.history.now_ns();

@@ -1,5 +1,6 @@
-//! Random SIGKILLs, of pairs too, and of brokers whose disk is lost with them; what was killed is started
-//! again after a pause. And SIGTERMs of gateways and workers, which must not fail anybody's request.
+//! Random SIGKILLs, of pairs too, and of brokers whose disk is lost with them; killed processes are
+//! started again after a pause. And SIGTERMs of gateways and workers, which must not fail anybody's
+//! request.
 
 use std::{
     fs,

@@ -54,7 +54,7 @@ impl Extent {
 /// the time; otherwise the default.
 const SHORT_LEASE: Duration = Duration::from_secs(4);
 
-/// Runs one and adds what came of it.
+/// Runs one and adds its results.
 pub(crate) async fn run(name: &str, seed: u64, extent: Extent, report: &mut Report) {
     let started = Instant::now();
     match name {

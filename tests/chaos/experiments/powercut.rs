@@ -61,8 +61,8 @@ pub(crate) async fn control(seed: u64) -> Section {
 /// Cuts the disks, kills everything, and takes the disks away. Gives the moment of the cut.
 fn fail(rig: &mut Rig) -> u64 {
     let fault = rig.fault("the power fails everywhere");
-    // Without power nobody acts on a disk that fails: a broker that lives on for a moment may acknowledge
-    // what it could not sync.
+    // Without power nobody acts on a disk that fails: a broker that lives on for a moment may
+    // acknowledge a message that it could not sync.
     let nodes: Vec<String> = rig.cluster.nodes.keys().cloned().collect();
     let is_disk = |node: &&String| DISKS.contains(&node.as_str());
     nodes.iter().filter(is_disk).for_each(|node| rig.cluster.freeze(node));

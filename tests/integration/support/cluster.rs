@@ -116,7 +116,7 @@ impl Cluster {
         Place { target: self.target(), postgres, options: self.options() }
     }
 
-    /// Waits until `/readyz` has this status, and names what is missing.
+    /// Waits until `/readyz` has this status, and names the missing parts.
     pub(crate) async fn readiness(&mut self, status: &str, missing: &str) {
         let http = Http::new(&self.http, "");
         eventually("readiness", async || {

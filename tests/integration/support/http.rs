@@ -55,7 +55,7 @@ impl Http {
         &self.token
     }
 
-    /// Sends a request. Fails when no answer came: then it is not known what came of it.
+    /// Sends a request. Fails when no answer came: then the outcome is unknown.
     pub(crate) async fn try_send(
         &self,
         method: &str,

@@ -23,7 +23,7 @@ pub(crate) const ACCOUNTS: usize = 24;
 pub(crate) const TEAMS: usize = 4;
 /// A PubAck that has not come after this time is not waited for.
 const PUBACK_WAIT: Duration = Duration::from_secs(5);
-/// A client that got no answer pauses: what it talks to is away.
+/// A client that got no answer pauses: its server is away.
 const AWAY_PAUSE: Duration = Duration::from_millis(50);
 
 /// Where the load goes.
@@ -122,7 +122,7 @@ impl Load {
         self.targets.send_replace(target);
     }
 
-    /// Ends it once every client knows what came of its commands; returns what they know.
+    /// Ends it once every client knows the outcomes of its commands; returns their knowledge.
     pub(crate) async fn finish(self) -> Vec<Sent> {
         self.stop.cancel();
         let histories = self.clients.join_all();

@@ -17,7 +17,7 @@ pub(crate) use self::{
 /// Long enough for anything that is going to happen, on a machine that is busy with other tests.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until the condition holds; panics with what it last said.
+/// Waits until the condition holds; panics with its last message.
 pub(crate) async fn eventually<T>(
     what: &str,
     mut look: impl AsyncFnMut() -> Result<T, String>,

@@ -89,7 +89,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// Starts the command; what it prints goes to the log. `remove` is removed if this process dies.
+    /// Starts the command; its output goes to the log. `remove` is removed if this process dies.
     pub(crate) fn start(mut command: Command, log: &Path, remove: &Path) -> Self {
         let file = File::options().create(true).append(true).open(log).unwrap();
         command.stdout(file.try_clone().unwrap()).stderr(file);
@@ -272,7 +272,7 @@ impl Dev {
         tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
     }
 
-    /// Runs a subcommand that must succeed; returns what it prints.
+    /// Runs a subcommand that must succeed; returns its output.
     pub(crate) fn succeed(&self, arguments: &[&str]) -> String {
         succeeded(arguments, &self.run(arguments))
     }

@@ -60,7 +60,7 @@ pub(super) struct Unanswered {
 pub(super) enum Undecided {
     /// This is its outcome.
     Told(Outcome),
-    /// Its functions, or those of its state, used up what they may.
+    /// Its functions, or those of its state, reached their limits.
     Exhausted(String),
 }
 
@@ -98,8 +98,8 @@ impl Doubts {
         self.exhausted.remove(&ticket);
     }
 
-    /// When a command was decided that has come again after its outcome was unknown, while the log can
-    /// still take what was decided then.
+    /// The time of the decision of a command that has come again after its outcome was unknown,
+    /// while the log can still take the commit that was decided then.
     fn decided_ms(&mut self, command: &Command, ends_with: u64) -> Option<i64> {
         if self.unknown.is_empty() {
             return None;
@@ -122,8 +122,8 @@ impl Doubts {
         self.exhausted.retain(|_, (of, _)| *of != slot);
     }
 
-    /// The commit to send again while the aggregate ends with what it expects. With anything else the
-    /// log will never take it, and nothing is in doubt any more.
+    /// The commit to send again while the aggregate ends with its expectation. With anything else
+    /// the log will never take it, and nothing is in doubt any more.
     pub(super) fn unanswered(&mut self, ticket: Ticket, ends_with: u64) -> Option<Unanswered> {
         if self.unanswered.get(&ticket)?.expects != ends_with {
             self.unanswered.remove(&ticket);

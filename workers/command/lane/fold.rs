@@ -1,4 +1,4 @@
-//! Folding what was loaded.
+//! Folding loaded commits.
 
 use flexcore_domain::{AggregateKey, Refusal};
 use flexcore_eventstore::Error;
@@ -6,7 +6,7 @@ use flexcore_eventstore::Error;
 use super::{Entry, Fault, Lane, Loaded};
 
 impl Lane {
-    /// The aggregate as loaded: from a snapshot, from what was known of it, or from nothing.
+    /// The aggregate as loaded: from a snapshot, from an earlier state, or from nothing.
     pub(super) async fn fold(
         &mut self,
         key: &AggregateKey,

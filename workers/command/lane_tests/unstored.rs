@@ -61,7 +61,7 @@ fn without_room_who_waits_is_told_at_once_and_the_queue_goes_on_when_there_is_so
     let told = outcomes(&lane.handle(refused(&full), 0));
     assert!(matches!(told[..], [(1, Outcome::NoRoom { .. })]), "{told:?}");
 
-    // Stored commands keep their order; whoever waits among them is told.
+    // Stored commands keep their order; a client that waits among them is told.
     append(lane.handle(up("c", 3, 2, true), 0));
     lane.handle(up("d", 4, 3, false), 0);
     lane.handle(up("e", 5, 4, true), 0);

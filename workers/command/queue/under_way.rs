@@ -28,7 +28,7 @@ pub(super) struct UnderWay<M> {
     unrecorded: u64,
     /// The same when what is being written has been.
     writing: u64,
-    /// When to record what is settled.
+    /// Time of the next record of progress.
     record_at: Option<Instant>,
     /// True if commands go one after the other for now.
     singly: bool,
@@ -106,7 +106,7 @@ impl<M> UnderWay<M> {
         self.record_at = Some(self.record_at.map_or(at, |earlier| earlier.min(at)));
     }
 
-    /// When what is settled is to be recorded; `None`: it is.
+    /// The time at which progress is to be recorded; `None`: it is.
     pub(super) fn record_at(&self) -> Option<Instant> {
         self.record_at
     }

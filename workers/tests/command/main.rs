@@ -243,7 +243,7 @@ async fn what_an_earlier_owner_has_refused_stays_refused() {
     let told = Outcome::Rejected { code: "closed".to_owned(), message: "not today".to_owned() };
     let id = |id| CommandId::parse(id).unwrap();
     rig.store.save_outcome(&rig.key, &id("refused"), 1, &told).await.unwrap();
-    // This one is what came of an earlier command of the same id.
+    // This one is the outcome of an earlier command of the same id.
     rig.store.save_outcome(&rig.key, &id("again"), 2, &told).await.unwrap();
     let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts(1))))).await;
     rig.settled().await;
@@ -393,7 +393,8 @@ async fn a_slot_that_is_to_be_left_answers_for_a_moment_yet() {
     rig.servers.stop().await;
 }
 
-/// Until the map says otherwise it is asked, and what it did not hear would be lost.
+/// Until the map says otherwise it keeps receiving requests; a request that it does not hear would
+/// be lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_stops_answers_until_the_map_says_so() {
     let rig = Rig::start().await;

@@ -22,7 +22,7 @@ async fn publish(rig: &Rig, subject: &[u8], headers: &[u8], body: &[u8]) {
     while lines.next_line().await.unwrap().unwrap() != "PONG" {}
 }
 
-/// A header that is none ended the reader's connection whenever it came, and a status in the first line
+/// An invalid header ended the reader's connection whenever it came, and a status in the first line
 /// was taken for the broker's: the slot's stored commands of all tenants stood still for ever.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_client_can_read_is_put_aside_and_the_next_is_done() {
@@ -30,7 +30,7 @@ async fn what_no_client_can_read_is_put_aside_and_the_next_is_done() {
     let apart = async_nats::connect(rig.servers.nats_url()).await.unwrap();
     rig.store = rig.store.read_over(&apart, &apart, &apart).await.unwrap();
     let subject = Command::queue_subject(&rig.key, &CommandName::parse("add").unwrap());
-    // Some servers take the status away; what is left has no id.
+    // Some servers take the status away; the rest has no id.
     let cases: [(&[u8], &str); 6] = [
         (b"NATS/1.0\r\nNats-Msg-Id: a\r\nX: \xff\xfe\r\n\r\n", "not UTF-8"),
         (b"NATS/1.0\r\nno colon\r\nNats-Msg-Id: b\r\n\r\n", "no colon"),

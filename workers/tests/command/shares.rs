@@ -92,7 +92,7 @@ async fn stored_commands_take_no_place_of_a_waiting_client() {
     rig.servers.stop().await;
 }
 
-/// It is refused what is above the room that a tenant has, and the other one nothing.
+/// Bytes above the room that a tenant has are refused to it; the other tenant loses nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_that_asks_for_ten_times_its_share_has_nobody_else_refused() {
     const ROOM: usize = 2_048;

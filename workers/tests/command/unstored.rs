@@ -158,7 +158,7 @@ async fn without_room_stored_commands_wait_and_go_on_in_order_when_there_is_some
     let mut rig = Rig::start().await;
     let member = rig.member(LEASE_MIN).await;
     let guard = member.guard();
-    // A tenth of it is kept free, and what is there already is more than the rest.
+    // A tenth of it is kept free, and the existing content is more than the rest.
     rig.store.append(&filler(&rig.key), Expected::default()).await.unwrap();
     rig.servers.nats.start_again_with_room(980_000).await.unwrap();
     let full =

@@ -1,5 +1,6 @@
-//! Random sequences of deployments over random logs: whatever was deployed, the rows that serve are those
-//! that a rebuild gives, and those that the events say, folded here in a few lines of plain Rust.
+//! Random sequences of deployments over random logs: after each of them the rows that serve are
+//! those that a rebuild gives, and those that the events say, folded here in a few lines of plain
+//! Rust.
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
@@ -199,7 +200,7 @@ fn folded(operation: &str, old: Value, new: Value) -> Value {
     }
 }
 
-/// The numbers of rows as integers: which they are, whatever the column's type.
+/// The numbers of rows as integers: the same for each column's type.
 fn whole(rows: Value) -> Value {
     match rows {
         Value::Array(all) => all.into_iter().map(whole).collect(),
@@ -261,7 +262,7 @@ async fn rows_are_those_of_a_rebuild_whatever_was_deployed() {
         let commits = random.below(40);
         let mut last = 0;
         for _ in 0..commits {
-            // A worker that has not heard of the deployment yet records what it knows.
+            // A worker that has not heard of the deployment yet records by its own catalog.
             let newest = u64::from(declared.version());
             let version = if random.below(4) == 0 { 1 + random.below(newest) } else { newest };
             let paid = Paid {

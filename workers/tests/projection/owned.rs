@@ -25,7 +25,7 @@ async fn handed_out(rig: &Rig) -> u64 {
     consumers.iter().map(|consumer| consumer.delivered.consumer_sequence).sum()
 }
 
-/// Every worker once read, decoded and hashed the whole log, whatever it owned.
+/// Every worker once read, decoded and hashed the whole log, even the parts that it did not own.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_reads_what_it_follows_and_passes_the_rest() {
     let rig = Rig::start().await;

@@ -194,7 +194,7 @@ async fn workers_that_share_a_read_model_keep_the_rows_that_one_would() {
     let status = rig.read_models.status().await.unwrap();
     assert_eq!((status[0].portions, status[0].parked), (16, 0));
 
-    // Built anew by two workers, and then by one, whose it is alone.
+    // Built again by two workers, and then by one that has all portions.
     rig.read_models.request_rebuild("accounts").await.unwrap();
     serves(&rig, 2).await;
     wait().await.unwrap();
@@ -226,7 +226,7 @@ async fn watch(rig: Arc<Rig>, stop: Arc<AtomicBool>) -> usize {
     looks
 }
 
-/// Each portion has come as far as what serves when a version takes over, whoever reads it.
+/// Each portion has come as far as the serving version when a version takes over, with any reader.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_row_goes_back_when_versions_take_over_while_accounts_are_paid() {
     let rig = Arc::new(Rig::start().await);

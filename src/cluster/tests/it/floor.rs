@@ -108,7 +108,7 @@ impl Worker {
         self.floor.count(kind, self.member.id())
     }
 
-    /// Ends at once, as by SIGKILL: nothing is said to anybody.
+    /// Ends at once, as by SIGKILL: nobody is told.
     pub(crate) fn kill(mut self) {
         drop(self.serves.take());
         self.floor.vanishes(self.member.id());
@@ -134,7 +134,7 @@ async fn serve(member: Member, floor: Arc<Floor>) {
         }
         let ends: Vec<_> = serving.iter().filter(|(at, e)| wanted.get(at) != Some(e)).collect();
         let ends: Vec<_> = ends.into_iter().map(|(at, _)| *at).collect();
-        // Leaving takes time: whoever is given the place meanwhile is one too many.
+        // Leaving takes time: a member that is given the place meanwhile is one too many.
         if !ends.is_empty() && now.followed > 0 {
             tokio::time::sleep(Duration::from_millis(30)).await;
         }

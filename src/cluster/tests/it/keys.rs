@@ -80,7 +80,7 @@ async fn a_deposed_leader_changes_nothing() {
     let (_, map) = get(&a.client, "map").await.unwrap();
     let late = put(&a.client, "map", &map, Some(("leader", old))).await;
     assert_eq!(late, Err(PublishErrorKind::WrongLastSequence));
-    // Nobody leads but the ghost: whoever comes gets nothing, and the map stays as it is.
+    // Nobody leads but the ghost: a new member gets nothing, and the map stays as it is.
     let c = Worker::join(&servers, &floor, "c").await;
     tokio::time::sleep(LEASE / 2).await;
     assert_eq!(c.count(Kind::Command), 0);

@@ -58,7 +58,7 @@ async fn an_answer_says_whether_an_earlier_owner_was_asked() {
     refuse(&client, &mut first).await;
     assert!(!asked.await.unwrap().unwrap().repeated, "nobody else was asked");
 
-    // The owner has the question when it loses the slot, and may do what it was asked.
+    // The owner has the question when it loses the slot, and may still act on it.
     let asked = tokio::spawn(ask(owners.clone(), PATIENCE));
     next(&mut first).await;
     owned(&client, Some(2)).await;
@@ -66,7 +66,7 @@ async fn an_answer_says_whether_an_earlier_owner_was_asked() {
     assert!(asked.await.unwrap().unwrap().repeated);
 }
 
-/// It may stop to listen just then: what is lost so is in doubt.
+/// It may stop listening just then: a request that is lost that way is in doubt.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_owner_that_is_to_leave_is_not_asked_any_more() {
     let (_servers, client) = without_leader().await;

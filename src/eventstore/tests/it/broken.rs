@@ -1,4 +1,4 @@
-//! A log that holds what it should not: what is broken, and whom it holds up.
+//! A log with faulty content: a break is found, and delays only its own aggregate.
 
 use std::time::Duration;
 
@@ -71,7 +71,7 @@ async fn what_is_broken_is_told_once_and_the_rest_is_read() {
         assert_eq!((broken.sequence, broken.key), (sequence, Some(key(id))));
         assert!(broken.commit.is_none() && broken.reason.contains("not a commit"));
     }
-    // It is for whoever folds A to hold this one back.
+    // The reader that folds A has to hold this one back.
     assert_eq!(ids(&read(&mut log).await.unwrap()), ["A 7", "E 8"]);
     assert_eq!(log.read_to(), 8);
 
@@ -136,7 +136,7 @@ async fn verify_checks_all_in_little_memory_or_says_what_it_did_not() {
     assert_eq!((by_part.passes, by_part.aggregates, by_part.not_checked), (3, AGGREGATES, 0));
     assert!(by_part.is_whole());
     assert_eq!((told, by_part.commits), ((4 * AGGREGATES, 4 * AGGREGATES), 2 * AGGREGATES));
-    // Without any memory to speak of: that is said.
+    // With almost no memory: the report says so.
     let forgetful = verify(&store, None, 0, |_, _| {}).await.unwrap();
     assert!(forgetful.not_checked > 0, "{forgetful:?}");
     assert!(forgetful.broken.is_none() && !forgetful.is_whole());

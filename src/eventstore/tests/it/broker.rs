@@ -45,8 +45,8 @@ async fn until(store: &EventStore, state: State) {
     }
 }
 
-/// The client library keeps back what it is given without a connection, and sends it with the next one:
-/// once somebody else has taken the slot over, perhaps.
+/// Without a connection the client library keeps messages back, and sends them with the next one:
+/// perhaps after somebody else has taken the slot over.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_connection_an_append_is_refused_at_once_and_never_sent() {
     let (mut servers, store) = start().await;
@@ -59,7 +59,7 @@ async fn without_a_connection_an_append_is_refused_at_once_and_never_sent() {
     let took = began.elapsed();
     servers.nats.start_again().await.unwrap();
     until(&store, State::Connected).await;
-    // It is behind whatever the client has kept back.
+    // It comes after everything that the client has kept back.
     let after = store.append(&commit("UA3"), none).await.unwrap();
     assert_eq!(after.sequence, 2, "the one that was refused has been sent late");
     assert!(matches!(&refused, Err(Error::Unavailable(_))), "{refused:?}");
@@ -88,7 +88,7 @@ async fn where_the_broker_takes_no_more_batches_commits_go_out_one_by_one() {
     servers.stop().await;
 }
 
-/// As when the stream's leader has died with what it had received.
+/// As when the stream's leader has died with its last messages.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_without_an_answer_does_not_hold_up_those_behind_it() {
     let (servers, store) = start_as(Profile::PowerLoss, Sync::Always).await;

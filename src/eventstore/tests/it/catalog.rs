@@ -51,7 +51,7 @@ async fn of_two_applications_that_take_one_name_at_once_one_is_deployed() {
     assert_eq!(deploy(&store, &one, &before_one, &actor, 0).await.unwrap(), 1);
     let refused = deploy(&store, &other, &before_other, &actor, 0).await;
     assert!(matches!(refused, Err(Error::Conflict)), "{refused:?}");
-    // Looking again shows who has it.
+    // A second look shows its owner.
     let catalog: Catalog = watch(&store).await.unwrap().borrow().as_ref().clone();
     let problems = catalog.with(other).unwrap_err();
     assert!(problems[0].to_string().contains("belongs to application `one`"), "{problems:?}");
@@ -65,7 +65,7 @@ async fn of_two_applications_that_take_one_name_at_once_one_is_deployed() {
     servers.stop().await;
 }
 
-/// A process that starts once read and compiled whatever was ever deployed.
+/// A process that starts once read and compiled every deployment that there ever was.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_starts_reads_what_is_in_force_and_former_ones_on_demand() {
     let (servers, store) = start().await;

@@ -75,7 +75,7 @@ async fn a_reader_is_handed_what_it_follows_and_nothing_else() {
         }
         own.push(append(&store, &commit(&format!("A{round}"))).await);
     }
-    // Damage that would stop whoever looks at it.
+    // Damage that would stop a reader that looks at it.
     let mut damaged = other("damaged");
     damaged.events[0].version = 7;
     append(&store, &other("damaged")).await;

@@ -44,7 +44,8 @@ pub(crate) async fn swallowed(store: &EventStore) -> Vec<String> {
     swallowed
 }
 
-/// The broker's own window spans all aggregates and tenants. It acknowledged what it did not store.
+/// The broker's own window spans all aggregates and tenants. It acknowledged a message that it did
+/// not store.
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_that_share_a_message_id_are_all_stored() {
     let (mut servers, store) = start().await;
@@ -132,7 +133,8 @@ async fn whoever_comes_next_deletes_the_reader_of_an_owner_that_was_killed() {
     servers.stop().await;
 }
 
-/// As after a repair by hand. Sequences begin anew, and what is settled was settled in the other.
+/// As after a repair by hand. Sequences start again, and the settled commands were settled in the
+/// other one.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_that_was_made_anew_is_read_from_its_beginning() {
     let (servers, store) = start().await;

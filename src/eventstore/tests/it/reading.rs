@@ -77,7 +77,7 @@ async fn questions_about_a_large_aggregate_do_not_cut_anybody_off() {
     servers.stop().await;
 }
 
-/// A message that is larger than a page comes all the same, and what is small comes in one page.
+/// A message that is larger than a page still comes, and small ones come in one page.
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_are_bounded_in_bytes_and_leave_nothing_out() {
     let (servers, store) = start().await;

@@ -56,7 +56,8 @@ async fn commits() {
             assert_eq!(appended.is_ok(), is_taken, "{profile} {bytes}: {appended:?}");
             assert_eq!(is_too_large(&appended), !is_taken, "{profile} {bytes}: {appended:?}");
         }
-        // In one batch, where there are batches: what is too large takes no other with it.
+        // In one batch, where there are batches: a message that is too large takes no other with
+        // it.
         let small = (0..8).map(|number| broker::commit(&format!("small-{number}")));
         let all: Vec<_> = small.chain([commit("large", COMMIT_BYTES_MAX + 1)]).collect();
         let appended = join_all(all.iter().map(|it| store.append(it, Expected::default()))).await;

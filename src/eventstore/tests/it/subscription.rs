@@ -103,7 +103,7 @@ async fn a_log_that_was_replaced_by_another_is_not_waited_for() {
     store.jetstream().delete_stream(topology::EVENTS).await.unwrap();
     store.jetstream().create_stream(config).await.unwrap();
     let wait = Duration::from_millis(200);
-    // It ends before what was read: that may be a leader that does not know yet.
+    // It ends before the last read place: that may be a leader that does not know yet.
     for _ in 0..5 {
         let read = whole.next_batch(10, wait).await.unwrap();
         assert!(matches!(&read, Read::Commits(none) if none.is_empty()), "{read:?}");

@@ -30,7 +30,7 @@ async fn a_queued_command_is_stored_again_while_its_stream_is_away() {
     let (client, jetstream) = (gateway.store.client(), gateway.store.jetstream());
     let config = jetstream.get_stream(QUEUE).await.unwrap().cached_info().config.clone();
     jetstream.delete_stream(QUEUE).await.unwrap();
-    // Nothing that is tried helps: the client learns by its deadline what it may do.
+    // No attempt helps: by its deadline the client learns its options.
     let began = Instant::now();
     let hasty = "Prefer: respond-async\r\nFlexcore-Timeout-Ms: 300\r\n";
     let unknown = gateway.command("depart", hasty, "{}").await;

@@ -1,4 +1,4 @@
-//! The gateway over sockets: what is answered to good, bad and hostile requests.
+//! The gateway over sockets: answers to good, bad and hostile requests.
 
 #![expect(clippy::unwrap_used, reason = "the whole file is tests")]
 

@@ -14,7 +14,7 @@ use crate::{
     until,
 };
 
-/// Where counting ends, and one more and one less; and what is no number.
+/// The end of counting, one more and one less; and texts that are no number.
 const NUMBERS: [&str; 22] = [
     "0",
     "1",

@@ -1,5 +1,5 @@
-//! Statements that reach for what is not their tenant's: every published way out of row-level
-//! security, and some of our own. Each is run as a named query of tenant `a`.
+//! Statements that reach for another tenant's rows: every published way out of row-level security,
+//! and some of our own. Each is run as a named query of tenant `a`.
 
 /// Rows that name another tenant, or are not filtered by it.
 const ROWS: &[&str] = &[

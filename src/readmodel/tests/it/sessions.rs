@@ -27,7 +27,7 @@ async fn a_transaction_that_fails_to_begin_stops_nothing_else() {
     let locked = models.versions(&wanted, &|_, _| Some(1)).await;
     assert!(matches!(locked, Err(Error::Unavailable(_))), "{:?}", locked.map(|_| ()));
     models.ping().await.unwrap();
-    // The same for whoever gives up while it begins.
+    // The same for a caller that gives up while it begins.
     let given_up = models.versions(&wanted, &|_, _| Some(1));
     assert!(tokio::time::timeout(Duration::from_millis(500), given_up).await.is_err());
     // Its session is busy until the lock's time is over.
