@@ -218,11 +218,6 @@ impl Worker {
         if looked_up.map_err(|error| Error::Unavailable(error.to_string()))? {
             versions = self.read_models.versions(&self.former.beside(&deployed), &owned).await?;
         }
-        for (name, error) in &versions.refused {
-            if readers.refused.insert(name.clone()) {
-                tracing::error!(%error, "a read model cannot be created");
-            }
-        }
         if self.told_for != *epochs {
             self.told_for.clone_from(epochs);
             // This owner has to take back the notes of another one.
@@ -295,8 +290,7 @@ impl Worker {
             let name = status.read_model.to_string();
             let lag = owned(&status.read_model, 0).map_or(0, |_| status.lag(last));
             gauge!("flexcore_projection_lag_events", "read_model" => name.clone()).set(lag as f64);
-            let stopped = readers.refused.contains(&status.read_model)
-                || readers.broken.values().any(|broken| *broken == status.read_model);
+            let stopped = readers.broken.values().any(|broken| *broken == status.read_model);
             let held = owned(&status.read_model, 0).map_or(0, |_| status.held);
             gauge!("flexcore_projection_held_aggregates", "read_model" => name.clone())
                 .set(held as f64);

@@ -1,26 +1,123 @@
-//! Reading an aggregate: its commands and its events.
+//! An aggregate: its commands, its events, and the functions of both.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use flexcore_domain::{AggregateName, CommandName, EventName};
 use serde_json::Value;
 
 use super::{
-    AggregateDefinition, CommandDefinition, EventDefinition, Function,
+    Place, Schema,
     fields::{Fields, entries},
-    problem::Notes,
+    notes::Notes,
     schema,
     yaml::{Data, Node},
 };
 
 /// Most commands of an aggregate, and most events: a table of each is kept by every worker.
-const MEMBERS_MAX: usize = 256;
+pub(super) const MEMBERS_MAX: usize = 256;
 
 /// Highest version of an event: that many upcasts one after the other.
-const EVENT_VERSION_MAX: u32 = 100;
+pub(super) const EVENT_VERSION_MAX: u32 = 100;
 
 /// Longest function, in bytes: every worker compiles it, and larger ones hold data, not rules.
-const FUNCTION_BYTES_MAX: usize = 64 * 1024;
+pub(super) const FUNCTION_BYTES_MAX: usize = 64 * 1024;
+
+/// A kind of aggregate.
+#[derive(Clone, Debug)]
+pub struct AggregateDefinition {
+    /// Its name.
+    pub name: AggregateName,
+    /// One sentence for the API's documents.
+    pub description: String,
+    /// Where it stands.
+    pub place: Place,
+    /// The commands that it accepts.
+    pub commands: BTreeMap<CommandName, CommandDefinition>,
+    /// The events that it records.
+    pub events: BTreeMap<EventName, EventDefinition>,
+}
+
+/// A command.
+#[derive(Clone, Debug)]
+pub struct CommandDefinition {
+    /// One sentence for the API's documents.
+    pub description: String,
+    /// Schema of the payload.
+    pub payload: Schema,
+    /// `(state, command, context) => events`.
+    pub decide: Function,
+}
+
+/// An event.
+#[derive(Clone, Debug)]
+pub struct EventDefinition {
+    /// Version of its schema, from 1.
+    pub version: u32,
+    /// Schema of the data.
+    pub data: Schema,
+    /// `(state, event) => state`.
+    pub evolve: Function,
+    /// From each older version to the next: `(data) => data`.
+    pub upcast: BTreeMap<u32, Function>,
+}
+
+/// A JavaScript function expression, with the place of its first line.
+#[derive(Clone, Debug)]
+pub struct Function {
+    /// Source text of a function expression, such as `(state, event) => ({...state})`.
+    pub source: Arc<str>,
+    /// Where it stands.
+    pub place: Place,
+}
+
+/// Which of an aggregate's functions. Displays as it is called in messages: `decide of depart`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FunctionId {
+    /// `decide` of a command.
+    Decide(CommandName),
+    /// `evolve` of an event.
+    Evolve(EventName),
+    /// `upcast` of an event from a version.
+    Upcast(EventName, u32),
+}
+
+impl FunctionId {
+    /// The key under which it is declared.
+    #[must_use]
+    pub const fn key(&self) -> &'static str {
+        match self {
+            Self::Decide(_) => "decide",
+            Self::Evolve(_) => "evolve",
+            Self::Upcast(..) => "upcast",
+        }
+    }
+}
+
+impl fmt::Display for FunctionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of ", self.key())?;
+        match self {
+            Self::Decide(command) => write!(f, "{command}"),
+            Self::Evolve(event) => write!(f, "{event}"),
+            Self::Upcast(event, from) => write!(f, "{event} from {from}"),
+        }
+    }
+}
+
+impl AggregateDefinition {
+    /// All its functions.
+    pub fn functions(&self) -> impl Iterator<Item = (FunctionId, &Function)> {
+        let of_events = self.events.iter().flat_map(|(name, event)| {
+            let upcast = event.upcast.iter();
+            let upcast = upcast.map(|(from, it)| (FunctionId::Upcast(name.clone(), *from), it));
+            [(FunctionId::Evolve(name.clone()), &event.evolve)].into_iter().chain(upcast)
+        });
+        let of_commands = self.commands.iter();
+        let of_commands =
+            of_commands.map(|(name, it)| (FunctionId::Decide(name.clone()), &it.decide));
+        of_events.chain(of_commands)
+    }
+}
 
 pub(super) fn read(node: &Node, notes: &mut Notes) -> Option<AggregateDefinition> {
     let known = ["aggregate", "description", "commands", "events"];

@@ -78,7 +78,7 @@ fn pairs<'a, K: Ord, V>(
 }
 
 fn same_query(old: &Arc<QueryDefinition>, new: &Arc<QueryDefinition>) -> bool {
-    let parameter = |p: &Parameter| (p.name.clone(), p.kind, p.default.clone());
+    let parameter = |p: &Parameter| (p.name.clone(), p.column_type, p.default.clone());
     let whole = |query: &QueryDefinition| {
         let parameters: Vec<_> = query.parameters.iter().map(parameter).collect();
         (query.description.clone(), query.sql.clone(), query.reads.clone(), parameters)

@@ -3,20 +3,21 @@
 use serde_json::Value;
 
 use super::{
-    ColumnKind, Expression, Schema,
-    problem::Notes,
+    Cell, ColumnType, Expression, Schema,
+    notes::Notes,
     schema::{self, Found},
     yaml::{Data, Node},
 };
 
 /// Most steps of a path.
-const PATH_STEPS_MAX: usize = 16;
+pub(super) const PATH_STEPS_MAX: usize = 16;
 
 pub(super) fn read(node: &Node, notes: &mut Notes) -> Option<Expression> {
     let value = match &node.data {
         Data::Scalar(value) => value,
         _ => {
-            let message = format!("a value is `$.path` or a literal, and this is {}", node.kind());
+            let message =
+                format!("a value is `$.path` or a literal, and this is {}", node.describe());
             return notes.add(node.line, message);
         }
     };
@@ -52,30 +53,28 @@ fn path(text: &str, line: usize, notes: &mut Notes) -> Option<Expression> {
 /// Checks an expression against the column that it goes to and the event that it is taken from.
 pub(super) fn check(
     expression: &Expression,
-    (column, kind): (&str, ColumnKind),
+    (column, column_type): (&str, ColumnType),
     in_key: bool,
     data: &Schema,
     (line, notes): (usize, &mut Notes),
 ) {
-    let wanted = kind.describe();
+    let wanted = column_type.describe();
     let fits = match expression {
         Expression::Literal(Value::Null) if in_key => {
             notes.add::<()>(line, format!("key column `{column}` can't be null"));
             true
         }
-        Expression::Literal(value) => kind.accepts(value),
-        Expression::Id => kind == ColumnKind::Text,
-        Expression::Time => {
-            matches!(kind, ColumnKind::Timestamp | ColumnKind::Date | ColumnKind::Text)
-        }
-        Expression::Version => matches!(kind, ColumnKind::Integer | ColumnKind::Number),
+        Expression::Literal(value) => Cell::from_json(column_type, value).is_some(),
+        Expression::Id => column_type == ColumnType::Text,
+        Expression::Time => Cell::from_unix_ms(column_type, 0).is_some(),
+        Expression::Version => Cell::from_version(column_type, 1).is_some(),
         Expression::Data(path) => match schema::find(&data.json, path) {
             Found::Unknown => true,
             Found::Missing(message) => {
                 notes.add::<()>(line, format!("`$.{}`: {message}", path.join(".")));
                 true
             }
-            Found::Here { types, always } => {
+            Found::Property { types, always } => {
                 if in_key && (!always || types.contains(&"null")) {
                     let message = format!(
                         "`$.{}` may be absent or null by the event's schema, and \
@@ -84,7 +83,7 @@ pub(super) fn check(
                     );
                     notes.add::<()>(line, message);
                 }
-                types.iter().all(|name| *name == "null" || kind.takes(name))
+                types.iter().all(|name| *name == "null" || column_type.takes(name))
             }
         },
     };

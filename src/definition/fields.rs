@@ -1,7 +1,8 @@
 //! A map whose keys are known: takes them out one by one, and names those that nobody asked for.
 
 use super::{
-    problem::{Notes, did_you_mean},
+    notes::Notes,
+    problem::did_you_mean,
     yaml::{Data, Key, Node},
 };
 
@@ -62,6 +63,6 @@ pub(super) fn entries<'n>(
 ) -> Option<&'n [(Key, Node)]> {
     match &node.data {
         Data::Map(entries) => Some(entries),
-        _ => notes.add(node.line, format!("{what} must be a map, and is {}", node.kind())),
+        _ => notes.add(node.line, format!("{what} must be a map, and is {}", node.describe())),
     }
 }

@@ -5,8 +5,9 @@ use std::fmt;
 use flexcore_domain::Name;
 
 use super::{
-    Column, ColumnKind,
-    problem::{Notes, did_you_mean},
+    Column, ColumnType,
+    notes::Notes,
+    problem::did_you_mean,
     yaml::{Data, Node},
 };
 
@@ -51,7 +52,7 @@ impl Index {
 /// The indexes that a node lists, those that are right. Each is a column, or a list of columns.
 pub(super) fn read(node: &Node, columns: &[Column], key: &[Name], notes: &mut Notes) -> Vec<Index> {
     let Data::List(nodes) = &node.data else {
-        let message = format!("`indexes` must be a list, and is {}", node.kind());
+        let message = format!("`indexes` must be a list, and is {}", node.describe());
         notes.add::<()>(node.line, message);
         return Vec::new();
     };
@@ -94,7 +95,7 @@ fn one(node: &Node, columns: &[Column], key: &[Name], notes: &mut Notes) -> Opti
         if found.iter().any(|(other, _)| *other == column.name) {
             return notes.add(node.line, format!("`{name}` is in the index twice"));
         }
-        texts += usize::from(column.kind == ColumnKind::Text && !key.contains(&column.name));
+        texts += usize::from(column.column_type == ColumnType::Text && !key.contains(&column.name));
         found.push((column.name.clone(), descends));
     }
     if texts > INDEX_TEXTS_MAX {

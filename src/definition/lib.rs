@@ -2,17 +2,20 @@
 //! events of the log.
 
 mod aggregate;
+mod column;
 mod compare;
+mod documents;
 mod expression;
 mod fields;
 mod index;
-mod kind;
+mod notes;
 mod problem;
 mod query;
 mod read;
 mod read_model;
 mod schema;
 mod sql;
+pub mod taken;
 pub mod yaml;
 
 #[cfg(test)]
@@ -20,16 +23,17 @@ mod read_tests;
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use flexcore_domain::{AggregateName, CommandName, EventName, Hash, Name, PORTIONS};
+use flexcore_domain::{AggregateName, EventName, Hash, Name, PORTIONS};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::{
+    aggregate::{AggregateDefinition, CommandDefinition, EventDefinition, Function, FunctionId},
+    column::{Cell, Column, ColumnType, Scalar},
     compare::{Comparison, compare},
     index::{INDEX_COLUMNS_MAX, INDEX_TEXT_BYTES_MAX, INDEX_TEXTS_MAX, INDEXES_MAX, Index},
-    kind::exact_double,
     problem::Problem,
-    sql::{SqlToken, next_sql_token},
+    sql::with_parameters,
 };
 
 /// One file of an application's folder, as it was deployed.
@@ -54,15 +58,6 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file, self.line)
     }
-}
-
-/// A JavaScript function expression, with the place of its first line.
-#[derive(Clone, Debug)]
-pub struct Function {
-    /// Source text of a function expression, such as `(state, event) => ({...state})`.
-    pub source: Arc<str>,
-    /// Where it stands.
-    pub place: Place,
 }
 
 /// A JSON Schema, compiled.
@@ -91,45 +86,6 @@ pub struct Application {
     pub read_models: BTreeMap<Name, Arc<ReadModelDefinition>>,
     /// Its named queries.
     pub queries: BTreeMap<Name, Arc<QueryDefinition>>,
-}
-
-/// A kind of aggregate.
-#[derive(Clone, Debug)]
-pub struct AggregateDefinition {
-    /// Its name.
-    pub name: AggregateName,
-    /// One sentence for the API's documents.
-    pub description: String,
-    /// Where it stands.
-    pub place: Place,
-    /// The commands that it accepts.
-    pub commands: BTreeMap<CommandName, CommandDefinition>,
-    /// The events that it records.
-    pub events: BTreeMap<EventName, EventDefinition>,
-}
-
-/// A command.
-#[derive(Clone, Debug)]
-pub struct CommandDefinition {
-    /// One sentence for the API's documents.
-    pub description: String,
-    /// Schema of the payload.
-    pub payload: Schema,
-    /// `(state, command, context) => events`.
-    pub decide: Function,
-}
-
-/// An event.
-#[derive(Clone, Debug)]
-pub struct EventDefinition {
-    /// Version of its schema, from 1.
-    pub version: u32,
-    /// Schema of the data.
-    pub data: Schema,
-    /// `(state, event) => state`.
-    pub evolve: Function,
-    /// From each older version to the next: `(data) => data`.
-    pub upcast: BTreeMap<u32, Function>,
 }
 
 /// A read model: rows that a projection keeps.
@@ -177,33 +133,6 @@ pub struct Followed {
     pub fingerprint: Hash,
     /// The aggregate with this event alone, to run its upcasts.
     pub declared: Arc<AggregateDefinition>,
-}
-
-/// A declared column.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Column {
-    /// Its name.
-    pub name: Name,
-    /// Its type.
-    pub kind: ColumnKind,
-}
-
-/// Types of columns, each with its Postgres type and its JSON form.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ColumnKind {
-    /// `text`; JSON string.
-    Text,
-    /// `bigint`; JSON integer.
-    Integer,
-    /// `double precision`; JSON number.
-    Number,
-    /// `boolean`; JSON boolean.
-    Boolean,
-    /// `timestamptz`; JSON string, RFC 3339.
-    Timestamp,
-    /// `date`; JSON string, `YYYY-MM-DD`.
-    Date,
 }
 
 /// What one event does to the row that its key columns name.
@@ -272,7 +201,7 @@ pub struct Parameter {
     /// Its name.
     pub name: Name,
     /// Its type.
-    pub kind: ColumnKind,
+    pub column_type: ColumnType,
     /// Its value when the caller gives none; `None`: the caller must.
     pub default: Option<Value>,
 }

@@ -6,28 +6,28 @@ use flexcore_domain::Name;
 use serde_json::Value;
 
 use super::{
-    ColumnKind, Parameter, QueryDefinition, ReadModelDefinition,
+    Cell, ColumnType, Parameter, QueryDefinition, ReadModelDefinition,
+    documents::{Documents, READ_MODEL},
     fields::{Fields, entries},
-    problem::{Notes, did_you_mean},
-    read::Known,
-    read_model::kind,
-    sql,
+    notes::Notes,
+    problem::did_you_mean,
+    sql, taken,
     yaml::{Data, Node},
 };
 
 /// Most parameters of a query.
-const PARAMETERS_MAX: usize = 32;
+pub(super) const PARAMETERS_MAX: usize = 32;
 /// Longest statement, in bytes.
-const SQL_BYTES_MAX: usize = 32 * 1024;
+pub(super) const SQL_BYTES_MAX: usize = 32 * 1024;
 /// Most read models that a query may read: it waits for the checkpoints of all of them.
-const READS_MAX: usize = 16;
+pub(super) const READS_MAX: usize = 16;
 
 pub(super) type ReadModels = BTreeMap<Name, Arc<ReadModelDefinition>>;
 
 pub(super) fn read(
     node: &Node,
     models: &ReadModels,
-    known: &Known<'_>,
+    documents: &Documents,
     notes: &mut Notes,
 ) -> Option<QueryDefinition> {
     let words = ["query", "description", "reads", "parameters", "sql"];
@@ -36,7 +36,8 @@ pub(super) fn read(
     let text = notes.text(name, "a query's name")?;
     let name = notes.name(Name::parse, text, name.line);
     let description = fields.text_or_empty("description", notes);
-    let reads = fields.required("reads", notes).and_then(|node| reads(node, models, known, notes));
+    let reads =
+        fields.required("reads", notes).and_then(|node| reads(node, models, documents, notes));
     let declared = match fields.get("parameters") {
         Some(node) => parameters(node, notes),
         None => Some(Vec::new()),
@@ -69,11 +70,11 @@ pub(super) fn read(
 fn reads(
     node: &Node,
     models: &ReadModels,
-    known: &Known<'_>,
+    documents: &Documents,
     notes: &mut Notes,
 ) -> Option<Vec<Name>> {
     let Data::List(nodes) = &node.data else {
-        let message = format!("`reads` must be a list of read models, and is {}", node.kind());
+        let message = format!("`reads` must be a list of read models, and is {}", node.describe());
         return notes.add(node.line, message);
     };
     if nodes.is_empty() || nodes.len() > READS_MAX {
@@ -83,7 +84,7 @@ fn reads(
     for node in nodes {
         let Some(name) = notes.text(node, "a read model") else { continue };
         match models.get_key_value(name) {
-            None if known.declares("read_model", name) => return None,
+            None if documents.declare(READ_MODEL, name) => return None,
             None => {
                 let hint = did_you_mean(name, models.keys().map(Name::as_str));
                 notes.add::<()>(node.line, format!("there is no read model `{name}`{hint}"));
@@ -105,33 +106,33 @@ fn parameters(node: &Node, notes: &mut Notes) -> Option<Vec<(Parameter, usize)>>
     }
     let mut parameters = Vec::with_capacity(entries.len());
     for (key, node) in entries {
-        if super::read_model::WAIT.contains(&key.text.as_str()) {
+        if taken::is_no_parameter(&key.text) {
             let message = format!("`{}` is taken; choose another name", key.text);
             notes.add::<()>(key.line, message);
         }
         let name = notes.name(Name::parse, &key.text, key.line);
         let parameter = parameter(&key.text, node, notes);
-        if let (Some(name), Some((kind, default))) = (name, parameter) {
-            parameters.push((Parameter { name, kind, default }, key.line));
+        if let (Some(name), Some((column_type, default))) = (name, parameter) {
+            parameters.push((Parameter { name, column_type, default }, key.line));
         }
     }
     (parameters.len() == entries.len()).then_some(parameters)
 }
 
 /// The type and default of a parameter: `integer`, or `{ type: integer, default: 0 }`.
-fn parameter(name: &str, node: &Node, notes: &mut Notes) -> Option<(ColumnKind, Option<Value>)> {
+fn parameter(name: &str, node: &Node, notes: &mut Notes) -> Option<(ColumnType, Option<Value>)> {
     if let Data::Scalar(_) = node.data {
-        return Some((kind(node, notes)?, None));
+        return Some((ColumnType::read(node, notes)?, None));
     }
     let what = format!("parameter `{name}`");
     let fields = Fields::of(node, what, &["type", "default"], notes)?;
-    let kind = kind(fields.required("type", notes)?, notes)?;
-    let Some(default) = fields.get("default") else { return Some((kind, None)) };
+    let column_type = ColumnType::read(fields.required("type", notes)?, notes)?;
+    let Some(default) = fields.get("default") else { return Some((column_type, None)) };
     let value = default.json();
-    if !kind.accepts(&value) {
-        notes.add::<()>(default.line, format!("the default must be {}", kind.describe()));
+    if Cell::from_json(column_type, &value).is_none() {
+        notes.add::<()>(default.line, format!("the default must be {}", column_type.describe()));
     }
-    Some((kind, Some(value)))
+    Some((column_type, Some(value)))
 }
 
 /// Holds a statement to what its query declares.

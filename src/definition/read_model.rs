@@ -6,38 +6,35 @@ use flexcore_domain::{AggregateName, EventName, Hash, Name};
 use serde_json::{Value, json};
 
 use super::{
-    AggregateDefinition, Column, ColumnKind, EventDefinition, Expression, Followed, Operation,
-    ReadModelDefinition, RowChange, Schema, expression,
+    AggregateDefinition, Column, ColumnType, EventDefinition, Expression, Followed, Operation,
+    ReadModelDefinition, RowChange, Schema,
+    documents::{AGGREGATE, Declared},
+    expression,
     fields::{Fields, entries},
     index,
-    problem::{Notes, did_you_mean},
-    read::Known,
+    notes::Notes,
+    problem::did_you_mean,
+    taken,
     yaml::{Data, Key, Node},
 };
 
 /// Most columns: a row must stay far below the 8 kB page of Postgres.
-const COLUMNS_MAX: usize = 100;
+pub(super) const COLUMNS_MAX: usize = 100;
 /// Most key columns, all of them in the primary key's index.
-const KEY_COLUMNS_MAX: usize = 8;
+pub(super) const KEY_COLUMNS_MAX: usize = 8;
 /// Most events that one read model follows.
-const EVENTS_MAX: usize = 256;
-/// Column names that are taken: the tenant's, and Postgres' own hidden columns.
-const RESERVED: [&str; 7] = ["tenant", "tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"];
-/// Parameters of a question for rows: no column of such a name could be filtered by.
-const PARAMETERS: [&str; 4] = ["limit", "sort", "fields", "cursor"];
-/// Parameters of every question: no column or parameter of such a name could be given.
-pub(super) const WAIT: [&str; 2] = ["min_position", "wait_ms"];
+pub(super) const EVENTS_MAX: usize = 256;
 
 pub(super) fn read(
     node: &Node,
-    known: &Known<'_>,
+    declared: &Declared<'_>,
     notes: &mut Notes,
 ) -> Option<ReadModelDefinition> {
     let words = ["read_model", "description", "columns", "key", "shared", "indexes", "on"];
     let fields = Fields::of(node, "a read model", &words, notes)?;
     let name = fields.required("read_model", notes)?;
     let text = notes.text(name, "a read model's name")?;
-    if is_of_a_version(text) {
+    if taken::is_of_a_version(text) {
         let message = "names that end in _v and a number are those of versions".to_owned();
         notes.add::<()>(name.line, message);
     }
@@ -49,9 +46,9 @@ pub(super) fn read(
     let key = key(key_node?, &columns, notes)?;
     let indexes = fields.get("indexes").map(|node| index::read(node, &columns, &key, notes));
     let shape = Shape { columns: &columns, key: &key };
-    let on = changes(on?, &shape, known, notes)?;
+    let on = changes(on?, &shape, declared, notes)?;
     let shared = shared(fields.get("shared"), &shape, &on, notes)?;
-    let followed = followed(&on, known);
+    let followed = followed(&on, declared);
     let fingerprint = fingerprint(&columns, &key, &on, &followed, shared);
     let place = notes.place(node.line);
     let name = name?;
@@ -69,12 +66,6 @@ pub(super) fn read(
     })
 }
 
-/// Whether tables of versions have such names: `orders_v1` is one of the read model `orders`.
-fn is_of_a_version(name: &str) -> bool {
-    let number = name.rsplit_once("_v").map(|(_, number)| number);
-    number.is_some_and(|text| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()))
-}
-
 fn columns(node: &Node, notes: &mut Notes) -> Option<Vec<Column>> {
     let entries = entries(node, "`columns`", notes)?;
     if entries.is_empty() || entries.len() > COLUMNS_MAX {
@@ -82,34 +73,25 @@ fn columns(node: &Node, notes: &mut Notes) -> Option<Vec<Column>> {
     }
     let mut columns = Vec::with_capacity(entries.len());
     for (key, node) in entries {
-        let taken = [&RESERVED[..], &PARAMETERS, &WAIT].concat();
-        if taken.contains(&key.text.as_str()) {
+        if taken::is_no_column(&key.text) {
             let message = format!("`{}` is taken; choose another name for the column", key.text);
             notes.add::<()>(key.line, message);
         }
         let name = notes.name(Name::parse, &key.text, key.line);
-        if let (Some(kind), Some(name)) = (kind(node, notes), name) {
-            columns.push(Column { name, kind });
+        if let (Some(column_type), Some(name)) = (ColumnType::read(node, notes), name) {
+            columns.push(Column { name, column_type });
         }
     }
     // With a column missing here, its every use would be a problem, too.
     (columns.len() == entries.len()).then_some(columns)
 }
 
-/// Reads the type of a column or parameter.
-pub(super) fn kind(node: &Node, notes: &mut Notes) -> Option<ColumnKind> {
-    let word = notes.text(node, "a type")?;
-    ColumnKind::parse(word).or_else(|| {
-        let hint = did_you_mean(word, ColumnKind::NAMES);
-        let known = ColumnKind::NAMES.join(", ");
-        notes.add(node.line, format!("`{word}` is no type{hint}; there are {known}"))
-    })
-}
-
 fn key(node: &Node, columns: &[Column], notes: &mut Notes) -> Option<Vec<Name>> {
     let Data::List(nodes) = &node.data else {
-        return notes
-            .add(node.line, format!("`key` must be a list of columns, and is {}", node.kind()));
+        return notes.add(
+            node.line,
+            format!("`key` must be a list of columns, and is {}", node.describe()),
+        );
     };
     if nodes.is_empty() || nodes.len() > KEY_COLUMNS_MAX {
         return notes.add(node.line, format!("`key` has 1 to {KEY_COLUMNS_MAX} columns"));
@@ -152,7 +134,7 @@ type Changes = BTreeMap<(AggregateName, EventName), RowChange>;
 fn changes(
     node: &Node,
     shape: &Shape<'_>,
-    known: &Known<'_>,
+    declared: &Declared<'_>,
     notes: &mut Notes,
 ) -> Option<Changes> {
     let entries = entries(node, "`on`", notes)?;
@@ -161,7 +143,7 @@ fn changes(
     }
     let mut changes = BTreeMap::new();
     for (key, node) in entries {
-        let Some((event, data)) = named(key, known, notes) else { continue };
+        let Some((event, data)) = named(key, declared, notes) else { continue };
         if let Some(change) = shape.change(node, data, notes) {
             changes.insert(event, change);
         }
@@ -172,23 +154,23 @@ fn changes(
 /// The event that a key of `on` names, and the schema of its data.
 fn named<'a>(
     key: &Key,
-    known: &Known<'a>,
+    declared: &Declared<'a>,
     notes: &mut Notes,
 ) -> Option<((AggregateName, EventName), &'a Schema)> {
     let Some((aggregate, event)) = key.text.split_once('.') else {
         let message = format!("`{}` is no event; write it as in `flight.departed`", key.text);
         return notes.add(key.line, message);
     };
-    let aggregates = known.aggregates;
+    let aggregates = declared.aggregates;
     let Some((aggregate, definition)) = aggregates.get_key_value(aggregate) else {
-        if known.declares("aggregate", aggregate) {
+        if declared.documents.declare(AGGREGATE, aggregate) {
             return None;
         }
         let hint = did_you_mean(aggregate, aggregates.keys().map(AggregateName::as_str));
         return notes.add(key.line, format!("there is no aggregate `{aggregate}`{hint}"));
     };
     let Some((event, definition)) = definition.events.get_key_value(event) else {
-        if known.declares_event(aggregate.as_str(), event) {
+        if declared.documents.declare_event(aggregate.as_str(), event) {
             return None;
         }
         let hint = did_you_mean(event, definition.events.keys().map(EventName::as_str));
@@ -216,7 +198,7 @@ impl Shape<'_> {
         }
         let is_id = |(at, name): (usize, &Name)| {
             let column = self.columns.iter().find(|column| column.name == *name);
-            column.is_some_and(|column| column.kind == ColumnKind::Text)
+            column.is_some_and(|column| column.column_type == ColumnType::Text)
                 && on.values().all(|change| change.key.get(at) == Some(&Expression::Id))
         };
         let apart = self.key.iter().enumerate().any(is_id);
@@ -255,7 +237,13 @@ impl Shape<'_> {
             let Some(value) = fields.required(name, notes) else { continue };
             let Some(read) = expression::read(value, notes) else { continue };
             if let Some(column) = self.columns.iter().find(|column| column.name.as_str() == name) {
-                expression::check(&read, (name, column.kind), true, data, (value.line, notes));
+                expression::check(
+                    &read,
+                    (name, column.column_type),
+                    true,
+                    data,
+                    (value.line, notes),
+                );
             }
             values.push(read);
         }
@@ -272,7 +260,7 @@ impl Shape<'_> {
     ) {
         let word = operation.as_str();
         let known = self.columns.iter().find(|known| known.name.as_str() == key.text);
-        let Some(Column { name, kind }) = known else {
+        let Some(Column { name, column_type }) = known else {
             return unknown_column(key.line, &key.text, self.columns, notes);
         };
         if self.key.contains(name) {
@@ -281,15 +269,15 @@ impl Shape<'_> {
         if operations.iter().any(|(other, ..)| other == name) {
             notes.add::<()>(key.line, format!("`{name}` has two operations in one change"));
         }
-        if !kind.allows(operation) {
-            let kind = kind.as_str();
-            notes.add::<()>(key.line, format!("`{word}` does not work on a {kind} column"));
+        if !column_type.allows(operation) {
+            let name = column_type.as_str();
+            notes.add::<()>(key.line, format!("`{word}` does not work on a {name} column"));
         }
         let Some(read) = expression::read(value, notes) else { return };
         if operation != Operation::Set && read == Expression::Literal(Value::Null) {
             notes.add::<()>(value.line, format!("`{word}` of null does nothing"));
         }
-        expression::check(&read, (name.as_str(), *kind), false, data, (value.line, notes));
+        expression::check(&read, (name.as_str(), *column_type), false, data, (value.line, notes));
         operations.push((name.clone(), operation, read));
     }
 }
@@ -308,13 +296,16 @@ impl Operation {
 }
 
 /// The events of a read model, as they are declared beside it.
-fn followed(on: &Changes, known: &Known<'_>) -> BTreeMap<(AggregateName, EventName), Followed> {
-    let declared = |(aggregate, event): &(AggregateName, EventName)| {
-        let definition = known.aggregates.get(aggregate)?;
+fn followed(
+    on: &Changes,
+    declared: &Declared<'_>,
+) -> BTreeMap<(AggregateName, EventName), Followed> {
+    let follow = |(aggregate, event): &(AggregateName, EventName)| {
+        let definition = declared.aggregates.get(aggregate)?;
         let followed = Followed::new(definition, event, definition.events.get(event)?);
         Some(((aggregate.clone(), event.clone()), followed))
     };
-    on.keys().filter_map(declared).collect()
+    on.keys().filter_map(follow).collect()
 }
 
 impl Followed {
@@ -347,7 +338,7 @@ fn fingerprint(
     followed: &BTreeMap<(AggregateName, EventName), Followed>,
     shared: bool,
 ) -> String {
-    let columns: Vec<Value> = columns.iter().map(|c| json!([c.name, c.kind])).collect();
+    let columns: Vec<Value> = columns.iter().map(|c| json!([c.name, c.column_type])).collect();
     let changes: Vec<Value> = on
         .iter()
         .map(|((aggregate, event), change)| {

@@ -2,12 +2,14 @@
 //! may change from one version to the next.
 
 mod change;
+mod documented;
 mod example;
 mod shared;
 mod wrong;
 
+use flexcore_domain::Name;
+
 use super::{Application, Problem, SourceFile};
-use flexcore_domain::names::Name;
 
 /// Reads an application of files with these names and texts.
 fn read(files: &[(&str, &str)]) -> Result<Application, Vec<Problem>> {

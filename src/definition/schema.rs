@@ -6,12 +6,13 @@ use serde_json::{Value, json};
 
 use super::{
     Place, Schema,
-    problem::Notes,
+    notes::Notes,
+    problem::did_you_mean,
     yaml::{Data, Node},
 };
 
 /// Largest schema as JSON text, in bytes: every worker compiles it and the API's documents show it.
-const BYTES_MAX: usize = 64 * 1024;
+pub(super) const BYTES_MAX: usize = 64 * 1024;
 /// References that are followed on one step of a path, so that a circle of them ends.
 const REFERENCES_MAX: usize = 8;
 /// The only dialect.
@@ -21,7 +22,7 @@ const DRAFT: &str = "https://json-schema.org/draft/2020-12/schema";
 pub(super) fn read(node: &Node, notes: &mut Notes) -> Option<Schema> {
     if !matches!(node.data, Data::Map(_)) {
         return notes
-            .add(node.line, format!("a JSON Schema must be a map, and is {}", node.kind()));
+            .add(node.line, format!("a JSON Schema must be a map, and is {}", node.describe()));
     }
     let json = node.json();
     let size = json.to_string().len();
@@ -106,7 +107,7 @@ pub(super) enum Found<'s> {
     /// There is no such property; the text says which there are.
     Missing(String),
     /// The types that the value may have (none: any), and whether it is always there.
-    Here { types: Vec<&'s str>, always: bool },
+    Property { types: Vec<&'s str>, always: bool },
 }
 
 /// Looks a path up in a schema.
@@ -118,7 +119,7 @@ pub(super) fn find<'s>(root: &'s Value, path: &[String]) -> Found<'s> {
             return Found::Unknown;
         };
         let Some(next) = properties.get(step) else {
-            let hint = super::problem::did_you_mean(step, properties.keys().map(String::as_str));
+            let hint = did_you_mean(step, properties.keys().map(String::as_str));
             let known: Vec<&str> = properties.keys().map(String::as_str).collect();
             let known = known.join(", ");
             return Found::Missing(format!("the event has no `{step}`{hint}; it has {known}"));
@@ -129,7 +130,7 @@ pub(super) fn find<'s>(root: &'s Value, path: &[String]) -> Found<'s> {
         always &= !types.contains(&"null");
         schema = next;
     }
-    Found::Here { types: types(resolve(schema, root)), always }
+    Found::Property { types: types(resolve(schema, root)), always }
 }
 
 /// The schema itself, or what its `$ref` names.

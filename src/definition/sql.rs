@@ -25,28 +25,28 @@ pub(super) fn read(sql: &str) -> Result<Names<'_>, Wrong> {
     let (mut rest, mut line, mut depth) = (sql, 0_usize, 0_usize);
     // The last two tokens that count, to see `rm.name`.
     let mut before = ["", ""];
-    let mut last = SqlToken::Blank;
+    let mut last = Token::Blank;
     while !rest.is_empty() {
-        let (token, kind) = next_sql_token(rest).map_err(|what| (line, what.to_owned()))?;
+        let (token, what) = next_token(rest).map_err(|error| (line, error.to_owned()))?;
         rest = &rest[token.len()..];
         let first = before[1].is_empty();
-        match kind {
-            SqlToken::Blank => {}
+        match what {
+            Token::Blank => {}
             // Postgres reads them as one, and what a backslash means in the second hangs on the first.
-            SqlToken::Text if last == SqlToken::Text && token.starts_with('\'') => {
+            Token::Text if last == Token::Text && token.starts_with('\'') => {
                 return Err((line, "two texts, one after the other: write one".to_owned()));
             }
             _ if first && !is_read(token) => {
                 return Err((line, "a statement begins with `select` or `with`".to_owned()));
             }
-            SqlToken::Parameter => names.parameters.push((&token[1..], line)),
-            SqlToken::Word if token.eq_ignore_ascii_case("set_config") => {
+            Token::Parameter => names.parameters.push((&token[1..], line)),
+            Token::Word if token.eq_ignore_ascii_case("set_config") => {
                 return Err((line, "`set_config` would choose another tenant".to_owned()));
             }
-            SqlToken::Word if before[1] == "." && before[0].eq_ignore_ascii_case("rm") => {
+            Token::Word if before[1] == "." && before[0].eq_ignore_ascii_case("rm") => {
                 names.read_models.push((token, line));
             }
-            SqlToken::Positional => {
+            Token::Positional => {
                 return Err((line, format!("`{token}`: parameters are written `:name`")));
             }
             _ => {}
@@ -60,9 +60,9 @@ pub(super) fn read(sql: &str) -> Result<Names<'_>, Wrong> {
             ")" => depth.checked_sub(1).ok_or((line, "this `)` closes nothing".to_owned()))?,
             _ => depth,
         };
-        if kind != SqlToken::Blank {
+        if what != Token::Blank {
             before = [before[1], token];
-            last = kind;
+            last = what;
         }
         line += token.matches('\n').count();
     }
@@ -73,13 +73,34 @@ pub(super) fn read(sql: &str) -> Result<Names<'_>, Wrong> {
     }
 }
 
+/// A statement without its last `;`, with something else for each `:name`, line by line as it was. Fails,
+/// in words, when there is nothing for a name, or a token has no end.
+pub fn with_parameters(
+    sql: &str,
+    mut by: impl FnMut(&str) -> Option<String>,
+) -> Result<String, String> {
+    let mut rest = sql.trim_end().trim_end_matches(';');
+    let mut out = String::with_capacity(sql.len());
+    while !rest.is_empty() {
+        let (token, what) = next_token(rest)?;
+        rest = &rest[token.len()..];
+        if what == Token::Parameter {
+            let unknown = || format!("{token} is not a declared parameter");
+            out.push_str(&by(&token[1..]).ok_or_else(unknown)?);
+        } else {
+            out.push_str(token);
+        }
+    }
+    Ok(out)
+}
+
 fn is_read(word: &str) -> bool {
     word.eq_ignore_ascii_case("select") || word.eq_ignore_ascii_case("with")
 }
 
 /// The kind of a piece of a statement.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum SqlToken {
+enum Token {
     /// Space or comment.
     Blank,
     /// A name or key word that is not quoted.
@@ -96,27 +117,27 @@ pub enum SqlToken {
 
 /// The first token of a text that is not empty, as Postgres takes it. Fails with what is wrong with it,
 /// in words: a text, quoted name or comment that has no end.
-pub fn next_sql_token(text: &str) -> Result<(&str, SqlToken), &'static str> {
+fn next_token(text: &str) -> Result<(&str, Token), &'static str> {
     let bytes = text.as_bytes();
     let until = |mark: &str, what| text[1..].find(mark).map(|at| 1 + at + mark.len()).ok_or(what);
-    let (length, kind) = match (bytes[0], bytes.get(1)) {
-        (first, _) if first.is_ascii_whitespace() => (1, SqlToken::Blank),
+    let (length, token) = match (bytes[0], bytes.get(1)) {
+        (first, _) if first.is_ascii_whitespace() => (1, Token::Blank),
         // A line ends at a carriage return, too.
-        (b'-', Some(b'-')) => (text.find(['\n', '\r']).unwrap_or(text.len()), SqlToken::Blank),
-        (b'/', Some(b'*')) => (comment(text)?, SqlToken::Blank),
-        (b'\'', _) => (quoted(bytes, 1, false)?, SqlToken::Text),
-        (b'"', _) => (until("\"", "a `\"` is not closed")?, SqlToken::Other),
-        (b'e' | b'E', Some(b'\'')) => (quoted(bytes, 2, true)?, SqlToken::Text),
-        (b':', Some(b':')) => (2, SqlToken::Other),
-        (b':', Some(b'a'..=b'z')) => (1 + word(&text[1..]), SqlToken::Parameter),
-        (b'$', Some(b'0'..=b'9')) => (1 + word(&text[1..]), SqlToken::Positional),
-        (b'$', _) => (dollar_quoted(text)?, SqlToken::Other),
+        (b'-', Some(b'-')) => (text.find(['\n', '\r']).unwrap_or(text.len()), Token::Blank),
+        (b'/', Some(b'*')) => (comment(text)?, Token::Blank),
+        (b'\'', _) => (quoted(bytes, 1, false)?, Token::Text),
+        (b'"', _) => (until("\"", "a `\"` is not closed")?, Token::Other),
+        (b'e' | b'E', Some(b'\'')) => (quoted(bytes, 2, true)?, Token::Text),
+        (b':', Some(b':')) => (2, Token::Other),
+        (b':', Some(b'a'..=b'z')) => (1 + word(&text[1..]), Token::Parameter),
+        (b'$', Some(b'0'..=b'9')) => (1 + word(&text[1..]), Token::Positional),
+        (b'$', _) => (dollar_quoted(text)?, Token::Other),
         // Letters that touch a number are a word of their own to some versions of Postgres.
-        (b'0'..=b'9', _) => (count(bytes, |byte| byte.is_ascii_digit()), SqlToken::Other),
-        (first, _) if begins_a_word(first) => (word(text), SqlToken::Word),
-        _ => (1, SqlToken::Other),
+        (b'0'..=b'9', _) => (count(bytes, |byte| byte.is_ascii_digit()), Token::Other),
+        (first, _) if begins_a_word(first) => (word(text), Token::Word),
+        _ => (1, Token::Other),
     };
-    Ok((&text[..length], kind))
+    Ok((&text[..length], token))
 }
 
 /// True if a word begins with this byte. All that is not ASCII is a letter to Postgres.

@@ -9,7 +9,7 @@ use serde_json::{Map, Number, Value};
 use super::{Place, problem::Problem};
 
 /// Deepest nesting: readable definitions have about ten levels, and the tree is walked recursively.
-const DEPTH_MAX: usize = 64;
+pub(super) const DEPTH_MAX: usize = 64;
 
 /// A value.
 #[derive(Clone, Debug)]
@@ -89,7 +89,7 @@ impl Node {
 
     /// What it is, for messages.
     #[must_use]
-    pub fn kind(&self) -> &'static str {
+    pub fn describe(&self) -> &'static str {
         match &self.data {
             Data::List(_) => "a list",
             Data::Map(_) => "a map",

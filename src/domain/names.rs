@@ -167,7 +167,7 @@ impl AggregateKey {
     /// Its slot.
     #[must_use]
     pub fn slot(&self) -> Slot {
-        Slot::of(self)
+        Slot::of([self.tenant.as_str(), self.aggregate.as_str(), self.id.as_str()])
     }
 
     /// `<slot>.<tenant>.<aggregate>.<id>`: the part that its subjects share.

@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use crate::names::AggregateKey;
-
 /// Slots of an installation. Fixed when the streams are created: another number would send an
 /// aggregate's later commits to another subject.
 pub const SLOTS: u16 = 64;
@@ -20,13 +18,12 @@ impl Slot {
     /// The first of them.
     pub const FIRST: Self = Self(0);
 
-    /// The slot of an aggregate: FNV-1a 32 over tenant, aggregate and id with nothing between,
-    /// modulo [`SLOTS`]; the same function as the broker's `partition(64,1,2,3)` mapping.
-    #[must_use]
-    pub fn of(key: &AggregateKey) -> Self {
-        let hash = [key.tenant().as_str(), key.aggregate().as_str(), key.id().as_str()]
+    /// The slot of an aggregate by its names: FNV-1a 32 over tenant, aggregate and id with nothing
+    /// between, modulo [`SLOTS`]; the same function as the broker's `partition(64,1,2,3)` mapping.
+    pub(crate) fn of(names: [&str; 3]) -> Self {
+        let hash = names
             .iter()
-            .flat_map(|part| part.bytes())
+            .flat_map(|name| name.bytes())
             .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
         Self((hash % u32::from(SLOTS)) as u16)
     }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use flexcore_definition::{
-    AggregateDefinition, Application, Catalog, Column, ColumnKind, CommandDefinition,
+    AggregateDefinition, Application, Catalog, Column, ColumnType, CommandDefinition,
     EventDefinition, Function, Parameter, Place, QueryDefinition, ReadModelDefinition, Schema,
 };
 use flexcore_domain::{AggregateName, CommandName, EventName, Name};
@@ -37,12 +37,12 @@ pub(crate) fn catalog() -> Catalog {
         commands: BTreeMap::from([(CommandName::parse("depart").unwrap(), command)]),
         events: BTreeMap::from([(EventName::parse("departed").unwrap(), event)]),
     };
-    let kinds = [("id", ColumnKind::Text), ("delay", ColumnKind::Integer)];
+    let columns = [("id", ColumnType::Text), ("delay", ColumnType::Integer)];
     let model = ReadModelDefinition {
         name: name("flights"),
         description: "A row a flight.".to_owned(),
         place: Place::default(),
-        columns: kinds.map(|(text, kind)| Column { name: name(text), kind }).into(),
+        columns: columns.map(|(text, column_type)| Column { name: name(text), column_type }).into(),
         key: vec![name("id")],
         indexes: Vec::new(),
         on: BTreeMap::new(),
@@ -64,7 +64,7 @@ pub(crate) fn catalog() -> Catalog {
         fingerprints: vec![String::new()],
         parameters: vec![Parameter {
             name: name("least"),
-            kind: ColumnKind::Integer,
+            column_type: ColumnType::Integer,
             default: Some(json!(0)),
         }],
     };

@@ -3,14 +3,14 @@
 
 mod explain;
 
-use flexcore_definition::{Catalog, ColumnKind, Parameter, QueryDefinition, ReadModelDefinition};
+use flexcore_definition::{Catalog, ColumnType, Parameter, QueryDefinition, ReadModelDefinition};
 use flexcore_domain::limits::PAYLOAD_BYTES_MAX;
 use serde_json::{Map, Value, json};
 
 use crate::{
     limits::{EVENTS_PAGE_DEFAULT, EVENTS_PAGE_MAX, WAIT_DEFAULT, WAIT_MAX},
     problems::{self, Kind},
-    schema::{column_schema, id_schema, kind_words, name_schema, nullable},
+    schema::{id_schema, name_schema, nullable, sentence},
 };
 
 /// The contract over HTTP as an OpenAPI 3.1 document. Same catalog, same text.
@@ -169,11 +169,11 @@ fn read_model(model: &ReadModelDefinition) -> Value {
     for column in &model.columns {
         let about = format!(
             "{} Plain or after an operator: eq. ne. lt. lte. gt. gte. in. is.null is.not_null{}",
-            kind_words(column.kind),
-            if column.kind == ColumnKind::Text { " prefix." } else { "" }
+            sentence(column.column_type),
+            if column.column_type == ColumnType::Text { " prefix." } else { "" }
         );
         let mut filter = query(column.name.as_str(), false, &json!({"type": "string"}), &about);
-        filter["x-column-type"] = column_schema(column.kind);
+        filter["x-column-type"] = column.column_type.json_schema();
         parameters.push(filter);
     }
     let text = json!({"type": "string"});
@@ -192,7 +192,7 @@ fn read_model(model: &ReadModelDefinition) -> Value {
     ]);
     let columns = model.columns.iter();
     let row: Map<String, Value> =
-        columns.map(|c| (c.name.to_string(), nullable(column_schema(c.kind)))).collect();
+        columns.map(|c| (c.name.to_string(), nullable(c.column_type.json_schema()))).collect();
     let page = json!({
         "type": "object",
         "required": ["rows"],
@@ -211,12 +211,12 @@ fn read_model(model: &ReadModelDefinition) -> Value {
 
 fn named_query(definition: &QueryDefinition) -> Value {
     let parameter = |parameter: &Parameter| {
-        let mut schema = column_schema(parameter.kind);
+        let mut schema = parameter.column_type.json_schema();
         if let Some(default) = &parameter.default {
             schema["default"] = default.clone();
         }
         let required = parameter.default.is_none();
-        query(parameter.name.as_str(), required, &schema, kind_words(parameter.kind))
+        query(parameter.name.as_str(), required, &schema, &sentence(parameter.column_type))
     };
     let mut parameters: Vec<Value> = definition.parameters.iter().map(parameter).collect();
     let waits = ["min_position", "wait_ms", "Flexcore-Timeout-Ms"];

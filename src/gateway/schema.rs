@@ -1,6 +1,6 @@
 //! JSON Schemas of names and columns, for the documents that describe the interface.
 
-use flexcore_definition::ColumnKind;
+use flexcore_definition::ColumnType;
 use serde_json::{Value, json};
 
 pub(crate) fn name_schema() -> Value {
@@ -11,26 +11,10 @@ pub(crate) fn id_schema() -> Value {
     json!({"type": "string", "pattern": "^[A-Za-z0-9_-]{1,128}$"})
 }
 
-pub(crate) fn column_schema(kind: ColumnKind) -> Value {
-    match kind {
-        ColumnKind::Text => json!({"type": "string"}),
-        ColumnKind::Integer => json!({"type": "integer", "format": "int64"}),
-        ColumnKind::Number => json!({"type": "number", "format": "double"}),
-        ColumnKind::Boolean => json!({"type": "boolean"}),
-        ColumnKind::Timestamp => json!({"type": "string", "format": "date-time"}),
-        ColumnKind::Date => json!({"type": "string", "format": "date"}),
-    }
-}
-
-pub(crate) fn kind_words(kind: ColumnKind) -> &'static str {
-    match kind {
-        ColumnKind::Text => "Text.",
-        ColumnKind::Integer => "An integer.",
-        ColumnKind::Number => "A number.",
-        ColumnKind::Boolean => "true or false.",
-        ColumnKind::Timestamp => "A time, RFC 3339.",
-        ColumnKind::Date => "A date, YYYY-MM-DD.",
-    }
+/// A value of a column as a sentence.
+pub(crate) fn sentence(column_type: ColumnType) -> String {
+    let (first, rest) = column_type.describe().split_at(1);
+    format!("{}{rest}.", first.to_uppercase())
 }
 
 pub(crate) fn nullable(mut schema: Value) -> Value {

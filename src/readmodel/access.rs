@@ -4,7 +4,7 @@ use flexcore_definition::{Index, ReadModelDefinition};
 use flexcore_domain::Name;
 
 use crate::{
-    indexes::{is_short, texts, whole},
+    index::{is_short, texts, whole},
     select::{Op, Select},
 };
 
@@ -87,13 +87,13 @@ fn access(
 
 #[cfg(test)]
 mod tests {
-    use flexcore_definition::{Column, ColumnKind, Place};
+    use flexcore_definition::{Column, ColumnType, Place};
 
     use super::*;
 
     fn model(indexes: &[&[&str]]) -> ReadModelDefinition {
         let name = |text: &str| Name::parse(text).unwrap();
-        let column = |(text, kind)| Column { name: name(text), kind };
+        let column = |(text, column_type)| Column { name: name(text), column_type };
         let index = |columns: &&[&str]| Index {
             columns: columns
                 .iter()
@@ -105,10 +105,10 @@ mod tests {
             description: String::new(),
             place: Place::default(),
             columns: [
-                ("id", ColumnKind::Text),
-                ("customer", ColumnKind::Text),
-                ("at", ColumnKind::Timestamp),
-                ("total", ColumnKind::Integer),
+                ("id", ColumnType::Text),
+                ("customer", ColumnType::Text),
+                ("at", ColumnType::Timestamp),
+                ("total", ColumnType::Integer),
             ]
             .map(column)
             .to_vec(),

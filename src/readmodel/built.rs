@@ -10,7 +10,7 @@ use flexcore_definition::{Index, ReadModelDefinition};
 use flexcore_domain::Name;
 use sqlx::Row as _;
 
-use crate::{Error, ReadModels, indexes};
+use crate::{Error, ReadModels, index};
 
 /// How long an answer holds. A query whose index has come or gone since is slower, and right.
 const HOLDS: Duration = Duration::from_secs(5);
@@ -41,8 +41,8 @@ impl ReadModels {
                 found
             }
         };
-        let is_whole = |index: &&Index| {
-            let made = indexes::made(found.id, index, &model.columns, &model.key);
+        let is_whole = |declared: &&Index| {
+            let made = index::made(found.id, declared, &model.columns, &model.key);
             made.iter().all(|made| found.names.contains(&made.name))
         };
         Ok(model.indexes.iter().filter(is_whole).cloned().collect())

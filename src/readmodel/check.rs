@@ -13,7 +13,6 @@ use sqlx::{
 
 use crate::{
     Error, ReadModels,
-    cell::sql_type,
     functions::{LISTED, allowed},
     named::{substitute, whole},
 };
@@ -90,7 +89,7 @@ fn table(model: &ReadModelDefinition) -> String {
     let columns: String = model
         .columns
         .iter()
-        .map(|column| format!(", \"{}\" {}", column.name, sql_type(column.kind)))
+        .map(|column| format!(", \"{}\" {}", column.name, column.column_type.sql_column()))
         .collect();
     let name = &model.name;
     // No read model has such a name.
@@ -107,10 +106,7 @@ async fn check(
 ) -> Result<Vec<Problem>, Error> {
     let names: Vec<&Name> = query.parameters.iter().map(|parameter| &parameter.name).collect();
     // A view has no parameters: a null of the same type says as much about the statement.
-    let null = |index: usize| {
-        let kind = sql_type(query.parameters[index].kind);
-        format!("(null::{})", kind.split(' ').next().unwrap_or(kind))
-    };
+    let null = |index: usize| format!("(null::{})", query.parameters[index].column_type.sql());
     let problem = |line: usize, message: String| Problem {
         place: Place { file: query.place.file.clone(), line: query.sql_line + line },
         message: format!("query `{}`: {message}", query.name),

@@ -153,9 +153,6 @@ pub enum Error {
     /// A part of the schemas `flexcore` and `rm` is not there.
     #[error("read models' tables are missing: {0}")]
     Gone(String),
-    /// The name of the read model or of a column is taken.
-    #[error("{0}")]
-    Reserved(String),
     /// Nothing has this name.
     #[error("no read model {name}; there are: {}", known.join(", "))]
     UnknownReadModel {

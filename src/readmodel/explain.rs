@@ -20,9 +20,8 @@ use sqlx::{AssertSqlSafe, Row as _, types::Json};
 use crate::{
     Error, ReadModels, Select,
     access::{self, Access},
-    cell::sql_type,
     error::code,
-    indexes,
+    index,
     named::{positional, whole},
     page,
     select::Op,
@@ -68,12 +67,8 @@ impl ReadModels {
     ) -> Result<Vec<Explained>, Error> {
         let names: Vec<&Name> = query.parameters.iter().map(|parameter| &parameter.name).collect();
         let (sql, used) = positional(&query.sql, &query.name, &names)?;
-        let kind = |index: &usize| sql_type(query.parameters[*index].kind);
-        let types: Vec<&str> = used
-            .iter()
-            .map(kind)
-            .map(|kind| kind.strip_suffix(" collate \"C\"").unwrap_or(kind))
-            .collect();
+        let types: Vec<&str> =
+            used.iter().map(|index| query.parameters[*index].column_type.sql()).collect();
         let bracketed = |list: Vec<&str>| match list.as_slice() {
             [] => String::new(),
             list => format!("({})", list.join(", ")),
@@ -261,9 +256,9 @@ fn planned(model: &ReadModelDefinition, scans: &BTreeMap<String, Scan>) -> Expla
     let scans: Vec<&Scan> =
         scans.iter().filter(|(table, _)| of_model(table)).map(|(_, scan)| scan).collect();
     let declared = |made: &str| {
-        let id = indexes::id_of(made)?;
+        let id = index::id_of(made)?;
         let is_of = |index: &&Index| {
-            let all = indexes::made(id, index, &model.columns, &model.key);
+            let all = index::made(id, index, &model.columns, &model.key);
             all.iter().any(|of| of.name == made)
         };
         model.indexes.iter().find(is_of)

@@ -5,15 +5,12 @@
 //! matters; minimum after sum; a sum that comes near 64 bits on its way), the operations are kept and
 //! replayed on the old value. So the rows are the same however the events fall into batches.
 
-use std::{
-    collections::HashMap,
-    hash::{Hash, Hasher},
-};
+use std::collections::HashMap;
 
-use flexcore_definition::Operation;
+use flexcore_definition::{Cell, Operation};
 use flexcore_domain::Tenant;
 
-use crate::{cell::Cell, plan::Change};
+use crate::plan::Change;
 
 /// What a batch amounts to: a delta for each row, in the order of their first change.
 #[derive(Debug, Default)]
@@ -204,47 +201,15 @@ pub(crate) fn apply(value: &Cell, operation: Operation, operand: &Cell) -> Optio
             Cell::Number(Some(a + b).filter(|sum| sum.is_finite())?)
         }
         (_, Cell::Null, _) => operand.clone(),
-        (Operation::Min, ..) if less(operand, value) => operand.clone(),
-        (Operation::Max, ..) if less(value, operand) => operand.clone(),
+        (Operation::Min, ..) if operand.is_less(value) => operand.clone(),
+        (Operation::Max, ..) if value.is_less(operand) => operand.clone(),
         _ => value.clone(),
     })
 }
 
-/// The order of Postgres: numbers by value, text by bytes, false before true.
-fn less(a: &Cell, b: &Cell) -> bool {
-    match (a, b) {
-        (Cell::Text(a), Cell::Text(b)) => a.as_bytes() < b.as_bytes(),
-        (Cell::Integer(a), Cell::Integer(b)) => a < b,
-        (Cell::Number(a), Cell::Number(b)) => a < b,
-        (Cell::Boolean(a), Cell::Boolean(b)) => !a & b,
-        (Cell::Timestamp(a), Cell::Timestamp(b)) => a < b,
-        (Cell::Date(a), Cell::Date(b)) => a < b,
-        _ => false,
-    }
-}
-
-/// A row's identity. Key cells are never null, and floating point ones finite and not -0.
-#[derive(Debug, PartialEq)]
+/// A row's identity.
+#[derive(Debug, PartialEq, Eq, Hash)]
 pub(crate) struct RowKey<'a> {
     pub(crate) tenant: &'a Tenant,
     pub(crate) key: &'a [Cell],
-}
-
-impl Eq for RowKey<'_> {}
-
-impl Hash for RowKey<'_> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.tenant.hash(state);
-        for cell in self.key {
-            match cell {
-                Cell::Null => {}
-                Cell::Text(text) => text.hash(state),
-                Cell::Integer(value) => value.hash(state),
-                Cell::Number(value) => value.to_bits().hash(state),
-                Cell::Boolean(value) => value.hash(state),
-                Cell::Timestamp(value) => value.0.hash(state),
-                Cell::Date(value) => value.0.hash(state),
-            }
-        }
-    }
 }

@@ -8,6 +8,7 @@ mod access;
 mod built;
 mod cell;
 mod check;
+mod checkpoints;
 #[cfg(feature = "defects")]
 pub mod defects;
 mod epoch;
@@ -16,6 +17,7 @@ mod explain;
 mod fold;
 mod functions;
 mod held;
+mod index;
 mod indexes;
 mod login;
 mod named;
@@ -28,6 +30,7 @@ mod rebuild;
 mod registered;
 pub mod select;
 mod served;
+mod shape;
 mod status;
 mod trouble;
 mod version;
@@ -42,18 +45,19 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
+pub use checkpoints::Mark;
 pub use epoch::Owned;
 pub use error::Error;
 pub use explain::Explained;
 pub use named::{RESULT_BYTES_MAX, ROWS_MAX};
 pub use page::Page;
 pub use plan::{Change, KEY_BYTES_MAX, Plan, Reads, Unfit};
-pub use portion::{Mark, Portions};
+pub use portion::Portions;
 pub use readers::GRACE;
 pub use rebuild::{Rebuild, Requests};
 pub use select::{Filter, Op, Select};
 pub use status::{Serving, State, Status};
-pub use version::{Ahead, COLUMNS_MAX, RESERVED_COLUMNS, Version, Versions, check_names};
+pub use version::{Ahead, Version, Versions};
 pub use wait::{Unreached, look_timeout};
 pub use write::{Move, Parked, Part};
 

@@ -1,12 +1,11 @@
 //! Named queries: `:name` becomes a typed argument, the rest is the author's SQL.
 
-use flexcore_definition::{QueryDefinition, SqlToken, next_sql_token};
+use flexcore_definition::{Cell, ColumnType, QueryDefinition, with_parameters};
 use flexcore_domain::{Name, Tenant};
 use sqlx::{AssertSqlSafe, Row as _, postgres::PgArguments};
 
 use crate::{
-    Error, ReadModels,
-    cell::{Cell, expected},
+    Error, ReadModels, cell,
     error::{code, cut},
 };
 
@@ -32,8 +31,8 @@ impl ReadModels {
         let (sql, used) = positional(&query.sql, &query.name, &names)?;
         let mut arguments = PgArguments::default();
         for index in used {
-            let (parameter, cell) = (&query.parameters[index], &values[index].1);
-            cell.bind(parameter.kind, &mut arguments);
+            let (parameter, value) = (&query.parameters[index], &values[index].1);
+            cell::bind(&mut arguments, parameter.column_type, value);
         }
         let sql = whole(&sql).text;
         let mut reading = self.read_as(tenant).await?;
@@ -136,25 +135,24 @@ fn values<'q>(
             });
         }
     }
-    let invalid = |name: &Name, value: &str, kind| Error::InvalidValue {
+    let invalid = |name: &Name, value: &str, of: ColumnType| Error::InvalidValue {
         name: name.to_string(),
         value: cut(value),
-        expected: expected(kind).to_owned(),
+        expected: of.describe().to_owned(),
     };
     let mut values = Vec::with_capacity(query.parameters.len());
     for parameter in &query.parameters {
-        let (name, kind) = (&parameter.name, parameter.kind);
+        let (name, column_type) = (&parameter.name, parameter.column_type);
         let mut given = params.iter().filter(|(given, _)| given == name.as_str());
         let cell = match (given.next(), given.next(), &parameter.default) {
             (Some(_), Some(_), _) => {
                 let reason = "is given twice".to_owned();
                 return Err(Error::InvalidOption { name: name.to_string(), reason });
             }
-            (Some((_, text)), None, _) => {
-                Cell::from_text(kind, text).ok_or_else(|| invalid(name, text, kind))?
-            }
-            (None, _, Some(default)) => Cell::from_json(kind, default)
-                .ok_or_else(|| invalid(name, &default.to_string(), kind))?,
+            (Some((_, text)), None, _) => Cell::from_text(column_type, text)
+                .ok_or_else(|| invalid(name, text, column_type))?,
+            (None, _, Some(default)) => Cell::from_json(column_type, default)
+                .ok_or_else(|| invalid(name, &default.to_string(), column_type))?,
             (None, _, None) => {
                 let (query, parameter) = (query.name.clone(), name.clone());
                 return Err(Error::MissingParameter { query, parameter });
@@ -190,26 +188,8 @@ pub(crate) fn substitute(
     names: &[&Name],
     mut by: impl FnMut(usize) -> String,
 ) -> Result<String, Error> {
-    let failed = |message: String| Error::QueryFailed { query: query.clone(), message };
-    let mut rest = sql.trim_end().trim_end_matches(';');
-    let mut out = String::with_capacity(sql.len());
-    while !rest.is_empty() {
-        let (token, kind) = next_sql_token(rest).map_err(|what| failed(what.to_owned()))?;
-        rest = &rest[token.len()..];
-        match kind {
-            SqlToken::Parameter => {
-                let index = names.iter().position(|known| known.as_str() == &token[1..]);
-                let unknown = || failed(format!("{token} is not a declared parameter"));
-                out.push_str(&by(index.ok_or_else(unknown)?));
-            }
-            // A friendlier word than that of Postgres, which is what holds.
-            SqlToken::Word if token.eq_ignore_ascii_case("set_config") => {
-                return Err(failed("set_config is not allowed in a query".to_owned()));
-            }
-            _ => out.push_str(token),
-        }
-    }
-    Ok(out)
+    let by = |name: &str| names.iter().position(|known| known.as_str() == name).map(&mut by);
+    with_parameters(sql, by).map_err(|message| Error::QueryFailed { query: query.clone(), message })
 }
 
 #[cfg(test)]
@@ -229,7 +209,6 @@ mod tests {
         let expected = expected.replace("é = :b_2;", "é = $1");
         assert_eq!((out, used), (expected, vec![1, 0]));
         assert!(read("select :c").unwrap_err().contains(":c is not a declared parameter"));
-        assert!(read("select Set_Config('flexcore.tenant', 'b', true)").is_err());
         for open in ["'", "\"", "/* /*", "e'\\", "$t$", "$"] {
             assert!(read(open).is_err(), "{open}");
         }

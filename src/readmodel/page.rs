@@ -1,7 +1,7 @@
 //! Pages of a read model: the statement of a selection, and the cursor that continues it.
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
-use flexcore_definition::{ColumnKind, ReadModelDefinition};
+use flexcore_definition::{Cell, Column, ColumnType, ReadModelDefinition};
 use flexcore_domain::{Name, Tenant};
 use futures::{Stream, TryStreamExt as _};
 use serde_json::Value;
@@ -14,9 +14,9 @@ use sqlx::{
 use crate::{
     Error, ReadModels,
     access::{self, Access},
-    cell::Cell,
+    cell,
     error::code,
-    indexes,
+    index,
     named::RESULT_BYTES_MAX,
     select::{self, Filter, Op, Select},
 };
@@ -37,7 +37,7 @@ const CURSOR_BYTES_MAX: usize = 16 * 1024;
 pub(crate) struct Order<'a> {
     column: &'a Name,
     descends: bool,
-    kind: ColumnKind,
+    column_type: ColumnType,
     nullable: bool,
 }
 
@@ -49,8 +49,8 @@ struct Statement {
 
 impl Statement {
     /// Adds a value; returns its placeholder.
-    fn bind(&mut self, kind: ColumnKind, cell: &Cell) -> String {
-        cell.bind(kind, &mut self.arguments);
+    fn bind(&mut self, column_type: ColumnType, cell: &Cell) -> String {
+        cell::bind(&mut self.arguments, column_type, cell);
         self.count += 1;
         format!("${}", self.count)
     }
@@ -166,8 +166,9 @@ pub(crate) fn order<'a>(
     asked
         .chain(rest.map(|name| (name, false)))
         .map(|(name, descends)| {
-            let (column, kind) = select::kind(model, name.as_str())?;
-            Ok(Order { column, descends, kind, nullable: !model.key.contains(column) })
+            let Column { name: column, column_type } = select::column(model, name.as_str())?;
+            let (column_type, nullable) = (*column_type, !model.key.contains(column));
+            Ok(Order { column, descends, column_type, nullable })
         })
         .collect()
 }
@@ -248,18 +249,18 @@ impl Asked<'_> {
             _ => vec![whole.clone()],
         };
         let texts = match &access.index {
-            Some(index) => indexes::texts(index, &self.model.columns, &self.model.key),
+            Some(declared) => index::texts(declared, &self.model.columns, &self.model.key),
             None => Vec::new(),
         };
         if !texts.is_empty() {
-            let short = indexes::short(&texts, "_m.");
+            let short = index::short(&texts, "_m.");
             parts.iter_mut().for_each(|part| part.push_str(&format!(" and {short}")));
             let is_short = |text: &&Name| {
                 let mut on = self.select.filters.iter().filter(|filter| filter.column == **text);
-                on.any(|filter| indexes::is_short(filter) == Some(true))
+                on.any(|filter| index::is_short(filter) == Some(true))
             };
             if !texts.iter().all(is_short) {
-                parts.push(format!("{whole} and {}", indexes::long(&texts, "_m.")));
+                parts.push(format!("{whole} and {}", index::long(&texts, "_m.")));
             }
         }
         Ok(parts)
@@ -296,7 +297,7 @@ fn condition(
     model: &ReadModelDefinition,
     filter: &Filter,
 ) -> Result<String, Error> {
-    let (kind, cells) = select::cells(model, filter)?;
+    let (column_type, cells) = select::cells(model, filter)?;
     let column = format!("_m.\"{}\"", filter.column);
     let operator = match filter.op {
         Op::IsNull => return Ok(format!("{column} is null")),
@@ -309,7 +310,8 @@ fn condition(
         Op::Ge => ">=",
         Op::Prefix => "^@",
     };
-    let placeholders: Vec<String> = cells.iter().map(|cell| statement.bind(kind, cell)).collect();
+    let placeholders: Vec<String> =
+        cells.iter().map(|cell| statement.bind(column_type, cell)).collect();
     Ok(match filter.op {
         Op::In => format!("{column} in ({})", placeholders.join(", ")),
         // Texts compare by bytes, so that those with a prefix are a range of an index.
@@ -317,7 +319,7 @@ fn condition(
             let from = placeholders.join(", ");
             let range = match next_prefix(&filter.values.concat()) {
                 Some(next) => {
-                    let next = statement.bind(kind, &Cell::Text(next.into()));
+                    let next = statement.bind(column_type, &Cell::Text(next.into()));
                     format!(" and {column} < {next}")
                 }
                 None => String::new(),
@@ -350,7 +352,7 @@ struct Beyond<'a> {
 impl<'a> Beyond<'a> {
     fn new(statement: &mut Statement, order: &'a [Order<'a>], after: &'a [Cell]) -> Self {
         let placeholders =
-            order.iter().zip(after).map(|(o, cell)| statement.bind(o.kind, cell)).collect();
+            order.iter().zip(after).map(|(o, cell)| statement.bind(o.column_type, cell)).collect();
         Self { order, after, placeholders }
     }
 
@@ -432,9 +434,7 @@ impl<'a> Beyond<'a> {
 /// What the cursor belongs to: FNV-1a 64 over read model, filters and sort.
 fn shape(model: &ReadModelDefinition, select: &Select) -> u64 {
     let text = format!("{} {:?} {:?}", model.name, select.filters, select.sort);
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    })
+    index::fnv1a(&text)
 }
 
 fn write_cursor(model: &ReadModelDefinition, select: &Select, after: &str) -> String {
@@ -462,7 +462,8 @@ fn read_cursor(
             .iter()
             .zip(&values)
             .map(|(o, value)| {
-                Cell::from_json(o.kind, value).filter(|cell| o.nullable || *cell != Cell::Null)
+                Cell::from_json(o.column_type, value)
+                    .filter(|cell| o.nullable || *cell != Cell::Null)
             })
             .collect()
     };

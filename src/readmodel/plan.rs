@@ -6,13 +6,11 @@
 use std::{borrow::Cow, collections::HashMap, fmt, sync::Arc};
 
 use flexcore_definition::{
-    Column, ColumnKind, Expression, Followed, Operation, ReadModelDefinition, RowChange,
+    Cell, Column, Expression, Followed, Operation, ReadModelDefinition, RowChange, Scalar,
 };
 use flexcore_domain::{AggregateName, Commit, Event, EventName, Name, Tenant};
 use serde::de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::{Value, value::RawValue};
-
-use crate::cell::{Cell, Micros, expected, integer};
+use serde_json::value::RawValue;
 
 /// Longest key of a row, in bytes over all its columns: an entry of a Postgres index has 2,704.
 pub const KEY_BYTES_MAX: usize = 2_000;
@@ -150,22 +148,26 @@ impl Plan {
         data: &RawValue,
     ) -> Result<Option<Change>, Unfit> {
         let Some(rule) = self.rule(commit, event) else { return Ok(None) };
-        let mut taken: Vec<Raw<'_>> = vec![Raw::Null; rule.fields.count];
+        let mut taken: Vec<Field<'_>> = vec![Some(Scalar::Null); rule.fields.count];
         if rule.fields.count > 0 {
             let mut reader = serde_json::Deserializer::from_str(data.get());
             let seed = Take { node: &rule.fields.root, taken: &mut taken };
             seed.deserialize(&mut reader).map_err(|error| Unfit(format!("data: {error}")))?;
         }
         let get = |source: &Source, column: &Column| {
+            let column_type = column.column_type;
             let cell = match source {
                 Source::Literal(cell) => Some(cell.clone()),
-                Source::Data(index) => taken[*index].cell(column.kind),
-                Source::Id => Cell::from_text(column.kind, commit.key.id().as_str()),
-                Source::Time => time(column.kind, commit),
-                Source::Version => version(column.kind, event),
+                Source::Data(index) => {
+                    let field = taken[*index].as_ref();
+                    field.and_then(|field| Cell::from_scalar(column_type, field))
+                }
+                Source::Id => Cell::from_text(column_type, commit.key.id().as_str()),
+                Source::Time => Cell::from_unix_ms(column_type, commit.time_ms),
+                Source::Version => Cell::from_version(column_type, event.version),
             };
             cell.ok_or_else(|| {
-                let wanted = expected(column.kind);
+                let wanted = column_type.describe();
                 Unfit(format!("column {}: the value is not {wanted}", column.name))
             })
         };
@@ -201,29 +203,12 @@ fn check_key(key: &[Cell], layout: &Layout) -> Result<(), Unfit> {
     Ok(())
 }
 
-fn time(kind: ColumnKind, commit: &Commit) -> Option<Cell> {
-    match kind {
-        ColumnKind::Timestamp => Micros::from_unix_ms(commit.time_ms).map(Cell::Timestamp),
-        ColumnKind::Date => Cell::from_text(kind, commit.time().get(..10)?),
-        ColumnKind::Text => Some(Cell::Text(commit.time().into())),
-        _ => None,
-    }
-}
-
-fn version(kind: ColumnKind, event: &Event) -> Option<Cell> {
-    match kind {
-        ColumnKind::Integer => i64::try_from(event.version).ok().map(Cell::Integer),
-        ColumnKind::Number => Some(Cell::Number(event.version as f64)),
-        _ => None,
-    }
-}
-
 impl Rule {
     fn new(layout: &Layout, change: &RowChange) -> Self {
         let mut fields = Fields::default();
-        let mut source = |expression: &Expression, kind| match expression {
+        let mut source = |expression: &Expression, column_type| match expression {
             // A literal that does not fit is reported with every event, as a field would be.
-            Expression::Literal(value) => match Cell::from_json(kind, value) {
+            Expression::Literal(value) => match Cell::from_json(column_type, value) {
                 Some(cell) => Source::Literal(cell),
                 None => Source::Data(fields.never()),
             },
@@ -233,12 +218,16 @@ impl Rule {
             Expression::Version => Source::Version,
         };
         let key = change.key.iter().zip(&layout.key);
-        let key = key.map(|(expression, column)| source(expression, column.kind)).collect();
+        let key = key.map(|(expression, column)| source(expression, column.column_type)).collect();
         let mut operations = Vec::new();
         for (name, operation, expression) in &change.operations {
             let at = layout.columns.iter().position(|column| column.name == *name);
             if let Some(at) = at {
-                operations.push((at, *operation, source(expression, layout.columns[at].kind)));
+                operations.push((
+                    at,
+                    *operation,
+                    source(expression, layout.columns[at].column_type),
+                ));
             }
         }
         Self { followed: None, fields, key, delete: change.delete, operations }
@@ -281,44 +270,19 @@ impl Fields {
     }
 }
 
-/// A field as it stands in the data.
-#[derive(Clone, Debug)]
-enum Raw<'a> {
-    Null,
-    Boolean(bool),
-    Number(serde_json::Number),
-    Text(Cow<'a, str>),
-    Compound,
-}
-
-impl Raw<'_> {
-    fn cell(&self, kind: ColumnKind) -> Option<Cell> {
-        match (kind, self) {
-            (_, Raw::Null) => Some(Cell::Null),
-            (ColumnKind::Boolean, Raw::Boolean(value)) => Some(Cell::Boolean(*value)),
-            (ColumnKind::Integer, Raw::Number(number)) => integer(number).map(Cell::Integer),
-            (ColumnKind::Number, Raw::Number(_)) => {
-                let Raw::Number(number) = self else { return None };
-                Cell::from_json(kind, &Value::Number(number.clone()))
-            }
-            (ColumnKind::Text | ColumnKind::Timestamp | ColumnKind::Date, Raw::Text(text)) => {
-                Cell::from_text(kind, text)
-            }
-            _ => None,
-        }
-    }
-}
+/// A field as it stands in the data; `None`: an array or an object, which no column can hold.
+type Field<'a> = Option<Scalar<'a>>;
 
 /// Walks the data along a node's children, keeping what its indices ask for.
 struct Take<'n, 't, 'a> {
     node: &'n Node,
-    taken: &'t mut Vec<Raw<'a>>,
+    taken: &'t mut Vec<Field<'a>>,
 }
 
 impl<'a> Take<'_, '_, 'a> {
-    fn keep<E>(self, raw: Raw<'a>) -> Result<(), E> {
+    fn keep<E>(self, field: Field<'a>) -> Result<(), E> {
         if let Some(index) = self.node.index {
-            self.taken[index] = raw;
+            self.taken[index] = field;
         }
         Ok(())
     }
@@ -338,29 +302,29 @@ impl<'a> Visitor<'a> for Take<'_, '_, 'a> {
         f.write_str("JSON")
     }
     fn visit_unit<E: de::Error>(self) -> Result<(), E> {
-        self.keep(Raw::Null)
+        self.keep(Some(Scalar::Null))
     }
     fn visit_bool<E: de::Error>(self, value: bool) -> Result<(), E> {
-        self.keep(Raw::Boolean(value))
+        self.keep(Some(Scalar::Boolean(value)))
     }
     fn visit_i64<E: de::Error>(self, value: i64) -> Result<(), E> {
-        self.keep(Raw::Number(value.into()))
+        self.keep(Some(Scalar::Number(value.into())))
     }
     fn visit_u64<E: de::Error>(self, value: u64) -> Result<(), E> {
-        self.keep(Raw::Number(value.into()))
+        self.keep(Some(Scalar::Number(value.into())))
     }
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<(), E> {
-        self.keep(serde_json::Number::from_f64(value).map_or(Raw::Compound, Raw::Number))
+        self.keep(serde_json::Number::from_f64(value).map(Scalar::Number))
     }
     fn visit_borrowed_str<E: de::Error>(self, value: &'a str) -> Result<(), E> {
-        self.keep(Raw::Text(Cow::Borrowed(value)))
+        self.keep(Some(Scalar::Text(Cow::Borrowed(value))))
     }
     fn visit_str<E: de::Error>(self, value: &str) -> Result<(), E> {
-        self.keep(Raw::Text(Cow::Owned(value.to_owned())))
+        self.keep(Some(Scalar::Text(Cow::Owned(value.to_owned()))))
     }
     fn visit_seq<A: SeqAccess<'a>>(self, mut items: A) -> Result<(), A::Error> {
         while items.next_element::<IgnoredAny>()?.is_some() {}
-        self.keep(Raw::Compound)
+        self.keep(None)
     }
     fn visit_map<A: MapAccess<'a>>(self, mut fields: A) -> Result<(), A::Error> {
         while let Some(name) = fields.next_key::<Key<'a>>()? {
@@ -370,7 +334,7 @@ impl<'a> Visitor<'a> for Take<'_, '_, 'a> {
                 None => drop(fields.next_value::<IgnoredAny>()?),
             }
         }
-        self.keep(Raw::Compound)
+        self.keep(None)
     }
 }
 
@@ -380,6 +344,8 @@ struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
 #[cfg(test)]
 mod tests {
+    use flexcore_definition::ColumnType;
+
     use super::*;
 
     #[test]
@@ -389,15 +355,17 @@ mod tests {
         let indices = ["a", "b.c", "b", "d.e.f", "gone"].map(|text| fields.index(&path(text)));
         assert_eq!(fields.index(&path("b.c")), indices[1]);
         let text = r#"{"x":[1,{"a":2}],"\u0061":"é\n","b":{"c":1.5,"y":{}},"d":{"e":7}}"#;
-        let mut taken = vec![Raw::Null; fields.count];
+        let mut taken = vec![Some(Scalar::Null); fields.count];
         let mut reader = serde_json::Deserializer::from_str(text);
         Take { node: &fields.root, taken: &mut taken }.deserialize(&mut reader).unwrap();
-        let cells = |kind| indices.map(|index| taken[index].cell(kind));
-        let texts = cells(ColumnKind::Text);
+        let cell =
+            |index: usize, column_type| Cell::from_scalar(column_type, taken[index].as_ref()?);
+        let cells = |column_type| indices.map(|index| cell(index, column_type));
+        let texts = cells(ColumnType::Text);
         assert_eq!(texts[0], Some(Cell::Text("é\n".into())));
         assert_eq!(texts[2], None, "an object is no text");
         assert_eq!(texts[3], Some(Cell::Null), "a path through a number is absent");
         assert_eq!(texts[4], Some(Cell::Null));
-        assert_eq!(cells(ColumnKind::Number)[1], Some(Cell::Number(1.5)));
+        assert_eq!(cells(ColumnType::Number)[1], Some(Cell::Number(1.5)));
     }
 }

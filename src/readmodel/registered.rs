@@ -6,7 +6,7 @@ use flexcore_definition::{Column, ReadModelDefinition};
 use flexcore_domain::{Name, SLOTS};
 use sqlx::{AssertSqlSafe, PgConnection, Row as _, types::Json};
 
-use crate::{Error, cell::sql_type, error::in_the_way, served::Shape, status::State};
+use crate::{Error, error::in_the_way, shape::Shape, status::State};
 
 /// A version as `flexcore.projections` has it.
 #[derive(Clone)]
@@ -142,7 +142,7 @@ async fn create(
     let table = table(&model.name, number);
     let column = |column: &Column| {
         let required = if model.key.contains(&column.name) { " not null" } else { "" };
-        format!("\"{}\" {}{required}, ", column.name, sql_type(column.kind))
+        format!("\"{}\" {}{required}, ", column.name, column.column_type.sql_column())
     };
     let columns: String = model.columns.iter().map(column).collect();
     let key: Vec<String> = model.key.iter().map(|name| format!("\"{name}\"")).collect();

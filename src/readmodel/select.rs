@@ -13,14 +13,10 @@
 //! Several filters must all hold, two on one column too. A text that itself starts with an operator
 //! is written with `eq.` before it.
 
-use flexcore_definition::{ColumnKind, ReadModelDefinition};
+use flexcore_definition::{Cell, Column, ColumnType, ReadModelDefinition, taken};
 use flexcore_domain::Name;
 
-use crate::{
-    Error,
-    cell::{Cell, expected},
-    error::cut,
-};
+use crate::{Error, error::cut};
 
 /// Rows of a page when no limit is given.
 pub const LIMIT_DEFAULT: u32 = 50;
@@ -104,11 +100,11 @@ impl Select {
         let mut select = Self::default();
         for (name, value) in pairs {
             match name.as_str() {
-                "fields" => select.fields = columns(model, value)?,
-                "sort" => select.sort = sort(model, value)?,
-                "limit" => select.limit = limit(value)?,
-                "cursor" => select.cursor = Some(value.clone()),
-                column => select.filters.push(filter(model, column, value)?),
+                taken::FIELDS => select.fields = columns(model, value)?,
+                taken::SORT => select.sort = sort(model, value)?,
+                taken::LIMIT => select.limit = limit(value)?,
+                taken::CURSOR => select.cursor = Some(value.clone()),
+                name => select.filters.push(filter(model, name, value)?),
             }
         }
         select.check(model)?;
@@ -127,7 +123,7 @@ impl Select {
             return Err(option("limit", format!("at most {LIMIT_MAX}")));
         }
         for name in self.fields.iter().chain(self.sort.iter().map(|(name, _)| name)) {
-            kind(model, name.as_str())?;
+            column(model, name.as_str())?;
         }
         for filter in &self.filters {
             cells(model, filter)?;
@@ -145,8 +141,8 @@ impl Select {
 pub(crate) fn cells(
     model: &ReadModelDefinition,
     filter: &Filter,
-) -> Result<(ColumnKind, Vec<Cell>), Error> {
-    let (column, kind) = kind(model, filter.column.as_str())?;
+) -> Result<(ColumnType, Vec<Cell>), Error> {
+    let Column { name: column, column_type } = column(model, filter.column.as_str())?;
     let wanted = match filter.op {
         Op::IsNull | Op::IsNotNull => 0..=0,
         Op::In => 1..=IN_VALUES_MAX,
@@ -156,26 +152,23 @@ pub(crate) fn cells(
         let reason = format!("takes {} to {} values", wanted.start(), wanted.end());
         return Err(option(column.as_str(), reason));
     }
-    if filter.op == Op::Prefix && kind != ColumnKind::Text {
+    if filter.op == Op::Prefix && *column_type != ColumnType::Text {
         return Err(option(column.as_str(), "prefix compares text columns only".to_owned()));
     }
     let read = |value: &String| {
-        Cell::from_text(kind, value).ok_or_else(|| Error::InvalidValue {
+        Cell::from_text(*column_type, value).ok_or_else(|| Error::InvalidValue {
             name: column.to_string(),
             value: cut(value),
-            expected: expected(kind).to_owned(),
+            expected: column_type.describe().to_owned(),
         })
     };
-    Ok((kind, filter.values.iter().map(read).collect::<Result<_, _>>()?))
+    Ok((*column_type, filter.values.iter().map(read).collect::<Result<_, _>>()?))
 }
 
-/// The declared column of this name and its type. Fails with those that there are.
-pub(crate) fn kind<'a>(
-    model: &'a ReadModelDefinition,
-    name: &str,
-) -> Result<(&'a Name, ColumnKind), Error> {
+/// The declared column of this name. Fails with those that there are.
+pub(crate) fn column<'a>(model: &'a ReadModelDefinition, name: &str) -> Result<&'a Column, Error> {
     let found = model.columns.iter().find(|column| column.name.as_str() == name);
-    found.map(|column| (&column.name, column.kind)).ok_or_else(|| Error::UnknownColumn {
+    found.ok_or_else(|| Error::UnknownColumn {
         read_model: model.name.clone(),
         column: cut(name),
         known: model.columns.iter().map(|column| column.name.to_string()).collect(),
@@ -189,7 +182,7 @@ fn option(name: &str, reason: String) -> Error {
 fn columns(model: &ReadModelDefinition, value: &str) -> Result<Vec<Name>, Error> {
     let mut columns: Vec<Name> = Vec::new();
     for part in value.split(',') {
-        let (name, _) = kind(model, part)?;
+        let Column { name, .. } = column(model, part)?;
         if columns.contains(name) {
             return Err(option("fields", format!("{name} is named twice")));
         }
@@ -201,7 +194,7 @@ fn columns(model: &ReadModelDefinition, value: &str) -> Result<Vec<Name>, Error>
 fn sort(model: &ReadModelDefinition, value: &str) -> Result<Vec<(Name, bool)>, Error> {
     let mut columns: Vec<(Name, bool)> = Vec::new();
     for part in value.split(',') {
-        let (name, _) = kind(model, part.strip_prefix('-').unwrap_or(part))?;
+        let Column { name, .. } = column(model, part.strip_prefix('-').unwrap_or(part))?;
         if columns.iter().any(|(other, _)| other == name) {
             return Err(option("sort", format!("{name} is named twice")));
         }
@@ -217,9 +210,8 @@ fn limit(value: &str) -> Result<u32, Error> {
     }
 }
 
-fn filter(model: &ReadModelDefinition, column: &str, value: &str) -> Result<Filter, Error> {
-    let (column, _) = kind(model, column)?;
-    let column = column.clone();
+fn filter(model: &ReadModelDefinition, name: &str, value: &str) -> Result<Filter, Error> {
+    let column = column(model, name)?.name.clone();
     match value {
         "is.null" => return Ok(Filter { column, op: Op::IsNull, values: Vec::new() }),
         "is.not_null" => return Ok(Filter { column, op: Op::IsNotNull, values: Vec::new() }),

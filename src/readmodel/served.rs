@@ -7,48 +7,16 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use flexcore_definition::{Column, ColumnKind, ReadModelDefinition};
+use flexcore_definition::ReadModelDefinition;
 use flexcore_domain::{Name, Tenant};
-use serde::{Deserialize, Serialize};
 use sqlx::{Row as _, types::Json};
 
-use crate::{Error, Page, ReadModels, Select, version::fitting};
+use crate::{Error, Page, ReadModels, Select, shape::Shape};
 
 /// Read models whose serving version has the columns that are declared, as they were found last: for
 /// these nobody is asked. A query finds out when it is no longer so.
 #[derive(Default)]
 pub(crate) struct AsDeclared(Mutex<HashMap<Name, Shape>>);
-
-/// What a version's rows look like, as `flexcore.projections` keeps it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Shape {
-    columns: Vec<(String, ColumnKind)>,
-    key: Vec<String>,
-}
-
-impl Shape {
-    pub(crate) fn of(model: &ReadModelDefinition) -> Self {
-        let column = |column: &Column| (column.name.to_string(), column.kind);
-        let columns = model.columns.iter().map(column).collect();
-        Self { columns, key: model.key.iter().map(ToString::to_string).collect() }
-    }
-
-    /// The declaration with these columns in place of its own. Fails when a name is none.
-    fn put_on(&self, declared: &ReadModelDefinition) -> Result<ReadModelDefinition, Error> {
-        let name =
-            |text: &String| Name::parse(text).map_err(|error| Error::Database(error.to_string()));
-        let column = |(text, kind): &(String, ColumnKind)| {
-            Ok::<_, Error>(Column { name: name(text)?, kind: *kind })
-        };
-        let columns = self.columns.iter().map(column).collect::<Result<Vec<_>, _>>()?;
-        Ok(ReadModelDefinition {
-            indexes: fitting(declared, &columns),
-            columns,
-            key: self.key.iter().map(name).collect::<Result<_, _>>()?,
-            ..declared.clone()
-        })
-    }
-}
 
 impl AsDeclared {
     fn has(&self, model: &ReadModelDefinition) -> bool {

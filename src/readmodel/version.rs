@@ -22,15 +22,9 @@ use crate::{
     plan::Plan,
     portion::Portions,
     registered::{Registered, change, drop_version, rebuilds, register, registered, table},
+    shape::fitting,
     status::State,
 };
-
-/// Column names that are taken: the tenant's, and Postgres' own hidden columns.
-pub const RESERVED_COLUMNS: [&str; 7] =
-    ["tenant", "tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"];
-
-/// Most columns of a read model: each is an array of every statement that writes.
-pub const COLUMNS_MAX: usize = 200;
 
 /// Longest wait for a table's or view's lock, in milliseconds.
 const LOCK_TIMEOUT_MS: u32 = 100;
@@ -88,8 +82,6 @@ pub struct Ahead {
 pub struct Versions {
     /// To project into.
     pub run: Vec<Arc<Version>>,
-    /// Read models that cannot be created, and why.
-    pub refused: Vec<(Name, Error)>,
     /// Fingerprints of versions whose declarations are not at hand, each with its application.
     pub unknown: Vec<(Name, String)>,
     /// Read models that cannot be changed or removed just now, and why. What there is of them goes on.
@@ -123,31 +115,6 @@ impl Versions {
     }
 }
 
-/// Checks a read model's names against those that are taken. Fails with [`Error::Reserved`].
-pub fn check_names(model: &ReadModelDefinition) -> Result<(), Error> {
-    for column in &model.columns {
-        if RESERVED_COLUMNS.contains(&column.name.as_str()) {
-            return Err(Error::Reserved(format!(
-                "{}: a column cannot be called {}; taken are: {}",
-                model.name,
-                column.name,
-                RESERVED_COLUMNS.join(", ")
-            )));
-        }
-    }
-    if model.columns.len() > COLUMNS_MAX {
-        return Err(Error::Reserved(format!("{}: at most {COLUMNS_MAX} columns", model.name)));
-    }
-    let tail = model.name.as_str().rsplit_once("_v").map(|(_, tail)| tail);
-    if tail.is_some_and(|tail| !tail.is_empty() && tail.bytes().all(|b| b.is_ascii_digit())) {
-        return Err(Error::Reserved(format!(
-            "{}: names that end in _v and a number are those of versions",
-            model.name
-        )));
-    }
-    Ok(())
-}
-
 impl ReadModels {
     /// Brings versions in line with what is deployed and with requested rebuilds: registers new
     /// ones, drops what a deployed application no longer declares. What serves is to be filled
@@ -163,10 +130,6 @@ impl ReadModels {
         for (application, model) in declared(catalog) {
             let mut found = all.remove(model.name.as_str()).unwrap_or_default();
             if let Some(epoch) = owned(&model.name, 0) {
-                if let Err(error) = check_names(model) {
-                    versions.refused.push((model.name.clone(), error));
-                    continue;
-                }
                 if rebuilds.contains(model.name.as_str()) || !is_settled(model, &found) {
                     match self.manage(application, model, epoch).await {
                         Ok(managed) => found = managed,
@@ -390,11 +353,6 @@ fn run_of(
         columns: definition.columns.clone(),
         indexes: fitting(model, &definition.columns),
     }))
-}
-
-/// The declared indexes that rows with these columns can have.
-pub(crate) fn fitting(model: &ReadModelDefinition, columns: &[Column]) -> Vec<Index> {
-    model.indexes.iter().filter(|index| index.fits(columns)).cloned().collect()
 }
 
 /// Every declared read model, with its application.

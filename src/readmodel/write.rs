@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use flexcore_definition::{Column, ColumnKind};
+use flexcore_definition::{Cell, Column};
 use flexcore_domain::{Hash, Name, Slot};
 use futures::future::BoxFuture;
 use sqlx::{
@@ -12,7 +12,7 @@ use sqlx::{
 
 use crate::{
     Error, ReadModels,
-    cell::{Cell, Days, Micros},
+    cell::{bind_all, read},
     error::code,
     fold::{self, Delta, Fate, Fold, ON_ITS_WAY_MAX, Row},
     plan::{Change, Layout},
@@ -299,7 +299,7 @@ async fn resolve(
         for (index, delta) in deltas.iter_mut().enumerate() {
             let Delta::Replay(operations) = delta else { continue };
             let before = match old {
-                Some(row) => Cell::read(row, index + 1, layout.columns[index].kind)?,
+                Some(row) => read(row, index + 1, layout.columns[index].column_type)?,
                 None => Cell::Null,
             };
             let column = &layout.columns[index].name;
@@ -321,8 +321,8 @@ fn bind_keys<'r, 'a: 'r>(
     arguments.add(tenants).expect("BUG: text encodes without fail");
     let (mut types, mut names) = (vec!["$1::text[]".to_owned()], vec!["tenant".to_owned()]);
     for (at, column) in layout.key.iter().enumerate() {
-        bind_column(arguments, column.kind, rows.clone().map(|row| &row.key[at]));
-        types.push(format!("${}::{}[]", at + 2, array_of(column.kind)));
+        bind_all(arguments, column.column_type, rows.clone().map(|row| &row.key[at]));
+        types.push(format!("${}::{}[]", at + 2, column.column_type.sql()));
         names.push(format!("\"{}\"", column.name));
     }
     format!("unnest({}) with ordinality as k({}, place)", types.join(", "), names.join(", "))
@@ -347,10 +347,10 @@ fn upsert(
     let (mut names, mut types) = (vec!["tenant".to_owned()], vec!["$1::text[]".to_owned()]);
     let mut placed = |column: &Column| {
         names.push(format!("\"{}\"", column.name));
-        types.push(format!("${}::{}[]", types.len() + 1, array_of(column.kind)));
+        types.push(format!("${}::{}[]", types.len() + 1, column.column_type.sql()));
     };
     for (at, column) in layout.key.iter().enumerate() {
-        bind_column(arguments, column.kind, rows.iter().map(|(row, _)| &row.key[at]));
+        bind_all(arguments, column.column_type, rows.iter().map(|(row, _)| &row.key[at]));
         placed(column);
     }
     let mut sets = Vec::new();
@@ -376,9 +376,9 @@ fn upsert(
             });
             arguments.add(sums.collect::<Vec<i64>>()).expect("BUG: integers encode without fail");
         } else {
-            bind_column(
+            bind_all(
                 arguments,
-                column.kind,
+                column.column_type,
                 rows.iter().map(|(_, deltas)| operand(&deltas[at])),
             );
         }
@@ -402,41 +402,6 @@ fn operand(delta: &Delta) -> &Cell {
         Delta::Set(cell) | Delta::Min(cell) | Delta::Max(cell) => cell,
         Delta::Same | Delta::Add(_) | Delta::Replay(_) => &Cell::Null,
     }
-}
-
-fn array_of(kind: ColumnKind) -> &'static str {
-    match kind {
-        ColumnKind::Text => "text",
-        ColumnKind::Integer => "bigint",
-        ColumnKind::Number => "double precision",
-        ColumnKind::Boolean => "boolean",
-        ColumnKind::Timestamp => "timestamptz",
-        ColumnKind::Date => "date",
-    }
-}
-
-/// Binds a column of cells as one array of its native type.
-fn bind_column<'c>(
-    arguments: &mut PgArguments,
-    kind: ColumnKind,
-    cells: impl Iterator<Item = &'c Cell>,
-) {
-    macro_rules! array {
-        ($type:ty, $cell:pat => $value:expr) => {{
-            let values: Vec<Option<$type>> =
-                cells.map(|cell| if let $cell = cell { Some($value) } else { None }).collect();
-            arguments.add(values)
-        }};
-    }
-    let added = match kind {
-        ColumnKind::Text => array!(&str, Cell::Text(text) => &**text),
-        ColumnKind::Integer => array!(i64, Cell::Integer(value) => *value),
-        ColumnKind::Number => array!(f64, Cell::Number(value) => *value),
-        ColumnKind::Boolean => array!(bool, Cell::Boolean(value) => *value),
-        ColumnKind::Timestamp => array!(Micros, Cell::Timestamp(value) => *value),
-        ColumnKind::Date => array!(Days, Cell::Date(value) => *value),
-    };
-    added.expect("BUG: these types encode without fail");
 }
 
 /// Keeps a row for each event that was put aside.

@@ -38,8 +38,6 @@ pub(super) struct Readers {
     resting: HashMap<Group, (Instant, u32)>,
     /// Versions that wait for a person.
     pub(super) broken: HashMap<i64, Name>,
-    /// Read models that cannot be created.
-    pub(super) refused: BTreeSet<Name>,
     /// Serving versions that have a reader of their own, because one of them failed and the others
     /// must not.
     apart: BTreeSet<i64>,

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use serde_json::json;
 
 use super::*;
-use crate::{ColumnKind, Expression, Operation};
+use crate::{ColumnType, Expression, Operation};
 
 fn flights() -> Application {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../schemas/flights");
@@ -67,7 +67,7 @@ fn the_read_models_and_queries_are_there() {
     assert_eq!(models, ["carriers", "flights", "routes"]);
     let carriers = &flights.read_models["carriers"];
     assert_eq!(carriers.key, [Name::parse("carrier").unwrap()]);
-    assert_eq!((carriers.columns[0].kind, carriers.columns.len()), (ColumnKind::Text, 9));
+    assert_eq!((carriers.columns[0].column_type, carriers.columns.len()), (ColumnType::Text, 9));
     assert_eq!(carriers.on.len(), 5);
     let departed = carriers.on.iter().find(|((_, event), _)| event.as_str() == "departed").unwrap();
     assert_eq!(departed.1.key, [Expression::Data(vec!["carrier".to_owned()])]);

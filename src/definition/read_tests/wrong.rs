@@ -160,6 +160,13 @@ fn queries() {
         ("reads: [customers]", "reads: []", "40", "1 to 16"),
         ("type: integer, default: 0", "type: integer, default: x", "41", "must be a whole number"),
         ("type: integer, default: 0", "default: 0", "41", "needs `type`"),
+        // Was taken here, and refused whenever the query was asked.
+        (
+            "type: integer, default: 0",
+            "type: date, default: \"0000-01-01\"",
+            "41",
+            "must be a date",
+        ),
         ("city: text }", "city: string }", "41", "`string` is no type"),
         ("city: text }", "city: text, more: text }", "41", "does not use `:more`"),
         (":city", ":citi", "45", "did you mean `city`?"),

@@ -33,8 +33,8 @@ impl<'t> Writer<'t> {
             b'{' => self.object(),
             b'[' => self.array(),
             b'"' => {
-                let raw = self.quoted();
-                self.write_text(raw);
+                let quoted = self.quoted();
+                self.write_text(quoted);
             }
             b't' | b'n' => self.copy(4),
             b'f' => self.copy(5),
@@ -90,9 +90,9 @@ impl<'t> Writer<'t> {
                 self.out.push(',');
             }
             let start = self.out.len();
-            let raw = self.quoted();
-            let key = unescaped(raw);
-            self.write_text(raw);
+            let quoted = self.quoted();
+            let key = unescaped(quoted);
+            self.write_text(quoted);
             self.out.push(':');
             self.peek();
             self.at += 1;
@@ -126,11 +126,11 @@ impl<'t> Writer<'t> {
     }
 
     /// Without a backslash a text is canonical as it stands: JSON has no control characters in it.
-    fn write_text(&mut self, raw: &str) {
-        if !raw.contains('\\') {
-            return self.out.push_str(raw);
+    fn write_text(&mut self, quoted: &str) {
+        if !quoted.contains('\\') {
+            return self.out.push_str(quoted);
         }
-        let text = serde_json::to_string(&unescaped(raw));
+        let text = serde_json::to_string(&unescaped(quoted));
         self.out.push_str(&text.expect("BUG: a text is JSON"));
     }
 
@@ -153,11 +153,11 @@ pub(super) fn is_of_number(byte: u8) -> bool {
 }
 
 /// A JSON string, quotation marks included, as the text that it means.
-fn unescaped(raw: &str) -> Cow<'_, str> {
-    if raw.contains('\\') {
-        Cow::Owned(serde_json::from_str(raw).expect("BUG: the payload was read before"))
+fn unescaped(quoted: &str) -> Cow<'_, str> {
+    if quoted.contains('\\') {
+        Cow::Owned(serde_json::from_str(quoted).expect("BUG: the payload was read before"))
     } else {
-        Cow::Borrowed(&raw[1..raw.len() - 1])
+        Cow::Borrowed(&quoted[1..quoted.len() - 1])
     }
 }
 

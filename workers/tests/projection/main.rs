@@ -17,7 +17,7 @@ use std::{
 
 use flexcore_cluster::{Kind, Member};
 use flexcore_definition::{
-    Application, Catalog, Column, ColumnKind, Expression, Operation, Place, ReadModelDefinition,
+    Application, Catalog, Column, ColumnType, Expression, Operation, Place, ReadModelDefinition,
     RowChange, SourceFile,
 };
 use flexcore_domain::{

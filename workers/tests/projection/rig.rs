@@ -15,7 +15,7 @@ pub(crate) fn tenant() -> Tenant {
 
 /// `sums`: how often and how much, by the aggregate's group; `fingerprint` makes it another version.
 pub(crate) fn sums(fingerprint: &str) -> ReadModelDefinition {
-    let column = |text, kind| Column { name: name(text), kind };
+    let column = |text, column_type| Column { name: name(text), column_type };
     let data = |text: &str| Expression::Data(vec![text.to_owned()]);
     let change = RowChange {
         key: vec![data("group")],
@@ -30,9 +30,9 @@ pub(crate) fn sums(fingerprint: &str) -> ReadModelDefinition {
         description: String::new(),
         place: Place::default(),
         columns: vec![
-            column("group", ColumnKind::Text),
-            column("count", ColumnKind::Integer),
-            column("total", ColumnKind::Integer),
+            column("group", ColumnType::Text),
+            column("count", ColumnType::Integer),
+            column("total", ColumnType::Integer),
         ],
         key: vec![name("group")],
         indexes: Vec::new(),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use flexcore_definition::{ColumnKind, Expression, Operation, RowChange};
+use flexcore_definition::{ColumnType, Expression, Operation, RowChange};
 use flexcore_readmodel::{Change, Error, Version};
 use proptest::{
     prelude::*,
@@ -13,16 +13,16 @@ use serde_json::{Value, json};
 
 use crate::database::{Database, catalog, change, changes, commit, data, model, part};
 
-const COLUMNS: [(&str, ColumnKind); 9] = [
-    ("k", ColumnKind::Text),
-    ("s", ColumnKind::Text),
-    ("n", ColumnKind::Integer),
-    ("m", ColumnKind::Integer),
-    ("f", ColumnKind::Number),
-    ("b", ColumnKind::Boolean),
-    ("t", ColumnKind::Timestamp),
-    ("d", ColumnKind::Date),
-    ("order", ColumnKind::Number),
+const COLUMNS: [(&str, ColumnType); 9] = [
+    ("k", ColumnType::Text),
+    ("s", ColumnType::Text),
+    ("n", ColumnType::Integer),
+    ("m", ColumnType::Integer),
+    ("f", ColumnType::Number),
+    ("b", ColumnType::Boolean),
+    ("t", ColumnType::Timestamp),
+    ("d", ColumnType::Date),
+    ("order", ColumnType::Number),
 ];
 
 fn events() -> [(&'static str, RowChange); 6] {

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use flexcore_definition::{
-    ColumnKind, Index, Operation, Parameter, Place, QueryDefinition, ReadModelDefinition,
+    ColumnType, Index, Operation, Parameter, Place, QueryDefinition, ReadModelDefinition,
 };
 use flexcore_readmodel::{Error, Select, Version};
 use serde_json::{Value, json};
@@ -13,13 +13,13 @@ use crate::database::{
     Database, catalog, change, changes, commit, data, model, name, part, tenant,
 };
 
-const COLUMNS: [(&str, ColumnKind); 6] = [
-    ("id", ColumnKind::Text),
-    ("customer", ColumnKind::Text),
-    ("city", ColumnKind::Text),
-    ("placed_at", ColumnKind::Timestamp),
-    ("total", ColumnKind::Number),
-    ("open", ColumnKind::Boolean),
+const COLUMNS: [(&str, ColumnType); 6] = [
+    ("id", ColumnType::Text),
+    ("customer", ColumnType::Text),
+    ("city", ColumnType::Text),
+    ("placed_at", ColumnType::Timestamp),
+    ("total", ColumnType::Number),
+    ("open", ColumnType::Boolean),
 ];
 
 fn orders(indexes: &[&[&str]]) -> Arc<ReadModelDefinition> {
@@ -408,7 +408,11 @@ async fn a_named_query_says_its_index_and_no_figure() {
         sql_line: 1,
         reads: vec![name("orders")],
         fingerprints: vec!["f".to_owned()],
-        parameters: vec![Parameter { name: name("who"), kind: ColumnKind::Text, default: None }],
+        parameters: vec![Parameter {
+            name: name("who"),
+            column_type: ColumnType::Text,
+            default: None,
+        }],
     };
     for (sql, index) in [
         (

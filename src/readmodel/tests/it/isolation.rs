@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use flexcore_definition::{ColumnKind, Operation, Place, QueryDefinition, ReadModelDefinition};
+use flexcore_definition::{ColumnType, Operation, Place, QueryDefinition, ReadModelDefinition};
 use flexcore_readmodel::{Error, ReadModels, Select, Settings};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
@@ -12,7 +12,7 @@ use crate::{
     hostile,
 };
 
-const COLUMNS: [(&str, ColumnKind); 2] = [("k", ColumnKind::Text), ("n", ColumnKind::Integer)];
+const COLUMNS: [(&str, ColumnType); 2] = [("k", ColumnType::Text), ("n", ColumnType::Integer)];
 
 fn things() -> Arc<ReadModelDefinition> {
     model("things", "f", &COLUMNS, [("set", change(&[("n", Operation::Set, data("n"))]))])

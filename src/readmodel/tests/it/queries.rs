@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use flexcore_definition::{Application, ColumnKind, SourceFile};
+use flexcore_definition::{Application, ColumnType, SourceFile};
 use flexcore_domain::Name;
 use flexcore_readmodel::{Error, RESULT_BYTES_MAX, Select};
 
@@ -127,6 +127,13 @@ async fn what_queries_are_for_passes() {
              select jsonb_build_object('k', k, 'r', r), to_char(r, '999'), string_agg(k, ',')\n\
              from t join lateral (select lower(k) as l) x on true group by k, r, random()",
         ),
+        // A parameter of type `number` once stood for the type `double`, which Postgres does not have.
+        (
+            "types",
+            "a: text, b: integer, c: number, d: boolean, e: timestamp, f: date",
+            "select k from rm.things\n\
+             where k = :a and n = :b and n > :c and :d and at > :e and at::date = :f",
+        ),
         ("words", "w: text", "select ts_rank(to_tsvector(k), plainto_tsquery(:w)) from rm.things"),
     ];
     let problems = database.models.check_queries(&application(&queries)).await.unwrap();
@@ -139,7 +146,7 @@ async fn what_queries_are_for_passes() {
 async fn queries_are_held_to_the_new_columns_beside_those_in_use() {
     let database = Database::new().await;
     // In use `n` is called `m`.
-    let old = model("things", "f", &[("k", ColumnKind::Text), ("m", ColumnKind::Integer)], []);
+    let old = model("things", "f", &[("k", ColumnType::Text), ("m", ColumnType::Integer)], []);
     database.serving(&old).await;
     let new = ("new", "", "select n from rm.things");
     let broken = ("broken", "", "select k,\nm from rm.things");
@@ -197,7 +204,7 @@ async fn a_statement_that_breaks_out_is_refused_and_does_nothing() {
 #[tokio::test]
 async fn a_result_is_as_large_as_it_may_be_and_no_larger() {
     let database = Database::new().await;
-    let old = model("things", "f", &[("k", ColumnKind::Text)], []);
+    let old = model("things", "f", &[("k", ColumnType::Text)], []);
     database.serving(&old).await;
     let sql = "select repeat('x', :n::integer) as v from (select count(*) from rm.things) as one";
     let large = ("large", "n: integer", sql);
@@ -222,7 +229,7 @@ async fn a_page_of_large_rows_ends_early_and_goes_on_by_its_cursor() {
     const ROWS: usize = 20;
     const ROW_BYTES: usize = 2 << 20;
     let database = Database::new().await;
-    let columns = [("k", ColumnKind::Text), ("long", ColumnKind::Text)];
+    let columns = [("k", ColumnType::Text), ("long", ColumnType::Text)];
     let large = model("large", "f", &columns, []);
     database.serving(&large).await;
     let fill = format!(

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use flexcore_definition::{
-    ColumnKind, Operation, Parameter, Place, QueryDefinition, ReadModelDefinition,
+    ColumnType, Operation, Parameter, Place, QueryDefinition, ReadModelDefinition,
 };
 use flexcore_domain::{Position, Slot};
 use flexcore_readmodel::{Error, ReadModels, Select, Settings};
@@ -11,12 +11,12 @@ use serde_json::{Value, json};
 
 use crate::database::{Database, change, changes, commit, data, model, name, part, tenant};
 
-const COLUMNS: [(&str, ColumnKind); 5] = [
-    ("k", ColumnKind::Text),
-    ("n", ColumnKind::Integer),
-    ("f", ColumnKind::Number),
-    ("t", ColumnKind::Timestamp),
-    ("user", ColumnKind::Text),
+const COLUMNS: [(&str, ColumnType); 5] = [
+    ("k", ColumnType::Text),
+    ("n", ColumnType::Integer),
+    ("f", ColumnType::Number),
+    ("t", ColumnType::Timestamp),
+    ("user", ColumnType::Text),
 ];
 
 /// Forty rows of tenant a, of which every third has no n, and one of tenant b.
@@ -87,10 +87,10 @@ async fn mistakes_are_named() {
     for (query, expected) in [
         (("tenant", "b"), "things has no column tenant; it has: k, n, f, t, user"),
         (("n\"; drop table x", "1"), "has no column"),
-        (("n", "gte.x"), "n: \"x\" is not an integer of 64 bits"),
-        (("n", "in."), "n: \"\" is not an integer"),
-        (("t", "2013-01-01"), "is not a time as in"),
-        (("k", "a\0"), "is not text without NUL"),
+        (("n", "gte.x"), "n: \"x\" is not a whole number of 64 bits"),
+        (("n", "in."), "n: \"\" is not a whole number"),
+        (("t", "2013-01-01"), "is not a time such as"),
+        (("k", "a\0"), "is not a text without NUL"),
         (("n", "prefix.1"), "prefix compares text columns only"),
         (("limit", "0"), "limit: must be a number from 1 to 1000"),
         (("limit", "1001"), "limit: must be"),
@@ -133,7 +133,8 @@ async fn pages_in_any_order_show_every_row_once() {
 }
 
 fn query(sql: &str) -> QueryDefinition {
-    let parameter = |text, kind, default| Parameter { name: name(text), kind, default };
+    let parameter =
+        |text, column_type, default| Parameter { name: name(text), column_type, default };
     QueryDefinition {
         name: name("q"),
         description: String::new(),
@@ -143,8 +144,8 @@ fn query(sql: &str) -> QueryDefinition {
         reads: vec![name("things")],
         fingerprints: vec!["f".to_owned()],
         parameters: vec![
-            parameter("least", ColumnKind::Integer, None),
-            parameter("who", ColumnKind::Text, Some(json!("eq.x"))),
+            parameter("least", ColumnType::Integer, None),
+            parameter("who", ColumnType::Text, Some(json!("eq.x"))),
         ],
     }
 }
@@ -166,7 +167,7 @@ async fn named_queries_are_typed_bounded_and_read_only() {
     assert_eq!(rows, json!([{"n": 4, "c": 2}, {"n": 5, "c": 2}]));
     for (sql, params, expected) in [
         (sql, &[][..], "q needs the parameter least"),
-        (sql, &[("least", "x")], "least: \"x\" is not an integer"),
+        (sql, &[("least", "x")], "least: \"x\" is not a whole number"),
         (sql, &[("least", "1"), ("most", "1")], "has no parameter most; it has: least, who"),
         (sql, &[("least", "1"), ("least", "2")], "is given twice"),
         ("select 1 / 0 + :least", &[("least", "1")], "division by zero"),
@@ -179,7 +180,7 @@ async fn named_queries_are_typed_bounded_and_read_only() {
         (
             "select set_config('flexcore.tenant', 'b', true), :least",
             &[("least", "1")],
-            "not allowed",
+            "permission denied",
         ),
         (
             "select * from flexcore.rebuilds where :least = 1",

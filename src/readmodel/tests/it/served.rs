@@ -1,6 +1,6 @@
 //! Queries while a changed declaration is built: by the columns of the version that serves.
 
-use flexcore_definition::{ColumnKind, Operation, ReadModelDefinition};
+use flexcore_definition::{ColumnType, Operation, ReadModelDefinition};
 use flexcore_readmodel::{Ahead, Error};
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ async fn query(
 /// Adding or renaming a column once answered every query with "being built" until the swap.
 #[tokio::test]
 async fn the_version_in_use_serves_by_its_own_columns_until_the_swap() {
-    use ColumnKind::{Integer, Text};
+    use ColumnType::{Integer, Text};
     let database = Database::new().await;
     let set = |columns: &[&str]| {
         change(&columns.iter().map(|c| (*c, Operation::Set, data(c))).collect::<Vec<_>>())

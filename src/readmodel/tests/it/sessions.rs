@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flexcore_definition::ColumnKind;
+use flexcore_definition::ColumnType;
 use flexcore_readmodel::{Error, ReadModels, Settings};
 use sqlx::AssertSqlSafe;
 
@@ -23,7 +23,7 @@ async fn a_transaction_that_fails_to_begin_stops_nothing_else() {
     let models = ReadModels::connect(&database.url, settings).await.unwrap();
     let mut other = database.admin.acquire().await.unwrap();
     sqlx::raw_sql(TABLES_LOCK).execute(&mut *other).await.unwrap();
-    let wanted = catalog([model("things", "f", &[("k", ColumnKind::Text)], [])]);
+    let wanted = catalog([model("things", "f", &[("k", ColumnType::Text)], [])]);
     let locked = models.versions(&wanted, &|_, _| Some(1)).await;
     assert!(matches!(locked, Err(Error::Unavailable(_))), "{:?}", locked.map(|_| ()));
     models.ping().await.unwrap();
@@ -57,7 +57,7 @@ async fn nobody_waits_for_a_check_nor_a_check_for_them() {
     let stage = "alter schema rm rename to flexcore_rm_in_use; create schema rm";
     sqlx::raw_sql(AssertSqlSafe(stage)).execute(&mut *check).await.unwrap();
     let set = [("n", flexcore_definition::Operation::Set, data("n"))];
-    let columns = [("k", ColumnKind::Text), ("n", ColumnKind::Integer)];
+    let columns = [("k", ColumnType::Text), ("n", ColumnType::Integer)];
     let model = model("things", "f", &columns, [("set", crate::database::change(&set))]);
     let served = tokio::time::timeout(Duration::from_secs(30), database.serving(&model));
     served.await.unwrap();

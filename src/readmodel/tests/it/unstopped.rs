@@ -3,7 +3,7 @@
 
 use std::{process::Command, time::Duration};
 
-use flexcore_definition::{ColumnKind, Place, QueryDefinition};
+use flexcore_definition::{ColumnType, Place, QueryDefinition};
 use flexcore_readmodel::{Error, ReadModels, Settings};
 
 use crate::database::{Database, model, name, tenant};
@@ -46,7 +46,7 @@ impl Drop for Frozen {
 #[tokio::test]
 async fn a_query_that_cannot_be_stopped_keeps_its_place() {
     let database = Database::new().await;
-    database.serving(&model("things", "f", &[("k", ColumnKind::Text)], [])).await;
+    database.serving(&model("things", "f", &[("k", ColumnType::Text)], [])).await;
     let settings = Settings {
         connections_max: 4,
         acquire_timeout: Duration::from_secs(2),

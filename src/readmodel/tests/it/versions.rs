@@ -2,17 +2,17 @@
 
 use std::sync::Arc;
 
-use flexcore_definition::{ColumnKind, Operation, ReadModelDefinition};
+use flexcore_definition::{ColumnType, Operation, ReadModelDefinition};
 use flexcore_domain::Slot;
 use flexcore_readmodel::{
-    Ahead, Error, Move, Part, Portions, ReadModels, Rebuild, Settings, State, Version, check_names,
+    Ahead, Error, Move, Part, Portions, ReadModels, Rebuild, Settings, State, Version,
 };
 use serde_json::json;
 use sqlx::AssertSqlSafe;
 
 use crate::database::{Database, catalog, change, changes, commit, data, model, part};
 
-const COLUMNS: [(&str, ColumnKind); 2] = [("k", ColumnKind::Text), ("n", ColumnKind::Integer)];
+const COLUMNS: [(&str, ColumnType); 2] = [("k", ColumnType::Text), ("n", ColumnType::Integer)];
 
 #[tokio::test]
 async fn a_changed_declaration_is_built_beside_and_swapped_in() {
@@ -30,7 +30,7 @@ async fn a_changed_declaration_is_built_beside_and_swapped_in() {
 
     // A column more, and another order: the view cannot just be replaced.
     let columns =
-        [("k", ColumnKind::Text), ("extra", ColumnKind::Text), ("n", ColumnKind::Integer)];
+        [("k", ColumnType::Text), ("extra", ColumnType::Text), ("n", ColumnType::Integer)];
     let new = model("sums", "new", &columns, add());
     let mut after = catalog([new.clone()]);
     after.declarations.insert("old".to_owned(), old.clone());
@@ -208,18 +208,6 @@ async fn read_models_of_others_are_left_alone() {
     assert_eq!(none.run.len(), 1);
     let left = "select string_agg(read_model, ' ' order by read_model) from flexcore.projections";
     assert_eq!(database.one(left).await, "mine theirs", "not declared, and not ours to drop");
-}
-
-#[test]
-fn names_that_are_taken_are_refused() {
-    for column in ["tenant", "xmin", "ctid"] {
-        let columns = [("k", ColumnKind::Text), (column, ColumnKind::Text)];
-        assert!(check_names(&model("m", "f", &columns, [])).is_err(), "{column}");
-    }
-    assert!(check_names(&model("m_v2", "f", &COLUMNS, [])).is_err());
-    for fine in ["m_v", "m_v2x", "order", "user"] {
-        check_names(&model(fine, "f", &COLUMNS, [])).unwrap();
-    }
 }
 
 #[tokio::test]
