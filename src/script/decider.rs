@@ -3,7 +3,7 @@
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use flexcore_definition::{
-    AggregateDefinition, Application, EventDefinition, Function, Problem, Schema,
+    AggregateDefinition, Application, EventDefinition, Function, FunctionId, Problem, Schema,
 };
 use flexcore_domain::{
     CommandName, Context, Decider, Decision, Event, NewEvent, Refusal, State,
@@ -17,7 +17,7 @@ use serde_json::{Value, value::RawValue};
 use crate::{
     answer::{Answer, Decided, check_json},
     limits::{DECIDE_MAX, EVOLVE_MAX, FOLD_EVENTS_MAX, MEMORY_BYTES_MAX},
-    sandbox::{Broken, Compiled, Sandbox, line_in},
+    sandbox::{Broken, Sandbox, line_in},
     threads::mark,
     violations,
 };
@@ -53,40 +53,32 @@ impl ScriptDecider {
         if now.schema_version == declared.version {
             return Ok(now);
         }
+        let evolve = FunctionId::Evolve(event.event.clone());
+        let mut last = Called { id: evolve, function: &declared.evolve };
         while now.schema_version < declared.version {
             let from = now.schema_version;
-            let what = What { verb: "upcast", of: format!("{} from {from}", event.event) };
             let function = declared.upcast.get(&from).ok_or_else(|| {
                 Refusal::Faulty(format!("event {} has no upcast from {from}", event.event))
             })?;
-            let key = (event.event.clone(), from);
-            let text = self.run(
-                &what,
-                |sandbox| sandbox.upcast.get(&key),
-                (now.data.get(),),
-                DECIDE_MAX,
-                function,
-            )?;
-            let Answer::Folded(data) = self.read(&what, function, &text)? else {
-                return Err(what.at(function, "no answer"));
+            let called = Called { id: FunctionId::Upcast(event.event.clone(), from), function };
+            let text = self.run(&called, (now.data.get(),), DECIDE_MAX)?;
+            let Answer::Folded(data) = self.read(&called, &text)? else {
+                return Err(called.faulty("no answer"));
             };
+            last = called;
             now.data = data.to_owned();
             now.schema_version += 1;
         }
-        let what = What { verb: "upcast", of: event.event.to_string() };
-        let function = declared.upcast.values().next_back().unwrap_or(&declared.evolve);
-        matches_schema(&declared.data, now.data.get()).map_err(|why| what.at(function, &why))?;
+        matches_schema(&declared.data, now.data.get()).map_err(|why| last.faulty(&why))?;
         Ok(now)
     }
 
     /// Calls a function of the sandbox, which is made anew when a script used the last one up.
     fn run<A>(
         &mut self,
-        what: &What,
-        compiled: impl Fn(&Sandbox) -> Option<&Compiled>,
+        called: &Called<'_>,
         arguments: A,
         within: Duration,
-        function: &Function,
     ) -> Result<String, Refusal>
     where
         A: for<'js> rquickjs::function::IntoArgs<'js>,
@@ -100,9 +92,8 @@ impl ScriptDecider {
             })?);
         }
         let sandbox = self.sandbox.as_ref().expect("BUG: just made");
-        let compiled = compiled(sandbox).expect("BUG: every declared function is compiled");
-        let marked = mark::begin(within, &function.place, what.verb);
-        let broken = match sandbox.call(compiled, arguments, within, &marked) {
+        let marked = mark::begin(within, &called.function.place, called.id.key());
+        let broken = match sandbox.call(&called.id, arguments, within, &marked) {
             Ok(text) => return Ok(text),
             Err(broken) => broken,
         };
@@ -110,56 +101,45 @@ impl ScriptDecider {
         Err(match broken {
             Broken::Late(within) => {
                 let why = format!("used more than {} ms of processor time", within.as_millis());
-                what.exhausted(function, &why)
+                called.exhausted(&why)
             }
-            Broken::Memory => what.exhausted(function, &out_of_memory()),
+            Broken::Memory => called.exhausted(&out_of_memory()),
             Broken::Asynchronous => {
-                what.at(function, "left a promise behind; nothing here may be async")
+                called.faulty("left a promise behind; nothing here may be async")
             }
         })
     }
 
     /// Reads an answer; a fault becomes a refusal with its place.
-    fn read<'a>(
-        &mut self,
-        what: &What,
-        function: &Function,
-        text: &'a str,
-    ) -> Result<Answer<'a>, Refusal> {
-        let answer =
-            serde_json::from_str(text).map_err(|error| what.at(function, &error.to_string()));
+    fn read<'a>(&mut self, called: &Called<'_>, text: &'a str) -> Result<Answer<'a>, Refusal> {
+        let answer = serde_json::from_str(text).map_err(|error| called.faulty(&error.to_string()));
         let (at, message, stack) = match answer? {
             Answer::Faulty { at, message, stack } => (at, message, stack),
             answer => return Ok(answer),
         };
         if message.contains("out of memory") {
             self.sandbox = None;
-            return Err(what.exhausted(function, &out_of_memory()));
+            return Err(called.exhausted(&out_of_memory()));
         }
         let inner = self.definition.events.iter().find(|(name, _)| name.as_str() == at);
-        let (what, function) = match inner {
-            Some((name, event)) => (&What { verb: "evolve", of: name.to_string() }, &event.evolve),
-            None => (what, function),
+        let (id, function) = match inner {
+            Some((name, event)) => (FunctionId::Evolve(name.clone()), &event.evolve),
+            None => (called.id.clone(), called.function),
         };
         let mut function = function.clone();
         if let Some(line) = line_in(&stack, &function.place.file) {
             function.place.line = line;
         }
-        Err(what.at(&function, &message))
+        Err(Called { id, function: &function }.faulty(&message))
     }
 
-    fn checked_state(
-        &self,
-        what: &What,
-        function: &Function,
-        state: &RawValue,
-    ) -> Result<State, Refusal> {
+    fn checked_state(&self, called: &Called<'_>, state: &RawValue) -> Result<State, Refusal> {
         let text = state.get();
         if text.len() > STATE_BYTES_MAX {
             let why = format!("the state has {} bytes; at most {STATE_BYTES_MAX}", text.len());
-            return Err(what.at(function, &why));
+            return Err(called.faulty(&why));
         }
-        check_json(text).map_err(|why| what.at(function, &format!("the state: {why}")))?;
+        check_json(text).map_err(|why| called.faulty(&format!("the state: {why}")))?;
         Ok(State::from_json(text))
     }
 }
@@ -177,24 +157,17 @@ impl Decider for ScriptDecider {
             known: definition.commands.keys().map(ToString::to_string).collect(),
         })?;
         check_payload(&declared.payload, payload)?;
-        let function = &declared.decide;
-        let what = What { verb: "decide", of: command.to_string() };
+        let called = Called { id: FunctionId::Decide(command.clone()), function: &declared.decide };
         let context = context_json(context);
-        let text = self.run(
-            &what,
-            |sandbox| sandbox.decide.get(command),
-            (state.as_str(), payload.get(), context.as_str()),
-            DECIDE_MAX,
-            function,
-        )?;
-        match self.read(&what, function, &text)? {
+        let arguments = (state.as_str(), payload.get(), context.as_str());
+        let text = self.run(&called, arguments, DECIDE_MAX)?;
+        match self.read(&called, &text)? {
             Answer::Decided { events, state } => {
-                let events =
-                    new_events(&definition, &events).map_err(|why| what.at(function, &why))?;
-                Ok(Decision { events, state: self.checked_state(&what, function, state)? })
+                let events = new_events(&definition, &events).map_err(|why| called.faulty(&why))?;
+                Ok(Decision { events, state: self.checked_state(&called, state)? })
             }
             Answer::Rejected { code, message } => Err(Refusal::Rejected { code, message }),
-            Answer::Folded(_) | Answer::Faulty { .. } => Err(what.at(function, "no answer")),
+            Answer::Folded(_) | Answer::Faulty { .. } => Err(called.faulty("no answer")),
         }
     }
 
@@ -217,39 +190,31 @@ impl Decider for ScriptDecider {
             text.push(']');
             let last = &some[some.len() - 1].event;
             let function = &definition.events[last].evolve;
-            let what = What { verb: "evolve", of: last.to_string() };
+            let called = Called { id: FunctionId::Evolve(last.clone()), function };
             let share = EVOLVE_MAX * u32::try_from(some.len()).expect("BUG: a chunk is small");
-            let folded = self.run(
-                &what,
-                |sandbox| Some(&sandbox.fold),
-                (after.as_str(), text.as_str()),
-                DECIDE_MAX + share,
-                function,
-            )?;
-            let Answer::Folded(state) = self.read(&what, function, &folded)? else {
-                return Err(what.at(function, "no answer"));
+            let folded = self.run(&called, (after.as_str(), text.as_str()), DECIDE_MAX + share)?;
+            let Answer::Folded(state) = self.read(&called, &folded)? else {
+                return Err(called.faulty("no answer"));
             };
-            after = self.checked_state(&what, function, state)?;
+            after = self.checked_state(&called, state)?;
         }
         Ok(after)
     }
 }
 
-/// A function in words, for messages.
-struct What {
-    verb: &'static str,
-    of: String,
+/// The function that is called.
+struct Called<'a> {
+    id: FunctionId,
+    function: &'a Function,
 }
 
-impl What {
-    fn at(&self, function: &Function, why: &str) -> Refusal {
-        let Self { verb, of } = self;
-        Refusal::Faulty(format!("{}: {verb} of {of}: {why}", function.place))
+impl Called<'_> {
+    fn faulty(&self, why: &str) -> Refusal {
+        Refusal::Faulty(format!("{}: {}: {why}", self.function.place, self.id))
     }
 
-    fn exhausted(&self, function: &Function, why: &str) -> Refusal {
-        let Self { verb, of } = self;
-        Refusal::Exhausted(format!("{}: {verb} of {of}: {why}", function.place))
+    fn exhausted(&self, why: &str) -> Refusal {
+        Refusal::Exhausted(format!("{}: {}: {why}", self.function.place, self.id))
     }
 }
 

@@ -61,7 +61,7 @@
 
   // Every event is evolved from the text that will be recorded, on a state read from text, so that
   // folding the log later gives the very same state.
-  const decider = (decide, evolves) => (state, payload, contextText) => {
+  const decide = (decide, evolves) => (state, payload, contextText) => {
     let at = "";
     try {
       const context = setPrototypeOf(parse(contextText), strict);
@@ -94,7 +94,8 @@
     }
   };
 
-  const folder = (evolves) => (state, texts) => {
+  // It folds events of every name, whichever one's `evolve` is asked for.
+  const evolve = (_, evolves) => (state, texts) => {
     let at = "";
     try {
       const events = parse(texts);
@@ -109,7 +110,7 @@
     }
   };
 
-  const upcaster = (upcast) => (data) => {
+  const upcast = (upcast) => (data) => {
     try {
       const text = stringify(upcast(parse(data)));
       if (text === undefined) throw new TypeError("upcast returned nothing");
@@ -218,5 +219,6 @@
   hidden.push(""[Symbol.iterator](), "".matchAll(/a/g), samples[1](), samples[3]());
   for (const value of samples.concat(hidden)) harden(value);
   harden(globalThis);
-  return [decider, folder, upcaster, inspect];
+  // A wrapper for each key under which a definition has functions.
+  return [{ decide, evolve, upcast }, inspect];
 };

@@ -2,11 +2,8 @@
 
 use std::{cell::Cell, collections::BTreeMap, rc::Rc, time::Duration};
 
-use flexcore_definition::{AggregateDefinition, Function, Problem};
-use flexcore_domain::{
-    CommandName, EventName,
-    limits::{COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX},
-};
+use flexcore_definition::{AggregateDefinition, Function, FunctionId, Problem};
+use flexcore_domain::limits::{COMMIT_BYTES_MAX, COMMIT_EVENTS_MAX};
 use rquickjs::{
     Array, Context, Ctx, Object, Persistent, Runtime,
     context::{EvalOptions, intrinsic},
@@ -36,7 +33,7 @@ type Intrinsics = (
 );
 
 /// A compiled function of text and text.
-pub(crate) type Compiled = Persistent<rquickjs::Function<'static>>;
+type Compiled = Persistent<rquickjs::Function<'static>>;
 
 /// Why a call has no answer: the runtime is of no use any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,12 +48,10 @@ pub(crate) enum Broken {
 
 /// A runtime. The functions go before the context, and that before the runtime.
 pub(crate) struct Sandbox {
-    pub(crate) decide: BTreeMap<CommandName, Compiled>,
-    pub(crate) fold: Compiled,
-    pub(crate) upcast: BTreeMap<(EventName, u32), Compiled>,
+    functions: Functions,
     context: Context,
     runtime: Runtime,
-    /// The most that this thread's processor time may reach.
+    /// What this thread's processor time must not pass.
     deadline: Rc<Cell<Duration>>,
 }
 
@@ -75,15 +70,14 @@ impl Sandbox {
         let until = deadline.clone();
         runtime.set_interrupt_handler(Some(Box::new(move || processor_time() > until.get())));
         let context = Context::custom::<Intrinsics>(&runtime).map_err(failed)?;
-        let compiled = context.with(|ctx| compile(&ctx, definition, &failed))?;
-        let (decide, fold, upcast) = compiled;
-        Ok(Self { decide, fold, upcast, context, runtime, deadline })
+        let functions = context.with(|ctx| compile(&ctx, definition, &failed))?;
+        Ok(Self { functions, context, runtime, deadline })
     }
 
     /// Calls a function, for at most `within` of processor time. After a failure the runtime must not be used again.
     pub(crate) fn call<A>(
         &self,
-        function: &Compiled,
+        id: &FunctionId,
         arguments: A,
         within: Duration,
         marked: &Marked,
@@ -93,6 +87,8 @@ impl Sandbox {
     {
         self.deadline.set(processor_time() + within);
         let returned = self.context.with(|ctx| {
+            let function =
+                self.functions.get(id).expect("BUG: every declared function is compiled");
             let function = function.clone().restore(&ctx)?;
             let returned = function.call::<_, String>(arguments);
             if returned.is_err() {
@@ -115,7 +111,7 @@ impl Sandbox {
     }
 }
 
-type Functions = (BTreeMap<CommandName, Compiled>, Compiled, BTreeMap<(EventName, u32), Compiled>);
+type Functions = BTreeMap<FunctionId, Compiled>;
 
 fn compile<'js>(
     ctx: &Ctx<'js>,
@@ -123,49 +119,35 @@ fn compile<'js>(
     failed: &impl Fn(rquickjs::Error) -> Vec<Problem>,
 ) -> Result<Functions, Vec<Problem>> {
     let glue = Glue::new(ctx).map_err(failed)?;
-    let mut problems = Vec::new();
-    let evolves = Object::new(ctx.clone()).map_err(failed)?;
-    evolves.set_prototype(None).map_err(failed)?;
-    let mut decide = BTreeMap::new();
-    let mut upcast = BTreeMap::new();
-    for (name, event) in &definition.events {
-        match glue.compile(&event.evolve) {
-            Ok(function) => evolves.set(name.as_str(), function).map_err(failed)?,
-            Err(problem) => problems.push(problem),
-        }
-        for (version, function) in &event.upcast {
-            match glue.compile(function) {
-                Ok(function) => {
-                    let wrapped = glue.keep(&glue.upcaster, (function,)).map_err(failed)?;
-                    upcast.insert((name.clone(), *version), wrapped);
-                }
-                Err(problem) => problems.push(problem),
-            }
-        }
-    }
-    for (name, command) in &definition.commands {
-        match glue.compile(&command.decide) {
-            Ok(function) => {
-                let arguments = (function, evolves.clone());
-                let wrapped = glue.keep(&glue.decider, arguments).map_err(failed)?;
-                decide.insert(name.clone(), wrapped);
-            }
+    let (mut compiled, mut problems) = (Vec::new(), Vec::new());
+    for (id, function) in definition.functions() {
+        match glue.compile(function) {
+            Ok(function) => compiled.push((id, function)),
             Err(problem) => problems.push(problem),
         }
     }
     if !problems.is_empty() {
         return Err(problems);
     }
-    let fold = glue.keep(&glue.folder, (evolves,)).map_err(failed)?;
-    Ok((decide, fold, upcast))
+    let evolves = Object::new(ctx.clone()).map_err(failed)?;
+    evolves.set_prototype(None).map_err(failed)?;
+    for (id, function) in &compiled {
+        if let FunctionId::Evolve(event) = id {
+            evolves.set(event.as_str(), function.clone()).map_err(failed)?;
+        }
+    }
+    let wrap = |(id, function): (FunctionId, rquickjs::Function<'js>)| {
+        let wrapped = glue.wrap(&id, function, &evolves).map_err(failed)?;
+        Ok((id, wrapped))
+    };
+    compiled.into_iter().map(wrap).collect()
 }
 
-/// The functions of `glue.js`.
+/// What `glue.js` returns.
 struct Glue<'js> {
     ctx: Ctx<'js>,
-    decider: rquickjs::Function<'js>,
-    folder: rquickjs::Function<'js>,
-    upcaster: rquickjs::Function<'js>,
+    /// A function for each key of a definition's functions.
+    wrappers: Object<'js>,
     inspect: rquickjs::Function<'js>,
 }
 
@@ -180,23 +162,19 @@ impl<'js> Glue<'js> {
         limits.set("comparisons", COMPARISONS_MAX)?;
         let glue: rquickjs::Function<'js> = ctx.eval(include_str!("glue.js"))?;
         let parts: Array<'js> = glue.call((limits,))?;
-        let (decider, folder) = (parts.get(0)?, parts.get(1)?);
-        Ok(Self {
-            ctx: ctx.clone(),
-            decider,
-            folder,
-            upcaster: parts.get(2)?,
-            inspect: parts.get(3)?,
-        })
+        Ok(Self { ctx: ctx.clone(), wrappers: parts.get(0)?, inspect: parts.get(1)? })
     }
 
-    /// The glue's result for an application's functions.
-    fn keep<A>(&self, make: &rquickjs::Function<'js>, arguments: A) -> rquickjs::Result<Compiled>
-    where
-        A: IntoArgs<'js>,
-    {
-        let made: rquickjs::Function<'js> = make.call(arguments)?;
-        Ok(Persistent::save(&self.ctx, made))
+    /// An application's function as it is called from here: with texts, for a text.
+    fn wrap(
+        &self,
+        id: &FunctionId,
+        function: rquickjs::Function<'js>,
+        evolves: &Object<'js>,
+    ) -> rquickjs::Result<Compiled> {
+        let wrapper: rquickjs::Function<'js> = self.wrappers.get(id.key())?;
+        let wrapped: rquickjs::Function<'js> = wrapper.call((function, evolves.clone()))?;
+        Ok(Persistent::save(&self.ctx, wrapped))
     }
 
     fn compile(&self, function: &Function) -> Result<rquickjs::Function<'js>, Problem> {

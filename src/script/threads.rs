@@ -51,10 +51,10 @@ impl<L> Clone for Scripts<L> {
 struct Shared<L> {
     name: String,
     make: Box<dyn Fn() -> L + Send + Sync>,
-    state: Mutex<State<L>>,
+    state: Mutex<Progress<L>>,
 }
 
-struct State<L> {
+struct Progress<L> {
     /// Threads that were left behind so far.
     generation: u64,
     /// The task, while a call runs.
@@ -66,11 +66,11 @@ struct State<L> {
     /// The last call will have no other answer.
     failed: Option<Refusal>,
     /// The thread that has the task.
-    here: Option<Here>,
+    driver: Option<Driver>,
 }
 
 #[derive(Clone)]
-struct Here {
+struct Driver {
     thread: Pid,
     mark: Arc<Mark>,
 }
@@ -101,8 +101,14 @@ pub fn left_behind() -> usize {
 
 impl<L: 'static> Scripts<L> {
     fn new(name: &str, make: impl Fn() -> L + Send + Sync + 'static) -> Self {
-        let state =
-            State { generation: 0, task: None, asked: None, of: None, failed: None, here: None };
+        let state = Progress {
+            generation: 0,
+            task: None,
+            asked: None,
+            of: None,
+            failed: None,
+            driver: None,
+        };
         let (name, make) = (name.to_owned(), Box::new(make));
         Self(Arc::new(Shared { name, make, state: Mutex::new(state) }))
     }
@@ -162,7 +168,7 @@ pub fn run_here<L: 'static, F: Future>(scripts: &Scripts<L>, future: F) -> F::Ou
 }
 
 impl<L> Shared<L> {
-    fn lock(&self) -> MutexGuard<'_, State<L>> {
+    fn lock(&self) -> MutexGuard<'_, Progress<L>> {
         locked(&self.state)
     }
 
@@ -226,7 +232,7 @@ fn drive<L: 'static>(shared: &Shared<L>, generation: u64) {
     let _ends = Ends { shared, generation, mark: mark.clone() };
     mark::install(mark.clone());
     let mut own = (shared.make)();
-    shared.lock().here = Some(Here { thread: gettid(), mark: mark.clone() });
+    shared.lock().driver = Some(Driver { thread: gettid(), mark: mark.clone() });
     let waker = Waker::from(Arc::new(Unparks(thread::current())));
     let mut context = Context::from_waker(&waker);
     let Some(mut task) = shared.take(generation) else { return };

@@ -10,7 +10,7 @@ use std::{
 use flexcore_domain::Refusal;
 use rustix::process::{Pid, setpriority_process};
 
-use super::{Here, Shared, locked, runaways, start};
+use super::{Driver, Shared, locked, runaways, start};
 use crate::limits::LEAVE_AFTER;
 
 /// Time between looks at the threads. A call is counted from the first look that finds it.
@@ -64,13 +64,13 @@ pub(super) fn watch<L: 'static>(shared: &Arc<Shared<L>>) -> io::Result<()> {
 }
 
 fn look<L: 'static>(shared: &Arc<Shared<L>>, seen: &mut Seen) {
-    let Some(here) = shared.lock().here.clone() else { return };
-    let Some((number, within)) = here.mark.running() else {
+    let Some(driver) = shared.lock().driver.clone() else { return };
+    let Some((number, within)) = driver.mark.running() else {
         seen.call = None;
         return;
     };
-    let Some(used) = used_by(here.thread) else { return };
-    let call = Some((here.thread, number));
+    let Some(used) = used_by(driver.thread) else { return };
+    let call = Some((driver.thread, number));
     if seen.call != call {
         *seen = Seen { call, used, said: false };
         return;
@@ -78,20 +78,20 @@ fn look<L: 'static>(shared: &Arc<Shared<L>>, seen: &mut Seen) {
     // Processor time of that thread: a process that stands still, or waits for a processor, uses none.
     let used = used.saturating_sub(seen.used);
     if used > within + LEAVE_AFTER {
-        leave(shared, &here, number, used, seen);
+        leave(shared, &driver, number, used, seen);
     }
 }
 
 /// Has a fresh thread go on with the task, in which the call has failed.
 fn leave<L: 'static>(
     shared: &Arc<Shared<L>>,
-    here: &Here,
+    driver: &Driver,
     number: u64,
     used: Duration,
     seen: &mut Seen,
 ) {
-    let Some(generation) = fail(shared, here, number, used, seen) else { return };
-    if let Err(error) = setpriority_process(Some(here.thread), NICE) {
+    let Some(generation) = fail(shared, driver, number, used, seen) else { return };
+    if let Err(error) = setpriority_process(Some(driver.thread), NICE) {
         tracing::warn!(%error, "a thread that was left behind keeps its priority");
     }
     if let Err(error) = start(shared, generation) {
@@ -103,14 +103,14 @@ fn leave<L: 'static>(
 /// have it; `None` when the call has just ended, or too many run on.
 fn fail<L>(
     shared: &Shared<L>,
-    here: &Here,
+    driver: &Driver,
     number: u64,
     used: Duration,
     seen: &mut Seen,
 ) -> Option<u64> {
-    let (what, used_ms) = (here.mark.what(), used.as_millis());
+    let (what, used_ms) = (driver.mark.what(), used.as_millis());
     let mut state = shared.lock();
-    let same = here.mark.running().is_some_and(|(running, _)| running == number);
+    let same = driver.mark.running().is_some_and(|(running, _)| running == number);
     let of = state.of.clone().filter(|_| same && state.task.is_some())?;
     let Some(place) = runaways::begin(&of) else {
         if !std::mem::replace(&mut seen.said, true) {
@@ -118,7 +118,7 @@ fn fail<L>(
         }
         return None;
     };
-    here.mark.leave_as(place);
+    driver.mark.leave_as(place);
     tracing::error!(key = %of.key, what, used_ms, "a call does not end, and was left behind");
     state.failed = Some(Refusal::Faulty(format!(
         "{what}: it does not end: after {used_ms} ms of processor time inside the engine it was left \
@@ -126,7 +126,7 @@ fn fail<L>(
     )));
     state.generation += 1;
     // Until the fresh thread says that it has begun.
-    state.here = None;
+    state.driver = None;
     Some(state.generation)
 }
 
