@@ -23,6 +23,7 @@ mod load;
 mod lookup;
 mod publish;
 pub mod queue;
+mod recognise;
 mod refusal;
 mod room;
 mod seen;

@@ -20,7 +20,6 @@ use crate::{
 const CIRCLES: &[(&str, &str)] = &[
     ("src/cluster/lib.rs", "member node"),
     ("src/eventstore/lib.rs", "catalog subscribe"),
-    ("src/eventstore/lib.rs", "identity topology"),
     ("src/gateway/lib.rs", "postgres request router routes shared"),
     (
         "src/main.rs",
