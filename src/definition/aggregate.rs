@@ -70,7 +70,7 @@ pub struct Function {
     pub place: Place,
 }
 
-/// Which of an aggregate's functions. Displays as it is called in messages: `decide of depart`.
+/// One of an aggregate's functions. Displays as it is called in messages: `decide of depart`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum FunctionId {
     /// `decide` of a command.

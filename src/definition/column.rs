@@ -91,8 +91,8 @@ impl ColumnType {
         self.words().sql
     }
 
-    /// What declares a column of it in SQL. Text compares by bytes: the same order on every system, and
-    /// a prefix is a range of the index.
+    /// The declaration of such a column in SQL. Text compares by bytes: the same order on every
+    /// system, and a prefix is a range of the index.
     #[must_use]
     pub fn sql_column(self) -> String {
         let collation = if self == Self::Text { " collate \"C\"" } else { "" };
@@ -108,13 +108,13 @@ impl ColumnType {
         }
     }
 
-    /// Whether it takes values of a JSON Schema type.
+    /// True if it takes values of a JSON Schema type.
     pub(super) fn takes(self, schema_type: &str) -> bool {
         let own = self.words().json.0;
         schema_type == own || own == "number" && schema_type == "integer"
     }
 
-    /// Whether the operation makes sense on it.
+    /// True if the operation makes sense on it.
     pub(super) fn allows(self, operation: Operation) -> bool {
         match operation {
             Operation::Set => true,

@@ -35,7 +35,7 @@ pub(super) struct Document {
 /// with a mistake is not reported a second time as missing.
 pub(super) struct Documents(Vec<Document>);
 
-/// What a read model may name.
+/// The names that a read model may use.
 pub(super) struct Declared<'a> {
     pub(super) documents: &'a Documents,
     pub(super) aggregates: &'a BTreeMap<AggregateName, Arc<AggregateDefinition>>,
@@ -71,12 +71,12 @@ impl Documents {
         self.0.iter().filter(move |document| document.declares == declares)
     }
 
-    /// Whether one declares this name.
+    /// True if one declares this name.
     pub(super) fn declare(&self, what: &'static str, name: &str) -> bool {
         self.declared(what, name).is_some()
     }
 
-    /// Whether one declares this event.
+    /// True if one declares this event.
     pub(super) fn declare_event(&self, aggregate: &str, event: &str) -> bool {
         let node = self.declared(AGGREGATE, aggregate);
         node.and_then(|node| node.get("events")?.get(event)).is_some()
@@ -115,7 +115,7 @@ fn of_file(file: &SourceFile, problems: &mut Vec<Problem>) -> Vec<Document> {
     found
 }
 
-/// What a document declares.
+/// The declaration of a document.
 fn declares(node: &Node, notes: &mut Notes) -> Option<&'static str> {
     const FIRST_KEYS: [&str; 3] = [AGGREGATE, READ_MODEL, QUERY];
     let first = match &node.data {

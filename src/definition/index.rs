@@ -42,7 +42,7 @@ impl fmt::Display for Index {
 }
 
 impl Index {
-    /// Whether every column is one of these.
+    /// True if every column is one of these.
     #[must_use]
     pub fn fits(&self, columns: &[Column]) -> bool {
         self.columns.iter().all(|(name, _)| columns.iter().any(|column| column.name == *name))

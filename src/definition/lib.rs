@@ -67,7 +67,7 @@ pub struct Schema {
     pub json: Value,
     /// Where it stands.
     pub place: Place,
-    /// What checks values against it.
+    /// Checks values against it.
     pub validator: Arc<jsonschema::Validator>,
 }
 
@@ -103,12 +103,12 @@ pub struct ReadModelDefinition {
     pub key: Vec<Name>,
     /// Its secondary indexes. They say nothing about the rows: they are made and dropped in place.
     pub indexes: Vec<Index>,
-    /// What each event does to a row, by `(aggregate, event)`.
+    /// The effect of each event on a row, by `(aggregate, event)`.
     pub on: BTreeMap<(AggregateName, EventName), RowChange>,
     /// The events of `on` as they were declared beside it.
     pub followed: BTreeMap<(AggregateName, EventName), Followed>,
-    /// Whether several workers may keep the rows, each those of some slots. Then every row belongs to one
-    /// aggregate, and so to one slot.
+    /// True if several workers may keep the rows, each those of some slots. Then every row belongs
+    /// to one aggregate, and so to one slot.
     pub shared: bool,
     /// SHA-256 over everything that decides on the rows: columns, key, changes, and how older
     /// events are brought to the version that the changes read. Another one is another version.
@@ -135,7 +135,7 @@ pub struct Followed {
     pub declared: Arc<AggregateDefinition>,
 }
 
-/// What one event does to the row that its key columns name.
+/// The effect of one event on the row that its key columns name.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowChange {
     /// A value for each key column, in the order of [`ReadModelDefinition::key`].
@@ -146,7 +146,7 @@ pub struct RowChange {
     pub operations: Vec<(Name, Operation, Expression)>,
 }
 
-/// What becomes of a column's value. A `null` operand leaves `add`, `min` and `max` as they were.
+/// The change of a column's value. A `null` operand leaves `add`, `min` and `max` as they were.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// The value itself.
@@ -213,8 +213,8 @@ pub struct Catalog {
     /// By name.
     pub applications: BTreeMap<Name, Arc<Application>>,
     /// Read models as they are declared, and were while this process followed, by fingerprint: a
-    /// version that serves goes on being filled while its successor is built. What a process that
-    /// starts meanwhile does not have here it looks up in the log.
+    /// version that serves goes on being filled while its successor is built. A process that starts
+    /// later looks up in the log those that it does not have here.
     pub declarations: BTreeMap<String, Arc<ReadModelDefinition>>,
     /// Applications whose last deployment this executable cannot read, and why: the one before it is
     /// in force here.

@@ -1,4 +1,4 @@
-//! What is wrong with a definition, and where.
+//! A mistake in a definition, with its place.
 
 use super::Place;
 
@@ -11,7 +11,7 @@ pub(super) const PROBLEMS_MAX: usize = 100;
 pub struct Problem {
     /// Where.
     pub place: Place,
-    /// What, and what to do about it.
+    /// The mistake, and advice.
     pub message: String,
 }
 

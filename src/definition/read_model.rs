@@ -115,8 +115,8 @@ fn unknown_column(line: usize, name: &str, columns: &[Column], notes: &mut Notes
     notes.add::<()>(line, format!("`columns` has no `{name}`{hint}"));
 }
 
-/// Whether several workers may keep the rows. They are divided by aggregate, so that each row has to
-/// belong to one.
+/// True if several workers may keep the rows. They are divided by aggregate, so that each row has
+/// to belong to one.
 fn shared(node: Option<&Node>, shape: &Shape<'_>, on: &Changes, notes: &mut Notes) -> Option<bool> {
     let Some(node) = node else { return Some(false) };
     let Data::Scalar(Value::Bool(shared)) = &node.data else {
@@ -180,7 +180,7 @@ fn named<'a>(
     Some(((aggregate.clone(), event.clone()), &definition.data))
 }
 
-/// What a change is held to.
+/// The rules for a change.
 struct Shape<'a> {
     columns: &'a [Column],
     key: &'a [Name],
@@ -313,7 +313,7 @@ impl Followed {
         let mut text = vec![json!([aggregate.name, name, event.version])];
         text.extend(event.upcast.iter().map(|(from, function)| json!([from, function.source])));
         if !event.upcast.is_empty() {
-            // What an upcast makes is held to the schema.
+            // The result of an upcast is held to the schema.
             text.push(event.data.json.clone());
         }
         let fingerprint = Hash::chain(&Hash::ZERO, Value::Array(text).to_string().as_bytes());

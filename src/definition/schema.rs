@@ -100,7 +100,7 @@ fn stays_inside(node: &Node, notes: &mut Notes) -> bool {
     inside
 }
 
-/// What a schema says about a path into its values.
+/// A schema's statement about a path into its values.
 pub(super) enum Found<'s> {
     /// Nothing.
     Unknown,

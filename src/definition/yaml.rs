@@ -18,11 +18,11 @@ pub struct Node {
     pub line: usize,
     /// Where its text begins: of a block the line below the `|`, blank or not.
     pub text_line: usize,
-    /// What it is.
+    /// Its value.
     pub data: Data,
 }
 
-/// What a value is.
+/// The kinds of a value.
 #[derive(Clone, Debug)]
 pub enum Data {
     /// `null`, a boolean, a number or a text.
@@ -87,7 +87,7 @@ impl Node {
         }
     }
 
-    /// What it is, for messages.
+    /// Its kind, for messages.
     #[must_use]
     pub fn describe(&self) -> &'static str {
         match &self.data {
@@ -216,7 +216,7 @@ impl Tree {
     }
 }
 
-/// What an unquoted text means: YAML's core schema, numbers being those of JSON.
+/// The meaning of an unquoted text: YAML's core schema, numbers being those of JSON.
 fn plain(text: &str) -> Result<Value, String> {
     let value = match text {
         "" | "~" | "null" | "Null" | "NULL" => Value::Null,
@@ -238,7 +238,7 @@ fn plain(text: &str) -> Result<Value, String> {
     Ok(value)
 }
 
-/// What YAML takes for a number, and what only looks like one (`0x1f`, `.5`, `.inf`).
+/// Texts that YAML takes for a number, and texts that only look like one (`0x1f`, `.5`, `.inf`).
 fn looks_like_a_number(text: &str) -> bool {
     let unsigned = text.trim_start_matches(['+', '-']);
     let special = [".inf", ".Inf", ".INF", ".nan", ".NaN", ".NAN"].contains(&unsigned);

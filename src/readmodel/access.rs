@@ -1,4 +1,4 @@
-//! How a selection comes at its rows: by which index, and whether in that order.
+//! The way in which a selection finds its rows: by which index, and if in that order.
 
 use flexcore_definition::{Index, ReadModelDefinition};
 use flexcore_domain::Name;
@@ -13,7 +13,7 @@ use crate::{
 pub(crate) struct Access {
     /// `None`: the key's.
     pub(crate) index: Option<Index>,
-    /// Which of the filters it answers; the others are held against each row that it finds.
+    /// The filters that it answers; the others are held against each row that it finds.
     pub(crate) found_by: Vec<usize>,
     /// It has the rows in the order of the selection.
     pub(crate) in_order: bool,
@@ -51,7 +51,7 @@ pub(crate) fn best(
     best
 }
 
-/// What one index does for a selection.
+/// The use of one index for a selection.
 fn access(
     model: &ReadModelDefinition,
     select: &Select,

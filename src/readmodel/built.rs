@@ -1,4 +1,4 @@
-//! Which of the declared indexes the version that serves has by now.
+//! The declared indexes that the serving version has by now.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -12,10 +12,10 @@ use sqlx::Row as _;
 
 use crate::{Error, ReadModels, index};
 
-/// How long an answer holds. A query whose index has come or gone since is slower, and right.
+/// Time for which an answer holds. A query whose index has come or gone since is slower, and right.
 const HOLDS: Duration = Duration::from_secs(5);
 
-/// What was found last, by read model.
+/// The last results, by read model.
 #[derive(Default)]
 pub(crate) struct Built(Mutex<HashMap<Name, (Instant, Found)>>);
 

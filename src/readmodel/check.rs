@@ -17,8 +17,8 @@ use crate::{
     named::{substitute, whole},
 };
 
-/// The lock under which one check is made after the other: FNV-1a of `flexcore check`, as any number of
-/// ours would do. Whoever makes tables does not wait for it.
+/// The lock under which one check is made after the other: FNV-1a of `flexcore check`, as any
+/// number of ours would do. Making tables does not wait for it.
 const LOCK: i64 = 0x666c_6578_6368_6563;
 /// Attempts of a check where somebody changes what it renames: a gateway or worker that starts.
 const ATTEMPTS: u32 = 5;
@@ -29,7 +29,7 @@ const VIEW: &str = "create view rm._checked as ";
 /// A view of its rows as they are: of two columns with one name nobody could have both.
 const ROWS: &str = "create view rm._rows as select * from ";
 
-/// Who makes the view: a role that owns nothing else and reads nothing but these tables.
+/// The role that makes the view: it owns nothing else and reads nothing but these tables.
 const AS_NOBODY: &str = "set local role flexcore_projection";
 
 /// An empty schema `rm` in place of the one in use, for this transaction alone: others go on with
@@ -84,7 +84,7 @@ impl ReadModels {
     }
 }
 
-/// What people read of the read model, with nothing in it: a view, as the one that serves.
+/// The view of the read model that people read, as the one that serves, with no rows in it.
 fn table(model: &ReadModelDefinition) -> String {
     let columns: String = model
         .columns
@@ -158,14 +158,14 @@ async fn check(
     Ok(problems)
 }
 
-/// Whether the view locks rows.
+/// True if the view locks rows.
 async fn locks(connection: &mut PgConnection) -> Result<bool, Error> {
     let sql = "select ev_action::text like '%:rowMarks ({%' from pg_rewrite \
                where ev_class = 'rm._checked'::regclass";
     Ok(sqlx::query(sql).fetch_one(connection).await?.try_get(0)?)
 }
 
-/// Whether the view has XML in it by Postgres's grammar, for which there is no function to allow.
+/// True if the view has XML in it by Postgres's grammar, for which there is no function to allow.
 async fn xml(connection: &mut PgConnection) -> Result<bool, Error> {
     let sql = "select ev_action::text ~ '\\{(XMLEXPR|TABLEFUNC :(ns_uris|functype 0))' \
                from pg_rewrite where ev_class = 'rm._checked'::regclass";
@@ -178,7 +178,7 @@ fn line(text: &str, before: usize, error: &sqlx::Error) -> usize {
     let Some(PgErrorPosition::Original(at)) = error.and_then(PgDatabaseError::position) else {
         return 0;
     };
-    // It counts characters, from 1. What stands before the statement has a byte each.
+    // It counts characters, from 1. The text before the statement has a byte each.
     text.chars().take(at).skip(before).filter(|c| *c == '\n').count()
 }
 

@@ -1,8 +1,8 @@
-//! Which index a query uses, in words, and what to declare where it has none.
+//! The index that a query uses, in words, and the index to declare where it has none.
 //!
-//! What Postgres reckons a plan to cost, and how many rows it expects, is over all tenants' rows: none
-//! of that is told. A selection is explained by what is declared. A named query's statement is planned
-//! without its parameters' values, for the same reason.
+//! Postgres reckons the cost of a plan, and its number of rows, over all tenants' rows: neither is
+//! told. A selection is explained by what is declared. A named query's statement is planned without
+//! its parameters' values, for the same reason.
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +30,7 @@ use crate::{
 /// Counts statements that were explained: each has a name of its own in its session.
 static EXPLAINED: AtomicU64 = AtomicU64::new(0);
 
-/// How one read model is read.
+/// The way in which one read model is read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Explained {
     /// The read model.
@@ -42,7 +42,7 @@ pub struct Explained {
 }
 
 impl ReadModels {
-    /// How the rows of a query string are found. Fails as [`ReadModels::query`] does.
+    /// The way in which the rows of a query string are found. Fails as [`ReadModels::query`] does.
     pub async fn explain(
         &self,
         declared: &ReadModelDefinition,
@@ -56,9 +56,9 @@ impl ReadModels {
         explained(model, &select, &built)
     }
 
-    /// How the statement of a named query comes at the rows of each read model, as Postgres would run it
-    /// with the rows that there are now. `models` are those that it reads. Fails as
-    /// [`ReadModels::run_query`] does.
+    /// The way in which the statement of a named query finds the rows of each read model, as
+    /// Postgres would run it with the rows that exist now. `models` are those that it reads. Fails
+    /// as [`ReadModels::run_query`] does.
     pub async fn explain_query(
         &self,
         tenant: &Tenant,
@@ -107,7 +107,7 @@ impl ReadModels {
     }
 }
 
-/// How a selection comes at its rows with these indexes.
+/// The way in which a selection finds its rows with these indexes.
 fn explained(
     model: &ReadModelDefinition,
     select: &Select,
@@ -141,7 +141,7 @@ fn name(index: Option<&Index>) -> String {
     index.map_or_else(|| "key".to_owned(), ToString::to_string)
 }
 
-/// What the index does, and what is left.
+/// The part that the index does, and the rest.
 fn found(select: &Select, access: &Access) -> String {
     let columns = |by_index: bool| {
         let filters = select.filters.iter().enumerate();
@@ -166,7 +166,7 @@ fn found(select: &Select, access: &Access) -> String {
     says
 }
 
-/// What is said when no index serves.
+/// The advice when no index serves.
 fn nothing(select: &Select) -> String {
     let mut columns: Vec<String> =
         select.filters.iter().map(|filter| format!("`{}`", filter.column)).collect();
@@ -210,7 +210,7 @@ fn advice(model: &ReadModelDefinition, select: &Select, now: Option<&Access>) ->
         .then(|| format!("; declare `indexes: [{index}]`"))
 }
 
-/// How a plan reads one table.
+/// The way in which a plan reads one table.
 #[derive(Default)]
 struct Scan {
     /// Postgres's indexes by which rows are found, each with whether by more than the tenant.
@@ -247,7 +247,7 @@ fn gather(node: &Value, table: Option<&str>, scans: &mut BTreeMap<String, Scan>)
     }
 }
 
-/// What the scans of a plan are for one read model.
+/// The scans of a plan for one read model.
 fn planned(model: &ReadModelDefinition, scans: &BTreeMap<String, Scan>) -> Explained {
     let of_model = |table: &str| {
         let number = table.strip_prefix(model.name.as_str()).and_then(|t| t.strip_prefix("_v"));

@@ -1,8 +1,8 @@
 //! Folding a batch of changes per row, so that a batch is a few statements whatever its length.
 //!
-//! What a row's changes amount to is one delta a column: a value to set, to add, or to compare
-//! with. Where that depends on the row as it is (sums of floating point numbers, whose order
-//! matters; minimum after sum; a sum that comes near 64 bits on its way), the operations are kept and
+//! The sum of a row's changes is one delta a column: a value to set, to add, or to compare with.
+//! Where that depends on the row as it is (sums of floating point numbers, whose order matters;
+//! minimum after sum; a sum that comes near 64 bits on its way), the operations are kept and
 //! replayed on the old value. So the rows are the same however the events fall into batches.
 
 use std::collections::HashMap;
@@ -12,14 +12,14 @@ use flexcore_domain::Tenant;
 
 use crate::plan::Change;
 
-/// What a batch amounts to: a delta for each row, in the order of their first change.
+/// The sum of a batch: a delta for each row, in the order of their first change.
 #[derive(Debug, Default)]
 pub(crate) struct Fold<'a> {
     pub(crate) rows: Vec<Row<'a>>,
     index: HashMap<RowKey<'a>, usize>,
 }
 
-/// What becomes of a row.
+/// The change of a row.
 #[derive(Debug)]
 pub(crate) struct Row<'a> {
     pub(crate) tenant: &'a Tenant,
@@ -35,7 +35,7 @@ pub(crate) enum Fate {
     Keep(Vec<Delta>),
 }
 
-/// What becomes of a column.
+/// The change of a column.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Delta {
     /// As it was; null in a new row.
@@ -55,16 +55,16 @@ pub(crate) struct Sum {
     /// The least and the most that it was on its way, from 0 on.
     low: i64,
     high: i64,
-    /// What is added, each with its change's index in the batch.
+    /// The added values, each with its change's index in the batch.
     operations: Vec<(usize, i64)>,
 }
 
-/// How far a sum may go on its way before it is replayed. A value within the same bounds cannot pass
-/// 64 bits by it.
+/// The most that a sum may reach on its way before it is replayed. A value within the same bounds
+/// cannot pass 64 bits by it.
 pub(crate) const ON_ITS_WAY_MAX: i64 = 1 << 62;
 
 impl Sum {
-    /// Whether it was further on its way than where it ends: then its total does not tell whether the
+    /// True if it was further on its way than where it ends: then its total does not tell if the
     /// old value passes 64 bits in between.
     pub(crate) fn comes_back(&self) -> bool {
         self.low < self.total.min(0) || self.high > self.total.max(0)
@@ -77,7 +77,7 @@ impl Sum {
         (low >= -ON_ITS_WAY_MAX && high <= ON_ITS_WAY_MAX).then_some((total, low, high))
     }
 
-    /// What it consists of, for a replay.
+    /// Its parts, for a replay.
     fn replayed(self) -> Vec<(usize, Operation, Cell)> {
         let add = |(index, number)| (index, Operation::Add, Cell::Integer(number));
         self.operations.into_iter().map(add).collect()
@@ -95,7 +95,8 @@ impl<'a> Fold<'a> {
                 continue;
             }
             if matches!(row.fate, Fate::Delete) {
-                // What follows a deletion is a new row: nothing of the old one may shine through.
+                // A change after a deletion makes a new row: nothing of the old one may shine
+                // through.
                 row.fate = Fate::Keep(vec![Delta::Set(Cell::Null); columns]);
             }
             let Fate::Keep(deltas) = &mut row.fate else { continue };

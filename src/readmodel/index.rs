@@ -1,4 +1,4 @@
-//! What the indexes of a table are: their names, their columns, and which rows stand in them.
+//! The indexes of a table: their names, their columns, and the rows that stand in them.
 //!
 //! Every index begins with the tenant, because every read is of one, and ends with what is missing of
 //! the key, so that pages continue where the last one ended. An entry of a Postgres index has 2,704
@@ -10,14 +10,14 @@ use flexcore_domain::Name;
 
 use crate::select::{Filter, Op};
 
-/// How an index's name begins: no name of a read model does.
+/// The beginning of an index's name: no name of a read model begins so.
 pub(crate) const PREFIX: &str = "_i";
 
 /// One of Postgres's indexes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Made {
     pub(crate) name: String,
-    /// What follows the table in `create index`.
+    /// The text after the table in `create index`.
     pub(crate) definition: String,
 }
 
@@ -53,8 +53,8 @@ pub(crate) fn long(texts: &[&Name], of: &str) -> String {
     format!("({})", texts.iter().map(one).collect::<Vec<_>>().join(" or "))
 }
 
-/// Whether a filter can only match rows that stand in an index with this text column: `None`, when it
-/// matches others as well; `Some(false)`, when it matches none of them.
+/// True if a filter can only match rows that stand in an index with this text column: `None`, when
+/// it matches others as well; `Some(false)`, when it matches none of them.
 pub(crate) fn is_short(filter: &Filter) -> Option<bool> {
     let mut lengths = filter.values.iter().map(|value| value.len() <= INDEX_TEXT_BYTES_MAX);
     match filter.op {
@@ -65,7 +65,7 @@ pub(crate) fn is_short(filter: &Filter) -> Option<bool> {
     }
 }
 
-/// What Postgres is to have for a declared index of the version with this number of its own.
+/// Postgres' indexes for a declared index of the version with this number of its own.
 pub(crate) fn made(id: i64, index: &Index, columns: &[Column], key: &[Name]) -> Vec<Made> {
     let nullable = |name: &Name| !key.contains(name);
     let place = |(name, descends): &(Name, bool)| match (descends, nullable(name)) {

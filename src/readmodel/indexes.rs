@@ -12,21 +12,21 @@ use crate::{
 };
 
 /// Longest wait of a build for transactions that began before it, in milliseconds. It keeps nobody
-/// waiting meanwhile. What it has built by then is thrown away, and it is tried again.
+/// waiting meanwhile. Its work until then is thrown away, and it is tried again.
 const LOCK_TIMEOUT_MS: u32 = 300_000;
 
 /// The same, for what a failed build left to be dropped: the next one drops it, too.
 const DROP_TIMEOUT_MS: u32 = 5_000;
 
-/// What is to be done to a table's indexes.
+/// The work on a table's indexes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Step {
     Drop(String),
     Create(Made),
 }
 
-/// What is to be done where these are wanted, and those are there, each with whether it is whole. What
-/// somebody left half built goes first, what is not wanted any more last.
+/// The work where these are wanted, and those are there, each with a mark if it is whole.
+/// Half-built indexes go first, unwanted ones last.
 fn steps(wanted: &[Made], there: &BTreeMap<String, bool>) -> Vec<Step> {
     let names: BTreeSet<&str> = wanted.iter().map(|made| made.name.as_str()).collect();
     let (mut first, mut last) = (Vec::new(), Vec::new());
@@ -54,7 +54,7 @@ impl Version {
         self.indexes.iter().flat_map(of).collect()
     }
 
-    /// What the indexes are to be, for telling whether that has changed.
+    /// The wanted indexes, for telling if that has changed.
     #[must_use]
     pub fn indexes_wanted(&self) -> String {
         self.made().iter().map(|made| format!("{} ", made.name)).collect()
@@ -87,12 +87,13 @@ impl ReadModels {
         Ok(versions.iter().map(to_do).filter(|(_, count)| *count > 0).collect())
     }
 
-    /// Makes the indexes of a version and drops what is not declared any more, while rows are read and
-    /// written: neither waits for it. Returns false when somebody else is at it. Takes as long as
-    /// Postgres needs to read the table; given up, it is given up by Postgres too. Fails with what
-    /// stands in the way of the first that cannot be made, after the others, unless it would stand in
-    /// theirs, too. What a failed build left is dropped, where nobody holds the table. An error that is
-    /// passing says that Postgres is away, and any other one nothing about when the index can be made.
+    /// Makes the indexes of a version and drops what is not declared any more, while rows are read
+    /// and written: neither waits for it. Returns false when somebody else is at it. Takes as long
+    /// as Postgres needs to read the table; given up, it is given up by Postgres too. Fails with
+    /// what stands in the way of the first that cannot be made, after the others, unless it would
+    /// stand in theirs, too. The rest of a failed build is dropped, where nobody holds the table.
+    /// An error that is passing says that Postgres is away, and any other one nothing about when
+    /// the index can be made.
     pub async fn index(&self, version: &Version) -> Result<bool, Error> {
         if self.unindexed(&[version]).await?.is_empty() {
             return Ok(true);

@@ -2,7 +2,7 @@
 //! typed queries under row-level security, and waiting for one's own writes.
 //!
 //! Version N of read model `flights` is the table `rm.flights_vN`; people read the view
-//! `rm.flights`. Internals live in schema `flexcore`. What exists is in `schemas/sql`.
+//! `rm.flights`. Internals live in schema `flexcore`. The migrations are in `schemas/sql`.
 
 mod access;
 mod built;
@@ -73,7 +73,7 @@ const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 /// Longest pause within a transaction: what a process that stands still has locked is free again then.
 const IDLE_TIMEOUT: &str = "30s";
 
-/// How Postgres is used.
+/// Settings of the use of Postgres.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Most connections of this process as the owner, and as many again for queries.
@@ -86,7 +86,7 @@ pub struct Settings {
     /// URL of the login that queries run over. `None`: one is made, with the owner's host, port and
     /// database.
     pub query_url: Option<String>,
-    /// How often it is looked at whether that login is still one that may run them.
+    /// Time between checks that the login is still one that may run them.
     pub look_every: Duration,
     /// Longest wait for a session whose query was given up to be ready again. Beyond it the session is
     /// closed, and its place stays taken until Postgres has ended the query.
@@ -237,9 +237,9 @@ impl ReadModels {
     }
 }
 
-/// Whether a session that is given back has no transaction open: otherwise it is closed. A transaction
-/// whose beginning failed or was given up half-way is none to the pool, and open at Postgres: whatever ran
-/// on the session next would fail, or would never be committed.
+/// True if a session that is given back has no transaction open: otherwise it is closed. A
+/// transaction whose beginning failed or was given up half-way is none to the pool, and open at
+/// Postgres: whatever ran on the session next would fail, or would never be committed.
 async fn at_rest(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     // The time of a transaction is that of its first statement.
     let sql = "select now() = statement_timestamp()";

@@ -85,7 +85,7 @@ impl ReadModels {
         }
     }
 
-    /// Whether each read model of a query serves as it is declared beside it.
+    /// Checks that each read model of a query serves as it is declared beside it.
     async fn serve_as_declared(&self, query: &QueryDefinition) -> Result<bool, Error> {
         let names: Vec<&str> = query.reads.iter().map(Name::as_str).collect();
         let row = sqlx::query(

@@ -26,7 +26,7 @@ use crate::{
 pub struct Page {
     /// A JSON array of objects.
     pub rows: String,
-    /// What continues after the last row; `None`: there are no more.
+    /// The condition that continues after the last row; `None`: there are no more.
     pub next_cursor: Option<String>,
 }
 
@@ -80,8 +80,8 @@ impl ReadModels {
         Ok(Page { rows, next_cursor })
     }
 
-    /// What Postgres does for a selection: its plan, without costs and numbers of rows. Not for a tenant,
-    /// since a plan depends on the rows of all. Fails as [`ReadModels::select`] does.
+    /// Postgres' plan for a selection, without costs and numbers of rows. Not for a tenant, since a
+    /// plan depends on the rows of all. Fails as [`ReadModels::select`] does.
     pub async fn plan(
         &self,
         tenant: &Tenant,
@@ -431,7 +431,7 @@ impl<'a> Beyond<'a> {
     }
 }
 
-/// What the cursor belongs to: FNV-1a 64 over read model, filters and sort.
+/// The query that the cursor belongs to: FNV-1a 64 over read model, filters and sort.
 fn shape(model: &ReadModelDefinition, select: &Select) -> u64 {
     let text = format!("{} {:?} {:?}", model.name, select.filters, select.sort);
     index::fnv1a(&text)

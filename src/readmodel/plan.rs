@@ -18,14 +18,14 @@ pub const KEY_BYTES_MAX: usize = 2_000;
 /// A read model's expressions, ready to evaluate.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// What the rows look like.
+    /// The shape of the rows.
     pub(crate) layout: Arc<Layout>,
     rules: HashMap<AggregateName, HashMap<EventName, Rule>>,
     /// Lowest and highest schema version that the rules read: most events need no closer look.
     versions: (u32, u32),
 }
 
-/// What the rows of a read model look like.
+/// The shape of a read model's rows.
 #[derive(Clone, Debug)]
 pub(crate) struct Layout {
     /// The key's columns.
@@ -34,7 +34,7 @@ pub(crate) struct Layout {
     pub(crate) columns: Vec<Column>,
 }
 
-/// How a version reads an event.
+/// The way in which a version reads an event.
 #[derive(Debug)]
 pub enum Reads<'a> {
     /// It changes no row.
@@ -70,7 +70,7 @@ enum Source {
     Version,
 }
 
-/// What an event does to one row.
+/// The effect of an event on one row.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
     pub(crate) tenant: Tenant,
@@ -109,7 +109,7 @@ impl Plan {
         Self { layout, rules, versions }
     }
 
-    /// Whether some event of this kind of aggregate changes rows.
+    /// True if some event of this kind of aggregate changes rows.
     #[must_use]
     pub fn follows(&self, aggregate: &AggregateName) -> bool {
         self.rules.contains_key(aggregate)
@@ -120,13 +120,13 @@ impl Plan {
         self.rules.keys()
     }
 
-    /// Whether an event may be too new for a rule, or else too old for one.
+    /// Says if an event may be too new for a rule, or else too old for one.
     #[must_use]
     pub fn may_differ(&self, event: &Event) -> (bool, bool) {
         (event.schema_version > self.versions.0, event.schema_version < self.versions.1)
     }
 
-    /// How the event is read.
+    /// The way in which the event is read.
     #[must_use]
     pub fn reads(&self, commit: &Commit, event: &Event) -> Reads<'_> {
         match self.rule(commit, event).map(|rule| &rule.followed) {
@@ -139,7 +139,7 @@ impl Plan {
         }
     }
 
-    /// What the event does; `None`: nothing. `data` is the event's, of the schema that
+    /// The effect of the event; `None`: nothing. `data` is the event's, of the schema that
     /// [`Plan::reads`] says. Fails when a value does not fit its column.
     pub fn change(
         &self,

@@ -1,5 +1,5 @@
-//! What a worker owns of a version: all of it, or some of its portions. The slots of a portion are those
-//! that leave its number when divided by the number of portions.
+//! The part of a version that a worker owns: all of it, or some of its portions. The slots of a
+//! portion are those that leave its number when divided by the number of portions.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::epoch::Owned;
 /// The portions of a version that a worker owns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Portions {
-    /// How many the version has; 1: it is not shared.
+    /// Number of the version's portions; 1: it is not shared.
     pub count: u16,
     /// The epoch of each that the worker owns, by number.
     pub epochs: BTreeMap<u16, i64>,
@@ -23,7 +23,7 @@ impl Portions {
         Self { count, epochs: epochs.collect() }
     }
 
-    /// Whether their owner manages the read model: makes and drops versions and indexes, and swaps.
+    /// True if their owner manages the read model: makes and drops versions and indexes, and swaps.
     #[must_use]
     pub fn manage(&self) -> bool {
         self.epochs.contains_key(&0)
@@ -35,7 +35,7 @@ impl Portions {
         slot.number() % self.count
     }
 
-    /// Whether a slot's portion is owned.
+    /// True if a slot's portion is owned.
     #[must_use]
     pub fn has(&self, slot: Slot) -> bool {
         self.epochs.contains_key(&self.of(slot))

@@ -38,7 +38,7 @@ pub(crate) async fn register(
 ) -> Result<Vec<Registered>, Error> {
     let mut all = registered(connection).await?.remove(model.name.as_str()).unwrap_or_default();
     let is_current = |version: &Registered| version.fingerprint == model.fingerprint;
-    // What somebody dropped is built anew.
+    // A table that somebody dropped is built anew.
     let useless = |version: &Registered| version.is_stale(model) || !version.is_whole;
     for version in all.iter().filter(|version| useless(version)) {
         drop_version(connection, &model.name, version).await?;

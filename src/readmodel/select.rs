@@ -49,14 +49,14 @@ pub struct Select {
 pub struct Filter {
     /// The column.
     pub column: Name,
-    /// How it compares.
+    /// Its comparison.
     pub op: Op,
     /// With what, as text: one value, several for [`Op::In`], none for [`Op::IsNull`] and
     /// [`Op::IsNotNull`].
     pub values: Vec<String>,
 }
 
-/// How a column compares with values.
+/// A column's comparison with values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Op {
     /// Equal.

@@ -1,6 +1,6 @@
-//! What typed queries are held to: the columns and the key of the version that serves. They are those of
-//! the declaration, but while a changed one is built: until the swap the version in use answers, by its
-//! own columns.
+//! The limits of typed queries: the columns and the key of the version that serves. They are those
+//! of the declaration, but while a changed one is built: until the swap the version in use answers,
+//! by its own columns.
 
 use std::{
     collections::HashMap,

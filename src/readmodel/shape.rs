@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
-/// What a version's rows look like, as `flexcore.projections` keeps it.
+/// The shape of a version's rows, as `flexcore.projections` keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Shape {
     columns: Vec<(String, ColumnType)>,

@@ -46,13 +46,13 @@ const LOCK: i64 = 0x666c_6578_7072_6f6a;
 #[derive(Debug)]
 pub struct Version {
     pub(crate) id: i64,
-    /// What this worker owns of it, and under which epochs: writes are refused when a later one has it.
+    /// The worker's part of it, and its epochs: writes are refused when a later owner has it.
     pub portions: Portions,
     /// The read model.
     pub read_model: Name,
     /// Its number, from 1.
     pub number: i32,
-    /// Whether it is built or serves.
+    /// Says if it is built or serves.
     pub state: State,
     /// Its expressions.
     pub plan: Plan,
@@ -64,27 +64,28 @@ pub struct Version {
 }
 
 impl Version {
-    /// What identifies it in the database.
+    /// Its id in the database.
     #[must_use]
     pub fn id(&self) -> i64 {
         self.id
     }
 }
 
-/// How far what serves had come at a look, by the slots of others in which a version was behind it.
+/// The progress of the serving version at a look, by the slots of others in which a version was
+/// behind it.
 #[derive(Debug, Default)]
 pub struct Ahead {
     of: Vec<(i16, i64)>,
 }
 
-/// What came of comparing the catalog with the database.
+/// The result of comparing the catalog with the database.
 #[derive(Debug, Default)]
 pub struct Versions {
     /// To project into.
     pub run: Vec<Arc<Version>>,
     /// Fingerprints of versions whose declarations are not at hand, each with its application.
     pub unknown: Vec<(Name, String)>,
-    /// Read models that cannot be changed or removed just now, and why. What there is of them goes on.
+    /// Read models that cannot be changed or removed just now, and why. Those that exist go on.
     pub troubles: Vec<(Name, Error)>,
 }
 
@@ -117,10 +118,11 @@ impl Versions {
 
 impl ReadModels {
     /// Brings versions in line with what is deployed and with requested rebuilds: registers new
-    /// ones, drops what a deployed application no longer declares. What serves is to be filled
-    /// while its successor is being built. `owned` says under which epoch the worker owns a portion of a
-    /// read model; the others are left to their owners. Each read model is managed by itself: what stands
-    /// in the way of one is told, and the others go on. Fails when Postgres is away.
+    /// ones, drops what a deployed application no longer declares. The serving version is to be
+    /// filled while its successor is being built. `owned` says under which epoch the worker owns a
+    /// portion of a read model; the others are left to their owners. Each read model is managed by
+    /// itself: what stands in the way of one is told, and the others go on. Fails when Postgres is
+    /// away.
     pub async fn versions(&self, catalog: &Catalog, owned: Owned<'_>) -> Result<Versions, Error> {
         let mut connection = self.pool.acquire().await?;
         let mut all = registered(&mut connection).await?;
@@ -190,8 +192,9 @@ impl ReadModels {
 
     /// Makes a version that has caught up the one that serves. Returns false when the one that
     /// serves is ahead, when the view is in use just now, or when something that hangs on it stands
-    /// in the way: try again, with the same `ahead`. Queries go on, and never see an earlier state than
-    /// before. What serves stands still only while every portion of the version is on its way.
+    /// in the way: try again, with the same `ahead`. Queries go on, and never see an earlier state
+    /// than before. The serving version stands still only while every portion of the version is on
+    /// its way.
     pub async fn promote(&self, version: &Version, ahead: &mut Ahead) -> Result<bool, Error> {
         if !self.has_come(version, ahead).await? {
             return Ok(false);
@@ -237,8 +240,8 @@ impl ReadModels {
         }
     }
 
-    /// Whether the portions of others have come as far as what served at the last look, or are as far now.
-    /// A look keeps nobody waiting.
+    /// True if the portions of others have come as far as the serving version at the last look, or
+    /// are as far now. A look keeps nobody waiting.
     async fn has_come(&self, version: &Version, ahead: &mut Ahead) -> Result<bool, Error> {
         let mut connection = self.pool.acquire().await?;
         if ahead.of.is_empty() {
@@ -317,12 +320,12 @@ impl From<Error> for Failure {
     }
 }
 
-/// Whether an error says nothing about one read model, but about all.
+/// True if an error says nothing about one read model, but about all.
 fn is_away(error: &Error) -> bool {
     matches!(error, Error::Unavailable(_) | Error::Gone(_))
 }
 
-/// Whether nothing is to be made or dropped.
+/// True if nothing is to be made or dropped.
 fn is_settled(model: &ReadModelDefinition, found: &[Registered]) -> bool {
     let is_current = |version: &&Registered| version.fingerprint == model.fingerprint;
     let live = || found.iter().filter(|version| version.state != State::Retired);
@@ -363,7 +366,7 @@ fn declared(catalog: &Catalog) -> impl Iterator<Item = (&Name, &Arc<ReadModelDef
         .flat_map(|app| app.read_models.values().map(|model| (&app.name, model)))
 }
 
-/// Whether a slot's portion is one of those that the worker has.
+/// True if a slot's portion is one of those that the worker has.
 fn is_own(version: &Version, slot: i16) -> bool {
     Slot::new(slot.unsigned_abs()).is_some_and(|slot| version.portions.has(slot))
 }

@@ -19,12 +19,12 @@ use crate::{
     version::Version,
 };
 
-/// What one version takes from a batch of the log.
+/// The part of a batch that one version takes from the log.
 #[derive(Debug)]
 pub struct Part {
     /// The version.
     pub version: Arc<Version>,
-    /// What the batch's events do to its rows, in log order.
+    /// The effect of the batch's events on its rows, in log order.
     pub changes: Vec<Change>,
     /// Events that it cannot apply; they are in FLEX_DEAD by now.
     pub parked: Vec<Parked>,

@@ -51,7 +51,7 @@ pub(crate) struct Sandbox {
     functions: Functions,
     context: Context,
     runtime: Runtime,
-    /// What this thread's processor time must not pass.
+    /// The most that this thread's processor time may reach.
     deadline: Rc<Cell<Duration>>,
 }
 
@@ -143,7 +143,7 @@ fn compile<'js>(
     compiled.into_iter().map(wrap).collect()
 }
 
-/// What `glue.js` returns.
+/// The result of `glue.js`.
 struct Glue<'js> {
     ctx: Ctx<'js>,
     /// A function for each key of a definition's functions.

@@ -1,4 +1,4 @@
-//! What the tests share: a database of their own, and read models to fill.
+//! Shared parts of the tests: a database of their own, and read models to fill.
 
 use std::{
     collections::BTreeMap,
@@ -182,7 +182,7 @@ pub(crate) fn commit(of: &str, event: &str, version: u64, data: &Value) -> Commi
     }
 }
 
-/// What the version does with a commit.
+/// The version's handling of a commit.
 pub(crate) fn changes(version: &Version, commit: &Commit) -> Result<Option<Change>, String> {
     let event = &commit.events[0];
     version.plan.change(commit, event, &event.data).map_err(|unfit| unfit.to_string())

@@ -168,7 +168,8 @@ async fn values_that_do_not_fit_are_refused_before_sql() {
     }
 }
 
-/// What came near 64 bits on its way stopped a read model for ever: no change was to blame alone.
+/// A sum that came near 64 bits on its way stopped a read model for ever: no change was to blame
+/// alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn sums_pass_64_bits_at_the_same_change_in_batches_of_any_size() {
     let (seed, mut runner) = runner();

@@ -78,7 +78,7 @@ async fn page(
     (serde_json::from_str(&page.rows).unwrap(), page.next_cursor)
 }
 
-/// What a plan reads by index: the index, and whether it is narrowed by more than the tenant.
+/// The indexes that a plan reads: each with a mark if it is narrowed by more than the tenant.
 fn scans(plan: &Value, found: &mut Vec<(String, bool)>) {
     if let Some(index) = plan["Index Name"].as_str() {
         let condition = plan["Index Cond"].as_str().unwrap_or_default();
@@ -110,8 +110,8 @@ async fn declared(database: &Database) -> Vec<(String, String)> {
     all.into_iter().map(|(name, definition)| (name, columns(definition))).collect()
 }
 
-/// What explain says is what Postgres does, through the login and row-level security, for the large
-/// tenant and the small.
+/// Postgres does what explain says, through the login and row-level security, for the large tenant
+/// and the small.
 #[tokio::test]
 async fn explain_is_true() {
     let model = orders(&[&["customer", "-placed_at"], &["-placed_at"], &["total"], &["city"]]);

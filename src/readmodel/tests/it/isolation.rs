@@ -41,7 +41,7 @@ fn query(sql: &str) -> QueryDefinition {
     }
 }
 
-/// What a tenant is answered: rows, or the error.
+/// The answer to a tenant: rows, or the error.
 async fn answer(models: &ReadModels, of: &str, sql: &str) -> Result<String, String> {
     let asked = models.run_query(&tenant(of), &query(sql), &[]).await;
     asked.map_err(|error| error.to_string())
@@ -148,7 +148,7 @@ impl Session {
         Self { connection, place }
     }
 
-    /// What the gateway would set for a tenant in this session.
+    /// The gateway's setting for a tenant in this session.
     async fn seal(&self, database: &Database, of: &str) -> String {
         let sql = format!(
             "select '{of} ' || encode(sha256(key || sha256(key || '{} {of}'::bytea)), 'hex') \
@@ -158,7 +158,7 @@ impl Session {
         database.one(&sql).await
     }
 
-    /// How many rows a statement gives under this setting.
+    /// Number of rows that a statement gives under this setting.
     async fn rows(&mut self, setting: &str, sql: &'static str) -> Result<usize, String> {
         let mut transaction = self.connection.begin().await.unwrap();
         let set = format!("set local flexcore.tenant = '{setting}'");

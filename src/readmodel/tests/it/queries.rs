@@ -65,7 +65,7 @@ async fn what_a_query_gets_wrong_is_said_with_file_and_line() {
         ("locks", "", "select k from rm.things\nfor update", 2, "locks rows"),
         ("lost", "", "select k from rm.things,\nthigns", 2, "relation \"thigns\" does not exist"),
         ("twice", "", "select k, n, k from rm.things", 1, "column \"k\" specified more than once"),
-        // What no time limit of Postgres stops.
+        // Statements that no time limit of Postgres stops.
         ("xml", "", "select k,\nxmlparse(content k)::text as x from rm.things", 2, "XML"),
         (
             "table",
@@ -173,8 +173,8 @@ async fn queries_are_held_to_the_new_columns_beside_those_in_use() {
     assert_eq!(fresh.models.check_queries(&deployed).await.unwrap().len(), 1);
 }
 
-/// What a statement is to Postgres must not hang on whether it was read rightly before: it is one, and
-/// it has no more rights than the query will have.
+/// Postgres' reading of a statement must not depend on a right reading before: it is one statement,
+/// and it has no more rights than the query will have.
 #[tokio::test]
 async fn a_statement_that_breaks_out_is_refused_and_does_nothing() {
     let database = Database::new().await;

@@ -11,7 +11,7 @@ use crate::{
     queries::application,
 };
 
-/// What takes the lock under which tables are made, for a whole session.
+/// Takes the lock under which tables are made, for a whole session.
 const TABLES_LOCK: &str = "select pg_advisory_lock(x'666c657870726f6a'::bigint)";
 
 /// With a lock that was not had in time each session of the pool once stayed in a transaction that had
@@ -52,7 +52,7 @@ async fn nobody_waits_for_a_check_nor_a_check_for_them() {
     let checked = tokio::time::timeout(Duration::from_secs(30), checked).await.unwrap();
     assert!(checked.unwrap().is_empty());
     drop(other.close().await);
-    // What a check does, and then stands still.
+    // The work of a check, which then stands still.
     let mut check = database.admin.begin().await.unwrap();
     let stage = "alter schema rm rename to flexcore_rm_in_use; create schema rm";
     sqlx::raw_sql(AssertSqlSafe(stage)).execute(&mut *check).await.unwrap();

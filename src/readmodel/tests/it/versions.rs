@@ -237,7 +237,7 @@ async fn what_serves_is_not_held_up_for_a_portion_that_stands_still() {
     let first = database.serving(&old).await;
     let mut after = catalog([of("new")]);
     after.declarations.insert("old".to_owned(), old);
-    // Who manages the read model has all portions but one.
+    // The owner that manages the read model has all portions but one.
     let owned = |_: &_, portion| (portion != 5).then_some(1);
     let second = database.models.versions(&after, &owned).await.unwrap().run[1].clone();
     let moves = |version: &Arc<Version>, portions: std::ops::Range<u16>, from, to| {
