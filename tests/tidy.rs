@@ -31,6 +31,7 @@ const EDGES: &[(&str, &[&str], &str)] = &[
     ("telemetry", &[], "everybody may use it, so it may use nobody"),
     ("out", &[], "it prints, whatever is printed"),
     ("servers", &[], "it starts servers, whatever runs on them"),
+    ("broker", &[], "it publishes and reads, whatever a stream holds"),
     ("cluster", &[], "leases and slots are about members, whatever these do"),
     ("resilience", &[], "everybody may use it, so it may use nobody"),
     (
@@ -45,7 +46,7 @@ const EDGES: &[(&str, &[&str], &str)] = &[
     ),
     (
         "eventstore",
-        &["definition", "domain", "resilience"],
+        &["broker", "definition", "domain", "resilience"],
         "the log holds commits, whoever makes or reads them, and tenants share its connections",
     ),
     (
@@ -149,7 +150,12 @@ const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
         &[],
         "take the random value as an argument",
     ),
-    ("thread::sleep", &["src/gateway", "workers", "src/eventstore"], &[], "tokio::time::sleep"),
+    (
+        "thread::sleep",
+        &["src/gateway", "workers", "src/broker", "src/eventstore"],
+        &[],
+        "tokio::time::sleep",
+    ),
 ];
 
 /// Words that say nothing about what a type is.

@@ -3,9 +3,8 @@
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
+use flexcore_broker::size::{HEADERS_BYTES_MAX, headers_bytes, line_bytes};
 use flexcore_domain::command::header;
-
-use crate::size::{HEADERS_BYTES_MAX, headers_bytes, line_bytes};
 
 /// Longest reason, in characters: it is read in a list.
 const REASON_CHARS_MAX: usize = 400;
@@ -95,7 +94,7 @@ fn one_line(text: &str, chars_max: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::size::encoded_bytes;
+    use flexcore_broker::size::encoded_bytes;
 
     fn value<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
         headers.get(name).map(|value| value.as_str())

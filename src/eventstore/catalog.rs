@@ -62,7 +62,7 @@ fn key(name: &Name) -> AggregateKey {
 /// longer read.
 pub async fn deployment(store: &EventStore, name: &Name) -> Result<Deployment, Error> {
     // First: what is deployed after this was read makes `deploy` fail.
-    let last = store.last_on(topology::EVENTS, SUBJECTS, 0).await?;
+    let last = store.leaders.last_on(topology::EVENTS, SUBJECTS, 0).await?;
     let Some(recorded) = store.last_deployed(&key(name)).await? else {
         let (expected, time_ms) = (Expected::default(), i64::MIN);
         return Ok(Deployment { application: None, expected, last, time_ms });
@@ -153,7 +153,7 @@ pub async fn declarations(
     mut wanted: BTreeSet<String>,
 ) -> Result<BTreeMap<String, Arc<ReadModelDefinition>>, Error> {
     let (mut found, key) = (BTreeMap::new(), key(name));
-    let end = store.last_on(topology::EVENTS, SUBJECTS, 0).await? + 1;
+    let end = store.leaders.last_on(topology::EVENTS, SUBJECTS, 0).await? + 1;
     let mut next = store.deployed_before(&key, end).await?;
     while let Some(recorded) = next.filter(|_| !wanted.is_empty()) {
         if let Ok(application) = read(&recorded) {
@@ -178,7 +178,7 @@ pub async fn watch(store: &EventStore) -> Result<watch::Receiver<Arc<Catalog>>, 
     let mut subscription = store.subscribe(Filter::Applications, 1).await?;
     let mut catalog = Catalog::default();
     // Not as many as there are where it is read: that replica may be behind.
-    let last = store.last_on(topology::EVENTS, SUBJECTS, 0).await?;
+    let last = store.leaders.last_on(topology::EVENTS, SUBJECTS, 0).await?;
     while subscription.read_to() < last {
         if !follow(store, &mut subscription, &mut catalog, crate::REQUEST_TIMEOUT).await? {
             return Err(unavailable("the deployed applications cannot be read in time"));
@@ -264,7 +264,7 @@ fn unreadable(catalog: &mut Catalog, key: &AggregateKey, reason: String) {
 async fn former(store: &EventStore, catalog: &mut Catalog) -> Result<(), Error> {
     let names = catalog.unreadable.keys().filter(|name| !catalog.applications.contains_key(*name));
     for name in names.cloned().collect::<Vec<_>>() {
-        let end = store.last_on(topology::EVENTS, SUBJECTS, 0).await? + 1;
+        let end = store.leaders.last_on(topology::EVENTS, SUBJECTS, 0).await? + 1;
         let mut next = store.deployed_before(&key(&name), end).await?;
         while let Some(recorded) = next {
             if let Ok(application) = read(&recorded) {

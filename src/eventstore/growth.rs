@@ -1,5 +1,7 @@
 //! The size of the log, and its cost for the broker's servers.
 
+use flexcore_broker::monitoring;
+
 use crate::{Error, EventStore, topology, unavailable};
 
 /// The size of the log.
@@ -35,7 +37,7 @@ impl EventStore {
     /// Usage of each server whose monitoring address the settings name. One that does not answer is
     /// left out.
     pub async fn servers_use(&self) -> Vec<ServerUse> {
-        let asked = self.settings.monitor_urls.iter().map(|url| topology::varz(url));
+        let asked = self.settings.monitor_urls.iter().map(|url| monitoring::varz(url));
         let answers = futures::future::join_all(asked).await;
         answers.iter().flatten().filter_map(server_use).collect()
     }

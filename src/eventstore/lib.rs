@@ -4,44 +4,36 @@
 //! sequence that the subject must end with, so that of two writers one wins; commits are chained by
 //! hash, so that a reader sees what is missing or changed.
 
-mod acknowledged;
 mod aside;
-mod broker_time;
 pub mod catalog;
 pub mod dead;
 mod deployed;
-mod ephemeral;
 mod find;
 mod growth;
 mod identity;
-mod inbox;
 mod interest;
 mod kept;
-mod leader;
 mod links;
 mod load;
 mod lookup;
-mod publish;
 pub mod queue;
 mod recognise;
-mod refusal;
-mod room;
 mod seen;
-mod size;
 pub mod snapshot;
 mod subscribe;
 pub mod topology;
 pub mod verify;
 
-use std::{fmt, str::FromStr, sync::Arc, time::Duration};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use async_nats::jetstream;
+use flexcore_broker::{acknowledged, context, inbox, leader::Leaders, publish, room, size};
 use flexcore_domain::{
     AggregateKey, Commit, Hash, Position, Slot, commit::Encoded, limits::COMMIT_BYTES_MAX,
 };
-use tokio::sync::Semaphore;
 
 pub use find::Before;
+pub use flexcore_broker::REQUEST_TIMEOUT;
 pub use growth::{Growth, ServerUse};
 pub use interest::Interest;
 pub use links::LINKS_MAX;
@@ -189,6 +181,25 @@ impl Error {
     }
 }
 
+impl From<flexcore_broker::Error> for Error {
+    fn from(error: flexcore_broker::Error) -> Self {
+        use flexcore_broker::Error as Broker;
+        match error {
+            Broker::Conflict => Self::Conflict,
+            Broker::Unavailable(why) => Self::Unavailable(why),
+            Broker::TooLarge(why) => Self::TooLarge(why),
+            Broker::NoRoom(why) => Self::NoRoom(why),
+            Broker::Misconfigured(why) => Self::Misconfigured(why),
+        }
+    }
+}
+
+impl From<acknowledged::Unstored> for Error {
+    fn from(unstored: acknowledged::Unstored) -> Self {
+        flexcore_broker::Error::from(unstored).into()
+    }
+}
+
 pub(crate) fn unavailable(error: impl fmt::Display) -> Error {
     Error::Unavailable(error.to_string())
 }
@@ -253,10 +264,6 @@ impl Recorded {
 /// Room for the headers of a commit, those of a batch included: they are about 300 bytes.
 const COMMIT_HEADERS_BYTES: usize = 1_024;
 
-/// Longest wait for the broker's answer to one request: a leader's death takes 4 to 7 s to heal,
-/// and the caller retries.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// A handle on the log; cheap to clone.
 #[derive(Clone)]
 pub struct EventStore {
@@ -279,8 +286,7 @@ pub struct EventStore {
     share: queue::Share,
     /// There are other replicas than the leader, or may be.
     asks_leader: bool,
-    /// Questions to leaders that may be under way.
-    asking: Arc<Semaphore>,
+    leaders: Leaders,
 }
 
 impl EventStore {
@@ -304,7 +310,7 @@ impl EventStore {
         let (streams, commands) = (jetstream.clone(), jetstream.clone());
         let acknowledged = acknowledged::Acknowledged::open(&client).await?;
         let events = publish::Publisher::start(&acknowledged, settings.commit_groups());
-        let asking = Arc::new(Semaphore::new(leader::ASKED_AT_ONCE_MAX));
+        let leaders = Leaders::over(inbox.clone());
         let asks_leader = true;
         let settings = Arc::new(settings);
         let room = room::Room::default();
@@ -323,7 +329,7 @@ impl EventStore {
             kept: kept::Kept::default(),
             share: queue::Share::default(),
             asks_leader,
-            asking,
+            leaders,
         })
     }
 
@@ -407,7 +413,7 @@ impl EventStore {
     /// Fails with [`Error::NoRoom`] when the broker, as it was seen a few seconds ago, takes no more.
     /// Tells nothing where no monitoring address is known.
     pub fn check_room(&self) -> Result<(), Error> {
-        self.room.check()
+        Ok(self.room.check()?)
     }
 
     /// Whether there is room for a commit, and it is within what the log keeps and the broker takes.
@@ -445,6 +451,12 @@ impl EventStore {
         Ok(Appended { sequence, hash: encoded.hash })
     }
 
+    /// The clock of a broker's server, in milliseconds since 1970-01-01 UTC: of the server that
+    /// leads a small stream. Fails with [`Error::Unavailable`] when none answers at once.
+    pub async fn broker_time_ms(&self) -> Result<i64, Error> {
+        Ok(self.inbox.time_ms(topology::QUEUE).await?)
+    }
+
     /// Stream sequence of the log's last message; 0 when it is empty.
     pub async fn last_sequence(&self) -> Result<u64, Error> {
         Ok(self.log().await?.last_sequence)
@@ -459,13 +471,6 @@ fn count_refused(error: &Error) {
         _ => return,
     };
     metrics::counter!("flexcore_append_refused_total", "reason" => reason).increment(1);
-}
-
-fn context(client: &async_nats::Client) -> jetstream::Context {
-    jetstream::ContextBuilder::new()
-        .timeout(REQUEST_TIMEOUT)
-        .ack_timeout(REQUEST_TIMEOUT)
-        .build(client.clone())
 }
 
 /// The subject of an aggregate's commits: `evt.<slot>.<tenant>.<aggregate>.<id>`.

@@ -2,10 +2,11 @@
 
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
+use flexcore_broker::inbox::Inbox;
 use flexcore_domain::{AggregateKey, Commit, Hash, Tenant, command::header};
 use flexcore_resilience::{Beside, Shares};
 
-use crate::{Error, EventStore, REQUEST_TIMEOUT, Recorded, inbox::Inbox, topology, unavailable};
+use crate::{Error, EventStore, REQUEST_TIMEOUT, Recorded, topology, unavailable};
 
 /// Commits of one request. A longer aggregate takes several, each bounded in memory.
 pub const LOAD_COMMITS_MAX: usize = 512;
@@ -114,7 +115,7 @@ impl EventStore {
         }
         let whole = async {
             let page = direct_page(way, key, &subject, after, commits_max);
-            let last = self.last_on(topology::EVENTS, &subject, after);
+            let last = async { Ok(self.leaders.last_on(topology::EVENTS, &subject, after).await?) };
             let (mut page, last) = tokio::try_join!(page, last)?;
             self.complete(&mut page, key, &subject, after, last).await?;
             Ok(page)

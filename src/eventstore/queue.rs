@@ -14,15 +14,16 @@ use async_nats::jetstream::{
     self,
     stream::{self, Stream},
 };
+use flexcore_broker::{publish, room::Room, size};
 use flexcore_domain::{
     AggregateKey, Command, CommandId, CommandName, SLOTS, Slot, command::header,
 };
 use futures::{StreamExt, TryStreamExt};
 
-use crate::{Error, EventStore, publish, room::Room, size, topology, unavailable};
+use crate::{Error, EventStore, topology, unavailable};
 
-pub use crate::ephemeral::Lost;
 pub use claim::{Claim, Messages, Reader};
+pub use flexcore_broker::ephemeral::Lost;
 pub use queued::Queued;
 use queued::next_on;
 pub(crate) use share::Share;

@@ -36,7 +36,9 @@ async fn seen(store: EventStore, subjects: Vec<String>, read_to: u64) -> Result<
     if state.last_sequence <= read_to {
         return Ok(read_to);
     }
-    let next = subjects.iter().map(|subject| store.next_on(topology::EVENTS, subject, read_to + 1));
+    let next = subjects
+        .iter()
+        .map(|subject| store.leaders.next_on(topology::EVENTS, subject, read_to + 1));
     let first = try_join_all(next).await?.into_iter().flatten().min();
     Ok(first.map_or(state.last_sequence, |first| (first - 1).min(state.last_sequence)))
 }

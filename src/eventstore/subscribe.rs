@@ -7,13 +7,13 @@ use async_nats::jetstream::{
     consumer::{Consumer, DeliverPolicy, pull},
 };
 use bytes::Bytes;
+use flexcore_broker::ephemeral::{self, Ephemeral, Lost, PULL_BYTES_MIN};
 use flexcore_domain::{AggregateKey, Commit, Slot, Tenant};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::{
     Error, EventStore, Recorded,
-    ephemeral::{self, Ephemeral, Lost, PULL_BYTES_MIN},
     interest::Interest,
     links::{LINKS_MAX, Links},
     load, topology,
@@ -147,7 +147,7 @@ struct Source {
     came: u64,
     lost: Lost,
     look: Interval,
-    looking: FuturesUnordered<BoxFuture<'static, Result<u64, Error>>>,
+    looking: FuturesUnordered<BoxFuture<'static, Result<u64, flexcore_broker::Error>>>,
     _kept: Ephemeral,
 }
 

@@ -9,11 +9,10 @@ use async_nats::jetstream::{
         SubjectTransform,
     },
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+use flexcore_broker::{
+    monitoring::varz,
+    stream::{check, narrowed},
 };
-
 use flexcore_domain::{SLOTS, limits::QUEUED_BYTES_MAX};
 
 use crate::{Error, Profile, Settings, identity, unavailable};
@@ -180,76 +179,12 @@ pub(crate) async fn create(
     Ok(())
 }
 
-/// The settings of a stream that was made before its messages had a largest size, with that size.
-fn narrowed(wanted: &Config, found: &Config) -> Option<Config> {
-    let limited = wanted.max_message_size > 0;
-    let wide = found.max_message_size <= 0 || found.max_message_size > wanted.max_message_size;
-    (limited && wide).then(|| Config { max_message_size: wanted.max_message_size, ..found.clone() })
-}
-
 fn of_another_log(name: &str, named: &str, log: &str) -> Error {
     Error::Misconfigured(format!(
         "stream {name} belongs to the log {named}, and {EVENTS} is the log {log}: one of them was \
          deleted or restored without the other. Restore the two that belong together; or, when what \
          {name} holds may be lost, delete it with `nats stream rm {name}` and start again"
     ))
-}
-
-type Contradiction = (&'static str, String, String);
-
-fn check(wanted: &Config, found: &Config) -> Result<(), Contradiction> {
-    fn same<T: PartialEq + std::fmt::Debug>(
-        what: &'static str,
-        wanted: &T,
-        found: &T,
-    ) -> Result<(), Contradiction> {
-        if wanted == found {
-            return Ok(());
-        }
-        Err((what, format!("{wanted:?}"), format!("{found:?}")))
-    }
-    let mode = |config: &Config| config.persist_mode == Some(PersistenceMode::Async);
-    same("subjects", &wanted.subjects, &found.subjects)?;
-    same("storage", &wanted.storage, &found.storage)?;
-    same("replicas", &wanted.num_replicas, &found.num_replicas)?;
-    same("retention", &wanted.retention, &found.retention)?;
-    same("deny_delete", &wanted.deny_delete, &found.deny_delete)?;
-    same("deny_purge", &wanted.deny_purge, &found.deny_purge)?;
-    same("max_age", &wanted.max_age, &found.max_age)?;
-    same("subject transform", &wanted.subject_transform, &found.subject_transform)?;
-    same("discard policy", &wanted.discard, &found.discard)?;
-    same("duplicate_window", &wanted.duplicate_window, &found.duplicate_window)?;
-    let sources = |config: &Config| {
-        let sources = config.sources.iter().flatten();
-        sources.map(|it| (it.name.clone(), it.filter_subject.clone())).collect::<Vec<_>>()
-    };
-    same("sources", &sources(wanted), &sources(found))?;
-    // Beyond it a subject's oldest message goes, whatever the discard policy.
-    let per_subject = |config: &Config| limit_text(config.max_messages_per_subject);
-    same("max_msgs_per_subject", &per_subject(wanted), &per_subject(found))?;
-    // A smaller message size refuses for good what may be stored.
-    let message_size = |config: &Config| i64::from(config.max_message_size);
-    at_least("max_msg_size", message_size(wanted), message_size(found))?;
-    if wanted.discard == DiscardPolicy::Old {
-        at_least("max_msgs", wanted.max_messages, found.max_messages)?;
-        at_least("max_bytes", wanted.max_bytes, found.max_bytes)?;
-    }
-    same("allow_direct", &wanted.allow_direct, &found.allow_direct)?;
-    same("allow_atomic", &wanted.allow_atomic_publish, &found.allow_atomic_publish)?;
-    same("asynchronous persist_mode", &mode(wanted), &mode(found))
-}
-
-/// A limit that is lower than ours loses what is to be kept. Zero and less are none.
-fn at_least(what: &'static str, wanted: i64, found: i64) -> Result<(), Contradiction> {
-    let most = |limit| if limit > 0 { limit } else { i64::MAX };
-    if most(found) >= most(wanted) {
-        return Ok(());
-    }
-    Err((what, limit_text(wanted), limit_text(found)))
-}
-
-fn limit_text(limit: i64) -> String {
-    if limit > 0 { limit.to_string() } else { "without a limit".to_owned() }
 }
 
 /// Oldest server whose `sync_interval: always` has no known hole.
@@ -278,7 +213,10 @@ pub(crate) async fn check_profile(
                 .to_owned(),
         ));
     }
-    let asked = settings.monitor_urls.iter().map(|url| async move { (url, varz(url).await) });
+    let asked = settings
+        .monitor_urls
+        .iter()
+        .map(|url| async move { (url, varz(url).await.map_err(Error::from)) });
     syncs(futures::future::join_all(asked).await)
 }
 
@@ -303,32 +241,6 @@ fn syncs(answers: Vec<(&String, Result<serde_json::Value, Error>)>) -> Result<()
         Some(error) if well * 2 <= asked => Err(error),
         _ => Ok(()),
     }
-}
-
-/// What a server's monitoring says of it at large.
-pub(crate) async fn varz(url: &str) -> Result<serde_json::Value, Error> {
-    monitored(url, "varz").await
-}
-
-/// A page of a server's monitoring.
-pub(crate) async fn monitored(url: &str, page: &str) -> Result<serde_json::Value, Error> {
-    let host = url.trim_start_matches("http://").trim_end_matches('/');
-    let bad =
-        |error: &dyn std::fmt::Display| Error::Unavailable(format!("monitoring at {url}: {error}"));
-    let ask = async {
-        let mut stream = TcpStream::connect(host).await?;
-        let request = format!("GET /{page} HTTP/1.0\r\nHost: {host}\r\n\r\n");
-        stream.write_all(request.as_bytes()).await?;
-        let mut answer = Vec::new();
-        stream.take(1 << 20).read_to_end(&mut answer).await?;
-        Ok::<_, std::io::Error>(answer)
-    };
-    let answer = tokio::time::timeout(crate::REQUEST_TIMEOUT, ask)
-        .await
-        .map_err(|error| bad(&error))?
-        .map_err(|error| bad(&error))?;
-    let body = answer.windows(4).position(|four| four == b"\r\n\r\n").map_or(0, |at| at + 4);
-    serde_json::from_slice(&answer[body..]).map_err(|error| bad(&error))
 }
 
 #[cfg(test)]

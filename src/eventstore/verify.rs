@@ -71,7 +71,8 @@ pub async fn verify(
     let mut linked = Report { passes: 2, ..Report::default() };
     for slot in Slot::all() {
         let filter = Filter::Slot(slot);
-        let last = store.last_on(topology::EVENTS, &filter.subjects()[0], 0).await?.min(end);
+        let last =
+            store.leaders.last_on(topology::EVENTS, &filter.subjects()[0], 0).await?.min(end);
         let (mut slots, before) = (Report::default(), linked.commits);
         let told = |slots: &Report| progress(end + before + slots.commits, all);
         let links = Links::with_room_for(links_max);

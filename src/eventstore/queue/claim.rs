@@ -10,6 +10,7 @@ use async_nats::{
     },
 };
 use bytes::Bytes;
+use flexcore_broker::ephemeral::{self, Ephemeral, PULL_BYTES_MIN};
 use flexcore_domain::{SLOTS, Slot};
 use futures::{StreamExt as _, stream::BoxStream};
 use serde::{Deserialize, Serialize};
@@ -18,11 +19,7 @@ use super::{
     Place, filter, next,
     queued::{Queued, pulled, singly},
 };
-use crate::{
-    Error, EventStore,
-    ephemeral::{self, Ephemeral, PULL_BYTES_MIN},
-    topology, unavailable,
-};
+use crate::{Error, EventStore, topology, unavailable};
 
 /// What stands in the bucket `flex_queue` under a slot's number, as JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -266,7 +263,7 @@ impl Reader {
         let asked = self.consumer.as_ref().map(|(consumer, _)| ephemeral::handed_out(consumer));
         async move {
             match asked {
-                Some(asked) => asked.await,
+                Some(asked) => Ok(asked.await?),
                 None => Ok(0),
             }
         }

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use flexcore_domain::commit::parse_rfc3339;
 use serde::Deserialize;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::time::{Instant, timeout_at};
 
-use crate::{Error, EventStore, topology, unavailable};
+use crate::{Error, inbox::Inbox, unavailable};
 
 /// Longest wait for an answer: one that comes later says less about now.
 const ANSWER_MAX: Duration = Duration::from_secs(2);
@@ -19,16 +19,18 @@ struct Info {
     ts: Option<String>,
 }
 
-impl EventStore {
+impl Inbox {
     /// The clock of a broker's server, in milliseconds since 1970-01-01 UTC: of the server that
-    /// leads a small stream. Fails with [`Error::Unavailable`] when none answers at once.
-    pub async fn broker_time_ms(&self) -> Result<i64, Error> {
-        let to = format!("$JS.API.STREAM.INFO.{}", topology::QUEUE);
+    /// leads this stream. Fails with [`Error::Unavailable`] when none answers at once.
+    pub async fn time_ms(&self, stream: &str) -> Result<i64, Error> {
+        let to = format!("$JS.API.STREAM.INFO.{stream}");
         let until = Instant::now() + ANSWER_MAX;
-        let mut replies = self.inbox.request(to, None, Bytes::new()).await?;
+        let mut replies = self.request(to, None, Bytes::new()).await?;
         let reply = timeout_at(until, replies.next()).await.map_err(unavailable)??;
         let info: Info = serde_json::from_slice(&reply.payload).map_err(unavailable)?;
-        let time = info.ts.as_deref().and_then(parse_rfc3339);
-        time.ok_or_else(|| unavailable("the broker does not tell its time"))
+        let time = info.ts.and_then(|text| OffsetDateTime::parse(&text, &Rfc3339).ok());
+        let time_ms = time.map(|time| time.unix_timestamp_nanos() / 1_000_000);
+        let time_ms = time_ms.and_then(|ms| i64::try_from(ms).ok());
+        time_ms.ok_or_else(|| unavailable("the broker does not tell its time"))
     }
 }

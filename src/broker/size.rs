@@ -7,12 +7,14 @@ use async_nats::HeaderMap;
 const BATCH_HEADERS_BYTES: usize = 128;
 
 /// Bytes of a message as they count against the broker's `max_payload`: headers and body.
-pub(crate) fn encoded_bytes(headers: &HeaderMap, body_bytes: usize) -> usize {
+#[must_use]
+pub fn encoded_bytes(headers: &HeaderMap, body_bytes: usize) -> usize {
     headers_bytes(headers) + body_bytes
 }
 
 /// Bytes of the header block alone, which a stream takes up to [`HEADERS_BYTES_MAX`] of.
-pub(crate) fn headers_bytes(headers: &HeaderMap) -> usize {
+#[must_use]
+pub fn headers_bytes(headers: &HeaderMap) -> usize {
     if headers.is_empty() {
         return 0;
     }
@@ -24,20 +26,17 @@ pub(crate) fn headers_bytes(headers: &HeaderMap) -> usize {
 }
 
 /// Bytes of one header's line.
-pub(crate) fn line_bytes(name: &str, value: &str) -> usize {
+#[must_use]
+pub fn line_bytes(name: &str, value: &str) -> usize {
     name.len() + ": ".len() + value.len() + "\r\n".len()
 }
 
 /// Longest header block that a stream of the broker takes.
-pub(crate) const HEADERS_BYTES_MAX: usize = u16::MAX as usize;
+pub const HEADERS_BYTES_MAX: usize = u16::MAX as usize;
 
 /// Fails, with both sizes in words, when the broker does not take a message of these headers and body,
 /// alone or in a batch. `max_payload` is what the server has announced.
-pub(crate) fn check(
-    headers: &HeaderMap,
-    body_bytes: usize,
-    max_payload: usize,
-) -> Result<(), String> {
+pub fn check(headers: &HeaderMap, body_bytes: usize, max_payload: usize) -> Result<(), String> {
     let (bytes, bytes_max) =
         (encoded_bytes(headers, body_bytes), max_payload.saturating_sub(BATCH_HEADERS_BYTES));
     if bytes > bytes_max {
@@ -50,7 +49,9 @@ pub(crate) fn check(
     Ok(())
 }
 
-pub(crate) fn too_large(bytes: usize, bytes_max: usize) -> String {
+/// Both sizes in words.
+#[must_use]
+pub fn too_large(bytes: usize, bytes_max: usize) -> String {
     format!("it takes {bytes} bytes, and at most {bytes_max} are stored")
 }
 

@@ -29,11 +29,11 @@ use crate::{
 const SWEEP_EVERY: Duration = Duration::from_millis(500);
 
 /// Is told the stream sequence of a message, or why there is none. It must not block.
-pub(crate) type Told = Box<dyn FnOnce(Result<u64, Unstored>) + Send>;
+pub type Told = Box<dyn FnOnce(Result<u64, Unstored>) + Send>;
 
 /// Why there is no stream sequence of a message.
 #[derive(Clone, Debug)]
-pub(crate) enum Unstored {
+pub enum Unstored {
     /// An expectation in its headers does not hold.
     Conflict,
     /// The server does not have the whole batch that it closes, and has stored nothing of it: it
@@ -59,21 +59,26 @@ impl From<Unstored> for Error {
     }
 }
 
-pub(crate) fn unknown(reason: impl fmt::Display) -> Unstored {
+/// An [`Unstored::Unknown`] with this reason.
+pub fn unknown(reason: impl fmt::Display) -> Unstored {
     Unstored::Unknown(reason.to_string())
 }
 
 /// A message, and who is told what became of it.
-pub(crate) struct Outgoing {
-    pub(crate) subject: String,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Bytes,
-    pub(crate) told: Told,
+pub struct Outgoing {
+    /// Its subject.
+    pub subject: String,
+    /// Its headers, with what they expect.
+    pub headers: HeaderMap,
+    /// Its body.
+    pub body: Bytes,
+    /// Is told once.
+    pub told: Told,
 }
 
 /// Publishes to streams and passes on their acknowledgements; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Acknowledged {
+pub struct Acknowledged {
     client: async_nats::Client,
     prefix: Arc<str>,
     waiting: Arc<Mutex<Waiting>>,
@@ -81,7 +86,8 @@ pub(crate) struct Acknowledged {
 }
 
 impl Acknowledged {
-    pub(crate) async fn open(client: &async_nats::Client) -> Result<Self, Error> {
+    /// Publishes over this connection. Fails when the subscription to the acknowledgements is refused.
+    pub async fn open(client: &async_nats::Client) -> Result<Self, Error> {
         let prefix = client.new_inbox();
         let replies = client.subscribe(format!("{prefix}.*")).await.map_err(unavailable)?;
         let waiting = Arc::<Mutex<Waiting>>::default();
@@ -95,13 +101,13 @@ impl Acknowledged {
     }
 
     /// The connection below, for messages without an acknowledgement of their own.
-    pub(crate) fn client(&self) -> &async_nats::Client {
+    pub fn client(&self) -> &async_nats::Client {
         &self.client
     }
 
     /// Publishes a message. Returns its stream sequence when it is stored; fails like
     /// [`Self::publish`].
-    pub(crate) async fn store(
+    pub async fn store(
         &self,
         subject: String,
         headers: HeaderMap,
@@ -116,7 +122,7 @@ impl Acknowledged {
 
     /// Hands a message over, in order with those before it. A caller that waits is told
     /// [`Unstored::Unknown`] at the latest half a second after [`REQUEST_TIMEOUT`].
-    pub(crate) async fn publish(&self, message: Outgoing) {
+    pub async fn publish(&self, message: Outgoing) {
         let Outgoing { subject, headers, body, told } = message;
         if self.client.connection_state() == State::Disconnected {
             // Kept back, it would be sent whenever the connection is back: after somebody else has

@@ -20,12 +20,12 @@ const HEARTBEAT: Duration = Duration::from_secs(2);
 const INACTIVE_MAX: Duration = Duration::from_secs(30);
 /// Fewest bytes of a pull request that any message fits into: the broker's limit of 1 MiB, and what
 /// comes with it. With a smaller one a large message would never be handed out.
-pub(crate) const PULL_BYTES_MIN: usize = (1 << 20) + (16 << 10);
+pub const PULL_BYTES_MIN: usize = (1 << 20) + (16 << 10);
 /// Duration of one pull request.
 const EXPIRES: Duration = Duration::from_secs(30);
 
 /// A consumer that is given back when this is dropped.
-pub(crate) struct Ephemeral {
+pub struct Ephemeral {
     jetstream: jetstream::Context,
     stream: &'static str,
     name: String,
@@ -34,7 +34,7 @@ pub(crate) struct Ephemeral {
 impl Ephemeral {
     /// Makes one of this name, filter and start. Fails with [`Error::Unavailable`], which a broker that
     /// keeps no more of them is, too.
-    pub(crate) async fn create(
+    pub async fn create(
         jetstream: &jetstream::Context,
         stream: &'static str,
         name: String,
@@ -63,14 +63,14 @@ impl Ephemeral {
 }
 
 /// A name that no other consumer has, and that begins so.
-pub(crate) fn unique(jetstream: &jetstream::Context, begin: &str) -> String {
+pub fn unique(jetstream: &jetstream::Context, begin: &str) -> String {
     let inbox = jetstream.client().new_inbox();
     format!("{begin}_{}", inbox.rsplit('.').next().unwrap_or(&inbox))
 }
 
 /// Begins to delete a consumer. It may be gone already; one that cannot be deleted is left to the server,
 /// which does so after [`INACTIVE_MAX`].
-pub(crate) fn delete(jetstream: &jetstream::Context, stream: &'static str, name: String) {
+pub fn delete(jetstream: &jetstream::Context, stream: &'static str, name: String) {
     // A reader may be dropped when the process, and with it the runtime, ends.
     let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
     let jetstream = jetstream.clone();
@@ -102,7 +102,7 @@ fn say_full(stream: &'static str) {
 }
 
 /// A consumer's messages, pulled so many at a time, and so many bytes of them.
-pub(crate) async fn messages(
+pub async fn messages(
     consumer: &Consumer<pull::Config>,
     messages_max: usize,
     bytes_max: usize,
@@ -116,7 +116,7 @@ pub(crate) async fn messages(
 }
 
 /// Number of messages that the broker has handed to this consumer.
-pub(crate) fn handed_out(
+pub fn handed_out(
     consumer: &Arc<Consumer<pull::Config>>,
 ) -> impl Future<Output = Result<u64, Error>> + Send + 'static {
     let consumer = consumer.clone();

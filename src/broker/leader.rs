@@ -2,17 +2,20 @@
 //! gets from its own copy, which may be behind: after a restart, or just by the time to the next
 //! heartbeat.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use serde::Deserialize;
-use tokio::time::{Instant, timeout_at};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout_at},
+};
 
-use crate::{Error, EventStore, REQUEST_TIMEOUT, unavailable};
+use crate::{Error, REQUEST_TIMEOUT, inbox::Inbox, unavailable};
 
 /// Questions of a process at a time: the broker drops the whole queue of its requests where too many
 /// wait, and everybody's with it.
-pub(crate) const ASKED_AT_ONCE_MAX: usize = 256;
+const ASKED_AT_ONCE_MAX: usize = 256;
 /// A question that has no answer by then is asked again: while a stream has no leader nobody has one,
 /// and the next leader does not know of it.
 const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(500);
@@ -42,16 +45,25 @@ const NOT_FOUND: u64 = 10037;
 /// From any server that sees no leader just now, while another may well be one.
 const NO_LEADER: u64 = 10008;
 
-impl EventStore {
+/// Asks the leaders of streams; cheap to clone.
+#[derive(Clone)]
+pub struct Leaders {
+    inbox: Inbox,
+    /// Questions that may be under way.
+    asking: Arc<Semaphore>,
+}
+
+impl Leaders {
+    /// Asks over this inbox.
+    #[must_use]
+    pub fn over(inbox: Inbox) -> Self {
+        Self { inbox, asking: Arc::new(Semaphore::new(ASKED_AT_ONCE_MAX)) }
+    }
+
     /// Stream sequence of the last message on these subjects, at least `least`; 0: there is none.
     /// Fails with [`Error::Unavailable`] when there is no answer in time. A deposed leader answers
     /// from its own copy until it hears of that, a second or so after it is back.
-    pub(crate) async fn last_on(
-        &self,
-        stream: &str,
-        subjects: &str,
-        least: u64,
-    ) -> Result<u64, Error> {
+    pub async fn last_on(&self, stream: &str, subjects: &str, least: u64) -> Result<u64, Error> {
         let _place = self.asking.acquire().await.map_err(unavailable)?;
         let deadline = Instant::now() + REQUEST_TIMEOUT;
         let question = format!(r#"{{"last_by_subj":"{subjects}"}}"#);
@@ -71,7 +83,7 @@ impl EventStore {
     /// Stream sequence of the first message on these subjects at this sequence or behind it; `None`:
     /// there is none. Fails as [`Self::last_on`] does. The leader goes through all messages from there,
     /// so each time that there was no answer it has twice as long for the next.
-    pub(crate) async fn next_on(
+    pub async fn next_on(
         &self,
         stream: &str,
         subjects: &str,

@@ -17,7 +17,7 @@ use std::{
 use serde_json::Value;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{Error, topology};
+use crate::{Error, monitoring};
 
 /// Between two looks. Writes in between take far less than is left free.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -38,7 +38,7 @@ const MISSED_MAX: u32 = 5;
 /// The broker's room as it was seen last; cheap to clone. Without monitoring addresses nobody sees
 /// it, and only the broker's own answers say that there is no room.
 #[derive(Clone, Default)]
-pub(crate) struct Room {
+pub struct Room {
     seen: Arc<Seen>,
     looking: Option<Arc<AbortOnDropHandle<()>>>,
 }
@@ -91,21 +91,21 @@ impl Seen {
 
 impl Room {
     /// Looks at these monitoring addresses until the last clone is dropped.
-    pub(crate) fn watch(monitor_urls: &[String]) -> Self {
+    pub fn watch(monitor_urls: &[String]) -> Self {
         let seen = Arc::<Seen>::default();
         let looking = tokio::spawn(watch(monitor_urls.to_vec(), seen.clone()));
         Self { seen, looking: Some(Arc::new(AbortOnDropHandle::new(looking))) }
     }
 
     /// Looks once where nobody watches: for tools, which are soon gone.
-    pub(crate) async fn look(&self, monitor_urls: &[String]) {
+    pub async fn look(&self, monitor_urls: &[String]) {
         if self.looking.is_none() {
             self.seen.keep(look(monitor_urls).await);
         }
     }
 
     /// Fails with [`Error::NoRoom`] when only the reserve is left, or a disk is full.
-    pub(crate) fn check(&self) -> Result<(), Error> {
+    pub fn check(&self) -> Result<(), Error> {
         if self.seen.stuck.load(Ordering::Relaxed) {
             return Err(Error::NoRoom(STUCK.to_owned()));
         }
@@ -158,7 +158,7 @@ fn tell(full: bool, look: Look) {
 
 async fn look(monitor_urls: &[String]) -> Look {
     let asked = monitor_urls.iter().map(async |url| {
-        futures::future::join(topology::varz(url), topology::monitored(url, "healthz")).await
+        futures::future::join(monitoring::varz(url), monitoring::monitored(url, "healthz")).await
     });
     let answers = futures::future::join_all(asked).await;
     let rooms = answers.iter().filter_map(|(varz, _)| room(varz.as_ref().ok()?));

@@ -19,8 +19,9 @@ use crate::{Error, unavailable};
 
 type Waiting = Arc<Mutex<HashMap<u64, mpsc::UnboundedSender<Message>>>>;
 
+/// Asks and hears the replies; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Inbox {
+pub struct Inbox {
     client: async_nats::Client,
     prefix: Arc<str>,
     next: Arc<AtomicU64>,
@@ -29,14 +30,15 @@ pub(crate) struct Inbox {
 }
 
 /// The replies to one request. Bounded by what the request asked for.
-pub(crate) struct Replies {
+pub struct Replies {
     token: u64,
     waiting: Waiting,
     receiver: mpsc::UnboundedReceiver<Message>,
 }
 
 impl Inbox {
-    pub(crate) async fn open(client: &async_nats::Client) -> Result<Self, Error> {
+    /// Asks over this connection. Fails when the subscription to the replies is refused.
+    pub async fn open(client: &async_nats::Client) -> Result<Self, Error> {
         let prefix = client.new_inbox();
         let mut replies = client.subscribe(format!("{prefix}.*")).await.map_err(unavailable)?;
         let waiting = Waiting::default();
@@ -63,7 +65,8 @@ impl Inbox {
         })
     }
 
-    pub(crate) async fn request(
+    /// Sends a request. Returns its replies as they come; fails when the connection does not take it.
+    pub async fn request(
         &self,
         subject: String,
         headers: Option<HeaderMap>,
@@ -87,7 +90,7 @@ impl Inbox {
 
 impl Replies {
     /// The next reply. Fails when none comes within the request timeout.
-    pub(crate) async fn next(&mut self) -> Result<Message, Error> {
+    pub async fn next(&mut self) -> Result<Message, Error> {
         match tokio::time::timeout(crate::REQUEST_TIMEOUT, self.receiver.recv()).await {
             Ok(Some(message)) => Ok(message),
             Ok(None) => Err(unavailable("the connection was closed")),

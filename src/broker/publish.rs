@@ -40,7 +40,7 @@ const UNDER_WAY_MAX: usize = 8_192;
 
 /// Publishes to one stream; cheap to clone.
 #[derive(Clone)]
-pub(crate) struct Publisher {
+pub struct Publisher {
     client: async_nats::Client,
     outgoing: mpsc::UnboundedSender<Outgoing>,
     places: Arc<Semaphore>,
@@ -48,15 +48,16 @@ pub(crate) struct Publisher {
 
 /// The way in which messages are grouped.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Groups {
-    pub(crate) order: Order,
+pub struct Groups {
+    /// Which messages one batch may hold.
+    pub order: Order,
     /// When a batch waits for more to come.
-    pub(crate) linger: Linger,
+    pub linger: Linger,
 }
 
 /// Rule for the wait of a batch for more commits: a fraction of the time for storing one.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Linger {
+pub enum Linger {
     /// Until most of those whom the last batch has answered have come back, as they do within it; they
     /// would otherwise find a batch of a few just gone, at the price of a whole one. One server
     /// stores a batch within some milliseconds.
@@ -68,7 +69,7 @@ pub(crate) enum Linger {
 
 /// Settings of groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
+pub enum Order {
     /// Each subject once in a batch, since a subject that the batch has written can't be checked
     /// again within it.
     Expecting,
@@ -78,7 +79,7 @@ pub(crate) enum Order {
 
 impl Publisher {
     /// Publishes one by one when `groups` is `None`.
-    pub(crate) fn start(acknowledged: &Acknowledged, groups: Option<Groups>) -> Self {
+    pub fn start(acknowledged: &Acknowledged, groups: Option<Groups>) -> Self {
         let (outgoing, receiver) = mpsc::unbounded_channel();
         let client = acknowledged.client().clone();
         let acknowledged = acknowledged.clone();
@@ -92,7 +93,7 @@ impl Publisher {
     /// Hands a message over, in order with those before it, and returns at once: the caller limits
     /// the work under way. `told` learns the stream sequence, or why there is none. One that is too
     /// large is not sent: it would take the others of its batch with it.
-    pub(crate) fn publish(&self, subject: String, headers: HeaderMap, body: Bytes, told: Told) {
+    pub fn publish(&self, subject: String, headers: HeaderMap, body: Bytes, told: Told) {
         if let Err(why) = size::check(&headers, body.len(), self.client.max_payload()) {
             return told(Err(Unstored::TooLarge(why)));
         }
@@ -105,7 +106,7 @@ impl Publisher {
 
     /// Hands a message over when there is a place, in order with those before it, and does not wait
     /// until it is stored.
-    pub(crate) async fn send(
+    pub async fn send(
         &self,
         subject: String,
         headers: HeaderMap,
@@ -124,13 +125,13 @@ impl Publisher {
 }
 
 /// A message on its way.
-pub(crate) struct Sent {
+pub struct Sent {
     answered: oneshot::Receiver<Result<u64, Unstored>>,
 }
 
 impl Sent {
     /// Its stream sequence, once it is stored.
-    pub(crate) async fn stored(self) -> Result<u64, Error> {
+    pub async fn stored(self) -> Result<u64, Error> {
         Ok(self.answered.await.map_err(|_| unknown("shutting down"))??)
     }
 }
