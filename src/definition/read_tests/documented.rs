@@ -1,8 +1,8 @@
 //! What `schemas/README.md` says about limits is so.
 
 use crate::{
-    INDEX_COLUMNS_MAX, INDEX_TEXTS_MAX, INDEXES_MAX, aggregate, documents, expression, query,
-    read_model, schema, yaml,
+    INDEX_COLUMNS_MAX, INDEX_TEXT_BYTES_MAX, INDEX_TEXTS_MAX, INDEXES_MAX, aggregate, documents,
+    expression, query, read_model, schema, yaml,
 };
 
 #[test]
@@ -48,4 +48,6 @@ fn the_limits_are_those_of_the_document() {
         let row = format!("| {what} | {most} |");
         assert!(document.contains(&row), "schemas/README.md lacks {row}");
     }
+    let texts = format!("An index holds texts of up to {INDEX_TEXT_BYTES_MAX} bytes.");
+    assert!(document.contains(&texts), "schemas/README.md lacks: {texts}");
 }
