@@ -92,7 +92,7 @@ impl Installation {
     ) -> anyhow::Result<Self> {
         if profile == Profile::Relaxed {
             tracing::warn!(
-                "profile relaxed: a power cut may lose acknowledged commands; use it for \
+                "profile relaxed: acknowledged commands may be lost in a power cut; use it for \
                  benches and data that may be lost"
             );
         }
