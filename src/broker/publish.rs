@@ -49,7 +49,7 @@ pub struct Publisher {
 /// The way in which messages are grouped.
 #[derive(Clone, Copy, Debug)]
 pub struct Groups {
-    /// Which messages one batch may hold.
+    /// The messages that one batch may hold.
     pub order: Order,
     /// When a batch waits for more to come.
     pub linger: Linger,

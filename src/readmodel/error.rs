@@ -1,4 +1,4 @@
-//! What can go wrong, by what the caller can do about it.
+//! Errors, by the action that a caller can take.
 
 use std::time::Duration;
 
@@ -24,13 +24,13 @@ pub enum Error {
         name: String,
         /// The value, cut short.
         value: String,
-        /// What it should be, such as `an integer`.
+        /// The expected kind, such as `an integer`.
         expected: String,
     },
     /// `sort`, `fields`, `limit` or a filter is malformed or asks for too much.
     #[error("{name}: {reason}")]
     InvalidOption {
-        /// Which one.
+        /// Its name.
         name: String,
         /// Why, and what would do.
         reason: String,
@@ -64,7 +64,7 @@ pub enum Error {
     QueryFailed {
         /// The query.
         query: Name,
-        /// What Postgres says.
+        /// Postgres' message.
         message: String,
     },
     /// The server's settings contradict what its acknowledgements are to promise.
@@ -203,13 +203,13 @@ impl From<sqlx::Error> for Error {
 }
 
 impl Error {
-    /// Whether a query string is at fault that may fit other columns than those it was held to.
+    /// True if a query string is at fault that may fit other columns than those it was held to.
     #[must_use]
     pub fn hangs_on_columns(&self) -> bool {
         matches!(self, Self::UnknownColumn { .. } | Self::InvalidValue { .. })
     }
 
-    /// Whether trying again later may help.
+    /// True if trying again later may help.
     #[must_use]
     pub fn is_passing(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Moved | Self::Gone(_))
@@ -219,7 +219,7 @@ impl Error {
 /// dependent_objects_still_exist.
 pub(crate) const DEPENDENT: &str = "2BP01";
 
-/// What stands in the way of a change to a read model's tables or view; `None`: the error is another.
+/// The obstacle to a change of a read model's tables or view; `None`: the error is another.
 pub(crate) fn in_the_way(error: &sqlx::Error) -> Option<Error> {
     let raised = error.as_database_error()?;
     let advice = match raised.code().as_deref() {
@@ -238,13 +238,13 @@ pub(crate) fn code(error: &sqlx::Error) -> Option<String> {
     error.as_database_error().and_then(|inner| inner.code()).map(Into::into)
 }
 
-/// Whether an error says "not now" about whatever is asked of Postgres.
+/// True if an error says "not now" about any request to Postgres.
 pub(crate) fn passes(error: &sqlx::Error) -> bool {
     code(error).is_none_or(|code| is_passing(&code))
 }
 
-/// Whether an error says that Postgres is not there: the connection was lost or refused, the server starts,
-/// ends or only reads, or what we made in it is gone.
+/// True if an error says that Postgres is not there: the connection was lost or refused, the server
+/// starts, ends or only reads, or our objects in it are gone.
 pub(crate) fn is_absent(error: &sqlx::Error) -> bool {
     let codes = ["57P", "08", "28", "3D", "25006", "3F000", "42P01"];
     code(error).is_none_or(|code| codes.iter().any(|start| code.starts_with(start)))

@@ -1,4 +1,4 @@
-//! What `schemas/README.md` says about limits is so.
+//! The limits in `schemas/README.md` are those of the code.
 
 use crate::{
     INDEX_COLUMNS_MAX, INDEX_TEXT_BYTES_MAX, INDEX_TEXTS_MAX, INDEXES_MAX, aggregate, documents,
