@@ -157,6 +157,20 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The queue's leader has fewer commands than were settled. A leader that was cut off says so until it
+    /// hears that it was deposed; if it stays so, the queue has lost its end.
+    #[error(
+        "the queue ends at {last}, before what is settled, {settled}: a server that was cut off says so \
+         for a while. If it stays so, the queue has lost its end. Delete the stream {} then, to have \
+         what is left in the queue done again",
+        topology::QUEUE
+    )]
+    QueueBehind {
+        /// The last sequence that the leader has.
+        last: u64,
+        /// The sequence up to which commands are settled.
+        settled: u64,
+    },
     /// The server or a stream contradicts the settings.
     #[error("{0}")]
     Misconfigured(String),
@@ -170,7 +184,11 @@ impl Error {
     #[must_use]
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Unavailable(_) | Self::NoRoom(_) | Self::TooMuch(_) | Self::Conflict => true,
+            Self::Unavailable(_)
+            | Self::NoRoom(_)
+            | Self::TooMuch(_)
+            | Self::Conflict
+            | Self::QueueBehind { .. } => true,
             Self::TooLarge(_)
             | Self::Gap { .. }
             | Self::BrokenChain { .. }

@@ -34,6 +34,9 @@ const OPENED_BEFORE: Duration = Duration::from_secs(6);
 const AGAIN_AFTER_MS: std::ops::Range<u64> = 50..250;
 /// So many times as long when no gateway took the connection.
 const NOBODY_THERE: u32 = 4;
+/// So many times as long when the answer said by `Retry-After` to come back later: a second, more or less.
+/// With clients that come back at once those of an account that was away keep each other out.
+const TOLD_LATER: u32 = 7;
 /// Arrivals that are under way at once, each a client with a connection of its own: fewer than the
 /// gateways have room for, and as many as two cores can be clients beside a cluster. More are
 /// counted, not sent. With three times as many no more was sent, but connections failed.
@@ -359,6 +362,9 @@ impl Shared {
             absent = if told == Told::NotSent { absent + 1 } else { 0 };
             if absent >= self.talk.gateways() {
                 pause *= NOBODY_THERE;
+            }
+            if matches!(told, Told::TurnedAway { retry_after: true, .. }) {
+                pause *= TOLD_LATER;
             }
             tokio::select! {
                 () = self.give_up.cancelled() => break false,

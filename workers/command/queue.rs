@@ -42,6 +42,9 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LONGEST: Duration = Duration::from_secs(2);
 /// The same where a person has to mend something first.
 const RETRY_MENDED: Duration = Duration::from_secs(30);
+/// A queue that ends before what is settled for so long has lost its end: a deposed leader has heard of it
+/// by then, however long it was cut off from the others but not from us.
+const BEHIND_MAX: Duration = Duration::from_secs(60);
 /// How often an idle reader looks whether messages were lost on their way.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
@@ -63,11 +66,20 @@ struct Next {
     is_done: bool,
 }
 
+/// Whether the queue has ended before what is settled for so long that somebody has to mend it. Any other
+/// error says nothing of its end.
+fn is_lost(error: &Error, behind: &mut Option<Instant>, now: Instant) -> bool {
+    if !matches!(error, Error::QueueBehind { .. }) {
+        return false;
+    }
+    now - *behind.get_or_insert(now) > BEHIND_MAX
+}
+
 impl Reader {
     /// Reads until the token is cancelled; what is under way then is settled. A broker that is away
     /// is waited for.
     pub(super) async fn run(self, stop: CancellationToken) {
-        let (mut pause, mut singly) = (RETRY_FIRST, false);
+        let (mut pause, mut singly, mut behind) = (RETRY_FIRST, false, None);
         loop {
             let opened = tokio::select! {
                 () = stop.cancelled() => return,
@@ -75,6 +87,7 @@ impl Reader {
             };
             match opened {
                 Ok((claim, messages)) => {
+                    behind = None;
                     let began = Instant::now();
                     let taken = self.read(claim, messages, &stop).await;
                     if taken > 0 || began.elapsed() > LASTED {
@@ -83,7 +96,7 @@ impl Reader {
                     // Whatever interrupted it may come of the next command, and would again.
                     singly = !singly;
                 }
-                Err(error) => pause = self.not_opened(&error, pause),
+                Err(error) => pause = self.not_opened(&error, pause, &mut behind),
             }
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -93,9 +106,14 @@ impl Reader {
         }
     }
 
-    /// Says why the queue cannot be read. Returns the pause before the next attempt.
-    fn not_opened(&self, error: &Error, pause: Duration) -> Duration {
+    /// Says why the queue cannot be read. Returns the pause before the next attempt. `behind` is the time
+    /// since which the queue ends before what is settled.
+    fn not_opened(&self, error: &Error, pause: Duration, behind: &mut Option<Instant>) -> Duration {
         let slot = self.slot;
+        if is_lost(error, behind, Instant::now()) {
+            tracing::error!(%error, %slot, "the queue cannot be read");
+            return RETRY_MENDED;
+        }
         match error {
             Error::Conflict => tracing::warn!(%slot, "another owner claims the slot's queue"),
             error if error.is_passing() => {
@@ -429,5 +447,22 @@ fn reason(outcome: &Outcome) -> String {
         Outcome::IdMismatch => "this command id was used with another payload".to_owned(),
         Outcome::Faulty { message } | Outcome::Unavailable { message } => message.clone(),
         other => format!("{other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A leader that was deposed and had not heard of it once held a slot up for half a minute.
+    #[test]
+    fn a_queue_that_is_behind_is_asked_again_and_lost_when_it_stays_so() {
+        let behind = Error::QueueBehind { last: 49, settled: 50 };
+        let (start, mut since) = (Instant::now(), None);
+        let mut lost = |error: &Error, at: Duration| is_lost(error, &mut since, start + at);
+        assert!(!lost(&behind, Duration::ZERO));
+        assert!(!lost(&Error::Conflict, BEHIND_MAX), "it says nothing of the end");
+        assert!(!lost(&behind, BEHIND_MAX));
+        assert!(lost(&behind, BEHIND_MAX + RETRY_FIRST));
     }
 }
