@@ -31,8 +31,8 @@ pub(super) struct Document {
     pub(super) node: Node,
 }
 
-/// The documents of an application, whether they can be read as definitions or not: what is declared
-/// with a mistake is not reported a second time as missing.
+/// The documents of an application, readable as definitions or not: a declaration with a mistake is
+/// not reported a second time as missing.
 pub(super) struct Documents(Vec<Document>);
 
 /// The names that a read model may use.

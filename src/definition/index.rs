@@ -25,8 +25,8 @@ pub const INDEX_TEXT_BYTES_MAX: usize = 255;
 /// A secondary index of a read model. Displays as it is declared: `[customer, -placed_at]`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Index {
-    /// Its columns, each with whether it descends. The tenant stands before them, and what is missing
-    /// of the key after them.
+    /// Its columns, each with whether it descends. The tenant stands before them, and the rest of
+    /// the key after them.
     pub columns: Vec<(Name, bool)>,
 }
 

@@ -1,4 +1,4 @@
-//! Reading a named query: what it reads, its parameters, its statement.
+//! Reading a named query: its read models, its parameters, its statement.
 
 use std::{collections::BTreeMap, sync::Arc};
 

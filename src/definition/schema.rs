@@ -47,7 +47,7 @@ pub(super) fn read(node: &Node, notes: &mut Notes) -> Option<Schema> {
     }
 }
 
-/// The schema of what has no content: only `{}` matches.
+/// The schema of empty content: only `{}` matches.
 pub(super) fn empty(place: Place) -> Schema {
     let json = json!({"type": "object", "additionalProperties": false});
     let validator = options().build(&json).expect("BUG: this schema is valid");
@@ -60,7 +60,7 @@ fn options() -> jsonschema::ValidationOptions<'static> {
         // Authors who write `format: date-time` mean it.
         .should_validate_formats(true)
         .should_ignore_unknown_formats(false)
-        // Patterns that take linear time, whatever the payload: no look-around, no back-references.
+        // Patterns that take linear time for every payload: no look-around, no back-references.
         .with_pattern_options(jsonschema::PatternOptions::regex())
 }
 

@@ -1,6 +1,6 @@
-//! As much of SQL as is needed to see that a named query is one statement, and what it names. Tokens
-//! are those of Postgres's own scanner; where what it reads hangs on a setting or on its version, the
-//! text is refused.
+//! The part of SQL that is needed to see that a named query is one statement, and which names it
+//! uses. Tokens are those of Postgres's own scanner; a text is refused where its meaning depends on
+//! a setting or on Postgres's version.
 
 /// The names in a statement.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -32,7 +32,8 @@ pub(super) fn read(sql: &str) -> Result<Names<'_>, Wrong> {
         let first = before[1].is_empty();
         match what {
             Token::Blank => {}
-            // Postgres reads them as one, and what a backslash means in the second hangs on the first.
+            // Postgres reads them as one, and the meaning of a backslash in the second depends on
+            // the first.
             Token::Text if last == Token::Text && token.starts_with('\'') => {
                 return Err((line, "two texts, one after the other: write one".to_owned()));
             }

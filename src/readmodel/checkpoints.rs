@@ -17,8 +17,9 @@ pub struct Mark<'a> {
 }
 
 impl ReadModels {
-    /// Notes that there is nothing up to this stream sequence that the versions follow, beyond what they
-    /// have. Where another writer has moved the checkpoint or taken over, nothing is noted.
+    /// Notes that up to this stream sequence there is nothing that the versions follow, beyond the
+    /// commits that they have. Where another writer has moved the checkpoint or taken over, nothing
+    /// is noted.
     pub async fn mark(&self, marks: &[Mark<'_>], seen: u64) -> Result<(), Error> {
         let epoch = |mark: &Mark<'_>| mark.version.portions.epoch_of(Portions::row(mark.portion));
         let sql = "update flexcore.checkpoints c set seen = $1 \

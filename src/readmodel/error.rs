@@ -147,7 +147,8 @@ pub enum Error {
         /// The changes, by their index in the part, each with the reason.
         changes: Vec<(usize, String)>,
     },
-    /// A table or view cannot be changed: somebody uses it, or something of somebody else hangs on it.
+    /// A table or view cannot be changed: somebody uses it, or somebody else's object depends on
+    /// it.
     #[error("{0}")]
     InTheWay(String),
     /// A part of the schemas `flexcore` and `rm` is not there.

@@ -1,7 +1,7 @@
 //! The index that a query uses, in words, and the index to declare where it has none.
 //!
 //! Postgres reckons the cost of a plan, and its number of rows, over all tenants' rows: neither is
-//! told. A selection is explained by what is declared. A named query's statement is planned without
+//! told. A selection is explained by the declaration. A named query's statement is planned without
 //! its parameters' values, for the same reason.
 
 use std::{
@@ -81,14 +81,14 @@ impl ReadModels {
         let mut reading = self.read_as(tenant).await?;
         let generic = "set local plan_cache_mode = force_generic_plan";
         sqlx::raw_sql(generic).execute(&mut *reading).await?;
-        // One statement, whatever the author wrote: `query` takes no second one.
+        // One statement, for every text of the author: `query` takes no second one.
         let prepare = sqlx::query(AssertSqlSafe(prepare)).persistent(false);
         let explained = async {
             prepare.execute(&mut *reading).await?;
             let explain = sqlx::query(AssertSqlSafe(explain)).persistent(false);
             explain.fetch_one(&mut *reading).await
         };
-        // Postgres computes what is constant when it plans.
+        // Postgres computes constants when it plans.
         let row = self.readers.in_time(self.settings.statement_timeout, explained).await?;
         let forget = format!("rollback; deallocate {name}");
         // Where it could not be prepared there is nothing to forget.

@@ -1,4 +1,4 @@
-//! Folding a batch of changes per row, so that a batch is a few statements whatever its length.
+//! Folding a batch of changes per row, so that a batch of any length is a few statements.
 //!
 //! The sum of a row's changes is one delta a column: a value to set, to add, or to compare with.
 //! Where that depends on the row as it is (sums of floating point numbers, whose order matters;

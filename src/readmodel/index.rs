@@ -1,9 +1,9 @@
 //! The indexes of a table: their names, their columns, and the rows that stand in them.
 //!
-//! Every index begins with the tenant, because every read is of one, and ends with what is missing of
-//! the key, so that pages continue where the last one ended. An entry of a Postgres index has 2,704
-//! bytes, and a text has no limit: a row with a longer text than [`INDEX_TEXT_BYTES_MAX`] is left out,
-//! and stands in a second index of such rows, by key. So every row can be written, and found.
+//! Every index begins with the tenant, because every read is of one, and ends with the rest of the
+//! key, so that pages continue where the last one ended. An entry of a Postgres index has 2,704
+//! bytes, and a text has no limit: a row with a longer text than [`INDEX_TEXT_BYTES_MAX`] is left
+//! out, and stands in a second index of such rows, by key. So every row can be written, and found.
 
 use flexcore_definition::{Column, ColumnType, INDEX_TEXT_BYTES_MAX, Index};
 use flexcore_domain::Name;
@@ -93,7 +93,7 @@ pub(crate) fn id_of(name: &str) -> Option<i64> {
     name.strip_prefix(PREFIX)?.split('_').next()?.parse().ok()
 }
 
-/// FNV-1a 64: an index is known by what it is made of, and a cursor by what it is of.
+/// FNV-1a 64: the parts of an index identify it, and so does the query of a cursor.
 pub(crate) fn fnv1a(text: &str) -> u64 {
     text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

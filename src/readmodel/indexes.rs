@@ -87,13 +87,13 @@ impl ReadModels {
         Ok(versions.iter().map(to_do).filter(|(_, count)| *count > 0).collect())
     }
 
-    /// Makes the indexes of a version and drops what is not declared any more, while rows are read
-    /// and written: neither waits for it. Returns false when somebody else is at it. Takes as long
-    /// as Postgres needs to read the table; given up, it is given up by Postgres too. Fails with
-    /// what stands in the way of the first that cannot be made, after the others, unless it would
-    /// stand in theirs, too. The rest of a failed build is dropped, where nobody holds the table.
-    /// An error that is passing says that Postgres is away, and any other one nothing about when
-    /// the index can be made.
+    /// Makes the indexes of a version and drops those that are not declared any more, while rows
+    /// are read and written: neither waits for it. Returns false when somebody else is at it. Takes
+    /// as long as Postgres needs to read the table; given up, it is given up by Postgres too. Fails
+    /// with what stands in the way of the first that cannot be made, after the others, unless it
+    /// would stand in theirs, too. The rest of a failed build is dropped, where nobody holds the
+    /// table. An error that is passing says that Postgres is away, and any other one nothing about
+    /// when the index can be made.
     pub async fn index(&self, version: &Version) -> Result<bool, Error> {
         if self.unindexed(&[version]).await?.is_empty() {
             return Ok(true);
@@ -108,7 +108,7 @@ impl ReadModels {
              set idle_in_transaction_session_timeout = 0"
         );
         sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut connection).await?;
-        // Of the session, not waited for: whoever waits in a transaction would be waited for.
+        // Of the session, not waited for: others would have to wait for a transaction that waits.
         let alone: bool = sqlx::query(
             "select pg_try_advisory_lock(hashtextextended('flexcore index ' || $1, 0))",
         )

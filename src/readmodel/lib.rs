@@ -146,8 +146,8 @@ impl ReadModels {
         Ok(Self { pool, readers, settings, waiters, as_declared, built })
     }
 
-    /// Brings schemas and roles up to date, the login of queries with what it may do among them.
-    /// Safe when several processes do it at once. Nobody is kept waiting for long behind it: fails with
+    /// Brings schemas and roles up to date, with the rights of the login of queries. Safe when
+    /// several processes do it at once. Nobody is kept waiting for long behind it: fails with
     /// [`Error::Unavailable`] when a lock is not to be had, and with [`Error::Misconfigured`] when
     /// there is no such login and it cannot be made.
     pub async fn migrate(&self) -> Result<(), Error> {
@@ -223,7 +223,7 @@ impl ReadModels {
         Ok(())
     }
 
-    /// Closes every connection, after what is running on them.
+    /// Closes every connection, after the statements that run on them.
     pub async fn close(&self) {
         self.readers.close().await;
         self.pool.close().await;
@@ -238,8 +238,8 @@ impl ReadModels {
 }
 
 /// True if a session that is given back has no transaction open: otherwise it is closed. A
-/// transaction whose beginning failed or was given up half-way is none to the pool, and open at
-/// Postgres: whatever ran on the session next would fail, or would never be committed.
+/// transaction whose beginning failed or was given up half-way does not exist for the pool, but is
+/// open at Postgres: the session's next statement would fail, or would never be committed.
 async fn at_rest(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     // The time of a transaction is that of its first statement.
     let sql = "select now() = statement_timestamp()";

@@ -11,8 +11,8 @@ use crate::{
 
 /// Most rows that a named query returns.
 pub const ROWS_MAX: usize = 10_000;
-/// Most bytes of a named query's rows as JSON, and of a page's but for its last row: whoever asks holds
-/// them in memory, and a statement can make a gigabyte of a few words.
+/// Most bytes of a named query's rows as JSON, and of a page's but for its last row: the caller
+/// holds them in memory, and a statement can make a gigabyte of a few words.
 pub const RESULT_BYTES_MAX: usize = 16 << 20;
 
 impl ReadModels {
@@ -64,7 +64,7 @@ impl ReadModels {
         }
         let failed = match (code(&error).as_deref(), Error::from(error)) {
             (Some("57014"), _) => return Error::Timeout(self.settings.statement_timeout),
-            // Syntax and names: what it was prepared against may not serve yet.
+            // Syntax and names: the version that it was prepared against may not serve yet.
             (Some(code), Error::Database(message) | Error::Gone(message))
                 if code.starts_with("42") =>
             {

@@ -125,7 +125,7 @@ impl ReadModels {
                 Error::NotBuilt(model.name.to_string())
             }
             // undefined_table, undefined_column, and undefined_function, as two types have no
-            // comparison: what serves is not what was looked up.
+            // comparison: the serving version is not the one that was looked up.
             Some("42P01" | "42703" | "42883") => Error::NotBuilt(model.name.to_string()),
             Some("57014") => Error::Timeout(self.settings.statement_timeout),
             _ => error.into(),
@@ -156,7 +156,7 @@ async fn gather(
     Ok((rows, None))
 }
 
-/// The whole order: what is asked for, then the key, so that no two rows are equal in it.
+/// The whole order: the requested columns, then the key, so that no two rows are equal in it.
 pub(crate) fn order<'a>(
     model: &'a ReadModelDefinition,
     select: &'a Select,
@@ -222,9 +222,9 @@ impl Asked<'_> {
         Ok(statement)
     }
 
-    /// The conditions of the rows, in parts that have no row in common. One part does, but for an index:
-    /// what is beyond a cursor is one range of it for each column of the order, and texts that are too
-    /// long for it stand elsewhere.
+    /// The conditions of the rows, in parts that have no row in common. One part is enough, but for
+    /// an index: the rows beyond a cursor are one range of it for each column of the order, and
+    /// texts that are too long for it stand elsewhere.
     fn parts(
         &self,
         statement: &mut Statement,

@@ -19,7 +19,7 @@ pub enum Rebuild {
         version: i32,
         /// Where it is in the log.
         position: u64,
-        /// Where the version that serves is: what it has to reach.
+        /// The place of the version that serves, which it has to reach.
         target: u64,
     },
     /// The new version serves.

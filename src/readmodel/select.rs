@@ -165,7 +165,7 @@ pub(crate) fn cells(
     Ok((*column_type, filter.values.iter().map(read).collect::<Result<_, _>>()?))
 }
 
-/// The declared column of this name. Fails with those that there are.
+/// The declared column of this name. Fails with the existing ones.
 pub(crate) fn column<'a>(model: &'a ReadModelDefinition, name: &str) -> Result<&'a Column, Error> {
     let found = model.columns.iter().find(|column| column.name.as_str() == name);
     found.ok_or_else(|| Error::UnknownColumn {

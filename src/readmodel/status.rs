@@ -72,7 +72,7 @@ pub struct Serving {
 }
 
 impl ReadModels {
-    /// Every version that serves: what is cheap to ask for.
+    /// Every version that serves, with the facts that are cheap to ask for.
     pub async fn serving(&self) -> Result<Vec<Serving>, Error> {
         let rows = sqlx::query(
             "select p.read_model, p.fingerprint, \

@@ -117,12 +117,12 @@ impl Versions {
 }
 
 impl ReadModels {
-    /// Brings versions in line with what is deployed and with requested rebuilds: registers new
-    /// ones, drops what a deployed application no longer declares. The serving version is to be
-    /// filled while its successor is being built. `owned` says under which epoch the worker owns a
-    /// portion of a read model; the others are left to their owners. Each read model is managed by
-    /// itself: what stands in the way of one is told, and the others go on. Fails when Postgres is
-    /// away.
+    /// Brings versions in line with the deployed applications and with requested rebuilds:
+    /// registers new ones, drops those that a deployed application no longer declares. The serving
+    /// version is to be filled while its successor is being built. `owned` says under which epoch
+    /// the worker owns a portion of a read model; the others are left to their owners. Each read
+    /// model is managed by itself: what stands in the way of one is told, and the others go on.
+    /// Fails when Postgres is away.
     pub async fn versions(&self, catalog: &Catalog, owned: Owned<'_>) -> Result<Versions, Error> {
         let mut connection = self.pool.acquire().await?;
         let mut all = registered(&mut connection).await?;
@@ -181,7 +181,7 @@ impl ReadModels {
         Ok(())
     }
 
-    /// A transaction in which tables may be made and dropped: one at a time, whatever worker.
+    /// A transaction in which tables may be made and dropped: one at a time, over all workers.
     pub(crate) async fn alone(&self) -> Result<Transaction<'static, Postgres>, Error> {
         let begin = format!(
             "begin; set local lock_timeout = {ALONE_TIMEOUT_MS}; \
@@ -191,10 +191,10 @@ impl ReadModels {
     }
 
     /// Makes a version that has caught up the one that serves. Returns false when the one that
-    /// serves is ahead, when the view is in use just now, or when something that hangs on it stands
-    /// in the way: try again, with the same `ahead`. Queries go on, and never see an earlier state
-    /// than before. The serving version stands still only while every portion of the version is on
-    /// its way.
+    /// serves is ahead, when the view is in use just now, or when an object that depends on it
+    /// stands in the way: try again, with the same `ahead`. Queries go on, and never see an earlier
+    /// state than before. The serving version stands still only while every portion of the version
+    /// is on its way.
     pub async fn promote(&self, version: &Version, ahead: &mut Ahead) -> Result<bool, Error> {
         if !self.has_come(version, ahead).await? {
             return Ok(false);
@@ -230,7 +230,8 @@ impl ReadModels {
             Err(Failure::Sql(error)) => {
                 let Some(way) = in_the_way(&error) else { return Err(error.into()) };
                 drop(transaction);
-                // Somebody who reads it is soon done; what hangs on it stays until it is dropped.
+                // A reader of it is soon done; an object that depends on it stays until it is
+                // dropped.
                 if code(&error).as_deref() == Some(DEPENDENT) {
                     self.note_trouble(&version.read_model, Some(&way.to_string())).await?;
                 }
@@ -320,7 +321,7 @@ impl From<Error> for Failure {
     }
 }
 
-/// True if an error says nothing about one read model, but about all.
+/// True if an error concerns all read models, not one.
 fn is_away(error: &Error) -> bool {
     matches!(error, Error::Unavailable(_) | Error::Gone(_))
 }
@@ -406,7 +407,7 @@ async fn behind(
     .await
 }
 
-/// Points the view at the version. A view whose columns stay keeps what hangs on it.
+/// Points the view at the version. A view whose columns stay keeps the objects that depend on it.
 async fn swap(connection: &mut PgConnection, version: &Version) -> Result<(), sqlx::Error> {
     let names: String =
         version.columns.iter().map(|column| format!(", \"{}\"", column.name)).collect();

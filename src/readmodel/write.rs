@@ -41,7 +41,7 @@ pub struct Move {
     pub from: u64,
     /// Its position after.
     pub to: u64,
-    /// Link in the hash chain of the commit there; `None`: what is there is no commit.
+    /// Link in the hash chain of the commit there; `None`: the message there is no commit.
     pub hash: Option<Hash>,
 }
 

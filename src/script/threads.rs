@@ -118,9 +118,9 @@ impl<L: 'static> Scripts<L> {
         Self::new("", make)
     }
 
-    /// Has a function called on the task's thread. Fails with [`Refusal::Faulty`] when the call went
-    /// on for too long and was left behind, and at once when that has happened to the aggregate of
-    /// late, or more than once to its tenant with these functions.
+    /// Has a function called on the task's thread. Fails with [`Refusal::Faulty`] when the call
+    /// went on for too long and was left behind, and at once when that has happened to the
+    /// aggregate lately, or more than once to its tenant with these functions.
     pub async fn call<T: Send + 'static>(
         &self,
         of: Of,

@@ -210,7 +210,7 @@ fn what_is_too_large_is_refused() {
     assert!(found[0].contains("a schema of"), "{found:?}");
 }
 
-/// A payload must never exhaust a worker's stack, whatever its schema refers to.
+/// A payload must never exhaust a worker's stack, for any reference in its schema.
 #[test]
 fn a_schema_that_refers_to_itself_ends() {
     let (start, end) = (SHOP.find("    payload:").unwrap(), SHOP.find("    decide:").unwrap());

@@ -350,7 +350,7 @@ async fn a_build_that_was_killed_is_made_again() {
     assert!(error.is_passing(), "{error:?}");
     assert_eq!(valid(&database).await, "false", "half built");
     let read = page(&database, &model, "mid", &[("total", "3.5")]).await.0;
-    // Given up by whoever wanted it: Postgres gives it up, too.
+    // Given up by its caller: Postgres gives it up, too.
     other.rollback().await.unwrap();
     let (other, build) = waiting_build(&database, &version).await;
     build.abort();
@@ -372,7 +372,8 @@ async fn what_a_failed_build_left_is_dropped_at_once() {
     let database = Database::new().await;
     let version = database.serving(&orders(&[&["total"], &["city"]])).await;
     run(&database, &rows(1_000)).await;
-    // Somebody who has looked at another table, and may look at this one: it is waited for at the end.
+    // A session that has looked at another table, and may look at this one: it is waited for at the
+    // end.
     let mut other = database.admin.begin().await.unwrap();
     let look = "set transaction isolation level repeatable read; \
                 select count(*) from flexcore.projections";
@@ -394,8 +395,8 @@ async fn what_a_failed_build_left_is_dropped_at_once() {
     assert_eq!(valid(&database).await, "true true true");
 }
 
-/// A named query's plan is told without values: what is common among other tenants' rows is not to be
-/// found out by asking.
+/// A named query's plan is told without values, so that nobody can find out common values of other
+/// tenants' rows by asking.
 #[tokio::test]
 async fn a_named_query_says_its_index_and_no_figure() {
     let model = orders(&[&["customer"], &["total"]]);

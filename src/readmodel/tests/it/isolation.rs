@@ -1,4 +1,4 @@
-//! No tenant sees another's rows, whatever a query does.
+//! No tenant sees another's rows, with any query.
 
 use std::{sync::Arc, time::Duration};
 
