@@ -8,7 +8,10 @@ use std::{collections::VecDeque, time::Duration};
 
 use tokio::time::Instant;
 
-use crate::policy::BreakerPolicy;
+use crate::{
+    pause::{Backoff, upper_half},
+    policy::BreakerPolicy,
+};
 
 /// The caller's verdict on a call's result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,8 +217,8 @@ impl Circuit {
 /// The pause after so many openings before: doubled each time, capped, less up to half by chance,
 /// so that many processes do not probe at once.
 fn pause(policy: &BreakerPolicy, openings_before: u32, random: f64) -> Duration {
-    let doubled = policy.pause_min.saturating_mul(1_u32 << openings_before.min(20));
-    doubled.min(policy.pause_max).mul_f64(1.0 - random.clamp(0.0, 1.0) / 2.0)
+    let backoff = Backoff { first: policy.pause_min, longest: policy.pause_max };
+    upper_half(backoff.after(openings_before.saturating_add(1)), random)
 }
 
 #[cfg(test)]

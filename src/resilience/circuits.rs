@@ -75,7 +75,7 @@ impl Place<'_> {
 
     fn give_back(&mut self, verdict: Verdict) {
         let Some(ticket) = self.ticket.take() else { return };
-        let random = rand::random();
+        let random = crate::pause::chance();
         self.circuits.with(|all, now| all[self.index].on_result(ticket, verdict, now, random));
     }
 }

@@ -143,7 +143,7 @@ impl<T> Endpoints<T> {
     {
         let policy = self.policy.check;
         loop {
-            tokio::time::sleep(policy.interval.mul_f64(2.0 * rand::random::<f64>())).await;
+            tokio::time::sleep(policy.interval.mul_f64(2.0 * crate::pause::chance())).await;
             self.look_at(index, check).await;
         }
     }

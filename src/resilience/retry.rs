@@ -9,6 +9,7 @@ use crate::{
     deadline::Deadline,
     error::Error,
     measure,
+    pause::{self, Backoff},
     policy::{Policy, RetryPolicy},
 };
 
@@ -51,7 +52,7 @@ impl Retry {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
-            let pause = backoff(&self.policy, attempt, rand::random());
+            let pause = after_attempt(&self.policy, attempt, pause::chance());
             let may = attempt < self.policy.attempts_max
                 && again(&error)
                 && deadline.remaining(Instant::now()) > pause
@@ -69,10 +70,9 @@ impl Retry {
 /// The pause after this attempt, from 1: `random` in 0..1 of the doubled and capped pause ("full
 /// jitter"), so that those who failed together do not come again together.
 #[must_use]
-pub(crate) fn backoff(policy: &RetryPolicy, attempt: u32, random: f64) -> Duration {
-    let doublings = attempt.saturating_sub(1).min(20);
-    let upper = policy.pause_min.saturating_mul(1 << doublings).min(policy.pause_max);
-    upper.mul_f64(random.clamp(0.0, 1.0))
+pub(crate) fn after_attempt(policy: &RetryPolicy, attempt: u32, random: f64) -> Duration {
+    let backoff = Backoff { first: policy.pause_min, longest: policy.pause_max };
+    backoff.after(attempt).mul_f64(random.clamp(0.0, 1.0))
 }
 
 #[cfg(test)]
@@ -97,7 +97,7 @@ mod tests {
     fn pauses_double_up_to_a_cap_and_chance_makes_them_shorter() {
         let policy = RetryPolicy::default();
         let pauses_ms = |random| {
-            let pause = |attempt| backoff(&policy, attempt, random).as_millis();
+            let pause = |attempt| after_attempt(&policy, attempt, random).as_millis();
             [pause(1), pause(2), pause(3), pause(6), pause(u32::MAX)]
         };
         assert_eq!(pauses_ms(1.0), [50, 100, 200, 1_000, 1_000]);
