@@ -8,6 +8,8 @@ mod fold;
 mod leave;
 mod loading;
 mod look_up;
+mod turn;
+mod undecided;
 mod unstored;
 
 use std::{
@@ -19,9 +21,11 @@ use std::{
 use flexcore_domain::{AggregateKey, Command, CommandId, Context, Outcome, Secret, commit::Commit};
 use flexcore_eventstore::{Appended, Error};
 
-use answers::{is_patient, refused, repeated, replay};
-use doubts::{Doubts, Unanswered, Undecided};
+use answers::{repeated, replay};
+use doubts::{Doubts, Unanswered};
 use look_up::to_look_up;
+use turn::Turn;
+use undecided::Undecided;
 
 use super::{
     cache::{Cache, Entry},
@@ -111,25 +115,23 @@ impl Lane {
     /// Takes one input and returns what to do. `now_ms` is the time that deciders see. It waits for
     /// nothing but their calls.
     pub(super) async fn take(&mut self, input: Input, now_ms: i64) -> Vec<Action> {
-        let mut actions = Vec::with_capacity(1);
         match input {
-            Input::Work { key, work } => self.take_up(key, work, now_ms, &mut actions).await,
-            Input::Loaded { key, result } => self.loaded(key, result, now_ms, &mut actions).await,
-            Input::Appended { key, result } => {
-                self.appended(key, result, now_ms, &mut actions).await;
+            Input::Work { key, work } => self.take_up(Turn::new(key, now_ms), work).await,
+            Input::Loaded { key, result } => self.loaded(key, result, now_ms).await,
+            Input::Appended { key, result } => self.appended(key, result, now_ms).await,
+            Input::LookedUp { key, result } => self.looked_up(key, result, now_ms).await,
+            Input::BlocksKept { key, secret, count } => {
+                self.blocks_kept(&key, secret, count);
+                Vec::new()
             }
-            Input::LookedUp { key, result } => {
-                self.looked_up(key, result, now_ms, &mut actions).await;
-            }
-            Input::BlocksKept { key, secret, count } => self.blocks_kept(&key, secret, count),
             Input::Catalog(catalog) => {
                 self.deciders.follow(catalog);
                 // States folded by other functions are void, and the cheapest proof is a reload.
                 self.cache.clear();
                 self.generation += 1;
+                Vec::new()
             }
         }
-        actions
     }
 
     /// Takes one input, with the deciders on this thread.
@@ -144,26 +146,23 @@ impl Lane {
         self.cache.get_mut(key).map(|entry| &*entry)
     }
 
-    async fn take_up(
-        &mut self,
-        key: AggregateKey,
-        work: Work,
-        now_ms: i64,
-        actions: &mut Vec<Action>,
-    ) {
-        if let Some(busy) = self.busy.get_mut(&key) {
+    async fn take_up(&mut self, mut turn: Turn, work: Work) -> Vec<Action> {
+        if let Some(busy) = self.busy.get_mut(&turn.key) {
             busy.waiting.push_back(work);
-            return;
+            return turn.actions;
         }
-        if let Some(entry) = self.cache.take(&key) {
-            self.drain(key, entry, VecDeque::from([work]), 0, now_ms, actions).await;
-            return;
+        if let Some(entry) = self.cache.take(&turn.key) {
+            turn.waiting.push_back(work);
+            return self.drain(turn, entry).await;
         }
         match work {
             Work::Command { command, patient, ticket } if self.guesses.is_new(&command) => {
-                self.guess(key, command, patient, ticket, now_ms, actions).await;
+                self.guess(turn, command, patient, ticket).await
             }
-            work => self.load(key, VecDeque::from([work]), None, 0, actions),
+            work => {
+                turn.waiting.push_back(work);
+                self.load(turn, None)
+            }
         }
     }
 
@@ -171,15 +170,13 @@ impl Lane {
     /// one already. Any other answer may be wrong, and needs the load after all.
     async fn guess(
         &mut self,
-        key: AggregateKey,
+        mut turn: Turn,
         command: Box<Command>,
         patient: bool,
         ticket: Ticket,
-        now_ms: i64,
-        actions: &mut Vec<Action>,
-    ) {
+    ) -> Vec<Action> {
         let before = Entry::new(self.secret);
-        if let Ok((commit, after)) = self.decide(&before, &command, now_ms).await {
+        if let Ok((commit, after)) = self.decide(&before, &command, turn.now_ms).await {
             self.guesses.begin();
             let appending = Appending {
                 before,
@@ -191,42 +188,34 @@ impl Lane {
                 generation: self.generation,
                 guessed: true,
             };
-            self.append(key, appending, VecDeque::new(), 0, actions);
-            return;
+            return self.append(turn, appending);
         }
         self.guesses.learn(&command, false);
-        let waiting = VecDeque::from([Work::Command { command, patient, ticket }]);
-        self.load(key, waiting, None, 0, actions);
+        turn.waiting.push_back(Work::Command { command, patient, ticket });
+        self.load(turn, None)
     }
 
     /// Works off what waits for an aggregate until something has to be appended.
-    async fn drain(
-        &mut self,
-        key: AggregateKey,
-        entry: Entry,
-        mut waiting: VecDeque<Work>,
-        mut attempts: u32,
-        now_ms: i64,
-        actions: &mut Vec<Action>,
-    ) {
-        while let Some(work) = waiting.pop_front() {
+    async fn drain(&mut self, mut turn: Turn, entry: Entry) -> Vec<Action> {
+        while let Some(work) = turn.waiting.pop_front() {
             if let Some((id, places)) = to_look_up(&entry, &work) {
-                waiting.push_front(work);
-                return self.look_up(key, entry, (id, places), waiting, attempts, actions);
+                turn.waiting.push_front(work);
+                return self.look_up(turn, entry, id, places);
             }
             match work {
                 Work::State { ticket } => {
-                    actions.push(Action::AnswerState { ticket, reply: entry.state_reply() });
+                    turn.actions.push(Action::AnswerState { ticket, reply: entry.state_reply() });
                 }
                 Work::OutcomeOf { id, ticket } => {
                     let outcome = match entry.recall(&id) {
-                        Recall::Known(first) => Some(replay(key.slot(), first)),
+                        Recall::Known(first) => Some(replay(turn.key.slot(), first)),
                         Recall::Perhaps(_) | Recall::Never => None,
                     };
-                    actions.push(Action::Answer { ticket, outcome });
+                    turn.actions.push(Action::Answer { ticket, outcome });
                 }
                 Work::Command { command, patient, ticket } => {
-                    let undecided = match self.next_try(&entry, &command, ticket, now_ms).await {
+                    let tried = self.next_try(&entry, &command, ticket, turn.now_ms).await;
+                    let undecided = match tried {
                         Ok(Unanswered { commit, after, generation, .. }) => {
                             let appending = Appending {
                                 before: entry,
@@ -238,37 +227,31 @@ impl Lane {
                                 generation,
                                 guessed: false,
                             };
-                            return self.append(key, appending, waiting, attempts, actions);
+                            return self.append(turn, appending);
                         }
                         Err(undecided) => undecided,
                     };
                     let work = Work::Command { command, patient, ticket };
-                    if self.doubts.comes_again(&undecided, &work, &key, attempts) {
-                        waiting.push_front(work);
-                        let base = Some(Box::new(entry));
-                        return self.load(key, waiting, base, attempts + 1, actions);
+                    if self.doubts.comes_again(&undecided, &work, &turn.key, turn.attempts) {
+                        turn.waiting.push_front(work);
+                        turn.attempts += 1;
+                        return self.load(turn, Some(Box::new(entry)));
                     }
                     self.doubts.end(ticket);
-                    actions.push(Action::Answer { ticket, outcome: Some(undecided.outcome()) });
-                    attempts = 0;
+                    let outcome = Some(undecided.outcome());
+                    turn.actions.push(Action::Answer { ticket, outcome });
+                    turn.attempts = 0;
                 }
             }
         }
-        self.cache.put(key, entry);
+        self.cache.put(turn.key, entry);
+        turn.actions
     }
 
-    fn append(
-        &mut self,
-        key: AggregateKey,
-        appending: Appending,
-        waiting: VecDeque<Work>,
-        attempts: u32,
-        actions: &mut Vec<Action>,
-    ) {
+    fn append(&mut self, turn: Turn, appending: Appending) -> Vec<Action> {
         let (commit, expected) = (appending.commit.clone(), appending.before.expected);
-        actions.push(Action::Append { commit, expected });
         let phase = Phase::Appending(Box::new(appending));
-        self.busy.insert(key, Busy { phase, waiting, attempts, void: false });
+        self.wait_for(turn, phase, Action::Append { commit, expected })
     }
 
     /// The commit and the aggregate after it, or why there is nothing to append.
@@ -307,63 +290,60 @@ impl Lane {
         key: AggregateKey,
         result: Result<Loaded, Error>,
         now_ms: i64,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(Busy { phase, waiting, attempts, void }) = self.busy.remove(&key) else { return };
-        let Phase::Loading { base, generation } = phase else { return };
+    ) -> Vec<Action> {
+        let Some((turn, phase, void)) = self.resume(key, now_ms) else { return Vec::new() };
+        let Phase::Loading { base, generation } = phase else { return Vec::new() };
         if void {
-            return self.begin_anew(key, waiting, actions);
+            return self.begin_anew(turn);
         }
         let void = |loaded: &Loaded| base.is_some() || loaded.snapshot.is_some();
         let deployed = generation != self.generation;
         if deployed && result.as_ref().is_ok_and(void) {
-            return self.load(key, waiting, None, 0, actions);
+            return self.begin_anew(turn);
         }
         let base = base.filter(|_| !deployed);
         let more = result.as_ref().is_ok_and(|loaded| loaded.more);
         let folded = match result {
-            Ok(loaded) => self.fold(&key, base.map(|base| *base), loaded).await,
-            Err(Error::Unavailable(message)) => {
-                return self.not_loaded(key, base, waiting, attempts, message, actions);
-            }
+            Ok(loaded) => self.fold(&turn.key, base.map(|base| *base), loaded).await,
+            Err(Error::Unavailable(message)) => return self.not_loaded(turn, base, message),
             Err(broken) => Err(broken),
         };
         match folded {
-            Ok(Ok(entry)) if more => {
-                let entry = Some(Box::new(entry));
-                self.load_after(Duration::ZERO, key, waiting, entry, attempts, actions);
-            }
+            Ok(Ok(entry)) if more => self.load_after(Duration::ZERO, turn, Some(Box::new(entry))),
             Ok(Ok(entry)) => {
-                if let Some(Work::Command { command, .. }) = waiting.front() {
+                if let Some(Work::Command { command, .. }) = turn.waiting.front() {
                     self.guesses.learn(command, entry.version == 0);
                 }
-                self.drain(key, entry, waiting, attempts, now_ms, actions).await;
+                self.drain(turn, entry).await
             }
-            Ok(Err(refusal)) => self.not_folded(key, waiting, attempts, refusal, actions),
-            Err(broken) => {
-                let message = broken.to_string();
-                let outcome = Outcome::Faulty { message: message.clone() };
-                self.answer_all(waiting, &outcome, &message, actions);
-            }
+            Ok(Err(refusal)) => self.not_folded(turn, refusal),
+            Err(broken) => self.broken(turn, &broken),
         }
+    }
+
+    /// The log does not hold what it must: all that waits is told.
+    fn broken(&mut self, mut turn: Turn, broken: &Error) -> Vec<Action> {
+        let waiting = std::mem::take(&mut turn.waiting);
+        self.answer_all(&mut turn, waiting, &Outcome::Faulty { message: broken.to_string() });
+        turn.actions
     }
 
     /// The log did not answer: waiting clients are told, the queue waits it out.
     fn not_loaded(
         &mut self,
-        key: AggregateKey,
+        mut turn: Turn,
         base: Option<Box<Entry>>,
-        waiting: VecDeque<Work>,
-        attempts: u32,
         message: String,
-        actions: &mut Vec<Action>,
-    ) {
-        let (patient, others): (VecDeque<Work>, _) = waiting.into_iter().partition(is_patient);
-        let outcome = Outcome::Unavailable { message: message.clone() };
-        self.answer_all(others, &outcome, &message, actions);
-        if !patient.is_empty() {
-            self.load(key, patient, base, attempts + 1, actions);
+    ) -> Vec<Action> {
+        let (patient, others): (VecDeque<Work>, _) =
+            turn.waiting.into_iter().partition(Work::is_patient);
+        turn.waiting = patient;
+        self.answer_all(&mut turn, others, &Outcome::Unavailable { message });
+        if turn.waiting.is_empty() {
+            return turn.actions;
         }
+        turn.attempts += 1;
+        self.load(turn, base)
     }
 
     async fn appended(
@@ -371,48 +351,43 @@ impl Lane {
         key: AggregateKey,
         result: Result<Appended, Error>,
         now_ms: i64,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(Busy { phase, waiting, attempts, void }) = self.busy.remove(&key) else { return };
-        let Phase::Appending(appending) = phase else { return };
+    ) -> Vec<Action> {
+        let Some((mut turn, phase, void)) = self.resume(key, now_ms) else { return Vec::new() };
+        let Phase::Appending(appending) = phase else { return Vec::new() };
         if appending.guessed {
             self.guesses.end();
         }
         if void {
-            return self.begin_anew(key, waiting, actions);
+            return self.begin_anew(turn);
         }
         match result {
-            Ok(appended) => {
-                self.recorded(key, *appending, appended, waiting, now_ms, actions).await;
-            }
+            Ok(appended) => self.recorded(turn, *appending, appended).await,
             Err(Error::TooLarge(why))
-                if !appending.guessed && !self.doubts.is_open(appending.ticket, attempts) =>
+                if !appending.guessed && !self.doubts.is_open(appending.ticket, turn.attempts) =>
             {
-                self.too_large(key, *appending, &why, waiting, now_ms, actions).await;
+                self.too_large(turn, *appending, &why).await
             }
             Err(Error::NoRoom(why)) => {
-                self.no_room(key, *appending, &why, waiting, attempts + 1, actions);
+                turn.attempts += 1;
+                self.no_room(turn, *appending, why)
             }
             Err(error) => {
                 let wrong_guess = appending.guessed && matches!(error, Error::Conflict);
                 if wrong_guess {
                     self.guesses.wrong(&appending.command);
                 }
-                let attempts = if wrong_guess { 0 } else { attempts + 1 };
-                self.not_recorded(key, *appending, &error, waiting, attempts, actions);
+                turn.attempts = if wrong_guess { 0 } else { turn.attempts + 1 };
+                self.not_recorded(turn, *appending, &error)
             }
         }
     }
 
     async fn recorded(
         &mut self,
-        key: AggregateKey,
+        mut turn: Turn,
         appending: Appending,
         appended: Appended,
-        waiting: VecDeque<Work>,
-        now_ms: i64,
-        actions: &mut Vec<Action>,
-    ) {
+    ) -> Vec<Action> {
         let Appending { before, mut after, command, ticket, generation, .. } = appending;
         let snapshots_before = before.version / SNAPSHOT_EVENTS;
         // First, since the two share the commands that they remember: a list of one owner grows in
@@ -420,29 +395,22 @@ impl Lane {
         drop(before);
         after.appended(appended, &command);
         self.doubts.end(ticket);
-        actions.push(Action::Answer { ticket, outcome: Some(after.accepted(&key)) });
+        turn.actions.push(Action::Answer { ticket, outcome: Some(after.accepted(&turn.key)) });
         if generation != self.generation {
-            return self.begin_anew(key, waiting, actions);
+            return self.begin_anew(turn);
         }
         if after.version / SNAPSHOT_EVENTS > snapshots_before {
-            let fingerprint = self.deciders.fingerprint(key.aggregate());
+            let fingerprint = self.deciders.fingerprint(turn.key.aggregate());
             let snapshot = Box::new(after.snapshot(fingerprint));
-            actions.push(Action::SaveSnapshot { key: key.clone(), snapshot });
+            turn.actions.push(Action::SaveSnapshot { key: turn.key.clone(), snapshot });
         }
-        self.drain(key, after, waiting, 0, now_ms, actions).await;
+        turn.attempts = 0;
+        self.drain(turn, after).await
     }
 
     /// A conflict, or an unknown outcome: what the log says now decides, and whether the command's
     /// id stands in it.
-    fn not_recorded(
-        &mut self,
-        key: AggregateKey,
-        appending: Appending,
-        error: &Error,
-        mut waiting: VecDeque<Work>,
-        attempts: u32,
-        actions: &mut Vec<Action>,
-    ) {
+    fn not_recorded(&mut self, mut turn: Turn, appending: Appending, error: &Error) -> Vec<Action> {
         let Appending { before, after, command, commit, patient, ticket, generation, guessed } =
             appending;
         if matches!(error, Error::Unavailable(_)) {
@@ -450,19 +418,20 @@ impl Lane {
             self.doubts.begin(ticket, Unanswered { commit, after, generation, expects });
         }
         let work = Work::Command { command, patient, ticket };
-        if attempts >= ATTEMPTS_MAX && !patient {
+        if turn.attempts >= ATTEMPTS_MAX && !patient {
             let outcome = match error {
                 Error::Conflict => Outcome::Conflict { version: before.version },
                 other => Outcome::Unavailable { message: other.to_string() },
             };
-            self.answer_all(VecDeque::from([work]), &outcome, "", actions);
+            self.answer_all(&mut turn, [work], &outcome);
         } else {
-            waiting.push_front(work);
+            turn.waiting.push_front(work);
         }
-        if !waiting.is_empty() {
-            // A guess knows nothing, and what older functions folded is void.
-            let known = !guessed && generation == self.generation;
-            self.load(key, waiting, known.then(|| Box::new(before)), attempts, actions);
+        if turn.waiting.is_empty() {
+            return turn.actions;
         }
+        // A guess knows nothing, and what older functions folded is void.
+        let known = !guessed && generation == self.generation;
+        self.load(turn, known.then(|| Box::new(before)))
     }
 }

@@ -49,6 +49,11 @@ impl Work {
         | Self::OutcomeOf { ticket, .. }) = self;
         *ticket
     }
+
+    /// Whether it waits out an outage.
+    pub(super) fn is_patient(&self) -> bool {
+        matches!(self, Self::Command { patient: true, .. })
+    }
 }
 
 /// An input of a lane.

@@ -1,23 +1,20 @@
 //! Answers.
 
-use std::collections::VecDeque;
-
-use flexcore_domain::{Command, CommandHash, Outcome, Position, Refusal, Slot, StateReply};
+use flexcore_domain::{Command, CommandHash, Outcome, Position, Slot, StateReply};
 use flexcore_eventstore::snapshot::RememberedCommand;
 
-use super::{Action, Lane, Undecided, Work};
+use super::{Action, Lane, Turn, Work};
 
 impl Lane {
-    /// The same for all that waits: nothing was recorded.
+    /// The same for all of this: nothing was recorded.
     pub(super) fn answer_all(
         &mut self,
-        waiting: VecDeque<Work>,
+        turn: &mut Turn,
+        all: impl IntoIterator<Item = Work>,
         outcome: &Outcome,
-        message: &str,
-        actions: &mut Vec<Action>,
     ) {
-        for work in waiting {
-            actions.push(match work {
+        for work in all {
+            turn.actions.push(match work {
                 Work::Command { ticket, .. } => {
                     let outcome = self.doubts.told(&work, outcome);
                     self.doubts.give_up(ticket);
@@ -26,22 +23,21 @@ impl Lane {
                 Work::OutcomeOf { ticket, .. } => {
                     Action::Answer { ticket, outcome: Some(outcome.clone()) }
                 }
-                Work::State { ticket } => {
-                    let reply = match outcome {
-                        Outcome::Faulty { message } => {
-                            StateReply::Faulty { message: message.clone() }
-                        }
-                        _ => StateReply::Unavailable { message: message.to_owned() },
-                    };
-                    Action::AnswerState { ticket, reply }
-                }
+                Work::State { ticket } => Action::AnswerState { ticket, reply: no_state(outcome) },
             });
         }
     }
 }
 
-pub(super) fn is_patient(work: &Work) -> bool {
-    matches!(work, Work::Command { patient: true, .. })
+/// The answer to a question for a state where commands would have this outcome.
+fn no_state(outcome: &Outcome) -> StateReply {
+    match outcome {
+        Outcome::Faulty { message } => StateReply::Faulty { message: message.clone() },
+        Outcome::Unavailable { message } | Outcome::NoRoom { message } => {
+            StateReply::Unavailable { message: message.clone() }
+        }
+        _ => StateReply::Unavailable { message: "the state cannot be computed".to_owned() },
+    }
 }
 
 /// The answer to a command whose id was accepted before.
@@ -60,14 +56,4 @@ pub(super) fn replay(slot: Slot, first: &RememberedCommand) -> Outcome {
         position: Some(Position { slot, sequence: first.sequence }),
         replayed: true,
     }
-}
-
-pub(super) fn refused(refusal: Refusal) -> Undecided {
-    Undecided::Told(match refusal {
-        Refusal::Rejected { code, message } => Outcome::Rejected { code, message },
-        Refusal::UnknownCommand { known } => Outcome::UnknownCommand { known },
-        Refusal::InvalidPayload { violations } => Outcome::InvalidPayload { violations },
-        Refusal::Faulty(message) => Outcome::Faulty { message },
-        Refusal::Exhausted(message) => return Undecided::Exhausted(message),
-    })
 }

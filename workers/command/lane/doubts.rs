@@ -9,7 +9,7 @@ use std::{
 use flexcore_domain::{AggregateKey, Command, CommandId, Outcome, Refusal, Slot, commit::Commit};
 use lru::LruCache;
 
-use super::{Action, Entry, Fault, Lane, Ticket, Work, is_patient, refused};
+use super::{Action, Entry, Lane, Ticket, Turn, Undecided, Work};
 
 /// Tries of a stored command whose functions use up their time or memory before it is put aside as
 /// faulty. Each takes up to 100 ms of the lane, so that they are few; before the next there are 50, 100
@@ -54,29 +54,6 @@ pub(super) struct Unanswered {
     pub(super) generation: u64,
     /// The stream sequence that the aggregate's subject must end with.
     pub(super) expects: u64,
-}
-
-/// Why a command has no commit.
-pub(super) enum Undecided {
-    /// This is its outcome.
-    Told(Outcome),
-    /// Its functions, or those of its state, reached their limits.
-    Exhausted(String),
-}
-
-impl From<Outcome> for Undecided {
-    fn from(outcome: Outcome) -> Self {
-        Self::Told(outcome)
-    }
-}
-
-impl Undecided {
-    pub(super) fn outcome(self) -> Outcome {
-        match self {
-            Self::Told(outcome) => outcome,
-            Self::Exhausted(message) => Outcome::Faulty { message },
-        }
-    }
 }
 
 impl Doubts {
@@ -140,7 +117,7 @@ impl Doubts {
     pub(super) fn told(&self, work: &Work, outcome: &Outcome) -> Outcome {
         let in_doubt = self.unanswered.contains_key(&work.ticket());
         match outcome {
-            Outcome::Faulty { message } if in_doubt && is_patient(work) => Outcome::Faulty {
+            Outcome::Faulty { message } if in_doubt && work.is_patient() => Outcome::Faulty {
                 message: format!("{message}; a commit of it had no answer and may be in the log"),
             },
             _ if in_doubt => still_unknown(),
@@ -160,7 +137,7 @@ impl Doubts {
         match undecided {
             Undecided::Exhausted(_) => self.try_again(work, key),
             Undecided::Told(Outcome::Unavailable { .. }) => {
-                is_patient(work) && attempts < LOOKS_MAX
+                work.is_patient() && attempts < LOOKS_MAX
             }
             Undecided::Told(_) => false,
         }
@@ -168,22 +145,12 @@ impl Doubts {
 
     /// True if a command that reached its limits is tried again: a stored one, some times.
     pub(super) fn try_again(&mut self, work: &Work, key: &AggregateKey) -> bool {
-        if !is_patient(work) {
+        if !work.is_patient() {
             return false;
         }
         let (_, tries) = self.exhausted.entry(work.ticket()).or_insert((key.slot(), 0));
         *tries += 1;
         *tries < TRIES_MAX
-    }
-}
-
-impl From<Fault> for Undecided {
-    fn from(fault: Fault) -> Self {
-        match fault {
-            Fault::Undeclared { known } => Self::Told(Outcome::UnknownAggregate { known }),
-            Fault::Unmade(message) => Self::Exhausted(message),
-            Fault::Refused(refusal) => refused(refusal),
-        }
     }
 }
 
@@ -217,25 +184,19 @@ impl Lane {
     }
 
     /// The state cannot be computed. Where that took too much, stored commands are tried again.
-    pub(super) fn not_folded(
-        &mut self,
-        key: AggregateKey,
-        mut waiting: VecDeque<Work>,
-        attempts: u32,
-        refusal: Refusal,
-        actions: &mut Vec<Action>,
-    ) {
-        let undecided = refused(refusal);
-        let mut again = VecDeque::new();
-        if matches!(undecided, Undecided::Exhausted(_)) {
-            let all = waiting.into_iter();
-            (again, waiting) = all.partition(|work| self.doubts.try_again(work, &key));
+    pub(super) fn not_folded(&mut self, mut turn: Turn, refusal: Refusal) -> Vec<Action> {
+        let undecided = Undecided::from(refusal);
+        let exhausted = matches!(undecided, Undecided::Exhausted(_));
+        let all = std::mem::take(&mut turn.waiting).into_iter();
+        let (again, told): (VecDeque<Work>, Vec<Work>) =
+            all.partition(|work| exhausted && self.doubts.try_again(work, &turn.key));
+        self.answer_all(&mut turn, told, &undecided.outcome());
+        if again.is_empty() {
+            return turn.actions;
         }
-        let message = "the state cannot be computed".to_owned();
-        self.answer_all(waiting, &undecided.outcome(), &message, actions);
-        if !again.is_empty() {
-            self.load(key, again, None, attempts + 1, actions);
-        }
+        turn.waiting = again;
+        turn.attempts += 1;
+        self.load(turn, None)
     }
 }
 

@@ -1,10 +1,8 @@
 //! Slots that the worker leaves.
 
-use std::collections::VecDeque;
+use flexcore_domain::Slot;
 
-use flexcore_domain::{AggregateKey, Slot};
-
-use super::{Action, Lane, Work};
+use super::{Action, Lane, Turn};
 
 impl Lane {
     /// Drops what is kept of the slot's aggregates, and what waits for them: another worker changes
@@ -22,14 +20,11 @@ impl Lane {
 
     /// The work that was under way when the slot was left has ended; later work starts from what
     /// the log has.
-    pub(super) fn begin_anew(
-        &mut self,
-        key: AggregateKey,
-        waiting: VecDeque<Work>,
-        actions: &mut Vec<Action>,
-    ) {
-        if !waiting.is_empty() {
-            self.load(key, waiting, None, 0, actions);
+    pub(super) fn begin_anew(&mut self, mut turn: Turn) -> Vec<Action> {
+        if turn.waiting.is_empty() {
+            return turn.actions;
         }
+        turn.attempts = 0;
+        self.load(turn, None)
     }
 }

@@ -1,11 +1,9 @@
 //! Commands that may be old ones: the log is asked at the places that their fingerprints name.
 
-use std::collections::VecDeque;
-
-use flexcore_domain::{AggregateKey, CommandId, Outcome, Secret};
+use flexcore_domain::{AggregateKey, CommandId, Secret};
 use flexcore_eventstore::{Error, snapshot::RememberedCommand};
 
-use super::{Action, Busy, Entry, Lane, Phase, Recall, Work};
+use super::{Action, Entry, Lane, Phase, Recall, Turn, Work};
 
 /// The command that has to be looked up before this can be worked on, and where.
 pub(super) fn to_look_up(entry: &Entry, work: &Work) -> Option<(CommandId, Vec<u64>)> {
@@ -25,16 +23,15 @@ impl Lane {
     /// before.
     pub(super) fn look_up(
         &mut self,
-        key: AggregateKey,
+        turn: Turn,
         entry: Entry,
-        (id, places): (CommandId, Vec<u64>),
-        waiting: VecDeque<Work>,
-        attempts: u32,
-        actions: &mut Vec<Action>,
-    ) {
-        actions.push(Action::LookUp { key: key.clone(), id: id.clone(), places });
-        let phase = Phase::LookingUp { entry: Box::new(entry), id, generation: self.generation };
-        self.busy.insert(key, Busy { phase, waiting, attempts, void: false });
+        id: CommandId,
+        places: Vec<u64>,
+    ) -> Vec<Action> {
+        let action = Action::LookUp { key: turn.key.clone(), id: id.clone(), places };
+        let entry = Box::new(entry);
+        let phase = Phase::LookingUp { entry, id, generation: self.generation };
+        self.wait_for(turn, phase, action)
     }
 
     pub(super) async fn looked_up(
@@ -42,26 +39,19 @@ impl Lane {
         key: AggregateKey,
         result: Result<Option<RememberedCommand>, Error>,
         now_ms: i64,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(Busy { phase, waiting, attempts, void }) = self.busy.remove(&key) else { return };
-        let Phase::LookingUp { mut entry, id, generation } = phase else { return };
+    ) -> Vec<Action> {
+        let Some((turn, phase, void)) = self.resume(key, now_ms) else { return Vec::new() };
+        let Phase::LookingUp { mut entry, id, generation } = phase else { return Vec::new() };
         if void || generation != self.generation {
-            return self.begin_anew(key, waiting, actions);
+            return self.begin_anew(turn);
         }
         match result {
             Ok(said) => {
                 entry.looked_up(id, said);
-                self.drain(key, *entry, waiting, attempts, now_ms, actions).await;
+                self.drain(turn, *entry).await
             }
-            Err(Error::Unavailable(message)) => {
-                self.not_loaded(key, Some(entry), waiting, attempts, message, actions);
-            }
-            Err(broken) => {
-                let message = broken.to_string();
-                let outcome = Outcome::Faulty { message: message.clone() };
-                self.answer_all(waiting, &outcome, &message, actions);
-            }
+            Err(Error::Unavailable(message)) => self.not_loaded(turn, Some(entry), message),
+            Err(broken) => self.broken(turn, &broken),
         }
     }
 

@@ -2,21 +2,18 @@
 
 use std::collections::VecDeque;
 
-use flexcore_domain::{AggregateKey, Outcome};
+use flexcore_domain::Outcome;
 
-use super::{Action, Appending, Lane, Recall, Work};
+use super::{Action, Appending, Lane, Recall, Turn, Work};
 
 impl Lane {
     /// A commit is larger than the log takes, and would be each time: the command is refused.
     pub(super) async fn too_large(
         &mut self,
-        key: AggregateKey,
+        mut turn: Turn,
         appending: Appending,
         why: &str,
-        waiting: VecDeque<Work>,
-        now_ms: i64,
-        actions: &mut Vec<Action>,
-    ) {
+    ) -> Vec<Action> {
         let Appending { before, command, patient, ticket, generation, .. } = appending;
         let message = format!(
             "the events of {} are too large for one commit: in their envelopes {why}; record fewer \
@@ -24,41 +21,39 @@ impl Lane {
             command.name
         );
         let work = Work::Command { command, patient, ticket };
-        let outcome = Outcome::Faulty { message: message.clone() };
-        self.answer_all(VecDeque::from([work]), &outcome, &message, actions);
+        self.answer_all(&mut turn, [work], &Outcome::Faulty { message });
         if generation != self.generation {
-            return self.begin_anew(key, waiting, actions);
+            return self.begin_anew(turn);
         }
-        self.drain(key, before, waiting, 0, now_ms, actions).await;
+        turn.attempts = 0;
+        self.drain(turn, before).await
     }
 
     /// The broker's storage is full. A client that waits gets its answer at once. A command from
     /// the queue is tried again now and then, in its order, until there is room.
     pub(super) fn no_room(
         &mut self,
-        key: AggregateKey,
+        mut turn: Turn,
         appending: Appending,
-        why: &str,
-        waiting: VecDeque<Work>,
-        attempts: u32,
-        actions: &mut Vec<Action>,
-    ) {
+        why: String,
+    ) -> Vec<Action> {
         let Appending { before, command, patient, ticket, generation, guessed, .. } = appending;
         let known = !guessed && generation == self.generation;
-        let outcome = Outcome::NoRoom { message: why.to_owned() };
-        let all = std::iter::once(Work::Command { command, patient, ticket }).chain(waiting);
+        turn.waiting.push_front(Work::Command { command, patient, ticket });
         // A repeated one has its outcome already, or may have.
-        let (told, left): (VecDeque<Work>, VecDeque<Work>) = all.partition(|work| {
-            matches!(work, Work::Command { command, patient: false, .. }
+        let (told, left): (Vec<Work>, VecDeque<Work>) =
+            turn.waiting.into_iter().partition(|work| {
+                matches!(work, Work::Command { command, patient: false, .. }
                 if before.recall(&command.id) == Recall::Never)
-        });
-        self.answer_all(told, &outcome, why, actions);
-        if left.is_empty() {
-            if known {
-                self.cache.put(key, before);
-            }
-        } else {
-            self.load(key, left, known.then(|| Box::new(before)), attempts, actions);
+            });
+        turn.waiting = left;
+        self.answer_all(&mut turn, told, &Outcome::NoRoom { message: why });
+        if !turn.waiting.is_empty() {
+            return self.load(turn, known.then(|| Box::new(before)));
         }
+        if known {
+            self.cache.put(turn.key, before);
+        }
+        turn.actions
     }
 }

@@ -1,0 +1,50 @@
+//! Commands without a commit.
+
+use flexcore_domain::{Outcome, Refusal};
+
+use super::Fault;
+
+/// Why a command has no commit.
+pub(super) enum Undecided {
+    /// This is its outcome.
+    Told(Outcome),
+    /// Its functions, or those of its state, used up what they may.
+    Exhausted(String),
+}
+
+impl From<Outcome> for Undecided {
+    fn from(outcome: Outcome) -> Self {
+        Self::Told(outcome)
+    }
+}
+
+impl Undecided {
+    pub(super) fn outcome(self) -> Outcome {
+        match self {
+            Self::Told(outcome) => outcome,
+            Self::Exhausted(message) => Outcome::Faulty { message },
+        }
+    }
+}
+
+impl From<Refusal> for Undecided {
+    fn from(refusal: Refusal) -> Self {
+        Self::Told(match refusal {
+            Refusal::Rejected { code, message } => Outcome::Rejected { code, message },
+            Refusal::UnknownCommand { known } => Outcome::UnknownCommand { known },
+            Refusal::InvalidPayload { violations } => Outcome::InvalidPayload { violations },
+            Refusal::Faulty(message) => Outcome::Faulty { message },
+            Refusal::Exhausted(message) => return Self::Exhausted(message),
+        })
+    }
+}
+
+impl From<Fault> for Undecided {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Undeclared { known } => Self::Told(Outcome::UnknownAggregate { known }),
+            Fault::Unmade(message) => Self::Exhausted(message),
+            Fault::Refused(refusal) => refusal.into(),
+        }
+    }
+}
