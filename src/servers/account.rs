@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, fetch::output, io_error};
+use crate::{Error, io_error, output::output};
 
 /// Where root keeps what an unprivileged user must reach, when the folder asked for is below one
 /// that only root can enter, such as /root. Only root can write there, unlike /tmp.

@@ -7,12 +7,11 @@ use std::{
     fs::{File, OpenOptions},
     io::Read as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
 use sha2::{Digest as _, Sha256};
 
-use crate::{Error, account, io_error};
+use crate::{Error, account, io_error, output::output};
 
 /// Where a package comes from.
 #[derive(Debug, Clone, Copy)]
@@ -165,27 +164,6 @@ pub fn once(
     make(&partial)?;
     std::fs::rename(&partial, &place).map_err(io_error("put a package into the cache"))?;
     Ok(place)
-}
-
-/// Runs a program to its end and gives its standard output; the error is its last line of standard
-/// error, or why it could not be started.
-pub(crate) fn output(
-    program: &str,
-    arguments: &[&str],
-    folder: Option<&Path>,
-) -> Result<String, String> {
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null());
-    if let Some(folder) = folder {
-        command.current_dir(folder);
-    }
-    let done = command.output().map_err(|error| format!("{program}: {error}"))?;
-    if done.status.success() {
-        return Ok(String::from_utf8_lossy(&done.stdout).into_owned());
-    }
-    let errors = String::from_utf8_lossy(&done.stderr);
-    let last = errors.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no message");
-    Err(format!("{program} {}: {last} ({})", arguments.join(" "), done.status))
 }
 
 pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<(), Error> {

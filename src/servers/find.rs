@@ -7,8 +7,9 @@ use std::{
 
 use crate::{
     Error, Sources, account,
-    fetch::{Package, Registry, output, run, text},
+    fetch::{Package, Registry, run, text},
     io_error,
+    output::output,
 };
 
 /// The oldest nats-server that keeps what it acknowledged: older ones have holes in `always`.

@@ -10,6 +10,7 @@ pub mod fetch;
 mod find;
 mod guard;
 mod nats;
+mod output;
 mod postgres;
 mod probe;
 

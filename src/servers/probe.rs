@@ -6,8 +6,9 @@ use serde::Serialize;
 
 use crate::{
     account,
-    fetch::{Package, output},
+    fetch::Package,
     find::{self, Found},
+    output::output,
 };
 
 /// Open files that a busy `dev` needs: a few for each stream, connection and database file.
