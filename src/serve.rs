@@ -1,10 +1,7 @@
 //! The common part of `dev`, `demo`, `gateway`, `worker` and the benches: an open installation, and
 //! the roles that serve from it until they are told to stop.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
 use flexcore_auth::Verifier;
@@ -14,6 +11,7 @@ use flexcore_domain::AggregateKey;
 use flexcore_eventstore::{self as eventstore, EventStore, Profile};
 use flexcore_gateway::{self as gateway, RenderMetrics};
 use flexcore_readmodel::{self as readmodel, ReadModels};
+use flexcore_resilience::Backoff;
 use flexcore_workers as workers;
 use tokio::{
     net::TcpListener,
@@ -51,13 +49,11 @@ pub(crate) struct Installation {
 
 /// A cut connection is noticed after two of these; the client's own default takes minutes.
 const PING_INTERVAL: Duration = Duration::from_secs(3);
-/// Longest pause between two tries to reach a server.
-const RETRY_LONGEST: Duration = Duration::from_secs(5);
+/// Between two tries to reach a server. The first moments of an outage look like many quick tries.
+const RETRY: Backoff =
+    Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(5) };
 /// Requests that may wait inside the client: what the gateway and the lanes have under way.
 const CLIENT_CAPACITY: usize = 65_536;
-/// The first moments of an outage look like this many quick tries.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-
 /// Longest wait for one server to take a connection: another one may.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -69,18 +65,13 @@ pub(crate) async fn connect(urls: &[String]) -> anyhow::Result<async_nats::Clien
         .connection_timeout(CONNECT_TIMEOUT)
         .client_capacity(CLIENT_CAPACITY)
         .subscription_capacity(CLIENT_CAPACITY)
-        .reconnect_delay_callback(|attempts| backoff(u32::try_from(attempts).unwrap_or(u32::MAX)))
+        .reconnect_delay_callback(|tries| {
+            let tries = u32::try_from(tries).unwrap_or(u32::MAX);
+            RETRY.jittered(tries.saturating_add(1))
+        })
         .connect(urls)
         .await
         .with_context(|| format!("no connection to the broker at {}", urls.join(", ")))
-}
-
-/// Doubling from the first pause to the longest, and a part of it left to chance.
-fn backoff(attempts: u32) -> Duration {
-    let full = RETRY_FIRST.saturating_mul(2_u32.saturating_pow(attempts.min(10)));
-    let full = full.min(RETRY_LONGEST);
-    let chance = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
-    full / 2 + full / 2 * (chance % 1_000) / 1_000
 }
 
 impl Installation {
@@ -153,7 +144,7 @@ impl Installation {
             tracing::warn!(error = format!("{error:#}"), "waiting for the servers");
             tokio::select! {
                 () = stop.cancelled() => return Err(error),
-                () = tokio::time::sleep(backoff(attempts)) => attempts += 1,
+                () = tokio::time::sleep(RETRY.jittered(attempts + 1)) => attempts += 1,
             }
         }
     }

@@ -32,7 +32,7 @@ const EDGES: &[(&str, &[&str], &str)] = &[
     ("out", &[], "it prints, whatever is printed"),
     ("servers", &[], "it starts servers, whatever runs on them"),
     ("broker", &[], "it publishes and reads, whatever a stream holds"),
-    ("cluster", &[], "leases and slots are about members, whatever these do"),
+    ("cluster", &["resilience"], "leases and slots are about members, whatever these do"),
     ("resilience", &[], "everybody may use it, so it may use nobody"),
     (
         "definition",
@@ -113,6 +113,13 @@ const FEATURES: &[(&str, &str, &str)] = &[
     ("serde_json", "preserve_order", "documents and states keep the order of their keys"),
 ];
 
+/// Where pauses grow, and chance makes them shorter.
+const PAUSES: &str = "src/resilience/pause.rs";
+
+/// Where a pause between looks is doubled, with nothing that has failed.
+const DOUBLED: &[&str] =
+    &["src/cluster/node.rs", "src/gateway/routes/commands.rs", "workers/command/queue.rs"];
+
 /// Calls and attributes that are not used: pattern, folders where they are looked for, files that
 /// may have them, and what to write instead. Where `tests` is among the folders, unit tests count.
 const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
@@ -156,6 +163,14 @@ const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
         &[],
         "tokio::time::sleep",
     ),
+    // One backoff, one source of jitter.
+    ("rand::random", &["src", "workers"], &[PAUSES], "flexcore_resilience::jitter"),
+    ("RandomState::new().hash_one", &["src", "workers"], &[], "flexcore_resilience::jitter"),
+    ("subsec_nanos", &["src", "workers"], &[], "flexcore_resilience::jitter"),
+    ("fn backoff", &["src", "workers"], &[], "flexcore_resilience::Backoff"),
+    ("fn jitter", &["src", "workers"], &[PAUSES], "flexcore_resilience::jitter"),
+    ("pause * 2", &["src", "workers"], DOUBLED, "flexcore_resilience::Backoff"),
+    ("saturating_pow", &["src", "workers"], &[], "flexcore_resilience::Backoff"),
 ];
 
 /// Words that say nothing about what a type is.

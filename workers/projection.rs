@@ -9,6 +9,7 @@
 
 mod batch;
 mod commit;
+mod failure;
 mod former;
 mod indexing;
 mod looks;
@@ -30,6 +31,7 @@ use flexcore_definition::Catalog;
 use flexcore_domain::Name;
 use flexcore_eventstore::EventStore;
 use flexcore_readmodel::{Error, Owned, ReadModels, Requests, State, Version};
+use flexcore_resilience::Backoff;
 use metrics::gauge;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -38,9 +40,12 @@ use former::Former;
 use indexing::Indexing;
 use origin::Origin;
 use reader::{End, Reader};
-use readers::{Readers, backoff};
+use readers::Readers;
 use share::share;
 
+/// Before a look, or a reader, that failed begins again.
+const RETRY: Backoff =
+    Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(5) };
 /// Between two looks at what is to be run, when nothing tells of a change: how soon a reader that
 /// failed may start again.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -149,14 +154,14 @@ impl Worker {
                 Err(Error::Gone(missing)) => {
                     attempt += 1;
                     self.make_anew(readers, &missing).await;
-                    backoff(attempt)
+                    RETRY.jittered(attempt + 1)
                 }
                 Err(error) => {
                     attempt += 1;
                     if attempt.is_power_of_two() {
                         tracing::warn!(%error, attempt, "read models stay as they are for now");
                     }
-                    backoff(attempt)
+                    RETRY.jittered(attempt + 1)
                 }
             };
             metrics::gauge!("flexcore_projection_looks_failed").set(f64::from(attempt));

@@ -14,8 +14,10 @@
 //! Leases keep two members from the same work for most of the time. The epoch makes it safe: the
 //! resource that a member works on refuses work under an older one.
 
+mod assigned;
 mod bucket;
 mod fence;
+mod guard;
 mod lease;
 mod member;
 #[cfg(test)]
@@ -25,6 +27,7 @@ mod owners;
 mod plan;
 #[cfg(test)]
 mod plan_tests;
+mod settings;
 mod size;
 mod view;
 
@@ -36,10 +39,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+pub use assigned::Assigned;
+pub use guard::Guard;
 pub use lease::{Found, Lease, Step, Terms, Written};
-pub use member::{Assigned, Guard, Member, Settings};
+pub use member::Member;
 pub use owners::{Answer, Owners, Unanswered};
 pub use plan::{Map, Place, plan};
+pub use settings::Settings;
 pub use view::{Seat, View, drain, look, reset, undrain};
 
 /// Duration of a lease unless configured: longer than the broker needs to elect a leader of a

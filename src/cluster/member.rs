@@ -1,97 +1,16 @@
 //! The handle that a process has on its membership.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    Error, Kind, LEASE, Map, MemberId, Record, Serves,
+    Assigned, Error, Guard, Kind, Map, MemberId, Record, Serves, Settings,
     bucket::{Bucket, Entry},
     node::{Ends, Node, RENEWALS},
     size,
 };
-
-/// Settings of a process as a member.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Its name, for people; its id is the first 40 characters of this and a random part.
-    pub name: String,
-    /// Its role, for people: `gateway`, `worker`, `dev`.
-    pub role: String,
-    /// The kinds that it can serve. One that serves something can lead.
-    pub kinds: BTreeSet<Kind>,
-    /// Duration of its leases, in whole seconds.
-    pub lease: Duration,
-    /// Copies of the bucket, when it has to be made.
-    pub replicas: usize,
-}
-
-impl Settings {
-    /// A member of this name and role that serves these kinds.
-    #[must_use]
-    pub fn new(name: &str, role: &str, kinds: impl IntoIterator<Item = Kind>) -> Self {
-        Self {
-            name: name.to_owned(),
-            role: role.to_owned(),
-            kinds: kinds.into_iter().collect(),
-            lease: LEASE,
-            replicas: 1,
-        }
-    }
-}
-
-/// The places that a member is to serve.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Assigned {
-    /// The sequence of the map that says so; to be reported.
-    pub followed: u64,
-    /// The places by number, each with the epoch of the ownership.
-    pub places: BTreeMap<Kind, BTreeMap<u16, u64>>,
-    /// Those that it has and is to leave, when it has answered what it has taken on.
-    pub leaving: BTreeMap<Kind, BTreeMap<u16, u64>>,
-}
-
-impl Assigned {
-    /// The places of one kind.
-    #[must_use]
-    pub fn of(&self, kind: Kind) -> BTreeMap<u16, u64> {
-        self.places.get(&kind).cloned().unwrap_or_default()
-    }
-
-    /// Those of one kind that it is to leave.
-    #[must_use]
-    pub fn leaving(&self, kind: Kind) -> BTreeMap<u16, u64> {
-        self.leaving.get(&kind).cloned().unwrap_or_default()
-    }
-}
-
-/// A monotonic clock in milliseconds that every part of the process reads alike.
-pub(crate) fn now_ms(origin: Instant) -> u64 {
-    u64::try_from(origin.elapsed().as_millis()).unwrap_or(u64::MAX)
-}
-
-/// Says if the process may act as a member just now; cheap to clone and to ask.
-#[derive(Clone, Debug)]
-pub struct Guard {
-    pub(crate) origin: Instant,
-    pub(crate) until_ms: Arc<AtomicU64>,
-}
-
-impl Guard {
-    /// True if the member's lease holds: ask right before each effect.
-    #[must_use]
-    pub fn holds(&self) -> bool {
-        now_ms(self.origin) < self.until_ms.load(Ordering::Acquire)
-    }
-}
 
 /// A membership. Cheap to clone; it ends with [`Self::leave`], or with the process.
 #[derive(Clone)]
@@ -122,7 +41,7 @@ impl Member {
         let (looks, wanted) = mpsc::unbounded_channel();
         let (leaving, gone) = (CancellationToken::new(), CancellationToken::new());
         let resigning = CancellationToken::new();
-        let guard = Guard { origin: Instant::now(), until_ms: Arc::default() };
+        let guard = Guard::new();
         let mut node = Node::new(bucket.clone(), id.clone(), &settings, guard.clone());
         size::check_member(node.record())?;
         node.told = Some((tell_map, tell_assigned));

@@ -4,12 +4,12 @@ mod leader;
 
 use std::{
     collections::BTreeMap,
-    hash::{BuildHasher as _, RandomState},
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use async_nats::{Message, Subscriber, connection::State};
+use flexcore_resilience::jitter;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -19,11 +19,10 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Assigned, Error, Kind, MemberId, Record, Serves, Settings,
+    Assigned, Error, Guard, Kind, MemberId, Record, Serves, Settings,
     bucket::{Bucket, Condition, Entry, LEADER, MAP},
     fence::Fence,
     lease::{Found, Lease, Step, Terms, Written},
-    member::{Guard, now_ms},
     plan::Map,
     unavailable,
 };
@@ -154,7 +153,7 @@ impl Node {
     }
 
     fn now_ms(&self) -> u64 {
-        now_ms(self.guard.origin)
+        self.guard.now_ms()
     }
 
     pub(crate) async fn run(
@@ -471,11 +470,4 @@ fn found<T: for<'a> Deserialize<'a>>(
             Some((beat, epoch)) => Found::Ours { sequence, beat, epoch },
         },
     }
-}
-
-/// Between half of it and all of it, so that members do not act in step.
-fn jitter(full: Duration) -> Duration {
-    // A fresh RandomState is seeded anew: randomness enough for a pause.
-    let part = RandomState::new().hash_one(0) % 1_000;
-    full / 2 + full.mul_f64(part as f64 / 2_000.0)
 }

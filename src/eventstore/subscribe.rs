@@ -9,6 +9,7 @@ use async_nats::jetstream::{
 use bytes::Bytes;
 use flexcore_broker::ephemeral::{self, Ephemeral, Lost, PULL_BYTES_MIN};
 use flexcore_domain::{AggregateKey, Commit, Slot, Tenant};
+use flexcore_resilience::Backoff;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
@@ -71,9 +72,9 @@ const PULL_BYTES_MAX: usize = 4 << 20;
 const BATCH_BYTES_MAX: usize = 16 << 20;
 /// The same for one tenant's events, of which a client reads and there may be hundreds.
 const CLIENTS_MESSAGES_MAX: usize = 64;
-/// First and longest time between two makings of a consumer of which nothing came.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_LONGEST: Duration = Duration::from_secs(3);
+/// Between two makings of a consumer of which nothing came.
+const RETRY: Backoff =
+    Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(3) };
 /// Time between a waiting reader's looks for messages that were lost on their way.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
@@ -129,7 +130,8 @@ pub struct Subscription {
     source: Option<Source>,
     /// None is made before that.
     resume_at: Instant,
-    retry_after: Duration,
+    /// Makings in a row of which nothing came.
+    retries: u32,
     /// `None`: commits are not checked against one another.
     links: Option<Links>,
     /// Aggregates whose commits do not follow one another.
@@ -244,7 +246,7 @@ impl EventStore {
             last: None,
             source: None,
             resume_at: Instant::now(),
-            retry_after: RETRY_FIRST,
+            retries: 0,
             links,
             broken: HashSet::new(),
             next: None,
@@ -356,7 +358,7 @@ impl Subscription {
         if let Ok(recorded) = &read {
             self.last = Some((sequence, recorded.hash));
         }
-        self.retry_after = RETRY_FIRST;
+        self.retries = 0;
         Ok(Some(read))
     }
 
@@ -412,8 +414,8 @@ impl Subscription {
             return Ok(false);
         }
         // One that is made may be out of reach, or gone again at once.
-        self.resume_at = Instant::now() + self.retry_after;
-        self.retry_after = (self.retry_after * 2).min(RETRY_LONGEST);
+        self.retries = self.retries.saturating_add(1);
+        self.resume_at = Instant::now() + RETRY.after(self.retries);
         match self.consume().await {
             Ok(source) => self.source = Some(source),
             Err(error) if error.is_passing() => {

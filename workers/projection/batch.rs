@@ -1,13 +1,21 @@
 //! From commits of the log to what each version does with them. Pure.
 
-use std::{collections::HashSet, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use flexcore_domain::{AggregateKey, Commit, Event, EventName, Hash, Slot};
 use flexcore_eventstore::{Broken, Recorded};
 use flexcore_readmodel::{Change, Mark, Move, Parked, Part, Portions, Reads, Unfit, Version};
+use serde_json::value::RawValue;
 
-use super::upcast::Upcasted;
+/// An event, by commit and event, and what it is brought to.
+pub(super) type EventAt = (usize, usize, Hash);
+
+/// New data of events; or why there is none.
+pub(super) type Upcasted = HashMap<EventAt, Result<Box<RawValue>, String>>;
 
 /// A version and where its checkpoints are.
 pub(super) struct Model {

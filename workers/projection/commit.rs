@@ -7,7 +7,7 @@ use metrics::counter;
 
 use super::{
     batch::{Batch, Dead},
-    reader::Failure,
+    failure::Failure,
 };
 
 /// Puts aside what cannot be applied, then applies the rest. Changes that the table refuses are

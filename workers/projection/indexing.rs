@@ -5,10 +5,11 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use flexcore_domain::Name;
 use flexcore_readmodel::{Error, ReadModels, State, Version};
+use flexcore_resilience::Backoff;
 use metrics::gauge;
 use tokio::{task::JoinSet, time::Instant};
 
-use super::readers::RETRY_LONGEST;
+use super::RETRY;
 
 /// First and longest pause after a build that failed. It has read and sorted the table, and may have filled
 /// the disk or waited long for somebody who is not done: it must not do so every few seconds.
@@ -116,7 +117,7 @@ impl Indexing {
             }
             Ok(false) => {
                 let attempt = self.attempts(id);
-                let again = now + RETRY_LONGEST;
+                let again = now + RETRY.longest;
                 self.resting.insert(id, Resting { error: None, attempt, again, wanted });
             }
             Err(error) => self.failed(&Unindexed { id, wanted, error }, now),
@@ -127,7 +128,8 @@ impl Indexing {
     pub(super) fn failed(&mut self, unindexed: &Unindexed, now: Instant) {
         let Unindexed { id, wanted, error } = unindexed;
         let attempt = self.attempts(*id) + 1;
-        let again = now + pause(self.pause, attempt);
+        let pauses = Backoff { first: self.pause, longest: PAUSE_LONGEST };
+        let again = now + pauses.after(attempt);
         let error = format!("an index cannot be made: {error}; it is tried again within the hour");
         let (error, wanted) = (Some(Error::InTheWay(error)), wanted.clone());
         self.resting.insert(*id, Resting { error, attempt, again, wanted });
@@ -136,12 +138,6 @@ impl Indexing {
     fn attempts(&self, id: i64) -> u32 {
         self.resting.get(&id).map_or(0, |resting| resting.attempt)
     }
-}
-
-/// The pause after so many builds that failed.
-fn pause(first: Duration, attempt: u32) -> Duration {
-    let times = 2_u32.saturating_pow(attempt.saturating_sub(1));
-    first.saturating_mul(times).min(PAUSE_LONGEST)
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use tracing::Instrument as _;
 use super::{
     batch::{self, Batch, Model},
     commit::commit,
+    failure::Failure,
     indexing::Unindexed,
     looks::Looks,
     upcast::Upcasts,
@@ -76,24 +77,6 @@ pub(super) enum End {
     Refused { reason: String, names: Vec<(i64, Name)> },
     /// The log is damaged.
     Broken { reason: String, names: Vec<(i64, Name)> },
-}
-
-/// Why a step failed.
-pub(super) enum Failure {
-    ReadModel(Error),
-    Log(eventstore::Error),
-}
-
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self::ReadModel(error)
-    }
-}
-
-impl From<eventstore::Error> for Failure {
-    fn from(error: eventstore::Error) -> Self {
-        Self::Log(error)
-    }
 }
 
 /// The result of a step.

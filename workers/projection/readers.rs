@@ -2,10 +2,8 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    hash::{BuildHasher as _, RandomState},
     panic::AssertUnwindSafe,
     sync::Arc,
-    time::Duration,
 };
 
 use flexcore_domain::Name;
@@ -16,13 +14,10 @@ use tokio::{task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    RETRY,
     reader::{End, Reader},
     share::{owned, share},
 };
-
-/// First and longest pause before a reader that failed starts again.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-pub(super) const RETRY_LONGEST: Duration = Duration::from_secs(5);
 
 /// The targets of one reader: versions' ids, their portions, and the epoch under which each is
 /// owned.
@@ -141,7 +136,7 @@ impl Readers {
         if attempt <= 1 {
             tracing::warn!(reason, "a projection's reader starts again");
         }
-        self.resting.insert(group, (Instant::now() + backoff(attempt), attempt));
+        self.resting.insert(group, (Instant::now() + RETRY.jittered(attempt + 1), attempt));
     }
 
     fn stopped(&mut self, reason: &str, names: Vec<(i64, Name)>) {
@@ -166,14 +161,6 @@ fn ids(group: &Group) -> BTreeSet<i64> {
 async fn caught(names: Vec<(i64, Name)>, reading: impl Future<Output = End>) -> End {
     let ended = AssertUnwindSafe(reading).catch_unwind().await;
     ended.unwrap_or_else(|_| End::Refused { reason: "its reader panicked".to_owned(), names })
-}
-
-/// Doubling, with jitter, so that many workers do not come back in step.
-pub(super) fn backoff(attempt: u32) -> Duration {
-    let pause = (RETRY_FIRST * 2_u32.saturating_pow(attempt.min(16))).min(RETRY_LONGEST);
-    // A fresh RandomState is seeded anew: randomness enough for a pause.
-    let jitter = RandomState::new().hash_one(attempt) % 1_000;
-    pause.mul_f64(0.5 + jitter as f64 / 2_000.0)
 }
 
 #[cfg(test)]

@@ -15,20 +15,14 @@ use flexcore_script::{
 use serde_json::value::RawValue;
 use tokio::sync::{mpsc, oneshot};
 
-use super::batch::Model;
+use super::batch::{EventAt, Model, Upcasted};
 
 /// Tries of an upcast that uses up its time or memory before its event is parked.
 const TRIES_MAX: u32 = 4;
 
-/// An event, by commit and event, and what it is brought to.
-type Place = (usize, usize, Hash);
-
-/// New data of events; or why there is none.
-pub(super) type Upcasted = HashMap<Place, Result<Box<RawValue>, String>>;
-
 /// An event with its place in the batch.
 struct Old {
-    place: Place,
+    at: EventAt,
     key: AggregateKey,
     event: Event,
     followed: Followed,
@@ -53,7 +47,7 @@ impl Upcasts {
         if old.is_empty() {
             return Upcasted::new();
         }
-        let places: Vec<_> = old.iter().map(|old| old.place).collect();
+        let all: Vec<_> = old.iter().map(|old| old.at).collect();
         let (answer, answered) = oneshot::channel();
         let sent = match self.thread() {
             Ok(thread) => thread.send((old, answer)).await.is_ok(),
@@ -66,7 +60,7 @@ impl Upcasts {
         upcasted.unwrap_or_else(|| {
             self.thread = None;
             let failed = || Err("upcast: the script's thread ended".to_owned());
-            places.into_iter().map(|place| (place, failed())).collect()
+            all.into_iter().map(|at| (at, failed())).collect()
         })
     }
 
@@ -85,7 +79,7 @@ fn old(models: &[Model], commits: &[Recorded]) -> Vec<Old> {
     let (mut old, mut seen) = (Vec::new(), HashSet::new());
     for model in models {
         let plan = &model.version.plan;
-        for (at, recorded) in commits.iter().enumerate() {
+        for (nth_commit, recorded) in commits.iter().enumerate() {
             if !model.takes(recorded) {
                 continue;
             }
@@ -94,10 +88,10 @@ fn old(models: &[Model], commits: &[Recorded]) -> Vec<Old> {
                     continue;
                 }
                 let Reads::Upcast(followed) = plan.reads(&recorded.commit, event) else { continue };
-                let place = (at, nth, followed.fingerprint);
-                if seen.insert(place) {
+                let at = (nth_commit, nth, followed.fingerprint);
+                if seen.insert(at) {
                     old.push(Old {
-                        place,
+                        at,
                         key: recorded.commit.key.clone(),
                         event: event.clone(),
                         followed: followed.clone(),
@@ -114,8 +108,8 @@ async fn serve(scripts: Scripts<Made>, mut requests: mpsc::Receiver<Request>) {
     while let Some((old, answer)) = requests.recv().await {
         let mut upcasted = Upcasted::with_capacity(old.len());
         for old in old {
-            let (place, data) = (old.place, upcast(&scripts, old).await);
-            upcasted.insert(place, data);
+            let (at, data) = (old.at, upcast(&scripts, old).await);
+            upcasted.insert(at, data);
         }
         // The reader may have ended meanwhile.
         let _ = answer.send(upcasted);

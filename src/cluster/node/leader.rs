@@ -6,9 +6,10 @@ use std::{
     time::Duration,
 };
 
+use flexcore_resilience::jitter;
 use tokio::time::Instant;
 
-use super::{Node, RETRY, jitter};
+use super::{Node, RETRY};
 use crate::{
     Error, MemberId, Record,
     bucket::{Condition, LEADER, MAP},
