@@ -47,7 +47,7 @@ use tokio_util::{
     task::{AbortOnDropHandle, TaskTracker},
 };
 
-pub use deciders::NativeDeciders;
+pub use deciders::{LaterDecider, LaterDeciders, NativeDeciders, NoDecision, ToDecide};
 
 use clock::Clock;
 use messages::{Input, Work};
@@ -63,6 +63,8 @@ pub struct Settings {
     pub cache_bytes_max: usize,
     /// Deciders written in Rust.
     pub native: NativeDeciders,
+    /// Deciders that answer later, such as those of plugins.
+    pub later: LaterDeciders,
     /// This host's clock, in milliseconds since 1970-01-01 UTC: what deciders see as `now`, unless
     /// it is far ahead of the broker's, or their aggregate's last event is later.
     pub clock: fn() -> i64,
@@ -74,6 +76,7 @@ impl Default for Settings {
             lanes: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8),
             cache_bytes_max: 128 << 20,
             native: Arc::new(|_| None),
+            later: Arc::new(|_| None),
             clock: now_ms,
         }
     }

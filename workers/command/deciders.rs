@@ -14,9 +14,38 @@ use flexcore_script::{
     ScriptDecider,
     threads::{Of, Scripts},
 };
+use futures::future::BoxFuture;
 
 /// Deciders written in Rust: a fresh one for an aggregate, or `None` when JavaScript decides.
 pub type NativeDeciders = Arc<dyn Fn(&AggregateName) -> Option<Box<dyn Decider>> + Send + Sync>;
+
+/// A decider that answers later, such as a plugin's. Whoever calls it bounds its time.
+pub type LaterDecider =
+    Arc<dyn Fn(ToDecide) -> BoxFuture<'static, Result<Decision, NoDecision>> + Send + Sync>;
+
+/// The aggregates' deciders that answer later; `None`: this aggregate's is called on the lane's thread.
+/// Their events are folded there in any case.
+pub type LaterDeciders = Arc<dyn Fn(&AggregateName) -> Option<LaterDecider> + Send + Sync>;
+
+/// All that a decider is told of a command.
+#[derive(Clone, Debug)]
+pub struct ToDecide {
+    /// The aggregate's state.
+    pub state: State,
+    /// The command.
+    pub command: Command,
+    /// The rest that it may know.
+    pub context: Context,
+}
+
+/// Why a decider that answers later gave no decision.
+#[derive(Clone, Debug)]
+pub enum NoDecision {
+    /// It says so. [`Refusal::Exhausted`]: it did not answer in time.
+    Refused(Refusal),
+    /// It cannot be asked just now: clients are told so, stored commands wait for it.
+    Away(String),
+}
 
 /// Fingerprint of deciders in Rust: their snapshots are void with another version of FlexCore.
 const NATIVE_FINGERPRINT: &str = concat!("rust-", env!("CARGO_PKG_VERSION"));
@@ -25,6 +54,7 @@ const NATIVE_FINGERPRINT: &str = concat!("rust-", env!("CARGO_PKG_VERSION"));
 pub(super) struct Deciders {
     catalog: Arc<Catalog>,
     native: NativeDeciders,
+    later: LaterDeciders,
     scripts: Scripts<Made>,
     /// The thread's deciders are those of another catalog.
     outdated: bool,
@@ -57,9 +87,15 @@ impl Deciders {
     pub(super) fn new(
         catalog: Arc<Catalog>,
         native: NativeDeciders,
+        later: LaterDeciders,
         scripts: Scripts<Made>,
     ) -> Self {
-        Self { catalog, native, scripts, outdated: false, fingerprints: HashMap::new() }
+        Self { catalog, native, later, scripts, outdated: false, fingerprints: HashMap::new() }
+    }
+
+    /// True if the aggregate's decider is asked, and answers later.
+    pub(super) fn answers_later(&self, name: &AggregateName) -> bool {
+        (self.later)(name).is_some()
     }
 
     /// Goes over to another catalog. Unchanged deciders are kept.

@@ -3,6 +3,7 @@
 //! different aggregates overlap.
 
 mod answers;
+mod asking;
 mod doubts;
 mod fold;
 mod leave;
@@ -14,14 +15,16 @@ mod unstored;
 
 use std::{
     collections::{HashMap, VecDeque},
+    ops::ControlFlow,
     sync::Arc,
     time::Duration,
 };
 
-use flexcore_domain::{AggregateKey, Command, CommandId, Context, Outcome, Secret, commit::Commit};
+use flexcore_domain::{AggregateKey, Command, CommandId, Outcome, Secret, commit::Commit};
 use flexcore_eventstore::{Appended, Error};
 
-use answers::{repeated, replay};
+use answers::replay;
+use asking::{Asking, concluded, context};
 use doubts::{Doubts, Unanswered};
 use look_up::to_look_up;
 use turn::Turn;
@@ -57,6 +60,7 @@ enum Phase {
         /// Deployments seen when the entry was folded.
         generation: u64,
     },
+    Asking(Asking),
 }
 
 /// A commit on its way into the log.
@@ -93,6 +97,8 @@ pub(super) struct Lane {
     doubts: Doubts,
     busy: HashMap<AggregateKey, Busy>,
     generation: u64,
+    /// Questions to deciders so far.
+    asked: u64,
     /// For the fingerprints of the aggregates that are folded here.
     secret: Secret,
 }
@@ -108,6 +114,7 @@ impl Lane {
             doubts: Doubts::default(),
             busy: HashMap::new(),
             generation: 0,
+            asked: 0,
             secret: random_secret(),
         }
     }
@@ -120,6 +127,9 @@ impl Lane {
             Input::Loaded { key, result } => self.loaded(key, result, now_ms).await,
             Input::Appended { key, result } => self.appended(key, result, now_ms).await,
             Input::LookedUp { key, result } => self.looked_up(key, result, now_ms).await,
+            Input::Decided { key, number, result } => {
+                self.decided(key, number, result, now_ms).await
+            }
             Input::BlocksKept { key, secret, count } => {
                 self.blocks_kept(&key, secret, count);
                 Vec::new()
@@ -156,7 +166,10 @@ impl Lane {
             return self.drain(turn, entry).await;
         }
         match work {
-            Work::Command { command, patient, ticket } if self.guesses.is_new(&command) => {
+            Work::Command { command, patient, ticket }
+                if self.guesses.is_new(&command)
+                    && !self.deciders.answers_later(turn.key.aggregate()) =>
+            {
                 self.guess(turn, command, patient, ticket).await
             }
             work => {
@@ -196,7 +209,7 @@ impl Lane {
     }
 
     /// Works off what waits for an aggregate until something has to be appended.
-    async fn drain(&mut self, mut turn: Turn, entry: Entry) -> Vec<Action> {
+    async fn drain(&mut self, mut turn: Turn, mut entry: Entry) -> Vec<Action> {
         while let Some(work) = turn.waiting.pop_front() {
             if let Some((id, places)) = to_look_up(&entry, &work) {
                 turn.waiting.push_front(work);
@@ -214,38 +227,59 @@ impl Lane {
                     turn.actions.push(Action::Answer { ticket, outcome });
                 }
                 Work::Command { command, patient, ticket } => {
-                    let tried = self.next_try(&entry, &command, ticket, turn.now_ms).await;
-                    let undecided = match tried {
-                        Ok(Unanswered { commit, after, generation, .. }) => {
-                            let appending = Appending {
-                                before: entry,
-                                after,
-                                command,
-                                commit,
-                                patient,
-                                ticket,
-                                generation,
-                                guessed: false,
-                            };
-                            return self.append(turn, appending);
-                        }
-                        Err(undecided) => undecided,
-                    };
-                    let work = Work::Command { command, patient, ticket };
-                    if self.doubts.comes_again(&undecided, &work, &turn.key, turn.attempts) {
-                        turn.waiting.push_front(work);
-                        turn.attempts += 1;
-                        return self.load(turn, Some(Box::new(entry)));
+                    let asked = self.to_ask(&entry, &command, ticket, turn.now_ms);
+                    if let Some(asked) = asked {
+                        turn.waiting.push_front(Work::Command { command, patient, ticket });
+                        return self.ask(turn, entry, asked);
                     }
-                    self.doubts.end(ticket);
-                    let outcome = Some(undecided.outcome());
-                    turn.actions.push(Action::Answer { ticket, outcome });
-                    turn.attempts = 0;
+                    let tried = self.next_try(&entry, &command, ticket, turn.now_ms).await;
+                    let work = (command, patient, ticket);
+                    match self.tried(turn, entry, work, tried) {
+                        ControlFlow::Break(actions) => return actions,
+                        ControlFlow::Continue(left) => (turn, entry) = left,
+                    }
                 }
             }
         }
         self.cache.put(turn.key, entry);
         turn.actions
+    }
+
+    /// Appends what a try came to, or has the command come again, or answers it. `Continue`: the next one
+    /// may follow.
+    fn tried(
+        &mut self,
+        mut turn: Turn,
+        entry: Entry,
+        (command, patient, ticket): (Box<Command>, bool, Ticket),
+        tried: Result<Unanswered, Undecided>,
+    ) -> ControlFlow<Vec<Action>, (Turn, Entry)> {
+        let undecided = match tried {
+            Ok(Unanswered { commit, after, generation, .. }) => {
+                let appending = Appending {
+                    before: entry,
+                    after,
+                    command,
+                    commit,
+                    patient,
+                    ticket,
+                    generation,
+                    guessed: false,
+                };
+                return ControlFlow::Break(self.append(turn, appending));
+            }
+            Err(undecided) => undecided,
+        };
+        let work = Work::Command { command, patient, ticket };
+        if self.doubts.comes_again(&undecided, &work, &turn.key, turn.attempts) {
+            turn.waiting.push_front(work);
+            turn.attempts = turn.attempts.saturating_add(1);
+            return ControlFlow::Break(self.load(turn, Some(Box::new(entry))));
+        }
+        self.doubts.end(ticket);
+        turn.actions.push(Action::Answer { ticket, outcome: Some(undecided.outcome()) });
+        turn.attempts = 0;
+        ControlFlow::Continue((turn, entry))
     }
 
     fn append(&mut self, turn: Turn, appending: Appending) -> Vec<Action> {
@@ -261,28 +295,10 @@ impl Lane {
         command: &Command,
         now_ms: i64,
     ) -> Result<(Commit, Entry), Undecided> {
-        if let Recall::Known(first) = entry.recall(&command.id) {
-            return Err(repeated(command, first).into());
-        }
-        if command.expected_version.is_some_and(|expected| expected != entry.version) {
-            return Err(Outcome::Conflict { version: entry.version }.into());
-        }
-        // Hosts' clocks differ, and are set back: an aggregate's time stands still then.
-        let now_ms = now_ms.max(entry.time_ms);
-        let context = Context {
-            tenant: command.key.tenant().clone(),
-            id: command.key.id().clone(),
-            version: entry.version,
-            command_id: command.id.clone(),
-            actor: command.actor.clone(),
-            now_ms,
-        };
+        let context = context(entry, command, now_ms)?;
+        let now_ms = context.now_ms;
         let decision = self.deciders.decide(&entry.state, command, context).await?;
-        if decision.events.is_empty() {
-            let version = entry.version;
-            return Err(Outcome::Accepted { version, position: None, replayed: false }.into());
-        }
-        Ok(entry.commit(command, decision, now_ms))
+        concluded(entry, command, decision, now_ms)
     }
 
     async fn loaded(

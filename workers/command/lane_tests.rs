@@ -1,5 +1,6 @@
 //! The lane's returned actions, with a decider in Rust and no server.
 
+mod asking;
 mod pages;
 mod tries;
 mod unstored;
@@ -75,8 +76,12 @@ pub(super) fn lane() -> Lane {
 fn lane_of(counter: impl Fn() -> Box<dyn Decider> + Send + Sync + 'static) -> Lane {
     let native: super::NativeDeciders =
         Arc::new(move |name: &AggregateName| (name.as_str() == "counter").then(&counter));
-    let scripts = Scripts::unwatched(Made::new);
-    Lane::new(Deciders::new(Arc::new(Catalog::default()), native, scripts), 1 << 20)
+    lane_with(native, Arc::new(|_: &AggregateName| None))
+}
+
+fn lane_with(native: super::NativeDeciders, later: super::LaterDeciders) -> Lane {
+    let (catalog, scripts) = (Arc::new(Catalog::default()), Scripts::unwatched(Made::new));
+    Lane::new(Deciders::new(catalog, native, later, scripts), 1 << 20)
 }
 
 pub(super) fn key() -> AggregateKey {

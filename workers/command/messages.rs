@@ -4,12 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use flexcore_definition::Catalog;
 use flexcore_domain::{
-    AggregateKey, Command, CommandId, Outcome, Secret, StateReply, commit::Commit,
+    AggregateKey, Command, CommandId, Decision, Outcome, Secret, StateReply, commit::Commit,
 };
 use flexcore_eventstore::{
     Appended, Error, Expected,
     snapshot::{RememberedCommand, Snapshot},
 };
+
+use super::deciders::{NoDecision, ToDecide};
 
 /// Answers that this lane owes, by number.
 pub(super) type Ticket = u64;
@@ -87,6 +89,15 @@ pub(super) enum Input {
         /// Its outcome; `None`: it is at none of those places.
         result: Result<Option<RememberedCommand>, Error>,
     },
+    /// A decider has answered, or its time is over.
+    Decided {
+        /// The aggregate.
+        key: AggregateKey,
+        /// The question's number.
+        number: u64,
+        /// What it decided.
+        result: Result<Decision, NoDecision>,
+    },
     /// The broker has blocks of an aggregate's fingerprints.
     BlocksKept {
         /// The aggregate.
@@ -125,6 +136,15 @@ pub(super) enum Action {
         fingerprint: String,
         /// The time to wait first.
         pause: Duration,
+    },
+    /// Ask the aggregate's decider, for so long as it may take.
+    AskDecider {
+        /// The aggregate.
+        key: AggregateKey,
+        /// The question's number; its answer carries it.
+        number: u64,
+        /// The question.
+        to_decide: Box<ToDecide>,
     },
     /// Append a commit.
     Append {

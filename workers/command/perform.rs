@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    panic::AssertUnwindSafe,
     sync::{
         Arc, Once,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -11,10 +12,11 @@ use std::{
 
 use flexcore_cluster::Guard;
 use flexcore_definition::Catalog;
-use flexcore_domain::{AggregateKey, Outcome, Slot, StateReply, Tenant};
+use flexcore_domain::{AggregateKey, Decision, Outcome, Refusal, Slot, StateReply, Tenant};
 use flexcore_eventstore::{Error, EventStore, Expected, snapshot::Snapshot};
 use flexcore_resilience::{Beside, Place, Shares};
 use flexcore_script::threads;
+use futures::FutureExt as _;
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -26,7 +28,7 @@ use crate::defects;
 use super::{
     BESIDE, BESIDE_FEW, LANE_ROOM, LaneHandle, Settings, UNDER_WAY_MAX,
     clock::Clock,
-    deciders::{Deciders, Made},
+    deciders::{Deciders, LaterDecider, LaterDeciders, Made, NoDecision, ToDecide},
     lane::Lane,
     messages::{Action, Input, Loaded, Ticket, Work},
     turns::{Class, Turns},
@@ -129,6 +131,7 @@ pub(super) struct LaneThread {
     depth: Arc<AtomicUsize>,
     guard: Guard,
     clock: Clock,
+    later: LaterDeciders,
     /// Weak, so that the thread ends when nobody can ask any more.
     inputs: mpsc::WeakUnboundedSender<ToLane>,
 }
@@ -149,7 +152,7 @@ impl LaneThread {
         let (runtime, weak, counted) = (Handle::current(), inputs.downgrade(), depth.clone());
         let lane = |scripts| {
             let cache_bytes = settings.cache_bytes_max / settings.lanes.max(1);
-            let deciders = Deciders::new(catalog, settings.native, scripts);
+            let deciders = Deciders::new(catalog, settings.native, settings.later.clone(), scripts);
             let thread = Self {
                 lane: Lane::new(deciders, cache_bytes),
                 store,
@@ -163,6 +166,7 @@ impl LaneThread {
                 depth: counted,
                 guard,
                 clock,
+                later: settings.later,
                 inputs: weak,
             };
             thread.run(receiver)
@@ -262,6 +266,13 @@ impl LaneThread {
                     tokio::time::sleep(pause).await;
                     let result = load(&store, &key, after, &fingerprint).await;
                     Input::Loaded { key, result }
+                });
+            }
+            Action::AskDecider { key, number, to_decide } => {
+                let decider = (self.later)(key.aggregate());
+                self.tell(async move {
+                    let result = decided(decider, *to_decide).await;
+                    Input::Decided { key, number, result }
                 });
             }
             #[cfg(feature = "defects")]
@@ -386,6 +397,33 @@ fn vouched_for(outcome: Outcome, guard: &Guard) -> Outcome {
     }
     Outcome::Unavailable { message: LEASE_OVER.to_owned() }
 }
+
+/// The answer of a decider that answers later. It always comes: after its time, and when the decider
+/// panics, too.
+async fn decided(
+    decider: Option<LaterDecider>,
+    to_decide: ToDecide,
+) -> Result<Decision, NoDecision> {
+    let Some(decider) = decider else {
+        return Err(NoDecision::Away("the aggregate's decider is not there any more".to_owned()));
+    };
+    let asked = AssertUnwindSafe(async move { decider(to_decide).await }).catch_unwind();
+    match tokio::time::timeout(DECIDED_WITHIN, asked).await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) => {
+            Err(NoDecision::Refused(Refusal::Faulty("the aggregate's decider panicked".to_owned())))
+        }
+        Err(_) => {
+            let seconds = DECIDED_WITHIN.as_secs();
+            let message = format!("the aggregate's decider did not answer within {seconds} s");
+            Err(NoDecision::Refused(Refusal::Exhausted(message)))
+        }
+    }
+}
+
+/// Time that a decider has which answers later: some hops to another process, and twenty times what a
+/// function may take. An append and its answer still fit into [`ANSWER_WITHIN`].
+const DECIDED_WITHIN: Duration = Duration::from_secs(2);
 
 /// The first commits after `after`; a long aggregate starts from its snapshot when that one is of use.
 async fn load(

@@ -77,7 +77,7 @@ impl Doubts {
 
     /// The time of the decision of a command that has come again after its outcome was unknown,
     /// while the log can still take the commit that was decided then.
-    fn decided_ms(&mut self, command: &Command, ends_with: u64) -> Option<i64> {
+    pub(super) fn decided_ms(&mut self, command: &Command, ends_with: u64) -> Option<i64> {
         if self.unknown.is_empty() {
             return None;
         }
@@ -125,8 +125,9 @@ impl Doubts {
         }
     }
 
-    /// True if an undecided command is tried again: a stored one that reached its limits, and one
-    /// whose first commit may be in the log yet, since its outcome is not known.
+    /// True if an undecided command is tried again: a stored one that reached its limits, or whose
+    /// decider is away, and one whose first commit may be in the log yet, since its outcome is not
+    /// known.
     pub(super) fn comes_again(
         &mut self,
         undecided: &Undecided,
@@ -136,6 +137,7 @@ impl Doubts {
     ) -> bool {
         match undecided {
             Undecided::Exhausted(_) => self.try_again(work, key),
+            Undecided::Away(_) => work.is_patient(),
             Undecided::Told(Outcome::Unavailable { .. }) => {
                 work.is_patient() && attempts < LOOKS_MAX
             }
@@ -174,13 +176,24 @@ impl Lane {
         }
         let decided_ms = self.doubts.decided_ms(command, expects);
         let decided = self.decide(entry, command, decided_ms.unwrap_or(now_ms)).await;
-        // At the same time, on the same state, another outcome than a commit is that of other functions.
-        let (commit, after) = match (decided, decided_ms) {
-            (Err(_), Some(_)) => return Err(still_unknown().into()),
-            (decided, _) => decided?,
+        self.to_append(entry, decided, decided_ms.is_some())
+    }
+
+    /// The commit to append. `in_doubt`: another one of this command, decided at the same time on the
+    /// same state, may be in the log.
+    pub(super) fn to_append(
+        &self,
+        entry: &Entry,
+        decided: Result<(Commit, Entry), Undecided>,
+        in_doubt: bool,
+    ) -> Result<Unanswered, Undecided> {
+        let (commit, after) = match decided {
+            // Another outcome than a commit is that of other functions.
+            Err(_) if in_doubt => return Err(still_unknown().into()),
+            decided => decided?,
         };
         let (commit, generation) = (Arc::new(commit), self.generation);
-        Ok(Unanswered { commit, after, generation, expects })
+        Ok(Unanswered { commit, after, generation, expects: entry.expected.sequence })
     }
 
     /// The state cannot be computed. Where that took too much, stored commands are tried again.

@@ -3,7 +3,7 @@
 use flexcore_domain::{AggregateKey, CommandId, Secret};
 use flexcore_eventstore::{Error, snapshot::RememberedCommand};
 
-use super::{Action, Entry, Lane, Phase, Recall, Turn, Work};
+use super::{Action, Asking, Entry, Lane, Phase, Recall, Turn, Work};
 
 /// The command that has to be looked up before this can be worked on, and where.
 pub(super) fn to_look_up(entry: &Entry, work: &Work) -> Option<(CommandId, Vec<u64>)> {
@@ -64,7 +64,9 @@ impl Lane {
                 }
             }
             Some(Phase::Appending(appending)) => appending.after.keeps(secret, count),
-            Some(Phase::LookingUp { entry, .. }) => entry.keeps(secret, count),
+            Some(Phase::LookingUp { entry, .. } | Phase::Asking(Asking { entry, .. })) => {
+                entry.keeps(secret, count)
+            }
             Some(Phase::Loading { .. }) => {}
         }
     }

@@ -3,6 +3,7 @@
 use flexcore_domain::{Outcome, Refusal};
 
 use super::Fault;
+use crate::command::deciders::NoDecision;
 
 /// Why a command has no commit.
 pub(super) enum Undecided {
@@ -10,6 +11,8 @@ pub(super) enum Undecided {
     Told(Outcome),
     /// Its functions, or those of its state, used up what they may.
     Exhausted(String),
+    /// Its decider cannot be asked just now.
+    Away(String),
 }
 
 impl From<Outcome> for Undecided {
@@ -23,6 +26,7 @@ impl Undecided {
         match self {
             Self::Told(outcome) => outcome,
             Self::Exhausted(message) => Outcome::Faulty { message },
+            Self::Away(message) => Outcome::Unavailable { message },
         }
     }
 }
@@ -45,6 +49,15 @@ impl From<Fault> for Undecided {
             Fault::Undeclared { known } => Self::Told(Outcome::UnknownAggregate { known }),
             Fault::Unmade(message) => Self::Exhausted(message),
             Fault::Refused(refusal) => refusal.into(),
+        }
+    }
+}
+
+impl From<NoDecision> for Undecided {
+    fn from(none: NoDecision) -> Self {
+        match none {
+            NoDecision::Refused(refusal) => refusal.into(),
+            NoDecision::Away(message) => Self::Away(message),
         }
     }
 }

@@ -1,0 +1,132 @@
+//! Decisions. A decider that answers later, such as a plugin's, is asked by an action: its aggregate's
+//! later commands wait for the answer, the lane's other aggregates go on.
+
+use std::ops::ControlFlow;
+
+use flexcore_domain::{AggregateKey, Command, Context, Decision, Outcome, commit::Commit};
+
+use super::{Action, Entry, Lane, Phase, Recall, Ticket, Turn, Undecided, Work, answers::repeated};
+use crate::command::deciders::{NoDecision, ToDecide};
+
+/// A decider that has been asked. Its command is the first of what waits.
+pub(super) struct Asking {
+    /// An answer to another question says nothing.
+    number: u64,
+    pub(super) entry: Box<Entry>,
+    /// The time that it was told.
+    now_ms: i64,
+    /// A commit of this command, decided at that time, may be in the log.
+    in_doubt: bool,
+    /// Deployments seen when it was asked.
+    generation: u64,
+}
+
+/// A question, before it has a number.
+pub(super) struct ToAsk {
+    to_decide: Box<ToDecide>,
+    in_doubt: bool,
+}
+
+/// What a decider is told, or the outcome that needs none.
+pub(super) fn context(entry: &Entry, command: &Command, now_ms: i64) -> Result<Context, Undecided> {
+    if let Recall::Known(first) = entry.recall(&command.id) {
+        return Err(repeated(command, first).into());
+    }
+    if command.expected_version.is_some_and(|expected| expected != entry.version) {
+        return Err(Outcome::Conflict { version: entry.version }.into());
+    }
+    Ok(Context {
+        tenant: command.key.tenant().clone(),
+        id: command.key.id().clone(),
+        version: entry.version,
+        command_id: command.id.clone(),
+        actor: command.actor.clone(),
+        // Hosts' clocks differ, and are set back: an aggregate's time stands still then.
+        now_ms: now_ms.max(entry.time_ms),
+    })
+}
+
+/// The commit of a decision and the aggregate after it, or why there is nothing to append.
+pub(super) fn concluded(
+    entry: &Entry,
+    command: &Command,
+    decision: Decision,
+    now_ms: i64,
+) -> Result<(Commit, Entry), Undecided> {
+    if decision.events.is_empty() {
+        let version = entry.version;
+        return Err(Outcome::Accepted { version, position: None, replayed: false }.into());
+    }
+    Ok(entry.commit(command, decision, now_ms))
+}
+
+impl Lane {
+    /// The question for a decider that answers later. `None`: it is another one, or need not be asked.
+    pub(super) fn to_ask(
+        &mut self,
+        entry: &Entry,
+        command: &Command,
+        ticket: Ticket,
+        now_ms: i64,
+    ) -> Option<ToAsk> {
+        if !self.deciders.answers_later(command.key.aggregate()) {
+            return None;
+        }
+        let expects = entry.expected.sequence;
+        if self.doubts.unanswered(ticket, expects).is_some() {
+            return None;
+        }
+        let decided_ms = self.doubts.decided_ms(command, expects);
+        let context = context(entry, command, decided_ms.unwrap_or(now_ms)).ok()?;
+        let (state, command) = (entry.state.clone(), command.clone());
+        let to_decide = Box::new(ToDecide { state, command, context });
+        Some(ToAsk { to_decide, in_doubt: decided_ms.is_some() })
+    }
+
+    /// Asks for the first of what waits.
+    pub(super) fn ask(&mut self, turn: Turn, entry: Entry, asked: ToAsk) -> Vec<Action> {
+        let ToAsk { to_decide, in_doubt } = asked;
+        self.asked += 1;
+        let phase = Phase::Asking(Asking {
+            number: self.asked,
+            entry: Box::new(entry),
+            now_ms: to_decide.context.now_ms,
+            in_doubt,
+            generation: self.generation,
+        });
+        let (key, number) = (turn.key.clone(), self.asked);
+        self.wait_for(turn, phase, Action::AskDecider { key, number, to_decide })
+    }
+
+    pub(super) async fn decided(
+        &mut self,
+        key: AggregateKey,
+        number: u64,
+        result: Result<Decision, NoDecision>,
+        now_ms: i64,
+    ) -> Vec<Action> {
+        match self.busy.get(&key).map(|busy| &busy.phase) {
+            Some(Phase::Asking(asking)) if asking.number == number => {}
+            _ => return Vec::new(),
+        }
+        let Some((mut turn, phase, void)) = self.resume(key, now_ms) else { return Vec::new() };
+        let Phase::Asking(asking) = phase else { return Vec::new() };
+        // What it was asked for was folded, or is decided, by older functions: nothing has come of it.
+        if void || asking.generation != self.generation {
+            return self.begin_anew(turn);
+        }
+        let Asking { entry, now_ms, in_doubt, .. } = asking;
+        let Some(Work::Command { command, patient, ticket }) = turn.waiting.pop_front() else {
+            return self.drain(turn, *entry).await;
+        };
+        let decided = match result {
+            Ok(decision) => concluded(&entry, &command, decision, now_ms),
+            Err(none) => Err(none.into()),
+        };
+        let tried = self.to_append(&entry, decided, in_doubt);
+        match self.tried(turn, *entry, (command, patient, ticket), tried) {
+            ControlFlow::Break(actions) => actions,
+            ControlFlow::Continue((turn, entry)) => self.drain(turn, entry).await,
+        }
+    }
+}
