@@ -163,6 +163,7 @@ const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
         &[],
         "tokio::time::sleep",
     ),
+    ("\"evt.", &["src", "workers"], &["src/eventstore/subjects.rs"], "eventstore::subject"),
     // One backoff, one source of jitter.
     ("rand::random", &["src", "workers"], &[PAUSES], "flexcore_resilience::jitter"),
     ("RandomState::new().hash_one", &["src", "workers"], &[], "flexcore_resilience::jitter"),

@@ -25,7 +25,7 @@ use crate::{
 /// The platform's own tenant, to which applications belong: a token of it sees the cluster.
 pub const TENANT: &str = "flexcore";
 /// Subjects of deployments.
-pub(crate) const SUBJECTS: &str = "evt.*.flexcore.application.*";
+const SUBJECTS: &str = crate::subjects::DEPLOYMENTS;
 /// The aggregate of that tenant whose commits are the deployments: no application may have one of this
 /// name, or its commands would write to the same subjects.
 pub const AGGREGATE: &str = "application";

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use flexcore_domain::{AggregateName, SLOTS, Slot};
 
+use crate::subjects;
+
 /// Most subjects of one consumer: the broker compares each message with all of them. Messages that
 /// are read too much then are passed over by their subject.
 const SUBJECTS_MAX: usize = 64;
@@ -41,11 +43,11 @@ impl Interest {
         let of = |(aggregate, slots): (&AggregateName, &Slots)| {
             let whole = *slots == ALL || self.count() > SUBJECTS_MAX;
             let some = Slot::all().filter(move |slot| !whole && slots & (1 << slot.number()) != 0);
-            let some = some.map(move |slot| format!("evt.{slot}.*.{aggregate}.*"));
-            some.chain(whole.then(|| format!("evt.*.*.{aggregate}.*"))).collect::<Vec<_>>()
+            let some = some.map(move |slot| subjects::of_aggregates(slot, aggregate));
+            some.chain(whole.then(|| subjects::of_aggregates('*', aggregate))).collect::<Vec<_>>()
         };
         if self.of.len() > SUBJECTS_MAX {
-            return vec!["evt.>".to_owned()];
+            return vec![subjects::ALL.to_owned()];
         }
         self.of.iter().filter(|(_, slots)| **slots != 0).flat_map(of).collect()
     }

@@ -20,6 +20,7 @@ pub mod queue;
 mod recognise;
 mod seen;
 pub mod snapshot;
+mod subjects;
 mod subscribe;
 pub mod topology;
 pub mod verify;
@@ -38,6 +39,7 @@ pub use growth::{Growth, ServerUse};
 pub use interest::Interest;
 pub use links::LINKS_MAX;
 pub use load::{LOAD_COMMITS_MAX, Page};
+pub use subjects::{address, subject};
 pub use subscribe::{Broken, Filter, Read, Subscription};
 
 /// What an acknowledgement promises.
@@ -489,10 +491,4 @@ fn count_refused(error: &Error) {
         _ => return,
     };
     metrics::counter!("flexcore_append_refused_total", "reason" => reason).increment(1);
-}
-
-/// The subject of an aggregate's commits: `evt.<slot>.<tenant>.<aggregate>.<id>`.
-#[must_use]
-pub fn subject(key: &AggregateKey) -> String {
-    format!("evt.{}", key.subject_part())
 }

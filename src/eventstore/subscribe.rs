@@ -17,7 +17,7 @@ use crate::{
     Error, EventStore, Recorded,
     interest::Interest,
     links::{LINKS_MAX, Links},
-    load, topology,
+    load, subjects, topology,
 };
 
 /// The commits that are handed out.
@@ -42,11 +42,11 @@ impl Filter {
     /// The consumer's filter.
     pub(crate) fn subjects(&self) -> Vec<String> {
         vec![match self {
-            Self::Everything => "evt.>".to_owned(),
-            Self::Slot(slot) => format!("evt.{slot}.>"),
+            Self::Everything => subjects::ALL.to_owned(),
+            Self::Slot(slot) => subjects::of_slot(*slot),
             Self::Of(interest) => return interest.subjects(),
-            Self::Tenant(tenant) => format!("evt.*.{tenant}.>"),
-            Self::Applications => crate::catalog::SUBJECTS.to_owned(),
+            Self::Tenant(tenant) => subjects::of_tenant(tenant),
+            Self::Applications => subjects::DEPLOYMENTS.to_owned(),
         }]
     }
 
@@ -380,8 +380,7 @@ impl Subscription {
         message: &jetstream::Message,
         sequence: u64,
     ) -> Result<Recorded, Box<Unread>> {
-        let subject = message.subject.strip_prefix("evt.");
-        let Some(key) = subject.and_then(AggregateKey::from_subject_part) else {
+        let Some(key) = subjects::key(&message.subject) else {
             let subject = message.subject.escape_debug().to_string();
             let reason = "not an aggregate's subject".to_owned();
             let error = Error::Corrupt { subject, sequence, reason };

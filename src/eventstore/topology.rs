@@ -57,7 +57,7 @@ fn streams(settings: &Settings) -> [Config; 6] {
     [
         Config {
             name: EVENTS.to_owned(),
-            subjects: vec!["evt.>".to_owned()],
+            subjects: vec![crate::subjects::ALL.to_owned()],
             discard: DiscardPolicy::New,
             deny_delete: true,
             deny_purge: true,

@@ -3,6 +3,7 @@
 
 use flexcore_definition::{AggregateDefinition, Catalog};
 use flexcore_domain::command::header;
+use flexcore_eventstore as eventstore;
 use serde_json::{Map, Value, json};
 
 use crate::openapi::pretty;
@@ -90,7 +91,7 @@ fn events(
     channels.insert(
         channel.clone(),
         json!({
-            "address": format!("evt.{{slot}}.{{tenant}}.{}.{{id}}", aggregate.name),
+            "address": eventstore::address(&aggregate.name),
             "description": "One message is one commit: a single CloudEvent, or a batch \
                             (application/cloudevents-batch+json) of what one command produced.",
             "parameters": with_slot(parameters()),

@@ -18,7 +18,6 @@ use crate::{
 
 /// Circles that still stand, by the crate's root. The list may only shrink.
 const CIRCLES: &[(&str, &str)] = &[
-    ("src/eventstore/lib.rs", "catalog subscribe"),
     ("src/gateway/lib.rs", "postgres request router routes shared"),
     (
         "src/main.rs",
