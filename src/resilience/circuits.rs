@@ -50,8 +50,8 @@ impl Circuits {
     }
 
     /// A ticket that comes back whatever happens.
-    pub(crate) fn place(&self, index: usize, ticket: Ticket) -> Place<'_> {
-        Place { circuits: self, index, ticket: Some(ticket) }
+    pub(crate) fn place(&self, index: usize, ticket: Ticket) -> Call<'_> {
+        Call { circuits: self, index, ticket: Some(ticket) }
     }
 }
 
@@ -62,13 +62,13 @@ fn best(all: &[Circuit]) -> State {
 /// A call under way. Dropped with it when the caller goes away: then the result says nothing, unless
 /// the call was slow already.
 #[must_use]
-pub(crate) struct Place<'a> {
+pub(crate) struct Call<'a> {
     circuits: &'a Circuits,
     index: usize,
     ticket: Option<Ticket>,
 }
 
-impl Place<'_> {
+impl Call<'_> {
     pub(crate) fn leave(mut self, verdict: Verdict) {
         self.give_back(verdict);
     }
@@ -80,7 +80,7 @@ impl Place<'_> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for Call<'_> {
     fn drop(&mut self) {
         self.give_back(Verdict::Neutral);
     }

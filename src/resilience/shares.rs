@@ -14,9 +14,9 @@ use tokio::sync::oneshot::{self, error::RecvError};
 use crate::{Beside, beside::LINGERS};
 
 /// Places, each taken by somebody. Cheap to clone.
-pub struct Shares<K: Clone + Eq + Hash>(Arc<Mutex<State<K>>>);
+pub struct Shares<K: Clone + Eq + Hash>(Arc<Mutex<Use<K>>>);
 
-struct State<K: Clone + Eq + Hash> {
+struct Use<K: Clone + Eq + Hash> {
     places: usize,
     times: usize,
     each_max: usize,
@@ -52,7 +52,7 @@ impl<K: Clone + Eq + Hash> Shares<K> {
     /// The same, and nobody takes more than `each_max`.
     #[must_use]
     pub fn limited(places: usize, times: usize, each_max: usize) -> Self {
-        Self(Arc::new(Mutex::new(State {
+        Self(Arc::new(Mutex::new(Use {
             places,
             times,
             each_max,
@@ -125,7 +125,7 @@ impl<K: Clone + Eq + Hash> Shares<K> {
         Place { shares: self.clone(), who: who.clone() }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<K>> {
+    fn lock(&self) -> MutexGuard<'_, Use<K>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -178,7 +178,7 @@ impl<K: Clone + Eq + Hash> Drop for Waiter<'_, K> {
     }
 }
 
-impl<K: Clone + Eq + Hash> State<K> {
+impl<K: Clone + Eq + Hash> Use<K> {
     fn has_room(&mut self, who: &K) -> bool {
         let own = self.of.get(who).copied().unwrap_or(0);
         let free = self.places.saturating_sub(self.taken);

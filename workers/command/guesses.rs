@@ -21,11 +21,11 @@ const KINDS_MAX: usize = 1_024;
 /// Counts how often each kind of command met a new aggregate.
 #[derive(Default)]
 pub(super) struct Guesses {
-    kinds: HashMap<(AggregateName, CommandName), Kind>,
+    kinds: HashMap<(AggregateName, CommandName), Streak>,
     under_way: usize,
 }
 
-struct Kind {
+struct Streak {
     /// New aggregates in a row.
     in_a_row: u32,
     /// Number of these that it takes to guess.
@@ -55,7 +55,7 @@ impl Guesses {
         if self.kinds.len() >= KINDS_MAX && !self.kinds.contains_key(&name) {
             self.kinds.clear();
         }
-        let first = Kind { in_a_row: 0, needed: IN_A_ROW_FIRST };
+        let first = Streak { in_a_row: 0, needed: IN_A_ROW_FIRST };
         let kind = self.kinds.entry(name).or_insert(first);
         kind.in_a_row = if new { kind.in_a_row.saturating_add(1) } else { 0 };
     }
@@ -65,7 +65,7 @@ impl Guesses {
         if let Some(kind) = self.kinds.get_mut(&kind(command))
             && kind.in_a_row > 0
         {
-            *kind = Kind { in_a_row: 0, needed: (kind.needed * 2).min(IN_A_ROW_MAX) };
+            *kind = Streak { in_a_row: 0, needed: (kind.needed * 2).min(IN_A_ROW_MAX) };
         }
     }
 }

@@ -4,7 +4,7 @@
 
 mod answers;
 mod asking;
-mod doubts;
+mod tries;
 mod fold;
 mod leave;
 mod loading;
@@ -25,7 +25,7 @@ use flexcore_eventstore::{Appended, Error};
 
 use answers::replay;
 use asking::{Asking, concluded, context};
-use doubts::{Doubts, Unanswered};
+use tries::{Tries, Unanswered};
 use look_up::to_look_up;
 use turn::Turn;
 use undecided::Undecided;
@@ -94,7 +94,7 @@ pub(super) struct Lane {
     deciders: Deciders,
     cache: Cache,
     guesses: Guesses,
-    doubts: Doubts,
+    tries: Tries,
     busy: HashMap<AggregateKey, Busy>,
     generation: u64,
     /// Questions to deciders so far.
@@ -111,7 +111,7 @@ impl Lane {
             deciders,
             cache: Cache::new(cache_bytes_max),
             guesses: Guesses::default(),
-            doubts: Doubts::default(),
+            tries: Tries::default(),
             busy: HashMap::new(),
             generation: 0,
             asked: 0,
@@ -271,12 +271,12 @@ impl Lane {
             Err(undecided) => undecided,
         };
         let work = Work::Command { command, patient, ticket };
-        if self.doubts.comes_again(&undecided, &work, &turn.key, turn.attempts) {
+        if self.tries.comes_again(&undecided, &work, &turn.key, turn.attempts) {
             turn.waiting.push_front(work);
             turn.attempts = turn.attempts.saturating_add(1);
             return ControlFlow::Break(self.load(turn, Some(Box::new(entry))));
         }
-        self.doubts.end(ticket);
+        self.tries.end(ticket);
         turn.actions.push(Action::Answer { ticket, outcome: Some(undecided.outcome()) });
         turn.attempts = 0;
         ControlFlow::Continue((turn, entry))
@@ -379,7 +379,7 @@ impl Lane {
         match result {
             Ok(appended) => self.recorded(turn, *appending, appended).await,
             Err(Error::TooLarge(why))
-                if !appending.guessed && !self.doubts.is_open(appending.ticket, turn.attempts) =>
+                if !appending.guessed && !self.tries.is_open(appending.ticket, turn.attempts) =>
             {
                 self.too_large(turn, *appending, &why).await
             }
@@ -410,7 +410,7 @@ impl Lane {
         // place, one of two is copied.
         drop(before);
         after.appended(appended, &command);
-        self.doubts.end(ticket);
+        self.tries.end(ticket);
         turn.actions.push(Action::Answer { ticket, outcome: Some(after.accepted(&turn.key)) });
         if generation != self.generation {
             return self.begin_anew(turn);
@@ -431,7 +431,7 @@ impl Lane {
             appending;
         if matches!(error, Error::Unavailable(_)) {
             let expects = before.expected.sequence;
-            self.doubts.begin(ticket, Unanswered { commit, after, generation, expects });
+            self.tries.begin(ticket, Unanswered { commit, after, generation, expects });
         }
         let work = Work::Command { command, patient, ticket };
         if turn.attempts >= ATTEMPTS_MAX && !patient {

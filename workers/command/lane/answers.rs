@@ -16,8 +16,8 @@ impl Lane {
         for work in all {
             turn.actions.push(match work {
                 Work::Command { ticket, .. } => {
-                    let outcome = self.doubts.told(&work, outcome);
-                    self.doubts.give_up(ticket);
+                    let outcome = self.tries.told(&work, outcome);
+                    self.tries.give_up(ticket);
                     Action::Answer { ticket, outcome: Some(outcome) }
                 }
                 Work::OutcomeOf { ticket, .. } => {

@@ -73,10 +73,10 @@ impl Lane {
             return None;
         }
         let expects = entry.expected.sequence;
-        if self.doubts.unanswered(ticket, expects).is_some() {
+        if self.tries.unanswered(ticket, expects).is_some() {
             return None;
         }
-        let decided_ms = self.doubts.decided_ms(command, expects);
+        let decided_ms = self.tries.decided_ms(command, expects);
         let context = context(entry, command, decided_ms.unwrap_or(now_ms)).ok()?;
         let (state, command) = (entry.state.clone(), command.clone());
         let to_decide = Box::new(ToDecide { state, command, context });

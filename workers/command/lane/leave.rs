@@ -10,7 +10,7 @@ impl Lane {
     /// follows from it here. The shell answers those who wait.
     pub(in crate::command) fn leave(&mut self, slot: Slot) {
         self.cache.forget(slot);
-        self.doubts.leave(slot);
+        self.tries.leave(slot);
         for busy in self.busy.iter_mut().filter(|(key, _)| key.slot() == slot).map(|(_, busy)| busy)
         {
             busy.waiting.clear();

@@ -25,7 +25,7 @@ const LOOKS_MAX: u32 = 10;
 const UNKNOWN_MAX: NonZero<usize> = NonZero::new(4_096).expect("it is not zero");
 
 /// Memory of commands from one try to the next.
-pub(super) struct Doubts {
+pub(super) struct Tries {
     unanswered: HashMap<Ticket, Unanswered>,
     /// When the unanswered commit of a command was decided, and what it expects, once its client has
     /// been told that the outcome is unknown.
@@ -34,7 +34,7 @@ pub(super) struct Doubts {
     exhausted: HashMap<Ticket, (Slot, u32)>,
 }
 
-impl Default for Doubts {
+impl Default for Tries {
     fn default() -> Self {
         let (unanswered, exhausted) = Default::default();
         Self { unanswered, unknown: LruCache::new(UNKNOWN_MAX), exhausted }
@@ -56,7 +56,7 @@ pub(super) struct Unanswered {
     pub(super) expects: u64,
 }
 
-impl Doubts {
+impl Tries {
     pub(super) fn begin(&mut self, ticket: Ticket, unanswered: Unanswered) {
         self.unanswered.insert(ticket, unanswered);
     }
@@ -171,10 +171,10 @@ impl Lane {
         now_ms: i64,
     ) -> Result<Unanswered, Undecided> {
         let expects = entry.expected.sequence;
-        if let Some(unanswered) = self.doubts.unanswered(ticket, expects) {
+        if let Some(unanswered) = self.tries.unanswered(ticket, expects) {
             return Ok(unanswered);
         }
-        let decided_ms = self.doubts.decided_ms(command, expects);
+        let decided_ms = self.tries.decided_ms(command, expects);
         let decided = self.decide(entry, command, decided_ms.unwrap_or(now_ms)).await;
         self.to_append(entry, decided, decided_ms.is_some())
     }
@@ -202,7 +202,7 @@ impl Lane {
         let exhausted = matches!(undecided, Undecided::Exhausted(_));
         let all = std::mem::take(&mut turn.waiting).into_iter();
         let (again, told): (VecDeque<Work>, Vec<Work>) =
-            all.partition(|work| exhausted && self.doubts.try_again(work, &turn.key));
+            all.partition(|work| exhausted && self.tries.try_again(work, &turn.key));
         self.answer_all(&mut turn, told, &undecided.outcome());
         if again.is_empty() {
             return turn.actions;
