@@ -50,7 +50,7 @@ use tokio_util::{
 pub use deciders::{LaterDecider, LaterDeciders, NativeDeciders, NoDecision, ToDecide};
 
 use clock::Clock;
-use messages::{Input, Work};
+use messages::{Input, Owed, Work};
 use perform::{Begun, LaneThread, Responder, ToLane};
 use requests::Here;
 
@@ -151,7 +151,7 @@ impl Lanes {
     ) -> Outcome {
         let (to, mut answer) = oneshot::channel();
         let (key, command, begun) = (command.key.clone(), Box::new(command), Begun::default());
-        let work = |ticket| Work::Command { command, patient: false, ticket };
+        let work = |ticket| Work::Command(Owed { command, patient: false, ticket });
         self.ask(key, work, Responder::Waiting(to, begun.clone(), place));
         let patience = until.remaining(Instant::now()) / 4 * 3;
         let mut answered = tokio::time::timeout(patience, &mut answer).await.ok();
@@ -174,7 +174,7 @@ impl Lanes {
         to: mpsc::UnboundedSender<(u64, Outcome)>,
     ) {
         let (key, command) = (command.key.clone(), Box::new(command));
-        let work = |ticket| Work::Command { command, patient: true, ticket };
+        let work = |ticket| Work::Command(Owed { command, patient: true, ticket });
         self.ask(key, work, Responder::Queue(to, number));
     }
 

@@ -29,9 +29,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 use async_nats::jetstream;
 use flexcore_broker::{acknowledged, context, inbox, leader::Leaders, publish, room, size};
-use flexcore_domain::{
-    AggregateKey, Commit, Hash, Position, Slot, commit::Encoded, limits::COMMIT_BYTES_MAX,
-};
+use flexcore_domain::{Commit, Hash, Position, Slot, commit::Encoded, limits::COMMIT_BYTES_MAX};
 
 pub use find::Before;
 pub use flexcore_broker::REQUEST_TIMEOUT;

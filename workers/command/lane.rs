@@ -4,11 +4,11 @@
 
 mod answers;
 mod asking;
-mod tries;
 mod fold;
 mod leave;
 mod loading;
 mod look_up;
+mod tries;
 mod turn;
 mod undecided;
 mod unstored;
@@ -25,8 +25,8 @@ use flexcore_eventstore::{Appended, Error};
 
 use answers::replay;
 use asking::{Asking, concluded, context};
-use tries::{Tries, Unanswered};
 use look_up::to_look_up;
+use tries::{Tries, Unanswered};
 use turn::Turn;
 use undecided::Undecided;
 
@@ -35,7 +35,7 @@ use super::{
     deciders::{Deciders, Fault},
     guesses::Guesses,
     memory::{Recall, random_secret},
-    messages::{Action, Input, Loaded, Ticket, Work},
+    messages::{Action, Input, Loaded, Owed, Ticket, Work},
 };
 
 /// Events between two snapshots of an aggregate: folding this many takes about a millisecond.
@@ -69,10 +69,8 @@ struct Appending {
     before: Entry,
     /// The aggregate when it has, but for its place in the log.
     after: Entry,
-    command: Box<Command>,
+    owed: Owed,
     commit: Arc<Commit>,
-    patient: bool,
-    ticket: Ticket,
     /// Deployments seen when it was decided: a state folded by older functions is void.
     generation: u64,
     /// It was not loaded before, in the belief that there is nothing to load.
@@ -166,11 +164,11 @@ impl Lane {
             return self.drain(turn, entry).await;
         }
         match work {
-            Work::Command { command, patient, ticket }
-                if self.guesses.is_new(&command)
+            Work::Command(owed)
+                if self.guesses.is_new(&owed.command)
                     && !self.deciders.answers_later(turn.key.aggregate()) =>
             {
-                self.guess(turn, command, patient, ticket).await
+                self.guess(turn, owed).await
             }
             work => {
                 turn.waiting.push_back(work);
@@ -181,30 +179,22 @@ impl Lane {
 
     /// Decides as if the aggregate were new. Only a commit counts: the log refuses it when there is
     /// one already. Any other answer may be wrong, and needs the load after all.
-    async fn guess(
-        &mut self,
-        mut turn: Turn,
-        command: Box<Command>,
-        patient: bool,
-        ticket: Ticket,
-    ) -> Vec<Action> {
+    async fn guess(&mut self, mut turn: Turn, owed: Owed) -> Vec<Action> {
         let before = Entry::new(self.secret);
-        if let Ok((commit, after)) = self.decide(&before, &command, turn.now_ms).await {
+        if let Ok((commit, after)) = self.decide(&before, &owed.command, turn.now_ms).await {
             self.guesses.begin();
             let appending = Appending {
                 before,
                 after,
-                command,
+                owed,
                 commit: Arc::new(commit),
-                patient,
-                ticket,
                 generation: self.generation,
                 guessed: true,
             };
             return self.append(turn, appending);
         }
-        self.guesses.learn(&command, false);
-        turn.waiting.push_back(Work::Command { command, patient, ticket });
+        self.guesses.learn(&owed.command, false);
+        turn.waiting.push_back(Work::Command(owed));
         self.load(turn, None)
     }
 
@@ -226,15 +216,14 @@ impl Lane {
                     };
                     turn.actions.push(Action::Answer { ticket, outcome });
                 }
-                Work::Command { command, patient, ticket } => {
-                    let asked = self.to_ask(&entry, &command, ticket, turn.now_ms);
+                Work::Command(owed) => {
+                    let asked = self.to_ask(&entry, &owed, turn.now_ms);
                     if let Some(asked) = asked {
-                        turn.waiting.push_front(Work::Command { command, patient, ticket });
+                        turn.waiting.push_front(Work::Command(owed));
                         return self.ask(turn, entry, asked);
                     }
-                    let tried = self.next_try(&entry, &command, ticket, turn.now_ms).await;
-                    let work = (command, patient, ticket);
-                    match self.tried(turn, entry, work, tried) {
+                    let tried = self.next_try(&entry, &owed, turn.now_ms).await;
+                    match self.tried(turn, entry, owed, tried) {
                         ControlFlow::Break(actions) => return actions,
                         ControlFlow::Continue(left) => (turn, entry) = left,
                     }
@@ -251,26 +240,18 @@ impl Lane {
         &mut self,
         mut turn: Turn,
         entry: Entry,
-        (command, patient, ticket): (Box<Command>, bool, Ticket),
+        owed: Owed,
         tried: Result<Unanswered, Undecided>,
     ) -> ControlFlow<Vec<Action>, (Turn, Entry)> {
         let undecided = match tried {
             Ok(Unanswered { commit, after, generation, .. }) => {
-                let appending = Appending {
-                    before: entry,
-                    after,
-                    command,
-                    commit,
-                    patient,
-                    ticket,
-                    generation,
-                    guessed: false,
-                };
+                let appending =
+                    Appending { before: entry, after, owed, commit, generation, guessed: false };
                 return ControlFlow::Break(self.append(turn, appending));
             }
             Err(undecided) => undecided,
         };
-        let work = Work::Command { command, patient, ticket };
+        let (ticket, work) = (owed.ticket, Work::Command(owed));
         if self.tries.comes_again(&undecided, &work, &turn.key, turn.attempts) {
             turn.waiting.push_front(work);
             turn.attempts = turn.attempts.saturating_add(1);
@@ -327,8 +308,8 @@ impl Lane {
         match folded {
             Ok(Ok(entry)) if more => self.load_after(Duration::ZERO, turn, Some(Box::new(entry))),
             Ok(Ok(entry)) => {
-                if let Some(Work::Command { command, .. }) = turn.waiting.front() {
-                    self.guesses.learn(command, entry.version == 0);
+                if let Some(Work::Command(owed)) = turn.waiting.front() {
+                    self.guesses.learn(&owed.command, entry.version == 0);
                 }
                 self.drain(turn, entry).await
             }
@@ -379,7 +360,8 @@ impl Lane {
         match result {
             Ok(appended) => self.recorded(turn, *appending, appended).await,
             Err(Error::TooLarge(why))
-                if !appending.guessed && !self.tries.is_open(appending.ticket, turn.attempts) =>
+                if !appending.guessed
+                    && !self.tries.is_open(appending.owed.ticket, turn.attempts) =>
             {
                 self.too_large(turn, *appending, &why).await
             }
@@ -390,7 +372,7 @@ impl Lane {
             Err(error) => {
                 let wrong_guess = appending.guessed && matches!(error, Error::Conflict);
                 if wrong_guess {
-                    self.guesses.wrong(&appending.command);
+                    self.guesses.wrong(&appending.owed.command);
                 }
                 turn.attempts = if wrong_guess { 0 } else { turn.attempts + 1 };
                 self.not_recorded(turn, *appending, &error)
@@ -404,7 +386,8 @@ impl Lane {
         appending: Appending,
         appended: Appended,
     ) -> Vec<Action> {
-        let Appending { before, mut after, command, ticket, generation, .. } = appending;
+        let Appending { before, mut after, owed, generation, .. } = appending;
+        let Owed { command, ticket, .. } = owed;
         let snapshots_before = before.version / SNAPSHOT_EVENTS;
         // First, since the two share the commands that they remember: a list of one owner grows in
         // place, one of two is copied.
@@ -427,13 +410,13 @@ impl Lane {
     /// A conflict, or an unknown outcome: what the log says now decides, and whether the command's
     /// id stands in it.
     fn not_recorded(&mut self, mut turn: Turn, appending: Appending, error: &Error) -> Vec<Action> {
-        let Appending { before, after, command, commit, patient, ticket, generation, guessed } =
-            appending;
+        let Appending { before, after, owed, commit, generation, guessed } = appending;
+        let (patient, ticket) = (owed.patient, owed.ticket);
         if matches!(error, Error::Unavailable(_)) {
             let expects = before.expected.sequence;
             self.tries.begin(ticket, Unanswered { commit, after, generation, expects });
         }
-        let work = Work::Command { command, patient, ticket };
+        let work = Work::Command(owed);
         if turn.attempts >= ATTEMPTS_MAX && !patient {
             let outcome = match error {
                 Error::Conflict => Outcome::Conflict { version: before.version },

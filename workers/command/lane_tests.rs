@@ -22,7 +22,7 @@ use serde_json::value::RawValue;
 use super::{
     deciders::{Deciders, Made},
     lane::{Lane, SNAPSHOT_EVENTS},
-    messages::{Action, Input, Loaded, Work},
+    messages::{Action, Input, Loaded, Owed, Work},
 };
 
 /// Counts up, never beyond its limit.
@@ -114,7 +114,7 @@ fn up_of(key: AggregateKey, id: &str, by: u64, ticket: u64, patient: bool) -> In
         traceparent: None,
         expected_version: None,
     };
-    Input::Work { key, work: Work::Command { command: Box::new(command), patient, ticket } }
+    Input::Work { key, work: Work::Command(Owed { command: Box::new(command), patient, ticket }) }
 }
 
 pub(super) fn loaded(commits: Vec<Recorded>) -> Input {
@@ -188,12 +188,11 @@ fn rejections_and_empty_decisions_append_nothing() {
     let (mut lane, _) = started();
     let rejected = outcomes(&lane.handle(up("b", 5_000, 1, false), 0));
     assert!(matches!(&rejected[..], [(1, Outcome::Rejected { code, .. })] if code == "too_high"));
-    let Input::Work { work: Work::Command { mut command, .. }, .. } = up("n", 1, 2, false) else {
+    let Input::Work { work: Work::Command(mut owed), .. } = up("n", 1, 2, false) else {
         panic!("a command");
     };
-    command.name = CommandName::parse("nothing").unwrap();
-    let work = Work::Command { command, patient: false, ticket: 2 };
-    let empty = outcomes(&lane.handle(Input::Work { key: key(), work }, 0));
+    owed.command.name = CommandName::parse("nothing").unwrap();
+    let empty = outcomes(&lane.handle(Input::Work { key: key(), work: Work::Command(owed) }, 0));
     assert!(matches!(empty[..], [(2, Outcome::Accepted { version: 1, position: None, .. })]));
 }
 
@@ -258,12 +257,11 @@ fn a_changed_commit_is_noticed_and_answers_no_command() {
 #[test]
 fn another_expected_version_is_a_conflict() {
     let (mut lane, _) = started();
-    let Input::Work { work: Work::Command { mut command, .. }, .. } = up("b", 1, 1, false) else {
+    let Input::Work { work: Work::Command(mut owed), .. } = up("b", 1, 1, false) else {
         panic!("a command");
     };
-    command.expected_version = Some(7);
-    let work = Work::Command { command, patient: false, ticket: 1 };
-    let actions = lane.handle(Input::Work { key: key(), work }, 0);
+    owed.command.expected_version = Some(7);
+    let actions = lane.handle(Input::Work { key: key(), work: Work::Command(owed) }, 0);
     assert_eq!(outcomes(&actions), vec![(1, Outcome::Conflict { version: 1 })]);
 }
 

@@ -19,16 +19,8 @@ pub(super) type Ticket = u64;
 /// A question to an aggregate.
 #[derive(Debug)]
 pub(super) enum Work {
-    /// A command. `patient`: it came from the queue, so it is retried for ever where a waiting
-    /// client would be told to try again.
-    Command {
-        /// The command.
-        command: Box<Command>,
-        /// True if it waits out an outage.
-        patient: bool,
-        /// Its answer's number.
-        ticket: Ticket,
-    },
+    /// A command.
+    Command(Owed),
     /// Its state now.
     State {
         /// The answer's number.
@@ -43,10 +35,22 @@ pub(super) enum Work {
     },
 }
 
+/// A command that an answer is owed for.
+#[derive(Debug)]
+pub(super) struct Owed {
+    /// The command.
+    pub(super) command: Box<Command>,
+    /// True if it waits out an outage: it came from the queue, so it is retried for ever where a
+    /// waiting client would be told to try again.
+    pub(super) patient: bool,
+    /// Its answer's number.
+    pub(super) ticket: Ticket,
+}
+
 impl Work {
     /// The answer's number.
     pub(super) fn ticket(&self) -> Ticket {
-        let (Self::Command { ticket, .. }
+        let (Self::Command(Owed { ticket, .. })
         | Self::State { ticket }
         | Self::OutcomeOf { ticket, .. }) = self;
         *ticket
@@ -54,7 +58,7 @@ impl Work {
 
     /// Whether it waits out an outage.
     pub(super) fn is_patient(&self) -> bool {
-        matches!(self, Self::Command { patient: true, .. })
+        matches!(self, Self::Command(owed) if owed.patient)
     }
 }
 

@@ -3,7 +3,7 @@
 use flexcore_domain::{Command, CommandHash, Outcome, Position, Slot, StateReply};
 use flexcore_eventstore::snapshot::RememberedCommand;
 
-use super::{Action, Lane, Turn, Work};
+use super::{Action, Lane, Owed, Turn, Work};
 
 impl Lane {
     /// The same for all of this: nothing was recorded.
@@ -15,7 +15,7 @@ impl Lane {
     ) {
         for work in all {
             turn.actions.push(match work {
-                Work::Command { ticket, .. } => {
+                Work::Command(Owed { ticket, .. }) => {
                     let outcome = self.tries.told(&work, outcome);
                     self.tries.give_up(ticket);
                     Action::Answer { ticket, outcome: Some(outcome) }

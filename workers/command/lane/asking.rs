@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use flexcore_domain::{AggregateKey, Command, Context, Decision, Outcome, commit::Commit};
 
-use super::{Action, Entry, Lane, Phase, Recall, Ticket, Turn, Undecided, Work, answers::repeated};
+use super::{Action, Entry, Lane, Owed, Phase, Recall, Turn, Undecided, Work, answers::repeated};
 use crate::command::deciders::{NoDecision, ToDecide};
 
 /// A decider that has been asked. Its command is the first of what waits.
@@ -65,20 +65,19 @@ impl Lane {
     pub(super) fn to_ask(
         &mut self,
         entry: &Entry,
-        command: &Command,
-        ticket: Ticket,
+        Owed { command, ticket, .. }: &Owed,
         now_ms: i64,
     ) -> Option<ToAsk> {
         if !self.deciders.answers_later(command.key.aggregate()) {
             return None;
         }
         let expects = entry.expected.sequence;
-        if self.tries.unanswered(ticket, expects).is_some() {
+        if self.tries.unanswered(*ticket, expects).is_some() {
             return None;
         }
         let decided_ms = self.tries.decided_ms(command, expects);
         let context = context(entry, command, decided_ms.unwrap_or(now_ms)).ok()?;
-        let (state, command) = (entry.state.clone(), command.clone());
+        let (state, command) = (entry.state.clone(), Command::clone(command));
         let to_decide = Box::new(ToDecide { state, command, context });
         Some(ToAsk { to_decide, in_doubt: decided_ms.is_some() })
     }
@@ -116,15 +115,15 @@ impl Lane {
             return self.begin_anew(turn);
         }
         let Asking { entry, now_ms, in_doubt, .. } = asking;
-        let Some(Work::Command { command, patient, ticket }) = turn.waiting.pop_front() else {
+        let Some(Work::Command(owed)) = turn.waiting.pop_front() else {
             return self.drain(turn, *entry).await;
         };
         let decided = match result {
-            Ok(decision) => concluded(&entry, &command, decision, now_ms),
+            Ok(decision) => concluded(&entry, &owed.command, decision, now_ms),
             Err(none) => Err(none.into()),
         };
         let tried = self.to_append(&entry, decided, in_doubt);
-        match self.tried(turn, *entry, (command, patient, ticket), tried) {
+        match self.tried(turn, *entry, owed, tried) {
             ControlFlow::Break(actions) => actions,
             ControlFlow::Continue((turn, entry)) => self.drain(turn, entry).await,
         }

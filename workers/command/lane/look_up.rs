@@ -8,7 +8,7 @@ use super::{Action, Asking, Entry, Lane, Phase, Recall, Turn, Work};
 /// The command that has to be looked up before this can be worked on, and where.
 pub(super) fn to_look_up(entry: &Entry, work: &Work) -> Option<(CommandId, Vec<u64>)> {
     let id = match work {
-        Work::Command { command, .. } => &command.id,
+        Work::Command(owed) => &owed.command.id,
         Work::OutcomeOf { id, .. } => id,
         Work::State { .. } => return None,
     };

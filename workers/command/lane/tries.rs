@@ -9,7 +9,7 @@ use std::{
 use flexcore_domain::{AggregateKey, Command, CommandId, Outcome, Refusal, Slot, commit::Commit};
 use lru::LruCache;
 
-use super::{Action, Entry, Lane, Ticket, Turn, Undecided, Work};
+use super::{Action, Entry, Lane, Owed, Ticket, Turn, Undecided, Work};
 
 /// Tries of a stored command whose functions use up their time or memory before it is put aside as
 /// faulty. Each takes up to 100 ms of the lane, so that they are few; before the next there are 50, 100
@@ -166,12 +166,11 @@ impl Lane {
     pub(super) async fn next_try(
         &mut self,
         entry: &Entry,
-        command: &Command,
-        ticket: Ticket,
+        Owed { command, ticket, .. }: &Owed,
         now_ms: i64,
     ) -> Result<Unanswered, Undecided> {
         let expects = entry.expected.sequence;
-        if let Some(unanswered) = self.tries.unanswered(ticket, expects) {
+        if let Some(unanswered) = self.tries.unanswered(*ticket, expects) {
             return Ok(unanswered);
         }
         let decided_ms = self.tries.decided_ms(command, expects);
@@ -201,7 +200,7 @@ impl Lane {
         let undecided = Undecided::from(refusal);
         let exhausted = matches!(undecided, Undecided::Exhausted(_));
         let all = std::mem::take(&mut turn.waiting).into_iter();
-        let (again, told): (VecDeque<Work>, Vec<Work>) =
+        let (again, told): (VecDeque<Work>, VecDeque<Work>) =
             all.partition(|work| exhausted && self.tries.try_again(work, &turn.key));
         self.answer_all(&mut turn, told, &undecided.outcome());
         if again.is_empty() {

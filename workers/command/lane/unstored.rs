@@ -14,14 +14,13 @@ impl Lane {
         appending: Appending,
         why: &str,
     ) -> Vec<Action> {
-        let Appending { before, command, patient, ticket, generation, .. } = appending;
+        let Appending { before, owed, generation, .. } = appending;
         let message = format!(
             "the events of {} are too large for one commit: in their envelopes {why}; record fewer \
              or smaller events, or divide the command",
-            command.name
+            owed.command.name
         );
-        let work = Work::Command { command, patient, ticket };
-        self.answer_all(&mut turn, [work], &Outcome::Faulty { message });
+        self.answer_all(&mut turn, [Work::Command(owed)], &Outcome::Faulty { message });
         if generation != self.generation {
             return self.begin_anew(turn);
         }
@@ -37,14 +36,14 @@ impl Lane {
         appending: Appending,
         why: String,
     ) -> Vec<Action> {
-        let Appending { before, command, patient, ticket, generation, guessed, .. } = appending;
+        let Appending { before, owed, generation, guessed, .. } = appending;
         let known = !guessed && generation == self.generation;
-        turn.waiting.push_front(Work::Command { command, patient, ticket });
+        turn.waiting.push_front(Work::Command(owed));
         // A repeated one has its outcome already, or may have.
-        let (told, left): (Vec<Work>, VecDeque<Work>) =
+        let (told, left): (VecDeque<Work>, VecDeque<Work>) =
             turn.waiting.into_iter().partition(|work| {
-                matches!(work, Work::Command { command, patient: false, .. }
-                if before.recall(&command.id) == Recall::Never)
+                matches!(work, Work::Command(owed)
+                if !owed.patient && before.recall(&owed.command.id) == Recall::Never)
             });
         turn.waiting = left;
         self.answer_all(&mut turn, told, &Outcome::NoRoom { message: why });

@@ -55,7 +55,7 @@ fn an_aggregate_waits_for_its_decider_and_others_go_on() {
     let mut lane = asking();
     lane.handle(up("a", 1, 0, false), 7);
     let (number, asked) = ask(lane.handle(loaded(vec![]), 7));
-    assert_eq!((asked.state.get(), asked.context.now_ms), ("null", 7));
+    assert_eq!((asked.state.as_str(), asked.context.now_ms), ("null", 7));
     assert!(lane.handle(up("b", 2, 1, false), 8).is_empty(), "b waits for a");
     let other = key_of("c2");
     lane.handle(up_of(other.clone(), "x", 1, 2, false), 8);
@@ -65,7 +65,7 @@ fn an_aggregate_waits_for_its_decider_and_others_go_on() {
     assert_eq!((commit.command_id.as_str(), commit.time_ms), ("a", 7));
     let mut actions = lane.handle(appended(&recorded(&commit, expected, 10)), 9);
     let (_, asked) = ask(vec![actions.pop().unwrap()]);
-    assert_eq!((asked.command.id.as_str(), asked.state.get()), ("b", "1"));
+    assert_eq!((asked.command.id.as_str(), asked.state.as_str()), ("b", "1"));
     assert!(matches!(outcomes(&actions)[..], [(0, Outcome::Accepted { version: 1, .. })]));
 }
 
