@@ -113,9 +113,6 @@ const FEATURES: &[(&str, &str, &str)] = &[
     ("serde_json", "preserve_order", "documents and states keep the order of their keys"),
 ];
 
-/// Where pauses grow, and chance makes them shorter.
-const PAUSES: &str = "src/resilience/pause.rs";
-
 /// Where a pause between looks is doubled, with nothing that has failed.
 const DOUBLED: &[&str] =
     &["src/cluster/node.rs", "src/gateway/routes/commands.rs", "workers/command/queue.rs"];
@@ -165,13 +162,11 @@ const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
     ),
     ("\"evt.", &["src", "workers"], &["src/eventstore/subjects.rs"], "eventstore::subject"),
     // One backoff, one source of jitter.
-    ("rand::random", &["src", "workers"], &[PAUSES], "flexcore_resilience::jitter"),
-    ("RandomState::new().hash_one", &["src", "workers"], &[], "flexcore_resilience::jitter"),
-    ("subsec_nanos", &["src", "workers"], &[], "flexcore_resilience::jitter"),
-    ("fn backoff", &["src", "workers"], &[], "flexcore_resilience::Backoff"),
-    ("fn jitter", &["src", "workers"], &[PAUSES], "flexcore_resilience::jitter"),
-    ("pause * 2", &["src", "workers"], DOUBLED, "flexcore_resilience::Backoff"),
-    ("saturating_pow", &["src", "workers"], &[], "flexcore_resilience::Backoff"),
+    ("rand::random", &["src", "workers"], &["src/resilience/pause.rs"], "resilience::jitter"),
+    ("RandomState::new().hash_one", &["src", "workers"], &[], "resilience::jitter"),
+    ("subsec_nanos", &["src", "workers"], &[], "resilience::jitter"),
+    ("fn backoff", &["src", "workers"], &[], "resilience::Backoff"),
+    ("pause * 2", &["src", "workers"], DOUBLED, "resilience::Backoff"),
 ];
 
 /// Words that say nothing about what a type is.

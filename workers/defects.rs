@@ -18,8 +18,6 @@ use flexcore_readmodel::{
 };
 use tokio::sync::mpsc;
 
-use crate::command::Lanes;
-
 /// A command worker answers before the log has the commit.
 pub(crate) const EARLY_ANSWER: &str = "acknowledge-before-append";
 
@@ -56,33 +54,35 @@ const OVERTAKEN_AFTER: Duration = Duration::from_millis(700);
 /// Time for which an append that was answered already waits: long enough to be killed before it.
 pub(crate) const APPEND_DELAY: Duration = Duration::from_millis(500);
 
+/// Where a stored command's number and outcome are sent.
+type Told = mpsc::UnboundedSender<(u64, Outcome)>;
+
 /// Hands a stored command to its lane: not at all, later, or twice.
 pub(crate) fn queued(
-    lanes: &Lanes,
+    hand: impl Fn(Command, u64, Told) + Send + 'static,
     command: Command,
     number: u64,
-    to: mpsc::UnboundedSender<(u64, Outcome)>,
+    to: Told,
 ) {
     if is_due(LOSE_STORED) {
         let position = Some(Position { slot: command.key.slot(), sequence: 1 });
         // The receiver is the reader itself.
         let _ = to.send((number, Outcome::Accepted { version: 1, position, replayed: false }));
     } else if is_due(REORDER_STORED) {
-        let lanes = lanes.clone();
         tokio::spawn(async move {
             tokio::time::sleep(OVERTAKEN_AFTER).await;
-            lanes.queued(command, number, to);
+            hand(command, number, to);
         });
     } else if is_due(DOUBLE_STORED) {
         let id = CommandId::parse(&format!("{}{DISGUISE}", command.id));
         let again = id.map(|id| Command { id, ..command.clone() });
-        lanes.queued(command, number, to);
+        hand(command, number, to);
         if let Ok(again) = again {
             // Nobody hears of it.
-            lanes.queued(again, number, mpsc::unbounded_channel().0);
+            hand(again, number, mpsc::unbounded_channel().0);
         }
     } else {
-        lanes.queued(command, number, to);
+        hand(command, number, to);
     }
 }
 

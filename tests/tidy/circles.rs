@@ -27,7 +27,6 @@ const CIRCLES: &[(&str, &str)] = &[
          bench_shares cli config token",
     ),
     ("src/main.rs", "demo demo_report"),
-    ("workers/lib.rs", "command defects"),
 ];
 
 type Path = Vec<String>;

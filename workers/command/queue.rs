@@ -290,7 +290,9 @@ impl Reader {
             },
             #[cfg(feature = "defects")]
             Ok(command) => {
-                return crate::defects::queued(&self.lanes, command, number, to.clone());
+                let lanes = self.lanes.clone();
+                let hand = move |command, number, to| lanes.queued(command, number, to);
+                return crate::defects::queued(hand, command, number, to.clone());
             }
             #[cfg(not(feature = "defects"))]
             Ok(command) => return self.lanes.queued(command, number, to.clone()),
