@@ -1,4 +1,4 @@
-//! Whether the member's lease holds, for all that acts for it.
+//! The member's lease, to be asked before each act of the member.
 
 use std::{
     sync::{

@@ -1,4 +1,4 @@
-//! What a process says of itself when it becomes a member.
+//! Settings of a process that becomes a member.
 
 use std::{collections::BTreeSet, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What a program prints.
+//! Output of programs.
 
 use std::{
     path::Path,

@@ -19,7 +19,7 @@ use futures::future::BoxFuture;
 /// Deciders written in Rust: a fresh one for an aggregate, or `None` when JavaScript decides.
 pub type NativeDeciders = Arc<dyn Fn(&AggregateName) -> Option<Box<dyn Decider>> + Send + Sync>;
 
-/// A decider that answers later, such as a plugin's. Whoever calls it bounds its time.
+/// A decider that answers later, such as a plugin's. The caller bounds its time.
 pub type LaterDecider =
     Arc<dyn Fn(ToDecide) -> BoxFuture<'static, Result<Decision, NoDecision>> + Send + Sync>;
 

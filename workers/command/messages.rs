@@ -56,7 +56,7 @@ impl Work {
         *ticket
     }
 
-    /// Whether it waits out an outage.
+    /// True if it waits out an outage.
     pub(super) fn is_patient(&self) -> bool {
         matches!(self, Self::Command(owed) if owed.patient)
     }
@@ -99,7 +99,7 @@ pub(super) enum Input {
         key: AggregateKey,
         /// The question's number.
         number: u64,
-        /// What it decided.
+        /// Its decision.
         result: Result<Decision, NoDecision>,
     },
     /// The broker has blocks of an aggregate's fingerprints.

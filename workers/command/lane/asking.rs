@@ -27,7 +27,7 @@ pub(super) struct ToAsk {
     in_doubt: bool,
 }
 
-/// What a decider is told, or the outcome that needs none.
+/// The input of a decider, or the outcome that needs none.
 pub(super) fn context(entry: &Entry, command: &Command, now_ms: i64) -> Result<Context, Undecided> {
     if let Recall::Known(first) = entry.recall(&command.id) {
         return Err(repeated(command, first).into());

@@ -15,7 +15,7 @@ pub(super) struct Turn {
     pub(super) attempts: u32,
     /// The time that deciders see.
     pub(super) now_ms: i64,
-    /// What the shell is to do so far.
+    /// The actions for the shell so far.
     pub(super) actions: Vec<Action>,
 }
 

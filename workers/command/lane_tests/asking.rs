@@ -18,7 +18,7 @@ fn asking() -> Lane {
     lane_with(native, Arc::new(move |_: &AggregateName| Some(decider.clone())))
 }
 
-/// What the decider says once it is asked.
+/// The decider's answer once it is asked.
 fn answer(asked: &ToDecide) -> Result<Decision, NoDecision> {
     let ToDecide { state, command, context } = asked;
     let mut counter = Native::<Counter>::default();
