@@ -1,6 +1,5 @@
-//! The load: arrivals by the clock, whoever answers; few accounts that everybody wants, and two that are
-//! wanted from the begin to the end; repeated, racing, queued and impossible commands, and some that are
-//! repeated minutes later; and questions that must see what was written.
+//! The load: arrivals by the clock; few accounts, two of them hot throughout; repeated, racing, queued
+//! and impossible commands, also minutes later; and questions that must see the earlier writes.
 
 use std::{
     collections::VecDeque,
@@ -25,8 +24,7 @@ use crate::{
 
 /// Accounts of a tenant at a time.
 pub(crate) const ACCOUNTS: u64 = 6;
-/// After this time the load goes to new accounts, but for the hot ones: accounts are opened under faults,
-/// too, and rows and checkpoints are compared often where few are looked at.
+/// After this time the load goes to new accounts, but for the hot ones: faults meet openings, too.
 const GENERATION: Duration = Duration::from_secs(40);
 /// New accounts are opened this long before the load goes to them.
 const OPENED_BEFORE: Duration = Duration::from_secs(6);
@@ -34,12 +32,10 @@ const OPENED_BEFORE: Duration = Duration::from_secs(6);
 const AGAIN_AFTER_MS: std::ops::Range<u64> = 50..250;
 /// So many times as long when no gateway took the connection.
 const NOBODY_THERE: u32 = 4;
-/// So many times as long when the answer said by `Retry-After` to come back later: a second, more or less.
-/// With clients that come back at once those of an account that was away keep each other out.
+/// So many times as long after a `Retry-After`: a second, more or less; sooner they keep each other out.
 const TOLD_LATER: u32 = 7;
-/// Arrivals that are under way at once, each a client with a connection of its own: fewer than the
-/// gateways have room for, and as many as two cores can be clients beside a cluster. More are
-/// counted, not sent. With three times as many no more was sent, but connections failed.
+/// Arrivals under way at once, each a client with a connection of its own: as many as two cores can
+/// be beside a cluster. More are counted, not sent. With three times as many connections failed.
 const CLIENTS_MAX: usize = 2_000;
 /// Tenants with a hot account. The first one's is wanted twice as often as the second one's.
 const HOT_TENANTS: usize = 2;
@@ -66,8 +62,7 @@ pub(crate) struct Pace {
     pub(crate) again: bool,
     /// In hundredths: questions. The rest are commands.
     pub(crate) reads: u32,
-    /// In hundredths of the commands: those on hot accounts. With more than one aggregate takes, its
-    /// clients wait, and ask again, until nothing else is done.
+    /// In hundredths of the commands: those on hot accounts, fewer than one aggregate takes.
     pub(crate) hot: u32,
     /// In hundredths of the commands: those that go through the queue.
     pub(crate) queued: u32,
@@ -170,8 +165,7 @@ impl Load {
         tokio::time::sleep(BURST_BEFORE).await;
     }
 
-    /// Ends the arrivals and waits until every client knows the outcomes of its commands; after the
-    /// time they give up.
+    /// Ends the arrivals and waits until clients know their commands' outcomes; then they give up.
     pub(crate) async fn finish(self, patience: Duration) -> Left {
         self.stop.cancel();
         self.tasks.close();
