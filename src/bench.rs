@@ -5,7 +5,7 @@ use std::{io::Write, time::Duration};
 
 use clap::{Args, ValueEnum};
 use flexcore_eventstore::Profile;
-use flexcore_telemetry::Telemetry;
+use flexcore_installation::RenderMetrics;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -73,7 +73,7 @@ enum Bench {
 /// Settings of a bench run.
 pub(crate) struct Run<'a> {
     pub(crate) config: &'a Config,
-    pub(crate) telemetry: &'a Telemetry,
+    pub(crate) metrics: RenderMetrics,
     pub(crate) quick: bool,
     events: Option<u64>,
 }
@@ -168,10 +168,10 @@ pub(crate) fn round(value: f64) -> f64 {
 pub(crate) async fn run(
     config: &Config,
     args: &BenchArgs,
-    telemetry: &Telemetry,
+    metrics: RenderMetrics,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
-    let run = Run { config, telemetry, quick: args.quick, events: args.events };
+    let run = Run { config, metrics, quick: args.quick, events: args.events };
     let mut figures = Vec::with_capacity(args.benches.len());
     for bench in &args.benches {
         let figure = one(*bench, &run).await?;

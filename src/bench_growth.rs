@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Context;
+use flexcore_installation::Installation;
 use flexcore_servers::Want;
 use serde::Serialize;
 
@@ -12,7 +13,6 @@ use crate::{
     bench_load::{COMMITS, IN_FLIGHT, fill, load, scattered},
     bench_projection::{Projecting, caught_up, parked},
     bench_rig::{Rig, median},
-    serve::Installation,
 };
 
 /// Events in the log at the last step; each step before has a tenth.

@@ -1,12 +1,10 @@
 //! `bench http`: synchronous commands through the gateway, the worker and the log.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::time::Duration;
 
-use flexcore_auth::{Grant, Issuer, SigningKey, Verifier};
+use flexcore_auth::{Issuer, SigningKey};
 use flexcore_domain::{ActorName, Tenant};
+use flexcore_installation::{Installation, Roles, tokens};
 use flexcore_servers::Want;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -20,8 +18,6 @@ use crate::{
     bench_raw::Raw,
     bench_rig::{Rig, median},
     out,
-    serve::{Installation, Roles},
-    token,
 };
 
 /// Connections of the main measurement.
@@ -96,10 +92,7 @@ fn goals(figure: &mut Figure, single_p50_ms: Option<f64>) {
 }
 
 fn mint(issuer: &Issuer, tenant: &Tenant) -> anyhow::Result<String> {
-    let subject = ActorName::parse("bench")?;
-    let grant = Grant { tenant: tenant.clone(), subject, lifetime: TOKEN_LIFETIME };
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    Ok(issuer.mint(&grant, now)?)
+    tokens::mint(issuer, tenant, &ActorName::parse("bench")?, TOKEN_LIFETIME)
 }
 
 /// A gateway and a command worker in this process.
@@ -121,14 +114,12 @@ impl Gateway {
         roles.commands(&installation, flexcore_workers::command::Settings::default());
         bench_application::deploy(rig).await?;
         let (key, _) = SigningKey::generate();
-        let verifier = Verifier::new(vec![key.public().clone()], token::ISSUER, token::AUDIENCE);
-        let issuer = Issuer::new(key, token::ISSUER, token::AUDIENCE);
+        let verifier = tokens::verifier(vec![key.public().clone()]);
+        let issuer = tokens::issuer(key);
         let token = mint(&issuer, &tenant())?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let authority = listener.local_addr()?.to_string();
-        let metrics = run.telemetry.metrics();
-        let render = Arc::new(move || metrics.render());
-        roles.gateway(&installation, listener, None, verifier, render);
+        roles.gateway(&installation, listener, None, verifier, run.metrics.clone());
         Ok(Self { installation, roles, stop, authority, token, issuer, loads: 0.into() })
     }
 

@@ -9,6 +9,7 @@ use anyhow::{Context, bail, ensure};
 use async_nats::HeaderMap;
 use flexcore_definition::ReadModelDefinition;
 use flexcore_domain::{Command, Name, Outcome, command::header};
+use flexcore_installation::{Installation, Roles};
 use flexcore_servers::Want;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +22,6 @@ use crate::{
     bench_rebuild::ask,
     bench_rig::{Latencies, Rig},
     out,
-    serve::{Installation, Roles},
 };
 
 /// Commands a second.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use flexcore_installation::{Installation, Roles};
 use flexcore_readmodel::{ReadModels, State};
 use flexcore_servers::Want;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +15,6 @@ use crate::{
     bench_rig::{Rig, median},
     bench_rows::{BATCH, RawRows},
     out,
-    serve::{Installation, Roles},
 };
 
 /// Events over all rounds.

@@ -9,12 +9,10 @@ use std::{
 use anyhow::Context;
 use flexcore_cluster::{self as cluster, Kind, Member};
 use flexcore_eventstore::{EventStore, Profile, Settings};
+use flexcore_installation::{self as installation, Endpoints, Installation};
 use flexcore_servers::{Options, Servers, Sync, Want};
 
-use crate::{
-    bench::{Figure, Run},
-    serve::{self, Endpoints, Installation},
-};
+use crate::bench::{Figure, Run};
 
 /// Longest time for servers to find each other and elect leaders.
 const CLUSTER_WITHIN: Duration = Duration::from_secs(30);
@@ -49,7 +47,7 @@ impl Rig {
         let servers = Servers::start(&options).await?;
         let (urls, monitor_urls) = addresses(&servers);
         let settings = Settings { profile: run.profile(), replicas, monitor_urls };
-        let client = serve::connect(&urls).await?;
+        let client = installation::connect(&urls).await?;
         let store = open(client, &settings).await?;
         let brokers = servers.nats_all().map(|nats| ("nats_server", nats.pid()));
         let others = [("flexcore", Some(std::process::id())), ("postgres", servers.postgres_pid())];
@@ -59,7 +57,7 @@ impl Rig {
 
     /// A connection of its own, so that it does not wait behind ours.
     pub(crate) async fn connect(&self) -> anyhow::Result<async_nats::Client> {
-        serve::connect(&addresses(&self.servers).0).await
+        installation::connect(&addresses(&self.servers).0).await
     }
 
     /// URL of the database.

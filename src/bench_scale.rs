@@ -12,6 +12,7 @@ use async_nats::HeaderMap;
 use flexcore_cluster::{self as cluster, Kind, Owners, View};
 use flexcore_domain::{Command, Outcome, command::header};
 use flexcore_eventstore::{Profile, topology};
+use flexcore_installation::Endpoints;
 use flexcore_servers::Want;
 use tokio::process::{self, Child};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,6 @@ use crate::{
     bench_raw::{Publish, Raw},
     bench_rig::{Latencies, Rig, median, process_s},
     out,
-    serve::Endpoints,
 };
 
 /// Copies of each stream, each on a server of its own.

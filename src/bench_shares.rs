@@ -8,6 +8,7 @@ use std::{
 
 use async_nats::HeaderMap;
 use flexcore_domain::{AggregateId, AggregateKey, AggregateName, CommandId, Tenant};
+use flexcore_installation as installation;
 use flexcore_servers::Want;
 
 use crate::{
@@ -18,7 +19,7 @@ use crate::{
     bench_http::Gateway,
     bench_rig::{Rig, median},
     config::Config,
-    out, serve,
+    out,
 };
 
 /// Connections of the tenant that is measured, and how often each of them sends: well within its share
@@ -188,7 +189,7 @@ pub(crate) async fn store(config: &Config, url: &str, args: &ClientArgs) -> anyh
         replicas: 1,
         monitor_urls: Vec::new(),
     };
-    let client = serve::connect(&[url.to_owned()]).await?;
+    let client = installation::connect(&[url.to_owned()]).await?;
     let store = flexcore_eventstore::EventStore::attach(client, settings).await?;
     let publisher = store.command_publisher();
     let aggregate = AggregateName::parse("counter")?;

@@ -14,16 +14,19 @@ use clap::{CommandFactory, FromArgMatches};
 use flexcore_cluster::{self as cluster, Kind};
 use flexcore_domain::Tenant;
 use flexcore_eventstore::{EventStore, Profile, Settings};
+use flexcore_installation::{Endpoints, Ready, RenderMetrics, dev};
 use flexcore_telemetry as telemetry;
-use serde::{Deserialize, Serialize};
 
-use crate::{cli, out, serve::Endpoints};
+use crate::{cli, out};
 
 /// File in the data folder by which the other subcommands find a running `dev` or `demo`.
 const READY_FILE: &str = "dev.json";
 
 /// File in the data folder with the key that signs tokens.
 const SIGNING_KEY_FILE: &str = "signing_key.pem";
+
+/// The tenant that `dev` and `demo` mint a token for, unless another is given.
+const DEV_TENANT: &str = "demo";
 
 /// The command line and the environment, parsed.
 #[derive(Clone, Debug)]
@@ -85,25 +88,6 @@ fn with_files(
         })
     });
     problem.map(|()| command)
-}
-
-/// A running `dev` or `demo`: the content of its ready file.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Ready {
-    /// URL of the gateway.
-    pub(crate) http: String,
-    /// URL of the broker.
-    pub(crate) nats: String,
-    /// URL of the broker's monitoring.
-    pub(crate) nats_monitor: String,
-    /// URL of the database.
-    pub(crate) postgres: String,
-    /// The tenant that the token is for.
-    pub(crate) tenant: Tenant,
-    /// A bearer token.
-    pub(crate) token: String,
-    /// Path of the key that signs tokens.
-    pub(crate) signing_key: PathBuf,
 }
 
 impl Config {
@@ -169,16 +153,6 @@ impl Config {
         self.given_or(self.tenant.clone(), "--tenant", |ready| ready.tenant)
     }
 
-    /// The tenant that was given.
-    pub(crate) fn tenant_given(&self) -> Option<Tenant> {
-        self.tenant.clone()
-    }
-
-    /// The address to listen on: as given, or a free port of this machine.
-    pub(crate) fn listen(&self) -> &str {
-        self.http.as_deref().unwrap_or("127.0.0.1:0")
-    }
-
     /// The address to listen on that was given.
     pub(crate) fn listen_given(&self) -> Option<&str> {
         self.http.as_deref()
@@ -220,9 +194,28 @@ impl Config {
         self.token.as_deref()
     }
 
-    /// Where the key of an own `dev` is to be.
-    pub(crate) fn own_signing_key(&self) -> PathBuf {
-        self.signing_key.clone().unwrap_or_else(|| self.data.join(SIGNING_KEY_FILE))
+    /// A `dev` of this process's own, which says that it serves in the data folder, and in the file
+    /// that is given besides.
+    pub(crate) fn dev(
+        &self,
+        metrics: RenderMetrics,
+        ready_file: Option<&Path>,
+    ) -> anyhow::Result<dev::Settings> {
+        let own_key = || self.data.join(SIGNING_KEY_FILE);
+        Ok(dev::Settings {
+            data: self.data.clone(),
+            cache: self.cache.clone(),
+            profile: self.profile,
+            membership: self.membership("dev", Kind::ALL),
+            listen: self.http.clone().unwrap_or_else(|| "127.0.0.1:0".to_owned()),
+            tenant: self.tenant.clone().map_or_else(|| Tenant::parse(DEV_TENANT), Ok)?,
+            signing_key: self.signing_key.clone().unwrap_or_else(own_key),
+            ready_files: [self.ready_file()]
+                .into_iter()
+                .chain(ready_file.map(Path::to_owned))
+                .collect(),
+            metrics,
+        })
     }
 
     /// Where the key that signs tokens is, or is to be.
@@ -284,29 +277,6 @@ impl Config {
         };
         Ok(given)
     }
-}
-
-impl Ready {
-    /// Writes it whole or not at all, readable for nobody else: it holds a token.
-    pub(crate) fn write(&self, path: &Path) -> anyhow::Result<()> {
-        let text = serde_json::to_vec_pretty(self).context("writing the ready file")?;
-        write_private(path, &text)
-    }
-}
-
-/// Writes a file that only its owner may read, whole or not at all.
-pub(crate) fn write_private(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    use std::{io::Write, os::unix::fs::OpenOptionsExt};
-    let unfinished = path.with_extension("unfinished");
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).truncate(true).mode(0o600);
-    let written = options.open(&unfinished).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()
-    });
-    written
-        .and_then(|()| fs::rename(&unfinished, path))
-        .with_context(|| format!("writing {}", path.display()))
 }
 
 fn user_cache() -> anyhow::Result<PathBuf> {

@@ -16,10 +16,10 @@ use flexcore_eventstore::{
     self as eventstore,
     queue::{CommandPublisher, SentCommand},
 };
+use flexcore_installation::{Dev, stop_at_signals};
 use flexcore_operations::{application, deploy};
 use flexcore_readmodel::State;
 use flexcore_script as script;
-use flexcore_telemetry::Telemetry;
 use futures::{StreamExt, stream};
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -29,10 +29,7 @@ use crate::{
     cli,
     config::Config,
     dataset::{self, Dataset},
-    demo_report,
-    dev::Dev,
-    out,
-    serve::stop_at_signals,
+    demo_report, out,
 };
 
 /// January: a month is the demo, the year is `--full`.
@@ -72,7 +69,7 @@ pub(crate) struct Figures {
 pub(crate) async fn run(
     config: &Config,
     args: &cli::Demo,
-    telemetry: &Telemetry,
+    metrics: RenderMetrics,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
     let stop = CancellationToken::new();
@@ -87,7 +84,7 @@ pub(crate) async fn run(
                 if sample { Dataset::sample() } else { Dataset::load(&cache) }
             },
         );
-    let dev = Dev::start(config, telemetry, stop.clone(), None).await?;
+    let dev = Dev::start(config.dev(metrics, None)?, stop.clone()).await?;
     let dataset = loading.await.context("reading the data set")??;
     let month = (!args.full).then_some(MONTH);
     let work = async {

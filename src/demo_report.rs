@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, io::Write};
 
 use anyhow::Context;
 use flexcore_domain::Name;
+use flexcore_installation::Dev;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -11,7 +12,6 @@ use crate::{
     cli,
     dataset::{Dataset, Tally},
     demo::Figures,
-    dev::Dev,
     out,
 };
 

@@ -33,20 +33,19 @@ mod dev;
 mod doctor;
 mod healthcheck;
 mod http;
-mod metrics_http;
 mod publish;
 mod query;
 mod rebuild;
 mod roles;
-mod serve;
 mod token;
 mod verify;
 
-use std::{io::Write, process::ExitCode, time::Duration};
+use std::{io::Write, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::CommandFactory;
 use cli::Command;
 use config::Config;
+use flexcore_installation::RenderMetrics;
 use flexcore_out as out;
 use flexcore_telemetry::{self as telemetry, Telemetry};
 
@@ -96,11 +95,13 @@ fn worker_threads() -> usize {
 
 async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow::Result<bool> {
     let mut out = out::stdout();
+    let rendered = telemetry.metrics();
+    let metrics: RenderMetrics = Arc::new(move || rendered.render());
     match command {
-        Command::Dev(args) => dev::run(config, &args, telemetry, &mut out).await,
-        Command::Demo(args) => demo::run(config, &args, telemetry, &mut out).await,
-        Command::Gateway(args) => roles::gateway(config, &args, telemetry).await,
-        Command::Worker(args) => roles::worker(config, &args, telemetry).await,
+        Command::Dev(args) => dev::run(config, &args, metrics, &mut out).await,
+        Command::Demo(args) => demo::run(config, &args, metrics, &mut out).await,
+        Command::Gateway(args) => roles::gateway(config, &args, metrics).await,
+        Command::Worker(args) => roles::worker(config, &args, metrics).await,
         Command::Apply(args) => apply::run(config, &args, &mut out).await,
         Command::Test(args) => apptest::run(&args.folder, args.json, &mut out),
         Command::Publish(args) => publish::run(config, args, &mut out).await,
@@ -112,7 +113,7 @@ async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow
         Command::Token(args) => token::run(config, &args, &mut out),
         Command::Healthcheck(args) => healthcheck::run(&args, &mut out).await,
         Command::Doctor(args) => doctor::run(config, args.json, &mut out).await,
-        Command::Bench(args) => bench::run(config, &args, telemetry, &mut out).await,
+        Command::Bench(args) => bench::run(config, &args, metrics, &mut out).await,
         Command::BenchClient(args) => bench_client::run(config, &args, &mut out).await,
         Command::Completions(args) => {
             // Into memory first: the generator does not survive a closed pipe.

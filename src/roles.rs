@@ -1,20 +1,17 @@
 //! `flexcore gateway` and `flexcore worker`: single roles, for containers.
 
-use std::{fs, sync::Arc};
+use std::fs;
 
 use anyhow::{Context, bail};
-use flexcore_auth::{PublicKey, SigningKey, Verifier};
+use flexcore_auth::{PublicKey, SigningKey};
 use flexcore_cluster::Kind;
-use flexcore_telemetry::Telemetry;
+use flexcore_installation::{Installation, RenderMetrics, Roles, listen, stop_at_signals, tokens};
 use flexcore_workers as workers;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::{self, Role},
     config::Config,
-    serve::{Installation, Roles, stop_at_signals},
-    token,
 };
 
 /// The port that the gateway listens on unless an address is given.
@@ -23,11 +20,11 @@ const GATEWAY_LISTEN: &str = "127.0.0.1:8080";
 pub(crate) async fn gateway(
     config: &Config,
     args: &cli::Gateway,
-    telemetry: &Telemetry,
+    metrics: RenderMetrics,
 ) -> anyhow::Result<bool> {
     let stop = CancellationToken::new();
     stop_at_signals(&stop)?;
-    let verifier = Verifier::new(public_keys(config, args)?, token::ISSUER, token::AUDIENCE);
+    let verifier = tokens::verifier(public_keys(config, args)?);
     let endpoints = config.endpoints()?;
     let membership = config.membership("gateway", []);
     let installation =
@@ -40,9 +37,8 @@ pub(crate) async fn gateway(
     };
     tracing::info!(address = %http.local_addr()?, "gateway serves");
     let mut roles = Roles::new(stop);
-    let metrics = telemetry.metrics();
-    let render = Arc::new(move || metrics.render());
-    roles.gateway(&installation, http, apart, verifier, render);
+    roles.resignation(&installation);
+    roles.gateway(&installation, http, apart, verifier, metrics);
     let result = roles.ended().await;
     installation.member.leave().await;
     result.map(|()| true)
@@ -51,7 +47,7 @@ pub(crate) async fn gateway(
 pub(crate) async fn worker(
     config: &Config,
     args: &cli::Worker,
-    telemetry: &Telemetry,
+    metrics: RenderMetrics,
 ) -> anyhow::Result<bool> {
     let stop = CancellationToken::new();
     stop_at_signals(&stop)?;
@@ -63,6 +59,7 @@ pub(crate) async fn worker(
     let installation =
         Installation::open_when_there(&endpoints, config.profile, &membership, &stop).await?;
     let mut roles = Roles::new(stop);
+    roles.resignation(&installation);
     if has(Role::Command) {
         roles.commands(&installation, workers::command::Settings::default());
     }
@@ -70,18 +67,12 @@ pub(crate) async fn worker(
         roles.projections(&installation);
     }
     if let Some(address) = &args.metrics_http {
-        let metrics = telemetry.metrics();
-        let render = Arc::new(move || metrics.render());
-        roles.metrics(&installation, listen(address).await?, render);
+        roles.metrics(&installation, listen(address).await?, metrics);
     }
     tracing::info!(roles = ?args.roles, member = %installation.member.id(), "worker serves");
     let result = roles.ended().await;
     installation.member.leave().await;
     result.map(|()| true)
-}
-
-async fn listen(address: &str) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
 }
 
 /// The keys that accept tokens: those given, else the public half of the signing key.

@@ -1,22 +1,14 @@
 //! `flexcore token`: mints a bearer token with the installation's signing key.
 
-use std::{
-    fs,
-    io::Write,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{fs, io::Write, time::Duration};
 
 use anyhow::Context;
-use flexcore_auth::{Grant, Issuer, SigningKey};
+use flexcore_auth::SigningKey;
 use flexcore_domain::{ActorName, Tenant};
+use flexcore_installation::tokens;
 use serde_json::json;
 
 use crate::{cli, config::Config, out};
-
-/// `iss` of the tokens that this executable mints and accepts.
-pub(crate) const ISSUER: &str = "flexcore";
-/// `aud` of these tokens.
-pub(crate) const AUDIENCE: &str = "flexcore";
 
 /// Lifetime of a token that a subcommand mints for its own request.
 const OWN_LIFETIME: Duration = Duration::from_secs(300);
@@ -62,10 +54,5 @@ pub(crate) fn mint(
     })?;
     let key =
         SigningKey::from_pem(&pem).with_context(|| format!("signing key {}", path.display()))?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
-    let grant = Grant { tenant: tenant.clone(), subject: subject.clone(), lifetime };
-    let most = flexcore_auth::LIFETIME_MAX.as_secs();
-    Issuer::new(key, ISSUER, AUDIENCE)
-        .mint(&grant, now.as_secs())
-        .with_context(|| format!("minting a token of {lifetime:?} (1 to {most} seconds)"))
+    tokens::mint(&tokens::issuer(key), tenant, subject, lifetime)
 }

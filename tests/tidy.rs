@@ -92,6 +92,22 @@ const EDGES: &[(&str, &[&str], &str)] = &[
         ],
         "they are reached over NATS only, so that both scale alone",
     ),
+    (
+        "installation",
+        &[
+            "auth",
+            "cluster",
+            "definition",
+            "domain",
+            "eventstore",
+            "gateway",
+            "readmodel",
+            "resilience",
+            "servers",
+            "workers",
+        ],
+        "it opens an installation and runs its roles, whoever asks for them: nothing below needs it",
+    ),
 ];
 
 /// Dependencies that a crate of ours must never get, even through others.

@@ -1,0 +1,19 @@
+//! An installation of FlexCore: where its servers are, opening it, and the roles that serve from it.
+//!
+//! Opening it joins the cluster and follows deployments. What serves is a role, and whoever runs it says
+//! so to [`Roles`].
+
+mod connect;
+pub mod dev;
+mod health;
+mod open;
+mod ready;
+mod roles;
+pub mod tokens;
+
+pub use connect::connect;
+pub use dev::Dev;
+pub use flexcore_gateway::RenderMetrics;
+pub use open::{Endpoints, Installation};
+pub use ready::Ready;
+pub use roles::{Roles, listen, stop_at_signals};

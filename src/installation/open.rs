@@ -1,0 +1,132 @@
+//! Opening an installation: its servers are connected to and checked. No role runs before it is asked for.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context;
+use flexcore_cluster::{self as cluster, Kind, Member, Owners};
+use flexcore_definition::Catalog;
+use flexcore_domain::AggregateKey;
+use flexcore_eventstore::{self as eventstore, EventStore, Profile};
+use flexcore_readmodel::{self as readmodel, ReadModels};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::connect::{RETRY, connect};
+
+/// Where the servers are.
+#[derive(Clone, Debug)]
+pub struct Endpoints {
+    /// URLs of the broker's servers.
+    pub nats: Vec<String>,
+    /// Where each server's monitoring answers.
+    pub nats_monitors: Vec<String>,
+    /// Copies of each stream.
+    pub replicas: usize,
+    /// URL of the database.
+    pub postgres: String,
+    /// The login for queries; `None`: one is made.
+    pub postgres_query: Option<String>,
+}
+
+/// An installation: the log is open and checked, the read models are migrated, what is deployed is
+/// followed.
+#[derive(Clone)]
+pub struct Installation {
+    /// The log.
+    pub store: EventStore,
+    /// The read models.
+    pub read_models: ReadModels,
+    /// What is deployed.
+    pub catalog: watch::Receiver<Arc<Catalog>>,
+    /// This process in the cluster.
+    pub member: Member,
+}
+
+impl Installation {
+    /// Opens once. Fails when a server is away or contradicts the profile.
+    pub async fn open(
+        endpoints: &Endpoints,
+        profile: Profile,
+        membership: &cluster::Settings,
+    ) -> anyhow::Result<Self> {
+        if profile == Profile::Relaxed {
+            tracing::warn!(
+                "profile relaxed: what is acknowledged may be lost in a power cut; \
+                 for benches and data that may be lost"
+            );
+        }
+        let client = connect(&endpoints.nats).await?;
+        let settings = eventstore::Settings {
+            profile,
+            replicas: endpoints.replicas,
+            monitor_urls: endpoints.nats_monitors.clone(),
+        };
+        let store = EventStore::open(client, settings).await?;
+        let (pages, streams) = (connect(&endpoints.nats).await?, connect(&endpoints.nats).await?);
+        let commands = connect(&endpoints.nats).await?;
+        let store = store.read_over(&pages, &streams, &commands).await?;
+        let query_url = endpoints.postgres_query.clone();
+        let settings = readmodel::Settings { query_url, ..readmodel::Settings::default() };
+        let read_models = ReadModels::connect(&endpoints.postgres, settings).await?;
+        if profile == Profile::PowerLoss {
+            read_models.check_durable().await?;
+        }
+        read_models.migrate().await.context("no read models")?;
+        read_models.check_login().await.context("no queries")?;
+        let catalog = eventstore::catalog::watch(&store).await?;
+        let member = Member::join(store.client(), membership.clone()).await?;
+        Ok(Self { store, read_models, catalog, member })
+    }
+
+    /// Opens as soon as the servers are there, saying meanwhile what is missing. Fails when the
+    /// token is cancelled first, and when the servers contradict the profile: waiting mends that
+    /// never.
+    pub async fn open_when_there(
+        endpoints: &Endpoints,
+        profile: Profile,
+        membership: &cluster::Settings,
+        stop: &CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let mut attempts = 0;
+        loop {
+            let error = match Self::open(endpoints, profile, membership).await {
+                Ok(installation) => return Ok(installation),
+                Err(error) => error,
+            };
+            let log = error.downcast_ref::<eventstore::Error>();
+            let rows = error.downcast_ref::<readmodel::Error>();
+            let members = error.downcast_ref::<cluster::Error>();
+            if log.is_some_and(|error| !error.is_passing())
+                || members.is_some_and(|error| !error.is_passing())
+                || matches!(rows, Some(readmodel::Error::Misconfigured(_)))
+            {
+                return Err(error);
+            }
+            tracing::warn!(error = format!("{error:#}"), "waiting for the servers");
+            tokio::select! {
+                () = stop.cancelled() => return Err(error),
+                () = tokio::time::sleep(RETRY.jittered(attempts + 1)) => attempts += 1,
+            }
+        }
+    }
+}
+
+/// Longest wait for a worker's answer.
+const ANSWER_MAX: Duration = Duration::from_secs(15);
+
+impl Installation {
+    /// Asks the worker that owns the aggregate's slot; `question` makes subject and headers for the
+    /// owner's epoch.
+    pub async fn ask(
+        &self,
+        key: &AggregateKey,
+        payload: bytes::Bytes,
+        question: impl Fn(u64, Duration) -> (String, async_nats::HeaderMap),
+    ) -> anyhow::Result<async_nats::Message> {
+        let owners = Owners::of(self.store.client(), &self.member);
+        let number = key.slot().number();
+        let asked = owners.ask(Kind::Command, number, ANSWER_MAX, payload, question);
+        let answer = asked.await.map_err(|error| anyhow::anyhow!("{key}: {error}"))?;
+        Ok(answer.message)
+    }
+}

@@ -1,0 +1,138 @@
+//! The roles that serve from an open installation until they are told to stop.
+
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use flexcore_auth::Verifier;
+use flexcore_cluster::Owners;
+use flexcore_gateway::{self as gateway, RenderMetrics};
+use flexcore_workers as workers;
+use tokio::{
+    net::TcpListener,
+    task::{JoinHandle, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{Installation, health};
+
+/// Roles that run until the token is cancelled.
+pub struct Roles {
+    stop: CancellationToken,
+    tasks: JoinSet<anyhow::Result<()>>,
+}
+
+impl Roles {
+    /// None yet.
+    pub fn new(stop: CancellationToken) -> Self {
+        Self { stop, tasks: JoinSet::new() }
+    }
+
+    /// The gateway on this listener, and `/metrics` on another when one is given.
+    pub fn gateway(
+        &mut self,
+        installation: &Installation,
+        http: TcpListener,
+        metrics_apart: Option<TcpListener>,
+        verifier: Verifier,
+        metrics: RenderMetrics,
+    ) {
+        let state = gateway::State {
+            store: installation.store.clone(),
+            owners: Owners::of(installation.store.client(), &installation.member),
+            read_models: installation.read_models.clone(),
+            catalog: installation.catalog.clone(),
+            verifier: Arc::new(verifier),
+            settings: gateway::Settings::default(),
+            metrics: Some(metrics),
+        };
+        let listeners = gateway::Listeners { http, metrics: metrics_apart };
+        let (stop, mut deployed) = (self.stop.clone(), installation.catalog.clone());
+        self.tasks.spawn(async move {
+            let followed = async { while deployed.changed().await.is_ok() {} };
+            tokio::select! {
+                served = gateway::serve(listeners, state, stop) => {
+                    served.context("the gateway stopped")
+                }
+                () = followed => bail!("deployments are not followed any more"),
+            }
+        });
+    }
+
+    /// The command worker.
+    pub fn commands(&mut self, installation: &Installation, settings: workers::command::Settings) {
+        let Installation { store, catalog, member, .. } = installation.clone();
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            let running = workers::command::run(store, catalog, member, settings, stop);
+            running.await.context("the command worker stopped")
+        });
+    }
+
+    /// The projection worker.
+    pub fn projections(&mut self, installation: &Installation) {
+        let Installation { store, read_models, catalog, member } = installation.clone();
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            let settings = workers::projection::Settings::default();
+            let running =
+                workers::projection::run(store, read_models, catalog, member, settings, stop);
+            running.await.context("the projection worker stopped")
+        });
+    }
+
+    /// Resigns at the stop, so that other members take over while this process drains.
+    pub fn resignation(&mut self, installation: &Installation) {
+        let (member, stop) = (installation.member.clone(), self.stop.clone());
+        self.tasks.spawn(async move {
+            stop.cancelled().await;
+            member.resign();
+            Ok(())
+        });
+    }
+
+    /// `/metrics` and health of a process without a gateway: it is ready while it is a member.
+    pub fn metrics(
+        &mut self,
+        installation: &Installation,
+        listener: TcpListener,
+        render: RenderMetrics,
+    ) {
+        let guard = installation.member.guard();
+        self.tasks.spawn(health::serve(listener, render, guard, self.stop.clone()));
+    }
+
+    /// Waits until every role has ended. A role that fails stops the others, and is what this
+    /// fails with.
+    pub async fn ended(mut self) -> anyhow::Result<()> {
+        let mut result = Ok(());
+        while let Some(ended) = self.tasks.join_next().await {
+            let ended = ended.context("a role panicked").and_then(|inner| inner);
+            if let Err(error) = ended {
+                self.stop.cancel();
+                result = result.and(Err(error));
+            }
+        }
+        result
+    }
+}
+
+/// Cancels the token at SIGTERM or SIGINT.
+pub fn stop_at_signals(stop: &CancellationToken) -> anyhow::Result<JoinHandle<()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let stop = stop.clone();
+    Ok(tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("draining");
+        stop.cancel();
+    }))
+}
+
+/// Listens on this address. Fails when it is taken, and says so.
+pub async fn listen(address: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}
