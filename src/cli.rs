@@ -167,7 +167,7 @@ pub(crate) enum LogFormat {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Dev(Dev),
-    Demo(Demo),
+    Demo(flexcore_demo::Args),
     Gateway(Gateway),
     Worker(Worker),
     Apply(Apply),
@@ -182,9 +182,9 @@ pub(crate) enum Command {
     Token(Token),
     Doctor(Doctor),
     Healthcheck(Healthcheck),
-    Bench(crate::bench::BenchArgs),
+    Bench(flexcore_bench::Args),
     #[command(hide = true)]
-    BenchClient(crate::bench_client::ClientArgs),
+    BenchClient(flexcore_bench::ClientArgs),
     Completions(Completions),
 }
 
@@ -225,31 +225,6 @@ pub(crate) struct Dev {
     /// Write where everything is to this file once it serves, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) ready_file: Option<PathBuf>,
-}
-
-/// Run a month of real flights through everything, and keep serving
-#[derive(Args, Debug)]
-#[command(after_help = "\
-Examples:
-  flexcore demo
-  flexcore demo --exit --json
-  flexcore demo --full --profile relaxed")]
-pub(crate) struct Demo {
-    /// The whole year, about a million commands, in place of January
-    #[arg(long)]
-    pub(crate) full: bool,
-    /// The sample in the repository, 1 January, with nothing to download
-    #[arg(long, conflicts_with = "full")]
-    pub(crate) sample: bool,
-    /// End after the tables in place of serving on
-    #[arg(long)]
-    pub(crate) exit: bool,
-    /// Print the figures as JSON
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// The application's folder
-    #[arg(long, value_name = "DIR", default_value = "schemas/flights")]
-    pub(crate) application: PathBuf,
 }
 
 /// Serve HTTP

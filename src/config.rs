@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use clap::{CommandFactory, FromArgMatches};
+use flexcore_bench as bench;
 use flexcore_cluster::{self as cluster, Kind};
 use flexcore_domain::Tenant;
 use flexcore_eventstore::{EventStore, Profile, Settings};
@@ -216,6 +217,11 @@ impl Config {
                 .collect(),
             metrics,
         })
+    }
+
+    /// What benches stand on.
+    pub(crate) fn bench(&self, metrics: RenderMetrics) -> bench::Settings {
+        bench::Settings { cache: self.cache.clone(), profile: self.profile, metrics }
     }
 
     /// Where the key that signs tokens is, or is to be.

@@ -2,33 +2,10 @@
 
 mod apply;
 mod apptest;
-mod bench;
-mod bench_append;
-mod bench_application;
-mod bench_bare;
-mod bench_client;
-mod bench_commands;
-mod bench_growth;
-mod bench_http;
-mod bench_ids;
-mod bench_latency;
-mod bench_load;
-mod bench_overload;
-mod bench_projection;
-mod bench_raw;
-mod bench_rebuild;
-mod bench_rig;
-mod bench_rows;
-mod bench_scale;
-mod bench_shares;
 mod cli;
 mod cluster;
 mod config;
-mod dataset;
-mod dataset_rows;
 mod dead;
-mod demo;
-mod demo_report;
 mod dev;
 mod doctor;
 mod healthcheck;
@@ -99,7 +76,9 @@ async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow
     let metrics: RenderMetrics = Arc::new(move || rendered.render());
     match command {
         Command::Dev(args) => dev::run(config, &args, metrics, &mut out).await,
-        Command::Demo(args) => demo::run(config, &args, metrics, &mut out).await,
+        Command::Demo(args) => {
+            flexcore_demo::run(config.dev(metrics, None)?, &args, &mut out).await
+        }
         Command::Gateway(args) => roles::gateway(config, &args, metrics).await,
         Command::Worker(args) => roles::worker(config, &args, metrics).await,
         Command::Apply(args) => apply::run(config, &args, &mut out).await,
@@ -113,8 +92,10 @@ async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow
         Command::Token(args) => token::run(config, &args, &mut out),
         Command::Healthcheck(args) => healthcheck::run(&args, &mut out).await,
         Command::Doctor(args) => doctor::run(config, args.json, &mut out).await,
-        Command::Bench(args) => bench::run(config, &args, metrics, &mut out).await,
-        Command::BenchClient(args) => bench_client::run(config, &args, &mut out).await,
+        Command::Bench(args) => flexcore_bench::run(&config.bench(metrics), &args, &mut out).await,
+        Command::BenchClient(args) => {
+            flexcore_bench::client(config.profile, config.token(), &args, &mut out).await
+        }
         Command::Completions(args) => {
             // Into memory first: the generator does not survive a closed pipe.
             let mut script = Vec::new();

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs};
 
 use cargo_metadata::DependencyKind;
 
-use crate::{EDGES, metadata, none, root};
+use crate::{edges::EDGES, metadata, none, root};
 
 const DOCUMENT: &str = "ARCHITECTURE.md";
 const BEGIN: &str = "```mermaid\nflowchart TD\n";

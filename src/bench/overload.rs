@@ -6,13 +6,7 @@ use std::{fs, time::Duration};
 use anyhow::ensure;
 use flexcore_servers::Want;
 
-use crate::{
-    bench::{Figure, Run, round},
-    bench_append::otherwise,
-    bench_client::Report,
-    bench_http::Gateway,
-    bench_rig::Rig,
-};
+use crate::{Figure, Run, append::otherwise, client::Report, http::Gateway, rig::Rig, round};
 
 /// Connections that it carries, see `bench http`, times ten.
 const CONNECTIONS: u64 = 2_560;

@@ -5,20 +5,39 @@ use std::{collections::BTreeMap, io::Write};
 use anyhow::Context;
 use flexcore_domain::Name;
 use flexcore_installation::Dev;
+use flexcore_out as out;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 use crate::{
-    cli,
+    Args,
     dataset::{Dataset, Tally},
-    demo::Figures,
-    out,
 };
 
 type Row = Map<String, Value>;
 
 /// Carriers that the table shows.
 const CARRIERS_SHOWN: usize = 16;
+
+/// The demo's measurements.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Figures {
+    pub(crate) profile: String,
+    pub(crate) flights: u64,
+    pub(crate) commands: u64,
+    /// Why only the sample was used.
+    pub(crate) only_sample: Option<String>,
+    /// Commands a second from the first publish until the broker had all of the bulk.
+    pub(crate) published_per_s: f64,
+    /// Commands a second from the first publish until every row of the bulk was readable.
+    pub(crate) readable_per_s: f64,
+    /// From sending a command to its row being readable, at the steady rate.
+    pub(crate) end_to_end_p50_ms: f64,
+    pub(crate) end_to_end_p99_ms: f64,
+    pub(crate) paced_per_s: u32,
+    /// Every count and sum equals the one computed from the data set.
+    pub(crate) equal_to_data_set: bool,
+}
 
 /// Output of `--json`.
 #[derive(Serialize)]
@@ -35,7 +54,7 @@ pub(crate) async fn print(
     dataset: &Dataset,
     month: Option<u8>,
     figures: &Figures,
-    args: &cli::Demo,
+    args: &Args,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
     let by_status = named(dev, "flights_by_status").await?;

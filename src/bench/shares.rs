@@ -1,25 +1,19 @@
 //! `bench shares`: what one tenant's flood does to another tenant's commands. Pairs of measurements,
 //! without and with the flood, since a machine is never the same twice.
 
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
-use async_nats::HeaderMap;
-use flexcore_domain::{AggregateId, AggregateKey, AggregateName, CommandId, Tenant};
-use flexcore_installation as installation;
+use flexcore_domain::Tenant;
+use flexcore_out as out;
 use flexcore_servers::Want;
 
 use crate::{
-    bench::{Figure, Run, round},
-    bench_append::{otherwise, payload},
-    bench_client::{ClientArgs, Report},
-    bench_commands::command,
-    bench_http::Gateway,
-    bench_rig::{Rig, median},
-    config::Config,
-    out,
+    Figure, Run,
+    append::otherwise,
+    client::{ClientArgs, Report},
+    http::Gateway,
+    rig::{Rig, median},
+    round,
 };
 
 /// Connections of the tenant that is measured, and how often each of them sends: well within its share
@@ -29,8 +23,6 @@ const CALM_EVERY_MS: u64 = 50;
 /// Connections of the one that floods: waiting for each command, and having them stored.
 const FLOOD: u64 = 1_536;
 const FLOOD_STORED: u64 = 256;
-/// Stored commands that a flood over NATS keeps on their way to the broker.
-const STORED_AT_ONCE: usize = 256;
 /// Time for which the measured tenant is there before it is measured: a flood that was alone has
 /// its own pipeline full, which others wait for once.
 const BEFORE: Duration = Duration::from_secs(3);
@@ -180,36 +172,6 @@ fn judge(figure: &mut Figure, pairs: &Pairs) {
     figure.goal("the flood has the other tenant refused nothing", figure.errors == 0);
     let more = median(pairs.more_percent());
     figure.goal(format!("its p99 at most {GOAL_PERCENT} % higher"), more <= GOAL_PERCENT);
-}
-
-/// In a child process: publishes commands of the flooding tenant for as long as it is told.
-pub(crate) async fn store(config: &Config, url: &str, args: &ClientArgs) -> anyhow::Result<Report> {
-    let settings = flexcore_eventstore::Settings {
-        profile: config.profile,
-        replicas: 1,
-        monitor_urls: Vec::new(),
-    };
-    let client = installation::connect(&[url.to_owned()]).await?;
-    let store = flexcore_eventstore::EventStore::attach(client, settings).await?;
-    let publisher = store.command_publisher();
-    let aggregate = AggregateName::parse("counter")?;
-    let (mut sent, mut number) = (VecDeque::new(), 0_u64);
-    let started = Instant::now();
-    while started.elapsed() < Duration::from_millis(args.lasting_ms) {
-        let id = AggregateId::parse(&format!("{}-{number}", args.prefix))?;
-        let key = AggregateKey::new(Tenant::parse("flood")?, aggregate.clone(), id);
-        let id = CommandId::parse(&format!("stored:{number}"))?;
-        let body = payload(number);
-        sent.push_back(publisher.send(&key, &command(), &id, HeaderMap::new(), body).await?);
-        number += 1;
-        if sent.len() == STORED_AT_ONCE
-            && let Some(first) = sent.pop_front()
-        {
-            first.stored().await?;
-        }
-    }
-    let seconds = started.elapsed().as_secs_f64();
-    Ok(Report { seconds, answers: [(200, number)].into(), ..Report::default() })
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //! of its own (`flexcore bench-client`, hidden), so that it shares no threads with what is measured.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     io::Write,
     process::Stdio,
     sync::Arc,
@@ -10,8 +10,12 @@ use std::{
 };
 
 use anyhow::{Context, bail};
+use async_nats::HeaderMap;
 use bytes::Bytes;
-use clap::Args;
+use flexcore_domain::{AggregateId, AggregateKey, AggregateName, CommandId, Tenant};
+use flexcore_eventstore::Profile;
+use flexcore_installation as installation;
+use flexcore_out as out;
 use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
@@ -19,16 +23,14 @@ use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncReadExt, net::TcpStream, process, task::JoinSet};
 
 use crate::{
-    bench_append::payload,
-    bench_rig::{Latencies, process_s},
-    bench_shares,
-    config::Config,
-    out,
+    append::payload,
+    commands::command,
+    rig::{Latencies, process_s},
 };
 
 /// Load the gateway, for `bench`
-#[derive(Args, Clone, Debug)]
-pub(crate) struct ClientArgs {
+#[derive(Clone, Debug, clap::Args)]
+pub struct ClientArgs {
     /// HOST:PORT of the gateway
     #[arg(long)]
     pub(crate) authority: String,
@@ -60,6 +62,8 @@ pub(crate) struct ClientArgs {
 
 /// Commands that an aggregate gets: one in so many has to load it.
 pub(crate) const PER_AGGREGATE: u64 = 4;
+/// Stored commands that a flood over NATS keeps on their way to the broker.
+const STORED_AT_ONCE: usize = 256;
 /// Longest wait for an answer, and for a connection.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// Pause before a connection that was refused is made again.
@@ -145,18 +149,20 @@ impl Child {
     }
 }
 
-/// In the child.
-pub(crate) async fn run(
-    config: &Config,
+/// Loads the gateway or the broker, in the child, and prints what was answered. Fails without a token for
+/// the gateway.
+pub async fn run(
+    profile: Profile,
+    token: Option<&str>,
     args: &ClientArgs,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
     if let Some(url) = &args.nats {
-        let stored = bench_shares::store(config, url, args).await?;
+        let stored = store(profile, url, args).await?;
         out::json(out, &stored)?;
         return Ok(true);
     }
-    let token = config.token().context("FLEXCORE_TOKEN is missing")?;
+    let token = token.context("FLEXCORE_TOKEN is missing")?;
     let start = Instant::now() + Duration::from_millis(args.warm_up_ms);
     let plan = Arc::new(Plan {
         args: args.clone(),
@@ -180,6 +186,32 @@ pub(crate) async fn run(
     all.report.longest_answer_ms = all.answers.percentile_ms(100);
     out::json(out, &all.report)?;
     Ok(true)
+}
+
+/// In a child process: publishes commands of the flooding tenant for as long as it is told.
+async fn store(profile: Profile, url: &str, args: &ClientArgs) -> anyhow::Result<Report> {
+    let settings = flexcore_eventstore::Settings { profile, replicas: 1, monitor_urls: Vec::new() };
+    let client = installation::connect(&[url.to_owned()]).await?;
+    let store = flexcore_eventstore::EventStore::attach(client, settings).await?;
+    let publisher = store.command_publisher();
+    let aggregate = AggregateName::parse("counter")?;
+    let (mut sent, mut number) = (VecDeque::new(), 0_u64);
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(args.lasting_ms) {
+        let id = AggregateId::parse(&format!("{}-{number}", args.prefix))?;
+        let key = AggregateKey::new(Tenant::parse("flood")?, aggregate.clone(), id);
+        let id = CommandId::parse(&format!("stored:{number}"))?;
+        let body = payload(number);
+        sent.push_back(publisher.send(&key, &command(), &id, HeaderMap::new(), body).await?);
+        number += 1;
+        if sent.len() == STORED_AT_ONCE
+            && let Some(first) = sent.pop_front()
+        {
+            first.stored().await?;
+        }
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    Ok(Report { seconds, answers: [(200, number)].into(), ..Report::default() })
 }
 
 struct Plan {

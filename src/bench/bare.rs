@@ -16,7 +16,7 @@ use flexcore_eventstore::Profile;
 use futures::StreamExt;
 use tokio::task::{AbortHandle, JoinSet};
 
-use crate::bench_rig::Rig;
+use crate::rig::Rig;
 
 /// Most messages of a batch; the broker's own limit.
 const BATCH_MAX: usize = 1_000;
@@ -30,7 +30,7 @@ pub(crate) struct Bare {
 }
 
 impl Bare {
-    /// Starts the responder, on the stream of [`crate::bench_raw::Raw`].
+    /// Starts the responder, on the stream of [`crate::raw::Raw`].
     pub(crate) async fn start(
         rig: &Rig,
         profile: Profile,

@@ -12,7 +12,7 @@ use flexcore_eventstore::{EventStore, Profile, Settings};
 use flexcore_installation::{self as installation, Endpoints, Installation};
 use flexcore_servers::{Options, Servers, Sync, Want};
 
-use crate::bench::{Figure, Run};
+use crate::{Figure, Run};
 
 /// Longest time for servers to find each other and elect leaders.
 const CLUSTER_WITHIN: Duration = Duration::from_secs(30);
@@ -43,7 +43,7 @@ impl Rig {
             Profile::Relaxed => Sync::Lazy,
         };
         let options =
-            Options { sync, want, nats_servers: replicas, ..Options::new(&run.config.cache) };
+            Options { sync, want, nats_servers: replicas, ..Options::new(&run.settings.cache) };
         let servers = Servers::start(&options).await?;
         let (urls, monitor_urls) = addresses(&servers);
         let settings = Settings { profile: run.profile(), replicas, monitor_urls };

@@ -244,7 +244,7 @@ fn clock(field: &str) -> anyhow::Result<Option<i64>> {
 mod tests {
     use super::*;
 
-    const SAMPLE: &str = include_str!("../schemas/flights/sample/flights.csv");
+    const SAMPLE: &str = include_str!("../../schemas/flights/sample/flights.csv");
 
     #[test]
     fn a_broken_row_is_named_by_its_line() {

@@ -8,11 +8,11 @@ use flexcore_servers::Want;
 use serde::Serialize;
 
 use crate::{
-    bench::{Figure, Run, round},
-    bench_application,
-    bench_load::{COMMITS, IN_FLIGHT, fill, load, scattered},
-    bench_projection::{Projecting, caught_up, parked},
-    bench_rig::{Rig, median},
+    Figure, Run, application,
+    load::{COMMITS, IN_FLIGHT, fill, load, scattered},
+    projection::{Projecting, caught_up, parked},
+    rig::{Rig, median},
+    round,
 };
 
 /// Events in the log at the last step; each step before has a tenth.
@@ -36,7 +36,7 @@ struct Step {
 pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let mut rig = Rig::start(run, Want::Both).await?;
     let installation = rig.installation().await?;
-    bench_application::deploy(&rig).await?;
+    application::deploy(&rig).await?;
     let last = run.events(EVENTS);
     let mut steps: Vec<Step> = Vec::new();
     let mut aggregates = 0;

@@ -5,7 +5,7 @@ use flexcore_definition::{Application, SourceFile};
 use flexcore_domain::Name;
 use flexcore_operations::{application::refused, deploy};
 
-use crate::bench_rig::Rig;
+use crate::rig::Rig;
 
 /// The read model.
 pub(crate) const READ_MODEL: &str = "counters";

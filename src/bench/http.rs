@@ -5,19 +5,20 @@ use std::time::Duration;
 use flexcore_auth::{Issuer, SigningKey};
 use flexcore_domain::{ActorName, Tenant};
 use flexcore_installation::{Installation, Roles, tokens};
+use flexcore_out as out;
 use flexcore_servers::Want;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    bench::{Figure, Run, round},
-    bench_append::{otherwise, payload, tenant},
-    bench_application,
-    bench_bare::Bare,
-    bench_client::{self, ClientArgs, PER_AGGREGATE, Report},
-    bench_raw::Raw,
-    bench_rig::{Rig, median},
-    out,
+    Figure, Run,
+    append::{otherwise, payload, tenant},
+    application,
+    bare::Bare,
+    client::{self, ClientArgs, PER_AGGREGATE, Report},
+    raw::Raw,
+    rig::{Rig, median},
+    round,
 };
 
 /// Connections of the main measurement.
@@ -112,14 +113,14 @@ impl Gateway {
         let stop = CancellationToken::new();
         let mut roles = Roles::new(stop.clone());
         roles.commands(&installation, flexcore_workers::command::Settings::default());
-        bench_application::deploy(rig).await?;
+        application::deploy(rig).await?;
         let (key, _) = SigningKey::generate();
         let verifier = tokens::verifier(vec![key.public().clone()]);
         let issuer = tokens::issuer(key);
         let token = mint(&issuer, &tenant())?;
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let authority = listener.local_addr()?.to_string();
-        roles.gateway(&installation, listener, None, verifier, run.metrics.clone());
+        roles.gateway(&installation, listener, None, verifier, run.settings.metrics.clone());
         Ok(Self { installation, roles, stop, authority, token, issuer, loads: 0.into() })
     }
 
@@ -135,10 +136,10 @@ impl Gateway {
         token: &str,
         lasting: Duration,
         change: impl FnOnce(ClientArgs) -> ClientArgs,
-    ) -> anyhow::Result<bench_client::Child> {
+    ) -> anyhow::Result<client::Child> {
         let lasting_ms = u64::try_from(lasting.as_millis())?;
         let args = change(ClientArgs { lasting_ms, ..self.args(run, "f") });
-        bench_client::spawn(&args, token).await
+        client::spawn(&args, token).await
     }
 
     /// The same arguments for every load, but for aggregates of its own.
@@ -179,7 +180,7 @@ impl Gateway {
         let warm_up = if run.quick { WARM_UP / 10 } else { WARM_UP };
         let warm_up_ms = u64::try_from(warm_up.as_millis())?;
         let args = change(ClientArgs { warm_up_ms, ..self.args(run, "l") });
-        let child = bench_client::spawn(&args, &self.token).await?;
+        let child = client::spawn(&args, &self.token).await?;
         self.loaded(rig, &args, child).await
     }
 
@@ -188,7 +189,7 @@ impl Gateway {
         &self,
         rig: &mut Rig,
         args: &ClientArgs,
-        child: bench_client::Child,
+        child: client::Child,
     ) -> anyhow::Result<Report> {
         if args.get.is_some() || args.connections == 1 {
             // Not what the figure's use of processors is about.

@@ -14,16 +14,16 @@ use flexcore_eventstore::{
     queue::{CommandPublisher, SentCommand},
     topology,
 };
+use flexcore_out as out;
 use flexcore_servers::Want;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    bench::{Figure, Run},
-    bench_append::{key, otherwise, payload},
-    bench_application,
-    bench_raw::{Publish, Raw},
-    bench_rig::{Rig, median},
-    out,
+    Figure, Run,
+    append::{key, otherwise, payload},
+    application,
+    raw::{Publish, Raw},
+    rig::{Rig, median},
 };
 
 /// Publishes under way at once.
@@ -44,7 +44,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let (store, member) = (rig.store.clone(), rig.member().await?);
     let worker = flexcore_workers::command::run(store, catalog, member, settings, stop.clone());
     let worker = tokio::spawn(worker);
-    bench_application::deploy(&rig).await?;
+    application::deploy(&rig).await?;
     let how = match run.profile() {
         Profile::Relaxed => Publish::Plain,
         Profile::PowerLoss => Publish::Expecting,
@@ -71,7 +71,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     figure.rates(median(ours_per_s), median(raw_per_s));
     let dead = rig.store.jetstream().get_stream(topology::DEAD).await?;
     figure.errors = dead.cached_info().state.messages;
-    figure.more("published_per_s", crate::bench::round(median(publish_per_s)));
+    figure.more("published_per_s", crate::round(median(publish_per_s)));
     figure.measured = format!(
         "{count} asynchronous commands of {size} bytes, {PER_AGGREGATE} an aggregate, {WINDOW} in \
          flight, decided in JavaScript; from the first publish until all commits are in the log and \

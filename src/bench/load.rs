@@ -4,15 +4,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use flexcore_eventstore::{self as eventstore, EventStore, Expected};
+use flexcore_out as out;
 use flexcore_servers::Want;
 use tokio::task::JoinSet;
 
 use crate::{
-    bench::{Figure, Run},
-    bench_append::{commit, key},
-    bench_raw::Raw,
-    bench_rig::{Latencies, Rig, median},
-    out,
+    Figure, Run,
+    append::{commit, key},
+    raw::Raw,
+    rig::{Latencies, Rig, median},
 };
 
 /// Commits of an aggregate.

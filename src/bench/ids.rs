@@ -13,10 +13,7 @@ use flexcore_servers::Want;
 use flexcore_workers::command::measure::{Remembered, remember};
 use serde_json::value::RawValue;
 
-use crate::{
-    bench::{Figure, Run, round},
-    bench_rig::Rig,
-};
+use crate::{Figure, Run, rig::Rig, round};
 
 /// Command ids of the aggregate.
 const COMMANDS: u64 = 1_000_000;

@@ -1,8 +1,13 @@
 //! `flexcore demo`: real flights through the whole path, checked against the data set.
 
+mod dataset;
+mod report;
+mod rows;
+
 use std::{
     collections::{HashMap, VecDeque},
     io::Write,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,21 +21,16 @@ use flexcore_eventstore::{
     self as eventstore,
     queue::{CommandPublisher, SentCommand},
 };
-use flexcore_installation::{Dev, stop_at_signals};
+use flexcore_installation::{Dev, dev, stop_at_signals};
 use flexcore_operations::{application, deploy};
+use flexcore_out as out;
 use flexcore_readmodel::State;
 use flexcore_script as script;
 use futures::{StreamExt, stream};
-use serde::Serialize;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    cli,
-    config::Config,
-    dataset::{self, Dataset},
-    demo_report, out,
-};
+use crate::{dataset::Dataset, report::Figures};
 
 /// January: a month is the demo, the year is `--full`.
 const MONTH: u8 = 1;
@@ -46,35 +46,41 @@ const REPUBLISH_PAUSE: Duration = Duration::from_millis(500);
 /// Longest wait for the next sign of progress of the read models.
 const STALLED: Duration = Duration::from_secs(60);
 
-/// The demo's measurements.
-#[derive(Clone, Debug, Default, Serialize)]
-pub(crate) struct Figures {
-    pub(crate) profile: String,
-    pub(crate) flights: u64,
-    pub(crate) commands: u64,
-    /// Why only the sample was used.
-    pub(crate) only_sample: Option<String>,
-    /// Commands a second from the first publish until the broker had all of the bulk.
-    pub(crate) published_per_s: f64,
-    /// Commands a second from the first publish until every row of the bulk was readable.
-    pub(crate) readable_per_s: f64,
-    /// From sending a command to its row being readable, at the steady rate.
-    pub(crate) end_to_end_p50_ms: f64,
-    pub(crate) end_to_end_p99_ms: f64,
-    pub(crate) paced_per_s: u32,
-    /// Every count and sum equals the one computed from the data set.
-    pub(crate) equal_to_data_set: bool,
+/// Run a month of real flights through everything, and keep serving
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  flexcore demo
+  flexcore demo --exit --json
+  flexcore demo --full --profile relaxed")]
+pub struct Args {
+    /// The whole year, about a million commands, in place of January
+    #[arg(long)]
+    pub full: bool,
+    /// The sample in the repository, 1 January, with nothing to download
+    #[arg(long, conflicts_with = "full")]
+    pub sample: bool,
+    /// End after the tables in place of serving on
+    #[arg(long)]
+    pub exit: bool,
+    /// Print the figures as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The application's folder
+    #[arg(long, value_name = "DIR", default_value = "schemas/flights")]
+    pub application: PathBuf,
 }
 
-pub(crate) async fn run(
-    config: &Config,
-    args: &cli::Demo,
-    metrics: RenderMetrics,
+/// Runs it, and serves on until it is told to stop. Returns whether every number equals the data set's
+/// own.
+pub async fn run(
+    settings: dev::Settings,
+    args: &Args,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
     let stop = CancellationToken::new();
     stop_at_signals(&stop)?;
-    let cache = config.cache.clone();
+    let (cache, profile) = (settings.cache.clone(), settings.profile);
     let sample = args.sample;
     let application = application::read(&args.application, script::check)
         .context("the demo deploys schemas/flights: start it in a clone, or give --application")?;
@@ -84,7 +90,7 @@ pub(crate) async fn run(
                 if sample { Dataset::sample() } else { Dataset::load(&cache) }
             },
         );
-    let dev = Dev::start(config.dev(metrics, None)?, stop.clone()).await?;
+    let dev = Dev::start(settings, stop.clone()).await?;
     let dataset = loading.await.context("reading the data set")??;
     let month = (!args.full).then_some(MONTH);
     let work = async {
@@ -94,8 +100,8 @@ pub(crate) async fn run(
             "the command worker did not pick the application up"
         );
         let demo = Demo { dev: &dev, tenant: dev.ready.tenant.clone() };
-        let figures = demo.run_through(&dataset, month, config.profile.to_string()).await?;
-        let equal = demo_report::print(&dev, &dataset, month, &figures, args, out).await?;
+        let figures = demo.run_through(&dataset, month, profile.to_string()).await?;
+        let equal = report::print(&dev, &dataset, month, &figures, args, out).await?;
         anyhow::Ok(equal)
     };
     let result = tokio::select! {
@@ -259,7 +265,7 @@ impl Demo<'_> {
     /// Commits that the slowest read model has yet to read.
     async fn behind(&self, end: u64) -> anyhow::Result<u64> {
         let statuses = self.dev.installation.read_models.status().await?;
-        let behind = demo_report::read_models(self.dev).into_iter().map(|name| {
+        let behind = report::read_models(self.dev).into_iter().map(|name| {
             let serving = statuses
                 .iter()
                 .find(|status| status.read_model == name && status.state == State::Serving);

@@ -10,18 +10,19 @@ use async_nats::HeaderMap;
 use flexcore_definition::ReadModelDefinition;
 use flexcore_domain::{Command, Name, Outcome, command::header};
 use flexcore_installation::{Installation, Roles};
+use flexcore_out as out;
 use flexcore_servers::Want;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    bench::{Figure, Run, round},
-    bench_append::payload,
-    bench_application::{self, READ_MODEL},
-    bench_commands::{address, command},
-    bench_rebuild::ask,
-    bench_rig::{Latencies, Rig},
-    out,
+    Figure, Run,
+    append::payload,
+    application::{self, READ_MODEL},
+    commands::{address, command},
+    rebuild::ask,
+    rig::{Latencies, Rig},
+    round,
 };
 
 /// Commands a second.
@@ -44,8 +45,8 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let mut roles = Roles::new(stop.clone());
     roles.commands(&installation, flexcore_workers::command::Settings::default());
     roles.projections(&installation);
-    bench_application::deploy(&rig).await?;
-    let application = bench_application::read()?;
+    application::deploy(&rig).await?;
+    let application = application::read()?;
     let model = application.read_models.get(READ_MODEL).context("BUG: no such read model")?;
     let paced = Paced { installation: installation.clone(), model: model.clone() };
     paced.serving().await?;

@@ -13,15 +13,15 @@ use flexcore_domain::{
     EventName, Hash, Tenant,
 };
 use flexcore_eventstore::{EventStore, Expected, Profile};
+use flexcore_out as out;
 use flexcore_servers::Want;
 use serde_json::value::RawValue;
 use tokio::task::JoinSet;
 
 use crate::{
-    bench::{Figure, Run},
-    bench_raw::{Publish, Raw},
-    bench_rig::{Latencies, Rig, median},
-    out,
+    Figure, Run,
+    raw::{Publish, Raw},
+    rig::{Latencies, Rig, median},
 };
 
 /// Appends under way at once.

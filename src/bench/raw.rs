@@ -15,7 +15,7 @@ use bytes::Bytes;
 use flexcore_eventstore::topology;
 use futures::StreamExt;
 
-use crate::bench_rig::Rig;
+use crate::rig::Rig;
 
 /// The stream beside the log.
 const STREAM: &str = "RAW";

@@ -11,18 +11,18 @@ use std::{
 use anyhow::{Context, bail};
 use flexcore_definition::ReadModelDefinition;
 use flexcore_domain::Name;
+use flexcore_out as out;
 use flexcore_readmodel::{Filter, Op, ReadModels, Rebuild, Select};
 use flexcore_servers::Want;
 
 use crate::{
-    bench::{Figure, Run},
-    bench_append::tenant,
-    bench_application::{self, READ_MODEL},
-    bench_load::{COMMITS, fill, scattered},
-    bench_projection::{GOAL_RATIO, Projecting, caught_up, parked, raw_in_words},
-    bench_rig::{Latencies, Rig, median},
-    bench_rows::RawRows,
-    out,
+    Figure, Run,
+    append::tenant,
+    application::{self, READ_MODEL},
+    load::{COMMITS, fill, scattered},
+    projection::{GOAL_RATIO, Projecting, caught_up, parked, raw_in_words},
+    rig::{Latencies, Rig, median},
+    rows::RawRows,
 };
 
 /// Events in the log.
@@ -37,7 +37,7 @@ const REBUILT_WITHIN: Duration = Duration::from_secs(120);
 pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let mut rig = Rig::start(run, Want::Both).await?;
     let installation = rig.installation().await?;
-    bench_application::deploy(&rig).await?;
+    application::deploy(&rig).await?;
     let mut raw = RawRows::open(&rig.postgres()?).await?;
     let aggregates = (run.events(EVENTS) / COMMITS).max(1);
     fill(&rig.store, 0, aggregates).await?;
@@ -125,7 +125,7 @@ impl Queries {
     fn start(read_models: &ReadModels, aggregates: u64) -> anyhow::Result<Self> {
         let asking = Arc::new(AtomicBool::new(false));
         let ended = Arc::new(AtomicBool::new(false));
-        let application = bench_application::read()?;
+        let application = application::read()?;
         let model = application.read_models.get(READ_MODEL).context("BUG: no such read model")?;
         let (model, read_models) = (model.clone(), read_models.clone());
         let task = tokio::spawn({

@@ -13,18 +13,19 @@ use flexcore_cluster::{self as cluster, Kind, Owners, View};
 use flexcore_domain::{Command, Outcome, command::header};
 use flexcore_eventstore::{Profile, topology};
 use flexcore_installation::Endpoints;
+use flexcore_out as out;
 use flexcore_servers::Want;
 use tokio::process::{self, Child};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    bench::{Figure, Run, round},
-    bench_append::{otherwise, payload},
-    bench_application,
-    bench_commands::{Processed, WINDOW, address, command, process as process_commands},
-    bench_raw::{Publish, Raw},
-    bench_rig::{Latencies, Rig, median, process_s},
-    out,
+    Figure, Run,
+    append::{otherwise, payload},
+    application,
+    commands::{Processed, WINDOW, address, command, process as process_commands},
+    raw::{Publish, Raw},
+    rig::{Latencies, Rig, median, process_s},
+    round,
 };
 
 /// Copies of each stream, each on a server of its own.
@@ -57,7 +58,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let mut raw = Raw::open(&rig).await?;
     let mut workers = Workers::new(run, rig.endpoints()?);
     workers.scale_to(&rig, 1).await?;
-    bench_application::deploy(&rig).await?;
+    application::deploy(&rig).await?;
     let (count, size, mut first) = (run.scale(COMMANDS), payload(0).len(), 0);
     let how = match run.profile() {
         Profile::Relaxed => Publish::Plain,

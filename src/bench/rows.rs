@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use sqlx::{Connection, PgConnection};
 
-use crate::bench_append::payload;
+use crate::append::payload;
 
 /// Rows of a batch: as many as the projection worker takes commits at once.
 pub(crate) const BATCH: u64 = 5_000;

@@ -1,22 +1,38 @@
 //! `flexcore bench`: what FlexCore does a second, beside the raw limit of its servers in the same
 //! run. Every bench starts servers of its own on free loopback ports, and removes their data.
 
-use std::{io::Write, time::Duration};
+mod append;
+mod application;
+mod bare;
+mod client;
+mod commands;
+mod growth;
+mod http;
+mod ids;
+mod latency;
+mod load;
+mod overload;
+mod projection;
+mod raw;
+mod rebuild;
+mod rig;
+mod rows;
+mod scale;
+mod shares;
 
-use clap::{Args, ValueEnum};
+use std::{io::Write, path::PathBuf, time::Duration};
+
+use clap::ValueEnum;
 use flexcore_eventstore::Profile;
 use flexcore_installation::RenderMetrics;
+use flexcore_out as out;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::{
-    bench_append, bench_commands, bench_growth, bench_http, bench_ids, bench_latency, bench_load,
-    bench_overload, bench_projection, bench_rebuild, bench_scale, bench_shares, config::Config,
-    out,
-};
+pub use client::{ClientArgs, run as client};
 
 /// Measure what FlexCore does a second, beside the raw limit of its servers
-#[derive(Args, Debug)]
+#[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   flexcore bench append commands --profile relaxed
@@ -26,7 +42,7 @@ Examples:
 With --json one object a bench: name, profile, ours_per_s, raw_per_s, ratio, p50_ms, p99_ms, errors,
 and more; null where a field has no meaning. Exit code 1: there were errors. Figures of a machine
 that does something else meanwhile say little: \"others\" under processors shows it.")]
-pub(crate) struct BenchArgs {
+pub struct Args {
     /// The benches to run
     #[arg(value_enum, required = true, value_name = "BENCH")]
     benches: Vec<Bench>,
@@ -70,17 +86,26 @@ enum Bench {
     Ids,
 }
 
-/// Settings of a bench run.
+/// What benches stand on.
+pub struct Settings {
+    /// Folder in which downloaded servers are kept.
+    pub cache: PathBuf,
+    /// What an acknowledgement promises.
+    pub profile: Profile,
+    /// Renders `/metrics`.
+    pub metrics: RenderMetrics,
+}
+
+/// How a bench is run.
 pub(crate) struct Run<'a> {
-    pub(crate) config: &'a Config,
-    pub(crate) metrics: RenderMetrics,
+    pub(crate) settings: &'a Settings,
     pub(crate) quick: bool,
     events: Option<u64>,
 }
 
 impl Run<'_> {
     pub(crate) fn profile(&self) -> Profile {
-        self.config.profile
+        self.settings.profile
     }
 
     /// Rounds in which ours and raw take turns; the figures are medians.
@@ -165,13 +190,9 @@ pub(crate) fn round(value: f64) -> f64 {
     if value.abs() < 100.0 { (value * 100.0).round() / 100.0 } else { value.round() }
 }
 
-pub(crate) async fn run(
-    config: &Config,
-    args: &BenchArgs,
-    metrics: RenderMetrics,
-    out: &mut dyn Write,
-) -> anyhow::Result<bool> {
-    let run = Run { config, metrics, quick: args.quick, events: args.events };
+/// Runs the benches and prints their figures. Returns whether there were no errors.
+pub async fn run(settings: &Settings, args: &Args, out: &mut dyn Write) -> anyhow::Result<bool> {
+    let run = Run { settings, quick: args.quick, events: args.events };
     let mut figures = Vec::with_capacity(args.benches.len());
     for bench in &args.benches {
         let figure = one(*bench, &run).await?;
@@ -189,18 +210,18 @@ pub(crate) async fn run(
 
 async fn one(bench: Bench, run: &Run<'_>) -> anyhow::Result<Figure> {
     match bench {
-        Bench::Append => bench_append::run(run).await,
-        Bench::Commands => bench_commands::run(run).await,
-        Bench::Http => bench_http::run(run).await,
-        Bench::Overload => bench_overload::run(run).await,
-        Bench::Shares => bench_shares::run(run).await,
-        Bench::Projection => bench_projection::run(run).await,
-        Bench::Rebuild => bench_rebuild::run(run).await,
-        Bench::Latency => bench_latency::run(run).await,
-        Bench::Load => bench_load::run(run).await,
-        Bench::Scale => bench_scale::run(run).await,
-        Bench::Growth => bench_growth::run(run).await,
-        Bench::Ids => bench_ids::run(run).await,
+        Bench::Append => append::run(run).await,
+        Bench::Commands => commands::run(run).await,
+        Bench::Http => http::run(run).await,
+        Bench::Overload => overload::run(run).await,
+        Bench::Shares => shares::run(run).await,
+        Bench::Projection => projection::run(run).await,
+        Bench::Rebuild => rebuild::run(run).await,
+        Bench::Latency => latency::run(run).await,
+        Bench::Load => load::run(run).await,
+        Bench::Scale => scale::run(run).await,
+        Bench::Growth => growth::run(run).await,
+        Bench::Ids => ids::run(run).await,
     }
 }
 

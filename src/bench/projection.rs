@@ -4,17 +4,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use flexcore_installation::{Installation, Roles};
+use flexcore_out as out;
 use flexcore_readmodel::{ReadModels, State};
 use flexcore_servers::Want;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    bench::{Figure, Run},
-    bench_application::{self, READ_MODEL},
-    bench_load::{COMMITS, fill},
-    bench_rig::{Rig, median},
-    bench_rows::{BATCH, RawRows},
-    out,
+    Figure, Run,
+    application::{self, READ_MODEL},
+    load::{COMMITS, fill},
+    rig::{Rig, median},
+    rows::{BATCH, RawRows},
 };
 
 /// Events over all rounds.
@@ -27,7 +27,7 @@ pub(crate) const GOAL_RATIO: f64 = 0.5;
 pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let mut rig = Rig::start(run, Want::Both).await?;
     let installation = rig.installation().await?;
-    bench_application::deploy(&rig).await?;
+    application::deploy(&rig).await?;
     let mut raw = RawRows::open(&rig.postgres()?).await?;
     let rounds = run.rounds() as u64;
     let aggregates = (run.events(EVENTS) / COMMITS / rounds).max(1);

@@ -1,0 +1,140 @@
+//! Allowed arrows among our crates.
+
+use cargo_metadata::DependencyKind;
+
+use crate::{metadata, none};
+
+/// Allowed dependencies among our crates, each with the reason for its limits.
+pub(crate) const EDGES: &[(&str, &[&str], &str)] = &[
+    ("domain", &[], "the words of the domain are pure and know nobody"),
+    ("telemetry", &[], "everybody may use it, so it may use nobody"),
+    ("out", &[], "it prints, whatever is printed"),
+    ("servers", &[], "it starts servers, whatever runs on them"),
+    ("broker", &[], "it publishes and reads, whatever a stream holds"),
+    ("cluster", &["resilience"], "leases and slots are about members, whatever these do"),
+    ("resilience", &[], "everybody may use it, so it may use nobody"),
+    (
+        "definition",
+        &["domain"],
+        "an application is read from its files alone, before there is an installation",
+    ),
+    (
+        "script",
+        &["definition", "domain"],
+        "the engine knows the decider's interface and no infrastructure",
+    ),
+    (
+        "eventstore",
+        &["broker", "definition", "domain", "resilience"],
+        "the log holds commits, whoever makes or reads them, and tenants share its connections",
+    ),
+    (
+        "readmodel",
+        &["definition", "domain", "resilience"],
+        "rows are folded from events, wherever these come from",
+    ),
+    ("auth", &["domain"], "identity has to be usable alone"),
+    (
+        "operations",
+        &["cluster", "definition", "domain", "eventstore", "readmodel"],
+        "command line and gateway call it, so it neither prints nor answers, and runs no script",
+    ),
+    (
+        "gateway",
+        &[
+            "auth",
+            "cluster",
+            "definition",
+            "domain",
+            "eventstore",
+            "operations",
+            "readmodel",
+            "resilience",
+            "telemetry",
+        ],
+        "it reaches the workers over NATS only, at the slot's owner, so that both scale alone; it \
+         reports on the cluster in the words of the command line",
+    ),
+    (
+        "workers",
+        &[
+            "cluster",
+            "definition",
+            "domain",
+            "eventstore",
+            "readmodel",
+            "resilience",
+            "script",
+            "telemetry",
+        ],
+        "they are reached over NATS only, so that both scale alone",
+    ),
+    (
+        "installation",
+        &[
+            "auth",
+            "cluster",
+            "definition",
+            "domain",
+            "eventstore",
+            "gateway",
+            "readmodel",
+            "resilience",
+            "servers",
+            "workers",
+        ],
+        "it opens an installation and runs its roles, whoever asks for them: nothing below needs it",
+    ),
+    (
+        "demo",
+        &[
+            "domain",
+            "eventstore",
+            "installation",
+            "operations",
+            "out",
+            "readmodel",
+            "script",
+            "servers",
+        ],
+        "it uses an installation as its users do, and is used by nobody but the executable",
+    ),
+    (
+        "bench",
+        &[
+            "auth",
+            "cluster",
+            "definition",
+            "domain",
+            "eventstore",
+            "installation",
+            "operations",
+            "out",
+            "readmodel",
+            "servers",
+            "workers",
+        ],
+        "it measures everything, and is used by nobody but the executable",
+    ),
+];
+
+#[test]
+fn crates_use_only_what_they_may() {
+    let metadata = metadata();
+    let mut findings = Vec::new();
+    for package in metadata.workspace_packages() {
+        let Some(name) = package.name.strip_prefix("flexcore-") else { continue };
+        let Some((_, may, reason)) = EDGES.iter().find(|(of, ..)| *of == name) else {
+            findings.push(format!("{name}: a new crate; say in EDGES what it may use, and why"));
+            continue;
+        };
+        for dependency in &package.dependencies {
+            let Some(used) = dependency.name.strip_prefix("flexcore-") else { continue };
+            let in_tests = dependency.kind == DependencyKind::Development;
+            if !(may.contains(&used) || in_tests && used == "servers") {
+                findings.push(format!("{name} → {used} is no edge of ours: {reason}"));
+            }
+        }
+    }
+    none(findings);
+}
