@@ -1,6 +1,6 @@
 //! `flexcore apply`: checks an application, shows what changes, and deploys it.
 
-use std::io::Write;
+use std::{io::Write, path::PathBuf};
 
 use flexcore_definition::Application;
 use flexcore_operations::{
@@ -9,11 +9,31 @@ use flexcore_operations::{
 };
 use flexcore_script as script;
 
-use crate::{cli, config::Config, out};
+use crate::{config::Config, out};
+
+/// Check an application, show what changes, and deploy it
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  flexcore apply schemas/flights
+  flexcore apply schemas/flights --dry-run
+
+Queries are prepared by Postgres: an application that has some needs --postgres. Every message
+points at a file and a line. Running workers pick the version up with no restart.")]
+pub(crate) struct Apply {
+    /// The application's folder
+    pub(crate) folder: PathBuf,
+    /// Only check, and show what would change
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Answer in JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 pub(crate) async fn run(
     config: &Config,
-    args: &cli::Apply,
+    args: &Apply,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
     let application = application::read(&args.folder, script::check)?;
@@ -40,7 +60,7 @@ pub(crate) async fn run(
 }
 
 fn report(
-    args: &cli::Apply,
+    args: &Apply,
     application: &Application,
     deployed: &Deployed,
     out: &mut dyn Write,

@@ -1,7 +1,10 @@
 //! `flexcore test`: runs the tests of an application, which stand in its folder's `tests/`. Needs
 //! neither broker nor database: decisions are pure.
 
-use std::{io::Write, path::Path};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+};
 
 use anyhow::ensure;
 use flexcore_definition::SourceFile;
@@ -13,6 +16,23 @@ use flexcore_script::{
 use serde::Serialize;
 
 use crate::out;
+
+/// Run an application's own tests: given, when, then
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  flexcore test schemas/flights
+  flexcore test schemas/flights --json
+
+The tests are the YAML files in the folder's tests/. Needs neither broker nor database. Exits with 1
+when one fails.")]
+pub(crate) struct Test {
+    /// The application's folder
+    pub(crate) folder: PathBuf,
+    /// A line of JSON for each test
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 /// The folder of tests inside that of the application.
 const TESTS: &str = "tests";

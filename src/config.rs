@@ -2,15 +2,12 @@
 //! the command line's own variables.
 
 use std::{
-    env,
-    ffi::OsString,
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use anyhow::{Context, anyhow};
-use clap::{CommandFactory, FromArgMatches};
 use flexcore_bench as bench;
 use flexcore_cluster::{self as cluster, Kind};
 use flexcore_domain::Tenant;
@@ -18,7 +15,7 @@ use flexcore_eventstore::{EventStore, Profile, Settings};
 use flexcore_installation::{Endpoints, Ready, RenderMetrics, dev};
 use flexcore_telemetry as telemetry;
 
-use crate::{cli, out};
+use crate::{global, out};
 
 /// File in the data folder by which the other subcommands find a running `dev` or `demo`.
 const READY_FILE: &str = "dev.json";
@@ -49,79 +46,37 @@ pub(crate) struct Config {
     signing_key: Option<PathBuf>,
 }
 
-/// The command line, parsed; each option that a variable may give may also be given by a file whose
-/// path is in the variable of that name with `_FILE`: secrets stay out of the environment. Ends the
-/// process when the line is wrong or only asks for help. Fails when such a file cannot be read.
-pub(crate) fn command_line() -> anyhow::Result<cli::Cli> {
-    let mut command = with_files(cli::Cli::command(), &|name| env::var_os(name))?;
-    let matches = command.get_matches_mut();
-    cli::Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command).exit())
-}
-
-/// Sets the content of `<variable>_FILE` as the option's default: the line and the variable itself
-/// still win.
-fn with_files(
-    command: clap::Command,
-    variable: &dyn Fn(&str) -> Option<OsString>,
-) -> anyhow::Result<clap::Command> {
-    let mut problem = Ok(());
-    let command = command.mut_args(|argument| {
-        let name =
-            argument.get_env().and_then(|name| name.to_str()).map(|name| format!("{name}_FILE"));
-        let Some((path, name)) = name.and_then(|name| Some((variable(&name)?, name))) else {
-            return argument;
-        };
-        match fs::read_to_string(&path) {
-            Ok(text) => argument.default_value(text.trim_end().to_owned()).hide_default_value(true),
-            Err(error) => {
-                let path = PathBuf::from(&path);
-                problem = Err(error).with_context(|| format!("{name} says {}", path.display()));
-                argument
-            }
-        }
-    });
-    problem?;
-    let mut problem = Ok(());
-    let command = command.mut_subcommands(|subcommand| {
-        with_files(subcommand.clone(), variable).unwrap_or_else(|error| {
-            problem = Err(error);
-            subcommand
-        })
-    });
-    problem.map(|()| command)
-}
-
 impl Config {
     /// Fails when neither the command line nor the environment says where the cache is.
-    pub(crate) fn resolve(global: cli::Global, default_filter: &str) -> anyhow::Result<Self> {
+    pub(crate) fn resolve(options: global::Global, default_filter: &str) -> anyhow::Result<Self> {
         let no_colour = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let telemetry = telemetry::Settings {
             service_name: "flexcore".to_owned(),
-            json_logs: global.log_format == cli::LogFormat::Json,
-            filter: global.log.unwrap_or_else(|| default_filter.to_owned()),
-            otlp_endpoint: global.otlp,
-            sample_ratio: global.trace_ratio,
+            json_logs: options.log_format == global::LogFormat::Json,
+            filter: options.log.unwrap_or_else(|| default_filter.to_owned()),
+            otlp_endpoint: options.otlp,
+            sample_ratio: options.trace_ratio,
             colours: out::on_terminal() && !no_colour,
         };
         // Servers are started from another folder than ours.
-        let cache = std::path::absolute(global.cache.map_or_else(user_cache, Ok)?)
+        let cache = std::path::absolute(options.cache.map_or_else(user_cache, Ok)?)
             .context("finding the cache folder")?;
         Ok(Self {
-            data: global.data,
+            data: options.data,
             cache,
-            profile: global.profile,
+            profile: options.profile,
             telemetry,
-            member: global.member,
-            lease: Duration::from_secs(global.lease),
-            nats: global.nats,
-            nats_monitors: global.nats_monitor,
-            replicas: global.replicas,
-            postgres: global.postgres,
-            postgres_query: global.postgres_query,
-            http: global.http,
-            tenant: global.tenant,
-            token: global.token,
-            signing_key: global.signing_key,
+            member: options.member,
+            lease: Duration::from_secs(options.lease),
+            nats: options.nats,
+            nats_monitors: options.nats_monitor,
+            replicas: options.replicas,
+            postgres: options.postgres,
+            postgres_query: options.postgres_query,
+            http: options.http,
+            tenant: options.tenant,
+            token: options.token,
+            signing_key: options.signing_key,
         })
     }
 
@@ -298,6 +253,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+    use crate::cli;
 
     fn config(data: &Path, more: &[&str]) -> Config {
         let data = data.to_str().unwrap();
@@ -325,27 +281,6 @@ mod tests {
         assert_eq!(found.signing_key(), ready.signing_key);
         let given = config(folder.path(), &["--nats", "nats://other:4222"]);
         assert_eq!(given.nats().unwrap(), ["nats://other:4222"]);
-    }
-
-    #[test]
-    fn a_file_gives_what_its_variable_would() {
-        let folder = tempfile::tempdir().unwrap();
-        let (secret, gone) = (folder.path().join("secret"), folder.path().join("gone"));
-        fs::write(&secret, "postgres://from/file\n").unwrap();
-        let parse = |file: &Path, line: &[&str]| {
-            let file = file.as_os_str().to_owned();
-            let asked = move |name: &str| (name == "FLEXCORE_POSTGRES_FILE").then(|| file.clone());
-            let command = with_files(cli::Cli::command(), &asked)?;
-            let matches = command.try_get_matches_from(line)?;
-            anyhow::Ok(cli::Cli::from_arg_matches(&matches)?.global.postgres)
-        };
-        let given = parse(&secret, &["flexcore", "worker"]).unwrap();
-        assert_eq!(given.as_deref(), Some("postgres://from/file"));
-        let given =
-            parse(&secret, &["flexcore", "worker", "--postgres", "postgres://line"]).unwrap();
-        assert_eq!(given.as_deref(), Some("postgres://line"));
-        let error = format!("{:#}", parse(&gone, &["flexcore", "worker"]).unwrap_err());
-        assert!(error.contains("FLEXCORE_POSTGRES_FILE says"), "{error}");
     }
 
     #[test]

@@ -5,7 +5,49 @@ use std::io::Write;
 use flexcore_operations::dead::{Letter, Letters, printable};
 use serde_json::json;
 
-use crate::{cli::Dead, config::Config, out};
+use crate::{config::Config, out};
+
+/// Look at what could not be processed, and requeue it
+#[derive(Debug, clap::Subcommand)]
+#[command(after_help = "\
+Examples:
+  flexcore dead list
+  flexcore dead show 17
+  flexcore dead requeue 17 18")]
+pub(crate) enum Dead {
+    /// List dead messages, oldest first
+    List {
+        /// Only this kind: command, projection
+        #[arg(long)]
+        kind: Option<flexcore_domain::Name>,
+        /// Only those after this number
+        #[arg(long, default_value_t = 0, value_name = "NUMBER")]
+        after: u64,
+        /// Most lines
+        #[arg(long, default_value_t = 50)]
+        limit: usize,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show one whole
+    Show {
+        /// Its number in the list
+        number: u64,
+        /// In JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Send commands again, under their own ids, and take them off the list
+    Requeue {
+        /// Their numbers in the list
+        #[arg(required = true)]
+        numbers: Vec<u64>,
+        /// In JSON, one object a line
+        #[arg(long)]
+        json: bool,
+    },
+}
 
 /// Most of a body that a list shows, in characters.
 const PREVIEW_CHARS_MAX: usize = 60;

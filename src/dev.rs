@@ -1,21 +1,37 @@
 //! `flexcore dev`: everything in one process, with its own nats-server and Postgres.
 
-use std::io::Write;
+use std::{io::Write, path::PathBuf};
 
-use flexcore_installation::{Dev, Ready, RenderMetrics, stop_at_signals};
+use flexcore_installation::{self as installation, Ready, RenderMetrics, stop_at_signals};
 use tokio_util::sync::CancellationToken;
 
-use crate::{cli, config::Config, out};
+use crate::{config::Config, out};
+
+/// Serve everything from one process, with its own nats-server and Postgres
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  flexcore dev
+  flexcore dev --data /var/tmp/flexcore --http 127.0.0.1:8080 --ready-file ready.json
+
+The ready file is JSON, written once it serves: http, nats, nats_monitor, postgres (URLs), tenant,
+token, signing_key (a path). SIGTERM drains and exits 0.")]
+pub(crate) struct Dev {
+    /// Write where everything is to this file once it serves, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ready_file: Option<PathBuf>,
+}
 
 pub(crate) async fn run(
     config: &Config,
-    args: &cli::Dev,
+    args: &Dev,
     metrics: RenderMetrics,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
     let stop = CancellationToken::new();
     stop_at_signals(&stop)?;
-    let dev = Dev::start(config.dev(metrics, args.ready_file.as_deref())?, stop).await?;
+    let dev =
+        installation::Dev::start(config.dev(metrics, args.ready_file.as_deref())?, stop).await?;
     if args.ready_file.is_none() || out::on_terminal() {
         let Ready { http, nats, postgres, tenant, token, .. } = &dev.ready;
         let mut table = out::table(["flexcore dev", "profile", &config.profile.to_string()]);

@@ -9,6 +9,15 @@ use flexcore_servers::{Finding, State};
 
 use crate::config::Config;
 
+/// Check everything that FlexCore needs on this machine, and say what to do about what is missing
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Exit code 0: nothing is missing; 1: something is.")]
+pub(crate) struct Doctor {
+    /// Answer in JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
 /// Prints what was found, as a table or as JSON. Returns whether nothing that is needed is missing.
 pub(crate) async fn run(config: &Config, json: bool, out: &mut dyn Write) -> anyhow::Result<bool> {
     let (cache, data) = (config.cache.clone(), config.data.clone());

@@ -3,13 +3,15 @@
 mod apply;
 mod apptest;
 mod cli;
-mod cluster;
+mod completions;
 mod config;
 mod dead;
 mod dev;
 mod doctor;
+mod global;
 mod healthcheck;
 mod http;
+mod members;
 mod publish;
 mod query;
 mod rebuild;
@@ -17,7 +19,7 @@ mod roles;
 mod token;
 mod verify;
 
-use std::{io::Write, process::ExitCode, sync::Arc, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::CommandFactory;
 use cli::Command;
@@ -34,7 +36,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const TELEMETRY_SHUTDOWN_MAX: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
-    match config::command_line().and_then(start) {
+    match cli::command_line().and_then(start) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) if out::is_closed_pipe(&error) => ExitCode::SUCCESS,
@@ -88,7 +90,7 @@ async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow
         Command::Rebuild(args) => rebuild::run(config, args, &mut out).await,
         Command::Dead(command) => dead::run(config, command, &mut out).await,
         Command::Verify(args) => verify::run(config, args, &mut out).await,
-        Command::Cluster(args) => cluster::run(config, &args, &mut out).await,
+        Command::Cluster(args) => members::run(config, &args, &mut out).await,
         Command::Token(args) => token::run(config, &args, &mut out),
         Command::Healthcheck(args) => healthcheck::run(&args, &mut out).await,
         Command::Doctor(args) => doctor::run(config, args.json, &mut out).await,
@@ -96,12 +98,6 @@ async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow
         Command::BenchClient(args) => {
             flexcore_bench::client(config.profile, config.token(), &args, &mut out).await
         }
-        Command::Completions(args) => {
-            // Into memory first: the generator does not survive a closed pipe.
-            let mut script = Vec::new();
-            clap_complete::generate(args.shell, &mut cli::Cli::command(), "flexcore", &mut script);
-            out.write_all(&script)?;
-            Ok(true)
-        }
+        Command::Completions(args) => completions::run(&args, cli::Cli::command(), &mut out),
     }
 }

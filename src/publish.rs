@@ -4,7 +4,7 @@ use std::{
     collections::VecDeque,
     fs::File,
     io::{self, BufRead, BufReader, Read, Write},
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -25,11 +25,57 @@ use hyper::Method;
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 
-use crate::{
-    cli::{Over, Publish},
-    config::Config,
-    http, out, token,
-};
+use crate::{config::Config, http, out, token};
+
+/// Send a command, or many
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  flexcore publish flight UA1-20130101-EWR depart '{\"time\":\"2013-01-01T10:22:00Z\"}' --wait
+  echo '{}' | flexcore publish flight UA1-20130101-EWR cancel - --id cancel-1
+  flexcore publish --lines commands.jsonl
+
+A line of --lines is {\"aggregate\":…,\"id\":…,\"command\":…,\"payload\":…}, and optionally
+\"command_id\". The same command id sent again is recognised: repeating a publish is safe.")]
+pub(crate) struct Publish {
+    /// The kind of aggregate, such as flight
+    #[arg(required_unless_present = "lines")]
+    pub(crate) aggregate: Option<AggregateName>,
+    /// The aggregate's id
+    #[arg(required_unless_present = "lines", value_name = "ID")]
+    pub(crate) aggregate_id: Option<AggregateId>,
+    /// The command, such as depart
+    #[arg(required_unless_present = "lines", value_name = "COMMAND")]
+    pub(crate) name: Option<CommandName>,
+    /// JSON; `-` reads it from standard input
+    #[arg(default_value = "{}")]
+    pub(crate) payload: String,
+    /// What makes it the same command when it is sent again [default: a random one]
+    #[arg(long, value_name = "KEY")]
+    pub(crate) id: Option<CommandId>,
+    /// Who sends it (over NATS; over HTTP the token says so)
+    #[arg(long, default_value = "cli")]
+    pub(crate) actor: ActorName,
+    /// nats: stored, then processed; http: processed, then answered
+    #[arg(long, value_enum, default_value = "nats")]
+    pub(crate) over: Over,
+    /// Wait for the outcome, at most so many seconds
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "30")]
+    pub(crate) wait: Option<u64>,
+    /// Publish every line of this file, in order (`-`: standard input); nats only
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["aggregate", "id", "wait", "over"])]
+    pub(crate) lines: Option<PathBuf>,
+    /// Answer in JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// The way that a command takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Over {
+    Nats,
+    Http,
+}
 
 /// Commands that are published and not acknowledged yet: enough to keep the broker busy while it
 /// syncs.

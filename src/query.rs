@@ -9,7 +9,45 @@ use anyhow::Context;
 use hyper::{Method, StatusCode};
 use serde_json::Value;
 
-use crate::{cli, config::Config, http, out, token};
+use crate::{config::Config, http, out, token};
+
+/// Ask a read model or a named query; one that is being built is waited for, 10 s at most
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  flexcore query flights carrier=UA --limit 5 --sort=-dep_delay
+  flexcore query flights carrier=UA --sort=-departed_at --explain
+  flexcore query delays_by_carrier --json")]
+pub(crate) struct Query {
+    /// The read model, or the named query
+    pub(crate) name: flexcore_domain::Name,
+    /// Filters on columns, or parameters of the named query: NAME=VALUE
+    #[arg(value_name = "NAME=VALUE", value_parser = pair)]
+    pub(crate) filters: Vec<(String, String)>,
+    /// Most rows
+    #[arg(long)]
+    pub(crate) limit: Option<u32>,
+    /// Columns to sort by, `-` before one for downwards, commas between
+    #[arg(long, allow_hyphen_values = true)]
+    pub(crate) sort: Option<String>,
+    /// Columns to show, commas between
+    #[arg(long)]
+    pub(crate) fields: Option<String>,
+    /// Positions that the read model must have passed first (read your writes)
+    #[arg(long, value_name = "POSITION")]
+    pub(crate) min_position: Option<String>,
+    /// Say which index finds the rows, and what to declare where none does, in place of the rows
+    #[arg(long)]
+    pub(crate) explain: bool,
+    /// Answer in JSON, as the gateway gave it
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("write NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}
 
 /// Longest wait for a read model that is being built: one that was just deployed takes a moment.
 const BUILD_WAIT: Duration = Duration::from_secs(10);
@@ -18,7 +56,7 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(
     config: &Config,
-    args: &cli::Query,
+    args: &Query,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
     let gateways = config.http()?;
@@ -78,7 +116,7 @@ fn is_built_soon(answer: &http::Answer) -> bool {
         && problem()["type"] == "/problems/read-model-building"
 }
 
-fn parameters(args: &cli::Query) -> String {
+fn parameters(args: &Query) -> String {
     let own = [
         ("limit", args.limit.map(|limit| limit.to_string())),
         ("sort", args.sort.clone()),

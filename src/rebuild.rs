@@ -7,18 +7,39 @@ use flexcore_operations::rows::{self, Built, Progress};
 use flexcore_readmodel::{ReadModels, Settings};
 use serde_json::json;
 
-use crate::{cli, config::Config, out};
+use crate::{config::Config, out};
+
+/// Build a read model anew from the log, beside the one that serves, and let it take over
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  flexcore rebuild carriers
+  flexcore rebuild --from-this-log
+
+Queries go on meanwhile; they see the new rows all at once, when it has caught up. With --from-this-log \
+rows of another log are dropped first, and queries wait until each read model is built.")]
+pub(crate) struct Rebuild {
+    /// The read model
+    #[arg(required_unless_present = "from_this_log")]
+    pub(crate) name: Option<flexcore_domain::Name>,
+    /// Drop all read models, which are of another log, and have them built from the one at --nats
+    #[arg(long, conflicts_with = "name")]
+    pub(crate) from_this_log: bool,
+    /// Answer in JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 /// Asks for the rebuild and follows it; with `as_json` one line in the end.
 pub(crate) async fn run(
     config: &Config,
-    args: cli::Rebuild,
+    args: Rebuild,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
     let read_models = ReadModels::connect(&config.postgres()?, Settings::default()).await?;
     let (name, as_json) = match &args {
-        cli::Rebuild { name: Some(name), json, .. } => (name.as_str(), *json),
-        cli::Rebuild { json, .. } => return adopt(config, &read_models, *json, out).await,
+        Rebuild { name: Some(name), json, .. } => (name.as_str(), *json),
+        Rebuild { json, .. } => return adopt(config, &read_models, *json, out).await,
     };
     let started = Instant::now();
     let bar = out::progress(0, "rebuild");

@@ -1,6 +1,6 @@
 //! `flexcore gateway` and `flexcore worker`: single roles, for containers.
 
-use std::fs;
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context, bail};
 use flexcore_auth::{PublicKey, SigningKey};
@@ -9,17 +9,59 @@ use flexcore_installation::{Installation, RenderMetrics, Roles, listen, stop_at_
 use flexcore_workers as workers;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    cli::{self, Role},
-    config::Config,
-};
+use crate::config::Config;
+
+/// Serve HTTP
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  flexcore gateway --nats nats://10.0.0.1:4222 --nats-monitor http://10.0.0.1:8222 \\
+    --postgres postgres://flexcore@10.0.0.2/flexcore --http 0.0.0.0:8080 --verify-key public.pem
+
+Without --verify-key the signing key's public half accepts tokens.")]
+pub(crate) struct Gateway {
+    /// Public RSA key that accepts tokens, PEM; may be given more than once
+    #[arg(long, env = "FLEXCORE_VERIFY_KEY", value_name = "FILE", value_delimiter = ',')]
+    pub(crate) verify_key: Vec<PathBuf>,
+    /// Serve /metrics and health here, and /metrics not on the main address
+    #[arg(long, env = "FLEXCORE_METRICS_HTTP", value_name = "ADDR")]
+    pub(crate) metrics_http: Option<String>,
+}
+
+/// Run workers
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  flexcore worker             every role
+  flexcore worker command
+  flexcore worker projection
+
+Start as many as you like: the cluster's leader, one of them, shares the slots out among those that
+are there. SIGTERM hands over what the worker has and exits 0.")]
+pub(crate) struct Worker {
+    /// Which [default: all]
+    #[arg(value_enum)]
+    pub(crate) roles: Vec<Role>,
+    /// Serve /metrics and health here
+    #[arg(long, env = "FLEXCORE_METRICS_HTTP", value_name = "ADDR")]
+    pub(crate) metrics_http: Option<String>,
+}
+
+/// A worker's role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Role {
+    /// Decides commands.
+    Command,
+    /// Keeps read models.
+    Projection,
+}
 
 /// The port that the gateway listens on unless an address is given.
 const GATEWAY_LISTEN: &str = "127.0.0.1:8080";
 
 pub(crate) async fn gateway(
     config: &Config,
-    args: &cli::Gateway,
+    args: &Gateway,
     metrics: RenderMetrics,
 ) -> anyhow::Result<bool> {
     let stop = CancellationToken::new();
@@ -46,7 +88,7 @@ pub(crate) async fn gateway(
 
 pub(crate) async fn worker(
     config: &Config,
-    args: &cli::Worker,
+    args: &Worker,
     metrics: RenderMetrics,
 ) -> anyhow::Result<bool> {
     let stop = CancellationToken::new();
@@ -76,7 +118,7 @@ pub(crate) async fn worker(
 }
 
 /// The keys that accept tokens: those given, else the public half of the signing key.
-fn public_keys(config: &Config, args: &cli::Gateway) -> anyhow::Result<Vec<PublicKey>> {
+fn public_keys(config: &Config, args: &Gateway) -> anyhow::Result<Vec<PublicKey>> {
     let read = |path: &std::path::Path| {
         fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))
     };

@@ -8,12 +8,30 @@ use flexcore_domain::{ActorName, Tenant};
 use flexcore_installation::tokens;
 use serde_json::json;
 
-use crate::{cli, config::Config, out};
+use crate::{config::Config, out};
+
+/// Mint a token for the gateway
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  flexcore token
+  curl -H \"Authorization: Bearer $(flexcore token --tenant acme --lifetime 600)\" …")]
+pub(crate) struct Token {
+    /// Who the bearer is
+    #[arg(long, default_value = "cli")]
+    pub(crate) subject: ActorName,
+    /// How long it is good for, in seconds
+    #[arg(long, default_value_t = 3_600, value_name = "SECONDS")]
+    pub(crate) lifetime: u64,
+    /// In JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
 
 /// Lifetime of a token that a subcommand mints for its own request.
 const OWN_LIFETIME: Duration = Duration::from_secs(300);
 
-pub(crate) fn run(config: &Config, args: &cli::Token, out: &mut dyn Write) -> anyhow::Result<bool> {
+pub(crate) fn run(config: &Config, args: &Token, out: &mut dyn Write) -> anyhow::Result<bool> {
     let tenant = config.tenant()?;
     let token = mint(config, &tenant, &args.subject, Duration::from_secs(args.lifetime))?;
     if args.json {
@@ -41,7 +59,7 @@ pub(crate) fn for_request(config: &Config) -> anyhow::Result<String> {
 
 /// A token signed with the configured key. Fails when the key cannot be read or the lifetime is
 /// longer than allowed.
-pub(crate) fn mint(
+fn mint(
     config: &Config,
     tenant: &Tenant,
     subject: &ActorName,

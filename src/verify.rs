@@ -3,15 +3,40 @@
 use std::io::Write;
 
 use anyhow::{Context, bail};
-use flexcore_domain::AggregateKey;
+use flexcore_domain::{AggregateId, AggregateKey, AggregateName};
 use flexcore_eventstore::{LINKS_MAX, verify};
 use flexcore_operations::rows::other_log;
 
-use crate::{cli, config::Config, out};
+use crate::{config::Config, out};
+
+/// Walk the log and check that nothing is missing or changed
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  flexcore verify
+  flexcore verify --aggregate flight/UA1-20130101-EWR --tenant demo --json
+
+Exit code 0: whole; 1: broken, or not readable. Every commit carries the hash of its aggregate's
+previous hash and its own body, and sequences and versions must follow one another.")]
+pub(crate) struct Verify {
+    /// Only this aggregate: KIND/ID
+    #[arg(long, value_name = "KIND/ID", value_parser = aggregate)]
+    pub(crate) aggregate: Option<(AggregateName, AggregateId)>,
+    /// Answer in JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn aggregate(text: &str) -> Result<(AggregateName, AggregateId), String> {
+    let (kind, id) =
+        text.split_once('/').ok_or("write KIND/ID, such as flight/UA1-20130101-EWR")?;
+    let kind = AggregateName::parse(kind).map_err(|error| error.to_string())?;
+    Ok((kind, AggregateId::parse(id).map_err(|error| error.to_string())?))
+}
 
 pub(crate) async fn run(
     config: &Config,
-    args: cli::Verify,
+    args: Verify,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
     let key = match args.aggregate {

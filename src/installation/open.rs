@@ -51,8 +51,8 @@ impl Installation {
     ) -> anyhow::Result<Self> {
         if profile == Profile::Relaxed {
             tracing::warn!(
-                "profile relaxed: what is acknowledged may be lost in a power cut; \
-                 for benches and data that may be lost"
+                "profile relaxed: acknowledged commands may be lost in a power cut; use it for \
+                 benches and data that may be lost"
             );
         }
         let client = connect(&endpoints.nats).await?;

@@ -10,11 +10,43 @@ use flexcore_operations::{
 };
 use flexcore_readmodel::{ReadModels, Settings};
 
-use crate::{
-    cli::{Cluster, ClusterAction},
-    config::Config,
-    out,
-};
+use crate::{config::Config, out};
+
+/// Show the cluster: members, leader, who owns which slots, lag, servers
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  flexcore cluster
+  flexcore cluster --json
+  flexcore cluster drain worker-1-0a1b2c3d
+
+Exit code 0: there is a leader, every slot and every share of the read models has an owner, Postgres
+answers, and every copy of the log is up to date; 1: not so, or not known.")]
+pub(crate) struct Cluster {
+    #[command(subcommand)]
+    pub(crate) action: Option<ClusterAction>,
+    /// Answer in JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// What is done with a member.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum ClusterAction {
+    /// Move everything that a member serves to others, and give it nothing more; it stays a member
+    Drain {
+        /// Its id
+        member: String,
+        /// Return at once, and not when it serves nothing any more
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Take a drain back
+    Undrain {
+        /// Its id
+        member: String,
+    },
+}
 
 pub(crate) async fn run(
     config: &Config,
