@@ -2,7 +2,7 @@
 
 use cargo_metadata::DependencyKind;
 
-use crate::{metadata, none};
+use crate::{metadata, none, root};
 
 /// Allowed dependencies among our crates, each with the reason for its limits.
 pub(crate) const EDGES: &[(&str, &[&str], &str)] = &[
@@ -137,4 +137,12 @@ fn crates_use_only_what_they_may() {
         }
     }
     none(findings);
+}
+
+/// `src/x.rs` beside `src/x/` reads as one module, and is the executable's beside a crate.
+#[test]
+fn no_file_of_the_executable_is_called_like_a_crate() {
+    let file = |name: &str| format!("src/{name}.rs");
+    let named = EDGES.iter().map(|(name, ..)| file(name)).filter(|path| root().join(path).exists());
+    none(named.map(|path| format!("{path}: call it after what it does itself")).collect());
 }
