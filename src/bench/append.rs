@@ -5,29 +5,24 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
-use flexcore_domain::{
-    ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit, Event,
-    EventName, Hash, Tenant,
-};
+use flexcore_domain::Hash;
 use flexcore_eventstore::{EventStore, Expected, Profile};
 use flexcore_out as out;
 use flexcore_servers::Want;
-use serde_json::value::RawValue;
 use tokio::task::JoinSet;
 
 use crate::{
     Figure, Run,
+    counter::{DATA_BYTES, commit, key},
     raw::{Publish, Raw},
-    rig::{Latencies, Rig, median},
+    rig::{Latencies, Rig, median, otherwise},
 };
 
 /// Appends under way at once.
 const WINDOW: usize = 1_024;
-/// Bytes of an event's data.
-const DATA_BYTES: usize = 256;
 
 pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let mut rig = Rig::start(run, Want::Nats).await?;
@@ -71,24 +66,16 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     Ok(figure)
 }
 
-/// The bottleneck of a bench of the log when the processors have time to spare.
-pub(crate) fn otherwise(profile: Profile) -> &'static str {
-    match profile {
-        Profile::PowerLoss => "the broker's syncs to disk, one a batch",
-        Profile::Relaxed => "round trips to the broker",
-    }
-}
-
 /// The sum of some appends.
 #[derive(Default)]
-pub(crate) struct Appended {
-    pub(crate) per_s: f64,
-    pub(crate) latencies: Latencies,
-    pub(crate) errors: u64,
+struct Appended {
+    per_s: f64,
+    latencies: Latencies,
+    errors: u64,
 }
 
 /// Appends first commits of aggregates, so many in flight, for this long.
-pub(crate) async fn appends(
+async fn appends(
     store: &EventStore,
     next: &Arc<AtomicU64>,
     window: usize,
@@ -125,61 +112,4 @@ pub(crate) async fn appends(
     }
     appended.per_s = appended.latencies.len() as f64 / started.elapsed().as_secs_f64();
     appended
-}
-
-/// The tenant of everything that benches write.
-pub(crate) fn tenant() -> Tenant {
-    Tenant::parse("bench").expect("BUG: a valid name")
-}
-
-/// The aggregate of this number.
-pub(crate) fn key(number: u64) -> AggregateKey {
-    let aggregate = AggregateName::parse("counter").expect("BUG: a valid name");
-    let id = AggregateId::parse(&format!("c{number}")).expect("BUG: a valid id");
-    AggregateKey::new(tenant(), aggregate, id)
-}
-
-/// A commit of one event, as the benches' application records it.
-pub(crate) fn commit(key: &AggregateKey, version: u64) -> Commit {
-    let name = |text: &str| format!("{text}-{}-{version}", key.id());
-    let data = payload(version);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis());
-    Commit {
-        key: key.clone(),
-        command_id: CommandId::parse(&name("add")).expect("BUG: a valid id"),
-        command_hash: CommandHash::of("add", &data),
-        actor: ActorName::parse("bench").expect("BUG: a valid name"),
-        correlation_id: None,
-        causation_id: None,
-        traceparent: None,
-        time_ms: i64::try_from(now).unwrap_or(0),
-        events: vec![Event {
-            event: EventName::parse("added").expect("BUG: a valid name"),
-            version,
-            schema_version: 1,
-            data: RawValue::from_string(data).expect("BUG: JSON"),
-        }],
-    }
-}
-
-/// JSON of exactly [`DATA_BYTES`] bytes: what the command `add` takes and the event `added` has.
-pub(crate) fn payload(by: u64) -> String {
-    let head = format!(r#"{{"by":{by},"at":"2013-01-01T10:22:00Z","open":true,"note":""#);
-    let room = DATA_BYTES.saturating_sub(head.len() + 2);
-    format!(r#"{head}{}"}}"#, "n".repeat(room))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn data_has_the_size_that_is_told() {
-        for by in [1, 99_999] {
-            let data = payload(by);
-            assert_eq!(data.len(), DATA_BYTES);
-            let value: serde_json::Value = serde_json::from_str(&data).unwrap();
-            assert_eq!(value["by"], by);
-        }
-    }
 }

@@ -23,8 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncReadExt, net::TcpStream, process, task::JoinSet};
 
 use crate::{
-    append::payload,
-    commands::command,
+    counter::{command, payload},
     rig::{Latencies, process_s},
 };
 

@@ -8,9 +8,9 @@ use flexcore_servers::Want;
 use serde::Serialize;
 
 use crate::{
-    Figure, Run, application,
-    load::{COMMITS, IN_FLIGHT, fill, load, scattered},
-    projection::{Projecting, caught_up, parked},
+    Figure, Run, counter,
+    filled::{COMMITS, IN_FLIGHT, fill, load, scattered},
+    projecting::{Projecting, caught_up, parked},
     rig::{Rig, median},
     round,
 };
@@ -36,7 +36,7 @@ struct Step {
 pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let mut rig = Rig::start(run, Want::Both).await?;
     let installation = rig.installation().await?;
-    application::deploy(&rig).await?;
+    counter::deploy(&rig.store).await?;
     let last = run.events(EVENTS);
     let mut steps: Vec<Step> = Vec::new();
     let mut aggregates = 0;

@@ -17,10 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Figure, Run,
-    append::payload,
-    application::{self, READ_MODEL},
-    commands::{address, command},
-    rebuild::ask,
+    counter::{self, READ_MODEL, address, ask, command, payload},
     rig::{Latencies, Rig},
     round,
 };
@@ -45,8 +42,8 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let mut roles = Roles::new(stop.clone());
     roles.commands(&installation, flexcore_workers::command::Settings::default());
     roles.projections(&installation);
-    application::deploy(&rig).await?;
-    let application = application::read()?;
+    counter::deploy(&rig.store).await?;
+    let application = counter::read()?;
     let model = application.read_models.get(READ_MODEL).context("BUG: no such read model")?;
     let paced = Paced { installation: installation.clone(), model: model.clone() };
     paced.serving().await?;

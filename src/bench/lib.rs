@@ -2,16 +2,20 @@
 //! run. Every bench starts servers of its own on free loopback ports, and removes their data.
 
 mod append;
-mod application;
 mod bare;
 mod client;
 mod commands;
+mod counter;
+mod filled;
+mod gateway;
 mod growth;
 mod http;
 mod ids;
 mod latency;
 mod load;
 mod overload;
+mod processing;
+mod projecting;
 mod projection;
 mod raw;
 mod rebuild;

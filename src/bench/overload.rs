@@ -6,7 +6,13 @@ use std::{fs, time::Duration};
 use anyhow::ensure;
 use flexcore_servers::Want;
 
-use crate::{Figure, Run, append::otherwise, client::Report, http::Gateway, rig::Rig, round};
+use crate::{
+    Figure, Run,
+    client::Report,
+    gateway::Gateway,
+    rig::{Rig, otherwise},
+    round,
+};
 
 /// Connections that it carries, see `bench http`, times ten.
 const CONNECTIONS: u64 = 2_560;

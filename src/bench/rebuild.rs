@@ -9,18 +9,15 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use flexcore_definition::ReadModelDefinition;
-use flexcore_domain::Name;
 use flexcore_out as out;
-use flexcore_readmodel::{Filter, Op, ReadModels, Rebuild, Select};
+use flexcore_readmodel::{ReadModels, Rebuild};
 use flexcore_servers::Want;
 
 use crate::{
     Figure, Run,
-    append::tenant,
-    application::{self, READ_MODEL},
-    load::{COMMITS, fill, scattered},
-    projection::{GOAL_RATIO, Projecting, caught_up, parked, raw_in_words},
+    counter::{self, READ_MODEL, ask},
+    filled::{COMMITS, fill, scattered},
+    projecting::{GOAL_RATIO, Projecting, caught_up, parked, raw_in_words},
     rig::{Latencies, Rig, median},
     rows::RawRows,
 };
@@ -37,7 +34,7 @@ const REBUILT_WITHIN: Duration = Duration::from_secs(120);
 pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let mut rig = Rig::start(run, Want::Both).await?;
     let installation = rig.installation().await?;
-    application::deploy(&rig).await?;
+    counter::deploy(&rig.store).await?;
     let mut raw = RawRows::open(&rig.postgres()?).await?;
     let aggregates = (run.events(EVENTS) / COMMITS).max(1);
     fill(&rig.store, 0, aggregates).await?;
@@ -125,7 +122,7 @@ impl Queries {
     fn start(read_models: &ReadModels, aggregates: u64) -> anyhow::Result<Self> {
         let asking = Arc::new(AtomicBool::new(false));
         let ended = Arc::new(AtomicBool::new(false));
-        let application = application::read()?;
+        let application = counter::read()?;
         let model = application.read_models.get(READ_MODEL).context("BUG: no such read model")?;
         let (model, read_models) = (model.clone(), read_models.clone());
         let task = tokio::spawn({
@@ -169,17 +166,4 @@ impl Queries {
         self.ended.store(true, Ordering::Relaxed);
         Ok(self.task.await?)
     }
-}
-
-/// One aggregate's row; `None` when it is not there.
-pub(crate) async fn ask(
-    read_models: &ReadModels,
-    model: &ReadModelDefinition,
-    number: u64,
-) -> anyhow::Result<Option<serde_json::Value>> {
-    let id = Filter { column: Name::parse("id")?, op: Op::Eq, values: vec![format!("c{number}")] };
-    let select = Select { filters: vec![id], ..Select::default() };
-    let page = read_models.select(&tenant(), model, &select).await?;
-    let rows: Vec<serde_json::Value> = serde_json::from_str(&page.rows)?;
-    Ok(rows.into_iter().next())
 }

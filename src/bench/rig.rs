@@ -209,6 +209,14 @@ fn machine_s() -> f64 {
     (numbers.iter().sum::<f64>() - idle) / TICKS_PER_S
 }
 
+/// The bottleneck of a bench of the log when the processors have time to spare.
+pub(crate) fn otherwise(profile: Profile) -> &'static str {
+    match profile {
+        Profile::PowerLoss => "the broker's syncs to disk, one a batch",
+        Profile::Relaxed => "round trips to the broker",
+    }
+}
+
 /// Latencies, in microseconds.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Latencies(Vec<u32>);

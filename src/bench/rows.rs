@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use sqlx::{Connection, PgConnection};
 
-use crate::append::payload;
+use crate::counter::payload;
 
 /// Rows of a batch: as many as the projection worker takes commits at once.
 pub(crate) const BATCH: u64 = 5_000;

@@ -20,11 +20,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Figure, Run,
-    append::{otherwise, payload},
-    application,
-    commands::{Processed, WINDOW, address, command, process as process_commands},
+    counter::{self, address, command, payload},
+    processing::{Processed, WINDOW, process as process_commands},
     raw::{Publish, Raw},
-    rig::{Latencies, Rig, median, process_s},
+    rig::{Latencies, Rig, median, otherwise, process_s},
     round,
 };
 
@@ -58,7 +57,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let mut raw = Raw::open(&rig).await?;
     let mut workers = Workers::new(run, rig.endpoints()?);
     workers.scale_to(&rig, 1).await?;
-    application::deploy(&rig).await?;
+    counter::deploy(&rig.store).await?;
     let (count, size, mut first) = (run.scale(COMMANDS), payload(0).len(), 0);
     let how = match run.profile() {
         Profile::Relaxed => Publish::Plain,

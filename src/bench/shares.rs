@@ -9,10 +9,9 @@ use flexcore_servers::Want;
 
 use crate::{
     Figure, Run,
-    append::otherwise,
     client::{ClientArgs, Report},
-    http::Gateway,
-    rig::{Rig, median},
+    gateway::Gateway,
+    rig::{Rig, median, otherwise},
     round,
 };
 
