@@ -37,7 +37,7 @@ pub(crate) struct Test {
 /// The folder of tests inside that of the application.
 const TESTS: &str = "tests";
 
-/// What came of one test.
+/// The result of one test.
 #[derive(Serialize)]
 struct Tested {
     test: String,

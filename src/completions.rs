@@ -7,7 +7,7 @@ use clap_complete::Shell;
 /// Print the completion script of a shell
 #[derive(Debug, clap::Args)]
 pub(crate) struct Completions {
-    /// Which shell
+    /// The shell
     pub(crate) shell: Shell,
 }
 

@@ -174,7 +174,7 @@ impl Config {
         })
     }
 
-    /// What benches stand on.
+    /// The base of benches.
     pub(crate) fn bench(&self, metrics: RenderMetrics) -> bench::Settings {
         bench::Settings { cache: self.cache.clone(), profile: self.profile, metrics }
     }

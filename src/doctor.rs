@@ -42,7 +42,7 @@ pub(crate) async fn run(config: &Config, json: bool, out: &mut dyn Write) -> any
     Ok(well)
 }
 
-/// Whether the login that queries run over could see more than one tenant's rows.
+/// Checks if the login of queries could see more than one tenant's rows.
 async fn login_of_queries(url: &str, query_url: Option<String>) -> Finding {
     let settings = Settings { query_url, ..Settings::default() };
     let checked = match ReadModels::connect(url, settings).await {
@@ -68,7 +68,7 @@ async fn login_of_queries(url: &str, query_url: Option<String>) -> Finding {
     }
 }
 
-/// Whether the rows are of the log, where both servers are named and answer.
+/// Checks if the rows are of the log, where both servers are named and answer.
 pub(crate) async fn rows_and_log(config: &Config) -> Option<Finding> {
     let url = config.postgres().ok()?;
     let store = config.event_store().await.ok()?;

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use flexcore_domain::Tenant;
 use flexcore_eventstore::Profile;
 
-/// What every subcommand understands.
+/// Options of every subcommand.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
@@ -70,13 +70,13 @@ pub(crate) struct Global {
     /// Where downloaded servers and data sets are kept [default: flexcore in the user's cache folder]
     #[arg(long, global = true, env = "FLEXCORE_CACHE", value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
-    /// What an acknowledgement promises: power-loss (synced to disk) or relaxed (may be lost)
+    /// The promise of an acknowledgement: power-loss (synced to disk) or relaxed (may be lost)
     #[arg(long, global = true, env = "FLEXCORE_PROFILE", default_value_t = Profile::PowerLoss)]
     pub(crate) profile: Profile,
     /// Name of this process among the members; a random part is added [default: the host's name]
     #[arg(long, global = true, env = "FLEXCORE_MEMBER", value_name = "NAME")]
     pub(crate) member: Option<String>,
-    /// How long a member that is not heard of keeps its slots, in seconds, 3 to 60
+    /// Seconds, 3 to 60, for which a member that is not heard of keeps its slots
     #[arg(
         long,
         global = true,
@@ -87,17 +87,17 @@ pub(crate) struct Global {
             .range(flexcore_cluster::LEASE_MIN.as_secs()..=flexcore_cluster::LEASE_MAX.as_secs())
     )]
     pub(crate) lease: u64,
-    /// What is logged: error, warn, info, debug, trace, or target=level pairs [default: info for
+    /// Log filter: error, warn, info, debug, trace, or target=level pairs [default: info for
     /// servers, warn for tools]
     #[arg(long, global = true, env = "FLEXCORE_LOG", value_name = "FILTER")]
     pub(crate) log: Option<String>,
-    /// How it is logged, to standard error
+    /// Format of the log on standard error
     #[arg(long, global = true, env = "FLEXCORE_LOG_FORMAT", value_enum, default_value = "human")]
     pub(crate) log_format: LogFormat,
     /// Where traces go (OTLP over gRPC), such as http://127.0.0.1:4317
     #[arg(long, global = true, env = "FLEXCORE_OTLP", value_name = "URL")]
     pub(crate) otlp: Option<String>,
-    /// Which part of the traces that begin here is kept, 0 to 1
+    /// Part of the traces that begin here that is kept, 0 to 1
     #[arg(
         long,
         global = true,
@@ -110,7 +110,7 @@ pub(crate) struct Global {
     /// commas: the next one when one does not answer
     #[arg(long, global = true, env = "FLEXCORE_HTTP", value_name = "ADDR")]
     pub(crate) http: Option<String>,
-    /// Whose data
+    /// The tenant
     #[arg(long, global = true, env = "FLEXCORE_TENANT")]
     pub(crate) tenant: Option<Tenant>,
     /// The bearer token for the gateway [default: a fresh one from the signing key]
@@ -130,7 +130,7 @@ fn replicas(text: &str) -> Result<usize, String> {
     }
 }
 
-/// How log lines look.
+/// The look of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum LogFormat {
     /// Lines for people.

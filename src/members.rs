@@ -30,7 +30,7 @@ pub(crate) struct Cluster {
     pub(crate) json: bool,
 }
 
-/// What is done with a member.
+/// Actions on a member.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum ClusterAction {
     /// Move everything that a member serves to others, and give it nothing more; it stays a member

@@ -50,10 +50,11 @@ pub(crate) struct Publish {
     /// JSON; `-` reads it from standard input
     #[arg(default_value = "{}")]
     pub(crate) payload: String,
-    /// What makes it the same command when it is sent again [default: a random one]
+    /// The command's id: the same id makes it the same command when it is sent again [default: a
+    /// random one]
     #[arg(long, value_name = "KEY")]
     pub(crate) id: Option<CommandId>,
-    /// Who sends it (over NATS; over HTTP the token says so)
+    /// The sender's name (over NATS; over HTTP the token says it)
     #[arg(long, default_value = "cli")]
     pub(crate) actor: ActorName,
     /// nats: stored, then processed; http: processed, then answered

@@ -39,7 +39,7 @@ Examples:
 Start as many as you like: the cluster's leader, one of them, shares the slots out among those that
 are there. SIGTERM hands over what the worker has and exits 0.")]
 pub(crate) struct Worker {
-    /// Which [default: all]
+    /// Roles to run [default: all]
     #[arg(value_enum)]
     pub(crate) roles: Vec<Role>,
     /// Serve /metrics and health here

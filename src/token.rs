@@ -17,10 +17,10 @@ Examples:
   flexcore token
   curl -H \"Authorization: Bearer $(flexcore token --tenant acme --lifetime 600)\" …")]
 pub(crate) struct Token {
-    /// Who the bearer is
+    /// The bearer's name
     #[arg(long, default_value = "cli")]
     pub(crate) subject: ActorName,
-    /// How long it is good for, in seconds
+    /// Lifetime of the token, in seconds
     #[arg(long, default_value_t = 3_600, value_name = "SECONDS")]
     pub(crate) lifetime: u64,
     /// In JSON

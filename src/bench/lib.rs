@@ -90,17 +90,17 @@ enum Bench {
     Ids,
 }
 
-/// What benches stand on.
+/// The base of benches.
 pub struct Settings {
     /// Folder in which downloaded servers are kept.
     pub cache: PathBuf,
-    /// What an acknowledgement promises.
+    /// The promise of an acknowledgement.
     pub profile: Profile,
     /// Renders `/metrics`.
     pub metrics: RenderMetrics,
 }
 
-/// How a bench is run.
+/// Settings of a bench run.
 pub(crate) struct Run<'a> {
     pub(crate) settings: &'a Settings,
     pub(crate) quick: bool,

@@ -17,16 +17,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Endpoints, Installation, Ready, Roles, connect, listen, ready::write_private, tokens};
 
-/// How long the token of the ready file is good: a working day.
+/// Lifetime of the ready file's token: a working day.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(12 * 3600);
 
-/// How it is started.
+/// Settings of its start.
 pub struct Settings {
     /// Folder of the servers' data.
     pub data: PathBuf,
     /// Folder in which downloaded servers are kept.
     pub cache: PathBuf,
-    /// What an acknowledgement promises.
+    /// The promise of an acknowledgement.
     pub profile: Profile,
     /// This process as a member.
     pub membership: cluster::Settings,
@@ -44,7 +44,7 @@ pub struct Settings {
 
 /// A running installation with its own servers.
 pub struct Dev {
-    /// What the roles serve from.
+    /// The installation that the roles serve from.
     pub installation: Installation,
     /// Where everything is.
     pub ready: Ready,

@@ -1,7 +1,7 @@
 //! An installation of FlexCore: where its servers are, opening it, and the roles that serve from it.
 //!
-//! Opening it joins the cluster and follows deployments. What serves is a role, and whoever runs it says
-//! so to [`Roles`].
+//! Opening it joins the cluster and follows deployments. Roles serve from it; their caller starts
+//! them with [`Roles`].
 
 mod connect;
 pub mod dev;

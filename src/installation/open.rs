@@ -36,7 +36,7 @@ pub struct Installation {
     pub store: EventStore,
     /// The read models.
     pub read_models: ReadModels,
-    /// What is deployed.
+    /// The deployed applications.
     pub catalog: watch::Receiver<Arc<Catalog>>,
     /// This process in the cluster.
     pub member: Member,
