@@ -12,7 +12,7 @@ use std::{
 
 use flexcore_cluster::Guard;
 use flexcore_definition::Catalog;
-use flexcore_domain::{AggregateKey, Decision, Outcome, Refusal, Slot, StateReply, Tenant};
+use flexcore_domain::{AggregateKey, Commit, Decision, Outcome, Refusal, Slot, StateReply, Tenant};
 use flexcore_eventstore::{Error, EventStore, Expected, snapshot::Snapshot};
 use flexcore_resilience::{Beside, Place, Shares};
 use flexcore_script::threads;
@@ -269,11 +269,7 @@ impl LaneThread {
                 });
             }
             Action::AskDecider { key, number, to_decide } => {
-                let decider = (self.later)(key.aggregate());
-                self.tell(async move {
-                    let result = decided(decider, *to_decide).await;
-                    Input::Decided { key, number, result }
-                });
+                self.ask_decider(key, number, *to_decide);
             }
             #[cfg(feature = "defects")]
             Action::Append { commit, expected } if defects::is_on(defects::EARLY_ANSWER) => {
@@ -286,20 +282,7 @@ impl LaneThread {
                     Input::Appended { key, result: Ok(defects::hoped_for(expected)) }
                 });
             }
-            Action::Append { commit, expected } => {
-                #[cfg(feature = "defects")]
-                let commit = defects::undisguised(commit);
-                let (inputs, key) = (self.inputs.clone(), commit.key.clone());
-                if !self.guard.holds() {
-                    let result = Err(Error::Unavailable(LEASE_OVER.to_owned()));
-                    return self.tell(async { Input::Appended { key, result } });
-                }
-                self.store.append_then(&commit, expected, move |result| {
-                    if let Some(inputs) = inputs.upgrade() {
-                        let _ = inputs.send(ToLane::Told(Input::Appended { key, result }));
-                    }
-                });
-            }
+            Action::Append { commit, expected } => self.append(commit, expected),
             Action::SaveSnapshot { key, snapshot } => {
                 let (store, inputs) = (self.store.clone(), self.inputs.clone());
                 self.runtime.spawn(async move {
@@ -332,6 +315,29 @@ impl LaneThread {
                 }
             }
         }
+    }
+
+    fn append(&self, commit: Arc<Commit>, expected: Expected) {
+        #[cfg(feature = "defects")]
+        let commit = defects::undisguised(commit);
+        let (inputs, key) = (self.inputs.clone(), commit.key.clone());
+        if !self.guard.holds() {
+            let result = Err(Error::Unavailable(LEASE_OVER.to_owned()));
+            return self.tell(async { Input::Appended { key, result } });
+        }
+        self.store.append_then(&commit, expected, move |result| {
+            if let Some(inputs) = inputs.upgrade() {
+                let _ = inputs.send(ToLane::Told(Input::Appended { key, result }));
+            }
+        });
+    }
+
+    fn ask_decider(&self, key: AggregateKey, number: u64, to_decide: ToDecide) {
+        let decider = (self.later)(key.aggregate());
+        self.tell(async move {
+            let result = decided(decider, to_decide).await;
+            Input::Decided { key, number, result }
+        });
     }
 
     fn answer(&mut self, ticket: Ticket, outcome: Option<Outcome>) {
