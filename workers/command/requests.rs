@@ -25,8 +25,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Lanes, deciders, perform::ANSWER_WITHIN};
 
-/// How long a slot that is to be left is listened to yet. Where the map says so, who asks learns of it
-/// at about the same time as we do; a question on its way when we stop to listen would be lost, and
+/// Time for which a slot that is to be left is still listened to. Senders learn from the map at
+/// about the same time as we do; a question on its way when we stop listening would be lost, and
 /// its sender in doubt.
 const LISTENS_ON: Duration = Duration::from_millis(100);
 
