@@ -30,6 +30,7 @@ use std::{fmt, str::FromStr, sync::Arc};
 use async_nats::jetstream;
 use flexcore_broker::{acknowledged, context, inbox, leader::Leaders, publish, room, size};
 use flexcore_domain::{Commit, Hash, Position, Slot, commit::Encoded, limits::COMMIT_BYTES_MAX};
+use flexcore_queue::Queue;
 
 pub use find::Before;
 pub use flexcore_broker::REQUEST_TIMEOUT;
@@ -163,7 +164,7 @@ pub enum Error {
         "the queue ends at {last}, before what is settled, {settled}: a server that was cut off says so \
          for a while. If it stays so, the queue has lost its end. Delete the stream {} then, to have \
          what is left in the queue done again",
-        topology::QUEUE
+        topology::PROGRESS
     )]
     QueueBehind {
         /// The last sequence that the leader has.
@@ -208,6 +209,15 @@ impl From<flexcore_broker::Error> for Error {
             Broker::TooLarge(why) => Self::TooLarge(why),
             Broker::NoRoom(why) => Self::NoRoom(why),
             Broker::Misconfigured(why) => Self::Misconfigured(why),
+        }
+    }
+}
+
+impl From<flexcore_queue::Error> for Error {
+    fn from(error: flexcore_queue::Error) -> Self {
+        match error {
+            flexcore_queue::Error::Broker(error) => error.into(),
+            flexcore_queue::Error::Behind { last, settled } => Self::QueueBehind { last, settled },
         }
     }
 }
@@ -296,8 +306,8 @@ pub struct EventStore {
     bulk: load::Way,
     /// Where streams are read in bulk.
     streams: jetstream::Context,
-    /// Where stored commands are read.
-    commands: jetstream::Context,
+    /// Stored commands.
+    queue: Queue,
     /// What was written to streams that tenants share.
     kept: kept::Kept,
     /// What this process has stored in the queue.
@@ -325,12 +335,19 @@ impl EventStore {
         let jetstream = context(&client);
         let inbox = inbox::Inbox::open(&client).await?;
         let (quick, bulk) = (load::Way::quick(inbox.clone()), load::Way::bulk(inbox.clone()));
-        let (streams, commands) = (jetstream.clone(), jetstream.clone());
+        let streams = jetstream.clone();
         let acknowledged = acknowledged::Acknowledged::open(&client).await?;
         let events = publish::Publisher::start(&acknowledged, settings.commit_groups());
         let leaders = Leaders::over(inbox.clone());
         let asks_leader = true;
         let settings = Arc::new(settings);
+        let queue = Queue {
+            described: queue::STORED,
+            jetstream: jetstream.clone(),
+            reading: jetstream.clone(),
+            acknowledged: acknowledged.clone(),
+            inbox: inbox.clone(),
+        };
         let room = room::Room::default();
         Ok(Self {
             client,
@@ -343,7 +360,7 @@ impl EventStore {
             quick,
             bulk,
             streams,
-            commands,
+            queue,
             kept: kept::Kept::default(),
             share: queue::Share::default(),
             asks_leader,
@@ -362,7 +379,8 @@ impl EventStore {
         commands: &async_nats::Client,
     ) -> Result<Self, Error> {
         let bulk = load::Way::bulk(inbox::Inbox::open(pages).await?);
-        Ok(Self { bulk, streams: context(streams), commands: context(commands), ..self })
+        let queue = Queue { reading: context(commands), ..self.queue };
+        Ok(Self { bulk, streams: context(streams), queue, ..self })
     }
 
     /// The connection below.
@@ -472,7 +490,7 @@ impl EventStore {
     /// The clock of a broker's server, in milliseconds since 1970-01-01 UTC: of the server that
     /// leads a small stream. Fails with [`Error::Unavailable`] when none answers at once.
     pub async fn broker_time_ms(&self) -> Result<i64, Error> {
-        Ok(self.inbox.time_ms(topology::QUEUE).await?)
+        Ok(self.inbox.time_ms(topology::PROGRESS).await?)
     }
 
     /// Stream sequence of the log's last message; 0 when it is empty.

@@ -26,7 +26,7 @@ pub const DEAD: &str = "FLEX_DEAD";
 /// What came of asynchronous commands that left nothing in the log, for those who ask later.
 pub const OUTCOMES: &str = "FLEX_OUTCOMES";
 /// How far the commands of each slot are done, laid out as a KV bucket named `flex_queue`.
-pub const QUEUE: &str = "KV_flex_queue";
+pub const PROGRESS: &str = "KV_flex_queue";
 /// Snapshots of aggregates, laid out as a KV bucket named `flex_snapshots`.
 pub const SNAPSHOTS: &str = "KV_flex_snapshots";
 
@@ -84,7 +84,7 @@ fn streams(settings: &Settings) -> [Config; 6] {
             ..base.clone()
         },
         Config {
-            name: QUEUE.to_owned(),
+            name: PROGRESS.to_owned(),
             subjects: vec!["$KV.flex_queue.*".to_owned()],
             max_messages_per_subject: 1,
             allow_rollup: true,
@@ -284,8 +284,8 @@ mod tests {
             (EVENTS, "replicas", |c| c.num_replicas = 1),
             (COMMANDS, "duplicate_window", |c| c.duplicate_window = Duration::from_secs(120)),
             (COMMANDS, "sources", |c| c.sources = None),
-            (QUEUE, "max_msgs_per_subject", |c| c.max_messages_per_subject = -1),
-            (QUEUE, "max_msgs", |c| c.max_messages = 10),
+            (PROGRESS, "max_msgs_per_subject", |c| c.max_messages_per_subject = -1),
+            (PROGRESS, "max_msgs", |c| c.max_messages = 10),
             (OUTCOMES, "max_bytes", |c| c.max_bytes = 1 << 20),
             (EVENTS, "max_msg_size", |c| c.max_message_size = 512 << 10),
             (DEAD, "max_msg_size", |c| c.max_message_size = 512 << 10),

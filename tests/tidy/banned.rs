@@ -45,7 +45,7 @@ const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
     ),
     (
         "thread::sleep",
-        &["src/gateway", "workers", "src/broker", "src/eventstore"],
+        &["src/gateway", "workers", "src/broker", "src/eventstore", "src/queue"],
         &[],
         "tokio::time::sleep",
     ),

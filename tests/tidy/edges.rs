@@ -11,6 +11,7 @@ pub(crate) const EDGES: &[(&str, &[&str], &str)] = &[
     ("out", &[], "it prints, whatever is printed"),
     ("servers", &[], "it starts servers, whatever runs on them"),
     ("broker", &[], "it publishes and reads, whatever a stream holds"),
+    ("queue", &["broker"], "it hands out messages and records what is settled, whatever they mean"),
     ("cluster", &["resilience"], "leases and slots are about members, whatever these do"),
     ("resilience", &[], "everybody may use it, so it may use nobody"),
     (
@@ -25,7 +26,7 @@ pub(crate) const EDGES: &[(&str, &[&str], &str)] = &[
     ),
     (
         "eventstore",
-        &["broker", "definition", "domain", "resilience"],
+        &["broker", "definition", "domain", "queue", "resilience"],
         "the log holds commits, whoever makes or reads them, and tenants share its connections",
     ),
     (
@@ -62,6 +63,7 @@ pub(crate) const EDGES: &[(&str, &[&str], &str)] = &[
             "definition",
             "domain",
             "eventstore",
+            "queue",
             "readmodel",
             "resilience",
             "script",

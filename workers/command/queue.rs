@@ -6,10 +6,8 @@ use std::{pin::pin, time::Duration};
 
 use flexcore_cluster::Guard;
 use flexcore_domain::{AggregateKey, CommandId, Outcome, Slot, command::header};
-use flexcore_eventstore::{
-    Error, EventStore,
-    queue::{Claim, Lost, Messages, Queued},
-};
+use flexcore_eventstore::{Error, EventStore};
+use flexcore_queue::{Claim, Lost, Messages, Queued};
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
     sync::mpsc,

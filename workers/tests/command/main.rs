@@ -176,7 +176,7 @@ impl Rig {
 
     /// Owners that are taken to have died of the first command.
     async fn begun_by_the_dead(&self) -> u64 {
-        let bucket = self.store.jetstream().get_stream(topology::QUEUE).await.unwrap();
+        let bucket = self.store.jetstream().get_stream(topology::PROGRESS).await.unwrap();
         let subject = format!("$KV.flex_queue.{}", self.key.slot());
         let Ok(last) = bucket.get_last_raw_message_by_subject(&subject).await else { return 0 };
         let progress: serde_json::Value = serde_json::from_slice(&last.payload).unwrap();

@@ -96,7 +96,7 @@ async fn nobody_has_begun_with_a_command_that_cannot_be_read() {
     let config = outcomes.cached_info().config.clone();
     rig.store.jetstream().delete_stream(topology::OUTCOMES).await.unwrap();
     let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts(1))))).await;
-    let progress = rig.store.jetstream().get_stream(topology::QUEUE).await.unwrap();
+    let progress = rig.store.jetstream().get_stream(topology::PROGRESS).await.unwrap();
     let subject = format!("$KV.flex_queue.{}", rig.key.slot());
     let begun = async || {
         let record = progress.get_last_raw_message_by_subject(&subject).await.ok()?;

@@ -36,7 +36,7 @@ async fn what_is_left_of_another_log_is_refused_at_the_start_until_it_is_taken_a
         topology::COMMANDS,
         topology::DEAD,
         topology::OUTCOMES,
-        topology::QUEUE,
+        topology::PROGRESS,
         topology::SNAPSHOTS,
     ];
     others.sort_unstable();

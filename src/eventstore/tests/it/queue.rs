@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
+use flexcore_broker::Error as Unsettled;
 use flexcore_domain::{AggregateKey, CommandId, CommandName, command::header};
 use flexcore_eventstore::{Error, EventStore, topology};
 use futures::StreamExt;
@@ -77,7 +78,7 @@ async fn a_later_claim_ends_an_earlier_one() {
     let early = early.settle(1).await.unwrap();
     let late = store.claim_queue(slot, 8).await.unwrap();
     assert_eq!(late.first(), Some((2, 0)), "the first that is left");
-    assert!(matches!(early.settle(2).await, Err(Error::Conflict)));
+    assert!(matches!(early.settle(2).await, Err(Unsettled::Conflict)));
     assert!(matches!(store.claim_queue(slot, 7).await, Err(Error::Conflict)));
     let mut messages = late.messages(10).await.unwrap();
     let first = tokio::time::timeout(PATIENCE, messages.stream.next()).await.unwrap().unwrap();
@@ -85,7 +86,7 @@ async fn a_later_claim_ends_an_earlier_one() {
     assert_eq!(messages.reader.handed_out().await.unwrap(), 2);
     let late = late.settle(2).await.unwrap().settle(3).await.unwrap();
     assert_eq!(store.claim_queue(slot, 8).await.unwrap().first(), None);
-    assert!(matches!(late.settle(3).await, Err(Error::Conflict)), "claimed anew since");
+    assert!(matches!(late.settle(3).await, Err(Unsettled::Conflict)), "claimed anew since");
     servers.stop().await;
 }
 
@@ -101,7 +102,7 @@ async fn who_begins_and_is_not_seen_to_live_on_is_counted() {
     assert_eq!(begun(3).await, 2);
     let third = claim(3).await.begin().await.unwrap();
     assert_eq!(begun(3).await, 3);
-    assert!(matches!(third.survive().await, Err(Error::Conflict)), "claimed anew since");
+    assert!(matches!(third.survive().await, Err(Unsettled::Conflict)), "claimed anew since");
     let third = claim(3).await.begin().await.unwrap();
     third.survive().await.unwrap();
     assert_eq!(begun(4).await, 0);

@@ -1,5 +1,5 @@
-//! Messages of the queue, also those that a client of the broker cannot read. Publishers of
-//! commands choose headers and subjects byte for byte: a line that is no header makes the client
+//! Messages of the queue, also those that a client of the broker cannot read. Publishers may
+//! choose headers and subjects byte for byte: a line that is no header makes the client
 //! drop its connection, and a status in the first line is taken for the broker's own word. Asked
 //! for one by one they come as JSON.
 
@@ -11,11 +11,11 @@ use async_nats::{
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use futures::{Stream, StreamExt as _, stream};
+use futures::{Stream, StreamExt as _};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use crate::{Error, topology, unavailable};
+use flexcore_broker::{Error, unavailable};
 
 /// Messages that are asked for one by one before a consumer is tried again.
 const SINGLY_MAX: u64 = 64;
@@ -61,20 +61,21 @@ impl Queued {
     }
 }
 
-/// The commands that a consumer hands out.
-pub(super) fn pulled(messages: pull::Stream) -> impl Stream<Item = Result<Queued, Error>> + Send {
+/// The messages that a consumer hands out.
+pub(crate) fn pulled(messages: pull::Stream) -> impl Stream<Item = Result<Queued, Error>> + Send {
     messages.map(Queued::of)
 }
 
 /// The next messages on these subjects after a sequence, asked for one by one: some, or where one of
 /// them cannot be read, all that come for a while. Then it ends.
-pub(super) fn singly(
+pub(crate) fn singly(
     jetstream: jetstream::Context,
+    stream: &'static str,
     subjects: String,
     after: u64,
 ) -> impl Stream<Item = Result<Queued, Error>> + Send {
     let begin = (after, 0, None::<Instant>);
-    stream::try_unfold(begin, move |(after, number, until)| {
+    futures::stream::try_unfold(begin, move |(after, number, until)| {
         let (jetstream, subjects) = (jetstream.clone(), subjects.clone());
         async move {
             let goes_on = || match until {
@@ -82,7 +83,7 @@ pub(super) fn singly(
                 None => number < SINGLY_MAX,
             };
             while goes_on() {
-                let Some(next) = next_on(&jetstream, &subjects, after).await? else {
+                let Some(next) = next_on(&jetstream, stream, &subjects, after).await? else {
                     if until.is_none() {
                         break;
                     }
@@ -125,13 +126,14 @@ struct Refused {
 }
 
 /// The first message of the queue on these subjects after this sequence, as the stream's leader has it.
-pub(super) async fn next_on(
+pub(crate) async fn next_on(
     jetstream: &jetstream::Context,
+    stream: &str,
     subjects: &str,
     after: u64,
 ) -> Result<Option<Queued>, Error> {
     let asked = serde_json::json!({ "seq": after + 1, "next_by_subj": subjects });
-    let subject = format!("STREAM.MSG.GET.{}", topology::COMMANDS);
+    let subject = format!("STREAM.MSG.GET.{stream}");
     let answer: Answer = jetstream.request(subject, &asked).await.map_err(unavailable)?;
     match answer {
         Answer { message: Some(stored), .. } => Ok(Some(read(stored)?)),

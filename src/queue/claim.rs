@@ -1,4 +1,4 @@
-//! An owner's claim on a slot's commands, and how far it has come with them.
+//! An owner's claim on a place's messages, and how far it has come with them.
 
 use std::sync::Arc;
 
@@ -6,31 +6,34 @@ use async_nats::{
     HeaderMap,
     jetstream::{
         consumer::{Consumer, DeliverPolicy, pull},
-        stream::{LastRawMessageErrorKind, Stream},
+        stream::LastRawMessageErrorKind,
     },
 };
 use bytes::Bytes;
-use flexcore_broker::ephemeral::{self, Ephemeral, PULL_BYTES_MIN};
-use flexcore_domain::{SLOTS, Slot};
+use flexcore_broker::{
+    Error,
+    ephemeral::{self, Ephemeral, PULL_BYTES_MIN},
+    unavailable,
+};
 use futures::{StreamExt as _, stream::BoxStream};
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Place, filter, next,
-    queued::{Queued, pulled, singly},
+use crate::{
+    Descriptor, Queue,
+    end::End,
+    message::{Queued, pulled, singly},
 };
-use crate::{Error, EventStore, topology, unavailable};
 
-/// What stands in the bucket `flex_queue` under a slot's number, as JSON.
+/// What stands in the bucket under a place's number, as JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Progress {
+pub(crate) struct Progress {
     /// The owner that wrote it.
     epoch: u64,
     /// When the queue was made whose sequences these are.
     made_ns: i64,
-    /// Stream sequence up to which every command of the slot has its outcome.
+    /// Stream sequence up to which every message of the place is settled.
     settled: u64,
-    /// The first command after that, when the owner came.
+    /// The first message after that, when the owner came.
     first: Option<u64>,
     /// Owners that have begun with it, and have not been seen to live on.
     begun: u32,
@@ -43,20 +46,20 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Up to where the commands of this queue are settled.
-    pub(super) fn settled_in(&self, queue: Place) -> Result<u64, Error> {
+    /// Up to where the messages of this queue are settled.
+    pub(crate) fn settled_in(&self, queue: End) -> Result<u64, crate::Error> {
         if self.made_ns != queue.made_ns {
             return Ok(0);
         }
         if self.settled > queue.last {
-            return Err(Error::QueueBehind { last: queue.last, settled: self.settled });
+            return Err(crate::Error::Behind { last: queue.last, settled: self.settled });
         }
         Ok(self.settled)
     }
 
-    /// What a new owner writes, when `first` is the first command after what is settled in this
+    /// What a new owner writes, when `first` is the first message after what is settled in this
     /// queue; `None` when a later owner has been there.
-    fn claimed(&self, epoch: u64, queue: Place, settled: u64, first: Option<u64>) -> Option<Self> {
+    fn claimed(&self, epoch: u64, queue: End, settled: u64, first: Option<u64>) -> Option<Self> {
         let made_ns = queue.made_ns;
         let same = first.is_some() && first == self.first && made_ns == self.made_ns;
         let (begun, begun_by) = if same { (self.begun, self.begun_by) } else { (0, 0) };
@@ -65,7 +68,7 @@ impl Progress {
         (self.epoch <= epoch).then_some(claimed)
     }
 
-    /// What an owner writes before it begins with the first command; `None` when it has before, and
+    /// What an owner writes before it begins with the first message; `None` when it has before, and
     /// nobody has died of it.
     fn beginning(&self) -> Option<Self> {
         let anew = self.first.is_some() && self.begun_by != self.epoch;
@@ -73,58 +76,64 @@ impl Progress {
     }
 }
 
-/// A slot's commands in the hand of one owner. Another owner's claim ends it: it can record nothing
+/// A place's messages in the hand of one owner. Another owner's claim ends it: it can record nothing
 /// any more.
 #[derive(Clone)]
 pub struct Claim {
-    store: EventStore,
-    slot: Slot,
+    queue: Queue,
+    place: u16,
     progress: Progress,
     /// Sequence of what this owner wrote last.
     revision: u64,
     last: u64,
 }
 
-impl EventStore {
-    /// Claims a slot's commands for the owner of this epoch. Fails with [`Error::Conflict`] when
-    /// there is a later owner (or one has just written), with [`Error::Unavailable`] when the broker is
-    /// away, with [`Error::QueueBehind`], and with [`Error::Misconfigured`] when a person has to mend the
-    /// queue.
-    pub async fn claim_queue(&self, slot: Slot, epoch: u64) -> Result<Claim, Error> {
-        let queue = self.jetstream.get_stream_no_info(topology::COMMANDS).await;
-        let queue = queue.map_err(unavailable)?;
-        let bucket = self.jetstream.get_stream_no_info(topology::QUEUE).await;
-        let (before, revision) = read(&bucket.map_err(unavailable)?, slot).await?;
+impl Queue {
+    /// Claims a place for the owner of this epoch. Fails with [`Error::Conflict`] when there is a later
+    /// owner (or one has just written), with [`Error::Unavailable`] when the broker is away, with
+    /// [`crate::Error::Behind`], and with [`Error::Misconfigured`] when a person has to mend the queue.
+    pub async fn claim(&self, place: u16, epoch: u64) -> Result<Claim, crate::Error> {
+        let stream = self.jetstream.get_stream_no_info(self.described.stream).await;
+        let stream = stream.map_err(unavailable)?;
+        let (before, revision) = self.progress_of(place).await?;
         // After what was read: it cannot be settled further than the queue goes.
-        let place = Place::of(&queue.get_info().await.map_err(unavailable)?);
-        let settled = before.settled_in(place)?;
-        let first = next(&self.jetstream, slot, settled).await?;
-        let mut progress = before.claimed(epoch, place, settled, first).ok_or(Error::Conflict)?;
-        progress.reader = ephemeral::unique(&self.commands, &format!("slot_{slot}_{epoch}"));
-        let claim = Claim { store: self.clone(), slot, progress, revision, last: 0 };
+        let end = End::of(&stream.get_info().await.map_err(unavailable)?);
+        let settled = before.settled_in(end)?;
+        let first = self.next(place, settled).await?;
+        let mut progress = before.claimed(epoch, end, settled, first).ok_or(Error::Conflict)?;
+        progress.reader = ephemeral::unique(&self.reading, &format!("slot_{place}_{epoch}"));
+        let claim = Claim { queue: self.clone(), place, progress, revision, last: 0 };
         let claim = claim.written().await?;
         if !before.reader.is_empty() {
             // Not waited for: the server that has it may be away for long.
-            ephemeral::delete(&self.commands, topology::COMMANDS, before.reader);
+            ephemeral::delete(&self.reading, self.described.stream, before.reader);
         }
         // What is stored later may be handed to an earlier owner's reader, too, but tells nothing: its
         // lease has ended.
-        let last = queue.get_info().await.map_err(unavailable)?.state.last_sequence;
+        let last = stream.get_info().await.map_err(unavailable)?.state.last_sequence;
         Ok(Claim { last, ..claim })
     }
 
-    /// What stands there of a slot. The bucket's leader is asked.
-    pub(super) async fn progress_of(&self, slot: Slot) -> Result<Progress, Error> {
-        let bucket = self.jetstream.get_stream_no_info(topology::QUEUE).await;
-        let (progress, _) = read(&bucket.map_err(unavailable)?, slot).await?;
-        Ok(progress)
+    /// What stands there of a place, and its sequence. The bucket's leader is asked.
+    pub(crate) async fn progress_of(&self, place: u16) -> Result<(Progress, u64), Error> {
+        let bucket = self.jetstream.get_stream_no_info(self.described.progress).await;
+        let subject = self.described.progress_of(&place.to_string());
+        match bucket.map_err(unavailable)?.get_last_raw_message_by_subject(&subject).await {
+            Ok(message) => Ok((decode(&message.payload)?, message.sequence)),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
+                Ok((Progress::default(), 0))
+            }
+            Err(error) => Err(unavailable(error)),
+        }
     }
 
-    /// What stands there of each slot; a replica that is behind has less.
-    pub(super) async fn progress(&self) -> Result<Vec<Progress>, Error> {
-        let mut all = vec![Progress::default(); usize::from(SLOTS)];
-        let request = format!(r#"{{"multi_last":["{}"],"batch":{SLOTS}}}"#, subject("*"));
-        let to = format!("$JS.API.DIRECT.GET.{}", topology::QUEUE);
+    /// What stands there of each place; a replica that is behind has less.
+    pub(crate) async fn progress(&self) -> Result<Vec<Progress>, Error> {
+        let Descriptor { progress, places, .. } = self.described;
+        let mut all = vec![Progress::default(); usize::from(places)];
+        let subjects = self.described.progress_of("*");
+        let request = format!(r#"{{"multi_last":["{subjects}"],"batch":{places}}}"#);
+        let to = format!("$JS.API.DIRECT.GET.{progress}");
         let mut replies = self.inbox.request(to, None, Bytes::from(request)).await?;
         loop {
             let message = replies.next().await?;
@@ -136,8 +145,8 @@ impl EventStore {
             }
             let headers = message.headers.as_ref();
             let subject = headers.and_then(|headers| headers.get("Nats-Subject"));
-            let slot = subject.and_then(|subject| subject.as_str().rsplit('.').next());
-            let place = slot.and_then(|slot| slot.parse::<usize>().ok());
+            let place = subject.and_then(|subject| subject.as_str().rsplit('.').next());
+            let place = place.and_then(|place| place.parse::<usize>().ok());
             if let Some(place) = place.and_then(|place| all.get_mut(place)) {
                 *place = decode(&message.payload)?;
             }
@@ -146,14 +155,14 @@ impl EventStore {
 }
 
 impl Claim {
-    /// Stream sequence of the last command that may have been begun by an earlier owner: the last
+    /// Stream sequence of the last message that may have been begun by an earlier owner: the last
     /// there was when this one came.
     #[must_use]
     pub fn last_before(&self) -> u64 {
         self.last
     }
 
-    /// The first command that had no outcome, and how many owners have begun with it and were not
+    /// The first message that was not settled, and how many owners have begun with it and were not
     /// seen to live on.
     #[must_use]
     pub fn first(&self) -> Option<(u64, u32)> {
@@ -167,7 +176,7 @@ impl Claim {
         self.progress.first.map(|sequence| (sequence, begun))
     }
 
-    /// Records that this owner begins with the first command. Returns the claim as it goes on; fails
+    /// Records that this owner begins with the first message. Returns the claim as it goes on; fails
     /// like [`Self::settle`].
     pub async fn begin(mut self) -> Result<Self, Error> {
         let Some(progress) = self.progress.beginning() else { return Ok(self) };
@@ -175,26 +184,25 @@ impl Claim {
         self.written().await
     }
 
-    /// Records that this owner has begun with the first command and lives on: it waits for something,
+    /// Records that this owner has begun with the first message and lives on: it waits for something,
     /// and does not kill its workers. Returns the claim as it goes on; fails like [`Self::settle`].
     pub async fn survive(mut self) -> Result<Self, Error> {
         self.progress.begun = 0;
         self.written().await
     }
 
-    /// The commands that are left, in order, as long as the broker keeps the reader. Nothing is
+    /// The messages that are left, in order, as long as the broker keeps the reader. Nothing is
     /// acknowledged to it: [`Self::settle`] says how far they are done.
     pub async fn messages(&self, batch: usize) -> Result<Messages, Error> {
         let config = pull::Config {
             deliver_policy: DeliverPolicy::ByStartSequence {
                 start_sequence: self.progress.settled + 1,
             },
-            filter_subject: filter(self.slot),
+            filter_subject: self.queue.described.messages_of(self.place),
             ..pull::Config::default()
         };
-        let (stream, name) = (topology::COMMANDS, self.progress.reader.clone());
-        let (kept, consumer) =
-            Ephemeral::create(&self.store.commands, stream, name, config).await?;
+        let (stream, name) = (self.queue.described.stream, self.progress.reader.clone());
+        let (kept, consumer) = Ephemeral::create(&self.queue.reading, stream, name, config).await?;
         let stream = ephemeral::messages(&consumer, batch, PULL_BYTES_MIN).await?;
         let reader = Reader { consumer: Some((Arc::new(consumer), kept)) };
         Ok(Messages { stream: pulled(stream).boxed(), reader })
@@ -204,20 +212,21 @@ impl Claim {
     /// Ends after some, or when there are no more; after one of those it goes on for a while.
     #[must_use]
     pub fn messages_singly(&self) -> Messages {
-        let jetstream = self.store.jetstream.clone();
-        let stream = singly(jetstream, filter(self.slot), self.progress.settled).boxed();
+        let Queue { described, jetstream, .. } = self.queue.clone();
+        let (subjects, settled) = (described.messages_of(self.place), self.progress.settled);
+        let stream = singly(jetstream, described.stream, subjects, settled).boxed();
         Messages { stream, reader: Reader { consumer: None } }
     }
 
-    /// Stream sequence up to which every command had its outcome when this owner came.
+    /// Stream sequence up to which every message was settled when this owner came.
     #[must_use]
     pub fn settled(&self) -> u64 {
         self.progress.settled
     }
 
-    /// Records that every command up to this stream sequence has its outcome. Returns the claim as
+    /// Records that every message up to this stream sequence is settled. Returns the claim as
     /// it goes on. Fails with [`Error::Conflict`] when another owner has come, and with
-    /// [`Error::Unavailable`] when the outcome is unknown: claim the slot again.
+    /// [`Error::Unavailable`] when the outcome is unknown: claim the place again.
     pub async fn settle(mut self, sequence: u64) -> Result<Self, Error> {
         // A replica that is behind may hand out again what was settled before.
         let settled = sequence.max(self.progress.settled);
@@ -230,21 +239,21 @@ impl Claim {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Last-Subject-Sequence", self.revision.to_string());
         let body = serde_json::to_vec(&self.progress).map_err(unavailable)?;
-        let subject = subject(&self.slot.to_string());
-        self.revision = self.store.acknowledged.store(subject, headers, body.into()).await?;
+        let subject = self.queue.described.progress_of(&self.place.to_string());
+        self.revision = self.queue.acknowledged.store(subject, headers, body.into()).await?;
         Ok(self)
     }
 }
 
-/// A slot's commands as the broker hands them out.
+/// A place's messages as the broker hands them out.
 pub struct Messages {
-    /// The commands.
+    /// The messages.
     pub stream: BoxStream<'static, Result<Queued, Error>>,
     /// To be kept as long as they are read.
     pub reader: Reader,
 }
 
-/// Who reads a slot's commands, as the broker knows it; given back when this is dropped.
+/// Who reads a place's messages, as the broker knows it; given back when this is dropped.
 pub struct Reader {
     /// `None`: they are asked for one by one.
     consumer: Option<(Arc<Consumer<pull::Config>>, Ephemeral)>,
@@ -265,34 +274,18 @@ impl Reader {
     }
 }
 
-fn subject(slot: &str) -> String {
-    format!("$KV.flex_queue.{slot}")
-}
-
 fn decode(body: &[u8]) -> Result<Progress, Error> {
-    let broken =
-        |error| Error::Misconfigured(format!("how far a slot's commands are done: {error}"));
+    let broken = |error| Error::Misconfigured(format!("how far a place is settled: {error}"));
     serde_json::from_slice(body).map_err(broken)
-}
-
-/// What stands there, and its sequence. The stream's leader is asked.
-async fn read(bucket: &Stream<()>, slot: Slot) -> Result<(Progress, u64), Error> {
-    match bucket.get_last_raw_message_by_subject(&subject(&slot.to_string())).await {
-        Ok(message) => Ok((decode(&message.payload)?, message.sequence)),
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
-            Ok((Progress::default(), 0))
-        }
-        Err(error) => Err(unavailable(error)),
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const QUEUE: Place = Place { made_ns: 1, last: 50 };
+    const QUEUE: End = End { made_ns: 1, last: 50 };
 
-    /// An owner of this epoch finds this first command, and begins with it.
+    /// An owner of this epoch finds this first message, and begins with it.
     fn begun(progress: &Progress, epoch: u64, first: u64) -> Progress {
         let claimed = progress.claimed(epoch, QUEUE, progress.settled, Some(first)).unwrap();
         claimed.beginning().unwrap_or(claimed)
@@ -305,14 +298,14 @@ mod tests {
         assert_eq!(begun(&first, 5, 9).begun, 1, "the same owner, connected anew");
         let second = begun(&first, 8, 9);
         assert_eq!((second.epoch, second.begun), (8, 2));
-        assert_eq!(begun(&second, 9, 12).begun, 1, "another command");
+        assert_eq!(begun(&second, 9, 12).begun, 1, "another message");
         let claimed = second.claimed(9, QUEUE, 0, Some(9)).unwrap();
         assert_eq!(claimed.begun, 2, "claimed, and not begun with");
         assert_eq!(begun(&claimed, 10, 9).begun, 3);
     }
 
     #[test]
-    fn owners_of_an_idle_slot_have_begun_nothing() {
+    fn owners_of_an_idle_place_have_begun_nothing() {
         let mut progress = Progress { epoch: 1, made_ns: 1, settled: 7, ..Progress::default() };
         for epoch in 2..30 {
             progress = progress.claimed(epoch, QUEUE, 7, None).unwrap();
@@ -332,9 +325,8 @@ mod tests {
     fn what_is_settled_counts_in_the_queue_of_which_it_was_written() {
         let progress = Progress { made_ns: 1, settled: 50, ..Progress::default() };
         assert_eq!(progress.settled_in(QUEUE).unwrap(), 50);
-        assert_eq!(progress.settled_in(Place { made_ns: 2, last: 3 }).unwrap(), 0, "made anew");
-        let behind = progress.settled_in(Place { last: 49, ..QUEUE }).unwrap_err();
-        assert!(behind.is_passing(), "a leader that was deposed says so as well: {behind}");
-        assert!(behind.to_string().contains("Delete the stream KV_flex_queue"), "{behind}");
+        assert_eq!(progress.settled_in(End { made_ns: 2, last: 3 }).unwrap(), 0, "made anew");
+        let behind = progress.settled_in(End { last: 49, ..QUEUE }).unwrap_err();
+        assert!(matches!(behind, crate::Error::Behind { last: 49, settled: 50 }), "{behind}");
     }
 }
