@@ -8,6 +8,7 @@
 mod claim;
 mod end;
 mod message;
+pub mod settling;
 
 use async_nats::jetstream::{self, stream::Stream};
 use flexcore_broker::{acknowledged::Acknowledged, inbox::Inbox, unavailable};

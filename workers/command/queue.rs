@@ -1,13 +1,14 @@
 //! Asynchronous commands from FLEX_COMMANDS, one reader a slot.
 
-mod under_way;
-
-use std::{pin::pin, time::Duration};
+use std::{fmt::Display, time::Duration};
 
 use flexcore_cluster::Guard;
 use flexcore_domain::{AggregateKey, CommandId, Outcome, Slot, command::header};
 use flexcore_eventstore::{Error, EventStore};
-use flexcore_queue::{Claim, Lost, Messages, Queued};
+use flexcore_queue::{
+    Claim, Messages, Queued,
+    settling::{Action, Event, Found, Record, SUSPECT, Settling},
+};
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
     sync::mpsc,
@@ -19,20 +20,14 @@ use super::{
     Lanes,
     requests::{count, read_command},
 };
-use under_way::{IN_DOUBT_MAX, SUSPECT, UnderWay};
 
 /// Commands that a reader is sent ahead of their turn.
 const BATCH: usize = 256;
-/// Earlier outcomes that are looked up at once after a hand-over.
-const LOOKED_UP_AT_ONCE: usize = 64;
 /// Owners that have begun a command before it is taken to be what kills them.
 const BEGUN_MAX: u32 = 10;
 /// Longest pause before a suspect is begun with. Each slot of an owner has another one: otherwise what
 /// kills the owner would take the other slots' first commands with it each time.
 const SUSPECT_PAUSE_MAX_MS: u64 = 5_000;
-/// How long an owner that has begun with a command lives on when the command does not kill it: scripts
-/// are stopped after milliseconds.
-const SURVIVED: Duration = Duration::from_secs(5);
 /// A reader that lasted so long had a good start.
 const LASTED: Duration = Duration::from_secs(5);
 /// Pause before a reader or a write to the broker is tried again.
@@ -53,15 +48,6 @@ pub(super) struct Reader {
     pub(super) guard: Guard,
     pub(super) slot: Slot,
     pub(super) epoch: u64,
-}
-
-/// A command in its turn.
-struct Next {
-    message: Queued,
-    /// Too many owners have begun with it and gone.
-    kills: bool,
-    /// What came of it is known already.
-    is_done: bool,
 }
 
 /// Whether the queue has ended before what is settled for so long that somebody has to mend it. Any other
@@ -146,144 +132,136 @@ impl Reader {
     /// Returns how many commands were taken up.
     async fn read(&self, claim: Claim, messages: Messages, stop: &CancellationToken) -> u64 {
         let (to, mut outcomes) = mpsc::unbounded_channel();
-        let (first, last_before) = (claim.first_begun(), claim.last_before());
-        let settled = claim.settled();
-        let mut under_way = UnderWay::after(first);
-        let mut recorder = Recorder::of(claim);
-        let Messages { stream, reader } = messages;
-        let in_turn = stream.enumerate();
-        let in_turn = in_turn.map(|(place, next)| {
-            let in_doubt = place < IN_DOUBT_MAX;
-            self.look_up(next, first, settled, if in_doubt { last_before } else { 0 })
-        });
-        let mut in_turn = pin!(in_turn.buffered(LOOKED_UP_AT_ONCE));
-        let (mut keeping, mut looking) = (FuturesUnordered::new(), FuturesUnordered::new());
+        let first = claim.first_begun();
+        let (settled, last_before) = (claim.settled(), claim.last_before());
+        let mut settling = Settling::<Queued>::new(Found { settled, last_before, first });
+        let Messages { mut stream, reader } = messages;
+        let mut claim = Some(claim);
+        let mut performing = FuturesUnordered::<BoxFuture<'_, Performed>>::new();
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut lost, mut open, mut held) = (Lost::default(), true, None);
-        loop {
-            recorder.record(&mut under_way, !open);
-            if !open && under_way.is_empty() && recorder.writing.is_empty() {
-                return under_way.taken();
-            }
-            let write_at = recorder.next_at(&under_way);
-            tokio::select! {
-                () = stop.cancelled(), if open => open = false,
-                next = in_turn.next(), if open && held.is_none() && under_way.has_room() => {
-                    match self.in_order(next, under_way.taken()) {
-                        Some(next) if recorder.begin() => held = Some(next),
-                        Some(next) => self.take_up(next, settled, &mut under_way, &to),
-                        None => open = false,
-                    }
-                }
+        while !settling.has_ended() {
+            let event = tokio::select! {
+                () = stop.cancelled(), if settling.is_open() => Event::Leave,
+                next = stream.next(), if settling.reads() => self.next(next),
                 Some((number, outcome)) = outcomes.recv() => {
                     count(&outcome);
-                    if matches!(outcome, Outcome::Accepted { position: Some(_), .. }) {
-                        under_way.settle(number, Instant::now());
-                    } else {
-                        let message = under_way.message(number).clone();
-                        keeping.push(self.keep_at_last(number, message, outcome));
+                    if !matches!(outcome, Outcome::Accepted { position: Some(_), .. }) {
+                        let message = settling.message(number).0.clone();
+                        performing.push(Box::pin(async move {
+                            let done = self.keep_at_last(number, message, outcome).await;
+                            Performed::from(Event::Done(done))
+                        }));
+                        continue;
                     }
+                    Event::Done(number)
                 }
-                Some(number) = keeping.next() => under_way.settle(number, Instant::now()),
-                Some(written) = recorder.writing.next() => match written {
-                    Ok(claim) => {
-                        under_way.recorded();
-                        recorder.claim = Some(claim);
-                        if let Some(next) = held.take().filter(|_| open) {
-                            self.take_up(next, settled, &mut under_way, &to);
-                        }
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, slot = %self.slot, "settled, and not recorded");
-                        open = false;
-                    }
-                },
-                () = at(write_at) => {}
-                _ = look.tick(), if open && under_way.is_empty() && looking.is_empty() => {
-                    looking.push(reader.handed_out());
+                Some(performed) = performing.next() => {
+                    claim = performed.claim.or(claim);
+                    performed.event
                 }
-                Some(there) = looking.next() => {
-                    open &= there.is_ok_and(|there| !lost.some(under_way.taken(), there));
+                () = at(settling.wakes_at()) => Event::Time,
+                _ = look.tick(), if settling.is_idle() => Event::Idle,
+            };
+            for action in settling.on(event, Instant::now().into_std()) {
+                match action {
+                    Action::LookUp(number) => {
+                        let (message, sequence) = settling.message(number);
+                        let (message, kills) = (message.clone(), kills(first, sequence));
+                        performing.push(Box::pin(async move {
+                            let is_done = self.look_up(message, kills).await;
+                            Performed::from(Event::LookedUp(number, is_done))
+                        }));
+                    }
+                    Action::Do(number) => self.take_up(number, first, &settling, &to),
+                    Action::DoneBefore(_) => {
+                        metrics::counter!("flexcore_commands_total", "outcome" => "replayed")
+                            .increment(1);
+                    }
+                    Action::Write(record) => performing.extend(self.write(record, claim.take())),
+                    Action::Ask => {
+                        let asked = reader.handed_out();
+                        performing.push(Box::pin(async move {
+                            Performed::from(Event::HandedOut(asked.await.ok()))
+                        }));
+                    }
                 }
             }
+        }
+        settling.begun()
+    }
+
+    /// What the stream says.
+    fn next(&self, next: Option<Result<Queued, impl Display>>) -> Event<Queued> {
+        match next {
+            Some(Ok(message)) => {
+                Event::Read { number: message.number, sequence: message.sequence, message }
+            }
+            Some(Err(error)) => {
+                tracing::debug!(%error, slot = %self.slot, "reading was interrupted");
+                Event::Interrupted
+            }
+            None => Event::Interrupted,
         }
     }
 
-    /// Finds out whether an earlier owner has refused a command up to `last_before`, which it may have
-    /// worked on. That must not be decided a second time: the aggregate may have moved on. Of what the
-    /// log has the aggregate knows, but one that would be put aside is not decided at all.
-    async fn look_up(
-        &self,
-        next: Result<Queued, Error>,
-        first: Option<(u64, u32)>,
-        settled: u64,
-        last_before: u64,
-    ) -> Result<Next, String> {
-        let message = next.map_err(|error| error.to_string())?;
-        let sequence = message.sequence;
-        let kills = first.is_some_and(|(first, begun)| first == sequence && begun > BEGUN_MAX);
-        if sequence <= settled {
-            // A replica that does not have the next one yet may begin before it.
-            return Ok(Next { message, kills, is_done: true });
-        }
-        let known = (sequence <= last_before).then(|| identify(&message)).flatten();
-        let Some((key, id)) = known else {
-            return Ok(Next { message, kills, is_done: false });
-        };
-        let is_refused = self.store.has_outcome(&key, &id, sequence).await;
-        let mut is_done = is_refused.map_err(|error| error.to_string())?;
+    /// Writes down how far the slot is settled. Without a claim there is nothing to be written to.
+    fn write(&self, record: Record, claim: Option<Claim>) -> Option<BoxFuture<'static, Performed>> {
+        let (claim, slot) = (claim?, self.slot);
+        Some(Box::pin(async move {
+            let written = match record {
+                Record::Begins => claim.begin().await,
+                Record::LivesOn => claim.survive().await,
+                Record::Settled(sequence) => claim.settle(sequence).await,
+            };
+            if let Err(error) = &written {
+                tracing::debug!(%error, %slot, "settled, and not recorded");
+            }
+            Performed { event: Event::Written(written.is_ok()), claim: written.ok() }
+        }))
+    }
+
+    /// Finds out whether an earlier owner has refused a command that it may have worked on. That must not
+    /// be decided a second time: the aggregate may have moved on. Of what the log has the aggregate knows,
+    /// but one that would be put aside is not decided at all. `None`: the log cannot say now.
+    async fn look_up(&self, message: Queued, kills: bool) -> Option<bool> {
+        let Some((key, id)) = identify(&message) else { return Some(false) };
+        let has_outcome = self.store.has_outcome(&key, &id, message.sequence).await;
+        let mut is_done = self.known(has_outcome)?;
         if kills && !is_done {
             is_done = match self.store.command_anywhere(&key, &id).await {
                 Ok(found) => found.is_some(),
-                Err(error @ Error::Unavailable(_)) => return Err(error.to_string()),
+                Err(error @ Error::Unavailable(_)) => return self.known(Err(error)),
                 // Waiting makes a damaged log no better, and holds the slot up.
                 Err(_) => false,
             };
         }
-        Ok(Next { message, kills, is_done })
+        Some(is_done)
     }
 
-    /// The next command; `None` when the reader has to begin anew.
-    fn in_order(&self, next: Option<Result<Next, String>>, taken: u64) -> Option<Next> {
-        match next? {
-            // What was lost on the way must not be passed over.
-            Ok(next) if next.message.number == taken + 1 => Some(next),
-            Ok(_) => {
-                tracing::debug!(slot = %self.slot, "commands were lost on their way");
-                None
-            }
-            Err(error) => {
-                tracing::debug!(%error, slot = %self.slot, "reading was interrupted");
-                None
-            }
-        }
+    fn known(&self, looked_up: Result<bool, Error>) -> Option<bool> {
+        let said = |error: &Error| {
+            tracing::debug!(%error, slot = %self.slot, "reading was interrupted");
+        };
+        looked_up.inspect_err(said).ok()
     }
 
     /// Gives a command to its lane; what comes of it arrives with its number.
     fn take_up(
         &self,
-        next: Next,
-        settled: u64,
-        under_way: &mut UnderWay<Queued>,
+        number: u64,
+        first: Option<(u64, u32)>,
+        settling: &Settling<Queued>,
         to: &mpsc::UnboundedSender<(u64, Outcome)>,
     ) {
-        let Next { message, kills, is_done } = next;
-        let sequence = message.sequence;
+        let (message, sequence) = settling.message(number);
         let rest = message.subject.strip_prefix("cmdq.").unwrap_or_default();
         let read = match message.malformed {
             Some(why) => Err(Outcome::Faulty { message: why.to_owned() }),
             None => read_command(rest, message.headers.as_ref(), &message.payload),
         };
-        let number = under_way.take_up(message, sequence);
-        if is_done {
-            if sequence > settled {
-                metrics::counter!("flexcore_commands_total", "outcome" => "replayed").increment(1);
-            }
-            return under_way.settle(number, Instant::now());
-        }
         let outcome = match read {
-            Ok(_) if kills => Outcome::Faulty {
+            Ok(_) if kills(first, sequence) => Outcome::Faulty {
                 message: format!("{BEGUN_MAX} workers began with it, and none has lived on"),
             },
             #[cfg(feature = "defects")]
@@ -357,56 +335,21 @@ impl Reader {
     }
 }
 
-/// Writes down how far a slot is settled, one write at a time.
-struct Recorder {
-    /// `None` while it is written to, and when that has failed.
+/// What was performed, and the claim as it goes on after a write.
+struct Performed {
+    event: Event<Queued>,
     claim: Option<Claim>,
-    writing: FuturesUnordered<BoxFuture<'static, Result<Claim, Error>>>,
-    /// The first command is not begun with.
-    is_to_begin: bool,
-    /// When to write that it does not kill its owner.
-    survives_at: Option<Instant>,
 }
 
-impl Recorder {
-    fn of(claim: Claim) -> Self {
-        let is_to_begin = claim.first().is_some();
-        let writing = FuturesUnordered::new();
-        Self { claim: Some(claim), writing, is_to_begin, survives_at: None }
+impl From<Event<Queued>> for Performed {
+    fn from(event: Event<Queued>) -> Self {
+        Self { event, claim: None }
     }
+}
 
-    /// Writes that this owner begins with the first command, when it has come: nobody dies of one that
-    /// cannot be read. Returns whether that has to be waited for.
-    fn begin(&mut self) -> bool {
-        if !std::mem::take(&mut self.is_to_begin) {
-            return false;
-        }
-        let Some(claim) = self.claim.take() else { return false };
-        self.survives_at = Some(Instant::now() + SURVIVED);
-        self.writing.push(Box::pin(claim.begin()));
-        true
-    }
-
-    /// When there is something to be written, unless that can't be done now.
-    fn next_at(&self, under_way: &UnderWay<Queued>) -> Option<Instant> {
-        self.claim.as_ref()?;
-        [self.survives_at, under_way.record_at()].into_iter().flatten().min()
-    }
-
-    /// Begins to write what is due; all there is when the reader is about to end.
-    fn record(&mut self, under_way: &mut UnderWay<Queued>, ending: bool) {
-        let now = Instant::now();
-        let Some(claim) = self.claim.take() else { return };
-        if let Some(sequence) = under_way.take_due(now, ending) {
-            self.survives_at = None;
-            self.writing.push(Box::pin(claim.settle(sequence)));
-        } else if self.survives_at.is_some_and(|at| at <= now) {
-            self.survives_at = None;
-            self.writing.push(Box::pin(claim.survive()));
-        } else {
-            self.claim = Some(claim);
-        }
-    }
+/// True if too many owners have begun with the command of this sequence and gone.
+fn kills(first: Option<(u64, u32)>, sequence: u64) -> bool {
+    first.is_some_and(|(first, begun)| first == sequence && begun > BEGUN_MAX)
 }
 
 /// How long this owner waits before it begins with a suspect.
@@ -416,9 +359,9 @@ fn suspect_pause(slot: Slot, epoch: u64) -> Duration {
     Duration::from_millis(spread % SUSPECT_PAUSE_MAX_MS)
 }
 
-async fn at(time: Option<Instant>) {
+async fn at(time: Option<std::time::Instant>) {
     match time {
-        Some(time) => tokio::time::sleep_until(time).await,
+        Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
     }
 }

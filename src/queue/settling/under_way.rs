@@ -1,27 +1,29 @@
-//! A slot's commands under way, in order, and how far they are settled.
+//! A place's messages under way, in order, and how far they are settled.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
-use tokio::time::Instant;
-
-/// Commands of one slot that are worked on at once; those of one aggregate still go one by one.
+/// Messages of one place that are worked on at once. Their order is their user's matter.
 const AT_ONCE: usize = 256;
-/// Commands that may be settled without being recorded so, or under way: those that a next owner
-/// finds in doubt. Fewer than an aggregate remembers whole: to recognise them costs no look into the log.
-pub(super) const IN_DOUBT_MAX: usize = 1_000;
-/// Owners that have begun with a command before those behind it wait until it is recorded as settled:
+/// Messages that may be settled without being recorded so, or under way: those that a next owner
+/// finds in doubt. Fewer command ids than an aggregate remembers whole: to recognise them costs no look
+/// into the log.
+pub const IN_DOUBT_MAX: usize = 1_000;
+/// Owners that have begun with a message before those behind it wait until it is recorded as settled:
 /// then the one that kills its workers stands first.
-pub(super) const SUSPECT: u32 = 3;
-/// Commands settled between two records.
+pub const SUSPECT: u32 = 3;
+/// Messages settled between two records.
 const RECORD_EVERY: u64 = 100;
 /// Time for which the last ones stay unrecorded while others may follow.
 const RECORD_DELAY: Duration = Duration::from_millis(100);
 
-/// Commands under way. Their numbers count from 0 as they are taken up.
+/// Messages under way. Their numbers count from 0 as they are taken up.
 pub(super) struct UnderWay<M> {
     /// Number of the first that is under way; all before are settled.
     first: u64,
-    commands: VecDeque<Command<M>>,
+    messages: VecDeque<Message<M>>,
     /// Stream sequence of the last one before.
     settled: u64,
     /// Number of the first that is not recorded as settled.
@@ -30,11 +32,11 @@ pub(super) struct UnderWay<M> {
     writing: u64,
     /// Time of the next record of progress.
     record_at: Option<Instant>,
-    /// True if commands go one after the other for now.
+    /// True if messages go one after the other for now.
     singly: bool,
 }
 
-struct Command<M> {
+struct Message<M> {
     message: M,
     sequence: u64,
     is_settled: bool,
@@ -45,7 +47,7 @@ impl<M> UnderWay<M> {
     pub(super) fn after(first: Option<(u64, u32)>) -> Self {
         Self {
             first: 0,
-            commands: VecDeque::new(),
+            messages: VecDeque::new(),
             settled: 0,
             unrecorded: 0,
             writing: 0,
@@ -55,19 +57,19 @@ impl<M> UnderWay<M> {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.commands.is_empty()
+        self.messages.is_empty()
     }
 
-    /// Commands taken up so far.
+    /// Messages taken up so far.
     pub(super) fn taken(&self) -> u64 {
-        self.first + self.commands.len() as u64
+        self.first + self.messages.len() as u64
     }
 
     /// True if another one may be taken up.
     pub(super) fn has_room(&self) -> bool {
         let (at_once, in_doubt) =
             if self.goes_singly() { (1, 1) } else { (AT_ONCE, IN_DOUBT_MAX as u64) };
-        self.commands.len() < at_once && self.taken() - self.unrecorded < in_doubt
+        self.messages.len() < at_once && self.taken() - self.unrecorded < in_doubt
     }
 
     fn goes_singly(&self) -> bool {
@@ -77,25 +79,27 @@ impl<M> UnderWay<M> {
 
     /// Takes up a message of this stream sequence. Returns its number.
     pub(super) fn take_up(&mut self, message: M, sequence: u64) -> u64 {
-        self.commands.push_back(Command { message, sequence, is_settled: false });
+        self.messages.push_back(Message { message, sequence, is_settled: false });
         self.taken() - 1
     }
 
     fn place(&self, number: u64) -> usize {
-        usize::try_from(number - self.first).expect("BUG: few are under way")
+        as_index(number - self.first)
     }
 
-    pub(super) fn message(&self, number: u64) -> &M {
-        &self.commands[self.place(number)].message
+    /// A message, and its stream sequence.
+    pub(super) fn message(&self, number: u64) -> (&M, u64) {
+        let Message { message, sequence, .. } = &self.messages[self.place(number)];
+        (message, *sequence)
     }
 
-    /// The outcome of this command is durable.
+    /// What came of this message is durable.
     pub(super) fn settle(&mut self, number: u64, now: Instant) {
         let place = self.place(number);
-        self.commands[place].is_settled = true;
+        self.messages[place].is_settled = true;
         let before = self.first;
-        while let Some(command) = self.commands.pop_front_if(|command| command.is_settled) {
-            self.settled = command.sequence;
+        while let Some(message) = self.messages.pop_front_if(|message| message.is_settled) {
+            self.settled = message.sequence;
             self.first += 1;
         }
         if self.first == before {
@@ -127,6 +131,11 @@ impl<M> UnderWay<M> {
     pub(super) fn recorded(&mut self) {
         self.unrecorded = self.writing;
     }
+}
+
+/// A difference of numbers as an index.
+pub(super) fn as_index(by: u64) -> usize {
+    usize::try_from(by).expect("BUG: few are under way")
 }
 
 #[cfg(test)]
