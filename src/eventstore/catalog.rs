@@ -7,7 +7,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Duration,
 };
 
 use flexcore_definition::{Application, Catalog, ReadModelDefinition, SourceFile};
@@ -18,9 +17,7 @@ use flexcore_domain::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{
-    Error, EventStore, Expected, Filter, Read, Recorded, Subscription, topology, unavailable,
-};
+use crate::{Error, EventStore, Expected, Filter, Recorded, folded::Fold, topology, unavailable};
 
 /// The platform's own tenant, to which applications belong: a token of it sees the cluster.
 pub const TENANT: &str = "flexcore";
@@ -168,66 +165,19 @@ pub async fn declarations(
     Ok(found)
 }
 
-/// How long one wait for a deployment lasts before the task looks whether anybody still follows.
-const WAIT: Duration = Duration::from_secs(5);
-
 /// Follows the deployments: what is deployed now, and every change after it. Ends when every
 /// receiver is gone. A stored version that this executable cannot read is logged and listed as such,
 /// and the one before it stays in force. Fails when the broker is away.
 pub async fn watch(store: &EventStore) -> Result<watch::Receiver<Arc<Catalog>>, Error> {
-    let mut subscription = store.subscribe(Filter::Applications, 1).await?;
-    let mut catalog = Catalog::default();
-    // Not as many as there are where it is read: that replica may be behind.
-    let last = store.leaders.last_on(topology::EVENTS, SUBJECTS, 0).await?;
-    while subscription.read_to() < last {
-        if !follow(store, &mut subscription, &mut catalog, crate::REQUEST_TIMEOUT).await? {
-            return Err(unavailable("the deployed applications cannot be read in time"));
-        }
-    }
-    let (sender, receiver) = watch::channel(Arc::new(catalog.clone()));
-    let store = store.clone();
-    tokio::spawn(async move {
-        while !sender.is_closed() {
-            match follow(&store, &mut subscription, &mut catalog, WAIT).await {
-                Ok(false) => {}
-                Ok(true) => drop(sender.send_replace(Arc::new(catalog.clone()))),
-                Err(error @ Error::Unavailable(_)) => {
-                    tracing::warn!(%error, "a former deployment cannot be read yet");
-                    drop(sender.send_replace(Arc::new(catalog.clone())));
-                    tokio::time::sleep(WAIT).await;
-                }
-                Err(error) => {
-                    tracing::error!(%error, "deployments are not followed any more");
-                    return;
-                }
-            }
-        }
-    });
-    Ok(receiver)
-}
-
-/// Takes up what was deployed next; false when nothing came in time. Fails when the broker is away
-/// while a former deployment is looked up, which is done again with the next call.
-async fn follow(
-    store: &EventStore,
-    subscription: &mut Subscription,
-    catalog: &mut Catalog,
-    wait: Duration,
-) -> Result<bool, Error> {
-    let mut some = true;
-    match subscription.next_batch(100, wait).await? {
-        Read::Commits(batch) => {
-            some = !batch.is_empty();
-            batch.iter().for_each(|recorded| put(catalog, recorded));
-        }
-        Read::Broken(broken) => {
-            if let Some(key) = &broken.key {
-                unreadable(catalog, key, broken.reason);
-            }
-        }
-    }
-    former(store, catalog).await?;
-    Ok(some)
+    let fold = Fold {
+        name: "the deployed applications",
+        filter: Filter::Applications,
+        subjects: SUBJECTS,
+        put,
+        unreadable,
+        complete: |store, catalog| Box::pin(former(store, catalog)),
+    };
+    fold.watch(store).await
 }
 
 fn put(catalog: &mut Catalog, recorded: &Recorded) {

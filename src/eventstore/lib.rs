@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod dead;
 mod deployed;
 mod find;
+mod folded;
 mod growth;
 mod identity;
 mod interest;
