@@ -3,6 +3,7 @@
 pub mod command;
 #[cfg(feature = "defects")]
 mod defects;
+mod places;
 pub mod projection;
 
 use std::time::Duration;

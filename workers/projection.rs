@@ -19,11 +19,7 @@ mod readers;
 mod share;
 mod upcast;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use flexcore_cluster::{Assigned, Kind, Member};
@@ -36,6 +32,7 @@ use metrics::gauge;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
+use crate::places;
 use former::Former;
 use indexing::Indexing;
 use origin::Origin;
@@ -95,23 +92,9 @@ pub async fn run(
     }
     while readers.tasks.join_next().await.is_some() {}
     worker.member.resign();
-    let _ = tokio::time::timeout(crate::TOLD_MAX, handed_over(&worker.member)).await;
+    let handed_over = places::hand_over(&worker.member, Kind::Projection);
+    let _ = tokio::time::timeout(crate::TOLD_MAX, handed_over).await;
     result
-}
-
-/// Says that nothing is served any more, until the map has taken the shares: they are given to others
-/// when their owner has said so in answer to a map that asks for it.
-async fn handed_over(member: &Member) {
-    let mut assigned = member.assigned();
-    let alone = member.is_alone(Kind::Projection).await;
-    loop {
-        let now = assigned.borrow_and_update().clone();
-        member.report(Kind::Projection, now.followed, BTreeSet::new());
-        let none = now.of(Kind::Projection).is_empty() && now.leaving(Kind::Projection).is_empty();
-        if none || alone || assigned.changed().await.is_err() {
-            return;
-        }
-    }
 }
 
 struct Worker {

@@ -1,0 +1,119 @@
+//! The places of a kind of work that this worker serves: it follows the cluster's map.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    pin::pin,
+};
+
+use flexcore_cluster::{Kind, Member};
+use tokio::task::{self, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+/// A place to be served, of a kind of work.
+#[derive(Clone)]
+pub(crate) struct Place {
+    /// Its number.
+    pub(crate) number: u16,
+    /// Under which it was given.
+    pub(crate) epoch: u64,
+    /// Cancelled: it is to be left when everything of it is answered.
+    pub(crate) leave: CancellationToken,
+    /// Cancelled: another worker may have it, and it is to be left at once.
+    pub(crate) lost: CancellationToken,
+}
+
+/// Serves the places of a kind that are assigned until the token is cancelled and the map says that others
+/// are to have them, if there are others, and says so in time. Leaves those that are not assigned any more,
+/// and tells the cluster when nothing of them is under way. `serve` returns when it has left the place;
+/// `None`: there is no such place.
+pub(crate) async fn follow<S>(
+    member: &Member,
+    kind: Kind,
+    stop: CancellationToken,
+    serve: impl Fn(Place) -> Option<S>,
+) where
+    S: Future<Output = ()> + Send + 'static,
+{
+    let mut assigned = member.assigned();
+    let mut serving: HashMap<u16, Place> = HashMap::new();
+    let mut tasks = JoinSet::new();
+    // The place of each task, for one that panics.
+    let mut places: HashMap<task::Id, u16> = HashMap::new();
+    let mut too_late = pin!(async {
+        stop.cancelled().await;
+        tokio::time::sleep(crate::TOLD_MAX).await;
+    });
+    loop {
+        let now = assigned.borrow_and_update().clone();
+        let (wanted, leaving) = (now.of(kind), now.leaving(kind));
+        leave(&serving, &wanted, &leaving);
+        for (number, epoch) in &wanted {
+            if serving.contains_key(number) {
+                continue;
+            }
+            let (leave, lost) = (CancellationToken::new(), CancellationToken::new());
+            let place = Place { number: *number, epoch: *epoch, leave, lost };
+            let Some(work) = serve(place.clone()) else { continue };
+            places.insert(tasks.spawn(work).id(), *number);
+            serving.insert(*number, place);
+        }
+        let serves: BTreeSet<u16> = wanted.keys().chain(serving.keys()).copied().collect();
+        if kind == Kind::Command {
+            metrics::gauge!("flexcore_slots_owned").set(wanted.len() as f64);
+        }
+        member.report(kind, now.followed, serves);
+        let stops = stop.is_cancelled();
+        if stops && wanted.is_empty() && serving.is_empty() {
+            break;
+        }
+        tokio::select! {
+            () = stop.cancelled(), if !stops => if member.is_alone(kind).await { break },
+            () = &mut too_late, if !wanted.is_empty() => break,
+            changed = assigned.changed() => if changed.is_err() { break },
+            Some(ended) = tasks.join_next_with_id() => {
+                // A task that panicked has left its slot as well: it is taken up anew.
+                let id = ended.as_ref().map_or_else(task::JoinError::id, |(id, ())| *id);
+                if let Err(error) = ended {
+                    tracing::error!(%error, "serving a place failed");
+                }
+                if let Some(number) = places.remove(&id) {
+                    serving.remove(&number);
+                }
+            }
+        }
+    }
+    for place in serving.values() {
+        place.leave.cancel();
+    }
+    while tasks.join_next().await.is_some() {}
+    let followed = assigned.borrow().followed;
+    member.report(kind, followed, BTreeSet::new());
+}
+
+/// Leaves unwanted slots; a slot that cannot even be left in order is lost.
+fn leave(serving: &HashMap<u16, Place>, wanted: &BTreeMap<u16, u64>, leaving: &BTreeMap<u16, u64>) {
+    for (number, place) in serving {
+        if wanted.get(number) == Some(&place.epoch) {
+            continue;
+        }
+        place.leave.cancel();
+        if leaving.get(number) != Some(&place.epoch) {
+            place.lost.cancel();
+        }
+    }
+}
+
+/// Says that nothing of a kind is served any more, until the map has taken its places: they are given to
+/// others when their owner has said so in answer to a map that asks for it.
+pub(crate) async fn hand_over(member: &Member, kind: Kind) {
+    let mut assigned = member.assigned();
+    let alone = member.is_alone(kind).await;
+    loop {
+        let now = assigned.borrow_and_update().clone();
+        member.report(kind, now.followed, BTreeSet::new());
+        let none = now.of(kind).is_empty() && now.leaving(kind).is_empty();
+        if none || alone || assigned.changed().await.is_err() {
+            return;
+        }
+    }
+}
