@@ -21,11 +21,11 @@ use crate::{Error, Profile, Settings, identity, unavailable};
 pub const EVENTS: &str = "FLEX_EVENTS";
 /// Asynchronous commands, until they are processed.
 pub const COMMANDS: &str = "FLEX_COMMANDS";
-/// What could not be processed.
+/// Messages that could not be processed.
 pub const DEAD: &str = "FLEX_DEAD";
-/// What came of asynchronous commands that left nothing in the log, for those who ask later.
+/// Outcomes of asynchronous commands that left nothing in the log, for later questions.
 pub const OUTCOMES: &str = "FLEX_OUTCOMES";
-/// How far the commands of each slot are done, laid out as a KV bucket named `flex_queue`.
+/// Progress of the commands of each slot, laid out as a KV bucket named `flex_queue`.
 pub const PROGRESS: &str = "KV_flex_queue";
 /// Snapshots of aggregates, laid out as a KV bucket named `flex_snapshots`.
 pub const SNAPSHOTS: &str = "KV_flex_snapshots";
@@ -36,14 +36,14 @@ const COMMANDS_BYTES_MAX: i64 = 1 << 30;
 const DEAD_BYTES_MAX: i64 = 256 << 20;
 /// Most bytes of outcomes; then the oldest go.
 const OUTCOMES_BYTES_MAX: i64 = 256 << 20;
-/// How long an outcome can be asked for that is not in the log.
+/// Time for which an outcome that is not in the log can be asked for.
 const OUTCOMES_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Shortest window that the broker takes, for streams that only we write to, without `Nats-Msg-Id`.
 const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
-/// What FLEX_COMMANDS is said to be filled from, besides its publishers: nothing is ever published
-/// there. A stream with a source has no duplicate window, and in no other way does the broker go
-/// without one. It would span all aggregates and tenants: a command that shares its `Nats-Msg-Id`
-/// with another's was acknowledged, and not stored.
+/// The declared source of FLEX_COMMANDS, besides its publishers: nothing is ever published there. A
+/// stream with a source has no duplicate window, and in no other way does the broker go without
+/// one. It would span all aggregates and tenants: a command that shares its `Nats-Msg-Id` with
+/// another's was acknowledged, and not stored.
 const NO_SOURCE: (&str, &str) = (DEAD, "dead.none");
 
 fn streams(settings: &Settings) -> [Config; 6] {
@@ -119,7 +119,7 @@ fn commands(base: &Config) -> Config {
         subject_transform: Some(commands),
         discard: DiscardPolicy::New,
         max_bytes: COMMANDS_BYTES_MAX,
-        // What is larger can only be put aside: its publisher learns it at once.
+        // A larger message can only be put aside: its publisher learns it at once.
         max_message_size: i32::try_from(QUEUED_BYTES_MAX).unwrap_or(i32::MAX),
         allow_atomic_publish: true,
         duplicate_window: Duration::ZERO,
@@ -163,7 +163,7 @@ pub(crate) async fn create(
         if let Some(narrowed) = &narrowed
             && let Err(error) = jetstream.update_stream(narrowed).await
         {
-            // What is put aside is cut to fit all the same.
+            // A message that is put aside is cut to fit all the same.
             tracing::warn!(stream = name, %error, "the stream takes larger messages than it should");
         }
         let log = log.get_or_insert_with(|| identity::of_log(info));
@@ -220,7 +220,7 @@ pub(crate) async fn check_profile(
     syncs(futures::future::join_all(asked).await)
 }
 
-/// Whether servers that answered at these addresses sync before they acknowledge. One that is away
+/// True if servers that answered at these addresses sync before they acknowledge. One that is away
 /// is not in the way of the others' work as long as most of them answer.
 fn syncs(answers: Vec<(&String, Result<serde_json::Value, Error>)>) -> Result<(), Error> {
     let (asked, mut well, mut away) = (answers.len(), 0, None);

@@ -24,7 +24,7 @@ use crate::{
     message::{Queued, pulled, singly},
 };
 
-/// What stands in the bucket under a place's number, as JSON.
+/// The value in the bucket under a place's number, as JSON.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Progress {
     /// The owner that wrote it.
@@ -39,8 +39,8 @@ pub(crate) struct Progress {
     begun: u32,
     /// The last owner that has begun with it.
     begun_by: u64,
-    /// The owner's consumer. Whoever comes next deletes it: those of owners that were killed would become
-    /// as many as the broker keeps, where it is started again before it deletes them itself.
+    /// The owner's consumer. The next owner deletes it: consumers of killed owners would become as
+    /// many as the broker keeps, where it is started again before it deletes them itself.
     #[serde(default)]
     reader: String,
 }
@@ -57,8 +57,8 @@ impl Progress {
         Ok(self.settled)
     }
 
-    /// What a new owner writes, when `first` is the first message after what is settled in this
-    /// queue; `None` when a later owner has been there.
+    /// The value that a new owner writes, when `first` is the first message after the settled ones
+    /// in this queue; `None` when a later owner has been there.
     fn claimed(&self, epoch: u64, queue: End, settled: u64, first: Option<u64>) -> Option<Self> {
         let made_ns = queue.made_ns;
         let same = first.is_some() && first == self.first && made_ns == self.made_ns;
@@ -68,8 +68,8 @@ impl Progress {
         (self.epoch <= epoch).then_some(claimed)
     }
 
-    /// What an owner writes before it begins with the first message; `None` when it has before, and
-    /// nobody has died of it.
+    /// The value that an owner writes before it begins with the first message; `None` when it has
+    /// before, and nobody has died of it.
     fn beginning(&self) -> Option<Self> {
         let anew = self.first.is_some() && self.begun_by != self.epoch;
         anew.then(|| Self { begun: self.begun + 1, begun_by: self.epoch, ..self.clone() })
@@ -108,13 +108,13 @@ impl Queue {
             // Not waited for: the server that has it may be away for long.
             ephemeral::delete(&self.reading, self.described.stream, before.reader);
         }
-        // What is stored later may be handed to an earlier owner's reader, too, but tells nothing: its
+        // A later command may be handed to an earlier owner's reader, too, but tells nothing: its
         // lease has ended.
         let last = stream.get_info().await.map_err(unavailable)?.state.last_sequence;
         Ok(Claim { last, ..claim })
     }
 
-    /// What stands there of a place, and its sequence. The bucket's leader is asked.
+    /// The stored value of a place, and its sequence. The bucket's leader is asked.
     pub(crate) async fn progress_of(&self, place: u16) -> Result<(Progress, u64), Error> {
         let bucket = self.jetstream.get_stream_no_info(self.described.progress).await;
         let subject = self.described.progress_of(&place.to_string());
@@ -127,7 +127,7 @@ impl Queue {
         }
     }
 
-    /// What stands there of each place; a replica that is behind has less.
+    /// The stored value of each place; a replica that is behind has less.
     pub(crate) async fn progress(&self) -> Result<Vec<Progress>, Error> {
         let Descriptor { progress, places, .. } = self.described;
         let mut all = vec![Progress::default(); usize::from(places)];
@@ -253,7 +253,7 @@ pub struct Messages {
     pub reader: Reader,
 }
 
-/// Who reads a place's messages, as the broker knows it; given back when this is dropped.
+/// The reader of a place's messages, as the broker knows it; given back when this is dropped.
 pub struct Reader {
     /// `None`: they are asked for one by one.
     consumer: Option<(Arc<Consumer<pull::Config>>, Ephemeral)>,

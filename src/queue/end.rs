@@ -12,7 +12,7 @@ pub(crate) struct End {
 }
 
 impl End {
-    /// How many there are from the first that is left on.
+    /// Number of commands from the first that is left on.
     pub(crate) fn from(self, first_left: Option<u64>) -> u64 {
         first_left.map_or(0, |first| self.last.max(first) - first + 1)
     }
@@ -22,9 +22,9 @@ impl End {
         Self { made_ns: made_ns.try_into().unwrap_or(i64::MAX), last: info.state.last_sequence }
     }
 
-    /// Sequence of the first message that a purge must leave, when this one was then found to be the
-    /// first that is not settled. The places are asked one after the other: in one that was asked
-    /// before, a message may have come meanwhile. What was not seen stays, too.
+    /// Sequence of the first message that a purge must leave, when this one was then found to be
+    /// the first that is not settled. The places are asked one after the other: in one that was
+    /// asked before, a message may have come meanwhile. Messages that were not seen stay, too.
     pub(crate) fn first_to_keep(self, first_left: Option<u64>, seen: u64) -> u64 {
         let next = self.last.min(seen) + 1;
         first_left.map_or(next, |first| first.min(next))

@@ -1,7 +1,7 @@
 //! A durable queue on a stream of the broker, read by the owner of each place in order, and purged in
 //! bulk. A work queue would cost a synced delete for each message.
 //!
-//! How far an owner has come stands in a bucket. The broker's own acknowledgements would do the same,
+//! A bucket holds the progress of each owner. The broker's own acknowledgements would do the same,
 //! but with three replicas the consumer of each place would be a Raft group that agrees on every
 //! delivery: measured with 64 places, they took more of the servers than the work did.
 
@@ -48,7 +48,7 @@ pub struct Descriptor {
     pub subject: &'static str,
     /// The stream that holds how far each place is settled, laid out as a KV bucket: `KV_<bucket>`.
     pub progress: &'static str,
-    /// How many places it has.
+    /// Number of its places.
     pub places: u16,
 }
 
@@ -154,12 +154,12 @@ impl Queue {
     }
 }
 
-/// What a purge of the queue found.
+/// The result of a purge of the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Purged {
     /// Messages that it removed.
     pub gone: u64,
-    /// How many have been stored by now: `seen` of the next purge, some seconds later.
+    /// Number of commands stored by now: `seen` of the next purge, some seconds later.
     pub stored: u64,
     /// As [`Queue::depth`].
     pub waiting: u64,

@@ -15,11 +15,11 @@ use under_way::{UnderWay, as_index};
 
 /// Messages in doubt that are looked up at once after a hand-over.
 const LOOKED_UP_AT_ONCE: usize = 64;
-/// How long an owner that has begun with a message lives on when the message does not kill it: scripts
-/// are stopped after milliseconds.
+/// Time for which an owner that has begun with a message lives on when the message does not kill
+/// it: scripts are stopped after milliseconds.
 const SURVIVED: Duration = Duration::from_secs(5);
 
-/// What an owner found when it claimed its place.
+/// An owner's findings when it claimed its place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Found {
     /// Sequence up to which all is settled.
@@ -54,7 +54,7 @@ pub enum Event<M> {
     HandedOut(Option<u64>),
     /// Nothing has come for a while.
     Idle,
-    /// The place is to be left. What is under way is settled.
+    /// The place is to be left. The work under way is settled.
     Leave,
     /// It is time: see [`Settling::wakes_at`].
     Time,
@@ -97,7 +97,7 @@ struct Waiting<M> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reading {
     Open,
-    /// What was read is done, and no more is read.
+    /// All read messages are done, and no more are read.
     Interrupted,
     /// Nothing more is begun with.
     Closed,
@@ -216,7 +216,7 @@ impl<M> Settling<M> {
             }
             Event::HandedOut(there) => {
                 self.is_asking = false;
-                // What waits came, too.
+                // The waiting messages came, too.
                 let came = self.begun() + self.waiting.len() as u64;
                 if there.is_none_or(|there| self.lost.some(came, there)) {
                     self.close();
@@ -240,7 +240,7 @@ impl<M> Settling<M> {
         }
         let next = self.begun() + self.waiting.len() as u64;
         if number != next + 1 {
-            // What was lost on the way must not be passed over.
+            // Commands that were lost on the way must not be passed over.
             return self.interrupt();
         }
         // A replica that does not have the next one yet may begin before it.

@@ -93,7 +93,7 @@ impl<M> UnderWay<M> {
         (message, *sequence)
     }
 
-    /// What came of this message is durable.
+    /// The outcome of this message is durable.
     pub(super) fn settle(&mut self, number: u64, now: Instant) {
         let place = self.place(number);
         self.messages[place].is_settled = true;
