@@ -17,6 +17,7 @@ mod kept;
 mod links;
 mod load;
 mod lookup;
+mod profile;
 pub mod queue;
 mod recognise;
 mod seen;
@@ -26,7 +27,7 @@ mod subscribe;
 pub mod topology;
 pub mod verify;
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use async_nats::jetstream;
 use flexcore_broker::{acknowledged, context, inbox, leader::Leaders, publish, room, size};
@@ -39,39 +40,9 @@ pub use growth::{Growth, ServerUse};
 pub use interest::Interest;
 pub use links::LINKS_MAX;
 pub use load::{LOAD_COMMITS_MAX, Page};
+pub use profile::Profile;
 pub use subjects::{address, subject};
 pub use subscribe::{Broken, Filter, Read, Subscription};
-
-/// What an acknowledgement promises.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Profile {
-    /// What is acknowledged survives a power cut: the server syncs before it acknowledges.
-    PowerLoss,
-    /// What is acknowledged survives the death of a process; the server syncs at leisure. For
-    /// benches and data that may be lost.
-    Relaxed,
-}
-
-impl fmt::Display for Profile {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::PowerLoss => "power-loss",
-            Self::Relaxed => "relaxed",
-        })
-    }
-}
-
-impl FromStr for Profile {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "power-loss" => Ok(Self::PowerLoss),
-            "relaxed" => Ok(Self::Relaxed),
-            other => Err(format!("unknown profile {other:?}: power-loss or relaxed")),
-        }
-    }
-}
 
 /// How the log is kept.
 #[derive(Clone, Debug)]
