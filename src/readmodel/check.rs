@@ -15,6 +15,7 @@ use crate::{
     Error, ReadModels,
     functions::{LISTED, allowed},
     named::{substitute, whole},
+    transaction,
 };
 
 /// The lock under which one check is made after the other: FNV-1a of `flexcore check`, as any
@@ -67,9 +68,9 @@ impl ReadModels {
 
     async fn check_once(&self, application: &Application) -> Result<Vec<Problem>, Error> {
         let begin = format!(
-            "begin; set local lock_timeout = '30s'; select pg_advisory_xact_lock({LOCK}); {STAGE}"
+            "set local lock_timeout = '30s'; select pg_advisory_xact_lock({LOCK}); {STAGE}"
         );
-        let mut transaction = self.pool.begin_with(AssertSqlSafe(begin)).await?;
+        let mut transaction = transaction::begin_by(&self.pool, begin).await?;
         for model in application.read_models.values() {
             sqlx::raw_sql(AssertSqlSafe(table(model))).execute(&mut *transaction).await?;
         }

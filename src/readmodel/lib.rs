@@ -32,6 +32,7 @@ pub mod select;
 mod served;
 mod shape;
 mod status;
+mod transaction;
 mod trouble;
 mod version;
 mod wait;
@@ -41,7 +42,7 @@ use std::{sync::Arc, time::Duration};
 
 use flexcore_domain::Tenant;
 use sqlx::{
-    Connection as _, PgConnection, PgPool,
+    Connection as _, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -138,7 +139,6 @@ impl ReadModels {
                     Ok(true)
                 })
             })
-            .after_release(|connection, _| Box::pin(at_rest(connection)))
             .connect_lazy_with(options.clone());
         let readers = readers::Readers::new(pool.clone(), options, queries, &settings);
         let (readers, settings) = (Arc::new(readers), Arc::new(settings));
@@ -235,15 +235,6 @@ impl ReadModels {
         let tenant = &defects::leaked(tenant);
         self.readers.begin(tenant, self.settings.statement_timeout).await
     }
-}
-
-/// True if a session that is given back has no transaction open: otherwise it is closed. A
-/// transaction whose beginning failed or was given up half-way does not exist for the pool, but is
-/// open at Postgres: the session's next statement would fail, or would never be committed.
-async fn at_rest(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    // The time of a transaction is that of its first statement.
-    let sql = "select now() = statement_timestamp()";
-    Ok(sqlx::query_scalar(sql).fetch_one(connection).await.unwrap_or(false))
 }
 
 fn options(url: &str) -> Result<PgConnectOptions, Error> {

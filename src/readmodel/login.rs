@@ -5,7 +5,7 @@ use sqlx::{PgConnection, PgPool, Row as _, postgres::PgConnectOptions};
 
 use flexcore_domain::Tenant;
 
-use crate::{Error, error::code, functions};
+use crate::{Error, error::code, functions, transaction};
 
 /// The lock under which the login is made: FNV-1a of `flexcore login`, as any number of ours would
 /// do.
@@ -108,7 +108,7 @@ pub(crate) async fn open(
     anew: bool,
 ) -> Result<(), Error> {
     let given = given.map(PgConnectOptions::get_username);
-    let mut transaction = owner.begin().await?;
+    let mut transaction = transaction::begin(owner).await?;
     sqlx::query("select pg_advisory_xact_lock($1)").bind(LOCK).execute(&mut *transaction).await?;
     sqlx::query("select flexcore.open_query_login($1, $2)")
         .bind(given)

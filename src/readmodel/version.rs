@@ -24,6 +24,7 @@ use crate::{
     registered::{Registered, change, drop_version, rebuilds, register, registered, table},
     shape::fitting,
     status::State,
+    transaction,
 };
 
 /// Longest wait for a table's or view's lock, in milliseconds.
@@ -184,10 +185,10 @@ impl ReadModels {
     /// A transaction in which tables may be made and dropped: one at a time, over all workers.
     pub(crate) async fn alone(&self) -> Result<Transaction<'static, Postgres>, Error> {
         let begin = format!(
-            "begin; set local lock_timeout = {ALONE_TIMEOUT_MS}; \
+            "set local lock_timeout = {ALONE_TIMEOUT_MS}; \
              select pg_advisory_xact_lock({LOCK}); set local lock_timeout = {LOCK_TIMEOUT_MS}"
         );
-        Ok(self.pool.begin_with(AssertSqlSafe(begin)).await?)
+        transaction::begin_by(&self.pool, begin).await
     }
 
     /// Makes a version that has caught up the one that serves. Returns false when the one that
@@ -199,7 +200,7 @@ impl ReadModels {
         if !self.has_come(version, ahead).await? {
             return Ok(false);
         }
-        let mut transaction = self.pool.begin().await?;
+        let mut transaction = transaction::begin(&self.pool).await?;
         let swapped = async {
             let held = version.portions.epoch_of(Slot::FIRST);
             check_epoch(&mut transaction, &version.read_model, held).await?;

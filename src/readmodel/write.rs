@@ -16,6 +16,7 @@ use crate::{
     error::code,
     fold::{self, Delta, Fate, Fold, ON_ITS_WAY_MAX, Row},
     plan::{Change, Layout},
+    transaction,
     version::Version,
 };
 
@@ -63,7 +64,7 @@ pub struct Parked {
 }
 
 /// The start of every transaction that writes rows: as a role that owns nothing.
-const BEGIN: &str = "begin; set local role flexcore_projection";
+const START: &str = "set local role flexcore_projection";
 
 impl ReadModels {
     /// Applies the parts and moves their checkpoints, all or nothing, each under its version's epoch.
@@ -71,7 +72,7 @@ impl ReadModels {
     /// a checkpoint is not where the part says, and with [`Error::Unappliable`] when values fit
     /// their columns but not the table: leave those changes out, and apply the rest.
     pub async fn apply(&self, parts: &[Part]) -> Result<(), Error> {
-        let mut transaction = self.pool.begin_with(BEGIN).await?;
+        let mut transaction = transaction::begin_by(&self.pool, START).await?;
         move_checkpoints(&mut transaction, parts).await?;
         for part in parts {
             let all: Vec<usize> = (0..part.changes.len()).collect();
@@ -91,7 +92,7 @@ impl ReadModels {
     /// The same by ever fewer changes at once: finds those that the table refuses. Where it refuses
     /// none of them alone, they are applied.
     async fn apply_by_halves(&self, parts: &[Part]) -> Result<(), Error> {
-        let mut transaction = self.pool.begin_with(BEGIN).await?;
+        let mut transaction = transaction::begin_by(&self.pool, START).await?;
         move_checkpoints(&mut transaction, parts).await?;
         for (index, part) in parts.iter().enumerate() {
             let mut changes = Vec::new();

@@ -11,6 +11,13 @@ const DOUBLED: &[&str] =
 const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
     ("todo!(", &["src", "workers", "tests"], &[], "finish it or leave it out"),
     ("unimplemented!(", &["src", "workers", "tests"], &[], "finish it or leave it out"),
+    (
+        "begin_with(",
+        &["src", "workers"],
+        &[],
+        "transaction::begin_by: a session whose transaction failed to begin goes back to the pool with it",
+    ),
+    ("pool.begin()", &["src", "workers"], &["src/readmodel/transaction.rs"], "transaction::begin"),
     ("dbg!(", &["src", "workers", "tests"], &[], "remove it"),
     ("#[allow(", &["src", "workers", "tests"], &[], "#[expect(…, reason = \"…\")]"),
     ("#![allow(", &["src", "workers", "tests"], &[], "#![expect(…, reason = \"…\")]"),
