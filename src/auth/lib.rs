@@ -1,15 +1,17 @@
-//! Identity: RS256 access tokens after RFC 9068, the keys that sign and verify them, and nothing
-//! else yet. Time is an argument; nothing here reads a clock.
+//! Identity: RS256 access tokens after RFC 9068, the keys that sign and verify them, and what
+//! their bearers may do. Time is an argument; nothing here reads a clock.
 
 mod claims;
 mod issuer;
 mod key;
 mod limits;
+mod permission;
 mod verifier;
 
 pub use issuer::{Grant, Issuer};
 pub use key::{PublicKey, SigningKey};
 pub use limits::{CLOCK_LEEWAY_S, LIFETIME_MAX, TOKEN_BYTES_MAX, TOKENS_CACHED_MAX};
+pub use permission::Permission;
 pub use verifier::{Identity, Verifier};
 
 /// Why a token was not accepted, or a key not read. No text of it holds any part of a token.

@@ -131,6 +131,11 @@ name!(
     ActorName, "actor", "[A-Za-z0-9_:.@-]{1,128}", |text| is_id(text, b":.@")
 );
 
+impl Tenant {
+    /// The platform's own tenant, to which applications belong: a token of it sees the cluster.
+    pub const PLATFORM: &'static str = "flexcore";
+}
+
 /// One aggregate of one tenant: what a commit belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AggregateKey {

@@ -19,8 +19,6 @@ use tokio::sync::watch;
 
 use crate::{Error, EventStore, Expected, Filter, Recorded, folded::Fold, topology, unavailable};
 
-/// The platform's own tenant, to which applications belong: a token of it sees the cluster.
-pub const TENANT: &str = "flexcore";
 /// Subjects of deployments.
 const SUBJECTS: &str = crate::subjects::DEPLOYMENTS;
 /// The aggregate of that tenant whose commits are the deployments: no application may have one of this
@@ -49,7 +47,7 @@ pub struct Deployment {
 
 fn key(name: &Name) -> AggregateKey {
     AggregateKey::new(
-        Tenant::parse(TENANT).expect("BUG: a valid tenant"),
+        Tenant::parse(Tenant::PLATFORM).expect("BUG: a valid tenant"),
         AggregateName::parse(AGGREGATE).expect("BUG: a valid aggregate"),
         AggregateId::parse(name.as_str()).expect("BUG: every name is an id"),
     )

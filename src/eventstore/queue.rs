@@ -3,6 +3,7 @@
 mod share;
 
 use async_nats::{HeaderMap, jetstream};
+use bytes::Bytes;
 use flexcore_broker::{publish, room::Room, size};
 use flexcore_domain::{
     AggregateKey, Command, CommandId, CommandName, SLOTS, Slot, command::header,
@@ -45,7 +46,7 @@ impl CommandPublisher {
         name: &CommandName,
         id: &CommandId,
         headers: HeaderMap,
-        payload: String,
+        payload: impl Into<Bytes>,
     ) -> Result<(), Error> {
         self.send(key, name, id, headers, payload).await?.stored().await
     }
@@ -58,15 +59,16 @@ impl CommandPublisher {
         name: &CommandName,
         id: &CommandId,
         mut headers: HeaderMap,
-        payload: String,
+        payload: impl Into<Bytes>,
     ) -> Result<SentCommand, Error> {
+        let payload = payload.into();
         self.room.check()?;
         // Not `Nats-Msg-Id`: the broker would swallow another aggregate's command of the same id.
         headers.insert(header::OWN_COMMAND_ID, id.as_str());
         let subject = Command::queue_subject(key, name);
         let bytes = subject.len() + size::encoded_bytes(&headers, payload.len());
         let on_its_way = self.share.enter(&self.jetstream, key.tenant(), bytes)?;
-        let sent = self.publisher.send(subject, headers, payload.into()).await?;
+        let sent = self.publisher.send(subject, headers, payload).await?;
         Ok(SentCommand { sent, on_its_way })
     }
 }

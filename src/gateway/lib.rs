@@ -1,6 +1,6 @@
 //! The gateway: commands, states, events and queries over HTTP, for those who hold a token.
 //!
-//! `router` lists every route, `request` is what every request goes through, `error` is the one
+//! `router` lists every route with the permission that it needs, `request` is what every request goes through, `error` is the one
 //! place that knows status codes, `listen` the accept loop with its timers and caps.
 
 mod admission;
@@ -16,7 +16,10 @@ mod listen;
 mod openapi;
 mod postgres;
 mod problems;
+mod question;
+mod readiness;
 mod request;
+mod route;
 mod router;
 mod routes;
 mod schema;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use axum::{
-    extract::{MatchedPath, Request, State},
+    extract::{Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::Next,
     response::{IntoResponse, Response},
@@ -24,44 +24,56 @@ use crate::{
     error::Problem,
     extract::Known,
     limits::{HEADERS_BYTES_MAX, URI_BYTES_MAX},
-    problems, router,
+    problems,
+    route::Route,
     shared::Shared,
 };
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
-/// Answers one request.
+/// Headers that the router itself sets on problems.
+const KEPT_ON_PROBLEMS: &[HeaderName] = &[header::ALLOW];
+
+/// Answers one request, which is for one of these routes or for none.
 pub(crate) async fn run(
-    State(shared): State<Arc<Shared>>,
+    State((shared, routes)): State<(Arc<Shared>, &'static [Route])>,
     request: Request,
     next: Next,
 ) -> Response {
     let started = Instant::now();
     let method = method_label(request.method());
-    let route = router::label(request.extensions().get().map(MatchedPath::as_str));
+    let route = Route::of(routes, &request);
+    let label = route.map_or("none", |route| route.path);
     let parent = traceparent(request.headers());
-    let span = tracing::debug_span!("http.request", otel.kind = "server", method, route);
+    let span = tracing::debug_span!("http.request", otel.kind = "server", method, route = label);
     if let Some(parent) = &parent {
         flexcore_telemetry::link(&span, parent.as_str());
     }
-    let response = answer(&shared, request, next, parent).instrument(span).await;
-    shared.record(method, route, response.status().as_u16(), started.elapsed());
+    let response = answer(&shared, route, request, next, parent).instrument(span).await;
+    shared.record(method, label, response.status().as_u16(), started.elapsed());
     response
 }
 
 async fn answer(
     shared: &Shared,
+    route: Option<&Route>,
     mut request: Request,
     next: Next,
     parent: Option<TraceParent>,
 ) -> Response {
     let own = flexcore_telemetry::current_traceparent().and_then(|text| text.parse().ok());
     let trace = own.or(parent).unwrap_or_else(new_trace);
-    let protected = request.uri().path().starts_with("/v1/");
+    let protected = match route {
+        Some(route) => route.needs.is_some(),
+        None => request.uri().path().starts_with("/v1/"),
+    };
     let (identity, rate) = match admit(shared, &request, protected) {
         Ok(admitted) => admitted,
         Err(problem) => return finish(problem.into_response(), &trace, None, protected),
     };
+    if let Err(problem) = allow(identity.as_deref(), route) {
+        return finish(problem.into_response(), &trace, rate.as_ref(), protected);
+    }
     request.extensions_mut().insert(Known { trace: trace.clone(), identity });
     let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
     let response = answered.unwrap_or_else(|_| {
@@ -71,6 +83,16 @@ async fn answer(
     #[cfg(feature = "defects")]
     let response = if protected { crate::defects::answered(response) } else { response };
     finish(response, &trace, rate.as_ref(), protected)
+}
+
+/// Fails where the route needs a permission that the sender has not.
+fn allow(identity: Option<&Identity>, route: Option<&Route>) -> Result<(), Problem> {
+    let Some(needed) = route.and_then(|route| route.needs) else { return Ok(()) };
+    if identity.is_some_and(|identity| identity.may(needed)) {
+        return Ok(());
+    }
+    let detail = format!("the token does not give the permission {needed:?}");
+    Err(Problem::new(&problems::FORBIDDEN, detail))
 }
 
 type Admitted = (Option<Arc<Identity>>, Option<Rate>);
@@ -135,7 +157,7 @@ fn finish(
     if let Some(problem) = problem {
         problem.log(trace.trace_id());
         let mut rendered = problem.render(Some(trace.trace_id()));
-        for name in router::KEPT_ON_PROBLEMS {
+        for name in KEPT_ON_PROBLEMS {
             if let Some(value) = response.headers().get(name) {
                 rendered.headers_mut().insert(name, value.clone());
             }

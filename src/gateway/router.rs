@@ -1,68 +1,72 @@
-//! Every route, in one list. What is under `/v1/` needs a token, everything else needs none.
+//! Every route, in one list, with the permission that it needs: `none` for strangers, as everything
+//! outside of `/v1/` is.
 
 use std::sync::Arc;
 
 use axum::{
     Router,
-    http::header,
     middleware::from_fn_with_state,
-    routing::{MethodRouter, get, post},
+    routing::{get, post},
 };
+use flexcore_auth::Permission;
 
 use crate::{
     error::Problem,
     problems, request,
+    route::Route,
     routes::{aggregates, cluster, commands, documents, events, health, queries},
     shared::Shared,
 };
 
-/// A route: method, path, and what answers.
-pub(crate) struct Route {
-    #[cfg(test)]
-    pub(crate) method: &'static str,
-    pub(crate) path: &'static str,
-    handler: fn() -> MethodRouter<Arc<Shared>>,
-}
-
+/// Method, path, permission, handler. A route without a permission does not compile.
 macro_rules! routes {
-    ($($method:ident $path:literal $handler:path;)*) => {
+    ($($method:ident $path:literal $needs:ident $handler:path;)*) => {
         &[$(Route {
-            #[cfg(test)]
             method: stringify!($method),
             path: $path,
+            needs: needs!($needs),
             handler: || $method($handler),
         }),*]
     };
 }
 
+macro_rules! needs {
+    (none) => {
+        None
+    };
+    ($permission:ident) => {
+        Some(Permission::$permission)
+    };
+}
+
 /// What clients may ask for.
 pub(crate) static ROUTES: &[Route] = routes! {
-    post "/v1/commands/{aggregate}/{id}/{command}" commands::send;
-    get  "/v1/commands/{command_id}"               commands::outcome;
-    get  "/v1/aggregates/{aggregate}/{id}"         aggregates::state;
-    get  "/v1/aggregates/{aggregate}/{id}/events"  aggregates::events;
-    get  "/v1/query/{read_model}"                  queries::read_model;
-    get  "/v1/query/{read_model}/explain"          queries::explain_read_model;
-    get  "/v1/queries/{name}"                      queries::named;
-    get  "/v1/queries/{name}/explain"              queries::explain_named;
-    get  "/v1/events"                              events::stream;
-    get  "/v1/cluster"                             cluster::view;
-    get  "/"                                       documents::index;
-    get  "/openapi.json"                           documents::openapi;
-    get  "/asyncapi.json"                          documents::asyncapi;
-    get  "/problems/{code}"                        documents::problem;
-    get  "/.well-known/jwks.json"                  documents::jwks;
-    get  "/livez"                                  health::live;
-    get  "/readyz"                                 health::ready;
-    get  "/startupz"                               health::started;
-    get  "/metrics"                                health::metrics;
+    post "/v1/commands/{aggregate}/{id}/{command}" SendCommands   commands::send;
+    get  "/v1/commands/{command_id}"               SendCommands   commands::outcome;
+    get  "/v1/aggregates/{aggregate}/{id}"         ReadAggregates aggregates::state;
+    get  "/v1/aggregates/{aggregate}/{id}/events"  ReadAggregates aggregates::events;
+    get  "/v1/query/{read_model}"                  RunQueries     queries::read_model;
+    get  "/v1/query/{read_model}/explain"          RunQueries     queries::explain_read_model;
+    get  "/v1/queries/{name}"                      RunQueries     queries::named;
+    get  "/v1/queries/{name}/explain"              RunQueries     queries::explain_named;
+    get  "/v1/events"                              ReadEvents     events::stream;
+    get  "/v1/cluster"                             SeeCluster     cluster::view;
+    get  "/"                                       none           documents::index;
+    get  "/openapi.json"                           none           documents::openapi;
+    get  "/asyncapi.json"                          none           documents::asyncapi;
+    get  "/problems/{code}"                        none           documents::problem;
+    get  "/.well-known/jwks.json"                  none           documents::jwks;
+    get  "/livez"                                  none           health::live;
+    get  "/readyz"                                 none           health::ready;
+    get  "/startupz"                               none           health::started;
+    get  "/metrics"                                none           health::metrics;
 };
 
 /// What there is on the port for metrics, when it is another one.
 pub(crate) static METRICS: &[Route] = routes! {
-    get "/livez"   health::live;
-    get "/readyz"  health::ready;
-    get "/metrics" health::metrics_apart;
+    get "/livez"   none health::live;
+    get "/readyz"  none health::ready;
+    get "/metrics" none health::metrics_apart;
 };
 
 /// The router of these routes; every request goes through [`request::run`], those that match
@@ -78,18 +82,9 @@ pub(crate) fn of(routes: &'static [Route], shared: Arc<Shared>) -> Router {
             let detail = "the header Allow lists the methods that are allowed";
             Problem::new(&problems::METHOD_NOT_ALLOWED, detail)
         })
-        .layer(from_fn_with_state(shared.clone(), request::run))
+        .layer(from_fn_with_state((shared.clone(), routes), request::run))
         .with_state(shared)
 }
-
-/// The path of the route that matched, as a `'static` string; `none` for no route.
-pub(crate) fn label(matched: Option<&str>) -> &'static str {
-    let route = matched.and_then(|path| ROUTES.iter().find(|route| route.path == path));
-    route.map_or("none", |route| route.path)
-}
-
-/// Headers that the router itself sets on problems.
-pub(crate) const KEPT_ON_PROBLEMS: &[header::HeaderName] = &[header::ALLOW];
 
 #[cfg(test)]
 mod tests {
@@ -155,24 +150,29 @@ mod tests {
 
     #[test]
     fn only_v1_is_behind_a_token_and_all_of_it_is() {
-        let open = [
-            "/",
-            "/openapi.json",
-            "/asyncapi.json",
-            "/problems/{code}",
-            "/.well-known/jwks.json",
-            "/livez",
-            "/readyz",
-            "/startupz",
-            "/metrics",
-        ];
-        for route in ROUTES {
-            assert_ne!(
-                route.path.starts_with("/v1/"),
-                open.contains(&route.path),
-                "{}",
-                route.path
-            );
+        for route in ROUTES.iter().chain(METRICS) {
+            let path = route.path;
+            assert_eq!(path.starts_with("/v1/"), route.needs.is_some(), "{path}");
+        }
+    }
+
+    #[test]
+    fn every_route_is_in_the_index_and_the_index_names_nothing_else() {
+        let index = include_str!("routes/index.json");
+        let told: BTreeSet<&str> = index
+            .split('"')
+            .filter_map(|text| {
+                text.strip_prefix("GET ").or(text.strip_prefix("POST ")).or(Some(text))
+            })
+            .filter(|text| text.starts_with('/'))
+            .map(|text| text.split('?').next().unwrap())
+            .collect();
+        let routes: BTreeSet<&str> = ROUTES.iter().map(|route| route.path).collect();
+        let others = routes.into_iter().filter(|path| *path != "/");
+        assert_eq!(told, others.collect());
+        for route in ROUTES.iter().filter(|route| route.needs.is_some()) {
+            let asked = format!("\"{} {}", route.method.to_uppercase(), route.path);
+            assert!(index.contains(&asked), "{asked}");
         }
     }
 }

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use flexcore_auth::Verifier;
 use flexcore_cluster::Owners;
 use flexcore_definition::Catalog;
@@ -19,10 +20,7 @@ use metrics::Histogram;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    RenderMetrics, State, admission::Admission, routes::documents::Documents,
-    routes::health::Readiness,
-};
+use crate::{RenderMetrics, State, admission::Admission, readiness::Readiness};
 
 pub(crate) struct Shared {
     pub(crate) store: EventStore,
@@ -104,6 +102,13 @@ impl Shared {
         });
         histogram.record(duration.as_secs_f64());
     }
+}
+
+/// The contracts, kept until another deployment.
+#[derive(Default)]
+pub(crate) struct Documents {
+    pub(crate) openapi: Derived<Bytes>,
+    pub(crate) asyncapi: Derived<Bytes>,
 }
 
 /// A value computed from the catalog, kept until another deployment.

@@ -8,21 +8,18 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::Response,
 };
-use bytes::Bytes;
 use flexcore_definition::Catalog;
-use flexcore_domain::{
-    AggregateKey, AggregateName, Command, Outcome, StateReply, command::header as field,
-    commit::BATCH,
-};
+use flexcore_domain::{AggregateKey, AggregateName, Outcome, StateReply, commit::BATCH};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{JSON, answer, ask, etag};
+use super::{JSON, answer, etag};
 use crate::{
     error::{self, Problem},
     extract::{self, Call},
     limits::{EVENTS_PAGE_BYTES, EVENTS_PAGE_DEFAULT, EVENTS_PAGE_MAX},
     problems,
+    question::Question,
     shared::Shared,
 };
 
@@ -46,23 +43,7 @@ pub(crate) async fn state(
     let deadline = extract::deadline(&call.headers)?;
     let _place = shared.admission.read(call.tenant()).await?;
     let _turn = shared.admission.turn(call.tenant(), deadline).await?;
-    let mut headers = async_nats::HeaderMap::new();
-    headers.insert(field::TRACEPARENT, call.trace().as_str());
-    if let Some(version) = at {
-        headers.insert(field::AT_VERSION, version.to_string());
-    }
-    let subject = |epoch| Command::state_subject(epoch, &key);
-    let reply = ask(
-        &shared,
-        &key,
-        subject,
-        headers,
-        Bytes::new(),
-        deadline,
-        |_| true,
-        Problem::unavailable,
-    )
-    .await?;
+    let reply = Question::state(&key, at, call.trace(), deadline).ask(&shared).await?;
     let (version, state) = match reply {
         StateReply::Found { version, state } => (version, state),
         StateReply::NotFound => return Err(missing(&shared.catalog(), &key)),

@@ -17,7 +17,7 @@ use axum::{
 use bytes::Bytes;
 use flexcore_definition::Catalog;
 use flexcore_domain::{
-    AggregateId, AggregateKey, AggregateName, Command, CommandId, CommandName, Outcome, Position,
+    AggregateId, AggregateKey, AggregateName, CommandId, CommandName, Outcome, Position,
     Tenant, command::header as field, json,
 };
 use flexcore_eventstore as eventstore;
@@ -26,11 +26,12 @@ use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{JSON, answer, ask, etag};
+use super::{JSON, answer, etag};
 use crate::{
     error::{self, Problem},
-    extract::{self, Call},
+    extract::{self, Call, Preferences},
     limits, problems,
+    question::Question,
     shared::Shared,
 };
 
@@ -57,56 +58,82 @@ struct About<'a> {
     outcome: &'a Outcome,
 }
 
+/// A command as its sender asks for it, read from everything but the body.
+struct Asked {
+    key: AggregateKey,
+    name: CommandName,
+    id: CommandId,
+    /// The version that the aggregate must have.
+    expected: Option<u64>,
+    preferences: Preferences,
+    deadline: Deadline,
+    /// As they go to whoever takes the command up.
+    headers: async_nats::HeaderMap,
+}
+
+impl Asked {
+    fn read(call: &Call) -> Result<Self, Problem> {
+        let key = call.key()?;
+        let name = call.name("command", CommandName::parse)?;
+        call.parameters()?.finish(&[])?;
+        let id = extract::idempotency_key(&call.headers)?.unwrap_or_else(new_id);
+        let expected = extract::if_match(&call.headers)?;
+        let preferences = extract::preferences(&call.headers);
+        let deadline = extract::deadline(&call.headers)?;
+        let headers = headers(call, expected)?;
+        Ok(Self { key, name, id, expected, preferences, deadline, headers })
+    }
+
+    /// Whoever sent no key must learn it, to be able to repeat the command.
+    fn with_key(&self, problem: Problem) -> Problem {
+        problem.header(IDEMPOTENCY_KEY, value(self.id.as_str()))
+    }
+}
+
 /// `POST /v1/commands/{aggregate}/{id}/{command}`
 pub(crate) async fn send(
     State(shared): State<Arc<Shared>>,
     mut call: Call,
 ) -> Result<Response, Problem> {
-    let key = call.key()?;
-    let name = call.name("command", CommandName::parse)?;
-    call.parameters()?.finish(&[])?;
-    let id = match extract::idempotency_key(&call.headers)? {
-        Some(id) => id,
-        None => new_id(),
-    };
-    let expected = extract::if_match(&call.headers)?;
-    let preferences = extract::preferences(&call.headers);
-    let deadline = extract::deadline(&call.headers)?;
-    let _places = match places(&shared, &key, preferences) {
+    let asked = Asked::read(&call)?;
+    let _places = match places(&shared, &asked) {
         Ok(places) => places,
         Err(problem) => {
-            return Err(shared.admission.refuse(call.tenant(), problem, deadline).await);
+            return Err(shared.admission.refuse(call.tenant(), problem, asked.deadline).await);
         }
     };
     let payload = call.json_body().await?;
-    let turn = shared.admission.turn(call.tenant(), deadline).await?;
+    let turn = shared.admission.turn(call.tenant(), asked.deadline).await?;
     json::payload(&payload).map_err(|violations| {
         Problem::new(&problems::MALFORMED_JSON, "errors says where it goes wrong")
             .with("errors", error::violations_json(&violations))
     })?;
-    let mut headers = headers(&call, expected)?;
-    // Whoever sent no key must learn it, to be able to repeat the command.
-    let with_key = |problem: Problem| problem.header(IDEMPOTENCY_KEY, value(id.as_str()));
-    if preferences.respond_async {
-        known(&shared.catalog(), &key, &name)?;
-        let stored = enqueue(&shared, &key, &name, &id, headers, payload, deadline).await;
+    if asked.preferences.respond_async {
+        known(&shared.catalog(), &asked)?;
+        let stored = enqueue(&shared, &asked, payload).await;
         drop(turn);
         if let Err(problem) = stored {
-            return Err(with_key(shared.admission.refuse(call.tenant(), problem, deadline).await));
+            let refused = shared.admission.refuse(call.tenant(), problem, asked.deadline);
+            return Err(asked.with_key(refused.await));
         }
-        return Ok(queued(&shared, &key, &id, preferences.wait).await);
+        return Ok(queued(&shared, &asked).await);
     }
-    headers.insert(field::COMMAND_ID, id.as_str());
+    do_now(&shared, &asked, payload).await.map_err(|problem| asked.with_key(problem))
+}
+
+/// Has the slot's owner do the command, and answers what came of it.
+async fn do_now(shared: &Shared, asked: &Asked, payload: Bytes) -> Result<Response, Problem> {
+    let mut headers = asked.headers.clone();
+    headers.insert(field::COMMAND_ID, asked.id.as_str());
     let deadline = match shared.store.check_room() {
-        Ok(()) => deadline,
-        Err(_) => Deadline::after(deadline.remaining(Instant::now()).min(limits::FULL_TIMEOUT)),
+        Ok(()) => asked.deadline,
+        Err(_) => {
+            Deadline::after(asked.deadline.remaining(Instant::now()).min(limits::FULL_TIMEOUT))
+        }
     };
-    let subject = |epoch| Command::request_subject(epoch, &key, &name);
-    let outcome =
-        ask(&shared, &key, subject, headers, payload, deadline, is_final, Problem::outcome_unknown)
-            .await
-            .map_err(|problem| or_full(&shared, problem));
-    outcome.and_then(|outcome| accepted(outcome, &id, expected.is_some())).map_err(with_key)
+    let question = Question::command(&asked.key, &asked.name, headers, payload, deadline);
+    let outcome = question.ask(shared).await.map_err(|problem| or_full(shared, problem))?;
+    accepted(outcome, asked)
 }
 
 /// Where nobody has taken a command up, and the broker cannot write, that is why: no worker can keep its
@@ -121,12 +148,11 @@ fn or_full(shared: &Shared, problem: Problem) -> Problem {
 /// The places that a command takes. The queue has room for what an aggregate cannot take at once.
 fn places(
     shared: &Shared,
-    key: &AggregateKey,
-    preferences: extract::Preferences,
+    asked: &Asked,
 ) -> Result<(Place<Tenant>, Option<Place<AggregateKey>>), Problem> {
-    let place = shared.admission.command(key.tenant())?;
-    let waits = !preferences.respond_async;
-    let of_aggregate = waits.then(|| shared.admission.aggregate(key)).transpose()?;
+    let place = shared.admission.command(asked.key.tenant())?;
+    let waits = !asked.preferences.respond_async;
+    let of_aggregate = waits.then(|| shared.admission.aggregate(&asked.key)).transpose()?;
     Ok((place, of_aggregate))
 }
 
@@ -148,19 +174,13 @@ pub(crate) async fn outcome(
     let _place = shared.admission.read(call.tenant()).await?;
     let _turn = shared.admission.turn(call.tenant(), deadline).await?;
     let key = AggregateKey::new(call.tenant().clone(), aggregate, aggregate_id);
-    match outcome_of(&shared, &key, &id, deadline).await? {
+    match Question::outcome(&key, &id, deadline).ask(&shared).await? {
         refused @ (Outcome::Overloaded { .. } | Outcome::Unknown) => {
             Err(error::refused(refused, false))
         }
         Outcome::Unavailable { message } => Err(Problem::unavailable(&message)),
         outcome => Ok(about(&id, &outcome)),
     }
-}
-
-/// Whether an owner's answer holds although an earlier owner was asked, too: what it has found in the
-/// log does. What it refuses, for whatever reason, the earlier one may have recorded, or do so yet.
-fn is_final(outcome: &Outcome) -> bool {
-    matches!(outcome, Outcome::Accepted { position: Some(_), .. } | Outcome::IdMismatch)
 }
 
 fn new_id() -> CommandId {
@@ -171,15 +191,15 @@ fn value(text: &str) -> HeaderValue {
     HeaderValue::try_from(text).expect("BUG: names are ASCII")
 }
 
-fn accepted(outcome: Outcome, id: &CommandId, if_match: bool) -> Result<Response, Problem> {
+fn accepted(outcome: Outcome, asked: &Asked) -> Result<Response, Problem> {
     let Outcome::Accepted { version, position, replayed } = outcome else {
-        return Err(error::refused(outcome, if_match));
+        return Err(error::refused(outcome, asked.expected.is_some()));
     };
-    let body = Accepted { version, position, command_id: id, replayed };
+    let body = Accepted { version, position, command_id: &asked.id, replayed };
     let body = serde_json::to_vec(&body).expect("BUG: numbers and names serialise");
     let mut response = answer(StatusCode::OK, JSON, body);
     response.headers_mut().insert(header::ETAG, etag(version));
-    response.headers_mut().insert(IDEMPOTENCY_KEY, value(id.as_str()));
+    response.headers_mut().insert(IDEMPOTENCY_KEY, value(asked.id.as_str()));
     Ok(response)
 }
 
@@ -202,11 +222,11 @@ fn headers(call: &Call, expected: Option<u64>) -> Result<async_nats::HeaderMap, 
 }
 
 /// A queued command that cannot be meant for anything is refused while its sender is there.
-fn known(catalog: &Catalog, key: &AggregateKey, name: &CommandName) -> Result<(), Problem> {
-    let Some(aggregate) = catalog.aggregate(key.aggregate().as_str()) else {
+fn known(catalog: &Catalog, asked: &Asked) -> Result<(), Problem> {
+    let Some(aggregate) = catalog.aggregate(asked.key.aggregate().as_str()) else {
         return Err(super::aggregates::unknown(catalog));
     };
-    if aggregate.commands.contains_key(name) {
+    if aggregate.commands.contains_key(&asked.name) {
         return Ok(());
     }
     let known = aggregate.commands.keys().map(ToString::to_string).collect();
@@ -216,22 +236,12 @@ fn known(catalog: &Catalog, key: &AggregateKey, name: &CommandName) -> Result<()
 /// Stores a command in the queue, again while the broker is away: the same id is recognised. Fails with
 /// "unavailable" when no attempt was sent, with what the broker said when it has stored none, and else
 /// without knowing whether it is stored.
-async fn enqueue(
-    shared: &Shared,
-    key: &AggregateKey,
-    name: &CommandName,
-    id: &CommandId,
-    headers: async_nats::HeaderMap,
-    payload: Bytes,
-    deadline: Deadline,
-) -> Result<(), Problem> {
-    let payload =
-        String::from_utf8(payload.into()).expect("BUG: JSON was read from it, so it is text");
+async fn enqueue(shared: &Shared, asked: &Asked, payload: Bytes) -> Result<(), Problem> {
     // Of an attempt without an answer: it may be stored.
     let in_doubt = AtomicBool::new(false);
     let publish = |_| {
         let connected = shared.store.client().connection_state() == connection::State::Connected;
-        let (publisher, headers, payload) = (&shared.publisher, headers.clone(), payload.clone());
+        let (headers, payload) = (asked.headers.clone(), payload.clone());
         let in_doubt = &in_doubt;
         async move {
             if !connected {
@@ -239,7 +249,9 @@ async fn enqueue(
                 return Err(eventstore::Error::Unavailable(reason));
             }
             let before = in_doubt.swap(true, Ordering::Relaxed);
-            let stored = publisher.publish(key, name, id, headers, payload).await;
+            let sent =
+                shared.publisher.publish(&asked.key, &asked.name, &asked.id, headers, payload);
+            let stored = sent.await;
             if let Err(
                 eventstore::Error::NoRoom(_)
                 | eventstore::Error::TooMuch(_)
@@ -252,7 +264,7 @@ async fn enqueue(
         }
     };
     let again = |error: &eventstore::Error| matches!(error, eventstore::Error::Unavailable(_));
-    let stored = shared.queue.run(deadline, again, publish).await;
+    let stored = shared.queue.run(asked.deadline, again, publish).await;
     stored.map_err(|error| match in_doubt.load(Ordering::Relaxed) {
         true => Problem::outcome_unknown(&error),
         false => error.into(),
@@ -260,14 +272,10 @@ async fn enqueue(
 }
 
 /// 202 with the place to ask at; 200 when the outcome comes within the time to wait.
-async fn queued(
-    shared: &Shared,
-    key: &AggregateKey,
-    id: &CommandId,
-    wait: Option<Duration>,
-) -> Response {
+async fn queued(shared: &Shared, asked: &Asked) -> Response {
+    let Asked { key, id, preferences: Preferences { wait, .. }, .. } = asked;
     let mut outcome = Outcome::Pending;
-    if let Some(wait) = wait {
+    if let Some(wait) = *wait {
         let (end, mut pause) = (Instant::now() + wait, LOOK_FIRST);
         while matches!(outcome, Outcome::Pending | Outcome::Unavailable { .. })
             && Instant::now() < end
@@ -276,7 +284,8 @@ async fn queued(
             pause = (pause * 2).min(LOOK_LONGEST);
             // The command is stored: a question that fails is only a question.
             let deadline = Deadline::after(limits::ANSWER_TIMEOUT);
-            outcome = outcome_of(shared, key, id, deadline).await.unwrap_or(Outcome::Pending);
+            let known = Question::outcome(key, id, deadline).ask(shared).await;
+            outcome = known.unwrap_or(Outcome::Pending);
         }
         if matches!(
             outcome,
@@ -296,18 +305,6 @@ async fn queued(
     headers.insert(HeaderName::from_static("preference-applied"), value(&applied));
     headers.insert(IDEMPOTENCY_KEY, value(id.as_str()));
     response
-}
-
-async fn outcome_of(
-    shared: &Shared,
-    key: &AggregateKey,
-    id: &CommandId,
-    deadline: Deadline,
-) -> Result<Outcome, Problem> {
-    let mut headers = async_nats::HeaderMap::new();
-    headers.insert(field::COMMAND_ID, id.as_str());
-    let subject = |epoch| Command::outcome_subject(epoch, key);
-    ask(shared, key, subject, headers, Bytes::new(), deadline, |_| true, Problem::unavailable).await
 }
 
 fn about(id: &CommandId, outcome: &Outcome) -> Response {

@@ -3,23 +3,12 @@
 use std::sync::Arc;
 
 use axum::{extract::State, http::StatusCode, response::Response};
-use bytes::Bytes;
 
 use super::{JSON, answer};
 use crate::{
-    asyncapi as asynchronous,
-    error::Problem,
-    extract::Call,
-    openapi as synchronous, problems,
-    shared::{Derived, Shared},
+    asyncapi as asynchronous, error::Problem, extract::Call, openapi as synchronous, problems,
+    shared::Shared,
 };
-
-/// The contracts, kept until another deployment.
-#[derive(Default)]
-pub(crate) struct Documents {
-    openapi: Derived<Bytes>,
-    asyncapi: Derived<Bytes>,
-}
 
 const INDEX: &str = include_str!("index.json");
 
@@ -46,7 +35,7 @@ pub(crate) async fn problem(call: Call) -> Result<Response, Problem> {
         let known: Vec<&str> = problems::ALL.iter().map(|kind| kind.code).collect();
         Problem::new(&problems::NOT_FOUND, "known lists the existing problems").with("known", known)
     })?;
-    let text = format!("# {} ({})\n\n{}\n", kind.title, kind.status.as_u16(), kind.advice);
+    let text = format!("# {}\n\n{}\n", kind.code, kind.advice());
     Ok(answer(StatusCode::OK, "text/markdown; charset=utf-8", text))
 }
 

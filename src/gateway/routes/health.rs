@@ -2,12 +2,8 @@
 //! needed was there once.
 
 use std::{
-    borrow::Cow,
     future::Future,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -16,13 +12,13 @@ use flexcore_definition::Catalog;
 use flexcore_eventstore as eventstore;
 use flexcore_readmodel::{self as readmodel, Serving};
 use serde_json::json;
-use tokio::sync::Mutex;
 
 use super::{JSON, answer};
 use crate::{
     error::Problem,
     limits::{READINESS_AGE, READINESS_TIMEOUT},
     problems,
+    readiness::Missing,
     shared::Shared,
 };
 
@@ -37,37 +33,11 @@ const STORAGE: &str = "storage";
 /// Without these a gateway is of use: one that a balancer leaves does nothing at all.
 const DEGRADES: [&str; 4] = [POSTGRES, READ_MODELS, DEPLOYMENTS, STORAGE];
 
-/// What was found last, and when.
-#[derive(Default)]
-pub(crate) struct Readiness {
-    found: Mutex<Option<(Instant, Arc<[Missing]>)>>,
-    /// Everything was there once.
-    started: AtomicBool,
-    /// The rows are of another log: no query is answered from them.
-    other_log: AtomicBool,
-}
-
-impl Readiness {
-    /// Fails when queries would be answered with another log's rows.
-    pub(crate) fn check_rows(&self) -> Result<(), Problem> {
-        if self.other_log.load(Ordering::Relaxed) {
-            let detail = "the read models are of another log; /readyz says what to do";
-            return Err(Problem::new(&problems::UNAVAILABLE, detail));
-        }
-        Ok(())
-    }
-}
-
 /// Looks at what is needed until the gateway drains, whether anybody asks for it or not.
 pub(crate) async fn watch(shared: Arc<Shared>) {
     while shared.shutdown.run_until_cancelled(tokio::time::sleep(WATCH_EVERY)).await.is_some() {
         look(&shared).await;
     }
-}
-
-struct Missing {
-    what: &'static str,
-    why: Cow<'static, str>,
 }
 
 /// `GET /livez`: the process answers.

@@ -1,0 +1,34 @@
+//! What a route is: its method and path, the permission that it needs, and what answers.
+
+use std::sync::Arc;
+
+use axum::{extract::MatchedPath, extract::Request, http::Method, routing::MethodRouter};
+use flexcore_auth::Permission;
+
+use crate::shared::Shared;
+
+/// A route.
+pub(crate) struct Route {
+    /// In lower case.
+    pub(crate) method: &'static str,
+    pub(crate) path: &'static str,
+    /// `None`: strangers may ask, without a token.
+    pub(crate) needs: Option<Permission>,
+    pub(crate) handler: fn() -> MethodRouter<Arc<Shared>>,
+}
+
+impl Route {
+    /// The route of these that a request is for. A method that its path does not take has that of the
+    /// path: who may not ask need not learn which methods there are.
+    pub(crate) fn of(routes: &'static [Self], request: &Request) -> Option<&'static Self> {
+        let path = request.extensions().get().map(MatchedPath::as_str)?;
+        let mut on_path = routes.iter().filter(|route| route.path == path);
+        let first = on_path.clone().next();
+        on_path.find(|route| route.takes(request.method())).or(first)
+    }
+
+    fn takes(&self, method: &Method) -> bool {
+        let asked = if method == Method::HEAD { "get" } else { method.as_str() };
+        asked.eq_ignore_ascii_case(self.method)
+    }
+}
