@@ -7,7 +7,9 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use flexcore_domain::{AggregateId, AggregateKey, AggregateName, CommandHash, Hash, Tenant};
+use flexcore_domain::{
+    AggregateId, AggregateKey, AggregateName, CommandHash, Hash, Payload, Tenant,
+};
 use flexcore_eventstore::snapshot::Snapshot;
 use flexcore_servers::Want;
 use flexcore_workers::command::measure::{Remembered, remember};
@@ -27,7 +29,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let (ours, raw) = (hashed(run, &small, true), hashed(run, &small, false));
     figure.rates(ours, raw);
     let large = payload(4_000)?;
-    let bytes = large.get().len() as f64;
+    let bytes = large.as_str().len() as f64;
     figure.more("canonical_mb_per_s", round(hashed(run, &large, true) * bytes / 1e6));
     let commands = run.scale(COMMANDS);
     let questions = run.scale(QUESTIONS);
@@ -45,7 +47,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     figure.measured = format!(
         "hashes of a payload of {} bytes by its value (canonical JSON); then an aggregate with {commands} \
          command ids: what it takes in memory, a new id's question, and its snapshot saved and loaded",
-        small.get().len()
+        small.as_str().len()
     );
     figure.raw = "hashes of the same payload's text".to_owned();
     rig.meter.report(&mut figure, "one thread");
@@ -54,21 +56,22 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
 }
 
 /// A payload with so many members, of every kind of value.
-fn payload(members: usize) -> anyhow::Result<Box<RawValue>> {
+fn payload(members: usize) -> anyhow::Result<Payload> {
     let member = |n: usize| format!(r#""n{n}": [{n}.50, true, null, "text \u0061 {n}"]"#);
     let members: Vec<String> = (0..members).rev().map(member).collect();
-    RawValue::from_string(format!("{{{}}}", members.join(", "))).context("BUG: it is JSON")
+    let text = format!("{{{}}}", members.join(", "));
+    Payload::parse(text.as_bytes()).map_err(|wrong| anyhow::anyhow!("BUG: {wrong:?}"))
 }
 
 /// Hashes a second: of the value, or of the text.
-fn hashed(run: &Run<'_>, payload: &RawValue, of_value: bool) -> f64 {
+fn hashed(run: &Run<'_>, payload: &Payload, of_value: bool) -> f64 {
     let (began, mut count) = (Instant::now(), 0_u64);
     while began.elapsed() < run.measure() / 5 {
         for _ in 0..16 {
             let payload = black_box(payload);
             black_box(match of_value {
                 true => CommandHash::of_command("add", payload),
-                false => CommandHash::of("add", payload.get()),
+                false => CommandHash::of("add", payload.as_str()),
             });
         }
         count += 16;

@@ -5,6 +5,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     hash::CommandHash,
+    json::{Payload, Violation},
     names::{ActorName, AggregateKey, CommandId, CommandName},
     position::Position,
     trace::TraceParent,
@@ -19,8 +20,8 @@ pub struct Command {
     pub name: CommandName,
     /// What makes it the same command when it is sent again.
     pub id: CommandId,
-    /// JSON.
-    pub payload: Box<RawValue>,
+    /// What it is about.
+    pub payload: Payload,
     /// What tells it from another command of the same id: [`CommandHash::of_command`].
     pub hash: CommandHash,
     /// Who sent it.
@@ -94,15 +95,6 @@ pub mod header {
     pub const DEAD_BODY_BYTES: &str = "Flexcore-Body-Bytes";
     /// In FLEX_DEAD: how many of its headers had no room.
     pub const DEAD_HEADERS_LEFT_OUT: &str = "Flexcore-Headers-Left-Out";
-}
-
-/// One field that does not match its schema.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Violation {
-    /// JSON pointer to the field; empty for the whole payload.
-    pub field: String,
-    /// Why, in words.
-    pub reason: String,
 }
 
 /// What came of a command.

@@ -7,8 +7,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
 use crate::{
-    command::Violation,
     commit::Event,
+    json::{Payload, Violation},
     limits::STATE_BYTES_MAX,
     names::{ActorName, AggregateId, CommandId, CommandName, EventName, Tenant},
 };
@@ -117,7 +117,7 @@ pub trait Decider {
         &mut self,
         state: &State,
         command: &CommandName,
-        payload: &RawValue,
+        payload: &Payload,
         context: &Context,
     ) -> Result<Decision, Refusal>;
 
@@ -189,14 +189,14 @@ impl<R: Rules> Decider for Native<R> {
         &mut self,
         state: &State,
         command: &CommandName,
-        payload: &RawValue,
+        payload: &Payload,
         context: &Context,
     ) -> Result<Decision, Refusal> {
         if !R::COMMANDS.contains(&command.as_str()) {
             let known = R::COMMANDS.iter().map(ToString::to_string).collect();
             return Err(Refusal::UnknownCommand { known });
         }
-        let typed = tagged(command.as_str(), payload.get()).map_err(|error| {
+        let typed = tagged(command.as_str(), payload.as_str()).map_err(|error| {
             let violations = vec![Violation { field: String::new(), reason: error.to_string() }];
             Refusal::InvalidPayload { violations }
         })?;
@@ -283,7 +283,7 @@ mod tests {
         };
         let grow = |bytes: usize| {
             let (name, length) = (CommandName::parse("to").unwrap(), bytes - "\"\"".len());
-            let payload = RawValue::from_string(length.to_string()).unwrap();
+            let payload = Payload::parse(length.to_string().as_bytes()).unwrap();
             Native::<Grows>::default().decide(&State::none(), &name, &payload, &context)
         };
         for (bytes, fits) in

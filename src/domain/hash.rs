@@ -3,8 +3,9 @@
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256};
+
+use crate::json::{self, Payload};
 
 /// The first bytes of a SHA-256 digest; as text two hexadecimal digits each.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -42,11 +43,10 @@ impl Secret {
 }
 
 impl CommandHash {
-    /// Of a command: over its name and its payload's value, however that is written. The payload is
-    /// one that [`crate::json::payload`] returned.
+    /// Of a command: over its name and its payload's value, however that is written.
     #[must_use]
-    pub fn of_command(name: &str, payload: &RawValue) -> Self {
-        Self::of(name, &crate::json::canonical(payload))
+    pub fn of_command(name: &str, payload: &Payload) -> Self {
+        Self::of(name, &json::canonical(payload))
     }
 
     /// SHA-256 of a name, a zero byte and text: of a command its payload's canonical text.

@@ -3,15 +3,14 @@
 mod canonical;
 mod exact;
 
-use std::{borrow::Cow, collections::HashSet, fmt};
+use std::{borrow::Cow, collections::HashSet, fmt, sync::Arc};
 
-use serde::de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
-
-use crate::{
-    command::Violation,
-    limits::{INTEGER_EXACT_MAX, JSON_DEPTH_MAX, PAYLOAD_BYTES_MAX},
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor},
 };
+
+use crate::limits::{INTEGER_EXACT_MAX, JSON_DEPTH_MAX, PAYLOAD_BYTES_MAX};
 
 pub use canonical::canonical;
 pub use exact::beyond_exact;
@@ -26,11 +25,38 @@ const VIOLATIONS_MAX: usize = 16;
 /// that the schema would see another value than the decider.
 const PRIVATE_KEY: &str = "$serde_json::private::";
 
-/// Reads a payload: one JSON value and nothing behind it, within [`PAYLOAD_BYTES_MAX`] and
+/// The payload of a command: JSON text that [`check`] accepts, so nobody further in checks it again.
+/// Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Payload(Arc<str>);
+
+impl Payload {
+    /// Reads a payload. Fails as [`check`] does.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Vec<Violation>> {
+        check(bytes).map(|text| Self(text.into()))
+    }
+
+    /// The text as it was sent, without white space around it.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// One field that does not match its schema.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Violation {
+    /// JSON pointer to the field; empty for the whole payload.
+    pub field: String,
+    /// Why, in words.
+    pub reason: String,
+}
+
+/// Checks a payload: one JSON value and nothing behind it, within [`PAYLOAD_BYTES_MAX`] and
 /// [`JSON_DEPTH_MAX`], no key twice in an object, every number within the range of a double, and none
-/// that JavaScript would take for another integer ([`INTEGER_EXACT_MAX`]). Fails with what is wrong,
-/// and where.
-pub fn payload(bytes: &[u8]) -> Result<Box<RawValue>, Vec<Violation>> {
+/// that JavaScript would take for another integer ([`INTEGER_EXACT_MAX`]). Returns its text without white
+/// space around it. Fails with what is wrong, and where.
+pub fn check(bytes: &[u8]) -> Result<&str, Vec<Violation>> {
     if bytes.len() > PAYLOAD_BYTES_MAX {
         let size = bytes.len();
         return Err(whole(format!("{size} bytes; at most {PAYLOAD_BYTES_MAX} are accepted")));
@@ -41,15 +67,15 @@ pub fn payload(bytes: &[u8]) -> Result<Box<RawValue>, Vec<Violation>> {
     if trimmed.is_empty() {
         return Err(whole("empty; send {} when there is nothing to say".to_owned()));
     }
-    check(trimmed)?;
-    RawValue::from_string(trimmed.to_owned()).map_err(|error| whole(error.to_string()))
+    walk(trimmed)?;
+    Ok(trimmed)
 }
 
 fn whole(reason: String) -> Vec<Violation> {
     vec![Violation { field: String::new(), reason }]
 }
 
-fn check(text: &str) -> Result<(), Vec<Violation>> {
+fn walk(text: &str) -> Result<(), Vec<Violation>> {
     let numbers = exact::Numbers::of(text);
     let mut walk = Walk { keys: Vec::new(), frames: Vec::new(), found: Vec::new(), numbers };
     let mut reader = serde_json::Deserializer::from_str(text);
@@ -245,7 +271,7 @@ mod tests {
     use super::*;
 
     fn refused(text: &str) -> Vec<(String, String)> {
-        let violations = payload(text.as_bytes()).expect_err(text);
+        let violations = check(text.as_bytes()).expect_err(text);
         violations.into_iter().map(|violation| (violation.field, violation.reason)).collect()
     }
 
@@ -254,9 +280,9 @@ mod tests {
         let odd =
             r#"{"a":[1,-2.5e3,null,true,"\u00fc\ud83d\ude00"],"b":{"a":{}},"":"","é":"\u0000"}"#;
         for text in [odd, "{}", "[]", "null", "7", r#""text""#, "1e21", "-9007199254740991"] {
-            assert_eq!(payload(text.as_bytes()).unwrap().get(), text);
+            assert_eq!(check(text.as_bytes()).unwrap(), text);
         }
-        assert_eq!(payload(b" \r\n{\"a\" : 1}\t").unwrap().get(), r#"{"a" : 1}"#);
+        assert_eq!(check(b" \r\n{\"a\" : 1}\t").unwrap(), r#"{"a" : 1}"#);
     }
 
     #[test]
@@ -300,17 +326,17 @@ mod tests {
         for text in bad {
             assert!(refused(text)[0].1.starts_with("not valid JSON: "), "{text:?}");
         }
-        assert!(payload(b"\"\xff\"").unwrap_err()[0].reason.contains("UTF-8 at byte 1"));
-        assert!(payload(b"\"\xc0\x80\"").is_err(), "an overlong NUL");
+        assert!(check(b"\"\xff\"").unwrap_err()[0].reason.contains("UTF-8 at byte 1"));
+        assert!(check(b"\"\xc0\x80\"").is_err(), "an overlong NUL");
     }
 
     #[test]
     fn size_and_depth_are_limited() {
         let text = |length: usize| format!("\"{}\"", "a".repeat(length - 2));
-        assert!(payload(text(PAYLOAD_BYTES_MAX).as_bytes()).is_ok());
+        assert!(check(text(PAYLOAD_BYTES_MAX).as_bytes()).is_ok());
         assert!(refused(&text(PAYLOAD_BYTES_MAX + 1))[0].1.contains("at most 262144"));
         let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
-        assert!(payload(nested(JSON_DEPTH_MAX).as_bytes()).is_ok());
+        assert!(check(nested(JSON_DEPTH_MAX).as_bytes()).is_ok());
         let (field, reason) = refused(&nested(JSON_DEPTH_MAX + 1)).remove(0);
         assert_eq!(field, "/0".repeat(JSON_DEPTH_MAX));
         assert_eq!(reason, "nested deeper than 32 levels");
@@ -325,7 +351,7 @@ mod tests {
         let fields: Vec<String> = refused(twice).into_iter().map(|(field, _)| field).collect();
         assert_eq!(fields, ["/b/1/x~1y~0", "/b/1/x~1y~0/c", "/a", "/a"]);
         let same_in_siblings = r#"{"a":{"a":[{"a":1},{"a":1}]},"b":{"a":1}}"#;
-        assert!(payload(same_in_siblings.as_bytes()).is_ok());
+        assert!(check(same_in_siblings.as_bytes()).is_ok());
     }
 
     #[test]
@@ -334,7 +360,7 @@ mod tests {
         for number in 0..20_000 {
             wide.push_str(&format!("\"k{number}\":1,"));
         }
-        assert!(payload(format!("{wide}\"last\":1}}").as_bytes()).is_ok());
+        assert!(check(format!("{wide}\"last\":1}}").as_bytes()).is_ok());
         for twice in ["k0", "k15", "k16", "k17", "k19999"] {
             assert_eq!(refused(&format!("{wide}\"{twice}\":1}}"))[0].0, format!("/{twice}"));
         }

@@ -13,10 +13,11 @@ pub mod position;
 pub mod slot;
 pub mod trace;
 
-pub use command::{Command, Outcome, StateReply, Violation};
+pub use command::{Command, Outcome, StateReply};
 pub use commit::{Commit, Event};
 pub use decider::{Context, Decider, Decision, NewEvent, Refusal, State};
 pub use hash::{CommandHash, Digest, Hash, Secret};
+pub use json::{Payload, Violation};
 pub use names::{
     ActorName, AggregateId, AggregateKey, AggregateName, CommandId, CommandName, EventName,
     InvalidName, Name, Tenant,

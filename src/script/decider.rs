@@ -6,9 +6,8 @@ use flexcore_definition::{
     AggregateDefinition, Application, EventDefinition, Function, FunctionId, Problem, Schema,
 };
 use flexcore_domain::{
-    CommandName, Context, Decider, Decision, Event, NewEvent, Refusal, State,
+    CommandName, Context, Decider, Decision, Event, NewEvent, Payload, Refusal, State,
     commit::rfc3339,
-    json,
     limits::{COMMIT_BYTES_MAX, STATE_BYTES_MAX},
 };
 use serde::Serialize;
@@ -149,7 +148,7 @@ impl Decider for ScriptDecider {
         &mut self,
         state: &State,
         command: &CommandName,
-        payload: &RawValue,
+        payload: &Payload,
         context: &Context,
     ) -> Result<Decision, Refusal> {
         let definition = self.definition.clone();
@@ -159,7 +158,7 @@ impl Decider for ScriptDecider {
         check_payload(&declared.payload, payload)?;
         let called = Called { id: FunctionId::Decide(command.clone()), function: &declared.decide };
         let context = context_json(context);
-        let arguments = (state.as_str(), payload.get(), context.as_str());
+        let arguments = (state.as_str(), payload.as_str(), context.as_str());
         let text = self.run(&called, arguments, DECIDE_MAX)?;
         match self.read(&called, &text)? {
             Answer::Decided { events, state } => {
@@ -240,17 +239,8 @@ fn declared<'a>(
     Ok(declared)
 }
 
-fn check_payload(schema: &Schema, payload: &RawValue) -> Result<(), Refusal> {
-    // Whoever reads commands has refused it before. Tests of an application come here at once.
-    if json::beyond_exact(payload.get()).is_some() {
-        json::payload(payload.get().as_bytes())
-            .map_err(|violations| Refusal::InvalidPayload { violations })?;
-    }
-    let value: Value = serde_json::from_str(payload.get()).map_err(|error| {
-        let reason = error.to_string();
-        let violations = vec![flexcore_domain::Violation { field: String::new(), reason }];
-        Refusal::InvalidPayload { violations }
-    })?;
+fn check_payload(schema: &Schema, payload: &Payload) -> Result<(), Refusal> {
+    let value: Value = serde_json::from_str(payload.as_str()).expect("BUG: a payload is JSON");
     violations::check(schema, &value).map_err(|violations| Refusal::InvalidPayload { violations })
 }
 

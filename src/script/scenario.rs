@@ -19,9 +19,9 @@ mod run;
 use std::sync::Arc;
 
 use flexcore_definition::{AggregateDefinition, Place};
-use flexcore_domain::{CommandName, Event};
+use flexcore_domain::{CommandName, Event, Payload, Violation};
 use serde::Serialize;
-use serde_json::{Value, value::RawValue};
+use serde_json::Value;
 
 pub use read::read;
 pub use run::run;
@@ -45,7 +45,8 @@ pub struct Scenario {
 #[derive(Clone, Debug)]
 struct Step {
     command: CommandName,
-    payload: Box<RawValue>,
+    /// Or why a worker would refuse it.
+    payload: Result<Payload, Vec<Violation>>,
     place: Place,
 }
 

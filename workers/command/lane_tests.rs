@@ -10,14 +10,13 @@ use std::sync::Arc;
 use flexcore_definition::Catalog;
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Command, CommandHash, CommandId,
-    CommandName, Context, Decider, Outcome, StateReply, Tenant,
+    CommandName, Context, Decider, Outcome, Payload, StateReply, Tenant,
     commit::Commit,
     decider::{Native, Rules},
 };
 use flexcore_eventstore::{Appended, Error, Expected, Recorded};
 use flexcore_script::threads::Scripts;
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 
 use super::{
     deciders::{Deciders, Made},
@@ -101,7 +100,7 @@ pub(super) fn up(id: &str, by: u64, ticket: u64, patient: bool) -> Input {
 }
 
 fn up_of(key: AggregateKey, id: &str, by: u64, ticket: u64, patient: bool) -> Input {
-    let payload = RawValue::from_string(format!("{{\"by\":{by}}}")).unwrap();
+    let payload = Payload::parse(format!("{{\"by\":{by}}}").as_bytes()).unwrap();
     let command = Command {
         key: key.clone(),
         name: CommandName::parse("up").unwrap(),

@@ -6,8 +6,8 @@ use async_nats::{HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use flexcore_definition::Catalog;
 use flexcore_domain::{
-    AggregateKey, Command, CommandHash, CommandId, CommandName, Decider as _, Event, Outcome, Slot,
-    State, StateReply, Tenant, command::header, json, names::ActorName,
+    AggregateKey, Command, CommandHash, CommandId, CommandName, Decider as _, Event, Outcome, Payload, Slot,
+    State, StateReply, Tenant, command::header, names::ActorName,
 };
 use flexcore_eventstore::{Error, EventStore, snapshot::Snapshot};
 use flexcore_resilience::{Beside, Deadline, Shares};
@@ -403,7 +403,7 @@ pub(super) fn read_command(
         })?,
     };
     let payload =
-        json::payload(payload).map_err(|violations| Outcome::InvalidPayload { violations })?;
+        Payload::parse(payload).map_err(|violations| Outcome::InvalidPayload { violations })?;
     let actor = header(header::ACTOR).unwrap_or("nats");
     let expected = header(header::EXPECTED_VERSION).map(str::parse).transpose();
     Ok(Command {

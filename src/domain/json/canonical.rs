@@ -6,15 +6,15 @@
 
 use std::borrow::Cow;
 
-use serde_json::value::RawValue;
+use super::Payload;
 
 /// Longest integer, in digits, that is a double without a thought: 10^15 − 1.
 const DIGITS_EXACT: usize = 15;
 
-/// The canonical text of a payload that [`super::payload`] returned.
+/// The canonical text of a payload.
 #[must_use]
-pub fn canonical(payload: &RawValue) -> String {
-    let text = payload.get();
+pub fn canonical(payload: &Payload) -> String {
+    let text = payload.as_str();
     let mut writer = Writer { text, at: 0, out: String::with_capacity(text.len()) };
     writer.value();
     writer.out
@@ -214,10 +214,11 @@ fn even(value: f64, digits: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::payload;
 
     fn of(text: &str) -> String {
-        canonical(&payload(text.as_bytes()).unwrap_or_else(|wrong| panic!("{text}: {wrong:?}")))
+        canonical(
+            &Payload::parse(text.as_bytes()).unwrap_or_else(|wrong| panic!("{text}: {wrong:?}")),
+        )
     }
 
     #[test]

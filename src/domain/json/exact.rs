@@ -99,10 +99,10 @@ impl<'t> Numbers<'t> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::payload;
+    use crate::json::check;
 
     fn refused(text: &str) -> Vec<String> {
-        let violations = payload(text.as_bytes()).err().unwrap_or_default();
+        let violations = check(text.as_bytes()).err().unwrap_or_default();
         assert!(violations.iter().all(|it| it.reason.contains("send it as a string")), "{text}");
         violations.into_iter().map(|violation| violation.field).collect()
     }

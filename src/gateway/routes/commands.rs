@@ -104,7 +104,7 @@ pub(crate) async fn send(
     };
     let payload = call.json_body().await?;
     let turn = shared.admission.turn(call.tenant(), asked.deadline).await?;
-    json::payload(&payload).map_err(|violations| {
+    json::check(&payload).map_err(|violations| {
         Problem::new(&problems::MALFORMED_JSON, "errors says where it goes wrong")
             .with("errors", error::violations_json(&violations))
     })?;

@@ -10,14 +10,13 @@ use std::{
 
 use flexcore_definition::{AggregateDefinition, Application, SourceFile};
 use flexcore_domain::{
-    ActorName, AggregateId, AggregateKey, CommandId, CommandName, Context, Decider, Name, State,
+    ActorName, AggregateId, AggregateKey, CommandId, CommandName, Context, Decider, Name, Payload, State,
     Tenant,
 };
 use flexcore_script::{
     ScriptDecider,
     threads::{self, Of, Scripts},
 };
-use serde_json::value::RawValue;
 
 const CALLS: u32 = 20_000;
 
@@ -36,7 +35,7 @@ events:
 
 struct Call {
     command: CommandName,
-    payload: Box<RawValue>,
+    payload: Payload,
     context: Context,
 }
 
@@ -50,7 +49,7 @@ impl Call {
             actor: ActorName::parse("somebody")?,
             now_ms: 0,
         };
-        let payload = RawValue::from_string(r#"{"by":1}"#.to_owned())?;
+        let payload = Payload::parse(br#"{"by":1}"#).map_err(|_| "no payload")?;
         Ok(Self { command: CommandName::parse("up")?, payload, context })
     }
 

@@ -6,7 +6,7 @@ use flexcore_definition::{
     AggregateDefinition, Application, Place, Problem, SourceFile,
     yaml::{self, Data, Node},
 };
-use flexcore_domain::{CommandName, Event, EventName, json};
+use flexcore_domain::{CommandName, Event, EventName, Payload, json};
 use serde_json::{Value, value::to_raw_value};
 
 use super::{Expected, Scenario, Step, Then};
@@ -189,7 +189,7 @@ fn step(
         let message = format!("{} declares no command {}", aggregate.name, key.text);
         document.problem(key.line, message)
     })?;
-    let payload = to_raw_value(&or_empty(node)).expect("BUG: a value is JSON");
+    let payload = Payload::parse(or_empty(node).to_string().as_bytes());
     Ok(Step { command, payload, place: document.place(key.line) })
 }
 

@@ -49,7 +49,9 @@ fn decide(
         actor: ActorName::parse("test").expect("BUG: a name"),
         now_ms: NOW_MS,
     };
-    decider.decide(state, &step.command, &step.payload, &context)
+    let refused = |violations: &Vec<_>| Refusal::InvalidPayload { violations: violations.clone() };
+    let payload = step.payload.as_ref().map_err(refused)?;
+    decider.decide(state, &step.command, payload, &context)
 }
 
 fn expect(scenario: &Scenario, outcome: &Result<Decision, Refusal>) -> Result<(), Failure> {

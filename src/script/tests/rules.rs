@@ -4,8 +4,8 @@
 
 mod support;
 
-use flexcore_domain::{Decider, Refusal, State};
-use support::{context, decider, event, faulty, name, raw, run};
+use flexcore_domain::{Decider, Payload, Refusal, State};
+use support::{context, decider, event, faulty, name, run};
 
 const LAMP: &str = "
 aggregate: lamp
@@ -145,7 +145,7 @@ fn no_integer_is_changed_without_a_word() {
 fn the_same_input_gives_the_same_answer() {
     let (mut one, mut two) = (decider(LAMP), decider(LAMP));
     let decide = |decider: &mut flexcore_script::ScriptDecider| {
-        let payload = raw(r#"{"on":true}"#);
+        let payload = Payload::parse(br#"{"on":true}"#).unwrap();
         decider.decide(&State::none(), &name("switch"), &payload, &context()).unwrap()
     };
     let first = decide(&mut one);

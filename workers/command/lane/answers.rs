@@ -43,7 +43,7 @@ fn no_state(outcome: &Outcome) -> StateReply {
 /// The answer to a command whose id was accepted before.
 pub(super) fn repeated(command: &Command, first: &RememberedCommand) -> Outcome {
     // Logs of earlier versions have the hash of the payload as it was sent.
-    let as_sent = || CommandHash::of(command.name.as_str(), command.payload.get());
+    let as_sent = || CommandHash::of(command.name.as_str(), command.payload.as_str());
     if first.hash == command.hash || first.hash == as_sent() {
         return replay(command.key.slot(), first);
     }

@@ -150,7 +150,7 @@ impl Decider for Tired {
         &mut self,
         state: &State,
         command: &CommandName,
-        payload: &RawValue,
+        payload: &Payload,
         context: &Context,
     ) -> Result<Decision, Refusal> {
         self.rest()?;

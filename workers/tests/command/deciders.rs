@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use flexcore_domain::{
-    CommandName, Context, Decider, Decision, Event, EventName, NewEvent, Refusal, State,
+    CommandName, Context, Decider, Decision, Event, EventName, NewEvent, Payload, Refusal, State,
 };
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
@@ -16,7 +16,7 @@ impl Decider for Panics {
         &mut self,
         _: &State,
         _: &CommandName,
-        _: &RawValue,
+        _: &Payload,
         _: &Context,
     ) -> Result<Decision, Refusal> {
         panic!("a bug, on purpose");
@@ -35,7 +35,7 @@ impl Decider for Fails {
         &mut self,
         _: &State,
         _: &CommandName,
-        _: &RawValue,
+        _: &Payload,
         _: &Context,
     ) -> Result<Decision, Refusal> {
         Err(Refusal::Faulty("a bug, on purpose".to_owned()))
@@ -54,7 +54,7 @@ impl Decider for Accepts {
         &mut self,
         state: &State,
         _: &CommandName,
-        _: &RawValue,
+        _: &Payload,
         _: &Context,
     ) -> Result<Decision, Refusal> {
         let event = NewEvent {
@@ -78,7 +78,7 @@ impl Decider for Slow {
         &mut self,
         state: &State,
         name: &CommandName,
-        payload: &RawValue,
+        payload: &Payload,
         context: &Context,
     ) -> Result<Decision, Refusal> {
         std::thread::sleep(self.0);
@@ -98,7 +98,7 @@ impl Decider for Refuses {
         &mut self,
         _: &State,
         _: &CommandName,
-        _: &RawValue,
+        _: &Payload,
         _: &Context,
     ) -> Result<Decision, Refusal> {
         self.1.notify_one();
@@ -120,7 +120,7 @@ impl Decider for Large {
         &mut self,
         state: &State,
         name: &CommandName,
-        payload: &RawValue,
+        payload: &Payload,
         context: &Context,
     ) -> Result<Decision, Refusal> {
         let mut decision = Accepts(1).decide(state, name, payload, context)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use flexcore_definition::{Application, SourceFile};
 use flexcore_domain::{
     ActorName, AggregateId, CommandId, CommandName, Context, Decider, Decision, Event, EventName,
-    Name, Refusal, State, Tenant,
+    Name, Payload, Refusal, State, Tenant,
 };
 use flexcore_script::ScriptDecider;
 use serde_json::value::RawValue;
@@ -46,7 +46,9 @@ pub(crate) fn run(
     command: &str,
     payload: &str,
 ) -> Result<Decision, Refusal> {
-    decider.decide(state, &name(command), &raw(payload), &context())
+    let payload = Payload::parse(payload.as_bytes());
+    let payload = payload.map_err(|violations| Refusal::InvalidPayload { violations })?;
+    decider.decide(state, &name(command), &payload, &context())
 }
 
 pub(crate) fn event(event: &str, version: u64, schema_version: u32, data: &str) -> Event {
