@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Circles that still stand, by the crate's root. The list may only shrink.
-const CIRCLES: &[(&str, &str)] = &[("src/gateway/lib.rs", "postgres request router routes shared")];
+const CIRCLES: &[(&str, &str)] = &[];
 
 type Path = Vec<String>;
 
