@@ -142,7 +142,9 @@ impl Verifier {
             tenant: Tenant::parse(&claims.tenant)
                 .map_err(|_| Error::Malformed("its tenant is no name"))?,
             subject: ActorName::parse(&claims.sub)
-                .map_err(|_| Error::Malformed("its sub is no name"))?,
+                .ok()
+                .filter(|subject| !subject.is_claimed())
+                .ok_or(Error::Malformed("its sub is no name, or one of senders over NATS"))?,
             expires_s: claims.exp,
         })
     }

@@ -75,8 +75,10 @@ pub mod header {
     pub const OWN_COMMAND_ID: &str = "Flexcore-Command-Id";
     /// The commit's link in the aggregate's hash chain.
     pub const HASH: &str = "Flexcore-Hash";
-    /// Who sent the command.
+    /// Who sent the command. Without [`ACTOR_SEAL`] it is recorded as a claim: `nats:…`.
     pub const ACTOR: &str = "Flexcore-Actor";
+    /// What a gateway vouches for the actor with: [`crate::Vouched::seal`].
+    pub const ACTOR_SEAL: &str = "Flexcore-Actor-Seal";
     /// The version that the aggregate must have.
     pub const EXPECTED_VERSION: &str = "Flexcore-Expected-Version";
     /// For state requests: the version to fold up to.

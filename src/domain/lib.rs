@@ -10,6 +10,7 @@ pub mod limits;
 pub mod log;
 pub mod names;
 pub mod position;
+mod seal;
 pub mod slot;
 pub mod trace;
 
@@ -23,5 +24,6 @@ pub use names::{
     InvalidName, Name, Tenant,
 };
 pub use position::Position;
+pub use seal::Vouched;
 pub use slot::{PORTIONS, SLOTS, Slot};
 pub use trace::TraceParent;

@@ -127,7 +127,8 @@ name!(
     CommandId, "command id", "[A-Za-z0-9_:-]{1,128}", |text| is_id(text, b":")
 );
 name!(
-    /// Who sent a command: the `sub` of the token. `[A-Za-z0-9_:.@-]{1,128}`.
+    /// Who sent a command: the `sub` of the token, or `nats:…` where nobody vouches for the sender.
+    /// `[A-Za-z0-9_:.@-]{1,128}`.
     ActorName, "actor", "[A-Za-z0-9_:.@-]{1,128}", |text| is_id(text, b":.@")
 );
 

@@ -13,9 +13,10 @@ const SUBJECT_CHARS_MAX: usize = 4_096;
 /// Room for the two headers that say what was cut, each with a number.
 const NOTES_BYTES: usize = 128;
 /// The headers that matter to a requeued command: they are kept before others.
-const FIRST: [&str; 6] = [
+const FIRST: [&str; 7] = [
     header::OWN_COMMAND_ID,
     header::ACTOR,
+    header::ACTOR_SEAL,
     header::EXPECTED_VERSION,
     header::CORRELATION_ID,
     header::CAUSATION_ID,

@@ -20,6 +20,7 @@ mod lookup;
 mod profile;
 pub mod queue;
 mod recognise;
+mod secret;
 mod seen;
 pub mod snapshot;
 mod subjects;
@@ -31,7 +32,9 @@ use std::{fmt, sync::Arc};
 
 use async_nats::jetstream;
 use flexcore_broker::{acknowledged, context, inbox, leader::Leaders, publish, room, size};
-use flexcore_domain::{Commit, Hash, Position, Slot, commit::Encoded, limits::COMMIT_BYTES_MAX};
+use flexcore_domain::{
+    Commit, Hash, Position, Secret, Slot, commit::Encoded, limits::COMMIT_BYTES_MAX,
+};
 use flexcore_queue::Queue;
 
 pub use find::Before;
@@ -287,6 +290,7 @@ pub struct EventStore {
     /// There are other replicas than the leader, or may be.
     asks_leader: bool,
     leaders: Leaders,
+    secret: Option<Secret>,
 }
 
 impl EventStore {
@@ -296,9 +300,10 @@ impl EventStore {
         topology::check_profile(&client, &settings).await?;
         let jetstream = jetstream::new(client.clone());
         topology::create(&jetstream, &settings).await?;
+        let secret = Some(secret::open(&jetstream).await?);
         let asks_leader = settings.replicas > 1;
         let room = room::Room::watch(&settings.monitor_urls);
-        Ok(Self { asks_leader, room, ..Self::attach(client, settings).await? })
+        Ok(Self { asks_leader, room, secret, ..Self::attach(client, settings).await? })
     }
 
     /// A handle on a log that another process has opened, for tools: nothing is created or checked,
@@ -337,6 +342,7 @@ impl EventStore {
             share: queue::Share::default(),
             asks_leader,
             leaders,
+            secret: None,
         })
     }
 

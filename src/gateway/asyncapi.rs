@@ -146,7 +146,8 @@ fn command_headers() -> Value {
             (header::ACTOR): {
                 "type": "string",
                 "pattern": "^[A-Za-z0-9_:.@-]{1,128}$",
-                "description": "Who sends it; nats where it is absent.",
+                "description": "Who sends it. Recorded as nats:… since nobody vouches for it; \
+                                nats where it is absent.",
             },
             (header::EXPECTED_VERSION): {"type": "string", "pattern": "^[0-9]+$"},
             (header::CORRELATION_ID): id,

@@ -100,7 +100,13 @@ async fn a_stored_command_is_processed_and_its_outcome_is_known() {
     queue.put("cmd.queued.account.a-1.deposit", &headers, r#"{"amount":1}"#).await;
     assert_eq!(outcome(&http, "account", "a-1", "e-2").await["status"], json!("accepted"));
     let events = http.get("/v1/aggregates/account/a-1/events?after_version=301").await.ok();
-    assert_eq!(events[0]["actor"], json!("ann@example.org"));
+    assert_eq!(events[0]["actor"], json!("nats:ann@example.org"), "nobody vouches for her");
+    // A gateway vouches for the token's subject, whichever way the command goes on.
+    for headers in [&[][..], &[("prefer", "respond-async, wait=10")]] {
+        http.command("a-1", "deposit", headers, r#"{"amount":1}"#).await.ok();
+    }
+    let events = http.get("/v1/aggregates/account/a-1/events?after_version=302").await.ok();
+    assert_eq!((&events[0]["actor"], &events[1]["actor"]), (&json!("cli"), &json!("cli")));
     assert!(dead(&dev, "queued").await.is_empty(), "rejections are answers");
 }
 

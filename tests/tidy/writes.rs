@@ -35,6 +35,7 @@ const WRITES: &[(&str, usize, &str, &str)] = &[
     ("src/eventstore/lookup.rs", 1, "a question for one number", QUESTION),
     ("src/queue/claim.rs", 1, "a question for one pattern", QUESTION),
     ("src/queue/message.rs", 1, "a question for one number", QUESTION),
+    ("src/eventstore/secret.rs", 1, "thirty-two digits", QUESTION),
     ("src/eventstore/snapshot.rs", 1, "a question without a body", QUESTION),
     ("src/cluster/bucket.rs", 3, "records: ids are cut, places are counted", RECORDS),
     ("src/cluster/owners.rs", 1, "questions: a payload has a limit of its own", "commands"),

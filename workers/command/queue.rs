@@ -258,7 +258,9 @@ impl Reader {
         let rest = message.subject.strip_prefix("cmdq.").unwrap_or_default();
         let read = match message.malformed {
             Some(why) => Err(Outcome::Faulty { message: why.to_owned() }),
-            None => read_command(rest, message.headers.as_ref(), &message.payload),
+            None => {
+                read_command(self.store.secret(), rest, message.headers.as_ref(), &message.payload)
+            }
         };
         let outcome = match read {
             Ok(_) if kills(first, sequence) => Outcome::Faulty {

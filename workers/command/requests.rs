@@ -6,8 +6,8 @@ use async_nats::{HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use flexcore_definition::Catalog;
 use flexcore_domain::{
-    AggregateKey, Command, CommandHash, CommandId, CommandName, Decider as _, Event, Outcome, Payload, Slot,
-    State, StateReply, Tenant, command::header, names::ActorName,
+    AggregateKey, Command, CommandHash, CommandId, CommandName, Decider as _, Event, Outcome,
+    Payload, Secret, Slot, State, StateReply, Tenant, Vouched, command::header, names::ActorName,
 };
 use flexcore_eventstore::{Error, EventStore, snapshot::Snapshot};
 use flexcore_resilience::{Beside, Deadline, Shares};
@@ -132,7 +132,12 @@ impl Here {
     }
 
     async fn command(&self, rest: &str, message: &Message) -> Outcome {
-        let command = match read_command(rest, message.headers.as_ref(), &message.payload) {
+        let command = match read_command(
+            self.store.secret(),
+            rest,
+            message.headers.as_ref(),
+            &message.payload,
+        ) {
             Ok(command) => command,
             Err(outcome) => return outcome,
         };
@@ -372,9 +377,10 @@ fn to_bytes(answer: &impl Serialize) -> Bytes {
     serde_json::to_vec(answer).expect("BUG: answers serialise").into()
 }
 
-/// Reads `<slot>.<tenant>.<aggregate>.<id>.<command>` with headers and payload. Fails with the
-/// answer to give.
+/// Reads `<slot>.<tenant>.<aggregate>.<id>.<command>` with headers and payload. The actor is whom a gateway
+/// vouches for, with a seal that takes the secret; else it is a claim. Fails with the answer to give.
 pub(super) fn read_command(
+    secret: Option<&Secret>,
     rest: &str,
     headers: Option<&HeaderMap>,
     payload: &[u8],
@@ -402,14 +408,23 @@ pub(super) fn read_command(
             invalid(header::COMMAND_ID, reason)
         })?,
     };
+    let actor = header(header::ACTOR);
+    let actor = match (actor, secret, header(header::ACTOR_SEAL)) {
+        (Some(actor), Some(secret), Some(seal))
+            if Vouched { actor, key: &key, name: &name, id: &id, payload }
+                .has_seal(secret, seal) =>
+        {
+            ActorName::parse(actor)
+        }
+        _ => ActorName::claimed(actor),
+    };
     let payload =
         Payload::parse(payload).map_err(|violations| Outcome::InvalidPayload { violations })?;
-    let actor = header(header::ACTOR).unwrap_or("nats");
     let expected = header(header::EXPECTED_VERSION).map(str::parse).transpose();
     Ok(Command {
         hash: CommandHash::of_command(name.as_str(), &payload),
         payload,
-        actor: ActorName::parse(actor).map_err(|e| invalid(header::ACTOR, e.to_string()))?,
+        actor: actor.map_err(|e| invalid(header::ACTOR, e.to_string()))?,
         correlation_id: id_of(header::CORRELATION_ID)?,
         causation_id: id_of(header::CAUSATION_ID)?,
         traceparent: header(header::TRACEPARENT).and_then(|text| text.parse().ok()),
@@ -423,9 +438,42 @@ pub(super) fn read_command(
 
 #[cfg(test)]
 mod tests {
+    use flexcore_domain::{AggregateId, AggregateName};
     use futures::FutureExt;
 
     use super::*;
+
+    #[test]
+    fn nobody_is_somebody_else_by_saying_so() {
+        let secret = Secret::from([7; 16]);
+        let key = AggregateKey::new(
+            Tenant::parse("acme").unwrap(),
+            AggregateName::parse("counter").unwrap(),
+            AggregateId::parse("c1").unwrap(),
+        );
+        let rest = format!("{}.add", key.subject_part());
+        let (name, id) = (CommandName::parse("add").unwrap(), CommandId::parse("1").unwrap());
+        let (actor, payload) = ("alice", &b" {}"[..]);
+        let seal = Vouched { actor, key: &key, name: &name, id: &id, payload }.seal(&secret);
+        let read = |secret, actor: Option<&str>, seal: Option<&str>| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::COMMAND_ID, "1");
+            let given = [(header::ACTOR, actor), (header::ACTOR_SEAL, seal)];
+            for (name, value) in given.into_iter().filter_map(|(name, value)| Some((name, value?)))
+            {
+                headers.insert(name, value);
+            }
+            let command = read_command(secret, &rest, Some(&headers), payload);
+            command.map(|command| command.actor.to_string()).map_err(|_| ())
+        };
+        let (own, seal) = (Some(&secret), Some(seal.as_str()));
+        assert_eq!(read(own, Some("alice"), seal).as_deref(), Ok("alice"));
+        assert_eq!(read(own, Some("alice"), None).as_deref(), Ok("nats:alice"));
+        assert_eq!(read(own, Some("bob"), seal).as_deref(), Ok("nats:bob"));
+        assert_eq!(read(None, Some("alice"), seal).as_deref(), Ok("nats:alice"));
+        assert_eq!(read(own, None, seal).as_deref(), Ok("nats"));
+        assert_eq!(read(own, Some("a b"), None), Err(()));
+    }
 
     #[tokio::test]
     async fn a_flood_of_states_at_a_version_leaves_places_for_others() {

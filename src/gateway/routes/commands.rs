@@ -15,10 +15,11 @@ use axum::{
     response::Response,
 };
 use bytes::Bytes;
+use flexcore_auth::Identity;
 use flexcore_definition::Catalog;
 use flexcore_domain::{
-    AggregateId, AggregateKey, AggregateName, CommandId, CommandName, Outcome, Position,
-    Tenant, command::header as field, json,
+    AggregateId, AggregateKey, AggregateName, CommandId, CommandName, Outcome, Position, Tenant,
+    Vouched, command::header as field, json,
 };
 use flexcore_eventstore as eventstore;
 use flexcore_resilience::{Deadline, Place};
@@ -84,6 +85,15 @@ impl Asked {
         Ok(Self { key, name, id, expected, preferences, deadline, headers })
     }
 
+    /// Seals that the bearer of the token sends it: nobody else can say so to a worker.
+    fn vouch(&mut self, shared: &Shared, identity: &Identity, payload: &[u8]) {
+        let Some(secret) = shared.store.secret() else { return };
+        let Self { key, name, id, .. } = &*self;
+        let actor = identity.subject.as_str();
+        let seal = Vouched { actor, key, name, id, payload }.seal(secret);
+        self.headers.insert(field::ACTOR_SEAL, seal);
+    }
+
     /// Whoever sent no key must learn it, to be able to repeat the command.
     fn with_key(&self, problem: Problem) -> Problem {
         problem.header(IDEMPOTENCY_KEY, value(self.id.as_str()))
@@ -95,7 +105,7 @@ pub(crate) async fn send(
     State(shared): State<Arc<Shared>>,
     mut call: Call,
 ) -> Result<Response, Problem> {
-    let asked = Asked::read(&call)?;
+    let mut asked = Asked::read(&call)?;
     let _places = match places(&shared, &asked) {
         Ok(places) => places,
         Err(problem) => {
@@ -108,6 +118,7 @@ pub(crate) async fn send(
         Problem::new(&problems::MALFORMED_JSON, "errors says where it goes wrong")
             .with("errors", error::violations_json(&violations))
     })?;
+    asked.vouch(&shared, call.identity(), &payload);
     if asked.preferences.respond_async {
         known(&shared.catalog(), &asked)?;
         let stored = enqueue(&shared, &asked, payload).await;

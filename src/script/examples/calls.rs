@@ -10,8 +10,8 @@ use std::{
 
 use flexcore_definition::{AggregateDefinition, Application, SourceFile};
 use flexcore_domain::{
-    ActorName, AggregateId, AggregateKey, CommandId, CommandName, Context, Decider, Name, Payload, State,
-    Tenant,
+    ActorName, AggregateId, AggregateKey, CommandId, CommandName, Context, Decider, Name, Payload,
+    State, Tenant,
 };
 use flexcore_script::{
     ScriptDecider,

@@ -248,6 +248,7 @@ fn outcome(command: &str, field: &impl Fn(&str) -> Option<String>) -> Option<Out
     Some(match command {
         "depart" => {
             assert_eq!(field(header::ACTOR).as_deref(), Some("alice"));
+            assert!(field(header::ACTOR_SEAL).is_some());
             assert!(field(header::TRACEPARENT).is_some() && field(header::COMMAND_ID).is_some());
             let expected = field(header::EXPECTED_VERSION).map_or(0, |v| v.parse().unwrap());
             accepted(expected + 1)
