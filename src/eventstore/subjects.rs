@@ -46,6 +46,6 @@ mod tests {
 
     #[test]
     fn deployments_are_commits_of_the_platforms_own_aggregate() {
-        assert_eq!(DEPLOYMENTS, format!("evt.*.{}.{}.*", catalog::TENANT, catalog::AGGREGATE));
+        assert_eq!(DEPLOYMENTS, format!("evt.*.{}.{}.*", Tenant::PLATFORM, catalog::AGGREGATE));
     }
 }
