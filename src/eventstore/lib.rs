@@ -8,6 +8,7 @@ mod aside;
 pub mod catalog;
 pub mod dead;
 mod deployed;
+mod errors;
 mod find;
 mod folded;
 mod growth;
@@ -172,34 +173,6 @@ impl Error {
             | Self::Misconfigured(_)
             | Self::OtherLog(_) => false,
         }
-    }
-}
-
-impl From<flexcore_broker::Error> for Error {
-    fn from(error: flexcore_broker::Error) -> Self {
-        use flexcore_broker::Error as Broker;
-        match error {
-            Broker::Conflict => Self::Conflict,
-            Broker::Unavailable(why) => Self::Unavailable(why),
-            Broker::TooLarge(why) => Self::TooLarge(why),
-            Broker::NoRoom(why) => Self::NoRoom(why),
-            Broker::Misconfigured(why) => Self::Misconfigured(why),
-        }
-    }
-}
-
-impl From<flexcore_queue::Error> for Error {
-    fn from(error: flexcore_queue::Error) -> Self {
-        match error {
-            flexcore_queue::Error::Broker(error) => error.into(),
-            flexcore_queue::Error::Behind { last, settled } => Self::QueueBehind { last, settled },
-        }
-    }
-}
-
-impl From<acknowledged::Unstored> for Error {
-    fn from(unstored: acknowledged::Unstored) -> Self {
-        flexcore_broker::Error::from(unstored).into()
     }
 }
 
