@@ -132,13 +132,13 @@ impl ReadModels {
         let mut versions = Versions::default();
         for (application, model) in declared(catalog) {
             let mut found = all.remove(model.name.as_str()).unwrap_or_default();
-            if let Some(epoch) = owned(&model.name, 0) {
-                if rebuilds.contains(model.name.as_str()) || !is_settled(model, &found) {
-                    match self.manage(application, model, epoch).await {
-                        Ok(managed) => found = managed,
-                        Err(error) if is_away(&error) => return Err(error),
-                        Err(error) => versions.troubles.push((model.name.clone(), error)),
-                    }
+            if let Some(epoch) = owned(&model.name, 0)
+                && (rebuilds.contains(model.name.as_str()) || !is_settled(model, &found))
+            {
+                match self.manage(application, model, epoch).await {
+                    Ok(managed) => found = managed,
+                    Err(error) if is_away(&error) => return Err(error),
+                    Err(error) => versions.troubles.push((model.name.clone(), error)),
                 }
             }
             versions.add(catalog, (application, model), &found, owned);
