@@ -71,12 +71,7 @@ pub(crate) async fn follow<S>(
             () = &mut too_late, if !wanted.is_empty() => break,
             changed = assigned.changed() => if changed.is_err() { break },
             Some(ended) = tasks.join_next_with_id() => {
-                // A task that panicked has left its slot as well: it is taken up anew.
-                let id = ended.as_ref().map_or_else(task::JoinError::id, |(id, ())| *id);
-                if let Err(error) = ended {
-                    tracing::error!(%error, "serving a place failed");
-                }
-                if let Some(number) = places.remove(&id) {
+                if let Some(number) = places.remove(&ended_task(ended)) {
                     serving.remove(&number);
                 }
             }
@@ -88,6 +83,17 @@ pub(crate) async fn follow<S>(
     while tasks.join_next().await.is_some() {}
     let followed = assigned.borrow().followed;
     member.report(kind, followed, BTreeSet::new());
+}
+
+/// Which task has ended. One that panicked has left its place as well: it is taken up anew.
+fn ended_task(ended: Result<(task::Id, ()), task::JoinError>) -> task::Id {
+    ended.map_or_else(
+        |error| {
+            tracing::error!(%error, "serving a place failed");
+            error.id()
+        },
+        |(id, ())| id,
+    )
 }
 
 /// Leaves unwanted slots; a slot that cannot even be left in order is lost.

@@ -217,7 +217,7 @@ impl Lane {
                     turn.actions.push(Action::Answer { ticket, outcome });
                 }
                 Work::Command(owed) => {
-                    let asked = self.to_ask(&entry, &owed, turn.now_ms);
+                    let asked = self.asks_later(&entry, &owed, turn.now_ms);
                     if let Some(asked) = asked {
                         turn.waiting.push_front(Work::Command(owed));
                         return self.ask(turn, entry, asked);

@@ -94,19 +94,14 @@ impl Reader {
     /// since which the queue ends before what is settled.
     fn not_opened(&self, error: &Error, pause: Duration, behind: &mut Option<Instant>) -> Duration {
         let slot = self.slot;
-        if is_lost(error, behind, Instant::now()) {
+        if is_lost(error, behind, Instant::now()) || !error.is_passing() {
             tracing::error!(%error, %slot, "the queue cannot be read");
             return RETRY_MENDED;
         }
-        match error {
-            Error::Conflict => tracing::warn!(%slot, "another owner claims the slot's queue"),
-            error if error.is_passing() => {
-                tracing::debug!(%error, %slot, "the queue cannot be read yet");
-            }
-            error => {
-                tracing::error!(%error, %slot, "the queue cannot be read");
-                return RETRY_MENDED;
-            }
+        if matches!(error, Error::Conflict) {
+            tracing::warn!(%slot, "another owner claims the slot's queue");
+        } else {
+            tracing::debug!(%error, %slot, "the queue cannot be read yet");
         }
         pause
     }

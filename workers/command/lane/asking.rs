@@ -62,7 +62,7 @@ pub(super) fn concluded(
 
 impl Lane {
     /// The question for a decider that answers later. `None`: it is another one, or need not be asked.
-    pub(super) fn to_ask(
+    pub(super) fn asks_later(
         &mut self,
         entry: &Entry,
         Owed { command, ticket, .. }: &Owed,
