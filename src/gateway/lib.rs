@@ -1,7 +1,8 @@
 //! The gateway: commands, states, events and queries over HTTP, for those who hold a token.
 //!
-//! `router` lists every route with the permission that it needs, `request` is what every request goes through, `error` is the one
-//! place that knows status codes, `listen` the accept loop with its timers and caps.
+//! `router` lists every route with the permission that it needs, `request` is what every request goes
+//! through, `error` is the one place that knows status codes, `listen` the accept loop with its timers
+//! and caps.
 
 mod admission;
 mod asyncapi;
