@@ -40,8 +40,12 @@ impl Issuer {
     }
 
     /// A signed token, good from `now_s` (seconds since 1970-01-01 UTC) on. Fails with
-    /// [`Error::Lifetime`] when the lifetime is under a second or over [`LIFETIME_MAX`].
+    /// [`Error::Lifetime`] when the lifetime is under a second or over [`LIFETIME_MAX`], and with
+    /// [`Error::Malformed`] when the subject is one of senders over NATS: no verifier takes it.
     pub fn mint(&self, grant: &Grant, now_s: u64) -> Result<String, Error> {
+        if grant.subject.is_claimed() {
+            return Err(Error::Malformed("its sub is one of senders over NATS"));
+        }
         if grant.lifetime.as_secs() == 0 || grant.lifetime > LIFETIME_MAX {
             return Err(Error::Lifetime);
         }

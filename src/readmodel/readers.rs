@@ -32,7 +32,7 @@ const KEPT: Duration = Duration::from_secs(1800);
 /// Pause before Postgres is asked again whether it is back.
 const RETRY: Duration = Duration::from_millis(50);
 /// Longest time that Postgres may take to end a statement at its time limit, and to answer then.
-pub const GRACE: Duration = Duration::from_millis(300);
+pub const GRACE: Duration = Duration::from_millis(200);
 /// Pause between two looks whether Postgres has ended a statement that does not heed its time limit.
 const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// A tenant has at most so many times as many sessions as are left for others. Sessions of queries

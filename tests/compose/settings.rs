@@ -31,7 +31,11 @@ fn variables(text: &str) -> BTreeSet<String> {
 #[test]
 fn every_setting_of_the_deployment_exists() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let known = variables(&fs::read_to_string(root.join("src/cli.rs")).unwrap());
+    // Each subcommand's arguments stand in its file.
+    let files_of = fs::read_dir(root.join("src")).unwrap().map(|entry| entry.unwrap().path());
+    let sources = files_of.filter(|path| path.extension().is_some_and(|end| end == "rs"));
+    let known: BTreeSet<String> =
+        sources.flat_map(|path| variables(&fs::read_to_string(path).unwrap())).collect();
     let tests = ["FLEXCORE_DOCKER", "FLEXCORE_COMPOSE"];
     for (path, text) in files() {
         for used in variables(&text) {

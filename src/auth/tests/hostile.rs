@@ -145,6 +145,7 @@ fn wrong_headers_are_refused() {
 #[test]
 fn wrong_claims_are_refused() {
     let malformed = Error::Malformed("its claims are not the expected ones");
+    let no_sender = Error::Malformed("its sub is no name, or one of senders over NATS");
     let millennium = (NOW_S + 1000 * 366 * 86_400).to_string();
     let future = (NOW_S + CLOCK_LEEWAY_S + 1).to_string();
     let now = NOW_S.to_string();
@@ -157,7 +158,9 @@ fn wrong_claims_are_refused() {
         (&[("iss", r#"["flexcore"]"#)], malformed),
         (&[("iss", "")], malformed),
         (&[("sub", "")], malformed),
-        (&[("sub", r#""a b""#)], Error::Malformed("its sub is no name")),
+        (&[("sub", r#""a b""#)], no_sender),
+        (&[("sub", r#""nats""#)], no_sender),
+        (&[("sub", r#""nats:ann""#)], no_sender),
         (&[("exp", "")], malformed),
         (&[("exp", &millennium)], Error::Lifetime),
         (&[("exp", "18446744073709551615")], Error::Lifetime),
@@ -179,6 +182,16 @@ fn wrong_claims_are_refused() {
     ];
     for (replace, expected) in cases {
         assert_eq!(refusal(&signed(&header(""), &claims(replace))), *expected, "{replace:?}");
+    }
+}
+
+#[test]
+fn no_token_is_minted_that_no_verifier_takes() {
+    let issuer = Issuer::new(KEY.0.clone(), "flexcore", "flexcore");
+    for subject in ["nats", "nats:ann"] {
+        let subject = ActorName::parse(subject).unwrap();
+        let minted = issuer.mint(&Grant { subject, ..grant() }, NOW_S);
+        assert!(matches!(minted, Err(Error::Malformed(_))), "{minted:?}");
     }
 }
 
