@@ -139,7 +139,8 @@ pub enum Error {
     #[error(
         "the queue ends at {last}, before what is settled, {settled}: a server that was cut off says so \
          for a while. If it stays so, the queue has lost its end. Delete the stream {} then, to have \
-         what is left in the queue done again",
+         what is left in the queue done again, and start all gateways and workers anew: the secret by \
+         which they know each other's commands lies in it",
         topology::PROGRESS
     )]
     QueueBehind {
