@@ -20,6 +20,7 @@ mod messages;
 mod perform;
 mod queue;
 mod requests;
+mod rests;
 mod slots;
 #[cfg(test)]
 mod some_keys;

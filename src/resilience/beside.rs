@@ -69,6 +69,14 @@ impl<K: Clone + Eq + Hash> Beside<K> {
         self.most(who, now) == usize::MAX
     }
 
+    /// True if nobody else is there.
+    pub fn is_alone(&mut self, who: &K, now: Instant) -> bool {
+        if self.count_at.is_none_or(|at| at <= now) {
+            self.count(now);
+        }
+        self.of.len() <= usize::from(self.of.contains_key(who))
+    }
+
     #[cfg(test)]
     pub(crate) fn wanted(&self, who: &K) -> usize {
         self.of.get(who).map_or(0, |one| one.wants)

@@ -2,7 +2,7 @@
 //! memory, stack and processor time, and with nothing that could make the same input give another answer.
 
 mod answer;
-mod clock;
+pub mod clock;
 mod decider;
 pub mod limits;
 mod sandbox;

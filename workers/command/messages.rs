@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use flexcore_definition::Catalog;
 use flexcore_domain::{
-    AggregateKey, Command, CommandId, Decision, Outcome, Secret, StateReply, commit::Commit,
+    AggregateKey, Command, CommandId, Decision, Outcome, Secret, StateReply, Tenant, commit::Commit,
 };
 use flexcore_eventstore::{
     Appended, Error, Expected,
@@ -113,6 +113,21 @@ pub(super) enum Input {
     },
     /// Other applications are in force.
     Catalog(Arc<Catalog>),
+}
+
+impl Input {
+    /// The tenant that the lane works for.
+    pub(super) fn tenant(&self) -> Option<&Tenant> {
+        match self {
+            Self::Work { key, .. }
+            | Self::Loaded { key, .. }
+            | Self::Appended { key, .. }
+            | Self::LookedUp { key, .. }
+            | Self::Decided { key, .. }
+            | Self::BlocksKept { key, .. } => Some(key.tenant()),
+            Self::Catalog(_) => None,
+        }
+    }
 }
 
 /// Commits of an aggregate, and the snapshot that they follow.

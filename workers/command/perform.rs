@@ -7,6 +7,7 @@ use std::{
         Arc, Once,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -15,7 +16,7 @@ use flexcore_definition::Catalog;
 use flexcore_domain::{AggregateKey, Commit, Decision, Outcome, Refusal, Slot, StateReply, Tenant};
 use flexcore_eventstore::{Error, EventStore, Expected, snapshot::Snapshot};
 use flexcore_resilience::{Beside, Place, Shares};
-use flexcore_script::threads;
+use flexcore_script::{clock::processor_time, threads};
 use futures::FutureExt as _;
 use tokio::{
     runtime::Handle,
@@ -60,6 +61,8 @@ pub(super) enum ToLane {
     Leave { slot: Slot, done: oneshot::Sender<()> },
     /// The result of an action, or news.
     Told(Input),
+    /// A tenant's rest may be over.
+    Rested(Tenant),
 }
 
 /// That a snapshot is too large has been said.
@@ -202,6 +205,7 @@ impl LaneThread {
     async fn receive(&mut self, message: ToLane) {
         match message {
             ToLane::Told(input) => self.handle(input).await,
+            ToLane::Rested(tenant) => self.turns.rested(&tenant, Instant::now()),
             ToLane::Enter { slot, epoch } => {
                 self.entered.insert(slot, epoch);
             }
@@ -237,9 +241,30 @@ impl LaneThread {
     }
 
     async fn handle(&mut self, input: Input) {
-        for action in self.lane.take(input, self.clock.now_ms()).await {
+        let tenant = input.tenant().cloned();
+        let (thread, before) = (thread::current().id(), processor_time());
+        let actions = self.lane.take(input, self.clock.now_ms()).await;
+        // A call that was left behind is held against its tenant by `threads`.
+        if let Some(tenant) = tenant
+            && thread == thread::current().id()
+        {
+            self.used(tenant, processor_time().saturating_sub(before));
+        }
+        for action in actions {
             self.perform(action);
         }
+    }
+
+    /// Something of a tenant has used this thread's processor for so long.
+    fn used(&mut self, tenant: Tenant, time: Duration) {
+        let Some(until) = self.turns.used(&tenant, time, Instant::now()) else { return };
+        let inputs = self.inputs.clone();
+        self.runtime.spawn(async move {
+            tokio::time::sleep_until(until.into()).await;
+            if let Some(inputs) = inputs.upgrade() {
+                let _ = inputs.send(ToLane::Rested(tenant));
+            }
+        });
     }
 
     /// Clients that wait for something of the slot are told to ask its next owner. From now on

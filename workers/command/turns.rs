@@ -1,15 +1,18 @@
 //! Chooses the question that a lane begins with next. Tenants take turns, and so do the commands
 //! whose senders wait and those that are stored, also within one aggregate. Each of them has a
 //! limit of work begun at once: work that a lane has begun stands in the log's queue, where all
-//! wait alike. Beside a tenant that keeps within a share it is few ([`Beside`]).
+//! wait alike. Beside a tenant that keeps within a share it is few ([`Beside`]). A tenant that has
+//! used much of the lane's processor time beside others begins nothing for a while ([`Rests`]).
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use flexcore_domain::{AggregateKey, Tenant};
 use flexcore_resilience::Beside;
+
+use super::rests::Rests;
 
 /// True if somebody waits for the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,10 +38,11 @@ type Who = (Tenant, Class);
 pub(super) struct Turns<T> {
     at_once_max: usize,
     beside: Beside<Tenant>,
+    rests: Rests,
     queues: HashMap<Who, VecDeque<(AggregateKey, T)>>,
     /// Those that have something and may begin it, as it was when they lined up.
     order: VecDeque<Who>,
-    /// Those that have something and must wait until something of theirs has ended.
+    /// Those that have something and must wait until something of theirs has ended, or their rest.
     held: HashSet<Who>,
     /// Aggregates with something under way.
     under_way: HashMap<AggregateKey, UnderWay<T>>,
@@ -98,6 +102,7 @@ impl<T> Turns<T> {
         Self {
             at_once_max,
             beside,
+            rests: Rests::default(),
             queues: HashMap::new(),
             order: VecDeque::new(),
             held: HashSet::new(),
@@ -130,6 +135,31 @@ impl<T> Turns<T> {
     fn has(&self, tenant: &Tenant) -> usize {
         let of = |class| self.aggregates.get(&(tenant.clone(), class)).copied().unwrap_or(0);
         of(Class::Waiting) + of(Class::Stored)
+    }
+
+    /// What was begun for a tenant has used the lane's processor for so long. Returns the time when
+    /// [`Self::rested`] is to be called, if it has to rest for that.
+    pub(super) fn used(
+        &mut self,
+        tenant: &Tenant,
+        time: Duration,
+        now: Instant,
+    ) -> Option<Instant> {
+        if self.beside.is_alone(tenant, now) {
+            return None;
+        }
+        self.rests.used(tenant, time, now);
+        self.rests.until(tenant, now)
+    }
+
+    /// A tenant's rest may be over.
+    pub(super) fn rested(&mut self, tenant: &Tenant, now: Instant) {
+        for class in [Class::Waiting, Class::Stored] {
+            let who = (tenant.clone(), class);
+            if self.held.remove(&who) {
+                self.line_up(who, now);
+            }
+        }
     }
 
     /// Puts one that has something where it belongs.
@@ -185,7 +215,8 @@ impl<T> Turns<T> {
     /// The question that was begun for the aggregate has been answered.
     pub(super) fn ended(&mut self, key: &AggregateKey, now: Instant) {
         let tenant = key.tenant();
-        let is_within = self.has(tenant) <= self.beside.most(tenant, now);
+        let is_within = self.has(tenant) <= self.beside.most(tenant, now)
+            && self.rests.until(tenant, now).is_none();
         let Some(under_way) = self.under_way.get_mut(key) else { return };
         let class = under_way.who.1;
         if is_within && let Some(next) = under_way.behind.next() {
@@ -242,7 +273,9 @@ impl<T> Turns<T> {
             return true;
         }
         let aggregates = self.aggregates.get(who).copied().unwrap_or(0);
-        aggregates < self.at_once_max && self.has(&who.0) < self.beside.most(&who.0, now)
+        aggregates < self.at_once_max
+            && self.has(&who.0) < self.beside.most(&who.0, now)
+            && self.rests.until(&who.0, now).is_none()
     }
 }
 
@@ -433,5 +466,30 @@ mod tests {
             order.extend(begun(&mut turns));
         }
         assert_eq!(order, ["a", "-", "b", "-", "c", "-"]);
+    }
+
+    #[test]
+    fn whoever_has_used_much_rests_beside_others_and_then_goes_on() {
+        let (limit, flood) = (Duration::from_millis(100), Tenant::parse("flood").unwrap());
+        let mut turns = turns(8);
+        for class in [Class::Waiting, Class::Stored] {
+            for id in 0..4 {
+                turns.push(key("flood", id), class, "flood", at());
+            }
+        }
+        for _ in 0..100 {
+            assert_eq!(turns.used(&flood, limit, at()), None, "it is alone");
+        }
+        assert_eq!(begun(&mut turns).len(), 4, "one an aggregate");
+        turns.push(key("calm", 0), Class::Waiting, "calm", at());
+        let until = (0..100).find_map(|_| turns.used(&flood, limit, at())).unwrap();
+        turns.ended(&key("flood", 0), at());
+        turns.ended(&key("flood", 1), at());
+        assert_eq!(begun(&mut turns), ["calm"]);
+        turns.rested(&flood, at());
+        assert!(turns.next(at()).is_none(), "too early");
+        turns.rested(&flood, until);
+        let rest: Vec<_> = std::iter::from_fn(|| turns.next(until)).collect();
+        assert_eq!(rest.len(), 2, "one for each aggregate that has nothing under way");
     }
 }
