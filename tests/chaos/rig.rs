@@ -35,8 +35,9 @@ pub(crate) const RECOVERY_MOST: Duration = Duration::from_secs(90);
 const SNAPSHOT_EVERY: Duration = Duration::from_millis(500);
 /// Time for which clients go on asking after the last fault before they give up.
 const PATIENCE: Duration = Duration::from_secs(60);
-/// Longest time for the cluster to come to rest.
+/// Longest time without progress until the cluster is at rest, and longest time in all.
 pub(crate) const REST_WAIT: Duration = Duration::from_secs(60);
+const REST_MOST: Duration = Duration::from_secs(600);
 /// Time for which the load runs before the first fault, so that everything has been used once.
 const WARM_UP: Duration = Duration::from_secs(4);
 /// Commands that a hot account gets at once in the beginning: what comes then is beyond every window.
@@ -334,13 +335,17 @@ impl Rig {
         self.cluster.ready().await;
         let client = talk::connect(&self.cluster.nats()).await;
         let start = Instant::now();
+        let mut last = (String::new(), start);
         loop {
             let waiting = match gather::waiting(&self.cluster.place(), &client).await {
                 Ok(None) => return Ok(()),
                 Ok(Some(waiting)) => waiting,
                 Err(error) => error,
             };
-            if start.elapsed() > REST_WAIT {
+            if waiting != last.0 {
+                last = (waiting.clone(), Instant::now());
+            }
+            if last.1.elapsed() > REST_WAIT || start.elapsed() > REST_MOST {
                 return Err(waiting);
             }
             tokio::time::sleep(Duration::from_millis(500)).await;

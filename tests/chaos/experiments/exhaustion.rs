@@ -9,7 +9,7 @@ use tokio::net::TcpStream;
 
 use super::Extent;
 use crate::{
-    checker::{Verdict, answers},
+    checker::{Verdict, answers, commands},
     history::{Call, Told},
     limits::MemoryLimit,
     load::{Load, Pace},
@@ -77,6 +77,7 @@ impl Phase {
 
 pub(crate) async fn run(mut rig: Rig, extent: Extent) -> crate::report::Section {
     let length = Duration::from_secs(extent.of(4, 15));
+    rig.section.without = &[(commands::UNKNOWN, "every server goes on")];
     rig.load(Pace::steady(BASE_RATE)).await;
     rig.fill(Pace::steady(BASE_RATE)).await;
     rig.unload().await;
