@@ -1,10 +1,17 @@
 //! Deciders that do what a test needs.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use flexcore_domain::{
     CommandName, Context, Decider, Decision, Event, EventName, NewEvent, Payload, Refusal, State,
 };
+use flexcore_script::clock::processor_time;
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
@@ -82,6 +89,28 @@ impl Decider for Slow {
         context: &Context,
     ) -> Result<Decision, Refusal> {
         std::thread::sleep(self.0);
+        Accepts(1).decide(state, name, payload, context)
+    }
+
+    fn evolve(&mut self, state: &State, _: &[Event]) -> Result<State, Refusal> {
+        Ok(state.clone())
+    }
+}
+
+/// A decider that uses the processor for so long over what it accepts, and counts how often.
+pub(crate) struct Busy(pub(crate) Duration, pub(crate) Arc<AtomicUsize>);
+
+impl Decider for Busy {
+    fn decide(
+        &mut self,
+        state: &State,
+        name: &CommandName,
+        payload: &Payload,
+        context: &Context,
+    ) -> Result<Decision, Refusal> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        let until = processor_time() + self.0;
+        while processor_time() < until {}
         Accepts(1).decide(state, name, payload, context)
     }
 

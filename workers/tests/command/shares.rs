@@ -1,11 +1,13 @@
 //! One tenant at many times its share: another one is refused nothing.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use flexcore_definition::{Application, SourceFile};
 use flexcore_domain::{Name, StateReply};
 use flexcore_eventstore::queue::CommandPublisher;
 use futures::future::join_all;
 
-use super::*;
+use super::{deciders::Busy, *};
 
 /// Time for deciding a command.
 const TAKES: Duration = Duration::from_millis(1);
@@ -20,8 +22,14 @@ fn key_of(tenant: &str, id: usize) -> AggregateKey {
 
 /// A worker of one lane, and who owns which slot.
 async fn one_lane(rig: &Rig) -> (BTreeMap<u16, u64>, CancellationToken) {
+    one_lane_with(rig, Arc::new(|_| Some(Box::new(Slow(TAKES))))).await
+}
+
+async fn one_lane_with(
+    rig: &Rig,
+    native: command::NativeDeciders,
+) -> (BTreeMap<u16, u64>, CancellationToken) {
     let (member, stop) = (rig.member(LEASE).await, CancellationToken::new());
-    let native: command::NativeDeciders = Arc::new(|_| Some(Box::new(Slow(TAKES))));
     let settings = command::Settings { lanes: 1, native, ..command::Settings::default() };
     let (_deployed, catalog) = watch::channel(Arc::new(Catalog::default()));
     let running = command::run(rig.store.clone(), catalog, member.clone(), settings, stop.clone());
@@ -88,6 +96,38 @@ async fn stored_commands_take_no_place_of_a_waiting_client() {
     }
     let recorded = rig.store.last_sequence().await.unwrap();
     assert!(recorded < STORED as u64, "the flood was over: {recorded}");
+    stop.cancel();
+    rig.servers.stop().await;
+}
+
+/// Turns count commands, and one of these takes as long as a thousand others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_whose_functions_take_long_leaves_the_lane_to_others() {
+    const CALM: usize = 40;
+    let (rig, begun) = (Rig::start().await, Arc::new(AtomicUsize::new(0)));
+    let hog = AggregateName::parse("hog").unwrap();
+    let hog_id = |id| AggregateId::parse(&format!("h{id}")).unwrap();
+    let key = |id| AggregateKey::new(Tenant::parse("hostile").unwrap(), hog.clone(), hog_id(id));
+    store(&rig.store.command_publisher(), (0..200).map(key)).await;
+    let (counted, theirs) = (begun.clone(), hog.clone());
+    let native: command::NativeDeciders = Arc::new(move |aggregate| {
+        if *aggregate == theirs {
+            return Some(Box::new(Busy(Duration::from_millis(100), counted.clone())));
+        }
+        Some(Box::new(Slow(TAKES)))
+    });
+    let (epochs, stop) = one_lane_with(&rig, native).await;
+    let client = rig.store.client();
+    assert!(is_accepted(&ask(client, &epochs, key_of("calm", 0)).await));
+    let before = begun.load(Ordering::Relaxed);
+    for id in 1..=CALM {
+        assert!(is_accepted(&ask(client, &epochs, key_of("calm", id)).await));
+    }
+    let meanwhile = begun.load(Ordering::Relaxed) - before;
+    assert!(meanwhile < CALM / 2, "{meanwhile} of them between {CALM} of the other tenant");
+    while begun.load(Ordering::Relaxed) < before + meanwhile + 10 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     stop.cancel();
     rig.servers.stop().await;
 }
