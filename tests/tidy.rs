@@ -226,11 +226,11 @@ fn every_dependency_is_used() {
             };
             source.is("rs") && (in_folder || folder == "" && source.below(&["tests"]))
         };
-        let code: String = sources.iter().filter(mine).map(|source| source.text.as_str()).collect();
+        let named = sources.iter().filter(mine).map(|source| paths::first_names(&source.text));
+        let named: BTreeSet<String> = named.flatten().collect();
         for dependency in &package.dependencies {
             used.insert(dependency.name.clone());
-            let in_code = dependency.name.replace('-', "_");
-            if !code.contains(&in_code) {
+            if !named.contains(&dependency.name.replace('-', "_")) {
                 let (name, manifest) = (&dependency.name, folder.join("Cargo.toml"));
                 findings.push(format!("{manifest}: {name} is not used by the code: remove it"));
             }

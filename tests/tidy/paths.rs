@@ -31,6 +31,27 @@ pub(crate) fn parse(text: &str) -> Module {
     Parser { tokens: &tokens, next: 0 }.module()
 }
 
+/// The first names of all paths: in code and its tests, in imports and in attributes. A name inside the
+/// braces of an import is not the first one of its path.
+pub(crate) fn first_names(text: &str) -> BTreeSet<String> {
+    let tokens = tokens(text);
+    let mut parser = Parser { tokens: &tokens, next: 0 };
+    let (mut imports, mut names) = (Vec::new(), BTreeSet::new());
+    while parser.next < tokens.len() {
+        if parser.peek(0) == "use" && parser.peek(1) != "<" {
+            parser.next += 1;
+            parser.tree(&mut imports, &[], false);
+            continue;
+        }
+        if parser.peek(1) == "::" && parser.before(1) != "::" {
+            names.insert(parser.peek(0).to_owned());
+        }
+        parser.next += 1;
+    }
+    names.extend(imports.into_iter().filter_map(|import| import.path.into_iter().next()));
+    names
+}
+
 /// Names, `::`, and single signs. No white space, comments, literals or lifetimes.
 fn tokens(text: &str) -> Vec<&str> {
     let mut found = Vec::new();
@@ -311,5 +332,22 @@ mod tests {
         for left_out in ["comment", "text", "raw", "never", "for_tests", "method", "field"] {
             assert!(!all.iter().any(|name| *name == left_out), "{left_out}");
         }
+    }
+
+    #[test]
+    fn a_path_begins_with_its_first_name() {
+        let names = first_names(
+            r#"
+            use std::{fmt, time::Duration};
+            use flexcore_out as out;
+            #[derive(thiserror::Error)]
+            enum Error { #[error("time::Date")] Late }
+            fn run() -> tokio::time::Instant { metrics::counter!("x"); }
+            #[cfg(test)]
+            mod tests { use proptest::prelude::*; }
+            "#,
+        );
+        let expected = ["flexcore_out", "metrics", "proptest", "std", "thiserror", "tokio"];
+        assert_eq!(names.iter().collect::<Vec<_>>(), expected);
     }
 }
