@@ -9,8 +9,8 @@ use std::{
 };
 
 use flexcore_definition::{
-    Application, Catalog, Column, ColumnType, Expression, Operation, Place, ReadModelDefinition,
-    RowChange,
+    Application, Catalog, Column, ColumnType, Expression, Operation, Place, QueryDefinition,
+    ReadModelDefinition, RowChange,
 };
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit, Event,
@@ -145,6 +145,20 @@ pub(crate) fn model(
         shared: false,
         fingerprint: fingerprint.to_owned(),
     })
+}
+
+/// A named query over `things`, without parameters.
+pub(crate) fn query(sql: &str) -> QueryDefinition {
+    QueryDefinition {
+        name: name("q"),
+        description: String::new(),
+        place: Place::default(),
+        sql: sql.to_owned(),
+        sql_line: 1,
+        reads: vec![name("things")],
+        fingerprints: vec!["f".to_owned()],
+        parameters: Vec::new(),
+    }
 }
 
 pub(crate) fn data(path: &str) -> Expression {

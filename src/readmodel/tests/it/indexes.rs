@@ -3,14 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use flexcore_definition::{
-    ColumnType, Index, Operation, Parameter, Place, QueryDefinition, ReadModelDefinition,
+    ColumnType, Index, Operation, Parameter, QueryDefinition, ReadModelDefinition,
 };
 use flexcore_readmodel::{Error, Select, Version};
 use serde_json::{Value, json};
 use sqlx::AssertSqlSafe;
 
 use crate::database::{
-    Database, catalog, change, changes, commit, data, model, name, part, tenant,
+    Database, catalog, change, changes, commit, data, model, name, part, query, tenant,
 };
 
 const COLUMNS: [(&str, ColumnType); 6] = [
@@ -402,18 +402,13 @@ async fn a_named_query_says_its_index_and_no_figure() {
     let model = orders(&[&["customer"], &["total"]]);
     let (database, _) = filled(&model, &rows(20_000)).await;
     let query = |sql: &str| QueryDefinition {
-        name: name("q"),
-        description: String::new(),
-        place: Place::default(),
-        sql: sql.to_owned(),
-        sql_line: 1,
         reads: vec![name("orders")],
-        fingerprints: vec!["f".to_owned()],
         parameters: vec![Parameter {
             name: name("who"),
             column_type: ColumnType::Text,
             default: None,
         }],
+        ..query(sql)
     };
     for (sql, index) in [
         (

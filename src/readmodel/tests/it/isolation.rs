@@ -2,13 +2,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use flexcore_definition::{ColumnType, Operation, Place, QueryDefinition, ReadModelDefinition};
+use flexcore_definition::{ColumnType, Operation, ReadModelDefinition};
 use flexcore_readmodel::{Error, ReadModels, Select, Settings};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
 use crate::{
-    database::{Database, change, changes, commit, data, model, name, part, tenant},
+    database::{Database, change, changes, commit, data, model, part, query, tenant},
     hostile,
 };
 
@@ -26,19 +26,6 @@ async fn filled(database: &Database, rows: &[(&str, &str, i64)]) {
     };
     let rows = rows.iter().map(change).collect();
     database.models.apply(&[part(&version, rows, 0, 1)]).await.unwrap();
-}
-
-fn query(sql: &str) -> QueryDefinition {
-    QueryDefinition {
-        name: name("q"),
-        description: String::new(),
-        place: Place::default(),
-        sql: sql.to_owned(),
-        sql_line: 1,
-        reads: vec![name("things")],
-        fingerprints: vec!["f".to_owned()],
-        parameters: Vec::new(),
-    }
 }
 
 /// The answer to a tenant: rows, or the error.

@@ -2,14 +2,12 @@
 
 use std::{sync::Arc, time::Duration};
 
-use flexcore_definition::{
-    ColumnType, Operation, Parameter, Place, QueryDefinition, ReadModelDefinition,
-};
+use flexcore_definition::{ColumnType, Operation, Parameter, QueryDefinition, ReadModelDefinition};
 use flexcore_domain::{Position, Slot};
 use flexcore_readmodel::{Error, ReadModels, Select, Settings};
 use serde_json::{Value, json};
 
-use crate::database::{Database, change, changes, commit, data, model, name, part, tenant};
+use crate::database::{self, Database, change, changes, commit, data, model, name, part, tenant};
 
 const COLUMNS: [(&str, ColumnType); 5] = [
     ("k", ColumnType::Text),
@@ -135,19 +133,11 @@ async fn pages_in_any_order_show_every_row_once() {
 fn query(sql: &str) -> QueryDefinition {
     let parameter =
         |text, column_type, default| Parameter { name: name(text), column_type, default };
-    QueryDefinition {
-        name: name("q"),
-        description: String::new(),
-        place: Place::default(),
-        sql: sql.to_owned(),
-        sql_line: 1,
-        reads: vec![name("things")],
-        fingerprints: vec!["f".to_owned()],
-        parameters: vec![
-            parameter("least", ColumnType::Integer, None),
-            parameter("who", ColumnType::Text, Some(json!("eq.x"))),
-        ],
-    }
+    let parameters = vec![
+        parameter("least", ColumnType::Integer, None),
+        parameter("who", ColumnType::Text, Some(json!("eq.x"))),
+    ];
+    QueryDefinition { parameters, ..database::query(sql) }
 }
 
 #[tokio::test]

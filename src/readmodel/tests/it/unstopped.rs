@@ -3,23 +3,10 @@
 
 use std::{process::Command, time::Duration};
 
-use flexcore_definition::{ColumnType, Place, QueryDefinition};
+use flexcore_definition::ColumnType;
 use flexcore_readmodel::{Error, ReadModels, Settings};
 
-use crate::database::{Database, model, name, tenant};
-
-fn query(sql: &str) -> QueryDefinition {
-    QueryDefinition {
-        name: name("q"),
-        description: String::new(),
-        place: Place::default(),
-        sql: sql.to_owned(),
-        sql_line: 1,
-        reads: vec![name("things")],
-        fingerprints: vec!["f".to_owned()],
-        parameters: Vec::new(),
-    }
-}
+use crate::database::{Database, model, query, tenant};
 
 /// Processes of Postgres, frozen for as long as this lives.
 struct Frozen(Vec<String>);
