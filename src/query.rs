@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::Context;
+use flexcore_definition::taken;
 use hyper::{Method, StatusCode};
 use serde_json::Value;
 
@@ -118,10 +119,10 @@ fn is_built_soon(answer: &http::Answer) -> bool {
 
 fn parameters(args: &Query) -> String {
     let own = [
-        ("limit", args.limit.map(|limit| limit.to_string())),
-        ("sort", args.sort.clone()),
-        ("fields", args.fields.clone()),
-        ("min_position", args.min_position.clone()),
+        (taken::LIMIT, args.limit.map(|limit| limit.to_string())),
+        (taken::SORT, args.sort.clone()),
+        (taken::FIELDS, args.fields.clone()),
+        (taken::MIN_POSITION, args.min_position.clone()),
     ];
     let own = own.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
     let all = args.filters.iter().cloned().chain(own);

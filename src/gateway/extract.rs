@@ -10,6 +10,7 @@ use axum::{
 };
 use bytes::{Bytes, BytesMut};
 use flexcore_auth::Identity;
+use flexcore_definition::taken::{MIN_POSITION, WAIT_MS};
 use flexcore_domain::{
     AggregateKey, CommandId, InvalidName, Position, Tenant, TraceParent, limits::PAYLOAD_BYTES_MAX,
 };
@@ -316,15 +317,15 @@ impl Parameters {
         taken.map(|(_, value)| value).collect()
     }
 
-    /// Takes out `min_position` (repeated or with commas between) and `wait_ms`.
+    /// Takes out [`MIN_POSITION`] (repeated or with commas between) and [`WAIT_MS`].
     pub(crate) fn take_wait(&mut self) -> Result<(Vec<Position>, Duration), Problem> {
-        let tokens = self.take_all("min_position");
+        let tokens = self.take_all(MIN_POSITION);
         let tokens = tokens.iter().flat_map(|value| value.split(','));
         let positions: Result<Vec<Position>, _> = tokens.map(|text| text.trim().parse()).collect();
         let positions = positions.map_err(|error| {
-            Problem::new(&problems::INVALID_PARAMETER, format!("min_position: {error}"))
+            Problem::new(&problems::INVALID_PARAMETER, format!("{MIN_POSITION}: {error}"))
         })?;
-        let wait = self.take_parsed::<u64>("wait_ms", "a number of milliseconds")?;
+        let wait = self.take_parsed::<u64>(WAIT_MS, "a number of milliseconds")?;
         let wait = wait.map_or(crate::limits::WAIT_DEFAULT, Duration::from_millis);
         Ok((positions, wait.min(WAIT_MAX)))
     }

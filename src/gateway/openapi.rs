@@ -3,7 +3,10 @@
 
 mod explain;
 
-use flexcore_definition::{Catalog, ColumnType, Parameter, QueryDefinition, ReadModelDefinition};
+use flexcore_definition::{
+    Catalog, ColumnType, Parameter, QueryDefinition, ReadModelDefinition,
+    taken::{CURSOR, FIELDS, LIMIT, MIN_POSITION, SORT, WAIT_MS},
+};
 use flexcore_domain::limits::PAYLOAD_BYTES_MAX;
 use serde_json::{Map, Value, json};
 
@@ -182,12 +185,12 @@ fn read_model(model: &ReadModelDefinition) -> Value {
         "default": flexcore_readmodel::select::LIMIT_DEFAULT,
     });
     parameters.extend([
-        query("fields", false, &text, &format!("Columns, with commas between, of: {listed}.")),
-        query("sort", false, &text, "Columns, with commas between; minus before one: descending."),
-        query("limit", false, &limit, "Most rows."),
-        query("cursor", false, &text, "next_cursor of the page before."),
-        parameter_ref("min_position"),
-        parameter_ref("wait_ms"),
+        query(FIELDS, false, &text, &format!("Columns, with commas between, of: {listed}.")),
+        query(SORT, false, &text, "Columns, with commas between; minus before one: descending."),
+        query(LIMIT, false, &limit, "Most rows."),
+        query(CURSOR, false, &text, "next_cursor of the page before."),
+        parameter_ref(MIN_POSITION),
+        parameter_ref(WAIT_MS),
         parameter_ref("Flexcore-Timeout-Ms"),
     ]);
     let columns = model.columns.iter();
@@ -219,7 +222,7 @@ fn named_query(definition: &QueryDefinition) -> Value {
         query(parameter.name.as_str(), required, &schema, &sentence(parameter.column_type))
     };
     let mut parameters: Vec<Value> = definition.parameters.iter().map(parameter).collect();
-    let waits = ["min_position", "wait_ms", "Flexcore-Timeout-Ms"];
+    let waits = [MIN_POSITION, WAIT_MS, "Flexcore-Timeout-Ms"];
     parameters.extend(waits.map(parameter_ref));
     let rows = json!({
         "type": "object",
@@ -397,9 +400,9 @@ fn shared_parameters() -> Value {
             "How long the client waits, in milliseconds; more than 15000 (queries: 45000) counts as \
              that. Work that has not begun by then never begins. A worker works on a waiting client's \
              command for 8000 at most. With Prefer: respond-async it bounds the storing only."),
-        "min_position": query("min_position", false, &text,
+        MIN_POSITION: query(MIN_POSITION, false, &text,
             "Answer from this position or later (repeatable, or with commas between)."),
-        "wait_ms": query("wait_ms", false, &wait, "How long to wait for min_position."),
+        WAIT_MS: query(WAIT_MS, false, &wait, "How long to wait for min_position."),
     })
 }
 

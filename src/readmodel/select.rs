@@ -117,10 +117,10 @@ impl Select {
             return Err(option("filters", format!("at most {FILTERS_MAX}")));
         }
         if self.sort.len() > SORT_MAX {
-            return Err(option("sort", format!("at most {SORT_MAX} columns")));
+            return Err(option(taken::SORT, format!("at most {SORT_MAX} columns")));
         }
         if self.limit > LIMIT_MAX {
-            return Err(option("limit", format!("at most {LIMIT_MAX}")));
+            return Err(option(taken::LIMIT, format!("at most {LIMIT_MAX}")));
         }
         for name in self.fields.iter().chain(self.sort.iter().map(|(name, _)| name)) {
             column(model, name.as_str())?;
@@ -184,7 +184,7 @@ fn columns(model: &ReadModelDefinition, value: &str) -> Result<Vec<Name>, Error>
     for part in value.split(',') {
         let Column { name, .. } = column(model, part)?;
         if columns.contains(name) {
-            return Err(option("fields", format!("{name} is named twice")));
+            return Err(option(taken::FIELDS, format!("{name} is named twice")));
         }
         columns.push(name.clone());
     }
@@ -196,7 +196,7 @@ fn sort(model: &ReadModelDefinition, value: &str) -> Result<Vec<(Name, bool)>, E
     for part in value.split(',') {
         let Column { name, .. } = column(model, part.strip_prefix('-').unwrap_or(part))?;
         if columns.iter().any(|(other, _)| other == name) {
-            return Err(option("sort", format!("{name} is named twice")));
+            return Err(option(taken::SORT, format!("{name} is named twice")));
         }
         columns.push((name.clone(), part.starts_with('-')));
     }
@@ -206,7 +206,7 @@ fn sort(model: &ReadModelDefinition, value: &str) -> Result<Vec<(Name, bool)>, E
 fn limit(value: &str) -> Result<u32, Error> {
     match value.parse() {
         Ok(limit @ 1..=LIMIT_MAX) => Ok(limit),
-        _ => Err(option("limit", format!("must be a number from 1 to {LIMIT_MAX}"))),
+        _ => Err(option(taken::LIMIT, format!("must be a number from 1 to {LIMIT_MAX}"))),
     }
 }
 

@@ -57,6 +57,8 @@ const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
         "tokio::time::sleep",
     ),
     ("\"evt.", &["src", "workers"], &["src/eventstore/subjects.rs"], "eventstore::subject"),
+    ("\"min_position\"", &["src", "workers"], &["src/definition/taken.rs"], "taken::MIN_POSITION"),
+    ("\"wait_ms\"", &["src", "workers"], &["src/definition/taken.rs"], "taken::WAIT_MS"),
     // One backoff, one source of jitter.
     ("rand::random", &["src", "workers"], &["src/resilience/pause.rs"], "resilience::jitter"),
     ("RandomState::new().hash_one", &["src", "workers"], &[], "resilience::jitter"),
