@@ -97,10 +97,15 @@ impl Source {
     /// Lines with their numbers, without comments; on demand with tests.
     fn code(&self, with_tests: bool) -> impl Iterator<Item = (usize, &str)> {
         let is_test = self.path.contains("tests/") || self.path.ends_with("tests.rs");
-        let lines = (1..).zip(self.text.lines());
-        lines
-            .take_while(move |(_, line)| with_tests || !is_test && *line != "#[cfg(test)]")
-            .filter(|(_, line)| !line.trim_start().starts_with("//"))
+        // The last thing in a file. `mod name;` for tests stands above what is code.
+        let tests = self.text.find("\n#[cfg(test)]\nmod tests {").unwrap_or(self.text.len());
+        let end = match (with_tests, is_test) {
+            (true, _) => self.text.len(),
+            (false, true) => 0,
+            (false, false) => tests,
+        };
+        let lines = (1..).zip(self.text[..end].lines());
+        lines.filter(|(_, line)| !line.trim_start().starts_with("//"))
     }
 
     fn below(&self, folders: &[&str]) -> bool {

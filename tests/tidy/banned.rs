@@ -2,9 +2,15 @@
 
 use crate::{none, sources};
 
-/// Where a pause between looks is doubled, with nothing that has failed.
-const DOUBLED: &[&str] =
-    &["src/cluster/node.rs", "src/gateway/routes/commands.rs", "workers/command/queue.rs"];
+/// Files that may double a pause: the one backoff, and looks after a hint, of which each is later than the
+/// one before and the longest is the last.
+const DOUBLE: &[&str] = &["src/resilience/pause.rs", "src/cluster/node.rs"];
+
+/// Parts of the names of what somebody waits for.
+const PAUSES: &[&str] = &["pause", "wait", "delay", "interval", "backoff", "retry", "sleep"];
+
+/// Ways to double what is called by the name before.
+const DOUBLINGS: &[&str] = &["* 2", "*= 2", ".saturating_mul(2", ".checked_mul(2", ".mul(2"];
 
 /// Calls and attributes that are not used: pattern, folders where they are looked for, files that
 /// may have them, and what to write instead. Where `tests` is among the folders, unit tests count.
@@ -64,7 +70,6 @@ const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
     ("RandomState::new().hash_one", &["src", "workers"], &[], "resilience::jitter"),
     ("subsec_nanos", &["src", "workers"], &[], "resilience::jitter"),
     ("fn backoff", &["src", "workers"], &[], "resilience::Backoff"),
-    ("pause * 2", &["src", "workers"], DOUBLED, "resilience::Backoff"),
 ];
 
 #[test]
@@ -86,4 +91,52 @@ fn banned_calls_have_replacements() {
         }
     }
     none(findings);
+}
+
+/// True if the line doubles something that is called like a pause.
+fn doubles_a_pause(line: &str) -> bool {
+    let is_name = |c: char| c.is_alphanumeric() || c == '_';
+    let is_pause = |name: &str| PAUSES.iter().any(|part| name.to_lowercase().contains(part));
+    let before = |(at, sign): (usize, &str)| {
+        let more = line[at + sign.len()..].starts_with(|c: char| c.is_ascii_digit());
+        !more && line[..at].trim_end().rsplit(|c| !is_name(c)).next().is_some_and(is_pause)
+    };
+    let behind = |(at, sign): (usize, &str)| {
+        let mut path = line[at + sign.len()..].split(|c| !is_name(c) && !".:".contains(c));
+        !line[..at].ends_with(is_name) && path.next().is_some_and(is_pause)
+    };
+    let mut signs = DOUBLINGS.iter().flat_map(|sign| line.match_indices(*sign));
+    signs.any(before) || line.match_indices("2 * ").any(behind)
+}
+
+#[test]
+fn pauses_grow_in_one_place() {
+    let mut findings = Vec::new();
+    for source in sources().iter().filter(|source| source.is("rs")) {
+        let path = source.path.as_str();
+        if !source.below(&["src", "workers"]) || DOUBLE.contains(&path) {
+            continue;
+        }
+        for (number, line) in source.code(false).filter(|(_, line)| doubles_a_pause(line)) {
+            findings.push(format!("{path}:{number}: resilience::Backoff: {}", line.trim()));
+        }
+    }
+    none(findings);
+}
+
+#[test]
+fn a_second_backoff_is_seen_however_it_is_spelt() {
+    for doubled in [
+        "pause = (pause * 2).min(RETRY_LONGEST);",
+        "self.again = pause.map(|pause| pause * 2);",
+        "retry_wait *= 2;",
+        "let delay = std::cmp::min(2 * delay, LONGEST);",
+        "self.sleep_for = (2 * self.sleep_for).min(MAX);",
+        "let next = self.backoff.saturating_mul(2);",
+    ] {
+        assert!(doubles_a_pause(doubled), "{doubled}");
+    }
+    for other in ["sleep(POLL_INTERVAL * 20).await;", "let bytes = size * 2;", "12 * waiting"] {
+        assert!(!doubles_a_pause(other), "{other}");
+    }
 }

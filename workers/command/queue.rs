@@ -9,6 +9,7 @@ use flexcore_queue::{
     Claim, Messages, Queued,
     settling::{Action, Event, Found, Record, SUSPECT, Settling},
 };
+use flexcore_resilience::Backoff;
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
     sync::mpsc,
@@ -30,10 +31,10 @@ const BEGUN_MAX: u32 = 10;
 const SUSPECT_PAUSE_MAX_MS: u64 = 5_000;
 /// A reader that lasted so long had a good start.
 const LASTED: Duration = Duration::from_secs(5);
-/// Pause before a reader or a write to the broker is tried again.
-const RETRY_FIRST: Duration = Duration::from_millis(100);
-const RETRY_LONGEST: Duration = Duration::from_secs(2);
-/// The same where a person has to mend something first.
+/// Pauses before a reader or a write to the broker is tried again.
+const RETRY: Backoff =
+    Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(2) };
+/// The pause where a person has to mend something first.
 const RETRY_MENDED: Duration = Duration::from_secs(30);
 /// A queue that ends before what is settled for so long has lost its end: a deposed leader has heard of it
 /// by then, however long it was cut off from the others but not from us.
@@ -63,47 +64,49 @@ impl Reader {
     /// Reads until the token is cancelled; what is under way then is settled. A broker that is away
     /// is waited for.
     pub(super) async fn run(self, stop: CancellationToken) {
-        let (mut pause, mut singly, mut behind) = (RETRY_FIRST, false, None);
+        let (mut failures, mut singly, mut behind) = (0_u32, false, None);
         loop {
             let opened = tokio::select! {
                 () = stop.cancelled() => return,
                 opened = self.open(singly) => opened,
             };
-            match opened {
+            let is_stuck = match opened {
                 Ok((claim, messages)) => {
                     behind = None;
                     let began = Instant::now();
                     let taken = self.read(claim, messages, &stop).await;
                     if taken > 0 || began.elapsed() > LASTED {
-                        pause = RETRY_FIRST;
+                        failures = 0;
                     }
                     // Whatever interrupted it may come of the next command, and would again.
                     singly = !singly;
+                    false
                 }
-                Err(error) => pause = self.not_opened(&error, pause, &mut behind),
-            }
+                Err(error) => self.is_stuck(&error, &mut behind),
+            };
+            failures = failures.saturating_add(1);
+            let pause = if is_stuck { RETRY_MENDED } else { RETRY.after(failures) };
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
             }
-            pause = (pause * 2).min(RETRY_LONGEST);
         }
     }
 
-    /// Says why the queue cannot be read. Returns the pause before the next attempt. `behind` is the time
-    /// since which the queue ends before what is settled.
-    fn not_opened(&self, error: &Error, pause: Duration, behind: &mut Option<Instant>) -> Duration {
+    /// Says why the queue cannot be read. Returns true if a person has to mend something first. `behind` is
+    /// the time since which the queue ends before what is settled.
+    fn is_stuck(&self, error: &Error, behind: &mut Option<Instant>) -> bool {
         let slot = self.slot;
         if is_lost(error, behind, Instant::now()) || !error.is_passing() {
             tracing::error!(%error, %slot, "the queue cannot be read");
-            return RETRY_MENDED;
+            return true;
         }
         if matches!(error, Error::Conflict) {
             tracing::warn!(%slot, "another owner claims the slot's queue");
         } else {
             tracing::debug!(%error, %slot, "the queue cannot be read yet");
         }
-        pause
+        false
     }
 
     /// With `singly` commands are asked for one by one.
@@ -279,7 +282,7 @@ impl Reader {
     /// the number.
     async fn keep_at_last(&self, number: u64, message: Queued, outcome: Outcome) -> u64 {
         let known = identify(&message);
-        let (mut pause, mut buried) = (RETRY_FIRST, false);
+        let (mut failures, mut buried) = (0_u32, false);
         while let Err(error) = self.keep(&message, known.as_ref(), &outcome, &mut buried).await {
             if !error.is_passing() {
                 // Everything is made to fit; a stream that takes less is not opened. Trying for ever
@@ -289,8 +292,8 @@ impl Reader {
                 break;
             }
             tracing::debug!(%error, "the outcome of a command cannot be kept yet");
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(RETRY_LONGEST);
+            failures = failures.saturating_add(1);
+            tokio::time::sleep(RETRY.after(failures)).await;
         }
         number
     }
@@ -403,6 +406,6 @@ mod tests {
         assert!(!lost(&behind, Duration::ZERO));
         assert!(!lost(&Error::Conflict, BEHIND_MAX), "it says nothing of the end");
         assert!(!lost(&behind, BEHIND_MAX));
-        assert!(lost(&behind, BEHIND_MAX + RETRY_FIRST));
+        assert!(lost(&behind, BEHIND_MAX + RETRY.first));
     }
 }

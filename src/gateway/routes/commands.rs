@@ -22,7 +22,7 @@ use flexcore_domain::{
     Vouched, command::header as field, json,
 };
 use flexcore_eventstore as eventstore;
-use flexcore_resilience::{Deadline, Place};
+use flexcore_resilience::{Backoff, Deadline, Place};
 use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -38,9 +38,9 @@ use crate::{
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
-/// First and longest pause between two looks at a queued command's outcome.
-const LOOK_FIRST: Duration = Duration::from_millis(20);
-const LOOK_LONGEST: Duration = Duration::from_millis(500);
+/// Pauses between two looks at a queued command's outcome.
+const LOOKS: Backoff =
+    Backoff { first: Duration::from_millis(20), longest: Duration::from_millis(500) };
 
 /// What is answered to a command that was accepted.
 #[derive(Serialize)]
@@ -287,12 +287,12 @@ async fn queued(shared: &Shared, asked: &Asked) -> Response {
     let Asked { key, id, preferences: Preferences { wait, .. }, .. } = asked;
     let mut outcome = Outcome::Pending;
     if let Some(wait) = *wait {
-        let (end, mut pause) = (Instant::now() + wait, LOOK_FIRST);
+        let (end, mut looks) = (Instant::now() + wait, 0);
         while matches!(outcome, Outcome::Pending | Outcome::Unavailable { .. })
             && Instant::now() < end
         {
-            tokio::time::sleep_until((Instant::now() + pause).min(end)).await;
-            pause = (pause * 2).min(LOOK_LONGEST);
+            looks += 1;
+            tokio::time::sleep_until((Instant::now() + LOOKS.after(looks)).min(end)).await;
             // The command is stored: a question that fails is only a question.
             let deadline = Deadline::after(limits::ANSWER_TIMEOUT);
             let known = Question::outcome(key, id, deadline).ask(shared).await;
