@@ -8,7 +8,7 @@ use async_nats::{
 use bytes::Bytes;
 use flexcore_domain::{AggregateKey, CommandId, Outcome};
 
-use crate::{Error, EventStore, aside, kept, topology, unavailable};
+use crate::{Error, EventStore, aside, kept, subjects, topology, unavailable};
 
 impl EventStore {
     /// Puts a message aside. `kind` is `command` or `projection.<read model>.<slot>`; `reason`
@@ -27,7 +27,7 @@ impl EventStore {
         let bytes = body.len();
         let to = kept::dead_subject(kind, subject, bytes);
         self.acknowledged.store(to, all, body).await?;
-        self.wrote(topology::DEAD, kept::tenant_of(subject), bytes);
+        self.wrote(topology::DEAD, subjects::tenant(subject), bytes);
         let kind = kind.split('.').next().unwrap_or_default().to_owned();
         metrics::counter!("flexcore_dead_total", "kind" => kind).increment(1);
         Ok(())

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use flexcore_domain::Tenant;
 use futures::TryStreamExt;
 
-use crate::{Error, EventStore, topology, unavailable};
+use crate::{Error, EventStore, subjects, topology, unavailable};
 
 /// Of a stream's bytes so many parts are full before somebody loses something. The rest is for what
 /// comes meanwhile.
@@ -98,22 +98,11 @@ fn is_nearly_full(info: &stream::Info) -> bool {
 /// The subject of a dead message: its kind, its tenant, and its size. The last two are there so
 /// that the broker can tell how much of the stream is whose.
 pub(crate) fn dead_subject(kind: &str, was: &str, bytes: usize) -> String {
-    let tenant = tenant_of(was);
+    let tenant = subjects::tenant(was);
     let tenant = tenant.as_ref().map_or(NOBODY, Tenant::as_str);
     let (kind, rest) = kind.split_once('.').unwrap_or((kind, ""));
     let dot = if rest.is_empty() { "" } else { "." };
     format!("dead.{kind}.{tenant}.k{}{dot}{rest}", bytes.div_ceil(1024).max(1).next_power_of_two())
-}
-
-/// The tenant of a message, by its subject: a command's or an event's.
-pub(crate) fn tenant_of(subject: &str) -> Option<Tenant> {
-    let mut parts = subject.split('.');
-    let place = match parts.next()? {
-        "cmd" => 0,
-        "evt" | "cmdq" => 1,
-        _ => return None,
-    };
-    Tenant::parse(parts.nth(place)?).ok()
 }
 
 /// The tenant of a dead message, and its size in bytes at most, by its subject.

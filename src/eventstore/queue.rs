@@ -10,14 +10,15 @@ use flexcore_domain::{
 };
 use flexcore_queue::{Claim, Descriptor, Purged};
 
-use crate::{Error, EventStore, topology};
+use crate::{Error, EventStore, subjects, topology};
 
+pub use crate::subjects::{published_subject, stored_part};
 pub(crate) use share::Share;
 
 /// Stored commands, a slot a place.
 pub(crate) const STORED: Descriptor = Descriptor {
     stream: topology::COMMANDS,
-    subject: "cmdq",
+    subject: subjects::STORED_TOKEN,
     progress: topology::PROGRESS,
     places: SLOTS,
 };
@@ -121,7 +122,7 @@ impl EventStore {
     /// wait for a moment after it has its outcome.
     pub async fn waits(&self, key: &AggregateKey, id: &CommandId) -> Result<bool, Error> {
         let mut after = self.queue.settled(key.slot().number()).await?;
-        let subjects = format!("{}.{}.*", STORED.subject, key.subject_part());
+        let subjects = subjects::stored_of(key);
         for _ in 0..LOOKED_THROUGH_MAX {
             let Some(waiting) = self.queue.next_on(&subjects, after).await? else {
                 return Ok(false);

@@ -13,9 +13,9 @@ use flexcore_broker::{
     monitoring::varz,
     stream::{check, narrowed},
 };
-use flexcore_domain::{SLOTS, limits::QUEUED_BYTES_MAX};
+use flexcore_domain::limits::QUEUED_BYTES_MAX;
 
-use crate::{Error, Profile, Settings, identity, unavailable};
+use crate::{Error, Profile, Settings, identity, subjects, unavailable};
 
 /// Commits, for ever.
 pub const EVENTS: &str = "FLEX_EVENTS";
@@ -57,7 +57,7 @@ fn streams(settings: &Settings) -> [Config; 6] {
     [
         Config {
             name: EVENTS.to_owned(),
-            subjects: vec![crate::subjects::ALL.to_owned()],
+            subjects: vec![subjects::ALL.to_owned()],
             discard: DiscardPolicy::New,
             deny_delete: true,
             deny_purge: true,
@@ -107,15 +107,12 @@ fn streams(settings: &Settings) -> [Config; 6] {
 
 fn commands(base: &Config) -> Config {
     let commands = SubjectTransform {
-        source: "cmd.*.*.*.*".to_owned(),
-        destination: format!(
-            "cmdq.{{{{partition({SLOTS},1,2,3)}}}}.\
-             {{{{wildcard(1)}}}}.{{{{wildcard(2)}}}}.{{{{wildcard(3)}}}}.{{{{wildcard(4)}}}}"
-        ),
+        source: subjects::PUBLISHED.to_owned(),
+        destination: subjects::stored_of_published(),
     };
     Config {
         name: COMMANDS.to_owned(),
-        subjects: vec!["cmd.*.*.*.*".to_owned()],
+        subjects: vec![subjects::PUBLISHED.to_owned()],
         subject_transform: Some(commands),
         discard: DiscardPolicy::New,
         max_bytes: COMMANDS_BYTES_MAX,

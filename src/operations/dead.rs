@@ -10,7 +10,7 @@ use async_nats::{
     },
 };
 use flexcore_domain::command::header;
-use flexcore_eventstore::{EventStore, topology};
+use flexcore_eventstore::{EventStore, queue::published_subject, topology};
 use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 
@@ -58,7 +58,7 @@ impl Letters {
     // broker's window; after that, the command id that travels with it does.
     pub async fn requeue(&self, number: u64) -> anyhow::Result<()> {
         let dead = self.get(number).await?;
-        let subject = queue_subject(&dead.subject()).with_context(|| {
+        let subject = published_subject(&dead.subject()).with_context(|| {
             format!(
                 "{number} is no command: an event that a read model could not apply is still in the \
                  log; correct the application, then `flexcore rebuild` the read model"
@@ -180,30 +180,7 @@ impl Letter {
     }
 }
 
-/// The subject to publish to, of a command's subject before or after the stream's transform.
-fn queue_subject(subject: &str) -> Option<String> {
-    if let Some(rest) = subject.strip_prefix("cmdq.") {
-        return rest.split_once('.').map(|(_slot, rest)| format!("cmd.{rest}"));
-    }
-    subject.starts_with("cmd.").then(|| subject.to_owned())
-}
-
 /// Text that a stranger wrote must not steer the terminal.
 pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_commands_have_a_subject_to_requeue_to() {
-        let queued = queue_subject("cmdq.12.demo.flight.UA1.depart");
-        assert_eq!(queued.as_deref(), Some("cmd.demo.flight.UA1.depart"));
-        let published = queue_subject("cmd.demo.flight.UA1.depart");
-        assert_eq!(published.as_deref(), Some("cmd.demo.flight.UA1.depart"));
-        assert_eq!(queue_subject("evt.12.demo.flight.UA1"), None);
-        assert_eq!(queue_subject("cmdq.12"), None);
-    }
 }

@@ -62,7 +62,13 @@ const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
         &[],
         "tokio::time::sleep",
     ),
-    ("\"evt.", &["src", "workers"], &["src/eventstore/subjects.rs"], "eventstore::subject"),
+    ("\"evt", &["src", "workers"], &["src/eventstore/subjects.rs"], "eventstore::subject"),
+    (
+        "\"cmdq",
+        &["src", "workers"],
+        &["src/eventstore/subjects.rs"],
+        "eventstore::queue::stored_part, published_subject",
+    ),
     ("\"min_position\"", &["src", "workers"], &["src/definition/taken.rs"], "taken::MIN_POSITION"),
     ("\"wait_ms\"", &["src", "workers"], &["src/definition/taken.rs"], "taken::WAIT_MS"),
     // One backoff, one source of jitter.

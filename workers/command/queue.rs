@@ -4,7 +4,10 @@ use std::{fmt::Display, time::Duration};
 
 use flexcore_cluster::Guard;
 use flexcore_domain::{AggregateKey, CommandId, Outcome, Slot, command::header};
-use flexcore_eventstore::{Error, EventStore};
+use flexcore_eventstore::{
+    Error, EventStore,
+    queue::{published_subject, stored_part},
+};
 use flexcore_queue::{
     Claim, Messages, Queued,
     settling::{Action, Event, Found, Record, SUSPECT, Settling},
@@ -253,11 +256,11 @@ impl Reader {
         to: &mpsc::UnboundedSender<(u64, Outcome)>,
     ) {
         let (message, sequence) = settling.message(number);
-        let rest = message.subject.strip_prefix("cmdq.").unwrap_or_default();
+        let part = stored_part(&message.subject).unwrap_or_default();
         let read = match message.malformed {
             Some(why) => Err(Outcome::Faulty { message: why.to_owned() }),
             None => {
-                read_command(self.store.secret(), rest, message.headers.as_ref(), &message.payload)
+                read_command(self.store.secret(), part, message.headers.as_ref(), &message.payload)
             }
         };
         let outcome = match read {
@@ -319,10 +322,11 @@ impl Reader {
             other => reason(other),
         };
         if !*buried {
-            let client_subject = message.subject.splitn(3, '.').nth(2).unwrap_or_default();
-            let (subject, headers) = (format!("cmd.{client_subject}"), message.headers.as_ref());
+            let subject = published_subject(&message.subject);
+            let subject = subject.as_deref().unwrap_or(&message.subject);
+            let headers = message.headers.as_ref();
             let body = message.payload.clone();
-            self.store.bury("command", &reason, &subject, headers, body).await?;
+            self.store.bury("command", &reason, subject, headers, body).await?;
             *buried = true;
         }
         match known {
@@ -368,7 +372,7 @@ async fn at(time: Option<std::time::Instant>) {
 
 /// Whose outcome it is; `None` for a command that does not say so.
 fn identify(message: &Queued) -> Option<(AggregateKey, CommandId)> {
-    let (part, _) = message.subject.strip_prefix("cmdq.")?.rsplit_once('.')?;
+    let (part, _) = stored_part(&message.subject)?.rsplit_once('.')?;
     let headers = message.headers.as_ref()?;
     let id = headers.get(header::OWN_COMMAND_ID).or_else(|| headers.get(header::COMMAND_ID))?;
     Some((AggregateKey::from_subject_part(part)?, CommandId::parse(id.as_str()).ok()?))
