@@ -2,9 +2,9 @@
 
 use std::{io::Write, time::Duration};
 
-use hyper::Method;
+use flexcore_http::Method;
 
-use crate::http::{self, Call};
+use crate::gateways::{self, Call};
 
 /// Ask a gateway or a worker whether it is well, for containers without a shell
 #[derive(Debug, clap::Args)]
@@ -28,8 +28,8 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 pub(crate) async fn run(args: &Healthcheck, out: &mut dyn Write) -> anyhow::Result<bool> {
     let path = if args.live { "/livez" } else { "/readyz" };
     let call = Call { method: Method::GET, path, token: "", headers: &[], body: None };
-    let answer =
-        tokio::time::timeout(ANSWER_MAX, http::call(vec![args.address.clone()], call)).await??;
+    let answer = tokio::time::timeout(ANSWER_MAX, gateways::call(vec![args.address.clone()], call))
+        .await??;
     writeln!(out, "{} {}", answer.status, String::from_utf8_lossy(&answer.body).trim_end())?;
     Ok(answer.status.is_success())
 }

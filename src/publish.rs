@@ -21,11 +21,11 @@ use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Command, CommandId, CommandName, Outcome,
     Tenant, command::header,
 };
-use hyper::Method;
+use flexcore_http::Method;
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 
-use crate::{config::Config, http, out, token};
+use crate::{config::Config, gateways, out, token};
 
 /// Send a command, or many
 #[derive(Debug, clap::Args)]
@@ -267,14 +267,14 @@ async fn over_http(
 ) -> anyhow::Result<bool> {
     let (key, name) = (&outgoing.key, &outgoing.name);
     let path = format!("/v1/commands/{}/{}/{name}", key.aggregate(), key.id());
-    let call = http::Call {
+    let call = gateways::Call {
         method: Method::POST,
         path: &path,
         token: &token::for_request(config)?,
         headers: &[("idempotency-key", outgoing.id.as_str())],
         body: Some(outgoing.payload.get().to_owned()),
     };
-    let answer = http::call(config.http()?, call).await?;
+    let answer = gateways::call(config.http()?, call).await?;
     let accepted = answer.status.is_success();
     if json {
         out.write_all(&answer.body)?;

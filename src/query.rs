@@ -7,10 +7,10 @@ use std::{
 
 use anyhow::Context;
 use flexcore_definition::taken;
-use hyper::{Method, StatusCode};
+use flexcore_http::{Method, StatusCode};
 use serde_json::Value;
 
-use crate::{config::Config, http, out, token};
+use crate::{config::Config, gateways, out, token};
 
 /// Ask a read model or a named query; one that is being built is waited for, 10 s at most
 #[derive(Debug, clap::Args)]
@@ -66,7 +66,7 @@ pub(crate) async fn run(
     let ask = async |path: String| {
         let explain = if args.explain { "/explain" } else { "" };
         let path = format!("{path}{explain}{parameters}");
-        let call = http::Call {
+        let call = gateways::Call {
             method: Method::GET,
             path: &path,
             token: &token,
@@ -75,7 +75,7 @@ pub(crate) async fn run(
         };
         let since = Instant::now();
         loop {
-            let answer = http::call(gateways.clone(), call.clone()).await?;
+            let answer = gateways::call(gateways.clone(), call.clone()).await?;
             if !is_built_soon(&answer) || since.elapsed() > BUILD_WAIT {
                 return anyhow::Ok(answer);
             }
@@ -111,7 +111,7 @@ pub(crate) async fn run(
 }
 
 /// True if it asks for a read model that is being built.
-fn is_built_soon(answer: &http::Answer) -> bool {
+fn is_built_soon(answer: &gateways::Answer) -> bool {
     let problem = || serde_json::from_slice::<Value>(&answer.body).unwrap_or_default();
     answer.status == StatusCode::SERVICE_UNAVAILABLE
         && problem()["type"] == "/problems/read-model-building"

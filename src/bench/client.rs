@@ -11,16 +11,13 @@ use std::{
 
 use anyhow::{Context, bail};
 use async_nats::HeaderMap;
-use bytes::Bytes;
 use flexcore_domain::{AggregateId, AggregateKey, AggregateName, CommandId, Tenant};
 use flexcore_eventstore::Profile;
+use flexcore_http::{Bytes, Connection, Method, Request, header};
 use flexcore_installation as installation;
 use flexcore_out as out;
-use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, client::conn::http1, header};
-use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize};
-use tokio::{io::AsyncReadExt, net::TcpStream, process, task::JoinSet};
+use tokio::{io::AsyncReadExt, process, task::JoinSet, time::timeout};
 
 use crate::{
     counter::{command, payload},
@@ -241,23 +238,21 @@ impl Counts {
     }
 }
 
-type Sender = http1::SendRequest<Full<Bytes>>;
-
 /// One connection, made anew when it breaks, until the time is over.
 async fn connection(plan: Arc<Plan>, number: u64) -> Counts {
     let mut counts = Counts::default();
-    let mut sender: Option<Sender> = None;
+    let mut kept: Option<Connection> = None;
     let mut nth = 0;
     while Instant::now() < plan.end {
-        let ready = match sender.take() {
-            Some(mut open) => open.ready().await.is_ok().then_some(open),
+        let ready = match kept.take() {
+            Some(mut open) => open.is_ready().await.then_some(open),
             None => None,
         };
         let mut open = match ready {
             Some(open) => open,
-            None => match connect(&plan.args.authority).await {
-                Ok(open) => open,
-                Err(_) => {
+            None => match timeout(ANSWER_WITHIN, Connection::open(&plan.args.authority)).await {
+                Ok(Ok(open)) => open,
+                Ok(Err(_)) | Err(_) => {
                     counts.report.refused += 1;
                     tokio::time::sleep(RECONNECT_AFTER).await;
                     continue;
@@ -272,10 +267,10 @@ async fn connection(plan: Arc<Plan>, number: u64) -> Counts {
         let request = plan.request(number, nth);
         nth += 1;
         let sent = Instant::now();
-        match tokio::time::timeout(ANSWER_WITHIN, exchange(&mut open, request)).await {
+        match timeout(ANSWER_WITHIN, exchange(&mut open, request)).await {
             Ok(Ok((status, has_retry_after))) => {
                 counts.answered(status, has_retry_after, sent, &plan);
-                sender = Some(open);
+                kept = Some(open);
             }
             Ok(Err(_)) | Err(_) => counts.report.unanswered += 1,
         }
@@ -305,33 +300,20 @@ impl Counts {
     }
 }
 
-async fn connect(authority: &str) -> anyhow::Result<Sender> {
-    let stream = tokio::time::timeout(ANSWER_WITHIN, TcpStream::connect(authority)).await??;
-    stream.set_nodelay(true)?;
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    Ok(sender)
-}
-
 /// The status, and whether the answer says when to come back.
 async fn exchange(
-    sender: &mut Sender,
-    request: Request<Full<Bytes>>,
+    connection: &mut Connection,
+    request: Request<Bytes>,
 ) -> anyhow::Result<(u16, bool)> {
-    let answer = sender.send_request(request).await?;
-    let status = answer.status().as_u16();
-    let has_retry_after = answer.headers().contains_key(header::RETRY_AFTER);
-    answer.into_body().collect().await?;
-    Ok((status, has_retry_after))
+    let answer = connection.send(request, usize::MAX).await?;
+    Ok((answer.status().as_u16(), answer.headers().contains_key(header::RETRY_AFTER)))
 }
 
 impl Plan {
-    fn request(&self, connection: u64, nth: u64) -> Request<Full<Bytes>> {
-        let request = Request::builder()
-            .header(header::HOST, &self.args.authority)
-            .header(header::AUTHORIZATION, &self.authorization);
+    fn request(&self, connection: u64, nth: u64) -> Request<Bytes> {
+        let request = Request::builder().header(header::AUTHORIZATION, &self.authorization);
         let request = match &self.args.get {
-            Some(path) => request.uri(path).body(Full::default()),
+            Some(path) => request.uri(path).body(Bytes::new()),
             None => {
                 let aggregate = nth / PER_AGGREGATE;
                 let id = format!("{}-{connection}-{aggregate}", self.args.prefix);
@@ -342,7 +324,7 @@ impl Plan {
                     .method(Method::POST)
                     .uri(format!("/v1/commands/counter/{id}/add"))
                     .header(header::CONTENT_TYPE, "application/json")
-                    .body(Full::from(payload(nth)))
+                    .body(payload(nth).into())
             }
         };
         request.expect("BUG: the request is well-formed")

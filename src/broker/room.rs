@@ -158,7 +158,7 @@ fn tell(full: bool, look: Look) {
 
 async fn look(monitor_urls: &[String]) -> Look {
     let asked = monitor_urls.iter().map(async |url| {
-        futures::future::join(monitoring::varz(url), monitoring::monitored(url, "healthz")).await
+        futures::future::join(monitoring::varz(url), monitoring::healthz(url)).await
     });
     let answers = futures::future::join_all(asked).await;
     let rooms = answers.iter().filter_map(|(varz, _)| room(varz.as_ref().ok()?));

@@ -71,6 +71,10 @@ const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
     ),
     ("\"min_position\"", &["src", "workers"], &["src/definition/taken.rs"], "taken::MIN_POSITION"),
     ("\"wait_ms\"", &["src", "workers"], &["src/definition/taken.rs"], "taken::WAIT_MS"),
+    // One client, with its limits. Where hyper has no words, the gateway has its own.
+    ("HTTP/1.", &["src", "workers"], &["src/gateway/listen.rs"], "flexcore_http::ask"),
+    ("hyper::client", &["src", "workers"], &[], "flexcore_http::ask"),
+    ("client::conn", &["src", "workers"], &["src/http/client.rs"], "flexcore_http::ask"),
     // One backoff, one source of jitter.
     ("rand::random", &["src", "workers"], &["src/resilience/pause.rs"], "resilience::jitter"),
     ("RandomState::new().hash_one", &["src", "workers"], &[], "resilience::jitter"),

@@ -44,7 +44,7 @@ const WRITES: &[(&str, usize, &str, &str)] = &[
     ("src/operations/deploy.rs", 1, "a question for one name", QUESTION),
     ("src/operations/dead.rs", 1, "a whole command, which the stream has taken before", "commands"),
     ("src/demo/lib.rs", 1, "by the publisher of commands", "commands"),
-    ("src/http.rs", 1, "over HTTP: nothing goes to the broker", QUESTION),
+    ("src/http/client.rs", 1, "over HTTP: nothing goes to the broker", QUESTION),
     ("src/publish.rs", 1, "its user is told what the stream says", "commands"),
 ];
 

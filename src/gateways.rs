@@ -1,21 +1,14 @@
-//! A small HTTP client for the gateway: one request a connection, over plain TCP.
+//! Asks the gateways that an operator lists.
 
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
-use bytes::Bytes;
+use flexcore_http::{self as http, Bytes, Limits, Method, Request, StatusCode, header};
 use flexcore_resilience::{self as resilience, Deadline, Endpoints, Order, Policies, Verdict};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::{Method, Request, StatusCode, client::conn::http1, header};
-use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::TcpStream;
 
-/// Longest wait for an answer: above the longest wait that a query may ask for.
-const TIMEOUT: Duration = Duration::from_secs(45);
-
-/// Longest answer that is read, in bytes.
-const ANSWER_BYTES_MAX: usize = 64 << 20;
+/// An answer is waited for longer than a query may wait. The largest are pages of rows.
+const LIMITS: Limits = Limits { within: Duration::from_secs(45), bytes_max: 64 << 20 };
 
 /// A request to the gateway.
 #[derive(Clone)]
@@ -52,7 +45,7 @@ pub(crate) async fn call(gateways: Vec<String>, call: Call<'_>) -> anyhow::Resul
         Err(_) => Verdict::Failure,
     };
     let answered = gateways.call(
-        Deadline::after(TIMEOUT),
+        Deadline::after(LIMITS.within),
         judge,
         |_| true,
         |authority| exchange(authority, call.clone()),
@@ -69,14 +62,9 @@ async fn is_alive(authority: &str) -> bool {
 }
 
 async fn exchange(authority: &str, call: Call<'_>) -> anyhow::Result<Answer> {
-    let stream = TcpStream::connect(authority).await?;
-    stream.set_nodelay(true)?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-    let connection = tokio::spawn(connection);
     let mut request = Request::builder()
         .method(call.method)
         .uri(call.path)
-        .header(header::HOST, authority)
         .header(header::AUTHORIZATION, format!("Bearer {}", call.token));
     for (name, value) in call.headers {
         request = request.header(*name, *value);
@@ -84,15 +72,9 @@ async fn exchange(authority: &str, call: Call<'_>) -> anyhow::Result<Answer> {
     if call.body.is_some() {
         request = request.header(header::CONTENT_TYPE, "application/json");
     }
-    let request = request.body(Full::new(Bytes::from(call.body.unwrap_or_default())))?;
-    let answer = sender.send_request(request).await?;
-    let status = answer.status();
-    let body = Limited::new(answer.into_body(), ANSWER_BYTES_MAX).collect().await;
-    connection.abort();
-    match body {
-        Ok(body) => Ok(Answer { status, body: body.to_bytes() }),
-        Err(error) => bail!("reading the answer: {error}"),
-    }
+    let request = request.body(Bytes::from(call.body.unwrap_or_default()))?;
+    let answer = http::ask(authority, request, LIMITS).await?;
+    Ok(Answer { status: answer.status(), body: answer.into_body() })
 }
 
 impl Answer {
