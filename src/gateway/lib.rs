@@ -32,6 +32,7 @@ use flexcore_auth::Verifier;
 use flexcore_cluster::Owners;
 use flexcore_definition::Catalog;
 use flexcore_eventstore::EventStore;
+use flexcore_http::health::{self, RenderMetrics};
 use flexcore_readmodel::ReadModels;
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
@@ -40,9 +41,6 @@ pub use error::Error;
 
 pub use asyncapi::document as asyncapi;
 pub use openapi::document as openapi;
-
-/// Renders all metrics in Prometheus' text format.
-pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// What the gateway works with.
 pub struct State {
@@ -58,8 +56,8 @@ pub struct State {
     pub verifier: Arc<Verifier>,
     /// How it serves.
     pub settings: Settings,
-    /// For `/metrics`; `None`: there is no such page.
-    pub metrics: Option<RenderMetrics>,
+    /// For `/metrics`.
+    pub metrics: RenderMetrics,
 }
 
 /// How the gateway serves. The defaults are those of [`limits`].
@@ -102,16 +100,15 @@ pub async fn serve(
 ) -> Result<(), Error> {
     let apart = listeners.metrics.is_some();
     let shared = shared::Shared::new(state, shutdown.clone(), apart);
+    // Until the gateway has drained.
+    let drained = CancellationToken::new();
+    let _drained = drained.clone().drop_guard();
     if let Some(listener) = listeners.metrics {
-        let router = router::of(router::METRICS, shared.clone());
-        let (shared, shutdown) = (shared.clone(), shutdown.clone());
-        tokio::spawn(async move {
-            if let Err(error) = listen::run(listener, router, shared, shutdown).await {
-                tracing::error!(%error, "the metrics listener failed");
-            }
-        });
+        let (render, shared) = (shared.metrics.clone(), shared.clone());
+        let ready = move || routes::health::readiness(shared.clone());
+        tokio::spawn(health::serve(listener, render, ready, drained));
     }
     tokio::spawn(routes::health::watch(shared.clone()));
-    let router = router::of(router::ROUTES, shared.clone());
+    let router = router::of(shared.clone());
     listen::run(listeners.http, router, shared, shutdown).await
 }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use axum::Router;
+use flexcore_http::accept;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -37,9 +38,6 @@ use crate::{
     problems::{self, Kind},
     shared::Shared,
 };
-
-/// Pause after a failed `accept` (file descriptors used up) before the next try.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Longest time for a refused connection to ask and to read the refusal.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -93,18 +91,6 @@ async fn stop_accepting(shared: &Shared, shutdown: &CancellationToken) {
     shutdown.cancelled().await;
     shared.drain();
     tokio::time::sleep(DRAIN_NOTICE).await;
-}
-
-async fn accept(listener: &TcpListener) -> TcpStream {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => return stream,
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
-        }
-    }
 }
 
 fn server() -> auto::Builder<TokioExecutor> {

@@ -1,7 +1,6 @@
 //! What is missing, as it was found last. `routes/health.rs` looks.
 
 use std::{
-    borrow::Cow,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -9,15 +8,10 @@ use std::{
     time::Instant,
 };
 
+use flexcore_http::health::Missing;
 use tokio::sync::Mutex;
 
 use crate::{error::Problem, problems};
-
-/// Something that does not answer, or is not as it should be.
-pub(crate) struct Missing {
-    pub(crate) what: &'static str,
-    pub(crate) why: Cow<'static, str>,
-}
 
 /// What was found last, and when.
 #[derive(Default)]

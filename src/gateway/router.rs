@@ -62,18 +62,11 @@ pub(crate) static ROUTES: &[Route] = routes! {
     get  "/metrics"                                none           health::metrics;
 };
 
-/// What there is on the port for metrics, when it is another one.
-pub(crate) static METRICS: &[Route] = routes! {
-    get "/livez"   none health::live;
-    get "/readyz"  none health::ready;
-    get "/metrics" none health::metrics_apart;
-};
-
 /// The router of these routes; every request goes through [`request::run`], those that match
 /// nothing included.
-pub(crate) fn of(routes: &'static [Route], shared: Arc<Shared>) -> Router {
+pub(crate) fn of(shared: Arc<Shared>) -> Router {
     let mut router = Router::new();
-    for route in routes {
+    for route in ROUTES {
         router = router.route(route.path, (route.handler)());
     }
     router
@@ -82,7 +75,7 @@ pub(crate) fn of(routes: &'static [Route], shared: Arc<Shared>) -> Router {
             let detail = "the header Allow lists the methods that are allowed";
             Problem::new(&problems::METHOD_NOT_ALLOWED, detail)
         })
-        .layer(from_fn_with_state((shared.clone(), routes), request::run))
+        .layer(from_fn_with_state((shared.clone(), ROUTES), request::run))
         .with_state(shared)
 }
 
@@ -150,7 +143,7 @@ mod tests {
 
     #[test]
     fn only_v1_is_behind_a_token_and_all_of_it_is() {
-        for route in ROUTES.iter().chain(METRICS) {
+        for route in ROUTES {
             let path = route.path;
             assert_eq!(path.starts_with("/v1/"), route.needs.is_some(), "{path}");
         }

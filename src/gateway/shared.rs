@@ -14,13 +14,14 @@ use flexcore_auth::Verifier;
 use flexcore_cluster::Owners;
 use flexcore_definition::Catalog;
 use flexcore_eventstore::{EventStore, queue::CommandPublisher};
+use flexcore_http::health::RenderMetrics;
 use flexcore_readmodel::ReadModels;
 use flexcore_resilience::{Breaker, Policies, Retry};
 use metrics::Histogram;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{RenderMetrics, State, admission::Admission, readiness::Readiness};
+use crate::{State, admission::Admission, readiness::Readiness};
 
 pub(crate) struct Shared {
     pub(crate) store: EventStore,
@@ -32,7 +33,7 @@ pub(crate) struct Shared {
     pub(crate) postgres: Breaker,
     pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
     pub(crate) verifier: Arc<Verifier>,
-    pub(crate) metrics: Option<RenderMetrics>,
+    pub(crate) metrics: RenderMetrics,
     /// `/metrics` has a port of its own.
     pub(crate) metrics_apart: bool,
     pub(crate) settings: crate::Settings,

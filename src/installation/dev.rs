@@ -11,7 +11,7 @@ use flexcore_auth::SigningKey;
 use flexcore_cluster as cluster;
 use flexcore_domain::{ActorName, Tenant};
 use flexcore_eventstore::Profile;
-use flexcore_gateway::RenderMetrics;
+use flexcore_http::health::RenderMetrics;
 use flexcore_servers::{Options, Servers, Sync};
 use tokio_util::sync::CancellationToken;
 

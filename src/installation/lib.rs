@@ -5,7 +5,6 @@
 
 mod connect;
 pub mod dev;
-mod health;
 mod open;
 mod ready;
 mod roles;
@@ -13,7 +12,7 @@ pub mod tokens;
 
 pub use connect::connect;
 pub use dev::Dev;
-pub use flexcore_gateway::RenderMetrics;
+pub use flexcore_http::health::RenderMetrics;
 pub use open::{Endpoints, Installation};
 pub use ready::Ready;
 pub use roles::{Roles, listen, stop_at_signals};

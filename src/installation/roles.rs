@@ -4,8 +4,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use flexcore_auth::Verifier;
-use flexcore_cluster::Owners;
-use flexcore_gateway::{self as gateway, RenderMetrics};
+use flexcore_cluster::{Guard, Owners};
+use flexcore_gateway as gateway;
+use flexcore_http::{
+    Response,
+    health::{self, Missing, RenderMetrics},
+};
 use flexcore_workers as workers;
 use tokio::{
     net::TcpListener,
@@ -13,7 +17,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{Installation, health};
+use crate::Installation;
 
 /// Roles that run until the token is cancelled.
 pub struct Roles {
@@ -43,7 +47,7 @@ impl Roles {
             catalog: installation.catalog.clone(),
             verifier: Arc::new(verifier),
             settings: gateway::Settings::default(),
-            metrics: Some(metrics),
+            metrics,
         };
         let listeners = gateway::Listeners { http, metrics: metrics_apart };
         let (stop, mut deployed) = (self.stop.clone(), installation.catalog.clone());
@@ -90,15 +94,19 @@ impl Roles {
         });
     }
 
-    /// `/metrics` and health of a process without a gateway: it is ready while it is a member.
+    /// `/metrics` and health of a process without a gateway.
     pub fn metrics(
         &mut self,
         installation: &Installation,
         listener: TcpListener,
         render: RenderMetrics,
     ) {
-        let guard = installation.member.guard();
-        self.tasks.spawn(health::serve(listener, render, guard, self.stop.clone()));
+        let (guard, stop) = (installation.member.guard(), self.stop.clone());
+        let ready = move || std::future::ready(readiness(&guard));
+        self.tasks.spawn(async move {
+            health::serve(listener, render, ready, stop).await;
+            Ok(())
+        });
     }
 
     /// Waits until every role has ended. A role that fails stops the others, and is what this
@@ -114,6 +122,13 @@ impl Roles {
         }
         result
     }
+}
+
+/// A process without a gateway is ready while it is a member.
+fn readiness(guard: &Guard) -> Response<String> {
+    let why = "no member: the broker does not answer".into();
+    let missing = (!guard.holds()).then_some(Missing { what: "nats", why });
+    health::ready(missing.as_slice(), false)
 }
 
 /// Cancels the token at SIGTERM or SIGINT.

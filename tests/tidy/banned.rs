@@ -75,6 +75,8 @@ const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
     ("HTTP/1.", &["src", "workers"], &["src/gateway/listen.rs"], "flexcore_http::ask"),
     ("hyper::client", &["src", "workers"], &[], "flexcore_http::ask"),
     ("client::conn", &["src", "workers"], &["src/http/client.rs"], "flexcore_http::ask"),
+    ("server::conn::http1", &["src", "workers"], &["src/http/health.rs"], "flexcore_http::health"),
+    ("\"degraded\"", &["src", "workers"], &["src/http/health.rs"], "flexcore_http::health"),
     // One backoff, one source of jitter.
     ("rand::random", &["src", "workers"], &["src/resilience/pause.rs"], "resilience::jitter"),
     ("RandomState::new().hash_one", &["src", "workers"], &[], "resilience::jitter"),

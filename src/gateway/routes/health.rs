@@ -7,18 +7,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use axum::{extract::State, http::StatusCode, response::Response};
+use axum::extract::State;
 use flexcore_definition::Catalog;
 use flexcore_eventstore as eventstore;
+use flexcore_http::{
+    Response,
+    health::{self, Missing},
+};
 use flexcore_readmodel::{self as readmodel, Serving};
-use serde_json::json;
 
-use super::{JSON, answer};
 use crate::{
     error::Problem,
     limits::{READINESS_AGE, READINESS_TIMEOUT},
     problems,
-    readiness::Missing,
     shared::Shared,
 };
 
@@ -40,64 +41,42 @@ pub(crate) async fn watch(shared: Arc<Shared>) {
     }
 }
 
-/// `GET /livez`: the process answers.
-pub(crate) async fn live() -> Response {
-    answer(StatusCode::OK, JSON, r#"{"status":"live"}"#)
+/// `GET /livez`
+pub(crate) async fn live() -> Response<String> {
+    health::live()
 }
 
-/// `GET /readyz`: the gateway can do its work, or what is missing. It is of use without Postgres: a
+/// `GET /readyz`
+pub(crate) async fn ready(State(shared): State<Arc<Shared>>) -> Response<String> {
+    readiness(shared).await
+}
+
+/// Says that the gateway can do its work, or what is missing. It is of use without Postgres: a
 /// balancer that left every gateway for it would take the commands down as well.
-pub(crate) async fn ready(State(shared): State<Arc<Shared>>) -> Response {
+pub(crate) async fn readiness(shared: Arc<Shared>) -> Response<String> {
     let missing = missing(&shared).await;
-    if missing.is_empty() {
-        return answer(StatusCode::OK, JSON, r#"{"status":"ready"}"#);
-    }
-    if missing.iter().all(|missing| DEGRADES.contains(&missing.what)) {
-        let body = json!({"status": "degraded", "missing": listed(&missing)}).to_string();
-        return answer(StatusCode::OK, JSON, body);
-    }
-    not_ready(&listed(&missing))
+    health::ready(&missing, missing.iter().all(|missing| DEGRADES.contains(&missing.what)))
 }
 
 /// `GET /startupz`: everything needed was there once.
-pub(crate) async fn started(State(shared): State<Arc<Shared>>) -> Response {
-    if shared.readiness.started.load(Ordering::Relaxed) {
-        return answer(StatusCode::OK, JSON, r#"{"status":"started"}"#);
+pub(crate) async fn started(State(shared): State<Arc<Shared>>) -> Response<String> {
+    let has_started = || shared.readiness.started.load(Ordering::Relaxed);
+    if has_started() {
+        return health::started();
     }
     let missing = missing(&shared).await;
-    if shared.readiness.started.load(Ordering::Relaxed) {
-        return answer(StatusCode::OK, JSON, r#"{"status":"started"}"#);
-    }
-    not_ready(&listed(&missing))
+    if has_started() { health::started() } else { health::not_ready(&missing) }
 }
 
 /// `GET /metrics`
-pub(crate) async fn metrics(State(shared): State<Arc<Shared>>) -> Result<Response, Problem> {
+pub(crate) async fn metrics(
+    State(shared): State<Arc<Shared>>,
+) -> Result<Response<String>, Problem> {
     if shared.metrics_apart {
         let detail = "metrics are on a port of their own";
         return Err(Problem::new(&problems::NOT_FOUND, detail));
     }
-    metrics_apart(State(shared)).await
-}
-
-/// `GET /metrics`, where it is at home.
-pub(crate) async fn metrics_apart(State(shared): State<Arc<Shared>>) -> Result<Response, Problem> {
-    let Some(render) = &shared.metrics else {
-        return Err(Problem::new(&problems::NOT_FOUND, "metrics are switched off"));
-    };
-    Ok(answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", render()))
-}
-
-fn listed(missing: &[Missing]) -> serde_json::Value {
-    missing.iter().map(|m| json!({"what": m.what, "why": m.why})).collect()
-}
-
-fn not_ready(missing: &serde_json::Value) -> Response {
-    let body = json!({"status": "not ready", "missing": missing}).to_string();
-    let mut response = answer(StatusCode::SERVICE_UNAVAILABLE, JSON, body);
-    let wait = axum::http::HeaderValue::from_static("1");
-    response.headers_mut().insert(axum::http::header::RETRY_AFTER, wait);
-    response
+    Ok(health::metrics(&shared.metrics))
 }
 
 async fn missing(shared: &Shared) -> Arc<[Missing]> {

@@ -87,7 +87,7 @@ pub(crate) async fn start_on(settings: Settings, want: Want) -> Gateway {
         catalog,
         verifier: Arc::new(verifier),
         settings,
-        metrics: Some(Arc::new(|| "# metrics\n".to_owned())),
+        metrics: Arc::new(|| "# metrics\n".to_owned()),
     };
     let stop = shutdown.clone();
     let served = tokio::spawn(async move {
