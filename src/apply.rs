@@ -39,22 +39,11 @@ pub(crate) async fn run(
     let application = application::read(&args.folder, script::check)?;
     deploy::check_queries(config.postgres(), &application).await?;
     let store = config.event_store().await?;
-    if args.dry_run {
-        let changes = deploy::changes(&store, &application).await?;
-        report(
-            args,
-            &application,
-            &Deployed {
-                application: application.name.to_string(),
-                version: application.version,
-                changes,
-                picked_up_ms: None,
-            },
-            out,
-        )?;
-        return Ok(true);
-    }
-    let deployed = deploy::deploy(&store, &application).await?;
+    let deployed = if args.dry_run {
+        deploy::dry_run(&store, &application).await?
+    } else {
+        deploy::deploy(&store, &application).await?
+    };
     report(args, &application, &deployed, out)?;
     Ok(true)
 }

@@ -45,6 +45,14 @@ pub struct Deployment {
     pub time_ms: i64,
 }
 
+impl Deployment {
+    /// The application's version; 0: never deployed.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        self.application.as_ref().map_or(0, |application| application.version)
+    }
+}
+
 fn key(name: &Name) -> AggregateKey {
     AggregateKey::new(
         Tenant::parse(Tenant::PLATFORM).expect("BUG: a valid tenant"),
@@ -78,7 +86,7 @@ pub async fn deploy(
     actor: &ActorName,
     now_ms: i64,
 ) -> Result<u32, Error> {
-    let version = before.application.as_ref().map_or(0, |application| application.version) + 1;
+    let version = before.version() + 1;
     let deployed = Deployed { version, files: application.files.clone() };
     let data = serde_json::value::to_raw_value(&deployed).map_err(unavailable)?;
     let commit = Commit {

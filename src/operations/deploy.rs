@@ -58,7 +58,7 @@ pub async fn deploy(store: &EventStore, application: &Application) -> anyhow::Re
     let mut deployments = 0;
     let (version, changes) = loop {
         let (before, changes) = compared(store, application).await?;
-        let version = before.application.as_ref().map_or(0, |application| application.version);
+        let version = before.version();
         if changes.is_empty() {
             break (version, changes);
         }
@@ -88,10 +88,12 @@ pub async fn deploy(store: &EventStore, application: &Application) -> anyhow::Re
     Ok(Deployed { application: application.name.to_string(), version, changes, picked_up_ms })
 }
 
-/// The changes, in words; empty: none. Fails with the reasons when a change is incompatible or a
-/// name belongs to another application.
-pub async fn changes(store: &EventStore, application: &Application) -> anyhow::Result<Vec<String>> {
-    Ok(compared(store, application).await?.1)
+/// The result that a deployment would have, with the version in force now; 0: none is. Fails with the
+/// reasons when a change is incompatible or a name belongs to another application.
+pub async fn dry_run(store: &EventStore, application: &Application) -> anyhow::Result<Deployed> {
+    let (before, changes) = compared(store, application).await?;
+    let (name, version) = (application.name.to_string(), before.version());
+    Ok(Deployed { application: name, version, changes, picked_up_ms: None })
 }
 
 /// The version in force, and the changes.

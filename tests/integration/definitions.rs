@@ -74,6 +74,8 @@ async fn a_version_is_in_force_as_soon_as_apply_returns() {
     assert_eq!(raise(&http, "steps", "c-1", r#"{"by":1}"#).await.ok()["version"], json!(1));
     let unchanged = app::deploy(&dev, &first);
     assert_eq!((&unchanged["version"], &unchanged["changes"]), (&json!(1), &json!([])));
+    let dry = dev.json(&["apply", &path, "--dry-run", "--json"]);
+    assert_eq!((&dry["version"], &dry["changes"]), (&json!(1), &json!([])));
 
     // Other rules: at once, on an aggregate that is in the workers' memory.
     let second = first.with("if (by < 0)", "if (by < 0 || by > 5)");
