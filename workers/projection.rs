@@ -213,6 +213,7 @@ impl Worker {
         }
         let unmade = self.indexing.look(&self.read_models, &versions.run, Instant::now()).await?;
         versions.troubles.extend(unmade);
+        versions.troubles.extend(readers.locked(&versions.run));
         self.tell(&versions.troubles, &owned).await?;
         self.run_readers(readers, &versions.run);
         self.measure(readers, &owned).await;
@@ -230,11 +231,13 @@ impl Worker {
         }
         for (group, members) in groups {
             if readers.may_start(&group) {
+                let was_locked = members.iter().any(|version| readers.is_locked(version));
                 let reader = Reader {
                     store: self.store.clone(),
                     read_models: self.read_models.clone(),
                     guard: self.member.guard(),
                     versions: members,
+                    was_locked,
                 };
                 readers.start(group, reader);
             }

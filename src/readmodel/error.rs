@@ -128,6 +128,15 @@ pub enum Error {
     /// Postgres does not answer, or not now. A write's outcome is unknown then: read the checkpoint.
     #[error("Postgres is unavailable: {0}")]
     Unavailable(String),
+    /// Somebody keeps a version's table locked, for longer than a batch waits. Nothing was written:
+    /// write the other versions without it.
+    #[error("somebody has locked its table; it is written when the lock is gone")]
+    Locked {
+        /// The version's id.
+        version: i64,
+        /// Its read model.
+        read_model: Name,
+    },
     /// Another worker has taken the projection over: this one must stop writing.
     #[error("fenced: epoch {held} was overtaken by {found}")]
     Fenced {
@@ -213,19 +222,20 @@ impl Error {
     /// True if trying again later may help.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Moved | Self::Gone(_))
+        matches!(self, Self::Unavailable(_) | Self::Moved | Self::Gone(_) | Self::Locked { .. })
     }
 }
 
 /// dependent_objects_still_exist.
 pub(crate) const DEPENDENT: &str = "2BP01";
+/// lock_not_available.
+pub(crate) const LOCKED: &str = "55P03";
 
 /// The obstacle to a change of a read model's tables or view; `None`: the error is another.
 pub(crate) fn in_the_way(error: &sqlx::Error) -> Option<Error> {
     let raised = error.as_database_error()?;
     let advice = match raised.code().as_deref() {
-        // lock_not_available
-        Some("55P03") => "it is in use; tried again until it is free",
+        Some(LOCKED) => "it is in use; tried again until it is free",
         Some(DEPENDENT) => "drop what depends on it; tried again until then",
         _ => return None,
     };

@@ -64,8 +64,9 @@ pub use write::{Move, Parked, Part};
 
 static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../../schemas/sql");
 
-/// Longest wait of a migration for a lock, in milliseconds: another process that migrates takes less.
-const MIGRATION_LOCK_TIMEOUT_MS: u32 = 10_000;
+/// Longest wait of a statement for a lock, where nothing else is said: another process that migrates, and
+/// a writer that was overtaken and commits its last batch, take less.
+const LOCK_TIMEOUT: &str = "10s";
 
 /// An idle connection is tried before use when it has been idle for this long: a Postgres that
 /// restarted leaves dead ones behind, and trying each one costs a round trip a query.
@@ -151,8 +152,7 @@ impl ReadModels {
     /// [`Error::Unavailable`] when a lock is not to be had, and with [`Error::Misconfigured`] when
     /// there is no such login and it cannot be made.
     pub async fn migrate(&self) -> Result<(), Error> {
-        let timeout = [("lock_timeout", MIGRATION_LOCK_TIMEOUT_MS)];
-        let options = (*self.pool.connect_options()).clone().options(timeout);
+        let options = (*self.pool.connect_options()).clone();
         let acquire = self.settings.acquire_timeout;
         let once = PgPoolOptions::new().max_connections(1).acquire_timeout(acquire);
         let once = once.connect_lazy_with(options);
@@ -246,6 +246,7 @@ fn options(url: &str) -> Result<PgConnectOptions, Error> {
     Ok(options.application_name("flexcore").options([
         ("timezone", "UTC"),
         ("search_path", "public"),
+        ("lock_timeout", LOCK_TIMEOUT),
         ("idle_in_transaction_session_timeout", IDLE_TIMEOUT),
     ]))
 }

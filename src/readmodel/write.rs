@@ -13,7 +13,7 @@ use sqlx::{
 use crate::{
     Error, ReadModels,
     cell::{bind_all, read},
-    error::code,
+    error::{LOCKED, code},
     fold::{self, Delta, Fate, Fold, ON_ITS_WAY_MAX, Row},
     plan::{Change, Layout},
     transaction,
@@ -63,16 +63,24 @@ pub struct Parked {
     pub holds: bool,
 }
 
+/// Longest wait of a batch for a lock, in milliseconds. A vacuum, an index that is built `concurrently` and
+/// the swap of a version lock for less, and after 1 s Postgres looks for deadlocks. Whoever locks a table
+/// for longer delays its read model; the batch has others in it, which must not wait as long.
+const LOCK_TIMEOUT_MS: u32 = 2_000;
+
 /// The start of every transaction that writes rows: as a role that owns nothing.
-const START: &str = "set local role flexcore_projection";
+fn start() -> String {
+    format!("set local lock_timeout = {LOCK_TIMEOUT_MS}; set local role flexcore_projection")
+}
 
 impl ReadModels {
     /// Applies the parts and moves their checkpoints, all or nothing, each under its version's epoch.
     /// Fails with [`Error::Fenced`] when another writer has taken over, with [`Error::Moved`] when
-    /// a checkpoint is not where the part says, and with [`Error::Unappliable`] when values fit
-    /// their columns but not the table: leave those changes out, and apply the rest.
+    /// a checkpoint is not where the part says, with [`Error::Locked`] when somebody keeps a part's
+    /// table locked, and with [`Error::Unappliable`] when values fit their columns but not the table:
+    /// leave those changes out, and apply the rest.
     pub async fn apply(&self, parts: &[Part]) -> Result<(), Error> {
-        let mut transaction = transaction::begin_by(&self.pool, START).await?;
+        let mut transaction = transaction::begin_by(&self.pool, start()).await?;
         move_checkpoints(&mut transaction, parts).await?;
         for part in parts {
             let all: Vec<usize> = (0..part.changes.len()).collect();
@@ -82,6 +90,7 @@ impl ReadModels {
                     transaction.rollback().await?;
                     return self.apply_by_halves(parts).await;
                 }
+                Err(Failure::Locked) => return Err(part.locked()),
                 Err(Failure::Other(error)) => return Err(error),
             }
         }
@@ -92,7 +101,7 @@ impl ReadModels {
     /// The same by ever fewer changes at once: finds those that the table refuses. Where it refuses
     /// none of them alone, they are applied.
     async fn apply_by_halves(&self, parts: &[Part]) -> Result<(), Error> {
-        let mut transaction = transaction::begin_by(&self.pool, START).await?;
+        let mut transaction = transaction::begin_by(&self.pool, start()).await?;
         move_checkpoints(&mut transaction, parts).await?;
         for (index, part) in parts.iter().enumerate() {
             let mut changes = Vec::new();
@@ -171,6 +180,8 @@ async fn move_checkpoints(
 enum Failure {
     /// The table refuses a value: the data's fault.
     Unfit(String),
+    /// Somebody keeps the table locked.
+    Locked,
     Other(Error),
 }
 
@@ -178,6 +189,7 @@ impl From<sqlx::Error> for Failure {
     fn from(error: sqlx::Error) -> Self {
         // 22 data exception, 23 constraint, 54 limits: an index entry that is too long.
         match code(&error).as_deref() {
+            Some(LOCKED) => Self::Locked,
             Some(code) if ["22", "23", "54"].contains(&&code[..2.min(code.len())]) => {
                 Self::Unfit(error.as_database_error().map_or_else(String::new, ToString::to_string))
             }
@@ -199,6 +211,7 @@ fn halve<'a>(
                 sqlx::raw_sql("release savepoint half").execute(&mut *connection).await?;
                 return Ok(());
             }
+            Err(Failure::Locked) => return Err(part.locked()),
             Err(Failure::Other(error)) => return Err(error),
             Err(Failure::Unfit(reason)) => {
                 sqlx::raw_sql("rollback to savepoint half; release savepoint half")
@@ -438,5 +451,10 @@ impl Part {
     #[must_use]
     pub fn read_model(&self) -> &Name {
         &self.version.read_model
+    }
+
+    fn locked(&self) -> Error {
+        let Version { id, read_model, .. } = &*self.version;
+        Error::Locked { version: *id, read_model: read_model.clone() }
     }
 }

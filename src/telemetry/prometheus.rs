@@ -186,7 +186,7 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "flexcore_read_model_unmanaged",
         Kind::Gauge,
         Unit::Count,
-        "1 while a read model cannot be changed or removed",
+        "1 while a read model cannot be changed or removed, or its table is locked",
     ),
     (
         "flexcore_read_model_indexes_missing",

@@ -57,14 +57,20 @@ pub(super) struct Reader {
     pub(super) read_models: ReadModels,
     pub(super) guard: Guard,
     pub(super) versions: Vec<Arc<Version>>,
+    /// The only version's table was locked: the reader ends when the version has caught up, which
+    /// is read with the others again.
+    pub(super) was_locked: bool,
 }
 
 /// Why a reader ended.
 pub(super) enum End {
     /// It was told to.
     Stopped,
-    /// The version that it built serves now, perhaps without its indexes.
+    /// The version that it built serves now, perhaps without its indexes; or a version whose table
+    /// was locked has all that it missed.
     CaughtUp { unindexed: Option<Unindexed> },
+    /// Somebody keeps a version's table locked.
+    Locked { id: i64, name: Name, progressed: bool },
     /// Postgres or the broker was away.
     Retry {
         reason: String,
@@ -85,7 +91,7 @@ enum Progress {
     Some,
     /// There were none.
     None,
-    /// The version that was built serves.
+    /// There is nothing more to do apart from the others.
     CaughtUp,
 }
 
@@ -114,6 +120,8 @@ struct Running<'a> {
     ahead: Ahead,
     /// Where the log ended at a look, and when that was.
     end: Option<(u64, Instant)>,
+    /// Where the log ended when this began, if a table was locked before: what was missed is before.
+    missed: Option<u64>,
 }
 
 impl Reader {
@@ -165,6 +173,10 @@ impl Reader {
         let subscription = self.store.subscribe(filter, from).await?;
         // After that, so that what is subscribed to is what is looked at.
         self.store.recognise(&self.read_models.marks().await?).await?;
+        let missed = match self.was_locked {
+            true => Some(self.store.last_sequence().await?),
+            false => None,
+        };
         let now = Instant::now();
         Ok(Running {
             reader: self,
@@ -183,6 +195,7 @@ impl Reader {
             asked: JoinSet::new(),
             ahead: Ahead::default(),
             end: None,
+            missed,
         })
     }
 
@@ -191,6 +204,9 @@ impl Reader {
             || self.versions.iter().map(|v| (v.id(), v.read_model.clone())).collect::<Vec<_>>();
         match failure {
             Failure::ReadModel(error @ Error::Fenced { .. }) => End::Fenced(error),
+            Failure::ReadModel(Error::Locked { version: id, read_model: name }) => {
+                End::Locked { id, name, progressed }
+            }
             Failure::ReadModel(error) if error.is_passing() => {
                 End::Retry { reason: error.to_string(), progressed }
             }
@@ -245,6 +261,10 @@ impl Running<'_> {
                 return Ok(Progress::CaughtUp);
             }
             self.look_at = now + WAIT.max(began.elapsed().saturating_mul(SWAP_SHARE));
+        }
+        if self.missed.is_some_and(|missed| self.read_to >= missed) {
+            self.finish().await?;
+            return Ok(Progress::CaughtUp);
         }
         Ok(if read > 0 { Progress::Some } else { Progress::None })
     }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use flexcore_domain::Name;
-use flexcore_readmodel::{State, Version};
+use flexcore_readmodel::{Error, State, Version};
 use futures::FutureExt as _;
 use metrics::gauge;
 use tokio::{task::JoinSet, time::Instant};
@@ -36,6 +36,9 @@ pub(super) struct Readers {
     /// Serving versions that have a reader of their own, because one of them failed and the others
     /// must not.
     apart: BTreeSet<i64>,
+    /// Versions whose tables somebody has locked: each has a reader of its own until it has what it
+    /// missed.
+    locked: BTreeMap<i64, Name>,
 }
 
 impl Readers {
@@ -54,6 +57,7 @@ impl Readers {
         self.resting.clear();
         self.broken.clear();
         self.apart.clear();
+        self.locked.clear();
     }
 
     /// Forgets the failures of groups that are not wanted any more. An ownership that has ended does not
@@ -68,6 +72,20 @@ impl Readers {
         epochs.keys().copied().chain(running).collect()
     }
 
+    /// The read models whose tables are locked, each with that as its trouble.
+    pub(super) fn locked(&mut self, versions: &[Arc<Version>]) -> Vec<(Name, Error)> {
+        self.locked.retain(|id, _| versions.iter().any(|version| version.id() == *id));
+        let trouble = |(id, name): (&i64, &Name)| {
+            (name.clone(), Error::Locked { version: *id, read_model: name.clone() })
+        };
+        self.locked.iter().map(trouble).collect()
+    }
+
+    /// True if a version's table is locked.
+    pub(super) fn is_locked(&self, version: &Version) -> bool {
+        self.locked.contains_key(&version.id())
+    }
+
     /// Versions that are read together.
     pub(super) fn groups(&self, versions: &[Arc<Version>]) -> HashMap<Group, Vec<Arc<Version>>> {
         let mut groups: HashMap<Group, Vec<Arc<Version>>> = HashMap::new();
@@ -77,7 +95,8 @@ impl Readers {
             if self.broken.contains_key(&id) {
                 continue;
             }
-            if version.state == State::Serving && !self.apart.contains(&id) {
+            let is_alone = self.apart.contains(&id) || self.is_locked(version);
+            if version.state == State::Serving && !is_alone {
                 together.push(version.clone());
             } else {
                 groups.insert(owned(version).collect(), vec![version.clone()]);
@@ -112,12 +131,22 @@ impl Readers {
     pub(super) fn ended(&mut self, group: Group, end: End) {
         self.running.remove(&group);
         match end {
-            End::Stopped | End::CaughtUp { .. } => {
+            End::Stopped => {
                 self.resting.remove(&group);
             }
-            End::Retry { reason, progressed } => {
-                let failed = self.resting.get(&group).map_or(0, |(_, attempt)| *attempt);
-                self.rest(group, if progressed { 0 } else { failed + 1 }, &reason);
+            End::CaughtUp { .. } => {
+                self.resting.remove(&group);
+                let done = ids(&group);
+                self.locked.retain(|id, _| !done.contains(id));
+            }
+            End::Retry { reason, progressed } => self.failed(group, progressed, &reason),
+            End::Locked { id, name, progressed } => {
+                if self.locked.insert(id, name.clone()).is_none() {
+                    tracing::warn!(read_model = %name, "its table is locked: it is read apart");
+                }
+                if ids(&group).len() == 1 {
+                    self.failed(group, progressed, "its table is locked");
+                }
             }
             // Another worker owns it by now; what is assigned says so soon.
             End::Fenced(error) => self.rest(group, 1, &error.to_string()),
@@ -129,6 +158,12 @@ impl Readers {
                 self.stopped(&reason, names);
             }
         }
+    }
+
+    /// Has a group wait, each time longer when it has failed before and done nothing since.
+    fn failed(&mut self, group: Group, progressed: bool, reason: &str) {
+        let failed = self.resting.get(&group).map_or(0, |(_, attempt)| *attempt);
+        self.rest(group, if progressed { 0 } else { failed + 1 }, reason);
     }
 
     /// Has a group wait before it starts again.
@@ -209,6 +244,26 @@ mod tests {
         readers.ended(Group::from([(2, 0, 7)]), caught(Vec::new(), async { End::Stopped }).await);
         assert_eq!(readers.broken, HashMap::from([(1, name("bad"))]));
     }
+
+    #[test]
+    fn a_locked_table_parts_its_own_read_model_and_only_until_it_has_caught_up() {
+        let locked = || {
+            let name = Name::parse("sums").unwrap();
+            End::Locked { id: 1, name, progressed: false }
+        };
+        let (mut readers, alone) = (Readers::default(), Group::from([(1, 0, 7)]));
+        readers.ended(Group::from([(1, 0, 7), (2, 0, 7)]), locked());
+        assert!(readers.apart.is_empty() && readers.locked.keys().eq([&1]));
+        assert!(readers.may_start(&alone), "it may have been a short lock");
+        for attempt in 1..=3 {
+            readers.ended(alone.clone(), locked());
+            assert!(!readers.may_start(&alone), "it rests");
+            assert_eq!(readers.resting[&alone].1, attempt);
+        }
+        readers.ended(alone, End::CaughtUp { unindexed: None });
+        assert!(readers.locked.is_empty() && readers.resting.is_empty());
+    }
+
     /// It once started again at once, for ever, and nobody was told: its portions were counted as
     /// versions.
     #[test]

@@ -3,6 +3,7 @@
 
 mod deployments;
 mod indexes;
+mod locked;
 mod log;
 mod owned;
 mod rig;

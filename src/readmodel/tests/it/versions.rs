@@ -1,6 +1,6 @@
 //! Versions side by side, checkpoints and epochs.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use flexcore_definition::{ColumnType, Operation, ReadModelDefinition};
 use flexcore_domain::Slot;
@@ -266,4 +266,51 @@ async fn what_serves_is_not_held_up_for_a_portion_that_stands_still() {
     database.models.apply(&[moves(&all, 5..6, 0, 9)]).await.unwrap();
     assert!(database.models.promote(&second, &mut ahead).await.unwrap());
     assert_ne!(database.one(&locked).await, "0", "they stand still for the swap");
+}
+
+/// Whoever locked one table once had the batch wait as long, and with it every read model of its worker.
+#[tokio::test]
+async fn a_batch_waits_for_a_locked_table_for_a_moment_and_says_which_it_is() {
+    let database = Database::new().await;
+    let add = || [("sum", change(&[("n", Operation::Add, data("n"))]))];
+    let both = [("free", "1"), ("locked", "2")];
+    let both = catalog(both.map(|(name, print)| model(name, print, &COLUMNS, add())));
+    for version in database.versions(&both).await {
+        assert!(database.models.promote(&version, &mut Ahead::default()).await.unwrap());
+    }
+    let [free, locked]: [_; 2] = database.versions(&both).await.try_into().unwrap();
+    let row = |version: &Version| {
+        changes(version, &commit("a", "sum", 1, &json!({"k": "x", "n": 7}))).unwrap().unwrap()
+    };
+    let batch =
+        |from, to| [&free, &locked].map(|version| part(version, vec![row(version)], from, to));
+    let lock = async || {
+        let mut somebody = database.admin.begin().await.unwrap();
+        let sql = "lock table rm.locked_v1 in share mode";
+        sqlx::raw_sql(sql).execute(&mut *somebody).await.unwrap();
+        somebody
+    };
+    let (somebody, first) = (lock().await, batch(0, 9));
+    let applied = tokio::time::timeout(Duration::from_secs(30), database.models.apply(&first));
+    let error = applied.await.expect("it waits for no end").unwrap_err();
+    let is_told = |error: &Error| {
+        matches!(error, Error::Locked { version, read_model }
+            if *version == locked.id() && read_model.as_str() == "locked")
+    };
+    assert!(is_told(&error) && error.is_passing(), "{error:?}");
+    let sums = "select (select count(*) from rm.free) || ' ' || (select count(*) from rm.locked)";
+    assert_eq!(database.one(sums).await, "0 0", "nothing of the batch was written");
+    database.models.apply(&first[..1]).await.unwrap();
+    somebody.rollback().await.unwrap();
+    database.models.apply(&first[1..]).await.unwrap();
+
+    // A short lock is none of anybody's trouble.
+    let somebody = lock().await;
+    let (batch, models) = (batch(9, 10), database.models.clone());
+    let applied = tokio::spawn(async move { models.apply(&batch).await });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    somebody.rollback().await.unwrap();
+    applied.await.unwrap().unwrap();
+    let sums = "select (select n from rm.free) || ' ' || (select n from rm.locked)";
+    assert_eq!(database.one(sums).await, "14 14", "each once");
 }
