@@ -147,3 +147,27 @@ fn parted(rows: &[PgRow]) -> Result<(String, String), sqlx::Error> {
     }
     Ok((everybodys.join(", "), own.join(", ")))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_names_functions_of_the_list_and_says_rightly_which_are_not() {
+        let document = include_str!("../../schemas/README.md");
+        let (_, section) = document.split_once("### What a query may call").unwrap();
+        let (table, rest) = section.split_once("The whole list is").unwrap();
+        let (rest, _) = rest.split_once("\n## ").unwrap();
+        let quoted = |text: &'static str| text.split('`').skip(1).step_by(2);
+        // The head of the table, and its row of the functions that are immutable.
+        let rows = table.lines().filter(|line| line.starts_with("| ")).skip(3);
+        let named: Vec<&str> = rows.flat_map(quoted).collect();
+        assert!(named.len() > 25, "{named:?}");
+        for name in named {
+            assert!(allowed().contains(&name), "{name} is not on the list");
+        }
+        for name in quoted(rest) {
+            assert!(!allowed().contains(&name), "{name} is on the list");
+        }
+    }
+}

@@ -219,3 +219,20 @@ fn then(document: &Document<'_>, line: usize) -> Read<Then> {
         _ => Err(document.problem(line, "a test needs one of `then:`, `rejected:` and `invalid:`")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limits_are_those_of_the_document() {
+        let thousands = |number: usize| format!("{},{:03}", number / 1_000, number % 1_000);
+        let (tests, steps) = (thousands(TESTS_MAX), thousands(STEPS_MAX));
+        let said = format!(
+            "A file has {tests} tests at most, a test {steps} events and {steps} commands."
+        );
+        let document = include_str!("../../../schemas/README.md");
+        let document: Vec<&str> = document.split_whitespace().collect();
+        assert!(document.join(" ").contains(&said), "schemas/README.md lacks: {said}");
+    }
+}

@@ -8,6 +8,7 @@ mod malformed;
 mod repeats;
 mod shares;
 mod unstored;
+mod versions;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
