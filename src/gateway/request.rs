@@ -43,16 +43,20 @@ pub(crate) async fn run(
     let started = Instant::now();
     let method = method_label(request.method());
     let route = Route::of(routes, &request);
-    let label = route.map_or("none", |route| route.path);
+    let label = route.map_or(NO_ROUTE, |route| route.path);
     let parent = traceparent(request.headers());
     let span = tracing::debug_span!("http.request", otel.kind = "server", method, route = label);
     if let Some(parent) = &parent {
         flexcore_telemetry::link(&span, parent.as_str());
     }
-    let response = answer(&shared, route, request, next, parent).instrument(span).await;
-    shared.record(method, label, response.status().as_u16(), started.elapsed());
+    let (admitted, response) = answer(&shared, route, request, next, parent).instrument(span).await;
+    let status = response.status();
+    let (method, label) = labels(admitted, status, (method, label));
+    shared.record(method, label, status.as_u16(), started.elapsed());
     response
 }
+
+/// The answer, and whether the sender was admitted to the route.
 
 async fn answer(
     shared: &Shared,
@@ -60,7 +64,7 @@ async fn answer(
     mut request: Request,
     next: Next,
     parent: Option<TraceParent>,
-) -> Response {
+) -> (bool, Response) {
     let own = flexcore_telemetry::current_traceparent().and_then(|text| text.parse().ok());
     let trace = own.or(parent).unwrap_or_else(new_trace);
     let protected = match route {
@@ -69,10 +73,12 @@ async fn answer(
     };
     let (identity, rate) = match admit(shared, &request, protected) {
         Ok(admitted) => admitted,
-        Err(problem) => return finish(problem.into_response(), &trace, None, protected),
+        Err(problem) => {
+            return (false, finish(problem.into_response(), &trace, None, protected));
+        }
     };
     if let Err(problem) = allow(identity.as_deref(), route) {
-        return finish(problem.into_response(), &trace, rate.as_ref(), protected);
+        return (true, finish(problem.into_response(), &trace, rate.as_ref(), protected));
     }
     request.extensions_mut().insert(Known { trace: trace.clone(), identity });
     let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
@@ -82,7 +88,7 @@ async fn answer(
     });
     #[cfg(feature = "defects")]
     let response = if protected { crate::defects::answered(response) } else { response };
-    finish(response, &trace, rate.as_ref(), protected)
+    (true, finish(response, &trace, rate.as_ref(), protected))
 }
 
 /// Fails where the route needs a permission that the sender has not.
@@ -211,6 +217,25 @@ fn new_trace() -> TraceParent {
     text.parse().expect("BUG: version and variant bits keep both ids from being zero")
 }
 
+/// Method and route under which an answer is counted. Strangers choose both as they like, and each
+/// pair with a status would be kept for ever.
+fn labels(
+    admitted: bool,
+    status: StatusCode,
+    (method, route): (&'static str, &'static str),
+) -> (&'static str, &'static str) {
+    match status {
+        _ if !admitted => (OTHER_METHOD, NO_ROUTE),
+        StatusCode::METHOD_NOT_ALLOWED => (OTHER_METHOD, route),
+        _ => (method, route),
+    }
+}
+
+/// The label of requests for no route.
+const NO_ROUTE: &str = "none";
+/// The label of methods that are not told apart.
+const OTHER_METHOD: &str = "other";
+
 fn method_label(method: &Method) -> &'static str {
     match *method {
         Method::GET => "GET",
@@ -220,13 +245,23 @@ fn method_label(method: &Method) -> &'static str {
         Method::PATCH => "PATCH",
         Method::DELETE => "DELETE",
         Method::OPTIONS => "OPTIONS",
-        _ => "other",
+        _ => OTHER_METHOD,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn strangers_add_no_line_for_each_method_and_route() {
+        let sent = ("DELETE", "/v1/cluster");
+        assert_eq!(labels(false, StatusCode::UNAUTHORIZED, sent), (OTHER_METHOD, NO_ROUTE));
+        assert_eq!(labels(false, StatusCode::URI_TOO_LONG, sent), (OTHER_METHOD, NO_ROUTE));
+        let not_allowed = labels(true, StatusCode::METHOD_NOT_ALLOWED, sent);
+        assert_eq!(not_allowed, (OTHER_METHOD, "/v1/cluster"));
+        assert_eq!(labels(true, StatusCode::FORBIDDEN, sent), sent);
+    }
 
     #[test]
     fn new_traces_are_valid_and_differ() {

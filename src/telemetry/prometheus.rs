@@ -1,5 +1,10 @@
 //! Every metric of FlexCore by name, and the recorder behind `/metrics`.
 
+use std::{
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Instant,
+};
+
 use metrics::Unit;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
@@ -273,17 +278,62 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
 
 /// The metrics of this process. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Metrics(PrometheusHandle);
+pub struct Metrics {
+    recorder: PrometheusHandle,
+    last: Arc<RwLock<Rendered>>,
+    /// Held by the one that renders.
+    rendering: Arc<Mutex<()>>,
+}
+
+#[derive(Debug)]
+struct Rendered {
+    text: String,
+    /// It is good enough until then.
+    until: Instant,
+}
+
+/// A text is good for so many times the time that it took: asking without end costs a tenth of one
+/// processor.
+const GOOD_FOR: u32 = 10;
 
 impl Metrics {
-    /// All metrics in Prometheus' text format (`text/plain; version=0.0.4`).
+    fn new(recorder: PrometheusHandle) -> Self {
+        let rendered = Rendered { text: String::new(), until: Instant::now() };
+        let (last, rendering) = (Arc::new(RwLock::new(rendered)), Arc::default());
+        Self { recorder, last, rendering }
+    }
+
+    /// All metrics in Prometheus' text format (`text/plain; version=0.0.4`). Whoever asks again soon,
+    /// or while they are rendered for somebody else, gets the last text.
     #[must_use]
     pub fn render(&self) -> String {
-        self.0.render()
+        let begun = Instant::now();
+        if let Some(text) = self.last(|last| begun < last.until) {
+            return text;
+        }
+        let _one = match self.rendering.try_lock() {
+            Ok(one) => one,
+            Err(_) => {
+                if let Some(text) = self.last(|last| !last.text.is_empty()) {
+                    return text;
+                }
+                self.rendering.lock().unwrap_or_else(PoisonError::into_inner)
+            }
+        };
+        let text = self.recorder.render();
+        let until = Instant::now() + begun.elapsed() * GOOD_FOR;
+        let mut last = self.last.write().unwrap_or_else(PoisonError::into_inner);
+        *last = Rendered { text: text.clone(), until };
+        text
+    }
+
+    fn last(&self, is_good: impl Fn(&Rendered) -> bool) -> Option<String> {
+        let last = self.last.read().unwrap_or_else(PoisonError::into_inner);
+        is_good(&last).then(|| last.text.clone())
     }
 
     pub(crate) fn run_upkeep(&self) {
-        self.0.run_upkeep();
+        self.recorder.run_upkeep();
     }
 }
 
@@ -293,7 +343,7 @@ pub(crate) fn install() -> Option<Metrics> {
     let handle = recorder.handle();
     metrics::set_global_recorder(recorder).ok()?;
     describe();
-    Some(Metrics(handle))
+    Some(Metrics::new(handle))
 }
 
 fn builder() -> PrometheusBuilder {
@@ -320,9 +370,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn asking_without_end_renders_now_and_then() {
+        let recorder = builder().build_recorder();
+        let metrics = Metrics::new(recorder.handle());
+        metrics::with_local_recorder(&recorder, || {
+            let count =
+                || metrics::counter!("flexcore_commands_total", "outcome" => "x").increment(1);
+            let mut texts = std::collections::HashSet::new();
+            for _ in 0..200 {
+                count();
+                texts.insert(metrics.render());
+            }
+            assert!(texts.len() < 100, "{} texts of 200", texts.len());
+            let last = metrics.last.read().unwrap().until;
+            std::thread::sleep(last.saturating_duration_since(Instant::now()));
+            assert!(metrics.render().contains("outcome=\"x\"} 200"), "it is soon up to date");
+        });
+    }
+
+    #[test]
     fn metrics_render_with_their_help_and_buckets() {
         let recorder = builder().build_recorder();
-        let metrics = Metrics(recorder.handle());
+        let metrics = Metrics::new(recorder.handle());
         metrics::with_local_recorder(&recorder, || {
             describe();
             metrics::histogram!("flexcore_append_seconds").record(0.003);
