@@ -22,7 +22,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     Error, REQUEST_TIMEOUT,
     refusal::{self, Refusal},
-    unavailable,
+    size, unavailable,
 };
 
 /// Between two looks for acknowledgements that do not come.
@@ -120,10 +120,13 @@ impl Acknowledged {
         answered.await.map_err(|_| unknown("shutting down"))?
     }
 
-    /// Hands a message over, in order with those before it. A caller that waits is told
-    /// [`Unstored::Unknown`] at the latest half a second after [`REQUEST_TIMEOUT`].
+    /// Hands a message over, in order with those before it. One that is too large is not sent. A caller
+    /// that waits is told [`Unstored::Unknown`] at the latest half a second after [`REQUEST_TIMEOUT`].
     pub async fn publish(&self, message: Outgoing) {
         let Outgoing { subject, headers, body, told } = message;
+        if let Err(why) = size::check(&headers, body.len(), self.client.max_payload()) {
+            return told(Err(Unstored::TooLarge(why)));
+        }
         if self.client.connection_state() == State::Disconnected {
             // Kept back, it would be sent whenever the connection is back: after somebody else has
             // taken its sender's work over, perhaps.

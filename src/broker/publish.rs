@@ -94,7 +94,7 @@ impl Publisher {
     /// the work under way. `told` learns the stream sequence, or why there is none. One that is too
     /// large is not sent: it would take the others of its batch with it.
     pub fn publish(&self, subject: String, headers: HeaderMap, body: Bytes, told: Told) {
-        if let Err(why) = size::check(&headers, body.len(), self.client.max_payload()) {
+        if let Err(why) = size::check_in_batch(&headers, body.len(), self.client.max_payload()) {
             return told(Err(Unstored::TooLarge(why)));
         }
         if let Err(mpsc::error::SendError(message)) =

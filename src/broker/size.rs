@@ -34,19 +34,27 @@ pub fn line_bytes(name: &str, value: &str) -> usize {
 /// Longest header block that a stream of the broker takes.
 pub const HEADERS_BYTES_MAX: usize = u16::MAX as usize;
 
-/// Fails, with both sizes in words, when the broker does not take a message of these headers and body,
-/// alone or in a batch. `max_payload` is what the server has announced.
+/// Fails, with both sizes in words, when the broker does not take a message of these headers and body.
+/// `max_payload` is what the server has announced.
 pub fn check(headers: &HeaderMap, body_bytes: usize, max_payload: usize) -> Result<(), String> {
-    let (bytes, bytes_max) =
-        (encoded_bytes(headers, body_bytes), max_payload.saturating_sub(BATCH_HEADERS_BYTES));
-    if bytes > bytes_max {
-        return Err(too_large(bytes, bytes_max));
+    let bytes = encoded_bytes(headers, body_bytes);
+    if bytes > max_payload {
+        return Err(too_large(bytes, max_payload));
     }
     let bytes = headers_bytes(headers);
     if bytes > HEADERS_BYTES_MAX {
         return Err(too_large(bytes, HEADERS_BYTES_MAX));
     }
     Ok(())
+}
+
+/// The same of a message that may be sent in a batch.
+pub fn check_in_batch(
+    headers: &HeaderMap,
+    body_bytes: usize,
+    max_payload: usize,
+) -> Result<(), String> {
+    check(headers, body_bytes, max_payload.saturating_sub(BATCH_HEADERS_BYTES))
 }
 
 /// Both sizes in words.
@@ -66,9 +74,11 @@ mod tests {
         headers.append("A", "3");
         assert_eq!(headers_bytes(&headers), "NATS/1.0\r\nA: 12\r\nA: 3\r\n\r\n".len());
         assert_eq!(headers_bytes(&HeaderMap::new()), 0);
-        let room = 1_000 - BATCH_HEADERS_BYTES - headers_bytes(&headers);
+        let room = 1_000 - headers_bytes(&headers);
         for (body, is_taken) in [(room - 1, true), (room, true), (room + 1, false)] {
             assert_eq!(check(&headers, body, 1_000).is_ok(), is_taken, "{body}");
+            let in_batch = check_in_batch(&headers, body, 1_000 + BATCH_HEADERS_BYTES);
+            assert_eq!(in_batch.is_ok(), is_taken, "{body}");
         }
         let long = HEADERS_BYTES_MAX - headers_bytes(&headers) - line_bytes("B", "");
         for (value, is_taken) in [(long - 1, true), (long, true), (long + 1, false)] {

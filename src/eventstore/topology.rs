@@ -13,9 +13,9 @@ use flexcore_broker::{
     monitoring::varz,
     stream::{check, narrowed},
 };
-use flexcore_domain::limits::QUEUED_BYTES_MAX;
+use flexcore_domain::limits::{COMMIT_BYTES_MAX, QUEUED_BYTES_MAX};
 
-use crate::{Error, Profile, Settings, identity, subjects, unavailable};
+use crate::{COMMIT_HEADERS_BYTES, Error, Profile, Settings, identity, subjects, unavailable};
 
 /// Commits, for ever.
 pub const EVENTS: &str = "FLEX_EVENTS";
@@ -187,8 +187,12 @@ fn of_another_log(name: &str, named: &str, log: &str) -> Error {
 /// Oldest server whose `sync_interval: always` has no known hole.
 const SERVER_VERSION_MIN: (i64, i64, i64) = (2, 15, 0);
 
-/// Checks the server's version and, for the profile `power-loss`, that it syncs before it
-/// acknowledges.
+/// Least `max_payload` of a server: the largest commit, with its headers. Everything else that is stored is
+/// smaller, or is cut.
+const MAX_PAYLOAD_MIN: usize = COMMIT_BYTES_MAX + COMMIT_HEADERS_BYTES;
+
+/// Checks the server's version, the size of its messages and, for the profile `power-loss`, that it syncs
+/// before it acknowledges.
 pub(crate) async fn check_profile(
     client: &async_nats::Client,
     settings: &Settings,
@@ -200,6 +204,7 @@ pub(crate) async fn check_profile(
             client.server_info().version
         )));
     }
+    takes_messages_of(client.max_payload())?;
     if settings.profile == Profile::Relaxed {
         return Ok(());
     }
@@ -215,6 +220,16 @@ pub(crate) async fn check_profile(
         .iter()
         .map(|url| async move { (url, varz(url).await.map_err(Error::from)) });
     syncs(futures::future::join_all(asked).await)
+}
+
+fn takes_messages_of(max_payload: usize) -> Result<(), Error> {
+    if max_payload < MAX_PAYLOAD_MIN {
+        return Err(Error::Misconfigured(format!(
+            "the server takes messages of {max_payload} bytes at most, and {MAX_PAYLOAD_MIN} are needed: \
+             set `max_payload: 1MB` in nats.conf"
+        )));
+    }
+    Ok(())
 }
 
 /// True if servers that answered at these addresses sync before they acknowledge. One that is away
@@ -306,6 +321,14 @@ mod tests {
             let limit = i32::try_from(QUEUED_BYTES_MAX).unwrap();
             assert_eq!(narrowed, (wanted.name == COMMANDS).then_some(limit), "{}", wanted.name);
             assert_eq!(super::narrowed(&wanted, &wanted), None, "{}", wanted.name);
+        }
+    }
+
+    #[test]
+    fn a_server_that_takes_too_little_is_refused() {
+        let least = 960 * 1_024 + 1_024;
+        for (bytes, is_taken) in [(least - 1, false), (least, true), (1 << 20, true)] {
+            assert_eq!(takes_messages_of(bytes).is_ok(), is_taken, "{bytes}");
         }
     }
 

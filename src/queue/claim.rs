@@ -293,6 +293,24 @@ mod tests {
         claimed.beginning().unwrap_or(claimed)
     }
 
+    /// It is made of numbers and one name.
+    #[test]
+    fn progress_fits_a_message_whatever_it_says() {
+        let reader = format!("slot_{}_{}_{}", u16::MAX, u64::MAX, "x".repeat(22));
+        let fullest = Progress {
+            epoch: u64::MAX,
+            made_ns: i64::MIN,
+            settled: u64::MAX,
+            first: Some(u64::MAX),
+            begun: u32::MAX,
+            begun_by: u64::MAX,
+            reader,
+        };
+        let bytes = serde_json::to_vec(&fullest).unwrap().len();
+        assert!(bytes < 1_000, "{bytes}");
+        assert_eq!(decode(&serde_json::to_vec(&fullest).unwrap()).unwrap(), fullest);
+    }
+
     #[test]
     fn each_owner_that_begins_and_comes_no_further_counts() {
         let first = begun(&Progress::default(), 5, 9);

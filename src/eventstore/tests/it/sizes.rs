@@ -8,14 +8,15 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use flexcore_definition::{Application, SourceFile};
 use flexcore_domain::{
-    AggregateKey, CommandId, CommandName, Commit, Hash, Name, Outcome,
-    command::header,
+    ActorName, AggregateId, AggregateKey, AggregateName, CommandId, CommandName, Commit, Hash,
+    Name, Outcome, Tenant, Violation,
+    command::{SENTENCE_CHARS_MAX, header},
     limits::{COMMIT_BYTES_MAX, FINGERPRINTS_PER_BLOCK, QUEUED_BYTES_MAX},
 };
 use flexcore_eventstore::{
     Error, EventStore, Expected, Profile, catalog,
     snapshot::{Block, OlderCommands, Snapshot},
-    topology,
+    subject, topology,
 };
 use flexcore_servers::Sync;
 use futures::future::join_all;
@@ -134,7 +135,7 @@ async fn commands() {
 /// The last message in FLEX_DEAD.
 async fn last_dead(store: &EventStore) -> (HeaderMap, Bytes) {
     let dead = store.jetstream().get_stream(topology::DEAD).await.unwrap();
-    let last = dead.get_last_raw_message_by_subject("dead.command.>").await.unwrap();
+    let last = dead.get_last_raw_message_by_subject("dead.>").await.unwrap();
     (last.headers, last.payload)
 }
 
@@ -157,6 +158,17 @@ async fn what_is_put_aside() {
         let (kept, body) = bury(Some(headers(65_535)), size - 65_535.min(size)).await;
         assert!(kept.get(header::DEAD_HEADERS_LEFT_OUT).is_some(), "{size}: {}", body.len());
     }
+    // The largest event of a projection, with the longest names.
+    let long = AggregateKey::new(
+        Tenant::parse(&"t".repeat(40)).unwrap(),
+        AggregateName::parse(&"a".repeat(40)).unwrap(),
+        AggregateId::parse(&"i".repeat(128)).unwrap(),
+    );
+    let (kind, event) = (format!("projection.{}.63", "r".repeat(40)), vec![b'x'; COMMIT_BYTES_MAX]);
+    store.bury(&kind, &reason, &subject(&long), None, event.into()).await.unwrap();
+    let (kept, body) = last_dead(&store).await;
+    assert_eq!(body.len(), COMMIT_BYTES_MAX);
+    assert!(kept.get(header::DEAD_BODY_BYTES).is_none(), "it is cut");
     servers.stop().await;
 }
 
@@ -164,13 +176,20 @@ async fn what_is_put_aside() {
 async fn outcomes() {
     let (servers, store) = start().await;
     let (counter, id) = (key("c1"), CommandId::parse("c-1").unwrap());
-    let max_payload = store.client().max_payload();
-    for length in [100, max_payload - 1, max_payload, max_payload + 1, 4 * max_payload] {
+    let (most, max_payload) = (SENTENCE_CHARS_MAX, store.client().max_payload());
+    for length in [most - 1, most, most + 1, max_payload, 4 * max_payload] {
         let told = Outcome::Dead { reason: "\u{1}".repeat(length) };
         store.save_outcome(&counter, &id, 1, &told).await.unwrap();
-        let kept = store.outcome(&counter, &id).await.unwrap();
-        assert_eq!(kept, Some(told.shortened()), "{length}");
+        let kept = store.outcome(&counter, &id).await.unwrap().unwrap();
+        assert_eq!(kept, told.clone().shortened(), "{length}");
+        assert_eq!(kept == told, length <= most, "{length}");
     }
+    // The largest that there can be.
+    let text = || "\u{1}".repeat(4 * most);
+    let violations = (0..1_000).map(|_| Violation { field: text(), reason: text() }).collect();
+    let told = Outcome::InvalidPayload { violations };
+    store.save_outcome(&counter, &id, 1, &told).await.unwrap();
+    assert_eq!(store.outcome(&counter, &id).await.unwrap(), Some(told.shortened()));
     servers.stop().await;
 }
 
@@ -243,28 +262,29 @@ async fn full_blocks_of_fingerprints() {
 #[tokio::test(flavor = "multi_thread")]
 async fn deployments() {
     let (servers, store) = start().await;
-    // A quotation mark takes two bytes as JSON.
-    let application = |quotes: usize| {
-        let text = format!("# {}\n", "\"".repeat(quotes));
-        let file = SourceFile { path: "a.yaml".to_owned(), text };
-        Application {
-            name: Name::parse("empty").unwrap(),
+    let deploy = async |text: usize| {
+        let file = SourceFile { path: "a.yaml".to_owned(), text: "#".repeat(text) };
+        // One of its own each time: none is read back.
+        let application = Application {
+            name: Name::parse(&format!("a{text}")).unwrap(),
             version: 0,
             files: vec![file],
             aggregates: BTreeMap::new(),
             read_models: BTreeMap::new(),
             queries: BTreeMap::new(),
-        }
-    };
-    let deploy = async |quotes| {
-        let application = application(quotes);
+        };
         let before = catalog::deployment(&store, &application.name).await.unwrap();
-        let actor = flexcore_domain::ActorName::parse("test").unwrap();
+        let actor = ActorName::parse("test").unwrap();
         catalog::deploy(&store, &application, &before, &actor, 0).await
     };
-    let refused = deploy(COMMIT_BYTES_MAX / 2).await;
-    let Err(Error::TooLarge(why)) = refused else { panic!("{refused:?}") };
+    let Err(Error::TooLarge(why)) = deploy(COMMIT_BYTES_MAX).await else { panic!("it is taken") };
     assert!(why.contains("divide the application"), "{why}");
-    assert_eq!(deploy(COMMIT_BYTES_MAX / 2 - 1_000).await.unwrap(), 1);
+    let told = why.split_once("it takes ").and_then(|(_, rest)| rest.split(' ').next());
+    let envelope = told.unwrap().parse::<usize>().unwrap() - COMMIT_BYTES_MAX;
+    for (bytes, is_taken) in around(COMMIT_BYTES_MAX) {
+        let deployed = deploy(bytes - envelope).await;
+        assert_eq!(deployed.is_ok(), is_taken, "{bytes}: {deployed:?}");
+        assert_eq!(is_too_large(&deployed), !is_taken, "{bytes}: {deployed:?}");
+    }
     servers.stop().await;
 }
