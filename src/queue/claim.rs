@@ -119,7 +119,7 @@ impl Queue {
         let bucket = self.jetstream.get_stream_no_info(self.described.progress).await;
         let subject = self.described.progress_of(&place.to_string());
         match bucket.map_err(unavailable)?.get_last_raw_message_by_subject(&subject).await {
-            Ok(message) => Ok((decode(&message.payload)?, message.sequence)),
+            Ok(message) => Ok((readable(place, &message.payload), message.sequence)),
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
                 Ok((Progress::default(), 0))
             }
@@ -148,9 +148,10 @@ impl Queue {
             let headers = message.headers.as_ref();
             let subject = headers.and_then(|headers| headers.get("Nats-Subject"));
             let place = subject.and_then(|subject| subject.as_str().rsplit('.').next());
-            let place = place.and_then(|place| place.parse::<usize>().ok());
-            if let Some(place) = place.and_then(|place| all.get_mut(place)) {
-                *place = decode(&message.payload)?;
+            let place = place.and_then(|place| place.parse::<u16>().ok());
+            let found = place.and_then(|place| Some((place, all.get_mut(usize::from(place))?)));
+            if let Some((place, found)) = found {
+                *found = readable(place, &message.payload);
             }
         }
     }
@@ -276,6 +277,16 @@ impl Reader {
     }
 }
 
+/// The stored value, or that nothing is settled where it cannot be read. Then the place's messages are
+/// taken again: each is processed once by its id. The next owner overwrites what it found.
+fn readable(place: u16, body: &[u8]) -> Progress {
+    decode(body).unwrap_or_else(|error| {
+        metrics::counter!("flexcore_progress_unreadable_total").increment(1);
+        tracing::error!(place, %error, "progress cannot be read: nothing counts as settled");
+        Progress::default()
+    })
+}
+
 fn decode(body: &[u8]) -> Result<Progress, Error> {
     let broken = |error| Error::Misconfigured(format!("how far a place is settled: {error}"));
     serde_json::from_slice(body).map_err(broken)
@@ -332,6 +343,16 @@ mod tests {
             assert_eq!(progress.beginning(), None);
         }
         assert_eq!(begun(&progress, 30, 8).begun, 1);
+    }
+
+    #[test]
+    fn what_cannot_be_read_counts_as_nothing_settled() {
+        // The last is an acknowledgement of the broker: a forged reply subject writes it.
+        for body in [&b""[..], b"{}", br#"{"stream":"FLEX_COMMANDS","seq":1}"#] {
+            assert_eq!(readable(0, body), Progress::default());
+        }
+        let progress = Progress { epoch: 3, settled: 7, ..Progress::default() };
+        assert_eq!(readable(0, &serde_json::to_vec(&progress).unwrap()), progress);
     }
 
     #[test]

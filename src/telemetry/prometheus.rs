@@ -70,6 +70,12 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "Stored commands from the first on that is not settled; 0 where another worker looks",
     ),
     (
+        "flexcore_progress_unreadable_total",
+        Kind::Counter,
+        Unit::Count,
+        "Times that a slot's progress in the queue could not be read",
+    ),
+    (
         "flexcore_log_bytes",
         Kind::Gauge,
         Unit::Bytes,
