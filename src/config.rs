@@ -12,7 +12,7 @@ use flexcore_bench as bench;
 use flexcore_cluster::{self as cluster, Kind};
 use flexcore_domain::Tenant;
 use flexcore_eventstore::{EventStore, Profile, Settings};
-use flexcore_installation::{Endpoints, Ready, RenderMetrics, dev};
+use flexcore_installation::{Broker, Endpoints, Ready, RenderMetrics, dev};
 use flexcore_telemetry as telemetry;
 
 use crate::{global, out};
@@ -36,6 +36,7 @@ pub(crate) struct Config {
     member: Option<String>,
     lease: Duration,
     nats: Vec<String>,
+    nats_credentials: Option<PathBuf>,
     nats_monitors: Vec<String>,
     replicas: usize,
     postgres: Option<String>,
@@ -69,6 +70,7 @@ impl Config {
             member: options.member,
             lease: Duration::from_secs(options.lease),
             nats: options.nats,
+            nats_credentials: options.nats_credentials,
             nats_monitors: options.nats_monitor,
             replicas: options.replicas,
             postgres: options.postgres,
@@ -80,10 +82,11 @@ impl Config {
         })
     }
 
-    /// URLs of the broker's servers: as given, or that of the running `dev`.
-    pub(crate) fn nats(&self) -> anyhow::Result<Vec<String>> {
+    /// The broker's servers: as given, or that of the running `dev`.
+    pub(crate) fn nats(&self) -> anyhow::Result<Broker> {
         let given = (!self.nats.is_empty()).then(|| self.nats.clone());
-        self.given_or(given, "--nats", |ready| vec![ready.nats])
+        let urls = self.given_or(given, "--nats", |ready| vec![ready.nats])?;
+        Broker::new(&urls, self.nats_credentials.as_deref())
     }
 
     /// URL of the database: as given, or that of the running `dev`.
@@ -201,13 +204,7 @@ impl Config {
 
     /// A connection to the broker.
     pub(crate) async fn connect(&self) -> anyhow::Result<async_nats::Client> {
-        let urls = self.nats()?;
-        async_nats::connect(&urls).await.with_context(|| {
-            let urls = urls.join(", ");
-            format!(
-                "no connection to the broker at {urls}: is it running? `flexcore doctor` checks"
-            )
-        })
+        self.nats()?.connect(async_nats::ConnectOptions::new()).await
     }
 
     /// The log of a running installation, for tools: nothing is created or checked.
@@ -280,7 +277,7 @@ mod tests {
         assert_eq!(found.tenant().unwrap().as_str(), "demo");
         assert_eq!(found.signing_key(), ready.signing_key);
         let given = config(folder.path(), &["--nats", "nats://other:4222"]);
-        assert_eq!(given.nats().unwrap(), ["nats://other:4222"]);
+        assert_eq!(given.nats().unwrap().to_string(), "nats://other:4222");
     }
 
     #[test]

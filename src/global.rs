@@ -10,7 +10,8 @@ use flexcore_eventstore::Profile;
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// The broker, such as nats://127.0.0.1:4222; several servers with commas
+    /// The broker, such as nats://127.0.0.1:4222 or nats://user:password@127.0.0.1:4222; several
+    /// servers with commas, and one login for all of them
     #[arg(
         long,
         global = true,
@@ -20,6 +21,9 @@ pub(crate) struct Global {
         hide_env_values = true
     )]
     pub(crate) nats: Vec<String>,
+    /// A .creds file with the login to the broker
+    #[arg(long, global = true, env = "FLEXCORE_NATS_CREDENTIALS", value_name = "FILE")]
+    pub(crate) nats_credentials: Option<PathBuf>,
     /// Each server's monitoring address, such as http://127.0.0.1:8222; needed to check the profile
     /// power-loss
     #[arg(

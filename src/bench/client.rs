@@ -187,7 +187,8 @@ pub async fn run(
 /// In a child process: publishes commands of the flooding tenant for as long as it is told.
 async fn store(profile: Profile, url: &str, args: &ClientArgs) -> anyhow::Result<Report> {
     let settings = flexcore_eventstore::Settings { profile, replicas: 1, monitor_urls: Vec::new() };
-    let client = installation::connect(&[url.to_owned()]).await?;
+    let urls: Vec<String> = url.split(',').map(str::to_owned).collect();
+    let client = installation::connect(&installation::Broker::new(&urls, None)?).await?;
     let store = flexcore_eventstore::EventStore::attach(client, settings).await?;
     let publisher = store.command_publisher();
     let aggregate = AggregateName::parse("counter")?;

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use flexcore_cluster::{self as cluster, Kind, Member};
 use flexcore_eventstore::{EventStore, Profile, Settings};
-use flexcore_installation::{self as installation, Endpoints, Installation};
+use flexcore_installation::{self as installation, Broker, Endpoints, Installation};
 use flexcore_servers::{Options, Servers, Sync, Want};
 
 use crate::{Figure, Run};
@@ -45,9 +45,9 @@ impl Rig {
         let options =
             Options { sync, want, nats_servers: replicas, ..Options::new(&run.settings.cache) };
         let servers = Servers::start(&options).await?;
-        let (urls, monitor_urls) = addresses(&servers);
+        let (broker, monitor_urls) = addresses(&servers)?;
         let settings = Settings { profile: run.profile(), replicas, monitor_urls };
-        let client = installation::connect(&urls).await?;
+        let client = installation::connect(&broker).await?;
         let store = open(client, &settings).await?;
         let brokers = servers.nats_all().map(|nats| ("nats_server", nats.pid()));
         let others = [("flexcore", Some(std::process::id())), ("postgres", servers.postgres_pid())];
@@ -57,7 +57,7 @@ impl Rig {
 
     /// A connection of its own, so that it does not wait behind ours.
     pub(crate) async fn connect(&self) -> anyhow::Result<async_nats::Client> {
-        installation::connect(&addresses(&self.servers).0).await
+        installation::connect(&addresses(&self.servers)?.0).await
     }
 
     /// URL of the database.
@@ -72,7 +72,7 @@ impl Rig {
 
     /// Where the servers are.
     pub(crate) fn endpoints(&self) -> anyhow::Result<Endpoints> {
-        let (nats, nats_monitors) = addresses(&self.servers);
+        let (nats, nats_monitors) = addresses(&self.servers)?;
         let (replicas, postgres) = (self.replicas, self.postgres()?);
         Ok(Endpoints { nats, nats_monitors, replicas, postgres, postgres_query: None })
     }
@@ -90,9 +90,11 @@ impl Rig {
     }
 }
 
-/// URLs of the broker's servers, and of their monitoring.
-fn addresses(servers: &Servers) -> (Vec<String>, Vec<String>) {
-    servers.nats_all().map(|nats| (nats.url(), nats.monitor_url())).unzip()
+/// The broker's servers, and the URLs of their monitoring.
+fn addresses(servers: &Servers) -> anyhow::Result<(Broker, Vec<String>)> {
+    let (urls, monitors): (Vec<_>, Vec<_>) =
+        servers.nats_all().map(|nats| (nats.url(), nats.monitor_url())).unzip();
+    Ok((Broker::new(&urls, None)?, monitors))
 }
 
 /// Opens the log as soon as the servers have found each other.

@@ -130,7 +130,7 @@ impl Workers {
     fn new(run: &Run<'_>, endpoints: Endpoints) -> Self {
         let Endpoints { nats, nats_monitors, replicas, postgres, .. } = endpoints;
         let line = [
-            ("--nats", nats.join(",")),
+            ("--nats", nats.to_string()),
             ("--nats-monitor", nats_monitors.join(",")),
             ("--replicas", replicas.to_string()),
             ("--postgres", postgres),

@@ -104,7 +104,7 @@ impl Pairs {
                 Box::new(|args| ClientArgs { connections: FLOOD_STORED, stored: true, ..args }),
             ],
             Flood::Nats => {
-                vec![Box::new(move |args| ClientArgs { nats: urls.first().cloned(), ..args })]
+                vec![Box::new(move |args| ClientArgs { nats: Some(urls.to_string()), ..args })]
             }
         };
         let flooding = async {

@@ -15,7 +15,9 @@ use flexcore_http::health::RenderMetrics;
 use flexcore_servers::{Options, Servers, Sync};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Endpoints, Installation, Ready, Roles, connect, listen, ready::write_private, tokens};
+use crate::{
+    Broker, Endpoints, Installation, Ready, Roles, connect, listen, ready::write_private, tokens,
+};
 
 /// Lifetime of the ready file's token: a working day.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(12 * 3600);
@@ -66,7 +68,7 @@ impl Dev {
         };
         let servers = Servers::start(&options).await?;
         let endpoints = Endpoints {
-            nats: vec![servers.nats_url()],
+            nats: Broker::new(&[servers.nats_url()], None)?,
             nats_monitors: vec![servers.nats_monitor_url()],
             replicas: 1,
             postgres: servers.postgres_url().context("BUG: both servers were asked for")?,

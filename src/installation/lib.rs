@@ -10,7 +10,7 @@ mod ready;
 mod roles;
 pub mod tokens;
 
-pub use connect::connect;
+pub use connect::{Broker, connect};
 pub use dev::Dev;
 pub use flexcore_http::health::RenderMetrics;
 pub use open::{Endpoints, Installation};

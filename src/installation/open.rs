@@ -11,13 +11,13 @@ use flexcore_readmodel::{self as readmodel, ReadModels};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::connect::{RETRY, connect};
+use crate::connect::{Broker, RETRY, connect};
 
 /// Where the servers are.
 #[derive(Clone, Debug)]
 pub struct Endpoints {
-    /// URLs of the broker's servers.
-    pub nats: Vec<String>,
+    /// The broker's servers.
+    pub nats: Broker,
     /// Where each server's monitoring answers.
     pub nats_monitors: Vec<String>,
     /// Copies of each stream.
