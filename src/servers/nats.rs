@@ -153,6 +153,15 @@ impl Nats {
         self.start_again().await
     }
 
+    /// Starts it again with this after its configuration. For tests of logins.
+    pub async fn start_again_with(&mut self, more: &str) -> Result<(), Error> {
+        self.stop().await;
+        let path = self.folder.join("nats.conf");
+        let config = std::fs::read_to_string(&path).map_err(io_error("read nats.conf"))?;
+        std::fs::write(&path, config + more).map_err(io_error("write nats.conf"))?;
+        self.start_again().await
+    }
+
     /// Raises the limit on what its streams take on the disk, while it runs: as its operator would.
     pub fn raise_room(&self, file_bytes: u64) -> Result<(), Error> {
         self.write_room(file_bytes)?;
