@@ -1,8 +1,13 @@
-//! Queries whose Postgres is slow, or away.
+//! Queries whose Postgres is slow, or away; read models that are not as they should be.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
+use flexcore_readmodel::ReadModels;
 use flexcore_servers::Want;
+use sqlx::Connection as _;
 
 use crate::support::{Gateway, bearer, settings, start_on};
 
@@ -85,5 +90,41 @@ async fn while_postgres_is_away_queries_are_answered_at_once_and_commands_go_on(
         assert!(back.elapsed() < Duration::from_secs(10), "it is not asked again");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    gateway.servers.stop().await;
+}
+
+/// Waits until `/readyz` says this; 200 all the while, since a gateway is of use without read models.
+async fn told(gateway: &Gateway, status: &str, why: &str) {
+    let since = Instant::now();
+    loop {
+        let answer = gateway.get("/readyz").await;
+        assert_eq!(answer.status, 200, "{answer:?}");
+        if answer.json()["status"] == status && answer.body.contains(why) {
+            return;
+        }
+        assert!(since.elapsed() < Duration::from_secs(20), "not {status} {why}: {answer:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// `/readyz` once said "ready" in both cases.
+#[tokio::test(flavor = "multi_thread")]
+async fn read_models_that_cannot_be_changed_and_dropped_ones_are_told() {
+    let gateway = start_on(settings(), Want::Both).await;
+    let url = gateway.servers.postgres_url().unwrap();
+    let rows = ReadModels::connect(&url, flexcore_readmodel::Settings::default()).await.unwrap();
+    let ours = |_: &_, _| Some(1);
+    told(&gateway, "ready", "").await;
+    let troubles = BTreeMap::from([("flights".to_owned(), "a view hangs on it".to_owned())]);
+    rows.note_troubles(&ours, &troubles).await.unwrap();
+    told(&gateway, "degraded", "flights cannot be changed: a view hangs on it").await;
+    rows.note_troubles(&ours, &BTreeMap::new()).await.unwrap();
+    told(&gateway, "ready", "").await;
+    let mut admin = sqlx::PgConnection::connect(&url).await.unwrap();
+    let drop = "drop schema rm, flexcore cascade";
+    sqlx::raw_sql(drop).execute(&mut admin).await.unwrap();
+    told(&gateway, "degraded", "their tables were dropped").await;
+    assert!(rows.make_anew().await.unwrap());
+    told(&gateway, "ready", "").await;
     gateway.servers.stop().await;
 }
