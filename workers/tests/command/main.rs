@@ -4,6 +4,7 @@
 
 mod clocks;
 mod deciders;
+mod later;
 mod malformed;
 mod repeats;
 mod shares;

@@ -12,7 +12,7 @@ use super::{deciders::Busy, *};
 /// Time for deciding a command.
 const TAKES: Duration = Duration::from_millis(1);
 
-fn key_of(tenant: &str, id: usize) -> AggregateKey {
+pub(crate) fn key_of(tenant: &str, id: usize) -> AggregateKey {
     AggregateKey::new(
         Tenant::parse(tenant).unwrap(),
         AggregateName::parse("counter").unwrap(),
@@ -37,7 +37,7 @@ async fn one_lane_with(
     (everything(&member).await, stop)
 }
 
-async fn ask(
+pub(crate) async fn ask(
     client: &async_nats::Client,
     epochs: &BTreeMap<u16, u64>,
     key: AggregateKey,
