@@ -17,10 +17,12 @@ use flexcore_domain::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use crate::{Error, EventStore, Expected, Filter, Recorded, folded::Fold, topology, unavailable};
+use crate::{
+    Aggregates, Error, EventStore, Expected, Recorded,
+    folded::{Fold, States},
+    topology, unavailable,
+};
 
-/// Subjects of deployments.
-const SUBJECTS: &str = crate::subjects::DEPLOYMENTS;
 /// The aggregate of that tenant whose commits are the deployments: no application may have one of this
 /// name, or its commands would write to the same subjects.
 pub const AGGREGATE: &str = "application";
@@ -53,19 +55,34 @@ impl Deployment {
     }
 }
 
+fn tenant() -> Tenant {
+    Tenant::parse(Tenant::PLATFORM).expect("BUG: a valid tenant")
+}
+
+fn aggregate() -> AggregateName {
+    AggregateName::parse(AGGREGATE).expect("BUG: a valid aggregate")
+}
+
+/// Those whose commits are deployments.
+fn aggregates() -> Aggregates {
+    Aggregates { tenant: Some(tenant()), name: aggregate() }
+}
+
 fn key(name: &Name) -> AggregateKey {
-    AggregateKey::new(
-        Tenant::parse(Tenant::PLATFORM).expect("BUG: a valid tenant"),
-        AggregateName::parse(AGGREGATE).expect("BUG: a valid aggregate"),
-        AggregateId::parse(name.as_str()).expect("BUG: every name is an id"),
-    )
+    let id = AggregateId::parse(name.as_str()).expect("BUG: every name is an id");
+    AggregateKey::new(tenant(), aggregate(), id)
+}
+
+/// Stream sequence of the last deployment of any application; 0: none.
+async fn last(store: &EventStore) -> Result<u64, Error> {
+    store.leaders.last_on(topology::EVENTS, &aggregates().subjects(), 0).await.map_err(Error::from)
 }
 
 /// The application as it is deployed now. Fails when the broker is away or the stored files no
 /// longer read.
 pub async fn deployment(store: &EventStore, name: &Name) -> Result<Deployment, Error> {
     // First: what is deployed after this was read makes `deploy` fail.
-    let last = store.leaders.last_on(topology::EVENTS, SUBJECTS, 0).await?;
+    let last = last(store).await?;
     let Some(recorded) = store.last_deployed(&key(name)).await? else {
         let (expected, time_ms) = (Expected::default(), i64::MIN);
         return Ok(Deployment { application: None, expected, last, time_ms });
@@ -106,7 +123,8 @@ pub async fn deploy(
             data,
         }],
     };
-    let appended = store.append_among(&commit, SUBJECTS, before.last, &before.expected.hash).await;
+    let subjects = aggregates().subjects();
+    let appended = store.append_among(&commit, &subjects, before.last, &before.expected.hash).await;
     appended.map_err(|error| match error {
         Error::TooLarge(why) => Error::TooLarge(format!(
             "the application's files are one message of the log: {why}; divide the application"
@@ -156,7 +174,7 @@ pub async fn declarations(
     mut wanted: BTreeSet<String>,
 ) -> Result<BTreeMap<String, Arc<ReadModelDefinition>>, Error> {
     let (mut found, key) = (BTreeMap::new(), key(name));
-    let end = store.leaders.last_on(topology::EVENTS, SUBJECTS, 0).await? + 1;
+    let end = last(store).await? + 1;
     let mut next = store.deployed_before(&key, end).await?;
     while let Some(recorded) = next.filter(|_| !wanted.is_empty()) {
         if let Ok(application) = read(&recorded) {
@@ -171,19 +189,26 @@ pub async fn declarations(
     Ok(found)
 }
 
-/// Follows the deployments: what is deployed now, and every change after it. Ends when every
-/// receiver is gone. A stored version that this executable cannot read is logged and listed as such,
-/// and the one before it stays in force. Fails when the broker is away.
-pub async fn watch(store: &EventStore) -> Result<watch::Receiver<Arc<Catalog>>, Error> {
-    let fold = Fold {
+/// The catalog as a state that a process follows: what is deployed now, and every change after it. A
+/// stored version that this executable cannot read is logged and listed as such, and the one before it
+/// stays in force.
+#[must_use]
+pub fn fold() -> Fold<Catalog> {
+    Fold {
         name: "the deployed applications",
-        filter: Filter::Applications,
-        subjects: SUBJECTS,
+        of: aggregates(),
         put,
         unreadable,
         complete: |store, catalog| Box::pin(former(store, catalog)),
-    };
-    fold.watch(store).await
+    }
+}
+
+/// Follows the deployments alone, for tools. Ends when every receiver is gone. Fails when the broker is
+/// away.
+pub async fn watch(store: &EventStore) -> Result<watch::Receiver<Arc<Catalog>>, Error> {
+    let mut states = States::default();
+    let catalog = states.add(fold());
+    Ok(catalog.whole(&states.follow(store).await?))
 }
 
 fn put(catalog: &mut Catalog, recorded: &Recorded) {
@@ -220,7 +245,7 @@ fn unreadable(catalog: &mut Catalog, key: &AggregateKey, reason: String) {
 async fn former(store: &EventStore, catalog: &mut Catalog) -> Result<(), Error> {
     let names = catalog.unreadable.keys().filter(|name| !catalog.applications.contains_key(*name));
     for name in names.cloned().collect::<Vec<_>>() {
-        let end = store.leaders.last_on(topology::EVENTS, SUBJECTS, 0).await? + 1;
+        let end = last(store).await? + 1;
         let mut next = store.deployed_before(&key(&name), end).await?;
         while let Some(recorded) = next {
             if let Ok(application) = read(&recorded) {

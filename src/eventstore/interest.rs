@@ -1,8 +1,8 @@
 //! The part of the log that a reader follows: kinds of aggregates, and of each the slots.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use flexcore_domain::{AggregateName, SLOTS, Slot};
+use flexcore_domain::{AggregateKey, AggregateName, SLOTS, Slot, Tenant};
 
 use crate::subjects;
 
@@ -43,8 +43,9 @@ impl Interest {
         let of = |(aggregate, slots): (&AggregateName, &Slots)| {
             let whole = *slots == ALL || self.count() > SUBJECTS_MAX;
             let some = Slot::all().filter(move |slot| !whole && slots & (1 << slot.number()) != 0);
-            let some = some.map(move |slot| subjects::of_aggregates(slot, aggregate));
-            some.chain(whole.then(|| subjects::of_aggregates('*', aggregate))).collect::<Vec<_>>()
+            let some = some.map(move |slot| subjects::of_aggregates(slot, '*', aggregate));
+            let whole = whole.then(|| subjects::of_aggregates('*', '*', aggregate));
+            some.chain(whole).collect::<Vec<_>>()
         };
         if self.of.len() > SUBJECTS_MAX {
             return vec![subjects::ALL.to_owned()];
@@ -59,8 +60,43 @@ impl Interest {
     }
 }
 
+/// All aggregates of a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aggregates {
+    /// The one tenant whose they are; `None`: everybody's.
+    pub tenant: Option<Tenant>,
+    /// Their name.
+    pub name: AggregateName,
+}
+
+impl Aggregates {
+    /// True if an aggregate is one of them.
+    pub(crate) fn has(&self, key: &AggregateKey) -> bool {
+        self.name == *key.aggregate()
+            && self.tenant.as_ref().is_none_or(|tenant| tenant == key.tenant())
+    }
+
+    /// Their subjects, as the broker filters by them.
+    pub(crate) fn subjects(&self) -> String {
+        let tenant = self.tenant.as_ref().map_or("*", Tenant::as_str);
+        subjects::of_aggregates('*', tenant, &self.name)
+    }
+
+    /// The subjects of all of these. No two of them overlap: the broker refuses a consumer that filters
+    /// by such.
+    pub(crate) fn subjects_of(all: &[Self]) -> Vec<String> {
+        let everybodys = |name| Self { tenant: None, name };
+        let within =
+            |one: &Self| one.tenant.is_some() && all.contains(&everybodys(one.name.clone()));
+        let subjects = all.iter().filter(|one| !within(one)).map(Self::subjects);
+        subjects.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use flexcore_domain::AggregateId;
+
     use super::*;
 
     fn kind(name: &str) -> AggregateName {
@@ -69,6 +105,29 @@ mod tests {
 
     fn slots(numbers: impl IntoIterator<Item = u16>) -> impl Iterator<Item = Slot> {
         numbers.into_iter().filter_map(Slot::new)
+    }
+
+    #[test]
+    fn subjects_of_several_aggregates_do_not_overlap() {
+        let of = |tenant: Option<&str>, name| Aggregates {
+            tenant: tenant.map(|tenant| Tenant::parse(tenant).unwrap()),
+            name: kind(name),
+        };
+        let (users, ours) = (of(None, "user"), of(Some("flexcore"), "user"));
+        let deployments = of(Some("flexcore"), "application");
+        let all = [ours.clone(), deployments.clone(), users, deployments];
+        let subjects = ["evt.*.*.user.*", "evt.*.flexcore.application.*"];
+        assert_eq!(Aggregates::subjects_of(&all), subjects);
+        for (tenant, name, has) in [
+            ("flexcore", "user", [true, false, true, false]),
+            ("acme", "user", [false, false, true, false]),
+            ("flexcore", "application", [false, true, false, true]),
+            ("acme", "application", [false; 4]),
+        ] {
+            let (tenant, id) = (Tenant::parse(tenant).unwrap(), AggregateId::parse("1").unwrap());
+            let key = AggregateKey::new(tenant, kind(name), id);
+            assert_eq!(all.each_ref().map(|of| of.has(&key)), has, "{key}");
+        }
     }
 
     #[test]

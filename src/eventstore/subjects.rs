@@ -7,8 +7,6 @@ use flexcore_domain::{AggregateKey, AggregateName, SLOTS, Slot, Tenant};
 
 /// All of the log's.
 pub(crate) const ALL: &str = "evt.>";
-/// Those of deployments.
-pub(crate) const DEPLOYMENTS: &str = "evt.*.flexcore.application.*";
 
 /// The subject of an aggregate's commits: `evt.<slot>.<tenant>.<aggregate>.<id>`.
 #[must_use]
@@ -35,9 +33,13 @@ pub(crate) fn of_tenant(tenant: &Tenant) -> String {
     format!("evt.*.{tenant}.>")
 }
 
-/// The aggregates of this name, in a slot or in `*`.
-pub(crate) fn of_aggregates(slot: impl Display, aggregate: &AggregateName) -> String {
-    format!("evt.{slot}.*.{aggregate}.*")
+/// The aggregates of this name, in a slot or in `*`, of a tenant or of `*`.
+pub(crate) fn of_aggregates(
+    slot: impl Display,
+    tenant: impl Display,
+    aggregate: &AggregateName,
+) -> String {
+    format!("evt.{slot}.{tenant}.{aggregate}.*")
 }
 
 /// The first token of a stored command's subject.
@@ -87,12 +89,6 @@ pub(crate) fn tenant(subject: &str) -> Option<Tenant> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog;
-
-    #[test]
-    fn deployments_are_commits_of_the_platforms_own_aggregate() {
-        assert_eq!(DEPLOYMENTS, format!("evt.*.{}.{}.*", Tenant::PLATFORM, catalog::AGGREGATE));
-    }
 
     #[test]
     fn a_stored_command_has_the_slot_in_front() {

@@ -15,7 +15,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 
 use crate::{
     Error, EventStore, Recorded,
-    interest::Interest,
+    interest::{Aggregates, Interest},
     links::{LINKS_MAX, Links},
     load, subjects, topology,
 };
@@ -33,9 +33,9 @@ pub enum Filter {
     /// One tenant's. They are not checked against one another: who follows a tenant needs little
     /// memory.
     Tenant(Tenant),
-    /// Deployments of applications: from the beginning of the log on only the last of each, and
-    /// those that follow.
-    Applications,
+    /// Those of some aggregates: from the beginning of the log on only the last of each, and those
+    /// that follow.
+    LastOf(Vec<Aggregates>),
 }
 
 impl Filter {
@@ -46,7 +46,7 @@ impl Filter {
             Self::Slot(slot) => subjects::of_slot(*slot),
             Self::Of(interest) => return interest.subjects(),
             Self::Tenant(tenant) => subjects::of_tenant(tenant),
-            Self::Applications => subjects::DEPLOYMENTS.to_owned(),
+            Self::LastOf(all) => return Aggregates::subjects_of(all),
         }]
     }
 
@@ -435,9 +435,8 @@ impl Subscription {
                 None => return Err(crate::unavailable(ANOTHER_LOG)),
             }
         }
-        // Of the deployments of an application the last one counts.
         let deliver_policy = match (&self.filter, self.next_sequence) {
-            (Filter::Applications, 1) => DeliverPolicy::LastPerSubject,
+            (Filter::LastOf(_), 1) => DeliverPolicy::LastPerSubject,
             (_, start_sequence) => DeliverPolicy::ByStartSequence { start_sequence },
         };
         let filter_subjects = self.filter.subjects();

@@ -6,7 +6,7 @@ use anyhow::Context;
 use flexcore_cluster::{self as cluster, Kind, Member, Owners};
 use flexcore_definition::Catalog;
 use flexcore_domain::AggregateKey;
-use flexcore_eventstore::{self as eventstore, EventStore, Profile};
+use flexcore_eventstore::{self as eventstore, EventStore, Profile, folded::States};
 use flexcore_readmodel::{self as readmodel, ReadModels};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -73,7 +73,11 @@ impl Installation {
         }
         read_models.migrate().await.context("no read models")?;
         read_models.check_login().await.context("no queries")?;
-        let catalog = eventstore::catalog::watch(&store).await?;
+        // All of them have one reader: another state is added here.
+        let mut states = States::default();
+        let catalog = states.add(eventstore::catalog::fold());
+        let whole = states.follow(&store).await?;
+        let catalog = catalog.whole(&whole);
         let member = Member::join(store.client(), membership.clone()).await?;
         Ok(Self { store, read_models, catalog, member })
     }

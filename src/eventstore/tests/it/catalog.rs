@@ -18,7 +18,7 @@ fn name(text: &str) -> Name {
 }
 
 /// An application with one aggregate, and one read model with this column.
-fn application(app: &str, aggregate: &str, column: &str) -> Application {
+pub(crate) fn application(app: &str, aggregate: &str, column: &str) -> Application {
     let text = format!(
         "aggregate: {aggregate}\n\
          description: One.\n\
@@ -35,7 +35,7 @@ fn application(app: &str, aggregate: &str, column: &str) -> Application {
     Application::read(name(app), files).unwrap()
 }
 
-async fn deployed(store: &EventStore, application: &Application) -> Result<u32, Error> {
+pub(crate) async fn deployed(store: &EventStore, application: &Application) -> Result<u32, Error> {
     let before = deployment(store, &application.name).await?;
     deploy(store, application, &before, &ActorName::parse("apply").unwrap(), 0).await
 }

@@ -5,6 +5,7 @@
 mod broken;
 mod broker;
 mod catalog;
+mod folded;
 mod growth;
 mod interest;
 mod kept;

@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use async_nats::Subscriber;
-use flexcore_eventstore::{Error, EventStore, Expected, Filter, Read, Subscription, topology};
+use flexcore_domain::AggregateName;
+use flexcore_eventstore::{
+    Aggregates, Error, EventStore, Expected, Filter, Read, Subscription, topology,
+};
 use futures::{StreamExt as _, TryStreamExt as _};
 
 use crate::{PATIENCE, broker::commit, key, start};
@@ -95,7 +98,8 @@ async fn consumers_that_go_at_once_are_made_anew_with_pauses() {
 async fn a_log_that_was_replaced_by_another_is_not_waited_for() {
     let (servers, store) = start().await;
     store.append(&commit("A1"), Expected::default()).await.unwrap();
-    let mut subscription = store.subscribe(Filter::Applications, 1).await.unwrap();
+    let nobodys = Aggregates { tenant: None, name: AggregateName::parse("nobodys").unwrap() };
+    let mut subscription = store.subscribe(Filter::LastOf(vec![nobodys]), 1).await.unwrap();
     let mut whole = store.subscribe(Filter::Everything, 1).await.unwrap();
     assert_eq!(read(&mut whole, 1).await, ["A1"]);
     let log = store.jetstream().get_stream(topology::EVENTS).await.unwrap();
