@@ -98,7 +98,12 @@ impl Broker {
                 ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => {
                     Err(self.refused().into())
                 }
-                _ => Err(error).with_context(|| format!("no connection to the broker at {self}: is it running? `flexcore doctor` checks")),
+                _ => Err(error).with_context(|| {
+                    format!(
+                        "no connection to the broker at {self}: is it running? `flexcore doctor` \
+                         checks"
+                    )
+                }),
             },
         }
     }
