@@ -138,9 +138,8 @@ pub enum Error {
     /// hears that it was deposed; if it stays so, the queue has lost its end.
     #[error(
         "the queue ends at {last}, before what is settled, {settled}: a server that was cut off says so \
-         for a while. If it stays so, the queue has lost its end. Delete the stream {} then, to have \
-         what is left in the queue done again, and start all gateways and workers anew: the secret by \
-         which they know each other's commands lies in it",
+         for a while. If it stays so, the queue has lost its end. Delete the stream {} then, and start one \
+         gateway or worker anew, which makes the stream again: what is left in the queue is done again",
         topology::PROGRESS
     )]
     QueueBehind {

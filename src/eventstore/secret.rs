@@ -1,5 +1,5 @@
-//! The secret that gateways and workers share. It lies in a bucket that nobody needs to read who only
-//! publishes commands.
+//! The secret that gateways and workers share, in a bucket of its own: nobody needs to read it who only
+//! publishes commands, and no repair of another stream takes it away.
 
 use std::time::Duration;
 
@@ -13,48 +13,76 @@ use uuid::Uuid;
 
 use crate::{Error, EventStore, REQUEST_TIMEOUT, topology, unavailable};
 
-/// Beside the slots, whose names are numbers.
-const SUBJECT: &str = "$KV.flex_queue.secret";
+/// Where it lies: stream and subject.
+const PLACE: (&str, &str) = (topology::SECRETS, "$KV.flex_secrets.seal");
+/// Where earlier versions made it, and read it yet: beside the slots, whose names are numbers.
+const FORMER: (&str, &str) = (topology::PROGRESS, "$KV.flex_queue.secret");
 /// Before the broker is asked again: a stream that was just made may have no leader yet.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// The last message of a place.
+struct Last {
+    /// 0: there is none.
+    sequence: u64,
+    /// `None`: there is none, or it was deleted.
+    secret: Option<Secret>,
+}
 
 /// The secret of this installation; the first process to ask makes it. Fails when the broker is away.
 pub(crate) async fn open(jetstream: &jetstream::Context) -> Result<Secret, Error> {
     let end = Instant::now() + REQUEST_TIMEOUT;
     loop {
-        let error = match read(jetstream).await {
-            Ok(Some(secret)) => return Ok(secret),
-            Ok(None) => write(jetstream).await.err(),
-            Err(error) => Some(error),
-        };
-        match error {
-            Some(error) if !error.is_passing() || Instant::now() > end => return Err(error),
-            Some(_) => tokio::time::sleep(PAUSE).await,
-            None => {}
+        match read_or_make(jetstream).await {
+            Err(error) if error.is_passing() && Instant::now() < end => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            done => return done,
         }
     }
 }
 
-async fn read(jetstream: &jetstream::Context) -> Result<Option<Secret>, Error> {
-    let bucket = jetstream.get_stream_no_info(topology::PROGRESS).await.map_err(unavailable)?;
-    let message = match bucket.get_last_raw_message_by_subject(SUBJECT).await {
-        Ok(message) => message,
-        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => return Ok(None),
-        Err(error) => return Err(unavailable(error)),
+async fn read_or_make(jetstream: &jetstream::Context) -> Result<Secret, Error> {
+    let last = read(jetstream, PLACE).await?;
+    if let Some(secret) = last.secret {
+        return Ok(secret);
+    }
+    // Processes of an earlier version go on with theirs. Not after a deletion: that is to end it.
+    let former = match last.sequence {
+        0 => read(jetstream, FORMER).await?.secret,
+        _ => None,
     };
-    let secret = std::str::from_utf8(&message.payload).ok().and_then(Secret::parse);
-    let advice = "delete it, and start gateways and workers again";
-    secret
-        .map(Some)
-        .ok_or_else(|| Error::Misconfigured(format!("{SUBJECT} is no secret: {advice}")))
+    let made = former.unwrap_or_else(|| Secret::from(*Uuid::new_v4().as_bytes()));
+    write(jetstream, &made, last.sequence).await?;
+    // What stands there holds, whichever process wrote it.
+    let last = read(jetstream, PLACE).await?;
+    last.secret.ok_or_else(|| unavailable(format!("{} was just deleted", PLACE.1)))
 }
 
-/// Writes a new one, unless another process has: that one holds.
-async fn write(jetstream: &jetstream::Context) -> Result<(), Error> {
-    let made = Secret::from(*Uuid::new_v4().as_bytes()).to_string();
+async fn read(jetstream: &jetstream::Context, (stream, at): (&str, &str)) -> Result<Last, Error> {
+    let bucket = jetstream.get_stream_no_info(stream).await.map_err(unavailable)?;
+    let message = match bucket.get_last_raw_message_by_subject(at).await {
+        Ok(message) => message,
+        Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
+            return Ok(Last { sequence: 0, secret: None });
+        }
+        Err(error) => return Err(unavailable(error)),
+    };
+    let sequence = message.sequence;
+    if message.payload.is_empty() {
+        return Ok(Last { sequence, secret: None });
+    }
+    let secret = std::str::from_utf8(&message.payload).ok().and_then(Secret::parse);
+    let advice = "delete it, and start gateways and workers again";
+    let secret =
+        secret.ok_or_else(|| Error::Misconfigured(format!("{at} is no secret: {advice}")))?;
+    Ok(Last { sequence, secret: Some(secret) })
+}
+
+/// Writes it, unless another process has since this sequence.
+async fn write(jetstream: &jetstream::Context, made: &Secret, last: u64) -> Result<(), Error> {
     let mut headers = HeaderMap::new();
-    headers.insert("Nats-Expected-Last-Subject-Sequence", "0");
-    let sent = jetstream.publish_with_headers(SUBJECT, headers, made.into()).await;
+    headers.insert("Nats-Expected-Last-Subject-Sequence", last.to_string());
+    let sent = jetstream.publish_with_headers(PLACE.1, headers, made.to_string().into()).await;
     match sent.map_err(unavailable)?.await {
         Err(error) if error.kind() != PublishErrorKind::WrongLastSequence => {
             Err(unavailable(error))

@@ -27,6 +27,9 @@ pub const DEAD: &str = "FLEX_DEAD";
 pub const OUTCOMES: &str = "FLEX_OUTCOMES";
 /// Progress of the commands of each slot, laid out as a KV bucket named `flex_queue`.
 pub const PROGRESS: &str = "KV_flex_queue";
+/// The secret that gateways and workers share, laid out as a KV bucket named `flex_secrets`. Nothing else
+/// lies in it: the other streams can be deleted or given to read without it.
+pub const SECRETS: &str = "KV_flex_secrets";
 /// Snapshots of aggregates, laid out as a KV bucket named `flex_snapshots`.
 pub const SNAPSHOTS: &str = "KV_flex_snapshots";
 
@@ -46,7 +49,7 @@ const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
 /// another's was acknowledged, and not stored.
 const NO_SOURCE: (&str, &str) = (DEAD, "dead.none");
 
-fn streams(settings: &Settings) -> [Config; 6] {
+fn streams(settings: &Settings) -> [Config; 7] {
     let base = Config {
         num_replicas: settings.replicas,
         storage: StorageType::File,
@@ -89,6 +92,13 @@ fn streams(settings: &Settings) -> [Config; 6] {
             max_messages_per_subject: 1,
             allow_rollup: true,
             allow_direct: true,
+            ..base.clone()
+        },
+        // Asked of its leader alone.
+        Config {
+            name: SECRETS.to_owned(),
+            subjects: vec!["$KV.flex_secrets.*".to_owned()],
+            max_messages_per_subject: 1,
             ..base.clone()
         },
         Config {
@@ -288,7 +298,7 @@ mod tests {
             assert_eq!(check(&wanted, &found), Ok(()), "{}", wanted.name);
         }
         type Change = fn(&mut Config);
-        let changes: [(&str, &str, Change); 13] = [
+        let changes: [(&str, &str, Change); 14] = [
             (EVENTS, "max_msgs_per_subject", |c| c.max_messages_per_subject = 100),
             (EVENTS, "max_age", |c| c.max_age = Duration::from_secs(3600)),
             (EVENTS, "discard policy", |c| c.discard = DiscardPolicy::Old),
@@ -298,6 +308,7 @@ mod tests {
             (COMMANDS, "sources", |c| c.sources = None),
             (PROGRESS, "max_msgs_per_subject", |c| c.max_messages_per_subject = -1),
             (PROGRESS, "max_msgs", |c| c.max_messages = 10),
+            (SECRETS, "max_age", |c| c.max_age = Duration::from_secs(3600)),
             (OUTCOMES, "max_bytes", |c| c.max_bytes = 1 << 20),
             (EVENTS, "max_msg_size", |c| c.max_message_size = 512 << 10),
             (DEAD, "max_msg_size", |c| c.max_message_size = 512 << 10),

@@ -132,7 +132,7 @@ impl Queue {
         let Descriptor { progress, places, .. } = self.described;
         let mut all = vec![Progress::default(); usize::from(places)];
         let subjects = self.described.progress_of("*");
-        // The stream may hold something else beside: of commands, the secret of this installation.
+        // The stream may hold something else beside: of commands, the secret that earlier versions made.
         let most = places + 1;
         let request = format!(r#"{{"multi_last":["{subjects}"],"batch":{most}}}"#);
         let to = format!("$JS.API.DIRECT.GET.{progress}");

@@ -13,6 +13,7 @@ mod origins;
 mod queue;
 mod reading;
 mod replicas;
+mod secret;
 mod sizes;
 mod subscription;
 

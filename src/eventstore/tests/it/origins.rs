@@ -37,6 +37,7 @@ async fn what_is_left_of_another_log_is_refused_at_the_start_until_it_is_taken_a
         topology::DEAD,
         topology::OUTCOMES,
         topology::PROGRESS,
+        topology::SECRETS,
         topology::SNAPSHOTS,
     ];
     others.sort_unstable();
