@@ -9,11 +9,12 @@ use std::{
 
 use anyhow::{Context, anyhow};
 use flexcore_bench as bench;
-use flexcore_cluster::{self as cluster, Kind};
+use flexcore_cluster::{self as cluster, WorkKind};
 use flexcore_domain::Tenant;
 use flexcore_eventstore::{EventStore, Profile, Settings};
 use flexcore_installation::{Broker, Endpoints, Ready, RenderMetrics, dev};
 use flexcore_telemetry as telemetry;
+use flexcore_workers as workers;
 
 use crate::{global, out};
 
@@ -136,7 +137,7 @@ impl Config {
     pub(crate) fn membership(
         &self,
         role: &str,
-        kinds: impl IntoIterator<Item = Kind>,
+        kinds: impl IntoIterator<Item = WorkKind>,
     ) -> cluster::Settings {
         let host = || fs::read_to_string("/proc/sys/kernel/hostname").ok();
         let name = self.member.clone().or_else(|| Some(host()?.trim().to_owned()));
@@ -144,6 +145,7 @@ impl Config {
         cluster::Settings {
             lease: self.lease,
             replicas: self.replicas,
+            shared_out: workers::ALL_WORK.to_vec(),
             ..cluster::Settings::new(&name, role, kinds)
         }
     }
@@ -165,7 +167,7 @@ impl Config {
             data: self.data.clone(),
             cache: self.cache.clone(),
             profile: self.profile,
-            membership: self.membership("dev", Kind::ALL),
+            membership: self.membership("dev", workers::ALL_WORK),
             listen: self.http.clone().unwrap_or_else(|| "127.0.0.1:0".to_owned()),
             tenant: self.tenant.clone().map_or_else(|| Tenant::parse(DEV_TENANT), Ok)?,
             signing_key: self.signing_key.clone().unwrap_or_else(own_key),

@@ -3,12 +3,13 @@
 use std::io::Write;
 
 use anyhow::Context;
-use flexcore_cluster::{self as cluster, Kind, Seat};
+use flexcore_cluster::{self as cluster, Seat, WorkKind};
 use flexcore_operations::{
     drain::drained,
     report::{Health, Report, report},
 };
 use flexcore_readmodel::{ReadModels, Settings};
+use flexcore_workers::{COMMANDS, PROJECTIONS};
 
 use crate::{config::Config, out};
 
@@ -97,8 +98,10 @@ pub(crate) async fn run(
 fn show(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
     let mut members = out::table(["member", "role", "version", "slots", "projections", "state"]);
     for seat in &report.view.members {
-        let owns = |kind| seat.owns.get(&kind).map_or_else(|| "-".to_owned(), |all| ranges(all));
-        let (slots, shares) = (owns(Kind::Command), owns(Kind::Projection));
+        let owns = |kind: WorkKind| {
+            seat.owns.get(kind.name).map_or_else(|| "-".to_owned(), |all| ranges(all))
+        };
+        let (slots, shares) = (owns(COMMANDS), owns(PROJECTIONS));
         let id = seat.id.as_str();
         members.add_row([id, &seat.role, &seat.version, &slots, &shares, state(seat)]);
     }
@@ -108,7 +111,7 @@ fn show(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
         _ => writeln!(out, "no leader just now")?,
     }
     for (kind, places) in report.view.unowned.iter().filter(|(_, places)| !places.is_empty()) {
-        writeln!(out, "without an owner: {} {}", kind.as_str(), ranges(places))?;
+        writeln!(out, "without an owner: {kind} {}", ranges(places))?;
     }
     let mut projections = out::table([
         "read model",

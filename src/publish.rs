@@ -16,12 +16,13 @@ use async_nats::{
         context::{PublishAckFuture, PublishErrorKind},
     },
 };
-use flexcore_cluster::{Kind, Owners};
+use flexcore_cluster::Owners;
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Command, CommandId, CommandName, Outcome,
     Tenant, command::header,
 };
 use flexcore_http::Method;
+use flexcore_workers::COMMANDS;
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 
@@ -189,7 +190,7 @@ async fn wait(
     outgoing: &Outgoing,
     longest: Duration,
 ) -> anyhow::Result<Outcome> {
-    let owners = Owners::attach(client).await?;
+    let owners = Owners::attach(COMMANDS, client).await?;
     let (slot, started) = (outgoing.key.slot().number(), Instant::now());
     loop {
         let question = |epoch, _| {
@@ -197,7 +198,7 @@ async fn wait(
             headers.insert(header::COMMAND_ID, outgoing.id.as_str());
             (Command::outcome_subject(epoch, &outgoing.key), headers)
         };
-        let asked = owners.ask(Kind::Command, slot, ASK_MAX, bytes::Bytes::new(), question).await;
+        let asked = owners.ask(slot, ASK_MAX, bytes::Bytes::new(), question).await;
         let outcome = match asked {
             Ok(reply) => {
                 serde_json::from_slice(&reply.message.payload).context("the worker's answer")?

@@ -4,7 +4,6 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context, bail};
 use flexcore_auth::{PublicKey, SigningKey};
-use flexcore_cluster::Kind;
 use flexcore_installation::{Installation, RenderMetrics, Roles, listen, stop_at_signals, tokens};
 use flexcore_workers as workers;
 use tokio_util::sync::CancellationToken;
@@ -95,7 +94,7 @@ pub(crate) async fn worker(
     stop_at_signals(&stop)?;
     let endpoints = config.endpoints()?;
     let has = |role| args.roles.is_empty() || args.roles.contains(&role);
-    let kinds = [(Role::Command, Kind::Command), (Role::Projection, Kind::Projection)];
+    let kinds = [(Role::Command, workers::COMMANDS), (Role::Projection, workers::PROJECTIONS)];
     let kinds = kinds.into_iter().filter(|(role, _)| has(*role)).map(|(_, kind)| kind);
     let membership = config.membership("worker", kinds);
     let installation =

@@ -34,7 +34,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use flexcore_cluster::{Kind, Member};
+use flexcore_cluster::Member;
 use flexcore_definition::Catalog;
 use flexcore_domain::{AggregateKey, Command, CommandId, Outcome, Slot, StateReply, Tenant};
 use flexcore_eventstore::{Error, EventStore};
@@ -314,7 +314,7 @@ async fn keep_house(store: EventStore, lanes: Lanes, member: Member, stop: Cance
         }
         let waiting = metrics::gauge!("flexcore_commands_waiting");
         // One worker does it for all.
-        if !assigned.borrow().of(Kind::Command).contains_key(&0) {
+        if !assigned.borrow().of(crate::COMMANDS).contains_key(&0) {
             waiting.set(0.0);
             continue;
         }

@@ -8,6 +8,17 @@ pub mod projection;
 
 use std::time::Duration;
 
+use flexcore_cluster::WorkKind;
+use flexcore_domain::{PORTIONS, SLOTS};
+
+/// The slots of the command workers.
+pub const COMMANDS: WorkKind = WorkKind { name: "command", places: SLOTS };
+/// The shares of the projection workers: a read model belongs to one, by its name, or to all of them,
+/// by slot.
+pub const PROJECTIONS: WorkKind = WorkKind { name: "projection", places: PORTIONS };
+/// All kinds of work.
+pub const ALL_WORK: [WorkKind; 2] = [COMMANDS, PROJECTIONS];
+
 /// Longest time that a worker that stops waits until the map says so. Until then it keeps receiving
 /// and answering requests. A leader takes a twentieth of it; when it is the leader that stops,
 /// another must be found first.

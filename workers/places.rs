@@ -5,7 +5,7 @@ use std::{
     pin::pin,
 };
 
-use flexcore_cluster::{Kind, Member};
+use flexcore_cluster::{Member, WorkKind};
 use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -28,7 +28,7 @@ pub(crate) struct Place {
 /// `None`: there is no such place.
 pub(crate) async fn follow<S>(
     member: &Member,
-    kind: Kind,
+    kind: WorkKind,
     stop: CancellationToken,
     serve: impl Fn(Place) -> Option<S>,
 ) where
@@ -58,7 +58,7 @@ pub(crate) async fn follow<S>(
             serving.insert(*number, place);
         }
         let serves: BTreeSet<u16> = wanted.keys().chain(serving.keys()).copied().collect();
-        if kind == Kind::Command {
+        if kind == crate::COMMANDS {
             metrics::gauge!("flexcore_slots_owned").set(wanted.len() as f64);
         }
         member.report(kind, now.followed, serves);
@@ -111,7 +111,7 @@ fn leave(serving: &HashMap<u16, Place>, wanted: &BTreeMap<u16, u64>, leaving: &B
 
 /// Says that nothing of a kind is served any more, until the map has taken its places: they are given to
 /// others when their owner has said so in answer to a map that asks for it.
-pub(crate) async fn hand_over(member: &Member, kind: Kind) {
+pub(crate) async fn hand_over(member: &Member, kind: WorkKind) {
     let mut assigned = member.assigned();
     let alone = member.is_alone(kind).await;
     loop {

@@ -22,7 +22,7 @@ mod upcast;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use flexcore_cluster::{Assigned, Kind, Member};
+use flexcore_cluster::{Assigned, Member};
 use flexcore_definition::Catalog;
 use flexcore_domain::Name;
 use flexcore_eventstore::EventStore;
@@ -32,7 +32,7 @@ use metrics::gauge;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::places;
+use crate::{PROJECTIONS, places};
 use former::Former;
 use indexing::Indexing;
 use origin::Origin;
@@ -92,7 +92,7 @@ pub async fn run(
     }
     while readers.tasks.join_next().await.is_some() {}
     worker.member.resign();
-    let handed_over = places::hand_over(&worker.member, Kind::Projection);
+    let handed_over = places::hand_over(&worker.member, PROJECTIONS);
     let _ = tokio::time::timeout(crate::TOLD_MAX, handed_over).await;
     result
 }
@@ -124,11 +124,11 @@ impl Worker {
         let (mut assigned, mut attempt) = (self.member.assigned(), 0);
         while !stop.is_cancelled() {
             self.owned = assigned.borrow_and_update().clone();
-            let epochs = self.owned.of(Kind::Projection);
+            let epochs = self.owned.of(PROJECTIONS);
             #[cfg(feature = "defects")]
             let epochs = crate::defects::never_let_go(epochs);
             readers.keep_only(&epochs);
-            self.member.report(Kind::Projection, self.owned.followed, readers.shares(&epochs));
+            self.member.report(PROJECTIONS, self.owned.followed, readers.shares(&epochs));
             let pause = match self.look(readers, &epochs).await {
                 Ok(()) => {
                     attempt = 0;

@@ -7,10 +7,11 @@ use std::{
 };
 
 use anyhow::Context;
-use flexcore_cluster::{self as cluster, Kind, Member};
+use flexcore_cluster::{self as cluster, Member};
 use flexcore_eventstore::{EventStore, Profile, Settings};
 use flexcore_installation::{self as installation, Broker, Endpoints, Installation};
 use flexcore_servers::{Options, Servers, Sync, Want};
+use flexcore_workers::ALL_WORK;
 
 use crate::{Figure, Run};
 
@@ -111,7 +112,7 @@ async fn open(client: async_nats::Client, settings: &Settings) -> anyhow::Result
 }
 
 fn membership() -> cluster::Settings {
-    cluster::Settings::new("bench", "bench", Kind::ALL)
+    cluster::Settings::new("bench", "bench", ALL_WORK)
 }
 
 /// Adds up the processor time of processes while something of interest runs.

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, bail};
 use async_nats::HeaderMap;
-use flexcore_cluster::{self as cluster, Kind, Owners, View};
+use flexcore_cluster::{self as cluster, Owners, View};
 use flexcore_domain::{Command, Outcome, command::header};
 use flexcore_eventstore::{Profile, topology};
 use flexcore_installation::Endpoints;
@@ -201,9 +201,9 @@ async fn end(mut worker: Child) -> anyhow::Result<()> {
 
 /// True if so many members own all slots, in shares that differ by one at most.
 fn is_balanced(view: &View, count: usize) -> bool {
-    let owned = |seat: &cluster::Seat| seat.owns.get(&Kind::Command).map(Vec::len);
+    let owned = |seat: &cluster::Seat| seat.owns.get(flexcore_workers::COMMANDS.name).map(Vec::len);
     let shares: Vec<usize> = view.members.iter().filter_map(owned).collect();
-    let all = usize::from(Kind::Command.places());
+    let all = usize::from(flexcore_workers::COMMANDS.places);
     let differ = shares.iter().max().zip(shares.iter().min()).is_some_and(|(a, b)| a - b <= 1);
     shares.len() == count && shares.iter().sum::<usize>() == all && differ
 }
@@ -232,7 +232,7 @@ impl Handed {
 async fn hand_over(rig: &Rig, workers: &mut Workers, handed: &mut Handed) -> anyhow::Result<()> {
     workers.scale_to(rig, 2).await?;
     let stop = CancellationToken::new();
-    let owners = Owners::attach(rig.store.client()).await?;
+    let owners = Owners::attach(flexcore_workers::COMMANDS, rig.store.client()).await?;
     let probing = tokio::spawn(probe(owners, stop.clone(), handed.answers.len() as u64));
     for count in [4, 2] {
         let started = Instant::now();
@@ -286,7 +286,7 @@ async fn ask(owners: Owners, number: u64) -> anyhow::Result<Duration> {
         (Command::request_subject(epoch, &key, &command()), headers)
     };
     let (slot, sent) = (key.slot().number(), Instant::now());
-    let asked = owners.ask(Kind::Command, slot, PROBE_MAX, payload(number).into(), question);
+    let asked = owners.ask(slot, PROBE_MAX, payload(number).into(), question);
     let reply = asked.await.map_err(|error| anyhow::anyhow!("{error}"))?;
     match serde_json::from_slice(&reply.message.payload)? {
         Outcome::Accepted { .. } => Ok(sent.elapsed()),

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::{Error, STREAM, lease::Written, size, unavailable};
+use crate::{Error, STREAM, lease::Written, unavailable};
 
 const PREFIX: &str = "$KV.flex_cluster.";
 pub(crate) const LEADER: &str = "leader";
@@ -60,15 +60,14 @@ pub(crate) struct Bucket {
 }
 
 impl Bucket {
-    /// The bucket; made when it is missing. Fails when one that is there has other settings, and when
-    /// the broker's messages are too small for it. No answer is waited for longer than `timeout`, so
-    /// that several fit between a renewal and the lease's end.
+    /// The bucket; made when it is missing. Fails when one that is there has other settings. No
+    /// answer is waited for longer than `timeout`, so that several fit between a renewal and the lease's
+    /// end.
     pub(crate) async fn open(
         client: &async_nats::Client,
         replicas: usize,
         timeout: Duration,
     ) -> Result<Self, Error> {
-        size::check_broker(client.max_payload())?;
         let timeout = timeout.min(REQUEST_TIMEOUT);
         let bucket = Self::with(client, timeout, Some(replicas)).await?;
         match bucket.stream.get_info().await {

@@ -32,6 +32,7 @@ mod size;
 mod view;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     fmt,
     time::Duration,
@@ -120,38 +121,29 @@ fn unavailable(error: impl fmt::Display) -> Error {
     Error::Unavailable(error.to_string())
 }
 
-/// A kind of work that is shared out among members.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Kind {
-    /// The slots of the command workers.
-    Command,
-    /// The shares of the projection workers: a read model belongs to one, by its name, or to all of them,
-    /// by slot.
-    Projection,
+/// A kind of work that is shared out among members. The crate whose work it is declares it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkKind {
+    /// Its name in records and the map. Members of every version read it there: it never changes.
+    pub name: &'static str,
+    /// Number of its places.
+    pub places: u16,
 }
 
-impl Kind {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::Command, Self::Projection];
+/// The name of a kind of work, as a record or the map has it. A member of another version may have
+/// written it, which does kinds of work that this one does not know.
+pub type WorkName = Cow<'static, str>;
 
-    /// Number of its places.
-    #[must_use]
-    pub fn places(self) -> u16 {
-        match self {
-            Self::Command => 64,
-            Self::Projection => 16,
-        }
-    }
+/// Most characters of a name in a member's id.
+const NAME_CHARS_MAX: usize = 40;
+/// Characters of the random part.
+const RANDOM_CHARS: usize = 8;
 
-    /// Its name.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Command => "command",
-            Self::Projection => "projection",
-        }
-    }
+/// A random part of an id.
+fn random() -> String {
+    let mut random = uuid::Uuid::new_v4().simple().to_string();
+    random.truncate(RANDOM_CHARS);
+    random
 }
 
 /// A member's id: its name and a random part, so that a process that was started again is another
@@ -165,8 +157,13 @@ impl MemberId {
     pub fn new(name: &str, random: &str) -> Self {
         let fits =
             |c: char| if c.is_ascii_alphanumeric() || c == '-' || c == '_' { c } else { '-' };
-        let name: String = name.chars().take(40).map(fits).collect();
+        let name: String = name.chars().take(NAME_CHARS_MAX).map(fits).collect();
         Self(format!("{name}-{random}"))
+    }
+
+    /// One of the longest that there are.
+    fn longest() -> Self {
+        Self::new(&"m".repeat(NAME_CHARS_MAX), &"0".repeat(RANDOM_CHARS))
     }
 
     /// As text.
@@ -186,7 +183,7 @@ impl fmt::Display for MemberId {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// The kinds that it can serve; none for a gateway.
-    pub kinds: BTreeSet<Kind>,
+    pub kinds: BTreeSet<WorkName>,
     /// Its role, for people: `gateway`, `worker`, `dev`.
     pub role: String,
     /// The version of the executable.
@@ -194,7 +191,7 @@ pub struct Record {
     /// When it started, seconds since 1970-01-01 UTC.
     pub started_s: u64,
     /// The places that it serves, by kind.
-    pub serves: BTreeMap<Kind, Serves>,
+    pub serves: BTreeMap<WorkName, Serves>,
     /// It is about to end, and is to serve nothing any more.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub leaving: bool,
@@ -223,9 +220,9 @@ impl Record {
     }
 
     /// True if it knows that it was to leave a place, and has left.
-    fn has_left(&self, kind: Kind, number: u16, since: u64) -> bool {
+    fn has_left(&self, kind: WorkKind, number: u16, since: u64) -> bool {
         self.serves
-            .get(&kind)
+            .get(kind.name)
             .is_some_and(|serves| serves.followed > since && !serves.places.contains(&number))
     }
 }

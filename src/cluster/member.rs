@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    Assigned, Error, Guard, Kind, Map, MemberId, Record, Serves, Settings,
+    Assigned, Error, Guard, Map, MemberId, Record, Serves, Settings, WorkKind,
     bucket::{Bucket, Entry},
     node::{Ends, Node, RENEWALS},
     size,
@@ -20,7 +20,7 @@ pub struct Member {
     guard: Guard,
     map: watch::Receiver<Arc<Map>>,
     assigned: watch::Receiver<Assigned>,
-    reports: mpsc::UnboundedSender<(Kind, Serves)>,
+    reports: mpsc::UnboundedSender<(WorkKind, Serves)>,
     looks: mpsc::UnboundedSender<()>,
     resigning: CancellationToken,
     leaving: CancellationToken,
@@ -32,9 +32,9 @@ impl Member {
     /// Joins. Returns when the member's record is stored. Fails when the broker does not answer, or
     /// takes no message as large as a record may get, and when the member's own would be too large.
     pub async fn join(client: &async_nats::Client, settings: Settings) -> Result<Self, Error> {
+        size::check_broker(&settings.shared_out, client.max_payload())?;
         let bucket = Bucket::open(client, settings.replicas, settings.lease / RENEWALS).await?;
-        let random = uuid::Uuid::new_v4().simple().to_string();
-        let id = MemberId::new(&settings.name, &random[..8]);
+        let id = MemberId::new(&settings.name, &crate::random());
         let (tell_map, map) = watch::channel(Arc::default());
         let (tell_assigned, assigned) = watch::channel(Assigned::default());
         let (reports, reported) = mpsc::unbounded_channel();
@@ -43,7 +43,7 @@ impl Member {
         let resigning = CancellationToken::new();
         let guard = Guard::new();
         let mut node = Node::new(bucket.clone(), id.clone(), &settings, guard.clone());
-        size::check_member(node.record())?;
+        size::check_member(&settings.kinds, node.record())?;
         node.told = Some((tell_map, tell_assigned));
         let hints = node.start().await?;
         let task = tokio::spawn({
@@ -97,7 +97,7 @@ impl Member {
 
     /// Says what it serves of a kind, having followed a map: what is not in it, and was to be left,
     /// is given to others.
-    pub fn report(&self, kind: Kind, followed: u64, places: BTreeSet<u16>) {
+    pub fn report(&self, kind: WorkKind, followed: u64, places: BTreeSet<u16>) {
         // The task ends last: then nobody reads reports any more.
         let _ = self.reports.send((kind, Serves { followed, places }));
     }
@@ -109,12 +109,12 @@ impl Member {
 
     /// True if nobody else is there to serve a kind, or nobody says so: then the places that this
     /// member leaves have no new owner to wait for.
-    pub async fn is_alone(&self, kind: Kind) -> bool {
+    pub async fn is_alone(&self, kind: WorkKind) -> bool {
         let Ok(members) = self.bucket.entries("member").await else { return true };
         let serves = |entry: &Entry| {
             entry
                 .parse::<Record>()
-                .is_some_and(|member| member.kinds.contains(&kind) && !member.leaving)
+                .is_some_and(|member| member.kinds.contains(kind.name) && !member.leaving)
         };
         !members.iter().any(|(id, entry)| id != self.id.as_str() && serves(entry))
     }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 use self::state::{DEPOSED, EPOCHS, LOWER, Node, State, TAKEN, TWO};
-use crate::Kind;
+use crate::WorkKind;
 
 /// Duration of leases, in the model's milliseconds.
 const TTL: u64 = 3;
@@ -19,7 +19,7 @@ const TTL: u64 = 3;
 const FAST: u64 = 1;
 /// It is always now: time makes everything else older, so that the model goes on for ever.
 const NOW: u64 = 8;
-const KIND: Kind = Kind::Command;
+const KIND: WorkKind = WorkKind { name: "work", places: 2 };
 /// One of them moves when a second member comes.
 const PLACES: usize = 2;
 

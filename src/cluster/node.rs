@@ -19,7 +19,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Assigned, Error, Guard, Kind, MemberId, Record, Serves, Settings,
+    Assigned, Error, Guard, MemberId, Record, Serves, Settings, WorkKind, WorkName,
     bucket::{Bucket, Condition, Entry, LEADER, MAP},
     fence::Fence,
     lease::{Found, Lease, Step, Terms, Written},
@@ -73,6 +73,8 @@ pub(crate) struct Node {
     bucket: Bucket,
     id: MemberId,
     record: Record,
+    kinds: Vec<WorkKind>,
+    shared_out: Vec<WorkKind>,
     ttl: Duration,
     renew_every: Duration,
     guard: Guard,
@@ -102,11 +104,15 @@ impl Node {
         let terms = Terms { ttl_ms, margin_ms: ttl_ms / u64::from(RENEWALS) };
         let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let record = Record {
-            kinds: settings.kinds.clone(),
+            kinds: settings.kinds.iter().map(|kind| kind.name.into()).collect(),
             role: settings.role.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             started_s: started.as_secs(),
-            serves: settings.kinds.iter().map(|kind| (*kind, Serves::default())).collect(),
+            serves: settings
+                .kinds
+                .iter()
+                .map(|kind| (kind.name.into(), Serves::default()))
+                .collect(),
             ..Record::default()
         };
         let now = Instant::now();
@@ -114,6 +120,8 @@ impl Node {
             bucket,
             id,
             record,
+            kinds: settings.kinds.clone(),
+            shared_out: settings.shared_out.clone(),
             ttl: settings.lease,
             renew_every: settings.lease / RENEWALS,
             guard,
@@ -159,7 +167,7 @@ impl Node {
     pub(crate) async fn run(
         mut self,
         mut hints: Subscriber,
-        mut reports: mpsc::UnboundedReceiver<(Kind, Serves)>,
+        mut reports: mpsc::UnboundedReceiver<(WorkKind, Serves)>,
         mut looks: mpsc::UnboundedReceiver<()>,
         ends: Ends,
     ) {
@@ -191,8 +199,8 @@ impl Node {
         let _ = tokio::time::timeout(LEAVE_MAX, self.leave()).await;
     }
 
-    fn reported(&mut self, kind: Kind, serves: Serves) {
-        if self.record.serves.insert(kind, serves.clone()) != Some(serves) {
+    fn reported(&mut self, kind: WorkKind, serves: Serves) {
+        if self.record.serves.insert(kind.name.into(), serves.clone()) != Some(serves) {
             self.renew_at = Instant::now();
         }
     }
@@ -390,15 +398,15 @@ impl Node {
     /// The places that the map gives us, without those from before we last lost the lease.
     fn places(
         &self,
-        which: impl Fn(&Map, &MemberId, Kind) -> BTreeMap<u16, u64>,
-    ) -> BTreeMap<Kind, BTreeMap<u16, u64>> {
+        which: impl Fn(&Map, &MemberId, WorkKind) -> BTreeMap<u16, u64>,
+    ) -> BTreeMap<WorkName, BTreeMap<u16, u64>> {
         let Some(tenure) = self.own.tenure() else { return BTreeMap::new() };
-        let of = |kind| {
-            let mut places = which(&self.map.0, &self.id, kind);
+        let of = |kind: &WorkKind| {
+            let mut places = which(&self.map.0, &self.id, *kind);
             places.retain(|_, epoch| *epoch >= tenure);
-            (kind, places)
+            (kind.name.into(), places)
         };
-        self.record.kinds.iter().copied().map(of).collect()
+        self.kinds.iter().map(of).collect()
     }
 
     /// Counts answers. Returns when to try next.

@@ -12,7 +12,7 @@ use tokio::{sync::watch, task::JoinHandle};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    Error, Kind, Map, Member,
+    Error, Map, Member, WorkKind,
     bucket::{Bucket, MAP},
 };
 
@@ -56,9 +56,10 @@ pub struct Answer {
     pub repeated: bool,
 }
 
-/// Knows who owns which place; cheap to clone.
+/// Knows who owns which place of a kind of work; cheap to clone.
 #[derive(Clone)]
 pub struct Owners {
+    kind: WorkKind,
     client: Client,
     map: watch::Receiver<Arc<Map>>,
     /// Of a process that is no member: what keeps the map up to date.
@@ -69,13 +70,13 @@ pub struct Owners {
 impl Owners {
     /// As a member knows them.
     #[must_use]
-    pub fn of(client: &Client, member: &Member) -> Self {
+    pub fn of(kind: WorkKind, client: &Client, member: &Member) -> Self {
         let (client, map) = (client.clone(), member.map());
-        Self { client, map, following: None, member: Some(member.clone()) }
+        Self { kind, client, map, following: None, member: Some(member.clone()) }
     }
 
     /// For a process that is no member, such as a tool. Fails when the broker does not answer.
-    pub async fn attach(client: &Client) -> Result<Self, Error> {
+    pub async fn attach(kind: WorkKind, client: &Client) -> Result<Self, Error> {
         let bucket = Bucket::attach(client).await?;
         let (tell, map) = watch::channel(read(&bucket).await?.unwrap_or_default());
         let following: JoinHandle<()> = tokio::spawn(async move {
@@ -88,7 +89,7 @@ impl Owners {
             }
         });
         let following = Some(Arc::new(AbortOnDropHandle::new(following)));
-        Ok(Self { client: client.clone(), map, following, member: None })
+        Ok(Self { kind, client: client.clone(), map, following, member: None })
     }
 
     /// Asks the owner of a place; asks its successor when there is one before the answer. So the
@@ -97,13 +98,12 @@ impl Owners {
     /// answer `within` that time, and earlier when there is no owner.
     pub async fn ask(
         &self,
-        kind: Kind,
         number: u16,
         within: Duration,
         payload: Bytes,
         question: impl Fn(u64, Duration) -> (String, HeaderMap),
     ) -> Result<Answer, Unanswered> {
-        let started = Instant::now();
+        let (kind, started) = (self.kind, Instant::now());
         let (mut map, mut in_doubt, mut ownerless) = (self.map.clone(), false, None);
         loop {
             let left = within.saturating_sub(started.elapsed());
@@ -166,13 +166,13 @@ async fn read(bucket: &Bucket) -> Result<Option<Arc<Map>>, Error> {
 
 /// The epoch of an owner that takes questions. One that is to leave listens for a moment yet, for those
 /// that were sent before: what reaches it just as it stops to is lost, and would leave doubt.
-fn able(map: &Map, kind: Kind, number: u16) -> Option<u64> {
+fn able(map: &Map, kind: WorkKind, number: u16) -> Option<u64> {
     let owner = map.owner(kind, number).filter(|_| !map.is_moving(kind, number));
     owner.map(|(_, epoch)| epoch)
 }
 
 /// Returns when the place has another owner.
-async fn moved(map: &mut watch::Receiver<Arc<Map>>, kind: Kind, number: u16, epoch: u64) {
+async fn moved(map: &mut watch::Receiver<Arc<Map>>, kind: WorkKind, number: u16, epoch: u64) {
     let other = |map: &Arc<Map>| map.owner(kind, number).is_some_and(|(_, now)| now != epoch);
     if map.wait_for(other).await.is_err() {
         std::future::pending::<()>().await;

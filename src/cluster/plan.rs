@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Kind, MemberId, Record};
+use crate::{MemberId, Record, WorkKind, WorkName};
 
 /// A slot, or a share of the projections, in the map.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -34,38 +34,38 @@ pub struct Map {
     /// The leader.
     pub leader: MemberId,
     /// By kind, then by number.
-    pub places: BTreeMap<Kind, Vec<Place>>,
+    pub places: BTreeMap<WorkName, Vec<Place>>,
 }
 
 impl Map {
     /// The owner of a place, with its epoch. An owner that is to leave is one until it has.
     #[must_use]
-    pub fn owner(&self, kind: Kind, number: u16) -> Option<(&MemberId, u64)> {
-        let place = self.places.get(&kind)?.get(usize::from(number))?;
+    pub fn owner(&self, kind: WorkKind, number: u16) -> Option<(&MemberId, u64)> {
+        let place = self.places.get(kind.name)?.get(usize::from(number))?;
         place.owner.as_ref().map(|owner| (owner, place.epoch))
     }
 
     /// True if a place is between two owners: about to be left, or not given away yet.
     #[must_use]
-    pub fn is_moving(&self, kind: Kind, number: u16) -> bool {
-        let place = self.places.get(&kind).and_then(|places| places.get(usize::from(number)));
+    pub fn is_moving(&self, kind: WorkKind, number: u16) -> bool {
+        let place = self.places.get(kind.name).and_then(|places| places.get(usize::from(number)));
         place.is_some_and(|place| place.leaving || place.owner.is_none())
     }
 
     /// The places that a member is to serve, with their epochs.
     #[must_use]
-    pub fn of(&self, member: &MemberId, kind: Kind) -> BTreeMap<u16, u64> {
+    pub fn of(&self, member: &MemberId, kind: WorkKind) -> BTreeMap<u16, u64> {
         self.owned(member, kind, false)
     }
 
     /// The places that a member is to leave, with their epochs.
     #[must_use]
-    pub fn left_by(&self, member: &MemberId, kind: Kind) -> BTreeMap<u16, u64> {
+    pub fn left_by(&self, member: &MemberId, kind: WorkKind) -> BTreeMap<u16, u64> {
         self.owned(member, kind, true)
     }
 
-    fn owned(&self, member: &MemberId, kind: Kind, leaving: bool) -> BTreeMap<u16, u64> {
-        let places = self.places.get(&kind).map_or(&[][..], Vec::as_slice);
+    fn owned(&self, member: &MemberId, kind: WorkKind, leaving: bool) -> BTreeMap<u16, u64> {
+        let places = self.places.get(kind.name).map_or(&[][..], Vec::as_slice);
         let mine = |(number, place): (u16, &Place)| {
             let owns = place.owner.as_ref() == Some(member) && place.leaving == leaving;
             owns.then_some((number, place.epoch))
@@ -76,19 +76,20 @@ impl Map {
 
 /// The next map, or the one in force when nothing is to change. `fence` is greater than the epoch of
 /// every place, and not below the sequence of the map in force or the epoch of a member: places that
-/// change owners get it.
+/// change owners get it. Only these kinds are shared out.
 #[must_use]
 pub fn plan(
+    kinds: &[WorkKind],
     map: &Map,
     members: &BTreeMap<MemberId, Record>,
     leaving: &BTreeSet<MemberId>,
     fence: u64,
 ) -> Map {
     let mut next = map.clone();
-    for kind in Kind::ALL {
-        let places = next.places.entry(kind).or_default();
-        places.resize_with(usize::from(kind.places()), Place::default);
-        share_out(places, kind, members, leaving, fence);
+    for kind in kinds {
+        let places = next.places.entry(kind.name.into()).or_default();
+        places.resize_with(usize::from(kind.places), Place::default);
+        share_out(places, *kind, members, leaving, fence);
     }
     next
 }
@@ -96,14 +97,14 @@ pub fn plan(
 /// The places of one kind.
 pub(crate) fn share_out(
     places: &mut [Place],
-    kind: Kind,
+    kind: WorkKind,
     members: &BTreeMap<MemberId, Record>,
     leaving: &BTreeSet<MemberId>,
     fence: u64,
 ) {
     let able: BTreeSet<&MemberId> = members
         .iter()
-        .filter(|(_, record)| record.kinds.contains(&kind))
+        .filter(|(_, record)| record.kinds.contains(kind.name))
         .map(|(id, _)| id)
         .collect();
     let wanted: BTreeSet<&MemberId> =
@@ -115,12 +116,12 @@ pub(crate) fn share_out(
 }
 
 /// Frees the places whose owner is gone, or has confirmed that it left.
-fn free(places: &mut [Place], kind: Kind, members: &BTreeMap<MemberId, Record>, fence: u64) {
+fn free(places: &mut [Place], kind: WorkKind, members: &BTreeMap<MemberId, Record>, fence: u64) {
     for (number, place) in (0..).zip(places) {
         let Some(owner) = &place.owner else { continue };
         let gone = match members.get(owner) {
             None => true,
-            Some(record) if !record.kinds.contains(&kind) => true,
+            Some(record) if !record.kinds.contains(kind.name) => true,
             // It has lost its lease since, and does not serve its places.
             Some(record) if record.epoch.is_some_and(|epoch| place.epoch < epoch) => true,
             Some(record) => place.leaving && record.has_left(kind, number, place.since),

@@ -5,7 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use crate::{Kind, Map, MemberId, Record, Serves, plan};
+use crate::{Map, MemberId, Place, Record, Serves, WorkKind, plan};
+
+const COMMAND: WorkKind = WorkKind { name: "command", places: 64 };
+const PROJECTION: WorkKind = WorkKind { name: "projection", places: 16 };
+pub(crate) const KINDS: [WorkKind; 2] = [COMMAND, PROJECTION];
+
+impl Record {
+    /// The kinds of work that it does.
+    fn does(&self) -> impl Iterator<Item = WorkKind> {
+        KINDS.into_iter().filter(|kind| self.kinds.contains(kind.name))
+    }
+}
 
 /// The next thing to happen. Members are picked by a number among those that there are.
 #[derive(Clone, Debug)]
@@ -59,11 +70,11 @@ fn happens() -> impl Strategy<Value = Happens> {
 #[derive(Clone, Default)]
 struct Actual {
     followed: u64,
-    serves: BTreeSet<(Kind, u16)>,
+    serves: BTreeSet<(WorkKind, u16)>,
     /// To be started.
-    new: BTreeSet<(Kind, u16)>,
+    new: BTreeSet<(WorkKind, u16)>,
     /// The places that the map gives it and that it has followed.
-    given: BTreeSet<(Kind, u16)>,
+    given: BTreeSet<(WorkKind, u16)>,
     /// Its guard is down until it has reported that it has left what it had.
     down: bool,
 }
@@ -77,7 +88,7 @@ struct World {
     records: BTreeMap<MemberId, Record>,
     actual: BTreeMap<MemberId, Actual>,
     drained: BTreeSet<MemberId>,
-    highest: BTreeMap<(Kind, u16), u64>,
+    highest: BTreeMap<(WorkKind, u16), u64>,
     joined: usize,
 }
 
@@ -98,10 +109,10 @@ impl World {
                 self.joined += 1;
                 // Ids sort by no order of joining.
                 let id = MemberId::new(["m", "c", "x"][self.joined % 3], &self.joined.to_string());
-                let kinds = [(1, Kind::Command), (2, Kind::Projection)]
+                let kinds = [(1, COMMAND), (2, PROJECTION)]
                     .into_iter()
                     .filter(|(bit, _)| kinds & bit > 0)
-                    .map(|(_, kind)| kind)
+                    .map(|(_, kind)| kind.name.into())
                     .collect();
                 let epoch = Some(self.next());
                 self.records.insert(id.clone(), Record { kinds, epoch, ..Record::default() });
@@ -154,10 +165,10 @@ impl World {
 
     fn follows(&mut self, id: &MemberId, pace: Pace) {
         let mut wanted = BTreeSet::new();
-        for kind in &self.records[id].kinds {
-            let mut given = self.map.of(id, *kind);
+        for kind in self.records[id].does() {
+            let mut given = self.map.of(id, kind);
             given.retain(|_, epoch| Some(*epoch) >= self.records[id].epoch);
-            wanted.extend(given.into_keys().map(|number| (*kind, number)));
+            wanted.extend(given.into_keys().map(|number| (kind, number)));
         }
         let actual = self.actual.get_mut(id).unwrap();
         actual.followed = self.map_at;
@@ -181,8 +192,9 @@ impl World {
     /// Its guard is up once what it reports to serve is what it is given.
     fn rises(&mut self, id: &MemberId) {
         let actual = self.actual.get_mut(id).unwrap();
-        let reports = self.records[id].serves.iter();
-        let mut places = reports.flat_map(|(kind, of)| of.places.iter().map(|n| (*kind, *n)));
+        let record = &self.records[id];
+        let serves = record.does().filter_map(|kind| Some((kind, record.serves.get(kind.name)?)));
+        let mut places = serves.flat_map(|(kind, of)| of.places.iter().map(move |n| (kind, *n)));
         if actual.down && places.all(|place| actual.given.contains(&place)) {
             actual.down = false;
             self.check_alone(id);
@@ -202,10 +214,10 @@ impl World {
     fn reports(&mut self, id: &MemberId) {
         let actual = self.actual[id].clone();
         let record = self.records.get_mut(id).unwrap();
-        for kind in record.kinds.clone() {
+        for kind in record.does().collect::<Vec<_>>() {
             let places = actual.serves.iter().filter(|(of, _)| *of == kind).map(|(_, n)| *n);
             let serves = Serves { followed: actual.followed, places: places.collect() };
-            record.serves.insert(kind, serves);
+            record.serves.insert(kind.name.into(), serves);
         }
         self.rises(id);
     }
@@ -213,11 +225,11 @@ impl World {
     fn plans(&mut self) {
         let tenures = self.records.values().filter_map(|record| record.epoch);
         let fence = tenures.fold(self.led_at.max(self.map_at), u64::max);
-        let next = plan(&self.map, &self.records, &self.drained, fence);
-        let again = plan(&next, &self.records, &self.drained, fence + 2);
+        let next = plan(&KINDS, &self.map, &self.records, &self.drained, fence);
+        let again = plan(&KINDS, &next, &self.records, &self.drained, fence + 2);
         assert_eq!(again, next, "nothing changed, and something moves");
-        for kind in Kind::ALL {
-            for number in 0..kind.places() {
+        for kind in KINDS {
+            for number in 0..kind.places {
                 self.check(&next, kind, number);
             }
         }
@@ -228,10 +240,10 @@ impl World {
     }
 
     /// One place's way from the map in force to the next one.
-    fn check(&mut self, next: &Map, kind: Kind, number: u16) {
-        let before = self.map.places.get(&kind).map(|of| of[usize::from(number)].clone());
+    fn check(&mut self, next: &Map, kind: WorkKind, number: u16) {
+        let before = self.map.places.get(kind.name).map(|of| of[usize::from(number)].clone());
         let before = before.unwrap_or_default();
-        let after = &next.places[&kind][usize::from(number)];
+        let after = &next.places[kind.name][usize::from(number)];
         let highest = self.highest.entry((kind, number)).or_default();
         assert!(after.epoch >= *highest, "{kind:?} {number}: {} after {highest}", after.epoch);
         if after.owner == before.owner && after.epoch == before.epoch {
@@ -239,7 +251,7 @@ impl World {
         }
         if let Some(owner) = &after.owner {
             assert!(after.epoch > *highest, "{kind:?} {number}: a new owner, and no new epoch");
-            assert!(self.records[owner].kinds.contains(&kind), "{owner} cannot serve {kind:?}");
+            assert!(self.records[owner].kinds.contains(kind.name), "{owner} cannot serve {kind:?}");
             *highest = after.epoch;
         }
         let Some(old) = before.owner.filter(|old| self.records.contains_key(old)) else { return };
@@ -247,7 +259,7 @@ impl World {
             return;
         }
         assert!(before.leaving, "{kind:?} {number} is taken from {old}, which was not asked");
-        let serves = &self.records[&old].serves[&kind];
+        let serves = &self.records[&old].serves[kind.name];
         assert!(!serves.places.contains(&number) && serves.followed > before.since);
         assert!(!self.actual[&old].serves.contains(&(kind, number)), "{old} serves {number} yet");
     }
@@ -270,16 +282,16 @@ impl World {
     }
 
     /// Number of places of a kind that each able member has.
-    fn counts(&self, kind: Kind) -> BTreeMap<&MemberId, usize> {
-        let able = self.records.iter().filter(|(_, record)| record.kinds.contains(&kind));
+    fn counts(&self, kind: WorkKind) -> BTreeMap<&MemberId, usize> {
+        let able = self.records.iter().filter(|(_, record)| record.kinds.contains(kind.name));
         able.map(|(id, _)| (id, self.map.of(id, kind).len())).collect()
     }
 
     /// Properties that hold when all have followed.
     fn check_settled(&self) {
-        for kind in Kind::ALL {
+        for kind in KINDS {
             let counts = self.counts(kind);
-            let unowned = (0..kind.places()).filter(|n| self.map.owner(kind, *n).is_none()).count();
+            let unowned = (0..kind.places).filter(|n| self.map.owner(kind, *n).is_none()).count();
             if counts.is_empty() {
                 continue;
             }
@@ -289,7 +301,7 @@ impl World {
                 let serves = actual.serves.iter().filter(|(of, _)| *of == kind).count();
                 assert_eq!((serves, actual.down), (*count, false), "{id} serves all that is its");
             }
-            assert_eq!(counts.values().sum::<usize>(), usize::from(kind.places()), "some leave");
+            assert_eq!(counts.values().sum::<usize>(), usize::from(kind.places), "some leave");
             let (drained, wanted): (Vec<_>, Vec<_>) =
                 counts.iter().partition(|(id, _)| self.drained.contains(**id));
             let shared = if wanted.is_empty() { drained } else { wanted.clone() };
@@ -302,8 +314,8 @@ impl World {
         }
     }
 
-    fn leaving(&self, kind: Kind) -> usize {
-        self.map.places[&kind].iter().filter(|place| place.leaving).count()
+    fn leaving(&self, kind: WorkKind) -> usize {
+        self.map.places[kind.name].iter().filter(|place| place.leaving).count()
     }
 }
 
@@ -336,8 +348,8 @@ proptest! {
         world.settles();
         world.happens(&Happens::Joins(3));
         world.plans();
-        for kind in Kind::ALL {
-            let share = usize::from(kind.places()).div_ceil(world.counts(kind).len());
+        for kind in KINDS {
+            let share = usize::from(kind.places).div_ceil(world.counts(kind).len());
             prop_assert!(world.leaving(kind) <= share, "{} of {kind:?}", world.leaving(kind));
         }
     }
@@ -355,10 +367,46 @@ proptest! {
         world.records.remove(&gone);
         world.actual.remove(&gone);
         world.plans();
-        for kind in Kind::ALL {
-            for (old, new) in before.places[&kind].iter().zip(&world.map.places[&kind]) {
+        for kind in KINDS {
+            for (old, new) in before.places[kind.name].iter().zip(&world.map.places[kind.name]) {
                 prop_assert!(old == new || old.owner.as_ref() == Some(&gone), "{old:?} → {new:?}");
             }
         }
     }
+}
+
+/// A leader of this version, beside members of one that does another kind of work.
+#[test]
+fn a_kind_that_the_leader_does_not_know_stays_in_the_map_as_it_is() {
+    let id = MemberId::new("later", "1");
+    let (kinds, owner) = (BTreeSet::from(["command".into(), "task".into()]), Some(id.clone()));
+    let members = BTreeMap::from([(id.clone(), Record { kinds, ..Record::default() })]);
+    let tasks = vec![Place { owner, epoch: 3, ..Place::default() }; 4];
+    let map = Map { places: BTreeMap::from([("task".into(), tasks)]), ..Map::default() };
+    let next = plan(&KINDS, &map, &members, &BTreeSet::new(), 7);
+    assert_eq!(next.places["task"], map.places["task"]);
+    assert_eq!(next.of(&id, COMMAND).len(), 64);
+}
+
+/// In a rolling upgrade, members of this version and of the one before read each other's.
+#[test]
+fn records_and_the_map_are_written_as_they_always_were() {
+    let kinds = KINDS.iter().map(|kind| kind.name.into()).collect();
+    let serves = Serves { followed: 3, places: BTreeSet::from([1]) };
+    let serves = BTreeMap::from([("command".into(), serves)]);
+    let record = Record { kinds, serves, ..Record::default() };
+    let written = concat!(
+        r#"{"kinds":["command","projection"],"role":"","version":"","started_s":0,"#,
+        r#""serves":{"command":{"followed":3,"places":[1]}},"beat":0,"epoch":null}"#
+    );
+    assert_eq!(serde_json::to_string(&record).unwrap(), written);
+    assert_eq!(serde_json::from_str::<Record>(written).unwrap(), record);
+    let one = WorkKind { places: 1, ..PROJECTION };
+    let map = plan(&[one], &Map::default(), &BTreeMap::new(), &BTreeSet::new(), 7);
+    let written = concat!(
+        r#"{"epoch":0,"leader":"","#,
+        r#""places":{"projection":[{"owner":null,"epoch":0,"since":0}]}}"#
+    );
+    assert_eq!(serde_json::to_string(&map).unwrap(), written);
+    assert_eq!(serde_json::from_str::<Map>(written).unwrap(), map);
 }

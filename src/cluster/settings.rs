@@ -1,8 +1,8 @@
 //! Settings of a process that becomes a member.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
-use crate::{Kind, LEASE};
+use crate::{LEASE, WorkKind};
 
 /// Settings of a process as a member.
 #[derive(Clone, Debug)]
@@ -12,7 +12,10 @@ pub struct Settings {
     /// Its role, for people: `gateway`, `worker`, `dev`.
     pub role: String,
     /// The kinds that it can serve. One that serves something can lead.
-    pub kinds: BTreeSet<Kind>,
+    pub kinds: Vec<WorkKind>,
+    /// The kinds that it shares out when it leads: all that there are, whether it can serve them or not.
+    /// Others, which a member of another version has in the map, it leaves as they are.
+    pub shared_out: Vec<WorkKind>,
     /// Duration of its leases, in whole seconds.
     pub lease: Duration,
     /// Copies of the bucket, when it has to be made.
@@ -20,13 +23,15 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// A member of this name and role that serves these kinds.
+    /// A member of this name and role that serves these kinds, and shares out no others.
     #[must_use]
-    pub fn new(name: &str, role: &str, kinds: impl IntoIterator<Item = Kind>) -> Self {
+    pub fn new(name: &str, role: &str, kinds: impl IntoIterator<Item = WorkKind>) -> Self {
+        let kinds: Vec<_> = kinds.into_iter().collect();
         Self {
             name: name.to_owned(),
             role: role.to_owned(),
-            kinds: kinds.into_iter().collect(),
+            shared_out: kinds.clone(),
+            kinds,
             lease: LEASE,
             replicas: 1,
         }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    Error, Kind, Map, MemberId, Record,
+    Error, Map, MemberId, Record, WorkName,
     bucket::{Bucket, LEADER, MAP, REQUEST_TIMEOUT},
     lease::Written,
     node::Leadership,
@@ -27,7 +27,7 @@ pub struct Seat {
     /// It is to serve nothing any more.
     pub draining: bool,
     /// The places that it owns, by kind.
-    pub owns: BTreeMap<Kind, Vec<u16>>,
+    pub owns: BTreeMap<WorkName, Vec<u16>>,
 }
 
 /// The cluster.
@@ -39,8 +39,8 @@ pub struct View {
     pub epoch: Option<u64>,
     /// The members that hold their leases.
     pub members: Vec<Seat>,
-    /// Places without an owner, by kind.
-    pub unowned: BTreeMap<Kind, Vec<u16>>,
+    /// Places without an owner, by kind. It names no kind before the first leader has written the map.
+    pub unowned: BTreeMap<WorkName, Vec<u16>>,
 }
 
 /// Looks at the cluster. Fails when the broker does not answer.
@@ -58,10 +58,10 @@ pub async fn look(client: &async_nats::Client) -> Result<View, Error> {
         let id = MemberId(id);
         members.push(Seat {
             leads: leader.member.as_ref() == Some(&id),
-            owns: Kind::ALL
+            owns: record
+                .kinds
                 .into_iter()
-                .filter(|kind| record.kinds.contains(kind))
-                .map(|kind| (kind, owned(&map, kind, Some(&id))))
+                .map(|kind| (kind.clone(), owned(&map, &kind, Some(&id))))
                 .collect(),
             role: record.role,
             version: record.version,
@@ -70,7 +70,7 @@ pub async fn look(client: &async_nats::Client) -> Result<View, Error> {
             id,
         });
     }
-    let unowned = Kind::ALL.into_iter().map(|kind| (kind, owned(&map, kind, None))).collect();
+    let unowned = map.places.keys().map(|kind| (kind.clone(), owned(&map, kind, None))).collect();
     let epoch = leader.member.as_ref().and(leader.epoch.or(sequence));
     Ok(View { leader: leader.member, epoch, members, unowned })
 }
@@ -79,10 +79,10 @@ async fn names(bucket: &Bucket, prefix: &str) -> Result<Vec<String>, Error> {
     Ok(bucket.entries(prefix).await?.into_iter().map(|(name, _)| name).collect())
 }
 
-fn owned(map: &Map, kind: Kind, by: Option<&MemberId>) -> Vec<u16> {
-    (0..kind.places())
-        .filter(|number| map.owner(kind, *number).map(|(owner, _)| owner) == by)
-        .collect()
+fn owned(map: &Map, kind: &str, by: Option<&MemberId>) -> Vec<u16> {
+    let places = map.places.get(kind).map_or(&[][..], Vec::as_slice);
+    let places = (0..).zip(places).filter(|(_, place)| place.owner.as_ref() == by);
+    places.map(|(number, _)| number).collect()
 }
 
 /// Asks that a member serves nothing any more; it stays a member. Fails with

@@ -4,7 +4,7 @@ use std::fmt;
 
 use async_nats::{HeaderMap, connection};
 use bytes::Bytes;
-use flexcore_cluster::{Kind, Unanswered};
+use flexcore_cluster::Unanswered;
 use flexcore_domain::{
     AggregateKey, Command, CommandId, CommandName, Outcome, StateReply, TraceParent,
     command::header as field,
@@ -105,7 +105,7 @@ impl<'a, T: DeserializeOwned> Question<'a, T> {
         };
         let number = key.slot().number();
         let within = deadline.remaining(Instant::now());
-        let asked = shared.owners.ask(Kind::Command, number, within, payload, question);
+        let asked = shared.owners.ask(number, within, payload, question);
         let answer = asked.await.map_err(|error| match error {
             Unanswered::NoOwner => Problem::unavailable(&error),
             Unanswered::InDoubt(_) => lost(&error),

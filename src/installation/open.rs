@@ -3,11 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use anyhow::Context;
-use flexcore_cluster::{self as cluster, Kind, Member, Owners};
+use flexcore_cluster::{self as cluster, Member, Owners};
 use flexcore_definition::Catalog;
 use flexcore_domain::AggregateKey;
 use flexcore_eventstore::{self as eventstore, EventStore, Profile, folded::States};
 use flexcore_readmodel::{self as readmodel, ReadModels};
+use flexcore_workers::COMMANDS;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -127,9 +128,9 @@ impl Installation {
         payload: bytes::Bytes,
         question: impl Fn(u64, Duration) -> (String, async_nats::HeaderMap),
     ) -> anyhow::Result<async_nats::Message> {
-        let owners = Owners::of(self.store.client(), &self.member);
+        let owners = Owners::of(COMMANDS, self.store.client(), &self.member);
         let number = key.slot().number();
-        let asked = owners.ask(Kind::Command, number, ANSWER_MAX, payload, question);
+        let asked = owners.ask(number, ANSWER_MAX, payload, question);
         let answer = asked.await.map_err(|error| anyhow::anyhow!("{key}: {error}"))?;
         Ok(answer.message)
     }

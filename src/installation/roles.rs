@@ -42,7 +42,11 @@ impl Roles {
     ) {
         let state = gateway::State {
             store: installation.store.clone(),
-            owners: Owners::of(installation.store.client(), &installation.member),
+            owners: Owners::of(
+                workers::COMMANDS,
+                installation.store.client(),
+                &installation.member,
+            ),
             read_models: installation.read_models.clone(),
             catalog: installation.catalog.clone(),
             verifier: Arc::new(verifier),

@@ -114,6 +114,7 @@ impl Report {
     /// well.
     pub fn is_well(&self) -> bool {
         self.view.leader.is_some()
+            && !self.view.unowned.is_empty()
             && self.view.unowned.values().all(Vec::is_empty)
             && self.nats.health.healthy
             && self.postgres.healthy

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use flexcore_cluster::{Kind, Member};
+use flexcore_cluster::Member;
 use flexcore_eventstore::{EventStore, Growth, ServerUse};
 use metrics::gauge;
 use tokio_util::sync::CancellationToken;
@@ -52,7 +52,7 @@ pub(super) async fn watch(store: EventStore, member: Member, stop: CancellationT
     let assigned = member.assigned();
     let mut known = BTreeSet::new();
     loop {
-        if assigned.borrow().of(Kind::Command).contains_key(&0) {
+        if assigned.borrow().of(crate::COMMANDS).contains_key(&0) {
             match store.growth().await {
                 Ok(growth) => known = tell(growth, &store.servers_use().await, &known),
                 Err(error) => tracing::debug!(%error, "the log's size is not known"),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flexcore_cluster::{Guard, Kind, Member};
+use flexcore_cluster::{Guard, Member};
 use flexcore_domain::Slot;
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +21,7 @@ pub(super) const LEAVE_MAX: Duration = Duration::from_secs(10);
 /// Serves the slots that are assigned, until the token is cancelled and others have them.
 pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) {
     let guard = member.guard();
-    places::follow(&member, Kind::Command, stop, |place| {
+    places::follow(&member, crate::COMMANDS, stop, |place| {
         let slot = Slot::new(place.number)?;
         Some(serve(here.clone(), guard.clone(), slot, place))
     })

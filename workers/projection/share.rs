@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use flexcore_cluster::Kind;
 use flexcore_domain::Name;
 use flexcore_readmodel::Version;
+
+use crate::PROJECTIONS;
 
 /// The share that a portion of a read model belongs to. One that is not shared has the first alone, whose
 /// owner manages the read model.
@@ -14,7 +15,7 @@ pub(super) fn share(name: &Name, portion: u16) -> u16 {
         .as_str()
         .bytes()
         .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    let places = u32::from(Kind::Projection.places());
+    let places = u32::from(PROJECTIONS.places);
     u16::try_from((hash % places + u32::from(portion)) % places).expect("BUG: places fit")
 }
 
@@ -32,7 +33,6 @@ mod tests {
 
     #[test]
     fn each_portion_of_a_shared_read_model_has_a_share_of_its_own() {
-        assert_eq!(flexcore_domain::PORTIONS, Kind::Projection.places());
         for name in ["balances", "branches"].map(|name| Name::parse(name).unwrap()) {
             let shares = (0..flexcore_domain::PORTIONS).map(|portion| share(&name, portion));
             assert_eq!(shares.collect::<BTreeSet<_>>().len(), 16);

@@ -336,8 +336,8 @@ impl State {
 pub(super) fn record((id, stored): (&u8, &Stored<Said>)) -> (MemberId, Record) {
     let Said { followed, places, beat, epoch } = stored.what.clone();
     let record = Record {
-        kinds: BTreeSet::from([KIND]),
-        serves: BTreeMap::from([(KIND, Serves { followed, places })]),
+        kinds: BTreeSet::from([KIND.name.into()]),
+        serves: BTreeMap::from([(KIND.name.into(), Serves { followed, places })]),
         beat,
         epoch: epoch.or(Some(stored.sequence)),
         ..Record::default()

@@ -41,7 +41,7 @@ impl Node {
             // A look that is older than our own record.
             return;
         }
-        let mut next = plan(&self.map.0, &members, &leaving, fence);
+        let mut next = plan(&self.shared_out, &self.map.0, &members, &leaving, fence);
         (next.epoch, next.leader) = (epoch, self.id.clone());
         if next == *self.map.0 {
             return;

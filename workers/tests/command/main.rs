@@ -15,7 +15,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_nats::{HeaderMap, Message, Subscriber};
 use deciders::{Accepts, Panics, Refuses, Slow};
-use flexcore_cluster::{Kind, LEASE, LEASE_MIN, Member, Owners, look};
+use flexcore_cluster::{LEASE, LEASE_MIN, Member, Owners, look};
 use flexcore_definition::Catalog;
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Command, CommandHash, CommandId,
@@ -23,7 +23,7 @@ use flexcore_domain::{
 };
 use flexcore_eventstore::{EventStore, Expected, Profile, topology};
 use flexcore_servers::{Options, Servers, Sync, Want};
-use flexcore_workers::command;
+use flexcore_workers::{COMMANDS, command};
 use futures::{StreamExt, TryStreamExt};
 use serde_json::value::RawValue;
 use tokio::sync::{Notify, watch};
@@ -36,8 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// The epochs of all slots, when the member has them.
 async fn everything(member: &Member) -> BTreeMap<u16, u64> {
     let mut assigned = member.assigned();
-    let all = assigned.wait_for(|now| now.of(Kind::Command).len() == 64);
-    tokio::time::timeout(PATIENCE, all).await.unwrap().unwrap().of(Kind::Command)
+    let all = assigned.wait_for(|now| now.of(COMMANDS).len() == 64);
+    tokio::time::timeout(PATIENCE, all).await.unwrap().unwrap().of(COMMANDS)
 }
 
 struct Rig {
@@ -75,7 +75,7 @@ impl Rig {
     }
 
     async fn member(&self, lease: Duration) -> Member {
-        let membership = flexcore_cluster::Settings::new("test", "worker", [Kind::Command]);
+        let membership = flexcore_cluster::Settings::new("test", "worker", [COMMANDS]);
         let membership = flexcore_cluster::Settings { lease, ..membership };
         Member::join(self.store.client(), membership).await.unwrap()
     }
@@ -378,8 +378,8 @@ async fn a_slot_that_is_to_be_left_answers_for_a_moment_yet() {
         rig.work_as(member.clone(), Arc::new(|_| Some(Box::new(Panics))), CancellationToken::new());
     everything(&member).await;
     let _second = rig.member(LEASE).await;
-    let left = assigned.wait_for(|now| !now.leaving(Kind::Command).is_empty());
-    let left = tokio::time::timeout(PATIENCE, left).await.unwrap().unwrap().leaving(Kind::Command);
+    let left = assigned.wait_for(|now| !now.leaving(COMMANDS).is_empty());
+    let left = tokio::time::timeout(PATIENCE, left).await.unwrap().unwrap().leaving(COMMANDS);
     // Long enough for a worker that stops at once.
     tokio::time::sleep(Duration::from_millis(40)).await;
     let asked = left.into_iter().map(|(number, epoch)| {
@@ -426,7 +426,7 @@ async fn a_lane_that_panics_ends_the_worker() {
     let worker = rig.work(Arc::new(|_| Some(Box::new(Panics)))).await;
     let key = rig.key.clone();
     let name = CommandName::parse("add").unwrap();
-    let owners = Owners::attach(rig.store.client()).await.unwrap();
+    let owners = Owners::attach(COMMANDS, rig.store.client()).await.unwrap();
     // Until the worker has subscribed, nobody gets the request.
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !worker.is_finished() {
@@ -438,7 +438,7 @@ async fn a_lane_that_panics_ends_the_worker() {
         };
         let within = Duration::from_millis(200);
         let slot = key.slot().number();
-        let _ = owners.ask(Kind::Command, slot, within, "{}".into(), question).await;
+        let _ = owners.ask(slot, within, "{}".into(), question).await;
     }
     let error = worker.await.unwrap().unwrap_err();
     assert!(error.to_string().contains("lane"), "{error}");

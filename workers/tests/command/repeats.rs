@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use flexcore_cluster::{Kind, Owners};
+use flexcore_cluster::Owners;
 use flexcore_domain::{Command, CommandId, Outcome, command::header};
 use flexcore_eventstore::{Expected, topology};
 
@@ -57,7 +57,7 @@ impl Rig {
             (Command::outcome_subject(epoch, &self.key), headers)
         };
         let slot = self.key.slot().number();
-        let asked = owners.ask(Kind::Command, slot, PATIENCE, "".into(), question).await;
+        let asked = owners.ask(slot, PATIENCE, "".into(), question).await;
         let answer = asked.unwrap_or_else(|_| panic!("no answer about {id}"));
         serde_json::from_slice(&answer.message.payload).unwrap()
     }
@@ -69,7 +69,7 @@ async fn a_command_is_applied_once_however_much_comes_between() {
     let rig = Rig::start().await;
     let accepts = || Arc::new(|_: &_| Some(Box::new(Accepts(1)) as Box<_>));
     let mut worker = rig.work(accepts()).await;
-    let owners = Owners::attach(rig.store.client()).await.unwrap();
+    let owners = Owners::attach(flexcore_workers::COMMANDS, rig.store.client()).await.unwrap();
     rig.put_all(0..COMMANDS, r#"{"a":1,"b":[2.0]}"#).await;
     assert_eq!(rig.recorded().await.len(), COMMANDS);
     let log = rig.store.jetstream().get_stream(topology::EVENTS).await.unwrap();

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use flexcore_cluster::{Kind, Member};
+use flexcore_cluster::Member;
 use flexcore_definition::{
     Application, Catalog, Column, ColumnType, Expression, Operation, Place, ReadModelDefinition,
     RowChange, SourceFile,
@@ -28,7 +28,7 @@ use flexcore_domain::{
 use flexcore_eventstore::{EventStore, Expected, Filter, Profile, Read, topology};
 use flexcore_readmodel::{ReadModels, Rebuild, Select, State};
 use flexcore_servers::{Options, Servers, Sync};
-use flexcore_workers::projection;
+use flexcore_workers::{PROJECTIONS, projection};
 use serde_json::{Value, json, value::to_raw_value};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 use tokio::{sync::watch, task::JoinHandle};

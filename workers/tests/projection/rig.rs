@@ -101,7 +101,7 @@ impl Rig {
         &self,
         settings: projection::Settings,
     ) -> (CancellationToken, JoinHandle<()>) {
-        let membership = flexcore_cluster::Settings::new("test", "worker", [Kind::Projection]);
+        let membership = flexcore_cluster::Settings::new("test", "worker", [PROJECTIONS]);
         let member = Member::join(self.store.client(), membership).await.unwrap();
         let stop = CancellationToken::new();
         let running = projection::run(

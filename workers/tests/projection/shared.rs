@@ -57,7 +57,7 @@ impl Killable {
             let store = EventStore::open(client, settings).await.unwrap();
             let settings = flexcore_readmodel::Settings::default();
             let read_models = ReadModels::connect(&postgres, settings).await.unwrap();
-            let kinds = [Kind::Projection];
+            let kinds = [PROJECTIONS];
             let membership = flexcore_cluster::Settings {
                 lease: LEASE,
                 ..flexcore_cluster::Settings::new("test", "worker", kinds)

@@ -3,9 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use async_nats::jetstream;
-use flexcore_cluster::{Kind, drain, look};
+use flexcore_cluster::{drain, look};
 
-use crate::floor::{Floor, LEASE, Worker, broker, until};
+use crate::floor::{COMMAND, Floor, LEASE, Worker, broker, until};
 
 const SOON: Duration = Duration::from_secs(3);
 /// After the broker is back: clients wait between attempts to connect.
@@ -16,9 +16,9 @@ async fn without_the_broker_guards_fall_by_their_own_clock_and_all_returns_with_
     let (mut servers, floor) = (broker().await, Arc::new(Floor::default()));
     let a = Worker::join(&servers, &floor, "a").await;
     let b = Worker::join(&servers, &floor, "b").await;
-    until("half each", SOON, || b.count(Kind::Command) == 32 && a.count(Kind::Command) == 32).await;
+    until("half each", SOON, || b.count(COMMAND) == 32 && a.count(COMMAND) == 32).await;
     drain(&a.client, b.member.id().as_str()).await.unwrap();
-    until("b is drained", SOON, || a.count(Kind::Command) == 64).await;
+    until("b is drained", SOON, || a.count(COMMAND) == 64).await;
     servers.nats.kill().await.unwrap();
     let fell =
         until("guards fall", LEASE, || !a.member.guard().holds() && !b.member.guard().holds());
@@ -27,9 +27,9 @@ async fn without_the_broker_guards_fall_by_their_own_clock_and_all_returns_with_
     tokio::time::sleep(LEASE).await;
     servers.nats.start_again().await.unwrap();
     until("guards hold", BACK, || a.member.guard().holds() && b.member.guard().holds()).await;
-    until("a serves everything", BACK, || a.count(Kind::Command) == 64).await;
+    until("a serves everything", BACK, || a.count(COMMAND) == 64).await;
     // The wish to drain outlives the record of whom it names.
-    assert_eq!(b.count(Kind::Command), 0);
+    assert_eq!(b.count(COMMAND), 0);
     let view = look(&a.client).await.unwrap();
     assert!(view.members.iter().any(|seat| seat.draining), "{view:?}");
     floor.check();
@@ -40,7 +40,7 @@ async fn a_short_absence_of_the_broker_costs_nobody_anything() {
     let (mut servers, floor) = (broker().await, Arc::new(Floor::default()));
     let a = Worker::join(&servers, &floor, "a").await;
     let b = Worker::join(&servers, &floor, "b").await;
-    until("half each", SOON, || b.count(Kind::Command) == 32 && a.count(Kind::Command) == 32).await;
+    until("half each", SOON, || b.count(COMMAND) == 32 && a.count(COMMAND) == 32).await;
     let (highest, epoch) = (floor.highest(), a.member.map().borrow().epoch);
     servers.nats.kill().await.unwrap();
     servers.nats.start_again().await.unwrap();
@@ -55,13 +55,13 @@ async fn a_bucket_that_is_gone_is_made_anew_with_greater_epochs() {
     let (servers, floor) = (broker().await, Arc::new(Floor::default()));
     let a = Worker::join(&servers, &floor, "a").await;
     let b = Worker::join(&servers, &floor, "b").await;
-    until("half each", SOON, || b.count(Kind::Command) == 32 && a.count(Kind::Command) == 32).await;
+    until("half each", SOON, || b.count(COMMAND) == 32 && a.count(COMMAND) == 32).await;
     let highest = floor.highest();
     let context = jetstream::new(a.client.clone());
     context.delete_stream(flexcore_cluster::STREAM).await.unwrap();
     until("everything is served anew", BACK, || {
-        let all = [&a, &b].map(|w| w.count(Kind::Command));
-        all == [32, 32] && floor.lowest(Kind::Command) > highest
+        let all = [&a, &b].map(|w| w.count(COMMAND));
+        all == [32, 32] && floor.lowest(COMMAND) > highest
     })
     .await;
 }

@@ -8,9 +8,13 @@ use std::{
 };
 
 use async_nats::{HeaderMap, jetstream};
-use flexcore_cluster::{Kind, Member, MemberId, Settings};
+use flexcore_cluster::{Member, MemberId, Settings, WorkKind};
 use flexcore_servers::{Options, Servers, Sync, Want};
 use tokio_util::task::AbortOnDropHandle;
+
+pub(crate) const COMMAND: WorkKind = WorkKind { name: "command", places: 64 };
+pub(crate) const PROJECTION: WorkKind = WorkKind { name: "projection", places: 16 };
+pub(crate) const KINDS: [WorkKind; 2] = [COMMAND, PROJECTION];
 
 /// The shortest lease, so that the tests are fast.
 pub(crate) const LEASE: Duration = Duration::from_secs(3);
@@ -24,13 +28,13 @@ pub(crate) async fn broker() -> Servers {
 /// The member that serves each place.
 #[derive(Default)]
 pub(crate) struct Floor {
-    serving: Mutex<BTreeMap<(Kind, u16), BTreeMap<MemberId, u64>>>,
-    highest: Mutex<BTreeMap<(Kind, u16), (u64, MemberId)>>,
+    serving: Mutex<BTreeMap<(WorkKind, u16), BTreeMap<MemberId, u64>>>,
+    highest: Mutex<BTreeMap<(WorkKind, u16), (u64, MemberId)>>,
     wrong: Mutex<Vec<String>>,
 }
 
 impl Floor {
-    fn starts(&self, kind: Kind, number: u16, member: &MemberId, epoch: u64) {
+    fn starts(&self, kind: WorkKind, number: u16, member: &MemberId, epoch: u64) {
         let place = (kind, number);
         let mut serving = self.serving.lock().unwrap();
         let here = serving.entry(place).or_default();
@@ -47,7 +51,7 @@ impl Floor {
         (*top, *by) = (epoch, member.clone());
     }
 
-    fn stops(&self, kind: Kind, number: u16, member: &MemberId) {
+    fn stops(&self, kind: WorkKind, number: u16, member: &MemberId) {
         let mut serving = self.serving.lock().unwrap();
         if let Some(here) = serving.get_mut(&(kind, number)) {
             here.remove(member);
@@ -62,7 +66,7 @@ impl Floor {
     }
 
     /// Number of places of a kind that a member serves.
-    pub(crate) fn count(&self, kind: Kind, member: &MemberId) -> usize {
+    pub(crate) fn count(&self, kind: WorkKind, member: &MemberId) -> usize {
         let serving = self.serving.lock().unwrap();
         serving.iter().filter(|((of, _), here)| *of == kind && here.contains_key(member)).count()
     }
@@ -73,7 +77,7 @@ impl Floor {
     }
 
     /// The lowest epoch under which something of this kind is served.
-    pub(crate) fn lowest(&self, kind: Kind) -> u64 {
+    pub(crate) fn lowest(&self, kind: WorkKind) -> u64 {
         let serving = self.serving.lock().unwrap();
         let of = serving.iter().filter(|((of, _), _)| *of == kind);
         of.flat_map(|(_, here)| here.values()).min().copied().unwrap_or(0)
@@ -97,14 +101,14 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) async fn join(servers: &Servers, floor: &Arc<Floor>, name: &str) -> Self {
         let client = async_nats::connect(servers.nats_url()).await.unwrap();
-        let settings = Settings { lease: LEASE, ..Settings::new(name, "worker", Kind::ALL) };
+        let settings = Settings { lease: LEASE, ..Settings::new(name, "worker", KINDS) };
         let member = Member::join(&client, settings).await.unwrap();
         let serves = tokio::spawn(serve(member.clone(), floor.clone()));
         let serves = Some(AbortOnDropHandle::new(serves));
         Self { member, client, floor: floor.clone(), serves }
     }
 
-    pub(crate) fn count(&self, kind: Kind) -> usize {
+    pub(crate) fn count(&self, kind: WorkKind) -> usize {
         self.floor.count(kind, self.member.id())
     }
 
@@ -125,11 +129,11 @@ impl Worker {
 async fn serve(member: Member, floor: Arc<Floor>) {
     let id = member.id().clone();
     let mut assigned = member.assigned();
-    let mut serving: BTreeMap<(Kind, u16), u64> = BTreeMap::new();
+    let mut serving: BTreeMap<(WorkKind, u16), u64> = BTreeMap::new();
     loop {
         let now = assigned.borrow_and_update().clone();
         let mut wanted = BTreeMap::new();
-        for kind in Kind::ALL {
+        for kind in KINDS {
             wanted.extend(now.of(kind).into_iter().map(|(n, epoch)| ((kind, n), epoch)));
         }
         let ends: Vec<_> = serving.iter().filter(|(at, e)| wanted.get(at) != Some(e)).collect();
@@ -147,7 +151,7 @@ async fn serve(member: Member, floor: Arc<Floor>) {
                 floor.starts(kind, number, &id, epoch);
             }
         }
-        for kind in Kind::ALL {
+        for kind in KINDS {
             let places: BTreeSet<u16> =
                 serving.keys().filter(|(of, _)| *of == kind).map(|(_, n)| *n).collect();
             member.report(kind, now.followed, places);

@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use flexcore_cluster::{Error, Kind, Member, Settings, drain, look, undrain};
+use flexcore_cluster::{Error, Member, Settings, drain, look, undrain};
 
-use crate::floor::{Floor, LEASE, Worker, broker, until};
+use crate::floor::{COMMAND, Floor, LEASE, PROJECTION, Worker, broker, until};
 
 const SOON: Duration = Duration::from_secs(3);
 
@@ -12,14 +12,14 @@ const SOON: Duration = Duration::from_secs(3);
 async fn the_first_member_leads_and_serves_everything() {
     let (servers, floor) = (broker().await, Arc::new(Floor::default()));
     let a = Worker::join(&servers, &floor, "a").await;
-    let everything = || a.count(Kind::Command) == 64 && a.count(Kind::Projection) == 16;
+    let everything = || a.count(COMMAND) == 64 && a.count(PROJECTION) == 16;
     until("serves everything", SOON, everything).await;
     let view = look(&a.client).await.unwrap();
     assert_eq!(view.leader.as_ref(), Some(a.member.id()));
     assert_eq!(view.epoch, Some(a.member.map().borrow().epoch));
     let [seat] = &view.members[..] else { panic!("{view:?}") };
     assert!(seat.leads && !seat.draining && seat.role == "worker");
-    assert_eq!(seat.owns[&Kind::Command].len(), 64);
+    assert_eq!(seat.owns[COMMAND.name].len(), 64);
     assert!(view.unowned.values().all(Vec::is_empty), "{view:?}");
     floor.check();
 }
@@ -28,14 +28,13 @@ async fn the_first_member_leads_and_serves_everything() {
 async fn a_second_member_is_handed_its_half_without_two_serving_at_once() {
     let (servers, floor) = (broker().await, Arc::new(Floor::default()));
     let a = Worker::join(&servers, &floor, "a").await;
-    until("a serves everything", SOON, || a.count(Kind::Command) == 64).await;
+    until("a serves everything", SOON, || a.count(COMMAND) == 64).await;
     let b = Worker::join(&servers, &floor, "b").await;
-    let half =
-        || [&a, &b].iter().all(|w| w.count(Kind::Command) == 32 && w.count(Kind::Projection) == 8);
+    let half = || [&a, &b].iter().all(|w| w.count(COMMAND) == 32 && w.count(PROJECTION) == 8);
     until("half each", SOON, half).await;
     let c = Worker::join(&servers, &floor, "c").await;
     let third = || {
-        let counts = [&a, &b, &c].map(|w| w.count(Kind::Command));
+        let counts = [&a, &b, &c].map(|w| w.count(COMMAND));
         counts.iter().sum::<usize>() == 64 && counts.iter().all(|count| (21..=22).contains(count))
     };
     until("a third each", SOON, third).await;
@@ -47,14 +46,14 @@ async fn leaving_hands_everything_over_within_a_second() {
     let (servers, floor) = (broker().await, Arc::new(Floor::default()));
     let a = Worker::join(&servers, &floor, "a").await;
     let b = Worker::join(&servers, &floor, "b").await;
-    until("half each", SOON, || b.count(Kind::Command) == 32 && a.count(Kind::Command) == 32).await;
+    until("half each", SOON, || b.count(COMMAND) == 32 && a.count(COMMAND) == 32).await;
     let before = look(&b.client).await.unwrap();
     assert_eq!(before.leader.as_ref(), Some(a.member.id()));
     let guard = a.member.guard();
     a.leave().await;
     assert!(!guard.holds());
     let took = until("b serves everything", Duration::from_secs(1), || {
-        b.count(Kind::Command) == 64 && b.count(Kind::Projection) == 16
+        b.count(COMMAND) == 64 && b.count(PROJECTION) == 16
     });
     println_took("after a leader left", took.await);
     let after = look(&b.client).await.unwrap();
@@ -67,23 +66,23 @@ async fn leaving_hands_everything_over_within_a_second() {
 async fn one_that_resigns_is_told_to_leave_its_places_and_gets_no_others() {
     let (servers, floor) = (broker().await, Arc::new(Floor::default()));
     let a = Worker::join(&servers, &floor, "a").await;
-    until("a serves everything", SOON, || a.count(Kind::Command) == 64).await;
-    assert!(a.member.is_alone(Kind::Command).await);
+    until("a serves everything", SOON, || a.count(COMMAND) == 64).await;
+    assert!(a.member.is_alone(COMMAND).await);
     let b = Worker::join(&servers, &floor, "b").await;
-    until("half each", SOON, || b.count(Kind::Command) == 32 && a.count(Kind::Command) == 32).await;
-    assert!(!a.member.is_alone(Kind::Command).await);
+    until("half each", SOON, || b.count(COMMAND) == 32 && a.count(COMMAND) == 32).await;
+    assert!(!a.member.is_alone(COMMAND).await);
     assert_eq!(look(&b.client).await.unwrap().leader.as_ref(), Some(a.member.id()));
     // It is the leader: another has to be found first.
     a.member.resign();
     let took = until("b serves everything", Duration::from_secs(1), || {
-        b.count(Kind::Command) == 64 && b.count(Kind::Projection) == 16
+        b.count(COMMAND) == 64 && b.count(PROJECTION) == 16
     });
     println_took("after a leader resigned", took.await);
-    assert_eq!((a.count(Kind::Command), a.count(Kind::Projection)), (0, 0));
+    assert_eq!((a.count(COMMAND), a.count(PROJECTION)), (0, 0));
     let view = look(&b.client).await.unwrap();
     assert_eq!(view.leader.as_ref(), Some(b.member.id()));
     let seat = view.members.iter().find(|seat| seat.id == *a.member.id()).unwrap();
-    assert!(b.member.is_alone(Kind::Command).await, "the other is about to end");
+    assert!(b.member.is_alone(COMMAND).await, "the other is about to end");
     assert!(seat.draining && a.member.guard().holds(), "it is a member yet: {seat:?}");
     floor.check();
 }
@@ -93,14 +92,14 @@ async fn a_killed_leader_is_replaced_when_its_lease_has_ended() {
     let (servers, floor) = (broker().await, Arc::new(Floor::default()));
     let a = Worker::join(&servers, &floor, "a").await;
     let b = Worker::join(&servers, &floor, "b").await;
-    until("half each", SOON, || b.count(Kind::Command) == 32 && a.count(Kind::Command) == 32).await;
+    until("half each", SOON, || b.count(COMMAND) == 32 && a.count(COMMAND) == 32).await;
     let highest = floor.highest();
     let (guard, leader) = (a.member.guard(), a.member.id().clone());
     assert_eq!(look(&b.client).await.unwrap().leader, Some(leader));
     a.kill();
     assert!(guard.holds(), "nobody has said otherwise");
     let took = until("b serves everything", LEASE + Duration::from_secs(2), || {
-        b.count(Kind::Command) == 64 && b.count(Kind::Projection) == 16
+        b.count(COMMAND) == 64 && b.count(PROJECTION) == 16
     });
     println_took("after a leader was killed", took.await);
     assert!(!guard.holds(), "before anybody else serves");
@@ -113,13 +112,13 @@ async fn a_drained_member_serves_nothing_until_it_is_taken_back() {
     let (servers, floor) = (broker().await, Arc::new(Floor::default()));
     let a = Worker::join(&servers, &floor, "a").await;
     let b = Worker::join(&servers, &floor, "b").await;
-    until("half each", SOON, || b.count(Kind::Command) == 32 && a.count(Kind::Command) == 32).await;
+    until("half each", SOON, || b.count(COMMAND) == 32 && a.count(COMMAND) == 32).await;
     let id = a.member.id().as_str();
     let unknown = drain(&b.client, "nobody").await;
     assert!(matches!(unknown, Err(Error::UnknownMember { known, .. }) if known.len() == 2));
     drain(&b.client, id).await.unwrap();
-    until("b serves everything", SOON, || b.count(Kind::Command) == 64).await;
-    assert_eq!((a.count(Kind::Command), a.count(Kind::Projection)), (0, 0));
+    until("b serves everything", SOON, || b.count(COMMAND) == 64).await;
+    assert_eq!((a.count(COMMAND), a.count(PROJECTION)), (0, 0));
     let draining = |view: flexcore_cluster::View| {
         view.members.into_iter().filter(|seat| seat.draining).map(|seat| seat.id).collect()
     };
@@ -129,7 +128,7 @@ async fn a_drained_member_serves_nothing_until_it_is_taken_back() {
     let drained: Vec<_> = draining(look(&b.client).await.unwrap());
     assert!(drained.is_empty(), "at once: {drained:?}");
     assert!(undrain(&b.client, id).await.is_err(), "it is not drained any more");
-    until("half each", SOON, || b.count(Kind::Command) == 32 && a.count(Kind::Command) == 32).await;
+    until("half each", SOON, || b.count(COMMAND) == 32 && a.count(COMMAND) == 32).await;
     floor.check();
 }
 
@@ -139,7 +138,7 @@ async fn members_that_start_at_once_make_one_bucket_and_share() {
     let join = |name| Worker::join(&servers, &floor, name);
     let (a, b, c, d) = tokio::join!(join("a"), join("b"), join("c"), join("d"));
     let all = [a, b, c, d];
-    until("a quarter each", SOON, || all.iter().all(|w| w.count(Kind::Command) == 16)).await;
+    until("a quarter each", SOON, || all.iter().all(|w| w.count(COMMAND) == 16)).await;
     floor.check();
 }
 
@@ -152,7 +151,7 @@ async fn a_gateway_is_a_member_that_follows_and_never_leads() {
     assert_eq!(look(&client).await.unwrap().leader, None);
     let a = Worker::join(&servers, &floor, "a").await;
     let map = gateway.map();
-    let owner = || map.borrow().owner(Kind::Command, 63).map(|(owner, _)| owner.clone());
+    let owner = || map.borrow().owner(COMMAND, 63).map(|(owner, _)| owner.clone());
     until("the gateway knows", SOON, || owner().as_ref() == Some(a.member.id())).await;
     assert!(gateway.assigned().borrow().places.is_empty());
     let subscriptions = servers_subscriptions(&servers).await;

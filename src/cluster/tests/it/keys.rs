@@ -6,9 +6,9 @@ use std::{
 };
 
 use async_nats::jetstream::{self, context::PublishErrorKind};
-use flexcore_cluster::{Error, Kind, LEASE_MAX, Member, Settings, look};
+use flexcore_cluster::{Error, LEASE_MAX, Member, Settings, look};
 
-use crate::floor::{Floor, LEASE, Worker, broker, get, put, until};
+use crate::floor::{COMMAND, Floor, KINDS, LEASE, Worker, broker, get, put, until};
 
 const SOON: Duration = Duration::from_secs(3);
 
@@ -16,7 +16,7 @@ async fn pair() -> (flexcore_servers::Servers, Arc<Floor>, Worker, Worker) {
     let (servers, floor) = (broker().await, Arc::new(Floor::default()));
     let a = Worker::join(&servers, &floor, "a").await;
     let b = Worker::join(&servers, &floor, "b").await;
-    until("half each", SOON, || b.count(Kind::Command) == 32 && a.count(Kind::Command) == 32).await;
+    until("half each", SOON, || b.count(COMMAND) == 32 && a.count(COMMAND) == 32).await;
     (servers, floor, a, b)
 }
 
@@ -27,7 +27,7 @@ async fn a_deleted_leadership_is_won_anew_under_a_greater_epoch() {
     put(&b.client, "leader", "", None).await.unwrap();
     until("a map of a greater epoch", SOON, || a.member.map().borrow().epoch > before).await;
     assert!(a.member.guard().holds() && b.member.guard().holds());
-    assert_eq!((a.count(Kind::Command), b.count(Kind::Command)), (32, 32), "nothing moves");
+    assert_eq!((a.count(COMMAND), b.count(COMMAND)), (32, 32), "nothing moves");
     floor.check();
 }
 
@@ -37,13 +37,13 @@ async fn a_deleted_map_is_written_again_with_greater_epochs() {
     let highest = floor.highest();
     put(&b.client, "map", "", None).await.unwrap();
     until("everything is served anew", SOON, || {
-        let all = [&a, &b].map(|w| w.count(Kind::Command));
-        all == [32, 32] && floor.lowest(Kind::Command) > highest
+        let all = [&a, &b].map(|w| w.count(COMMAND));
+        all == [32, 32] && floor.lowest(COMMAND) > highest
     })
     .await;
     // A member that comes now reads it too.
     let c = Worker::join(&servers, &floor, "c").await;
-    until("c has its share", SOON, || c.count(Kind::Command) == 21).await;
+    until("c has its share", SOON, || c.count(COMMAND) == 21).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,13 +51,13 @@ async fn a_deleted_record_ends_the_right_to_act_at_once_and_voids_what_was_given
     let servers = broker().await;
     let client = async_nats::connect(servers.nats_url()).await.unwrap();
     // Its renewals are far apart: what happens soon is no renewal.
-    let settings = Settings { lease: LEASE_MAX, ..Settings::new("m", "worker", [Kind::Command]) };
+    let settings = Settings { lease: LEASE_MAX, ..Settings::new("m", "worker", [COMMAND]) };
     let member = Member::join(&client, settings).await.unwrap();
     let (guard, assigned) = (member.guard(), member.assigned());
-    let count = || assigned.borrow().of(Kind::Command).len();
+    let count = || assigned.borrow().of(COMMAND).len();
     until("it is assigned everything", SOON, || count() == 64).await;
     let before = assigned.borrow().clone();
-    member.report(Kind::Command, before.followed, (0..64).collect());
+    member.report(COMMAND, before.followed, (0..64).collect());
     let key = format!("member.{}", member.id());
     let (mut known, start) = (String::new(), Instant::now());
     while !known.contains("63]") && start.elapsed() < SOON {
@@ -65,8 +65,8 @@ async fn a_deleted_record_ends_the_right_to_act_at_once_and_voids_what_was_given
     }
     put(&client, &key, "", None).await.unwrap();
     until("its guard falls", SOON, || !guard.holds()).await;
-    let lowest = || assigned.borrow().of(Kind::Command).values().min().copied().unwrap_or(0);
-    let highest = before.of(Kind::Command).into_values().max().unwrap();
+    let lowest = || assigned.borrow().of(COMMAND).values().min().copied().unwrap_or(0);
+    let highest = before.of(COMMAND).into_values().max().unwrap();
     until("it is given everything anew", SOON, || lowest() > highest && count() == 64).await;
     until("its guard is up again", SOON, || guard.holds()).await;
 }
@@ -83,10 +83,10 @@ async fn a_deposed_leader_changes_nothing() {
     // Nobody leads but the ghost: a new member gets nothing, and the map stays as it is.
     let c = Worker::join(&servers, &floor, "c").await;
     tokio::time::sleep(LEASE / 2).await;
-    assert_eq!(c.count(Kind::Command), 0);
+    assert_eq!(c.count(COMMAND), 0);
     assert_eq!(get(&a.client, "map").await.unwrap().1, map);
     put(&b.client, "leader", "", None).await.unwrap();
-    until("c has its share", SOON, || c.count(Kind::Command) == 21).await;
+    until("c has its share", SOON, || c.count(COMMAND) == 21).await;
     floor.check();
 }
 
@@ -143,7 +143,7 @@ async fn a_bucket_that_cannot_hold_leases_is_refused() {
         ..Default::default()
     };
     jetstream::new(client.clone()).create_stream(bucket).await.unwrap();
-    let joined = Member::join(&client, Settings::new("a", "worker", Kind::ALL)).await;
+    let joined = Member::join(&client, Settings::new("a", "worker", KINDS)).await;
     let Err(error) = joined else { panic!("it joins") };
     let contradicts = matches!(error, Error::Misconfigured { what: "allow_direct", .. });
     assert!(contradicts, "{error}");

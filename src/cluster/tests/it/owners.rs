@@ -3,11 +3,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::{Client, HeaderMap, Message, Subscriber};
-use flexcore_cluster::{Answer, Kind, Map, Member, MemberId, Owners, Place, Settings, Unanswered};
+use flexcore_cluster::{Answer, Map, Member, MemberId, Owners, Place, Settings, Unanswered};
 use flexcore_servers::Servers;
 use futures::StreamExt;
 
-use crate::floor::{broker, put};
+use crate::floor::{COMMAND, KINDS, broker, put};
 
 /// Long enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 async fn without_leader() -> (Servers, Client) {
     let servers = broker().await;
     let client = async_nats::connect(servers.nats_url()).await.unwrap();
-    let member = Member::join(&client, Settings::new("a", "worker", Kind::ALL)).await.unwrap();
+    let member = Member::join(&client, Settings::new("a", "worker", KINDS)).await.unwrap();
     member.leave().await;
     (servers, client)
 }
@@ -29,13 +29,14 @@ async fn owned(client: &Client, epoch: Option<u64>) {
 
 /// Writes a map in which this is slot 0.
 async fn give(client: &Client, place: Place) {
-    let map = Map { places: BTreeMap::from([(Kind::Command, vec![place])]), ..Map::default() };
+    let map =
+        Map { places: BTreeMap::from([(COMMAND.name.into(), vec![place])]), ..Map::default() };
     put(client, "map", &serde_json::to_string(&map).unwrap(), None).await.unwrap();
 }
 
 async fn ask(owners: Owners, within: Duration) -> Result<Answer, Unanswered> {
     let question = |epoch, _| (format!("req.{epoch}"), HeaderMap::new());
-    owners.ask(Kind::Command, 0, within, "do".into(), question).await
+    owners.ask(0, within, "do".into(), question).await
 }
 
 async fn next(requests: &mut Subscriber) -> Message {
@@ -51,7 +52,7 @@ async fn refuse(client: &Client, requests: &mut Subscriber) {
 async fn an_answer_says_whether_an_earlier_owner_was_asked() {
     let (_servers, client) = without_leader().await;
     owned(&client, Some(1)).await;
-    let owners = Owners::attach(&client).await.unwrap();
+    let owners = Owners::attach(COMMAND, &client).await.unwrap();
     let mut first = client.subscribe("req.1").await.unwrap();
     let mut second = client.subscribe("req.2").await.unwrap();
     let asked = tokio::spawn(ask(owners.clone(), PATIENCE));
@@ -72,7 +73,7 @@ async fn an_owner_that_is_to_leave_is_not_asked_any_more() {
     let (_servers, client) = without_leader().await;
     let owner = Some(MemberId::new("owner", "1"));
     give(&client, Place { owner, epoch: 1, leaving: true, ..Place::default() }).await;
-    let owners = Owners::attach(&client).await.unwrap();
+    let owners = Owners::attach(COMMAND, &client).await.unwrap();
     let mut first = client.subscribe("req.1").await.unwrap();
     let mut second = client.subscribe("req.2").await.unwrap();
     let asked = tokio::spawn(ask(owners, PATIENCE));
@@ -88,7 +89,7 @@ async fn an_owner_that_took_nothing_up_leaves_no_doubt() {
     let (_servers, client) = without_leader().await;
     // Nobody listens under this epoch.
     owned(&client, Some(1)).await;
-    let owners = Owners::attach(&client).await.unwrap();
+    let owners = Owners::attach(COMMAND, &client).await.unwrap();
     let nobody = ask(owners, Duration::from_millis(200)).await;
     assert_eq!(nobody.unwrap_err(), Unanswered::NoOwner);
     // When the news of a successor overtakes the broker's word that nobody listens there is doubt,
@@ -96,7 +97,7 @@ async fn an_owner_that_took_nothing_up_leaves_no_doubt() {
     let mut epoch = 1;
     let (owners, mut second) = loop {
         owned(&client, Some(epoch)).await;
-        let owners = Owners::attach(&client).await.unwrap();
+        let owners = Owners::attach(COMMAND, &client).await.unwrap();
         let mut second = client.subscribe(format!("req.{}", epoch + 1)).await.unwrap();
         let asked = tokio::spawn(ask(owners.clone(), PATIENCE));
         owned(&client, Some(epoch + 1)).await;

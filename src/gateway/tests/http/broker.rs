@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use async_nats::{Message, Subscriber, connection::State};
-use flexcore_cluster::{Kind, Member, drain, look};
+use flexcore_cluster::{Member, drain, look};
 use flexcore_domain::{Outcome, Position, Slot, command::header};
 use futures::StreamExt;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::{
     JSON,
-    support::{bearer, read, serve, settings, start},
+    support::{COMMANDS, bearer, read, serve, settings, start},
 };
 
 const QUEUE: &str = "FLEX_COMMANDS";
@@ -120,7 +120,7 @@ async fn a_refusal_by_a_successor_of_who_was_asked_is_none() {
             first.push(epoch(&next(&mut requests).await));
         }
         let owner = look(client).await.unwrap().leader.unwrap();
-        let how = flexcore_cluster::Settings::new("successor", "worker", [Kind::Command]);
+        let how = flexcore_cluster::Settings::new("successor", "worker", [COMMANDS]);
         let successor = Member::join(client, how).await.unwrap();
         let serving = tokio::spawn(serve(successor));
         drain(client, owner.as_str()).await.unwrap();

@@ -14,7 +14,7 @@ mod fixture;
 
 use async_nats::Message;
 use flexcore_auth::{Grant, Issuer, SigningKey, Verifier};
-use flexcore_cluster::{Kind, Member, Owners};
+use flexcore_cluster::{Member, Owners, WorkKind};
 use flexcore_domain::{
     ActorName, Outcome, Position, StateReply, Tenant, Violation, command::header,
 };
@@ -31,6 +31,8 @@ use tokio::{
     task::JoinHandle,
 };
 use tokio_util::sync::CancellationToken;
+
+pub(crate) const COMMANDS: WorkKind = WorkKind { name: "command", places: 64 };
 
 static KEY: LazyLock<SigningKey> = LazyLock::new(|| SigningKey::generate().0);
 
@@ -63,9 +65,9 @@ pub(crate) async fn start_on(settings: Settings, want: Want) -> Gateway {
     };
     let store = EventStore::open(client, how).await.unwrap();
     let worker = async_nats::connect(servers.nats_url()).await.unwrap();
-    let membership = flexcore_cluster::Settings::new("stand-in", "worker", [Kind::Command]);
+    let membership = flexcore_cluster::Settings::new("stand-in", "worker", [COMMANDS]);
     let member = Member::join(&worker, membership).await.unwrap();
-    let owners = Owners::of(store.client(), &member);
+    let owners = Owners::of(COMMANDS, store.client(), &member);
     tokio::spawn(serve(member));
     tokio::spawn(work(worker));
     let nowhere = || "postgres://nobody:nothing@127.0.0.1:1/none".to_owned();
@@ -194,8 +196,8 @@ pub(crate) async fn serve(member: Member) {
     let mut assigned = member.assigned();
     loop {
         let now = assigned.borrow_and_update().clone();
-        let places = now.of(Kind::Command).into_keys().collect();
-        member.report(Kind::Command, now.followed, places);
+        let places = now.of(COMMANDS).into_keys().collect();
+        member.report(COMMANDS, now.followed, places);
         if assigned.changed().await.is_err() {
             return;
         }
