@@ -36,6 +36,9 @@ pub type Told = Box<dyn FnOnce(Result<u64, Unstored>) + Send>;
 pub enum Unstored {
     /// An expectation in its headers does not hold.
     Conflict,
+    /// Nor is it stored: another message, maybe an earlier one of the same writer, is just being stored,
+    /// and whether the expectation holds depends on it.
+    Busy,
     /// The server does not have the whole batch that it closes, and has stored nothing of it: it
     /// takes no more batches at a time, or was another one when the batch began.
     BatchIncomplete,
@@ -47,10 +50,18 @@ pub enum Unstored {
     Unknown(String),
 }
 
+impl Unstored {
+    /// True if its writer has to look again before it writes: the expectation does not hold, or may not.
+    #[must_use]
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Conflict | Self::Busy)
+    }
+}
+
 impl From<Unstored> for Error {
     fn from(unstored: Unstored) -> Self {
         match unstored {
-            Unstored::Conflict => Self::Conflict,
+            Unstored::Conflict | Unstored::Busy => Self::Conflict,
             Unstored::BatchIncomplete => unavailable("the batch was refused as a whole"),
             Unstored::TooLarge(reason) => Self::TooLarge(reason),
             Unstored::NoRoom(reason) => Self::NoRoom(reason),
@@ -62,6 +73,18 @@ impl From<Unstored> for Error {
 /// An [`Unstored::Unknown`] with this reason.
 pub fn unknown(reason: impl fmt::Display) -> Unstored {
     Unstored::Unknown(reason.to_string())
+}
+
+/// Has the broker store a message only if the last one on its subject is at this sequence; 0: there
+/// is none.
+pub fn expect_last(headers: &mut HeaderMap, sequence: u64) {
+    headers.insert("Nats-Expected-Last-Subject-Sequence", sequence.to_string());
+}
+
+/// The same about the last message on other subjects, a pattern maybe.
+pub fn expect_last_on(headers: &mut HeaderMap, subjects: &str, sequence: u64) {
+    expect_last(headers, sequence);
+    headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", subjects);
 }
 
 /// A message, and who is told what became of it.
@@ -82,6 +105,7 @@ pub struct Acknowledged {
     client: async_nats::Client,
     prefix: Arc<str>,
     waiting: Arc<Mutex<Waiting>>,
+    patient: bool,
     _dispatch: Arc<AbortOnDropHandle<()>>,
 }
 
@@ -96,8 +120,16 @@ impl Acknowledged {
             client: client.clone(),
             prefix: prefix.into(),
             waiting,
+            patient: false,
             _dispatch: Arc::new(AbortOnDropHandle::new(dispatch)),
         })
+    }
+
+    /// The same, which hands messages over while the connection is down, too: they are sent when it is
+    /// back. For those that the broker refuses when they come too late.
+    #[must_use]
+    pub fn patient(self) -> Self {
+        Self { patient: true, ..self }
     }
 
     /// The connection below, for messages without an acknowledgement of their own.
@@ -127,7 +159,7 @@ impl Acknowledged {
         if let Err(why) = size::check(&headers, body.len(), self.client.max_payload()) {
             return told(Err(Unstored::TooLarge(why)));
         }
-        if self.client.connection_state() == State::Disconnected {
+        if !self.patient && self.client.connection_state() == State::Disconnected {
             // Kept back, it would be sent whenever the connection is back: after somebody else has
             // taken its sender's work over, perhaps.
             return told(Err(unknown("not connected to the broker")));
@@ -204,6 +236,7 @@ impl ApiError {
         let said = format!("{} (error {})", self.description, self.err_code);
         match refusal::of(self.err_code, &self.description) {
             Refusal::Conflict => Unstored::Conflict,
+            Refusal::Busy => Unstored::Busy,
             Refusal::BatchIncomplete => Unstored::BatchIncomplete,
             Refusal::TooLarge => Unstored::TooLarge(said),
             Refusal::NoRoom => Unstored::NoRoom(said),

@@ -2,6 +2,7 @@
 //! readers, sizes and room. It knows no stream by name.
 
 pub mod acknowledged;
+pub mod bucket;
 mod clock;
 pub mod ephemeral;
 pub mod inbox;

@@ -258,7 +258,7 @@ async fn publish_group(acknowledged: Acknowledged, batch: Vec<Outgoing>) {
                 }
             }
             Err(Unstored::BatchIncomplete) => publish_singly(&acknowledged, batch).await,
-            Err(Unstored::Conflict | Unstored::TooLarge(_)) => {
+            Err(Unstored::Conflict | Unstored::Busy | Unstored::TooLarge(_)) => {
                 let half = batch.split_off(batch.len() / 2);
                 left.push(half);
                 left.push(batch);

@@ -6,6 +6,8 @@
 pub(crate) enum Refusal {
     /// An expectation in its headers does not hold.
     Conflict,
+    /// Another message is just being stored on which the expectation depends.
+    Busy,
     /// The server does not take the batch that it closes, with any messages.
     BatchIncomplete,
     /// It is larger than the stream takes: it is refused each time.
@@ -35,7 +37,7 @@ const CODES: [(u64, Refusal); 12] = [
     // Header size exceeds maximum allowed of 64k.
     (10_097, Refusal::TooLarge),
     // Wrong last sequence, which can't be told: the subject is being written just now.
-    (10_164, Refusal::Conflict),
+    (10_164, Refusal::Busy),
     // The whole batch is not there.
     (10_176, Refusal::BatchIncomplete),
     // Batch publish is too large: more messages than the server takes in one.
@@ -75,6 +77,7 @@ mod tests {
     fn what_ends_what_passes_and_what_is_open() {
         for (code, description, refusal) in [
             (10_071, "wrong last sequence: 7", Refusal::Conflict),
+            (10_164, "wrong last sequence", Refusal::Busy),
             (10_054, "message size exceeds maximum allowed", Refusal::TooLarge),
             (10_097, "header size exceeds maximum allowed of 64k", Refusal::TooLarge),
             (10_023, "insufficient resources", Refusal::NoRoom),

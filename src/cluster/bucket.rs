@@ -6,17 +6,19 @@ use async_nats::{
     HeaderMap,
     jetstream::{
         self, ErrorCode,
-        context::PublishErrorKind,
         stream::{Config, LastRawMessageErrorKind, StorageType, Stream},
     },
 };
 use bytes::Bytes;
+use flexcore_broker::{
+    acknowledged::{Acknowledged, Unstored, unknown},
+    bucket::{Bucket as Keys, Condition, Entry, subject},
+};
 use futures::{StreamExt, TryStreamExt};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{Error, STREAM, lease::Written, unavailable};
 
-const PREFIX: &str = "$KV.flex_cluster.";
 pub(crate) const LEADER: &str = "leader";
 pub(crate) const MAP: &str = "map";
 
@@ -25,34 +27,15 @@ pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// Records that are read at a time: a round trip for each in turn would delay the leader's renewals.
 const READS_AT_ONCE: usize = 16;
 
-/// A key's last message.
-#[derive(Clone, Debug)]
-pub(crate) struct Entry {
-    pub(crate) sequence: u64,
-    /// `None`: the key was deleted, and the message says so.
-    pub(crate) value: Option<Bytes>,
-}
-
-impl Entry {
-    /// The key's value; `None` when it is deleted, or of another version.
-    pub(crate) fn parse<T: DeserializeOwned>(&self) -> Option<T> {
-        serde_json::from_slice(self.value.as_ref()?).ok()
-    }
-}
-
-/// The condition for storing a write.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Condition<'a> {
-    /// The key whose last message is looked at; not always the one that is written.
-    pub(crate) key: &'a str,
-    /// Its sequence; 0: there is none.
-    pub(crate) sequence: u64,
+/// The value of a key's last message; `None` when the key is deleted, or the value of another version.
+pub(crate) fn parsed<T: DeserializeOwned>(entry: &Entry) -> Option<T> {
+    serde_json::from_slice(entry.value.as_ref()?).ok()
 }
 
 #[derive(Clone)]
 pub(crate) struct Bucket {
     pub(crate) client: async_nats::Client,
-    jetstream: jetstream::Context,
+    keys: Keys,
     stream: Stream<()>,
     timeout: Duration,
     /// Copies, when it has to be made; `None`: it is not to be made.
@@ -92,11 +75,14 @@ impl Bucket {
             .ack_timeout(timeout)
             .build(client.clone());
         let stream = jetstream.get_stream_no_info(STREAM).await.map_err(unavailable)?;
-        Ok(Self { client: client.clone(), jetstream, stream, timeout, replicas })
+        // A write that comes late meets its condition, and whoever leaves has no time for another one.
+        let acknowledged = Acknowledged::open(client).await.map_err(unavailable)?.patient();
+        let keys = Keys { stream: STREAM, jetstream, acknowledged };
+        Ok(Self { client: client.clone(), keys, stream, timeout, replicas })
     }
 
     async fn create(&self, replicas: usize) -> Result<(), Error> {
-        let created = self.jetstream.create_stream(config(replicas)).await;
+        let created = self.keys.jetstream.create_stream(config(replicas)).await;
         // Another process may have been first, with another first sequence.
         if let Err(error) = created
             && self.stream.get_info().await.is_err()
@@ -113,32 +99,25 @@ impl Bucket {
 
     /// A key's last message. A bucket that is gone is made anew: nobody else would.
     pub(crate) async fn read(&self, key: &str) -> Result<Option<Entry>, Error> {
-        let subject = format!("{PREFIX}{key}");
-        match self.stream.get_last_raw_message_by_subject(&subject).await {
-            Ok(message) => {
-                // Marks of a deletion have a header or, if the broker makes them, no value.
-                let deleted =
-                    message.headers.get("KV-Operation").is_some() || message.payload.is_empty();
-                let value = (!deleted).then_some(message.payload);
-                Ok(Some(Entry { sequence: message.sequence, value }))
+        let error = match self.keys.read(key).await {
+            Ok(entry) => return Ok(entry),
+            Err(error) => error,
+        };
+        match (error.kind(), self.replicas) {
+            (LastRawMessageErrorKind::JetStream(cause), Some(replicas))
+                if cause.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+            {
+                tracing::warn!("the cluster's bucket is gone: it is made anew");
+                self.create(replicas).await.map(|()| None)
             }
-            Err(error) => match (error.kind(), self.replicas) {
-                (LastRawMessageErrorKind::NoMessageFound, _) => Ok(None),
-                (LastRawMessageErrorKind::JetStream(cause), Some(replicas))
-                    if cause.error_code() == ErrorCode::STREAM_NOT_FOUND =>
-                {
-                    tracing::warn!("the cluster's bucket is gone: it is made anew");
-                    self.create(replicas).await.map(|()| None)
-                }
-                _ => Err(unavailable(error)),
-            },
+            _ => Err(unavailable(error)),
         }
     }
 
     /// The keys below a prefix such as `member`, without it, with what they hold. Those that were
     /// deleted are not among them. Fails when all of it takes longer than one answer may.
     pub(crate) async fn entries(&self, prefix: &str) -> Result<Vec<(String, Entry)>, Error> {
-        let start = format!("{PREFIX}{prefix}.");
+        let start = subject(STREAM, &format!("{prefix}."));
         let all = async {
             let info =
                 self.stream.info_with_subjects(format!("{start}>")).await.map_err(unavailable)?;
@@ -190,31 +169,21 @@ impl Bucket {
         condition: Option<Condition<'_>>,
         ttl: Option<Duration>,
     ) -> Written {
-        if let Some(Condition { key: on, sequence }) = condition {
-            headers.insert("Nats-Expected-Last-Subject-Sequence", sequence.to_string());
-            if on != key {
-                let subject = format!("{PREFIX}{on}");
-                headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", subject);
-            }
-        }
         if let Some(ttl) = ttl {
             headers.insert("Nats-TTL", format!("{}s", ttl.as_secs()));
         }
-        let subject = format!("{PREFIX}{key}");
-        let sent = self.jetstream.publish_with_headers(subject, headers, value).await;
-        let stored = match sent {
-            Ok(sent) => sent.await,
-            Err(error) => Err(error),
-        };
-        match stored {
-            Ok(acknowledged) => Written::Stored(acknowledged.sequence),
-            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Written::Refused,
-            Err(error) if error.kind() == PublishErrorKind::MaxPayloadExceeded => {
+        let writing = self.keys.write(key, headers, value, condition);
+        let written = tokio::time::timeout(self.timeout, writing).await;
+        match written.unwrap_or_else(|_| Err(unknown("no answer in time"))) {
+            Ok(sequence) => Written::Stored(sequence),
+            Err(Unstored::Conflict) => Written::Refused,
+            Err(Unstored::TooLarge(error)) => {
                 tracing::error!(key, %error, "a record of the cluster is larger than a message");
                 Written::Unknown
             }
+            // Also `Busy`: an earlier write of our own may just be stored, so no lease ends by it.
             Err(error) => {
-                tracing::debug!(key, %error, "a write to the cluster's bucket has no answer");
+                tracing::debug!(key, ?error, "a write to the cluster's bucket has no answer");
                 Written::Unknown
             }
         }
@@ -246,7 +215,7 @@ fn config(replicas: usize) -> Config {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Config {
         name: STREAM.to_owned(),
-        subjects: vec![format!("{PREFIX}>")],
+        subjects: vec![subject(STREAM, ">")],
         storage: StorageType::File,
         num_replicas: replicas,
         max_messages_per_subject: 1,

@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
+use flexcore_broker::bucket::Entry;
 use tokio::sync::{mpsc, watch};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     Assigned, Error, Guard, Map, MemberId, Record, Serves, Settings, WorkKind,
-    bucket::{Bucket, Entry},
+    bucket::{Bucket, parsed},
     node::{Ends, Node, RENEWALS},
     size,
 };
@@ -112,8 +113,7 @@ impl Member {
     pub async fn is_alone(&self, kind: WorkKind) -> bool {
         let Ok(members) = self.bucket.entries("member").await else { return true };
         let serves = |entry: &Entry| {
-            entry
-                .parse::<Record>()
+            parsed::<Record>(entry)
                 .is_some_and(|member| member.kinds.contains(kind.name) && !member.leaving)
         };
         !members.iter().any(|(id, entry)| id != self.id.as_str() && serves(entry))

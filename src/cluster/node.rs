@@ -9,6 +9,7 @@ use std::{
 };
 
 use async_nats::{Message, Subscriber, connection::State};
+use flexcore_broker::bucket::{Condition, Entry, subject};
 use flexcore_resilience::jitter;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
@@ -19,8 +20,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Assigned, Error, Guard, MemberId, Record, Serves, Settings, WorkKind, WorkName,
-    bucket::{Bucket, Condition, Entry, LEADER, MAP},
+    Assigned, Error, Guard, MemberId, Record, STREAM, Serves, Settings, WorkKind, WorkName,
+    bucket::{Bucket, LEADER, MAP, parsed},
     fence::Fence,
     lease::{Found, Lease, Step, Terms, Written},
     plan::Map,
@@ -149,8 +150,8 @@ impl Node {
 
     /// Stores the first record. Returns hints: whatever is published to the bucket.
     pub(crate) async fn start(&mut self) -> Result<Subscriber, Error> {
-        let hints =
-            self.bucket.client.subscribe("$KV.flex_cluster.>").await.map_err(unavailable)?;
+        let all = subject(STREAM, ">");
+        let hints = self.bucket.client.subscribe(all).await.map_err(unavailable)?;
         self.bucket.client.flush().await.map_err(unavailable)?;
         self.renew().await;
         if !self.own.holds(self.now_ms()) {
@@ -216,7 +217,7 @@ impl Node {
     /// Something was published to a key. It may have been refused, so it is only a reason to look.
     fn hinted(&mut self, hint: &Message) {
         let now = Instant::now();
-        let key = hint.subject.strip_prefix("$KV.flex_cluster.").unwrap_or_default();
+        let key = hint.subject.strip_prefix(&*subject(STREAM, "")).unwrap_or_default();
         let leads = self.lead.holds(self.now_ms());
         match key.split_once('.').unwrap_or((key, "")) {
             ("map", _) => self.look_soon(now),
@@ -364,7 +365,7 @@ impl Node {
         match entry {
             Some(entry) if entry.value.is_some() => {
                 if at != self.map.1
-                    && let Some(map) = entry.parse::<Map>()
+                    && let Some(map) = parsed::<Map>(&entry)
                 {
                     self.map = (Arc::new(map), at);
                 }
@@ -469,7 +470,7 @@ fn found<T: for<'a> Deserialize<'a>>(
     let Some(entry) = entry else { return Found::Free(0) };
     let sequence = entry.sequence;
     // One that does not parse is of a later version, or foreign: it ends with its time to live.
-    match (entry.value.is_some(), entry.parse::<T>()) {
+    match (entry.value.is_some(), parsed::<T>(&entry)) {
         (false, _) => Found::Free(sequence),
         (true, None) => Found::Taken,
         (true, Some(value)) => match ours(value) {

@@ -13,7 +13,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     Error, Map, Member, WorkKind,
-    bucket::{Bucket, MAP},
+    bucket::{Bucket, MAP, parsed},
 };
 
 /// Longest wait for an owner that does not take questions. An owner that leaves takes less. A dead
@@ -161,7 +161,7 @@ impl fmt::Debug for Owners {
 }
 
 async fn read(bucket: &Bucket) -> Result<Option<Arc<Map>>, Error> {
-    Ok(bucket.read(MAP).await?.and_then(|entry| entry.parse()).map(Arc::new))
+    Ok(bucket.read(MAP).await?.as_ref().and_then(parsed).map(Arc::new))
 }
 
 /// The epoch of an owner that takes questions. One that is to leave listens for a moment yet, for those

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Map, MemberId, Record, WorkName,
-    bucket::{Bucket, LEADER, MAP, REQUEST_TIMEOUT},
+    bucket::{Bucket, LEADER, MAP, REQUEST_TIMEOUT, parsed},
     lease::Written,
     node::Leadership,
 };
@@ -48,12 +48,12 @@ pub async fn look(client: &async_nats::Client) -> Result<View, Error> {
     let bucket = Bucket::attach(client).await?;
     let leader = bucket.read(LEADER).await?;
     let sequence = leader.as_ref().map(|entry| entry.sequence);
-    let leader = leader.and_then(|entry| entry.parse::<Leadership>()).unwrap_or_default();
-    let map: Map = bucket.read(MAP).await?.and_then(|entry| entry.parse()).unwrap_or_default();
+    let leader = leader.as_ref().and_then(parsed::<Leadership>).unwrap_or_default();
+    let map: Map = bucket.read(MAP).await?.as_ref().and_then(parsed).unwrap_or_default();
     let drained = names(&bucket, "drain").await?;
     let mut members = Vec::new();
     for (id, entry) in bucket.entries("member").await? {
-        let Some(record) = entry.parse::<Record>() else { continue };
+        let Some(record) = parsed::<Record>(&entry) else { continue };
         let draining = record.leaving || drained.contains(&id);
         let id = MemberId(id);
         members.push(Seat {

@@ -273,10 +273,11 @@ impl EventStore {
         topology::check_profile(&client, &settings).await?;
         let jetstream = jetstream::new(client.clone());
         topology::create(&jetstream, &settings).await?;
-        let secret = Some(secret::open(&jetstream).await?);
-        let asks_leader = settings.replicas > 1;
-        let room = room::Room::watch(&settings.monitor_urls);
-        Ok(Self { asks_leader, room, secret, ..Self::attach(client, settings).await? })
+        let store = Self::attach(client, settings).await?;
+        let secret = Some(secret::open(&store).await?);
+        let asks_leader = store.settings.replicas > 1;
+        let room = room::Room::watch(&store.settings.monitor_urls);
+        Ok(Self { asks_leader, room, secret, ..store })
     }
 
     /// A handle on a log that another process has opened, for tools: nothing is created or checked,
@@ -381,11 +382,11 @@ impl EventStore {
         for (name, value) in encoded.headers {
             headers.insert(name, value);
         }
-        headers.insert("Nats-Expected-Last-Subject-Sequence", expected.sequence.to_string());
+        acknowledged::expect_last(&mut headers, expected.sequence);
         let hash = encoded.hash;
         let told = move |result: Result<u64, acknowledged::Unstored>| {
             metrics::histogram!("flexcore_append_seconds").record(started.elapsed().as_secs_f64());
-            if matches!(result, Err(acknowledged::Unstored::Conflict)) {
+            if result.as_ref().is_err_and(acknowledged::Unstored::is_conflict) {
                 metrics::counter!("flexcore_append_conflicts_total").increment(1);
             }
             let appended = result.map(|sequence| Appended { sequence, hash }).map_err(Error::from);
@@ -431,8 +432,7 @@ impl EventStore {
         for (name, value) in encoded.headers {
             headers.insert(name, value);
         }
-        headers.insert("Nats-Expected-Last-Subject-Sequence", last.to_string());
-        headers.insert("Nats-Expected-Last-Subject-Sequence-Subject", subjects);
+        acknowledged::expect_last_on(&mut headers, subjects, last);
         let (subject, body) = (subject(&commit.key), encoded.body.into());
         let sequence = self.acknowledged.store(subject, headers, body).await?;
         Ok(Appended { sequence, hash: encoded.hash })

@@ -4,14 +4,12 @@ use std::sync::Arc;
 
 use async_nats::{
     HeaderMap,
-    jetstream::{
-        consumer::{Consumer, DeliverPolicy, pull},
-        stream::LastRawMessageErrorKind,
-    },
+    jetstream::consumer::{Consumer, DeliverPolicy, pull},
 };
 use bytes::Bytes;
 use flexcore_broker::{
     Error,
+    bucket::{self, Condition},
     ephemeral::{self, Ephemeral, PULL_BYTES_MIN},
     unavailable,
 };
@@ -116,14 +114,9 @@ impl Queue {
 
     /// The stored value of a place, and its sequence. The bucket's leader is asked.
     pub(crate) async fn progress_of(&self, place: u16) -> Result<(Progress, u64), Error> {
-        let bucket = self.jetstream.get_stream_no_info(self.described.progress).await;
-        let subject = self.described.progress_of(&place.to_string());
-        match bucket.map_err(unavailable)?.get_last_raw_message_by_subject(&subject).await {
-            Ok(message) => Ok((readable(place, &message.payload), message.sequence)),
-            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
-                Ok((Progress::default(), 0))
-            }
-            Err(error) => Err(unavailable(error)),
+        match self.progress_bucket().read(&place.to_string()).await.map_err(unavailable)? {
+            Some(entry) => Ok((readable(place, &entry.value.unwrap_or_default()), entry.sequence)),
+            None => Ok((Progress::default(), 0)),
         }
     }
 
@@ -131,7 +124,7 @@ impl Queue {
     pub(crate) async fn progress(&self) -> Result<Vec<Progress>, Error> {
         let Descriptor { progress, places, .. } = self.described;
         let mut all = vec![Progress::default(); usize::from(places)];
-        let subjects = self.described.progress_of("*");
+        let subjects = bucket::subject(progress, "*");
         // The stream may hold something else beside: of commands, the secret that earlier versions made.
         let most = places + 1;
         let request = format!(r#"{{"multi_last":["{subjects}"],"batch":{most}}}"#);
@@ -239,11 +232,10 @@ impl Claim {
     }
 
     async fn written(mut self) -> Result<Self, Error> {
-        let mut headers = HeaderMap::new();
-        headers.insert("Nats-Expected-Last-Subject-Sequence", self.revision.to_string());
         let body = serde_json::to_vec(&self.progress).map_err(unavailable)?;
-        let subject = self.queue.described.progress_of(&self.place.to_string());
-        self.revision = self.queue.acknowledged.store(subject, headers, body.into()).await?;
+        let (key, bucket) = (self.place.to_string(), self.queue.progress_bucket());
+        let condition = Some(Condition { key: &key, sequence: self.revision });
+        self.revision = bucket.write(&key, HeaderMap::new(), body.into(), condition).await?;
         Ok(self)
     }
 }

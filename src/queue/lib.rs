@@ -11,7 +11,7 @@ mod message;
 pub mod settling;
 
 use async_nats::jetstream::{self, stream::Stream};
-use flexcore_broker::{acknowledged::Acknowledged, inbox::Inbox, unavailable};
+use flexcore_broker::{acknowledged::Acknowledged, bucket::Bucket, inbox::Inbox, unavailable};
 use futures::{StreamExt as _, TryStreamExt as _};
 
 pub use claim::{Claim, Messages, Reader};
@@ -57,12 +57,6 @@ impl Descriptor {
     fn messages_of(&self, place: u16) -> String {
         format!("{}.{place}.>", self.subject)
     }
-
-    /// The subject under which it stands how far a place is settled.
-    fn progress_of(&self, place: &str) -> String {
-        let bucket = self.progress.strip_prefix("KV_").unwrap_or(self.progress);
-        format!("$KV.{bucket}.{place}")
-    }
 }
 
 /// A queue, over these connections; cheap to clone.
@@ -82,6 +76,15 @@ pub struct Queue {
 }
 
 impl Queue {
+    /// How far each place is settled, under its number.
+    fn progress_bucket(&self) -> Bucket {
+        Bucket {
+            stream: self.described.progress,
+            jetstream: self.jetstream.clone(),
+            acknowledged: self.acknowledged.clone(),
+        }
+    }
+
     /// Looks how many messages wait, and removes those of the first `seen` that are settled in every
     /// place, if the broker lets it. Of those that are stored in between a leader that was deposed knows
     /// nothing, and says that none are left.

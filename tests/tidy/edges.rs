@@ -13,7 +13,7 @@ pub(crate) const EDGES: &[(&str, &[&str], &str)] = &[
     ("http", &[], "it asks and answers, whatever is said"),
     ("broker", &["http"], "it publishes and reads, whatever a stream holds"),
     ("queue", &["broker"], "it hands out messages and records what is settled, whatever they mean"),
-    ("cluster", &["resilience"], "leases and slots are about members, whatever these do"),
+    ("cluster", &["broker", "resilience"], "leases and slots are about members, whatever these do"),
     ("resilience", &[], "everybody may use it, so it may use nobody"),
     (
         "definition",

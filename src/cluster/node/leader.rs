@@ -6,13 +6,14 @@ use std::{
     time::Duration,
 };
 
+use flexcore_broker::bucket::Condition;
 use flexcore_resilience::jitter;
 use tokio::time::Instant;
 
 use super::{Node, RETRY};
 use crate::{
     Error, MemberId, Record,
-    bucket::{Condition, LEADER, MAP},
+    bucket::{LEADER, MAP, parsed},
     lease::Written,
     plan::plan,
 };
@@ -70,7 +71,7 @@ impl Node {
         let members: BTreeMap<MemberId, Record> = entries
             .into_iter()
             .filter_map(|(id, entry)| {
-                let record = entry.parse::<Record>()?;
+                let record = parsed::<Record>(&entry)?;
                 let epoch = record.epoch.or(Some(entry.sequence));
                 Some((MemberId(id), Record { epoch, ..record }))
             })
