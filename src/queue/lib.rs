@@ -16,7 +16,6 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 pub use claim::{Claim, Messages, Reader};
 use end::End;
-pub use flexcore_broker::ephemeral::Lost;
 pub use message::Queued;
 
 /// Questions to the broker at a time, where there is one a place.
