@@ -6,7 +6,7 @@
 
 mod aside;
 pub mod catalog;
-pub mod dead;
+mod dead;
 mod deployed;
 mod errors;
 mod find;
@@ -18,6 +18,7 @@ mod kept;
 mod links;
 mod load;
 mod lookup;
+mod outcomes;
 mod profile;
 pub mod queue;
 mod recognise;

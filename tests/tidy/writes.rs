@@ -24,7 +24,8 @@ const SENDS: &[&str] = &[
 /// they choose.
 const WRITES: &[(&str, usize, &str, &str)] = &[
     ("src/eventstore/lib.rs", 2, "commits: by bytes, before they are sent", "commits deployments"),
-    ("src/eventstore/dead.rs", 2, "both are cut to fit", "what_is_put_aside outcomes"),
+    ("src/eventstore/dead.rs", 1, "it is cut to fit", "what_is_put_aside"),
+    ("src/eventstore/outcomes.rs", 1, "it is cut to fit", "outcomes"),
     ("src/broker/publish.rs", 5, "each message is checked as encoded", "commits"),
     ("src/broker/acknowledged.rs", 2, "each message is checked as encoded", "snapshots"),
     ("src/broker/inbox.rs", 2, "questions: a subject and numbers", QUESTION),
@@ -35,7 +36,12 @@ const WRITES: &[(&str, usize, &str, &str)] = &[
     ("src/broker/leader.rs", 1, "a question for one subject", QUESTION),
     ("src/eventstore/load.rs", 1, "a question for one subject", QUESTION),
     ("src/eventstore/lookup.rs", 1, "a question for one number", QUESTION),
-    ("src/broker/bucket.rs", 1, "records, progress (numbers and a name), thirty-two digits", PROGRESS),
+    (
+        "src/broker/bucket.rs",
+        1,
+        "records, progress (numbers and a name), thirty-two digits",
+        PROGRESS,
+    ),
     ("src/queue/claim.rs", 1, "a question for one pattern", QUESTION),
     ("src/queue/message.rs", 1, "a question for one number", QUESTION),
     ("src/eventstore/snapshot.rs", 2, "not kept where it is larger than a message", SNAPSHOTS),
