@@ -38,7 +38,7 @@ use flexcore_cluster::Member;
 use flexcore_definition::Catalog;
 use flexcore_domain::{AggregateKey, Command, CommandId, Outcome, Slot, StateReply, Tenant};
 use flexcore_eventstore::{Error, EventStore};
-use flexcore_resilience::{Deadline, Place, Shares};
+use flexcore_resilience::{Deadline, HeldPlace, Shares};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
@@ -128,7 +128,7 @@ impl Lanes {
 
     /// A place for a question that somebody waits for; `None`: the tenant should rather be told to
     /// come back.
-    pub(crate) fn enter(&self, key: &AggregateKey) -> Option<Place<Tenant>> {
+    pub(crate) fn enter(&self, key: &AggregateKey) -> Option<HeldPlace<Tenant>> {
         self.of(key).room.enter(key.tenant())
     }
 
@@ -148,7 +148,7 @@ impl Lanes {
         &self,
         command: Command,
         until: Deadline,
-        place: Place<Tenant>,
+        place: HeldPlace<Tenant>,
     ) -> Outcome {
         let (to, mut answer) = oneshot::channel();
         let (key, command, begun) = (command.key.clone(), Box::new(command), Begun::default());

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use flexcore_domain::{AggregateKey, Tenant};
-use flexcore_resilience::{Beside, Deadline, Place, Shares};
+use flexcore_resilience::{Beside, Deadline, HeldPlace, Shares};
 use governor::{
     Quota, RateLimiter,
     clock::{Clock, DefaultClock},
@@ -112,7 +112,7 @@ impl Admission {
     }
 
     /// A place for a command. Fails when the tenant has its share.
-    pub(crate) fn command(&self, tenant: &Tenant) -> Result<Place<Tenant>, Problem> {
+    pub(crate) fn command(&self, tenant: &Tenant) -> Result<HeldPlace<Tenant>, Problem> {
         self.commands.enter(tenant).ok_or_else(|| {
             shed("commands");
             Problem::new(&problems::OVERLOADED, "too many commands are under way; nothing was done")
@@ -120,7 +120,7 @@ impl Admission {
     }
 
     /// A place among the commands that wait for this aggregate. Fails when all are taken.
-    pub(crate) fn aggregate(&self, key: &AggregateKey) -> Result<Place<AggregateKey>, Problem> {
+    pub(crate) fn aggregate(&self, key: &AggregateKey) -> Result<HeldPlace<AggregateKey>, Problem> {
         self.aggregates.enter(key).ok_or_else(|| {
             shed("aggregate");
             let detail = "too many commands for this aggregate are under way; nothing was done";
@@ -129,7 +129,7 @@ impl Admission {
     }
 
     /// A place for a read. Fails when the tenant has its share.
-    pub(crate) async fn read(&self, tenant: &Tenant) -> Result<Place<Tenant>, Problem> {
+    pub(crate) async fn read(&self, tenant: &Tenant) -> Result<HeldPlace<Tenant>, Problem> {
         if let Some(place) = self.reads.enter(tenant) {
             return Ok(place);
         }
@@ -144,7 +144,7 @@ impl Admission {
         &self,
         tenant: &Tenant,
         deadline: Deadline,
-    ) -> Result<Place<Tenant>, Problem> {
+    ) -> Result<HeldPlace<Tenant>, Problem> {
         let patience = deadline.remaining(Instant::now()) / 2;
         let turn = tokio::time::timeout(patience, self.under_way.wait(tenant)).await;
         turn.map_err(|_| {
@@ -172,13 +172,13 @@ impl Admission {
     }
 
     /// A place for a query in Postgres, as soon as the tenant has one.
-    pub(crate) async fn query(&self, tenant: &Tenant) -> Place<Tenant> {
+    pub(crate) async fn query(&self, tenant: &Tenant) -> HeldPlace<Tenant> {
         self.queries.wait(tenant).await
     }
 
     /// A place for an event stream, free again when it is dropped. Fails when the tenant has its
     /// share.
-    pub(crate) fn stream(&self, tenant: &Tenant) -> Result<Place<Tenant>, Problem> {
+    pub(crate) fn stream(&self, tenant: &Tenant) -> Result<HeldPlace<Tenant>, Problem> {
         let (most, most_of_all) = (limits::STREAMS_PER_TENANT_MAX, limits::STREAMS_MAX);
         self.streams.enter(tenant).ok_or_else(|| {
             shed("streams");

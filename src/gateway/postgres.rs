@@ -5,7 +5,7 @@ use std::{future::Future, time::Duration};
 
 use flexcore_domain::{Name, Position, Tenant};
 use flexcore_readmodel::{Error, ReadModels, look_timeout};
-use flexcore_resilience::{self as resilience, Deadline, Place, Verdict};
+use flexcore_resilience::{self as resilience, Deadline, HeldPlace, Verdict};
 use tokio::time::Instant;
 
 use crate::{admission::shed, error::Problem, limits::READ_TIMEOUT, problems, shared::Shared};
@@ -34,7 +34,7 @@ async fn place(
     shared: &Shared,
     tenant: &Tenant,
     deadline: Deadline,
-) -> Result<Place<Tenant>, Problem> {
+) -> Result<HeldPlace<Tenant>, Problem> {
     let place = deadline.timeout("postgres", shared.admission.query(tenant)).await;
     place.map_err(|_| {
         shed("queries");

@@ -14,7 +14,7 @@ use std::{
 };
 
 use flexcore_domain::Tenant;
-use flexcore_resilience::{Place, Shares};
+use flexcore_resilience::{HeldPlace, Shares};
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, PgPool, postgres::PgConnectOptions};
 use tokio::task::JoinHandle;
 
@@ -72,7 +72,7 @@ struct Session {
 pub(crate) struct Reading {
     readers: Arc<Readers>,
     session: Option<Session>,
-    place: Option<Place<Tenant>>,
+    place: Option<HeldPlace<Tenant>>,
 }
 
 impl Readers {

@@ -34,7 +34,7 @@ pub use error::Error;
 pub use pause::{Backoff, jitter};
 pub use policy::Policies;
 pub use retry::Retry;
-pub use shares::{Place, Shares};
+pub use shares::{HeldPlace, Shares};
 
 /// Settings of property tests. A failing case is printed, and kept as a test of its own; a file of
 /// them would go beside this crate's folder, where only crates may be.

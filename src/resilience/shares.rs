@@ -24,12 +24,12 @@ struct Use<K: Clone + Eq + Hash> {
     of: HashMap<K, usize>,
     taken: usize,
     /// The waiting ones, in the order in which they get free places.
-    waiting: HashMap<K, VecDeque<oneshot::Sender<Place<K>>>>,
+    waiting: HashMap<K, VecDeque<oneshot::Sender<HeldPlace<K>>>>,
     turns: VecDeque<K>,
 }
 
 /// A place that is free again when this is dropped.
-pub struct Place<K: Clone + Eq + Hash> {
+pub struct HeldPlace<K: Clone + Eq + Hash> {
     shares: Shares<K>,
     who: K,
 }
@@ -80,7 +80,7 @@ impl<K: Clone + Eq + Hash> Shares<K> {
 
     /// A place now; `None`: this one has its share.
     #[must_use]
-    pub fn enter(&self, who: &K) -> Option<Place<K>> {
+    pub fn enter(&self, who: &K) -> Option<HeldPlace<K>> {
         let mut state = self.lock();
         state.wants_more(who);
         let has_room = state.has_room(who);
@@ -94,7 +94,7 @@ impl<K: Clone + Eq + Hash> Shares<K> {
 
     /// A place as soon as there is one for this one, in the order in which its own came. Those who
     /// wait take turns. Cancel it by dropping the future.
-    pub async fn wait(&self, who: &K) -> Place<K> {
+    pub async fn wait(&self, who: &K) -> HeldPlace<K> {
         loop {
             let (receiver, may_change) = {
                 let mut state = self.lock();
@@ -121,8 +121,8 @@ impl<K: Clone + Eq + Hash> Shares<K> {
         self.lock().taken
     }
 
-    fn place(&self, who: &K) -> Place<K> {
-        Place { shares: self.clone(), who: who.clone() }
+    fn place(&self, who: &K) -> HeldPlace<K> {
+        HeldPlace { shares: self.clone(), who: who.clone() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Use<K>> {
@@ -144,14 +144,14 @@ impl<K: Clone + Eq + Hash> Shares<K> {
 struct Waiter<'a, K: Clone + Eq + Hash> {
     shares: &'a Shares<K>,
     who: &'a K,
-    receiver: oneshot::Receiver<Place<K>>,
+    receiver: oneshot::Receiver<HeldPlace<K>>,
     has_come: bool,
 }
 
 impl<K: Clone + Eq + Hash> Waiter<'_, K> {
     /// The one that it is held back for may go without giving anything back. Where that
     /// `may_change` something, look again.
-    async fn place(&mut self, may_change: bool) -> Result<Place<K>, RecvError> {
+    async fn place(&mut self, may_change: bool) -> Result<HeldPlace<K>, RecvError> {
         let place = loop {
             if !may_change {
                 break (&mut self.receiver).await;
@@ -206,7 +206,7 @@ impl<K: Clone + Eq + Hash> Use<K> {
         self.taken += 1;
     }
 
-    fn wait(&mut self, who: &K, sender: oneshot::Sender<Place<K>>) {
+    fn wait(&mut self, who: &K, sender: oneshot::Sender<HeldPlace<K>>) {
         let own = self.waiting.entry(who.clone()).or_default();
         if own.is_empty() {
             self.turns.push_back(who.clone());
@@ -227,7 +227,7 @@ impl<K: Clone + Eq + Hash> Use<K> {
     }
 
     /// Takes a place for the next who waits and has room.
-    fn next(&mut self) -> Option<(K, oneshot::Sender<Place<K>>)> {
+    fn next(&mut self) -> Option<(K, oneshot::Sender<HeldPlace<K>>)> {
         let at = (0..self.turns.len()).find(|at| {
             let who = self.turns[*at].clone();
             self.has_room(&who)
@@ -245,7 +245,7 @@ impl<K: Clone + Eq + Hash> Use<K> {
     }
 }
 
-impl<K: Clone + Eq + Hash> Drop for Place<K> {
+impl<K: Clone + Eq + Hash> Drop for HeldPlace<K> {
     fn drop(&mut self) {
         {
             let mut state = self.shares.lock();
@@ -272,7 +272,7 @@ mod tests {
 
     use super::*;
 
-    fn all<'a>(shares: &Shares<&'a str>, who: &'a str) -> Vec<Place<&'a str>> {
+    fn all<'a>(shares: &Shares<&'a str>, who: &'a str) -> Vec<HeldPlace<&'a str>> {
         std::iter::from_fn(|| shares.enter(&who)).collect()
     }
 
@@ -368,7 +368,7 @@ mod tests {
             let runtime = runtime.unwrap();
             let _in = runtime.enter();
             let shares = Shares::new(8, 3).beside(Beside::new(4, 1));
-            let mut held: Vec<(u8, Place<u8>)> = Vec::new();
+            let mut held: Vec<(u8, HeldPlace<u8>)> = Vec::new();
             let names = [0, 1, 2, 3];
             let mut waits = Vec::new();
             for (who, step) in steps {
@@ -404,7 +404,7 @@ mod tests {
             steps in proptest::collection::vec((0_u8..5, proptest::bool::ANY), 0..400),
         ) {
             let shares = Shares::new(64, 1);
-            let mut held: Vec<(u8, Place<u8>)> = Vec::new();
+            let mut held: Vec<(u8, HeldPlace<u8>)> = Vec::new();
             for (who, takes) in steps {
                 if takes {
                     held.extend(shares.enter(&who).map(|place| (who, place)));

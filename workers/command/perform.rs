@@ -15,7 +15,7 @@ use flexcore_cluster::Guard;
 use flexcore_definition::Catalog;
 use flexcore_domain::{AggregateKey, Commit, Decision, Outcome, Refusal, Slot, StateReply, Tenant};
 use flexcore_eventstore::{Error, EventStore, Expected, snapshot::Snapshot};
-use flexcore_resilience::{Beside, Place, Shares};
+use flexcore_resilience::{Beside, HeldPlace, Shares};
 use flexcore_script::{clock::processor_time, threads};
 use futures::FutureExt as _;
 use tokio::{
@@ -41,7 +41,7 @@ pub(super) enum Responder {
     Waiting(
         oneshot::Sender<Option<Outcome>>,
         Begun,
-        #[expect(dead_code, reason = "it is kept until the answer is given")] Place<Tenant>,
+        #[expect(dead_code, reason = "it is kept until the answer is given")] HeldPlace<Tenant>,
     ),
     /// For a question for a command.
     Outcome(oneshot::Sender<Option<Outcome>>),

@@ -22,7 +22,7 @@ use flexcore_domain::{
     Vouched, command::header as field, json,
 };
 use flexcore_eventstore as eventstore;
-use flexcore_resilience::{Backoff, Deadline, Place};
+use flexcore_resilience::{Backoff, Deadline, HeldPlace};
 use serde::Serialize;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -160,7 +160,7 @@ fn or_full(shared: &Shared, problem: Problem) -> Problem {
 fn places(
     shared: &Shared,
     asked: &Asked,
-) -> Result<(Place<Tenant>, Option<Place<AggregateKey>>), Problem> {
+) -> Result<(HeldPlace<Tenant>, Option<HeldPlace<AggregateKey>>), Problem> {
     let place = shared.admission.command(asked.key.tenant())?;
     let waits = !asked.preferences.respond_async;
     let of_aggregate = waits.then(|| shared.admission.aggregate(&asked.key)).transpose()?;

@@ -13,7 +13,7 @@ use axum::{
 };
 use flexcore_domain::{AggregateKey, AggregateName, Position, Slot, Tenant};
 use flexcore_eventstore::{Broken, Filter, Read, Recorded, Subscription};
-use flexcore_resilience::Place;
+use flexcore_resilience::HeldPlace;
 use futures::Stream;
 use tokio_util::sync::CancellationToken;
 
@@ -89,7 +89,7 @@ struct Reader {
     expires_s: u64,
     shutdown: CancellationToken,
     state: Progress,
-    _place: Place<Tenant>,
+    _place: HeldPlace<Tenant>,
 }
 
 impl Reader {
