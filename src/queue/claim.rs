@@ -200,7 +200,7 @@ impl Claim {
         let (stream, name) = (self.queue.described.stream, self.progress.reader.clone());
         let (kept, consumer) = Ephemeral::create(&self.queue.reading, stream, name, config).await?;
         let stream = ephemeral::messages(&consumer, batch, PULL_BYTES_MIN).await?;
-        let reader = Reader { consumer: Some((Arc::new(consumer), kept)) };
+        let reader = KeptReader { consumer: Some((Arc::new(consumer), kept)) };
         Ok(Messages { stream: pulled(stream).boxed(), reader })
     }
 
@@ -211,7 +211,7 @@ impl Claim {
         let Queue { described, jetstream, .. } = self.queue.clone();
         let (subjects, settled) = (described.messages_of(self.place), self.progress.settled);
         let stream = singly(jetstream, described.stream, subjects, settled).boxed();
-        Messages { stream, reader: Reader { consumer: None } }
+        Messages { stream, reader: KeptReader { consumer: None } }
     }
 
     /// Stream sequence up to which every message was settled when this owner came.
@@ -245,16 +245,16 @@ pub struct Messages {
     /// The messages.
     pub stream: BoxStream<'static, Result<Queued, Error>>,
     /// To be kept as long as they are read.
-    pub reader: Reader,
+    pub reader: KeptReader,
 }
 
 /// The reader of a place's messages, as the broker knows it; given back when this is dropped.
-pub struct Reader {
+pub struct KeptReader {
     /// `None`: they are asked for one by one.
     consumer: Option<(Arc<Consumer<pull::Config>>, Ephemeral)>,
 }
 
-impl Reader {
+impl KeptReader {
     /// Asks how many messages the broker has handed to this reader. When fewer have come, and go on
     /// being fewer, some were lost with a connection; 0 where they are asked for one by one. Fails
     /// with [`Error::Unavailable`] when the broker is away, or has lost the reader.

@@ -14,7 +14,7 @@ use async_nats::jetstream::{self, stream::Stream};
 use flexcore_broker::{acknowledged::Acknowledged, bucket::Bucket, inbox::Inbox, unavailable};
 use futures::{StreamExt as _, TryStreamExt as _};
 
-pub use claim::{Claim, Messages, Reader};
+pub use claim::{Claim, KeptReader, Messages};
 use end::End;
 pub use message::Queued;
 

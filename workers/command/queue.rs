@@ -46,7 +46,7 @@ const BEHIND_MAX: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Reads a slot's commands as its owner.
-pub(super) struct Reader {
+pub(super) struct SlotReader {
     pub(super) store: EventStore,
     pub(super) lanes: Lanes,
     pub(super) guard: Guard,
@@ -63,7 +63,7 @@ fn is_lost(error: &Error, behind: &mut Option<Instant>, now: Instant) -> bool {
     now - *behind.get_or_insert(now) > BEHIND_MAX
 }
 
-impl Reader {
+impl SlotReader {
     /// Reads until the token is cancelled; what is under way then is settled. A broker that is away
     /// is waited for.
     pub(super) async fn run(self, stop: CancellationToken) {

@@ -7,7 +7,7 @@ use flexcore_domain::Slot;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    queue::Reader,
+    queue::SlotReader,
     requests::{self, Here},
 };
 use crate::places::{self, Place};
@@ -32,7 +32,7 @@ pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) 
 async fn serve(mut here: Here, guard: Guard, slot: Slot, Place { epoch, leave, lost, .. }: Place) {
     here.lanes = here.lanes.own(slot, epoch);
     let (store, lanes) = (here.store.clone(), here.lanes.clone());
-    let reader = Reader { store, lanes, guard, slot, epoch };
+    let reader = SlotReader { store, lanes, guard, slot, epoch };
     let answering = async {
         while let Err(error) = requests::serve(&here, slot, epoch, &leave).await {
             tracing::warn!(%error, %slot, "requests cannot be taken yet");

@@ -47,7 +47,7 @@ pub(crate) async fn stream(
     }
     let filter = Filter::Tenant(call.tenant().clone());
     let subscription = shared.store.subscribe(filter, from + 1).await?;
-    let reader = Reader {
+    let reader = EventReader {
         subscription,
         aggregate,
         // A client that is cut off before the first event resumes here.
@@ -82,7 +82,7 @@ enum Progress {
 }
 
 /// One client's stream. Read only as fast as the client takes it.
-struct Reader {
+struct EventReader {
     subscription: Subscription,
     aggregate: Option<AggregateName>,
     places: Places,
@@ -92,7 +92,7 @@ struct Reader {
     _place: HeldPlace<Tenant>,
 }
 
-impl Reader {
+impl EventReader {
     fn into_stream(self) -> impl Stream<Item = Result<String, std::convert::Infallible>> {
         futures::stream::unfold(self, |mut reader| async move {
             let text = reader.next().await?;
