@@ -53,7 +53,7 @@ pub use deciders::{LaterDecider, LaterDeciders, NativeDeciders, NoDecision, ToDe
 use clock::Clock;
 use messages::{Input, Owed, Work};
 use perform::{Begun, LaneThread, Responder, ToLane};
-use requests::Here;
+use requests::Answerer;
 
 /// Settings of a command worker.
 #[derive(Clone)]
@@ -262,9 +262,10 @@ pub async fn run(
     let following = tokio::spawn(follow(catalog, lanes.clone(), told));
     let mut following = AbortOnDropHandle::new(following);
     let folds = requests::folds();
-    let here = Here { store: store.clone(), lanes: lanes.clone(), catalog: in_force, folds };
-    requests::serve_catalog(&here, &tasks, &stop).await?;
-    tasks.spawn(slots::follow(here, member.clone(), stop.clone()));
+    let answerer =
+        Answerer { store: store.clone(), lanes: lanes.clone(), catalog: in_force, folds };
+    requests::serve_catalog(&answerer, &tasks, &stop).await?;
+    tasks.spawn(slots::follow(answerer, member.clone(), stop.clone()));
     tasks.spawn(growth::watch(store.clone(), member.clone(), stop.clone()));
     tasks.spawn(clock.follow(store.clone(), stop.clone()));
     tasks.spawn(keep_house(store, lanes.clone(), member, stop.clone()));

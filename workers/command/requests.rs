@@ -42,12 +42,12 @@ pub(super) fn folds() -> Shares<Tenant> {
 /// Answers who asks for the version of an application that this worker has in force. Fails when the
 /// broker refuses the subscription.
 pub(super) async fn serve_catalog(
-    here: &Here,
+    answerer: &Answerer,
     tasks: &TaskTracker,
     stop: &CancellationToken,
 ) -> Result<(), Error> {
-    let subscription = subscribe(&here.store, "ctl.catalog.*".to_owned()).await?;
-    tasks.spawn(here.clone().answer(subscription, stop.clone()));
+    let subscription = subscribe(&answerer.store, "ctl.catalog.*".to_owned()).await?;
+    tasks.spawn(answerer.clone().answer(subscription, stop.clone()));
     Ok(())
 }
 
@@ -55,15 +55,15 @@ pub(super) async fn serve_catalog(
 /// was asked before, or just after, is answered. The subjects have the epoch in them, so that nothing
 /// new comes to an owner that was replaced. Fails when the broker refuses a subscription.
 pub(super) async fn serve(
-    here: &Here,
+    answerer: &Answerer,
     slot: Slot,
     epoch: u64,
     stop: &CancellationToken,
 ) -> Result<(), Error> {
     let mut answering = Vec::new();
     for kind in ["req", "get", "out"] {
-        let subscription = subscribe(&here.store, format!("{kind}.{epoch}.{slot}.>")).await?;
-        answering.push(here.clone().answer(subscription, stop.clone()));
+        let subscription = subscribe(&answerer.store, format!("{kind}.{epoch}.{slot}.>")).await?;
+        answering.push(answerer.clone().answer(subscription, stop.clone()));
     }
     futures::future::join_all(answering).await;
     Ok(())
@@ -76,7 +76,7 @@ async fn subscribe(store: &EventStore, subject: String) -> Result<Subscriber, Er
 
 /// What questions are answered from.
 #[derive(Clone)]
-pub(super) struct Here {
+pub(super) struct Answerer {
     pub(super) store: EventStore,
     pub(super) lanes: Lanes,
     pub(super) catalog: watch::Receiver<Arc<Catalog>>,
@@ -84,7 +84,7 @@ pub(super) struct Here {
     pub(super) folds: Shares<Tenant>,
 }
 
-impl Here {
+impl Answerer {
     /// Answers what comes until a moment after the token is cancelled, and then what had come.
     async fn answer(self, mut subscription: Subscriber, stop: CancellationToken) {
         let tasks = TaskTracker::new();
@@ -110,7 +110,7 @@ impl Here {
 
     fn receive(&self, message: Message, tasks: &TaskTracker) {
         let Some(reply) = message.reply.clone() else { return };
-        let here = self.clone();
+        let answerer = self.clone();
         tasks.spawn(async move {
             let subject = message.subject.as_str();
             let mut parts = subject.splitn(3, '.');
@@ -118,16 +118,18 @@ impl Here {
             let (kind, rest) = (parts.next(), parts.nth(1));
             let body = match kind.zip(rest) {
                 Some(("req", rest)) => {
-                    let outcome = here.command(rest, &message).await;
+                    let outcome = answerer.command(rest, &message).await;
                     count(&outcome);
                     to_bytes(&outcome.shortened())
                 }
-                Some(("get", rest)) => to_bytes(&here.state(rest, &message).await.shortened()),
-                Some(("out", rest)) => to_bytes(&here.outcome(rest, &message).await.shortened()),
-                _ => here.catalog_version(subject),
+                Some(("get", rest)) => to_bytes(&answerer.state(rest, &message).await.shortened()),
+                Some(("out", rest)) => {
+                    to_bytes(&answerer.outcome(rest, &message).await.shortened())
+                }
+                _ => answerer.catalog_version(subject),
             };
             // The sender learns from its own timeout when the connection is gone.
-            let _ = here.store.client().publish(reply, body).await;
+            let _ = answerer.store.client().publish(reply, body).await;
         });
     }
 

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     queue::SlotReader,
-    requests::{self, Here},
+    requests::{self, Answerer},
 };
 use crate::places::{self, Place};
 
@@ -19,22 +19,27 @@ const RETRY: Duration = Duration::from_millis(200);
 pub(super) const LEAVE_MAX: Duration = Duration::from_secs(10);
 
 /// Serves the slots that are assigned, until the token is cancelled and others have them.
-pub(super) async fn follow(here: Here, member: Member, stop: CancellationToken) {
+pub(super) async fn follow(answerer: Answerer, member: Member, stop: CancellationToken) {
     let guard = member.guard();
     places::follow(&member, crate::COMMANDS, stop, |place| {
         let slot = Slot::new(place.number)?;
-        Some(serve(here.clone(), guard.clone(), slot, place))
+        Some(serve(answerer.clone(), guard.clone(), slot, place))
     })
     .await;
 }
 
 /// Serves a slot until it is to be left. Returns when nothing of it is under way.
-async fn serve(mut here: Here, guard: Guard, slot: Slot, Place { epoch, leave, lost, .. }: Place) {
-    here.lanes = here.lanes.own(slot, epoch);
-    let (store, lanes) = (here.store.clone(), here.lanes.clone());
+async fn serve(
+    mut answerer: Answerer,
+    guard: Guard,
+    slot: Slot,
+    Place { epoch, leave, lost, .. }: Place,
+) {
+    answerer.lanes = answerer.lanes.own(slot, epoch);
+    let (store, lanes) = (answerer.store.clone(), answerer.lanes.clone());
     let reader = SlotReader { store, lanes, guard, slot, epoch };
     let answering = async {
-        while let Err(error) = requests::serve(&here, slot, epoch, &leave).await {
+        while let Err(error) = requests::serve(&answerer, slot, epoch, &leave).await {
             tracing::warn!(%error, %slot, "requests cannot be taken yet");
             tokio::time::sleep(RETRY).await;
             if leave.is_cancelled() {
@@ -52,5 +57,5 @@ async fn serve(mut here: Here, guard: Guard, slot: Slot, Place { epoch, leave, l
         () = lost.cancelled() => tracing::debug!(%slot, "lost"),
         () = late => tracing::warn!(%slot, "left before everything was answered"),
     }
-    here.lanes.leave(slot).await;
+    answerer.lanes.leave(slot).await;
 }
