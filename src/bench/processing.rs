@@ -10,7 +10,7 @@ use async_nats::HeaderMap;
 use flexcore_domain::command::header;
 use flexcore_eventstore::{
     EventStore,
-    queue::{CommandPublisher, SentCommand},
+    commands::{CommandPublisher, SentCommand},
 };
 
 use crate::counter::{address, command, payload};

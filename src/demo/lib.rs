@@ -19,7 +19,7 @@ use flexcore_domain::{
 };
 use flexcore_eventstore::{
     self as eventstore,
-    queue::{CommandPublisher, SentCommand},
+    commands::{CommandPublisher, SentCommand},
 };
 use flexcore_installation::{Dev, dev, stop_at_signals};
 use flexcore_operations::{application, deploy};

@@ -6,6 +6,7 @@
 
 mod aside;
 pub mod catalog;
+pub mod commands;
 mod dead;
 mod deployed;
 mod errors;
@@ -20,7 +21,6 @@ mod load;
 mod lookup;
 mod outcomes;
 mod profile;
-pub mod queue;
 mod recognise;
 mod secret;
 mod seen;
@@ -260,7 +260,7 @@ pub struct EventStore {
     /// What was written to streams that tenants share.
     kept: kept::Kept,
     /// What this process has stored in the queue.
-    share: queue::Share,
+    share: commands::Share,
     /// There are other replicas than the leader, or may be.
     asks_leader: bool,
     leaders: Leaders,
@@ -294,7 +294,7 @@ impl EventStore {
         let asks_leader = true;
         let settings = Arc::new(settings);
         let queue = Queue {
-            described: queue::STORED,
+            described: commands::STORED,
             jetstream: jetstream.clone(),
             reading: jetstream.clone(),
             acknowledged: acknowledged.clone(),
@@ -314,7 +314,7 @@ impl EventStore {
             streams,
             queue,
             kept: kept::Kept::default(),
-            share: queue::Share::default(),
+            share: commands::Share::default(),
             asks_leader,
             leaders,
             secret: None,

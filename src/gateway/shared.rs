@@ -13,7 +13,7 @@ use bytes::Bytes;
 use flexcore_auth::Verifier;
 use flexcore_cluster::Owners;
 use flexcore_definition::Catalog;
-use flexcore_eventstore::{EventStore, queue::CommandPublisher};
+use flexcore_eventstore::{EventStore, commands::CommandPublisher};
 use flexcore_http::health::RenderMetrics;
 use flexcore_readmodel::ReadModels;
 use flexcore_resilience::{Breaker, Policies, Retry};

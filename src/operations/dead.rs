@@ -10,7 +10,7 @@ use async_nats::{
     },
 };
 use flexcore_domain::command::header;
-use flexcore_eventstore::{EventStore, queue::published_subject, topology};
+use flexcore_eventstore::{EventStore, commands::published_subject, topology};
 use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 

@@ -67,7 +67,7 @@ const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
         "\"cmdq",
         &["src", "workers"],
         &["src/eventstore/subjects.rs"],
-        "eventstore::queue::stored_part, published_subject",
+        "eventstore::commands::stored_part, published_subject",
     ),
     ("\"min_position\"", &["src", "workers"], &["src/definition/taken.rs"], "taken::MIN_POSITION"),
     ("\"wait_ms\"", &["src", "workers"], &["src/definition/taken.rs"], "taken::WAIT_MS"),

@@ -6,7 +6,7 @@ use flexcore_cluster::Guard;
 use flexcore_domain::{AggregateKey, CommandId, Outcome, Slot, command::header};
 use flexcore_eventstore::{
     Error, EventStore,
-    queue::{published_subject, stored_part},
+    commands::{published_subject, stored_part},
 };
 use flexcore_queue::{
     Claim, Messages, Queued,

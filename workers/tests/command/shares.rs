@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use flexcore_definition::{Application, SourceFile};
 use flexcore_domain::{Name, StateReply};
-use flexcore_eventstore::queue::CommandPublisher;
+use flexcore_eventstore::commands::CommandPublisher;
 use futures::future::join_all;
 
 use super::{deciders::Busy, *};
