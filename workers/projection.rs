@@ -26,7 +26,7 @@ use flexcore_cluster::{Assigned, Member};
 use flexcore_definition::Catalog;
 use flexcore_domain::Name;
 use flexcore_eventstore::EventStore;
-use flexcore_readmodel::{Error, Owned, ReadModels, Requests, State, Version};
+use flexcore_readmodel::{Error, Owned, ReadModels, Requests, Version, VersionState};
 use flexcore_resilience::Backoff;
 use metrics::gauge;
 use tokio::{sync::watch, time::Instant};
@@ -277,7 +277,7 @@ impl Worker {
             gauge!("flexcore_read_model_unmanaged", "read_model" => name)
                 .set(f64::from(u8::from(status.trouble.is_some())));
         }
-        for status in all.iter().filter(|status| status.state == State::Serving) {
+        for status in all.iter().filter(|status| status.state == VersionState::Serving) {
             let name = status.read_model.to_string();
             let lag = owned(&status.read_model, 0).map_or(0, |_| status.lag(last));
             gauge!("flexcore_projection_lag_events", "read_model" => name.clone()).set(lag as f64);

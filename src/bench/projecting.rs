@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use flexcore_installation::{Installation, Roles};
 use flexcore_out as out;
-use flexcore_readmodel::{ReadModels, State};
+use flexcore_readmodel::{ReadModels, VersionState};
 use tokio_util::sync::CancellationToken;
 
 use crate::{counter::READ_MODEL, rows::BATCH};
@@ -51,7 +51,8 @@ pub(crate) async fn caught_up(read_models: &ReadModels, end: u64) -> anyhow::Res
         let statuses = read_models.status().await?;
         let ours = statuses.iter().filter(|status| status.read_model.as_str() == READ_MODEL);
         let position = ours.clone().map(|status| status.position).max().unwrap_or(0);
-        if ours.clone().any(|status| status.state == State::Serving && status.lag(end) == 0) {
+        if ours.clone().any(|status| status.state == VersionState::Serving && status.lag(end) == 0)
+        {
             bar.finish_and_clear();
             return Ok(());
         }

@@ -24,7 +24,7 @@ use flexcore_eventstore::{
 use flexcore_installation::{Dev, dev, stop_at_signals};
 use flexcore_operations::{application, deploy};
 use flexcore_out as out;
-use flexcore_readmodel::State;
+use flexcore_readmodel::VersionState;
 use flexcore_script as script;
 use futures::{StreamExt, stream};
 use tokio::sync::oneshot;
@@ -268,7 +268,7 @@ impl Demo<'_> {
         let behind = report::read_models(self.dev).into_iter().map(|name| {
             let serving = statuses
                 .iter()
-                .find(|status| status.read_model == name && status.state == State::Serving);
+                .find(|status| status.read_model == name && status.state == VersionState::Serving);
             serving.map_or(end, |status| status.lag(end))
         });
         Ok(behind.max().unwrap_or(end))

@@ -33,7 +33,7 @@ pub struct Projection {
     /// Its version.
     pub version: i32,
     /// Says if it is built or serves.
-    pub state: readmodel::State,
+    pub state: readmodel::VersionState,
     /// Commits between it and the end of the log.
     pub lag: u64,
     /// Events that it could not apply.

@@ -57,7 +57,7 @@ pub use portion::Portions;
 pub use readers::GRACE;
 pub use rebuild::{Rebuild, Requests};
 pub use select::{Filter, Op, Select};
-pub use status::{Serving, State, Status};
+pub use status::{Serving, Status, VersionState};
 pub use version::{Ahead, Version, Versions};
 pub use wait::{Unreached, look_timeout};
 pub use write::{Move, Parked, Part};

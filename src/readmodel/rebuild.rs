@@ -3,7 +3,7 @@
 use flexcore_domain::Name;
 use sqlx::{Row as _, postgres::PgListener};
 
-use crate::{Error, ReadModels, State, Status};
+use crate::{Error, ReadModels, Status, VersionState};
 
 /// Where Postgres is told that somebody wants a rebuild.
 const REBUILDS: &str = "flexcore_rebuilds";
@@ -81,10 +81,10 @@ impl ReadModels {
         let Some(version) = version else { return Ok(Rebuild::Waiting) };
         let all = self.status().await?;
         let of_model = |status: &&Status| status.read_model.as_str() == name;
-        let serving = all.iter().filter(of_model).find(|s| s.state == State::Serving);
+        let serving = all.iter().filter(of_model).find(|s| s.state == VersionState::Serving);
         let found = all.iter().filter(of_model).find(|s| s.version == version);
         Ok(match found {
-            Some(status) if status.state == State::Building => Rebuild::Building {
+            Some(status) if status.state == VersionState::Building => Rebuild::Building {
                 version,
                 position: status.position,
                 target: serving.map_or(0, |serving| serving.position),

@@ -6,7 +6,7 @@ use flexcore_definition::{Column, ReadModelDefinition};
 use flexcore_domain::{Name, SLOTS};
 use sqlx::{AssertSqlSafe, PgConnection, Row as _, types::Json};
 
-use crate::{Error, error::in_the_way, shape::Shape, status::State};
+use crate::{Error, error::in_the_way, shape::Shape, status::VersionState};
 
 /// A version as `flexcore.projections` has it.
 #[derive(Clone)]
@@ -14,7 +14,7 @@ pub(crate) struct Registered {
     pub(crate) id: i64,
     pub(crate) number: i32,
     pub(crate) fingerprint: String,
-    pub(crate) state: State,
+    pub(crate) state: VersionState,
     /// The application that declares it.
     pub(crate) application: String,
     /// Among how many workers it may be shared.
@@ -26,7 +26,7 @@ pub(crate) struct Registered {
 impl Registered {
     /// Half built from a declaration that has changed again, or been taken back.
     pub(crate) fn is_stale(&self, model: &ReadModelDefinition) -> bool {
-        self.state == State::Building && self.fingerprint != model.fingerprint
+        self.state == VersionState::Building && self.fingerprint != model.fingerprint
     }
 }
 
@@ -44,7 +44,7 @@ pub(crate) async fn register(
         drop_version(connection, &model.name, version).await?;
     }
     let last = all.iter().map(|version| version.number).max().unwrap_or(0);
-    all.retain(|version| version.state != State::Retired && !useless(version));
+    all.retain(|version| version.state != VersionState::Retired && !useless(version));
     let rebuild: Option<i64> = sqlx::query(
         "select max(id) from flexcore.rebuilds where read_model = $1 and version is null",
     )
@@ -52,7 +52,7 @@ pub(crate) async fn register(
     .fetch_one(&mut *connection)
     .await?
     .try_get(0)?;
-    let building = all.iter().find(|version| version.state == State::Building).cloned();
+    let building = all.iter().find(|version| version.state == VersionState::Building).cloned();
     let building = match building {
         Some(building) => Some(building),
         None if rebuild.is_some() || !all.iter().any(is_current) => {
@@ -94,7 +94,7 @@ pub(crate) async fn registered(
             id: row.try_get(1)?,
             number: row.try_get(2)?,
             fingerprint: row.try_get(3)?,
-            state: State::parse(row.try_get(4)?),
+            state: VersionState::parse(row.try_get(4)?),
             application: row.try_get(5)?,
             portions: row.try_get::<i16, _>(6)?.unsigned_abs(),
             is_whole: row.try_get(7)?,
@@ -161,7 +161,7 @@ async fn create(
         id,
         number,
         fingerprint: model.fingerprint.clone(),
-        state: State::Building,
+        state: VersionState::Building,
         application: application.to_string(),
         portions: model.portions(),
         is_whole: true,

@@ -9,7 +9,7 @@ use crate::{Error, ReadModels};
 /// The purpose of a version of a read model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub enum State {
+pub enum VersionState {
     /// Filled from the log, beside the one that serves.
     Building,
     /// Queries read it.
@@ -18,7 +18,7 @@ pub enum State {
     Retired,
 }
 
-impl State {
+impl VersionState {
     pub(crate) fn parse(text: &str) -> Self {
         match text {
             "building" => Self::Building,
@@ -36,7 +36,7 @@ pub struct Status {
     /// Its version.
     pub version: i32,
     /// Its purpose.
-    pub state: State,
+    pub state: VersionState,
     /// Of its declaration.
     pub fingerprint: String,
     /// The stream sequence up to which all is in that it follows.
@@ -114,7 +114,7 @@ impl ReadModels {
                     read_model: Name::parse(name)
                         .map_err(|error| Error::Database(error.to_string()))?,
                     version: row.try_get(1)?,
-                    state: State::parse(row.try_get(2)?),
+                    state: VersionState::parse(row.try_get(2)?),
                     fingerprint: row.try_get(3)?,
                     position: row.try_get::<i64, _>(4)?.unsigned_abs(),
                     portions: row.try_get::<i16, _>(5)?.unsigned_abs(),

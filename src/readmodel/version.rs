@@ -23,7 +23,7 @@ use crate::{
     portion::Portions,
     registered::{Registered, change, drop_version, rebuilds, register, registered, table},
     shape::fitting,
-    status::State,
+    status::VersionState,
     transaction,
 };
 
@@ -54,7 +54,7 @@ pub struct Version {
     /// Its number, from 1.
     pub number: i32,
     /// Says if it is built or serves.
-    pub state: State,
+    pub state: VersionState,
     /// Its expressions.
     pub plan: Plan,
     /// Its table, quoted.
@@ -100,7 +100,7 @@ impl Versions {
         owned: Owned<'_>,
     ) {
         let run = found.iter().filter(|version| {
-            version.is_whole && version.state != State::Retired && !version.is_stale(model)
+            version.is_whole && version.state != VersionState::Retired && !version.is_stale(model)
         });
         for version in run {
             let portions = Portions::owned(owned, &model.name, version.portions);
@@ -330,7 +330,7 @@ fn is_away(error: &Error) -> bool {
 /// True if nothing is to be made or dropped.
 fn is_settled(model: &ReadModelDefinition, found: &[Registered]) -> bool {
     let is_current = |version: &&Registered| version.fingerprint == model.fingerprint;
-    let live = || found.iter().filter(|version| version.state != State::Retired);
+    let live = || found.iter().filter(|version| version.state != VersionState::Retired);
     live().any(|version| is_current(&version))
         && live().all(|version| version.is_whole && !version.is_stale(model))
 }

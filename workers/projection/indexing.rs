@@ -4,7 +4,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use flexcore_domain::Name;
-use flexcore_readmodel::{Error, ReadModels, State, Version};
+use flexcore_readmodel::{Error, ReadModels, Version, VersionState};
 use flexcore_resilience::Backoff;
 use metrics::gauge;
 use tokio::{task::JoinSet, time::Instant};
@@ -59,7 +59,7 @@ impl Indexing {
         versions: &[Arc<Version>],
         now: Instant,
     ) -> Result<Vec<(Name, Error)>, Error> {
-        let ours = |it: &&Arc<Version>| it.state == State::Serving && it.portions.manage();
+        let ours = |it: &&Arc<Version>| it.state == VersionState::Serving && it.portions.manage();
         let serving: Vec<&Arc<Version>> = versions.iter().filter(ours).collect();
         let all: Vec<&Version> = serving.iter().map(|version| version.as_ref()).collect();
         let unindexed = read_models.unindexed(&all).await?;

@@ -8,7 +8,7 @@ use flexcore_domain::Name;
 use flexcore_eventstore::{
     self as eventstore, Broken, EventStore, Filter, Interest, Read, Recorded, Subscription,
 };
-use flexcore_readmodel::{Ahead, Error, ReadModels, State, Version};
+use flexcore_readmodel::{Ahead, Error, ReadModels, Version, VersionState};
 use futures::FutureExt as _;
 use tokio::{
     task::{JoinError, JoinHandle, JoinSet},
@@ -387,7 +387,7 @@ impl Running<'_> {
     }
 
     fn is_building(&self) -> bool {
-        self.models.iter().any(|model| model.version.state == State::Building)
+        self.models.iter().any(|model| model.version.state == VersionState::Building)
     }
 
     /// Lets the version take over when it is close enough to the log's end.

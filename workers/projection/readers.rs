@@ -7,7 +7,7 @@ use std::{
 };
 
 use flexcore_domain::Name;
-use flexcore_readmodel::{Error, State, Version};
+use flexcore_readmodel::{Error, Version, VersionState};
 use futures::FutureExt as _;
 use metrics::gauge;
 use tokio::{task::JoinSet, time::Instant};
@@ -96,7 +96,7 @@ impl Readers {
                 continue;
             }
             let is_alone = self.apart.contains(&id) || self.is_locked(version);
-            if version.state == State::Serving && !is_alone {
+            if version.state == VersionState::Serving && !is_alone {
                 together.push(version.clone());
             } else {
                 groups.insert(owned(version).collect(), vec![version.clone()]);

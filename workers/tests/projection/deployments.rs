@@ -217,7 +217,7 @@ async fn settled(rig: &Rig, application: &Application, last: u64, story: &[Strin
     loop {
         let status = rig.read_models.status().await.unwrap();
         let serves = status.iter().any(|s| {
-            let is_it = s.state == State::Serving && s.fingerprint == model.fingerprint;
+            let is_it = s.state == VersionState::Serving && s.fingerprint == model.fingerprint;
             is_it && s.position >= last
         });
         if serves && status.len() == 1 {

@@ -82,7 +82,7 @@ async fn tables_that_somebody_drops_are_made_anew_and_filled() {
     ] {
         let serving = async || {
             let all = rig.read_models.status().await.unwrap();
-            all.into_iter().find(|status| status.state == State::Serving).unwrap().version
+            all.into_iter().find(|status| status.state == VersionState::Serving).unwrap().version
         };
         let sql = dropped.replace("sums_v", &format!("sums_v{}", serving().await));
         let mut admin = PgConnection::connect(&url).await.unwrap();

@@ -26,7 +26,7 @@ use flexcore_domain::{
     EventName, Hash, Name, Position, Tenant, command::header,
 };
 use flexcore_eventstore::{EventStore, Expected, Filter, Profile, Read, topology};
-use flexcore_readmodel::{ReadModels, Rebuild, Select, State};
+use flexcore_readmodel::{ReadModels, Rebuild, Select, VersionState};
 use flexcore_servers::{Options, Servers, Sync};
 use flexcore_workers::{PROJECTIONS, projection};
 use serde_json::{Value, json, value::to_raw_value};
@@ -136,7 +136,7 @@ async fn a_worker_that_starts_while_a_successor_is_built_fills_both() {
     rig.caught_up(position).await;
     assert_eq!(rig.rows().await, json!([{"group": "x", "count": 6, "total": 6}]));
     let status = rig.read_models.status().await.unwrap();
-    let serving = status.iter().find(|status| status.state == State::Serving).unwrap();
+    let serving = status.iter().find(|status| status.state == VersionState::Serving).unwrap();
     assert_eq!((status.len(), serving.version), (2, 1));
     reader.close().await.unwrap();
     stop.cancel();
@@ -173,7 +173,7 @@ async fn each_version_folds_as_its_own_deployment_says() {
     let newer = rig.pay_as(2, "c", "x", &[json!(500)]).await;
     let built = async || {
         let status = rig.read_models.status().await.unwrap();
-        status.iter().any(|s| s.state == State::Building && s.position >= newer.sequence)
+        status.iter().any(|s| s.state == VersionState::Building && s.position >= newer.sequence)
     };
     while !built().await {
         assert!(tokio::time::Instant::now() < deadline, "the successor stops");

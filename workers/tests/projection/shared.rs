@@ -143,7 +143,7 @@ async fn until(what: &str, holds: impl AsyncFn() -> bool) {
 async fn serves(rig: &Rig, version: i32) {
     until("the version serves", async || {
         let all = rig.read_models.status().await.unwrap();
-        all.iter().any(|it| it.version == version && it.state == State::Serving)
+        all.iter().any(|it| it.version == version && it.state == VersionState::Serving)
     })
     .await;
 }

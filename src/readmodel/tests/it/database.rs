@@ -16,7 +16,7 @@ use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit, Event,
     EventName, Name, Slot, Tenant,
 };
-use flexcore_readmodel::{Ahead, Change, Move, Part, ReadModels, Settings, State, Version};
+use flexcore_readmodel::{Ahead, Change, Move, Part, ReadModels, Settings, Version, VersionState};
 use flexcore_servers::{Options, Servers, Want};
 use serde_json::{Value, value::to_raw_value};
 use sqlx::{AssertSqlSafe, PgPool, Row as _};
@@ -91,7 +91,7 @@ impl Database {
     pub(crate) async fn serving(&self, model: &Arc<ReadModelDefinition>) -> Arc<Version> {
         let catalog = catalog([model.clone()]);
         let version = self.versions(&catalog).await.remove(0);
-        assert_eq!(version.state, State::Building);
+        assert_eq!(version.state, VersionState::Building);
         assert!(self.models.promote(&version, &mut Ahead::default()).await.unwrap());
         self.versions(&catalog).await.remove(0)
     }

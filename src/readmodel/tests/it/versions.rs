@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use flexcore_definition::{ColumnType, Operation, ReadModelDefinition};
 use flexcore_domain::Slot;
 use flexcore_readmodel::{
-    Ahead, Error, Move, Part, Portions, ReadModels, Rebuild, Settings, State, Version,
+    Ahead, Error, Move, Part, Portions, ReadModels, Rebuild, Settings, Version, VersionState,
 };
 use serde_json::json;
 use sqlx::AssertSqlSafe;
@@ -20,7 +20,7 @@ async fn a_changed_declaration_is_built_beside_and_swapped_in() {
     let add = || [("sum", change(&[("n", Operation::Add, data("n"))]))];
     let old = model("sums", "old", &COLUMNS, add());
     let first = database.serving(&old).await;
-    assert_eq!((first.number, first.state), (1, State::Serving));
+    assert_eq!((first.number, first.state), (1, VersionState::Serving));
     let row = |version: &_| {
         changes(version, &commit("a", "sum", 1, &json!({"k": "x", "n": 7, "extra": 8})))
             .unwrap()
@@ -36,7 +36,7 @@ async fn a_changed_declaration_is_built_beside_and_swapped_in() {
     after.declarations.insert("old".to_owned(), old.clone());
     let versions = database.models.versions(&after, &|_, _| Some(1)).await.unwrap();
     let states: Vec<_> = versions.run.iter().map(|v| (v.number, v.state)).collect();
-    assert_eq!(states, [(1, State::Serving), (2, State::Building)]);
+    assert_eq!(states, [(1, VersionState::Serving), (2, VersionState::Building)]);
     let second = versions.run[1].clone();
     assert_eq!(database.one("select n::text from rm.sums").await, "7", "the old one serves");
     database.models.apply(&[part(&second, vec![row(&second)], 0, 1)]).await.unwrap();
