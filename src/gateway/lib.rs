@@ -6,6 +6,7 @@
 
 mod admission;
 mod asyncapi;
+mod connections;
 #[cfg(feature = "defects")]
 mod defects;
 mod error;
@@ -65,7 +66,7 @@ pub struct State {
 pub struct Settings {
     /// Requests a second of one tenant, and as a burst.
     pub requests_per_second: std::num::NonZeroU32,
-    /// Connections at once.
+    /// Connections at once, of which the first tenant has a half for its requests.
     pub connections_max: usize,
     /// Commands under way at once, of which the first tenant has a half.
     pub commands_max: usize,

@@ -16,7 +16,10 @@ pub const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// often, everything else is answered sooner.
 pub const CONNECTION_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Connections at once. Each holds some 20 KiB; more are answered 503 and closed.
+/// Connections at once. Each holds some 20 KiB. A tenant has requests under way on at most as many as
+/// are left for others: the first on 2,048, and what it asks on more is answered 503. When all are taken
+/// one without a request gives way to a new one, see `connections.rs`; when there is none the new one is
+/// answered 503 and closed.
 pub const CONNECTIONS_MAX: usize = 4_096;
 
 /// Refusals of connections that are being written at once; beyond it connections are just closed.

@@ -14,6 +14,11 @@ use std::{
 
 use axum::Router;
 use flexcore_http::accept;
+use hyper::{
+    Request,
+    body::Incoming,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
@@ -30,6 +35,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     Error,
     admission::shed,
+    connections::{Connection, Connections},
     limits::{
         CONNECTION_IDLE_TIMEOUT, DRAIN_NOTICE, DRAIN_TIMEOUT, HEAD_BUFFER_BYTES, HEADERS_BYTES_MAX,
         HEADERS_TIMEOUT, HTTP2_PING_INTERVAL, HTTP2_PING_TIMEOUT, HTTP2_RESETS_MAX,
@@ -50,9 +56,9 @@ pub(crate) async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     tracing::info!(address = %listener.local_addr()?, "HTTP is served");
-    let connections = TaskTracker::new();
+    let conversations = TaskTracker::new();
     let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
-    let places = Arc::new(Semaphore::new(shared.settings.connections_max));
+    let connections = Connections::new(shared.settings.connections_max);
     let closing = CancellationToken::new();
     let server = Arc::new(server());
     #[cfg(feature = "defects")]
@@ -64,23 +70,22 @@ pub(crate) async fn run(
             () = &mut stop => break,
             accepted = accept(&listener) => accepted,
         };
-        let Ok(place) = places.clone().try_acquire_owned() else {
+        let Some(connection) = connections.open() else {
             shed("connections");
             refuse(stream, &refusals);
             continue;
         };
         let (router, server, closing) = (router.clone(), server.clone(), closing.clone());
-        connections.spawn(async move {
+        conversations.spawn(async move {
             let _open = Open::count();
-            converse(stream, router, &server, closing).await;
-            drop(place);
+            converse(stream, connection, router, &server, closing).await;
         });
     }
     drop(listener);
     closing.cancel();
-    connections.close();
-    if timeout(DRAIN_TIMEOUT, connections.wait()).await.is_err() {
-        tracing::warn!(left = connections.len(), "connections were still busy when time was up");
+    conversations.close();
+    if timeout(DRAIN_TIMEOUT, conversations.wait()).await.is_err() {
+        tracing::warn!(left = conversations.len(), "connections were still busy when time was up");
     }
     Ok(())
 }
@@ -115,6 +120,7 @@ fn server() -> auto::Builder<TokioExecutor> {
 /// One connection, from its first byte to its last.
 async fn converse(
     stream: TcpStream,
+    connection: Arc<Connection>,
     router: Router,
     server: &auto::Builder<TokioExecutor>,
     closing: CancellationToken,
@@ -124,19 +130,29 @@ async fn converse(
     let mut first = [0];
     let first = tokio::select! {
         first = timeout(HEADERS_TIMEOUT, stream.peek(&mut first)) => first,
+        () = connection.gives_way() => return,
         () = closing.cancelled() => return,
     };
     if !matches!(first, Ok(Ok(1))) {
         return;
     }
     let stream = TokioIo::new(Watched::new(stream));
-    let connection = server.serve_connection(stream, TowerToHyperService::new(router));
-    tokio::pin!(connection);
+    let (router, known) = (TowerToHyperService::new(router), connection.clone());
+    let conversation = server.serve_connection(
+        stream,
+        service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(known.clone());
+            router.call(request)
+        }),
+    );
+    tokio::pin!(conversation);
     let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
+        ended = conversation.as_mut() => ended,
+        // It has no request under way, so that nothing is lost.
+        () = connection.gives_way() => return,
         () = closing.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            conversation.as_mut().graceful_shutdown();
+            conversation.await
         }
     };
     if let Err(error) = ended {

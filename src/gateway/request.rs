@@ -9,21 +9,23 @@ use std::{
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use flexcore_auth::Identity;
 use flexcore_domain::TraceParent;
+use flexcore_resilience::Deadline;
 use futures::FutureExt;
 use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
     admission::Rate,
+    connections::UnderWay,
     error::Problem,
     extract::Known,
-    limits::{HEADERS_BYTES_MAX, URI_BYTES_MAX},
+    limits::{ANSWER_TIMEOUT, HEADERS_BYTES_MAX, URI_BYTES_MAX},
     problems,
     route::Route,
     shared::Shared,
@@ -65,6 +67,7 @@ async fn answer(
     next: Next,
     parent: Option<TraceParent>,
 ) -> (bool, Response) {
+    let mut under_way = UnderWay::begin(&mut request);
     let own = flexcore_telemetry::current_traceparent().and_then(|text| text.parse().ok());
     let trace = own.or(parent).unwrap_or_else(new_trace);
     let protected = match route {
@@ -77,6 +80,16 @@ async fn answer(
             return (false, finish(problem.into_response(), &trace, None, protected));
         }
     };
+    if let Some(Identity { tenant, .. }) = identity.as_deref()
+        && let Err(problem) = under_way.is_of(tenant)
+    {
+        // While the refusal is held back the connection may give way to another one.
+        drop(under_way);
+        let in_time = Deadline::after(ANSWER_TIMEOUT);
+        let problem = shared.admission.refuse(tenant, problem, in_time).await;
+        let refused = finish(problem.into_response(), &trace, rate.as_ref(), protected);
+        return (true, closing(refused, request.version()));
+    }
     if let Err(problem) = allow(identity.as_deref(), route) {
         return (true, finish(problem.into_response(), &trace, rate.as_ref(), protected));
     }
@@ -88,7 +101,16 @@ async fn answer(
     });
     #[cfg(feature = "defects")]
     let response = if protected { crate::defects::answered(response) } else { response };
-    (true, finish(response, &trace, rate.as_ref(), protected))
+    (true, under_way.until_sent(finish(response, &trace, rate.as_ref(), protected)))
+}
+
+/// The answer after which the connection is closed. HTTP/2 has no word for that in an answer; its
+/// connection is one without a request again.
+fn closing(mut response: Response, version: Version) -> Response {
+    if version <= Version::HTTP_11 {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 /// Fails where the route needs a permission that the sender has not.

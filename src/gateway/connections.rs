@@ -1,0 +1,290 @@
+//! The gateway's connections, which tenants share. A connection counts for a tenant while a request of
+//! that tenant is under way on it; over HTTP/2, once for each tenant that has some. One without a
+//! request is kept as long as there is room. When all are taken, whoever has most of those loses the one
+//! that has been quiet for longest; those that have never sent a request of a tenant are nobody's, and
+//! together count as one tenant's.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    task::{Context, Poll},
+};
+
+use axum::{
+    body::{Body, HttpBody},
+    extract::Request,
+    response::Response,
+};
+use bytes::Bytes;
+use flexcore_domain::Tenant;
+use flexcore_resilience::{Place, Shares};
+use hyper::body::{Frame, SizeHint};
+use tokio_util::sync::CancellationToken;
+
+use crate::{admission::shed, error::Problem, problems};
+
+/// All connections of a listener.
+pub(crate) struct Connections {
+    max: usize,
+    busy: Shares<Tenant>,
+    open: Mutex<Open>,
+}
+
+#[derive(Default)]
+struct Open {
+    count: usize,
+    /// How often one has fallen quiet so far.
+    turn: u64,
+    quiet: HashMap<Option<Tenant>, BTreeMap<u64, CancellationToken>>,
+}
+
+/// One connection, known to each of its requests.
+pub(crate) struct Connection {
+    all: Arc<Connections>,
+    gives_way: CancellationToken,
+    now: Mutex<Now>,
+}
+
+struct Now {
+    requests: usize,
+    /// Whose the last request was.
+    of: Option<Tenant>,
+    /// When it fell quiet, see [`Open::turn`].
+    quiet_since: u64,
+    places: HashMap<Tenant, Weak<Place<Tenant>>>,
+}
+
+/// A request, until its answer has been handed over as a whole.
+pub(crate) struct UnderWay {
+    connection: Arc<Connection>,
+    _place: Option<Arc<Place<Tenant>>>,
+}
+
+impl Connections {
+    /// At most so many at once.
+    pub(crate) fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self { max, busy: Shares::new(max, 1), open: Mutex::default() })
+    }
+
+    /// A place for a new connection. `None`: all have requests under way.
+    pub(crate) fn open(self: &Arc<Self>) -> Option<Arc<Connection>> {
+        let gives_way = CancellationToken::new();
+        let quiet_since = {
+            let mut open = self.lock();
+            if open.count >= self.max && !open.make_room() {
+                return None;
+            }
+            open.count += 1;
+            open.falls_quiet(None, &gives_way)
+        };
+        let now = Now { requests: 0, of: None, quiet_since, places: HashMap::new() };
+        Some(Arc::new(Connection { all: self.clone(), gives_way, now: Mutex::new(now) }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Open> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Open {
+    fn falls_quiet(&mut self, of: Option<Tenant>, gives_way: &CancellationToken) -> u64 {
+        self.turn += 1;
+        if !gives_way.is_cancelled() {
+            self.quiet.entry(of).or_default().insert(self.turn, gives_way.clone());
+        }
+        self.turn
+    }
+
+    fn wakes(&mut self, now: &Now) {
+        let Some(own) = self.quiet.get_mut(&now.of) else { return };
+        own.remove(&now.quiet_since);
+        if own.is_empty() {
+            self.quiet.remove(&now.of);
+        }
+    }
+
+    /// Ends one that is quiet. Returns false when there is none.
+    fn make_room(&mut self) -> bool {
+        let most = self.quiet.iter().max_by_key(|(_, own)| own.len());
+        let Some(of) = most.map(|(of, _)| of.clone()) else { return false };
+        let Some(own) = self.quiet.get_mut(&of) else { return false };
+        let oldest = own.pop_first();
+        if own.is_empty() {
+            self.quiet.remove(&of);
+        }
+        let Some((_, gives_way)) = oldest else { return false };
+        gives_way.cancel();
+        self.count -= 1;
+        true
+    }
+}
+
+impl Connection {
+    /// Returns when the connection has to be closed at once, to make room for another one.
+    pub(crate) async fn gives_way(&self) {
+        self.gives_way.cancelled().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Now> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let now = self.now.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.all.lock();
+        open.wakes(now);
+        // One that gave way is counted no more.
+        if !self.gives_way.is_cancelled() {
+            open.count -= 1;
+        }
+    }
+}
+
+impl UnderWay {
+    /// A request begins, on the connection that it names.
+    pub(crate) fn begin(request: &mut Request) -> Self {
+        let connection = request.extensions_mut().remove::<Arc<Connection>>();
+        Self::on(connection.expect("BUG: every request comes over a connection"))
+    }
+
+    fn on(connection: Arc<Connection>) -> Self {
+        let mut now = connection.lock();
+        if now.requests == 0 {
+            connection.all.lock().wakes(&now);
+        }
+        now.requests += 1;
+        drop(now);
+        Self { connection, _place: None }
+    }
+
+    /// The request is of this tenant. Fails when the tenant has its share of the connections.
+    pub(crate) fn is_of(&mut self, tenant: &Tenant) -> Result<(), Problem> {
+        let mut now = self.connection.lock();
+        now.of = Some(tenant.clone());
+        let held = now.places.get(tenant).and_then(Weak::upgrade);
+        if held.is_none() {
+            now.places.retain(|_, place| place.strong_count() > 0);
+        }
+        let place = held.or_else(|| self.connection.all.busy.enter(tenant).map(Arc::new));
+        let Some(place) = place else {
+            shed("connections");
+            let detail = "your tenant has its share of the connections; nothing was done";
+            return Err(Problem::new(&problems::OVERLOADED, detail));
+        };
+        now.places.insert(tenant.clone(), Arc::downgrade(&place));
+        drop(now);
+        self._place = Some(place);
+        Ok(())
+    }
+
+    /// The request is under way until this answer has been handed over, or is dropped.
+    pub(crate) fn until_sent(self, answer: Response) -> Response {
+        answer.map(|body| Body::new(Sent { body, _under_way: self }))
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut now = self.connection.lock();
+        now.requests -= 1;
+        if now.requests == 0 {
+            let mut open = self.connection.all.lock();
+            now.quiet_since = open.falls_quiet(now.of.clone(), &self.connection.gives_way);
+        }
+    }
+}
+
+/// An answer's body.
+struct Sent {
+    body: Body,
+    _under_way: UnderWay,
+}
+
+impl HttpBody for Sent {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tenant(name: &str) -> Tenant {
+        Tenant::parse(name).unwrap()
+    }
+
+    /// A request of this tenant on a new connection; `None`: there is no place.
+    fn ask(all: &Arc<Connections>, of: &str) -> Option<UnderWay> {
+        let mut asked = UnderWay::on(all.open()?);
+        asked.is_of(&tenant(of)).ok()?;
+        Some(asked)
+    }
+
+    #[test]
+    fn a_tenant_that_takes_all_it_can_leaves_connections() {
+        let all = Connections::new(8);
+        let flood: Vec<_> = std::iter::from_fn(|| ask(&all, "flood")).collect();
+        assert_eq!(flood.len(), 4);
+        assert!(ask(&all, "calm").is_some());
+        drop(flood);
+        assert_eq!((all.lock().count, all.busy.taken()), (0, 0));
+    }
+
+    #[test]
+    fn whoever_has_most_quiet_ones_loses_the_oldest() {
+        let all = Connections::new(4);
+        let calm = all.open().unwrap();
+        UnderWay::on(calm.clone()).is_of(&tenant("calm")).unwrap();
+        let silent: Vec<_> = (0..3).map(|_| all.open().unwrap()).collect();
+        let newcomer = all.open().expect("one gives way");
+        let gone = |connection: &Arc<Connection>| connection.gives_way.is_cancelled();
+        assert!(gone(&silent[0]) && !gone(&silent[1]) && !gone(&calm) && !gone(&newcomer));
+        assert_eq!(all.lock().count, 4, "one that gave way has no place any more");
+        drop((calm, silent, newcomer));
+        assert!(all.lock().quiet.is_empty());
+        assert_eq!(all.lock().count, 0);
+    }
+
+    #[test]
+    fn a_connection_with_a_request_does_not_give_way() {
+        let all = Connections::new(2);
+        let (one, two) = (all.open().unwrap(), all.open().unwrap());
+        let asked = [UnderWay::on(one.clone()), UnderWay::on(two.clone()), UnderWay::on(two)];
+        assert!(all.open().is_none());
+        let [first, ..] = asked;
+        drop(first);
+        assert!(all.open().is_some());
+        assert!(one.gives_way.is_cancelled());
+    }
+
+    #[test]
+    fn a_connection_counts_once_for_each_tenant_on_it() {
+        let all = Connections::new(8);
+        let shared = all.open().unwrap();
+        let mut asked: Vec<_> = (0..6).map(|_| UnderWay::on(shared.clone())).collect();
+        for (number, request) in asked.iter_mut().enumerate() {
+            request.is_of(&tenant(if number < 4 { "one" } else { "two" })).unwrap();
+        }
+        assert_eq!(all.busy.taken(), 2);
+        asked.truncate(4);
+        assert_eq!(all.busy.taken(), 1);
+    }
+}
