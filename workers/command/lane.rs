@@ -11,6 +11,7 @@ mod look_up;
 mod tries;
 mod turn;
 mod undecided;
+mod unknown;
 mod unstored;
 
 use std::{

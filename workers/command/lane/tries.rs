@@ -2,14 +2,15 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    num::NonZero,
     sync::Arc,
 };
 
-use flexcore_domain::{AggregateKey, Command, CommandId, Outcome, Refusal, Slot, commit::Commit};
-use lru::LruCache;
+use flexcore_domain::{AggregateKey, Command, Outcome, Refusal, Slot, commit::Commit};
 
-use super::{Action, Entry, Lane, Owed, Ticket, Turn, Undecided, Work};
+use super::{
+    Action, Entry, Lane, Owed, Ticket, Turn, Undecided, Work,
+    unknown::{Decided, Unknown},
+};
 
 /// Tries of a stored command whose functions use up their time or memory before it is put aside as
 /// faulty. Each takes up to 100 ms of the lane, so that they are few; before the next there are 50, 100
@@ -20,25 +21,14 @@ const TRIES_MAX: u32 = 4;
 /// 10 s in all.
 const LOOKS_MAX: u32 = 10;
 
-/// Commands of unknown outcome that are remembered when their clients have been told so, some 250 bytes
-/// each: they are sent again within seconds.
-const UNKNOWN_MAX: NonZero<usize> = NonZero::new(4_096).expect("it is not zero");
-
 /// Memory of commands from one try to the next.
+#[derive(Default)]
 pub(super) struct Tries {
     unanswered: HashMap<Ticket, Unanswered>,
-    /// When the unanswered commit of a command was decided, and what it expects, once its client has
-    /// been told that the outcome is unknown.
-    unknown: LruCache<(AggregateKey, CommandId), (i64, u64)>,
+    /// Those whose clients have been told that the outcome is unknown.
+    unknown: Unknown,
     /// Tries that used up what a script may use.
     exhausted: HashMap<Ticket, (Slot, u32)>,
-}
-
-impl Default for Tries {
-    fn default() -> Self {
-        let (unanswered, exhausted) = Default::default();
-        Self { unanswered, unknown: LruCache::new(UNKNOWN_MAX), exhausted }
-    }
 }
 
 /// A commit that had no answer: it may be in the log, or get there yet. Until that is certain the
@@ -69,8 +59,8 @@ impl Tries {
     /// Its client is told that the outcome is unknown, and may send it again.
     pub(super) fn give_up(&mut self, ticket: Ticket) {
         if let Some(Unanswered { commit, expects, .. }) = self.unanswered.remove(&ticket) {
-            let command = (commit.key.clone(), commit.command_id.clone());
-            self.unknown.put(command, (commit.time_ms, expects));
+            let decided = Decided { time_ms: commit.time_ms, expects };
+            self.unknown.remember(commit.key.clone(), commit.command_id.clone(), decided);
         }
         self.exhausted.remove(&ticket);
     }
@@ -78,23 +68,11 @@ impl Tries {
     /// The time of the decision of a command that has come again after its outcome was unknown,
     /// while the log can still take the commit that was decided then.
     pub(super) fn decided_ms(&mut self, command: &Command, ends_with: u64) -> Option<i64> {
-        if self.unknown.is_empty() {
-            return None;
-        }
-        let command = (command.key.clone(), command.id.clone());
-        let (time_ms, expects) = *self.unknown.get(&command)?;
-        if expects != ends_with {
-            self.unknown.pop(&command);
-            return None;
-        }
-        Some(time_ms)
+        self.unknown.decided_ms(&command.key, &command.id, ends_with)
     }
 
     pub(super) fn leave(&mut self, slot: Slot) {
-        let left = self.unknown.iter().filter(|((key, _), _)| key.slot() == slot);
-        for command in left.map(|(command, _)| command.clone()).collect::<Vec<_>>() {
-            self.unknown.pop(&command);
-        }
+        self.unknown.leave(slot);
         self.unanswered.retain(|_, unanswered| unanswered.commit.key.slot() != slot);
         self.exhausted.retain(|_, (of, _)| *of != slot);
     }
