@@ -9,7 +9,7 @@ use std::{
 use async_nats::jetstream::stream::{self, Stream};
 use bytes::Bytes;
 use flexcore_domain::Tenant;
-use futures::TryStreamExt;
+use futures::{TryStreamExt, future::try_join_all};
 
 use crate::{Error, EventStore, subjects, topology, unavailable};
 
@@ -25,6 +25,9 @@ const LOOK_BYTES: usize = 1 << 20;
 const LOOK_MESSAGES: usize = 256;
 /// Most purges of one look: each takes a quarter of what the tenant has.
 const PURGES_MAX: usize = 16;
+/// Places of FLEX_OUTCOMES at which a process looks whose they are, when it is nearly full: it may have
+/// written none of them itself. A tenant that has a share is missed by one look in sixty.
+const SAMPLES: u64 = 64;
 
 /// Bytes that a process has written there.
 #[derive(Clone, Default)]
@@ -59,6 +62,10 @@ impl Kept {
         if let Some(written) = self.lock().get_mut(stream) {
             written.looking = false;
         }
+    }
+
+    fn meet(&self, stream: &'static str, tenants: impl Iterator<Item = Tenant>) {
+        self.lock().entry(stream).or_default().tenants.extend(tenants);
     }
 
     fn tenants(&self, stream: &'static str) -> Vec<Tenant> {
@@ -105,6 +112,11 @@ pub(crate) fn dead_subject(kind: &str, was: &str, bytes: usize) -> String {
     format!("dead.{kind}.{tenant}.k{}{dot}{rest}", bytes.div_ceil(1024).max(1).next_power_of_two())
 }
 
+/// The tenant of an outcome, by its subject.
+fn of_outcome(subject: &str) -> Option<Tenant> {
+    Tenant::parse(subject.split('.').nth(2)?).ok()
+}
+
 /// The tenant of a dead message, and its size in bytes at most, by its subject.
 fn owner(dead: &str) -> Option<(String, u64)> {
     let mut parts = dead.split('.').skip(2);
@@ -139,7 +151,7 @@ impl EventStore {
             let state = &info.state;
             let (all, of, kinds) = match name {
                 topology::DEAD => (state.bytes, dead_by_tenant(&stream).await?, "dead.*"),
-                _ => (state.messages, self.outcomes_by_tenant().await?, "outcome.*"),
+                _ => (state.messages, self.outcomes_by_tenant(state).await?, "outcome.*"),
             };
             let Some((tenant, has)) = most(all, of) else {
                 tracing::warn!(stream = name, "nearly full, and nobody has more than a share");
@@ -155,15 +167,32 @@ impl EventStore {
         Ok(())
     }
 
-    /// Outcomes of those tenants for which this process has written some: the others' are looked after
-    /// by the processes that write theirs.
-    async fn outcomes_by_tenant(&self) -> Result<HashMap<String, Has>, Error> {
+    /// Outcomes of those tenants for which this process has written some, or that it has met there.
+    async fn outcomes_by_tenant(
+        &self,
+        state: &stream::State,
+    ) -> Result<HashMap<String, Has>, Error> {
+        let (first, last) = (state.first_sequence, state.last_sequence);
+        let step = (last.saturating_sub(first) / SAMPLES).max(1);
+        let places = (0..SAMPLES).map(|number| first + number * step);
+        let met = try_join_all(places.map(|place| self.outcome_after(place))).await?;
+        self.kept.meet(topology::OUTCOMES, met.into_iter().flatten());
         let mut of = HashMap::new();
         for tenant in self.kept.tenants(topology::OUTCOMES) {
             let messages = self.outcomes_of(&tenant).await?;
             of.insert(tenant.to_string(), Has { messages, size: messages });
         }
         Ok(of)
+    }
+
+    /// The tenant of the first outcome from this sequence on.
+    async fn outcome_after(&self, sequence: u64) -> Result<Option<Tenant>, Error> {
+        let body = format!(r#"{{"seq":{sequence},"next_by_subj":"outcome.>"}}"#);
+        let to = format!("$JS.API.DIRECT.GET.{}", topology::OUTCOMES);
+        let mut replies = self.inbox.request(to, None, Bytes::from(body)).await?;
+        let found = replies.next().await?;
+        let subject = found.headers.as_ref().and_then(|headers| headers.get("Nats-Subject"));
+        Ok(subject.and_then(|subject| of_outcome(subject.as_str())))
     }
 
     /// Number of a tenant's outcomes: the first one comes with the number of those that follow.
@@ -211,6 +240,8 @@ mod tests {
         assert_eq!(of(&event).as_deref(), Some("acme 1024"));
         assert_eq!(of("dead.command._.k1").as_deref(), Some("_ 1024"));
         assert_eq!(owner("dead.projection.flights.7"), None, "as they once were");
+        let outcome = of_outcome("outcome.7.acme.flight.UA1.c-1");
+        assert_eq!(outcome.as_ref().map(Tenant::as_str), Some("acme"));
     }
 
     #[test]

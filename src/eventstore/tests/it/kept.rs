@@ -7,7 +7,7 @@ use bytes::Bytes;
 use flexcore_domain::{
     AggregateId, AggregateKey, AggregateName, CommandId, CommandName, Outcome, Tenant,
 };
-use flexcore_eventstore::{Error, EventStore, topology};
+use flexcore_eventstore::{Error, EventStore, Profile, Settings, topology};
 use futures::{TryStreamExt, future::join_all};
 
 use crate::start;
@@ -56,28 +56,65 @@ async fn a_flood_of_dead_letters_evicts_nobody_elses() {
     servers.stop().await;
 }
 
+fn key(tenant: &str) -> AggregateKey {
+    AggregateKey::new(
+        Tenant::parse(tenant).unwrap(),
+        AggregateName::parse("counter").unwrap(),
+        AggregateId::parse("c1").unwrap(),
+    )
+}
+
+fn id(number: usize) -> CommandId {
+    CommandId::parse(&format!("c-{number}")).unwrap()
+}
+
+/// Keeps refusals of so many commands of a tenant.
+async fn refuse(store: &EventStore, tenant: &str, numbers: std::ops::Range<usize>) {
+    let refused = Outcome::Rejected { code: "closed".to_owned(), message: "x".repeat(100) };
+    let (key, ids) = (key(tenant), numbers.map(id).collect::<Vec<_>>());
+    for ids in ids.chunks(64) {
+        let saved = ids.iter().map(|id| store.save_outcome(&key, id, 1, &refused));
+        assert!(join_all(saved).await.iter().all(Result::is_ok));
+    }
+}
+
+/// A process that knows nothing of what others have written.
+#[tokio::test(flavor = "multi_thread")]
+async fn outcomes_of_before_a_start_count_too() {
+    let (servers, before) = start().await;
+    shrink(&before, topology::OUTCOMES, 2 << 20).await;
+    refuse(&before, "calm", 0..100).await;
+    let stream = before.jetstream().get_stream(topology::OUTCOMES).await.unwrap();
+    let bytes = async || stream.get_info().await.unwrap().state.bytes;
+    let mut flooded = 0;
+    while bytes().await < (2 << 20) / 10 * 7 {
+        refuse(&before, "flood", flooded..flooded + 128).await;
+        flooded += 128;
+    }
+    let client = async_nats::connect(servers.nats_url()).await.unwrap();
+    let settings = Settings { profile: Profile::Relaxed, replicas: 1, monitor_urls: vec![] };
+    let after = EventStore::open(client, settings).await.unwrap();
+    // Many that each have less than a share; with the flood they are more than there is room for.
+    for number in 0..12 {
+        refuse(&after, &format!("t{number}"), 0..flooded / 20).await;
+    }
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    for number in 0..100 {
+        let kept = after.outcome(&key("calm"), &id(number)).await.unwrap();
+        assert!(kept.is_some(), "{number} is gone");
+    }
+    assert!(after.outcome(&key("flood"), &id(0)).await.unwrap().is_none());
+    assert!(after.outcome(&key("t0"), &id(0)).await.unwrap().is_some());
+    servers.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_of_refusals_evicts_nobody_elses_outcome() {
     let (servers, store) = start().await;
     shrink(&store, topology::OUTCOMES, 2 << 20).await;
-    let key = |tenant: &str| {
-        AggregateKey::new(
-            Tenant::parse(tenant).unwrap(),
-            AggregateName::parse("counter").unwrap(),
-            AggregateId::parse("c1").unwrap(),
-        )
-    };
-    let id = |number: usize| CommandId::parse(&format!("c-{number}")).unwrap();
-    let refused = Outcome::Rejected { code: "closed".to_owned(), message: "x".repeat(100) };
     let (calm, flood) = (key("calm"), key("flood"));
-    for number in 0..100 {
-        store.save_outcome(&calm, &id(number), 1, &refused).await.unwrap();
-    }
-    for chunk in 0..500 {
-        let ids: Vec<CommandId> = (0..64).map(|number| id(chunk * 64 + number)).collect();
-        let saved = ids.iter().map(|id| store.save_outcome(&flood, id, 1, &refused));
-        assert!(join_all(saved).await.iter().all(Result::is_ok));
-    }
+    refuse(&store, "calm", 0..100).await;
+    refuse(&store, "flood", 0..32_000).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
     for number in 0..100 {
         assert!(store.outcome(&calm, &id(number)).await.unwrap().is_some(), "{number} is gone");
