@@ -17,6 +17,8 @@ mod paths;
 mod picture;
 #[path = "tidy/readmes.rs"]
 mod readmes;
+#[path = "tidy/shares.rs"]
+mod shares;
 #[path = "tidy/writes.rs"]
 mod writes;
 
