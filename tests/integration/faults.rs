@@ -1,13 +1,21 @@
 //! Servers that die: the roles as processes of their own, a broker and a Postgres that are killed
 //! under them and started again.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
+use flexcore_auth::Verifier;
+use flexcore_cluster::Member;
+use flexcore_eventstore::{EventStore, Profile};
+use flexcore_installation::{Installation, Roles};
+use flexcore_readmodel::ReadModels;
 use flexcore_servers::{Options, Servers, Sync, Want};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::json;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::{
+    Http,
     cluster::Cluster,
     eventually,
     load::{self, Load},
@@ -68,6 +76,72 @@ async fn servers_that_die_under_load_lose_nothing() {
     for role in &mut cluster.roles {
         role.terminate();
     }
+}
+
+/// What balancers and alarms are told of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_store_is_told_by_health_and_metrics_until_there_is_room() {
+    let mut cluster = Cluster::new().await;
+    cluster.start("gateway", "gateway");
+    cluster.readiness("ready", "").await;
+    let client = async_nats::connect(cluster.servers.nats_url()).await.unwrap();
+    let jetstream = async_nats::jetstream::new(client);
+    let (name, subjects) = ("FILLER".to_owned(), vec!["filler".to_owned()]);
+    let filler = async_nats::jetstream::stream::Config { name, subjects, ..Default::default() };
+    jetstream.create_stream(filler).await.unwrap();
+    for _ in 0..10 {
+        let stored = jetstream.publish("filler", vec![b'x'; 900_000].into()).await.unwrap();
+        stored.await.unwrap();
+    }
+    let gateway = Http::new(&cluster.target().http, "");
+    let alarm = async |full: &str| {
+        eventually("the metric", async || {
+            let answer = gateway.try_send("GET", "/metrics", &[], "").await?;
+            let text = String::from_utf8_lossy(&answer.body).into_owned();
+            let said = text.lines().any(|line| line == format!("flexcore_broker_full {full}"));
+            if said { Ok(()) } else { Err(text) }
+        })
+        .await;
+    };
+    alarm("0").await;
+    // Less than a tenth of it is left.
+    cluster.servers.nats.start_again_with_room(9_900_000).await.unwrap();
+    cluster.readiness("degraded", "storage").await;
+    alarm("1").await;
+    cluster.servers.nats.raise_room(64 << 30).unwrap();
+    cluster.readiness("ready", "").await;
+    alarm("0").await;
+}
+
+/// It once went on by what had been deployed so far, beside others that knew better.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_that_hears_of_no_deployment_any_more_ends() {
+    let options = Options { sync: Sync::Lazy, want: Want::Nats, ..Options::new(cache()) };
+    let servers = Servers::start(&options).await.unwrap();
+    let client = async_nats::connect(servers.nats_url()).await.unwrap();
+    let membership = flexcore_cluster::Settings::new("test", "gateway", []);
+    let member = Member::join(&client, membership).await.unwrap();
+    let settings = flexcore_eventstore::Settings {
+        profile: Profile::Relaxed,
+        replicas: 1,
+        monitor_urls: Vec::new(),
+    };
+    let store = EventStore::open(client, settings).await.unwrap();
+    let nowhere = "postgres://nobody:nothing@127.0.0.1:1/none";
+    let read_models = ReadModels::connect(nowhere, Default::default()).await.unwrap();
+    let (deployed, catalog) = tokio::sync::watch::channel(Arc::default());
+    let installation = Installation { store, read_models, catalog, member };
+    let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let verifier = Verifier::new(Vec::new(), "flexcore", "flexcore");
+    let mut roles = Roles::new(CancellationToken::new());
+    roles.gateway(&installation, http, None, verifier, Arc::new(String::new));
+    let ended = tokio::spawn(roles.ended());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!ended.is_finished());
+    drop(deployed);
+    let ended = tokio::time::timeout(Duration::from_secs(30), ended).await.unwrap().unwrap();
+    assert!(ended.unwrap_err().to_string().contains("not followed any more"));
+    servers.stop().await;
 }
 
 #[tokio::test]

@@ -336,3 +336,26 @@ async fn an_aggregate_that_is_broken_is_held_back_and_nothing_else_is() {
     worker.await.unwrap();
     rig.servers.stop().await;
 }
+
+/// It once went on by what had been deployed so far, beside others that knew better.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_hears_of_no_deployment_any_more_ends() {
+    let rig = Rig::start().await;
+    let (deployed, followed) = watch::channel(catalog([sums("1")]));
+    let membership = flexcore_cluster::Settings::new("test", "worker", [Kind::Projection]);
+    let member = Member::join(rig.store.client(), membership).await.unwrap();
+    let running = tokio::spawn(projection::run(
+        rig.store.clone(),
+        rig.read_models.clone(),
+        followed,
+        member,
+        projection::Settings::default(),
+        CancellationToken::new(),
+    ));
+    rig.caught_up(rig.pay("a", "x", &ones(1)).await).await;
+    assert!(!running.is_finished());
+    drop(deployed);
+    let ended = tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap();
+    assert!(ended.unwrap_err().to_string().contains("not followed any more"));
+    rig.servers.stop().await;
+}
