@@ -44,6 +44,8 @@ const REFUSED: &[(&str, &str)] = &[
     ("ring", "aws-lc-rs is the one crypto stack: turn the feature off that brings it"),
     ("openssl-sys", "rustls with aws-lc-rs is the one TLS stack"),
     ("native-tls", "rustls with aws-lc-rs is the one TLS stack"),
+    ("sqlx-macros", "macros run in the compiler: a second tokio, TLS and sqlx are built for it"),
+    ("icu_properties", "25 crates for host names; cargo update -p idna_adapter --precise 1.1.0"),
 ];
 
 /// Features that our own code stands on: named by us, since a dependency may stop wanting them.

@@ -20,6 +20,7 @@ mod held;
 mod index;
 mod indexes;
 mod login;
+mod migrations;
 mod named;
 mod origin;
 mod page;
@@ -61,8 +62,6 @@ pub use status::{Serving, Status, VersionState};
 pub use version::{Ahead, Version, Versions};
 pub use wait::{Unreached, look_timeout};
 pub use write::{Move, Parked, Part};
-
-static MIGRATIONS: sqlx::migrate::Migrator = sqlx::migrate!("../../schemas/sql");
 
 /// Longest wait of a statement for a lock, where nothing else is said: another process that migrates, and
 /// a writer that was overtaken and commits its last batch, take less.
@@ -156,7 +155,7 @@ impl ReadModels {
         let acquire = self.settings.acquire_timeout;
         let once = PgPoolOptions::new().max_connections(1).acquire_timeout(acquire);
         let once = once.connect_lazy_with(options);
-        let migrated = MIGRATIONS.run(&once).await;
+        let migrated = migrations::all().run(&once).await;
         once.close().await;
         migrated.map_err(|error| match error {
             sqlx::migrate::MigrateError::Execute(inner) => Error::from(inner),
