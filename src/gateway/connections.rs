@@ -18,7 +18,7 @@ use axum::{
 };
 use bytes::Bytes;
 use flexcore_domain::Tenant;
-use flexcore_resilience::{Place, Shares};
+use flexcore_resilience::{HeldPlace, Shares};
 use hyper::body::{Frame, SizeHint};
 use tokio_util::sync::CancellationToken;
 
@@ -52,13 +52,13 @@ struct Now {
     of: Option<Tenant>,
     /// When it fell quiet, see [`Open::turn`].
     quiet_since: u64,
-    places: HashMap<Tenant, Weak<Place<Tenant>>>,
+    places: HashMap<Tenant, Weak<HeldPlace<Tenant>>>,
 }
 
 /// A request, until its answer has been handed over as a whole.
 pub(crate) struct UnderWay {
     connection: Arc<Connection>,
-    _place: Option<Arc<Place<Tenant>>>,
+    _place: Option<Arc<HeldPlace<Tenant>>>,
 }
 
 impl Connections {

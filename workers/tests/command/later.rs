@@ -208,7 +208,7 @@ async fn a_command_whose_worker_died_while_its_decider_was_asked_is_done_once() 
     process.spawn(async move {
         let client = async_nats::connect(url).await.unwrap();
         let store = EventStore::open(client, opened).await.unwrap();
-        let membership = flexcore_cluster::Settings::new("first", "worker", [Kind::Command]);
+        let membership = flexcore_cluster::Settings::new("first", "worker", [COMMANDS]);
         let membership = flexcore_cluster::Settings { lease: LEASE_MIN, ..membership };
         let member = Member::join(store.client(), membership).await.unwrap();
         let (_deployed, catalog) = watch::channel(Arc::new(Catalog::default()));

@@ -342,7 +342,7 @@ async fn an_aggregate_that_is_broken_is_held_back_and_nothing_else_is() {
 async fn a_worker_that_hears_of_no_deployment_any_more_ends() {
     let rig = Rig::start().await;
     let (deployed, followed) = watch::channel(catalog([sums("1")]));
-    let membership = flexcore_cluster::Settings::new("test", "worker", [Kind::Projection]);
+    let membership = flexcore_cluster::Settings::new("test", "worker", [PROJECTIONS]);
     let member = Member::join(rig.store.client(), membership).await.unwrap();
     let running = tokio::spawn(projection::run(
         rig.store.clone(),
