@@ -59,7 +59,6 @@ pub(crate) async fn run(
 }
 
 /// The answer, and whether the sender was admitted to the route.
-
 async fn answer(
     shared: &Shared,
     route: Option<&Route>,
