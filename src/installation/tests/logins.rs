@@ -13,7 +13,7 @@ use futures::{StreamExt as _, stream::select_all};
 use tokio_util::sync::CancellationToken;
 
 const PASSWORDS: &str = "\n\
-    NATS_FLEXCORE_PASSWORD: \"f@x/1\"\nNATS_DEMO_PASSWORD: demo\nNATS_OTHER_PASSWORD: other\n";
+    NATS_PLATFORM_PASSWORD: \"f@x/1\"\nNATS_DEMO_PASSWORD: demo\nNATS_OTHER_PASSWORD: other\n";
 
 const ACCOUNTS: &str = include_str!("../../../deploy/nats-accounts.conf");
 
