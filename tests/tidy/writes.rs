@@ -32,7 +32,7 @@ const WRITES: &[(&str, usize, &str, &str)] = &[
     ("src/broker/clock.rs", 1, "a question without a body", QUESTION),
     ("src/eventstore/deployed.rs", 1, "a question for one subject", QUESTION),
     ("src/eventstore/find.rs", 1, "a question for one subject", QUESTION),
-    ("src/eventstore/kept.rs", 1, "a question for one tenant", QUESTION),
+    ("src/eventstore/kept.rs", 2, "questions for one tenant, and for one number each", QUESTION),
     ("src/broker/leader.rs", 1, "a question for one subject", QUESTION),
     ("src/eventstore/load.rs", 1, "a question for one subject", QUESTION),
     ("src/eventstore/lookup.rs", 1, "a question for one number", QUESTION),
