@@ -93,7 +93,7 @@ async fn outcomes_of_before_a_start_count_too() {
     }
     let client = async_nats::connect(servers.nats_url()).await.unwrap();
     let settings = Settings { profile: Profile::Relaxed, replicas: 1, monitor_urls: vec![] };
-    let after = EventStore::open(client, settings).await.unwrap();
+    let after = EventStore::attach(client, settings).await.unwrap();
     // Many that each have less than a share; with the flood they are more than there is room for.
     for number in 0..12 {
         refuse(&after, &format!("t{number}"), 0..flooded / 20).await;
