@@ -77,6 +77,19 @@ fn is_accepted(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Accepted { .. })
 }
 
+/// Has a command accepted, also where the machine is too busy for the first try.
+async fn accepted(client: &async_nats::Client, epochs: &BTreeMap<u16, u64>, key: AggregateKey) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        let outcome = ask(client, epochs, key.clone()).await;
+        if is_accepted(&outcome) {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{outcome:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
 /// Nobody waits for them: they took the places of those who do.
 #[tokio::test(flavor = "multi_thread")]
 async fn stored_commands_take_no_place_of_a_waiting_client() {
@@ -118,10 +131,10 @@ async fn a_tenant_whose_functions_take_long_leaves_the_lane_to_others() {
     });
     let (epochs, stop) = one_lane_with(&rig, native).await;
     let client = rig.store.client();
-    assert!(is_accepted(&ask(client, &epochs, key_of("calm", 0)).await));
+    accepted(client, &epochs, key_of("calm", 0)).await;
     let before = begun.load(Ordering::Relaxed);
     for id in 1..=CALM {
-        assert!(is_accepted(&ask(client, &epochs, key_of("calm", id)).await));
+        accepted(client, &epochs, key_of("calm", id)).await;
     }
     let meanwhile = begun.load(Ordering::Relaxed) - before;
     assert!(meanwhile < CALM / 2, "{meanwhile} of them between {CALM} of the other tenant");
