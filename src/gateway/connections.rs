@@ -2,7 +2,7 @@
 //! that tenant is under way on it; over HTTP/2, once for each tenant that has some. One without a
 //! request is kept as long as there is room. When all are taken, whoever has most of those loses the one
 //! that has been quiet for longest; those that have never sent a request of a tenant are nobody's, and
-//! together count as one tenant's.
+//! together count as one tenant's. A stranger's request keeps no connection: its answer may never be read.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -47,6 +47,7 @@ pub(crate) struct Connection {
 }
 
 struct Now {
+    /// Requests of tenants under way.
     requests: usize,
     /// Whose the last request was.
     of: Option<Tenant>,
@@ -58,7 +59,7 @@ struct Now {
 /// A request, until its answer has been handed over as a whole.
 pub(crate) struct UnderWay {
     connection: Arc<Connection>,
-    _place: Option<Arc<HeldPlace<Tenant>>>,
+    place: Option<Arc<HeldPlace<Tenant>>>,
 }
 
 impl Connections {
@@ -126,6 +127,13 @@ impl Connection {
         self.gives_way.cancelled().await;
     }
 
+    /// Falls quiet when no request is under way.
+    fn rests(&self, now: &mut Now) {
+        if now.requests == 0 {
+            now.quiet_since = self.all.lock().falls_quiet(now.of.clone(), &self.gives_way);
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -151,18 +159,17 @@ impl UnderWay {
     }
 
     fn on(connection: Arc<Connection>) -> Self {
-        let mut now = connection.lock();
-        if now.requests == 0 {
-            connection.all.lock().wakes(&now);
-        }
-        now.requests += 1;
-        drop(now);
-        Self { connection, _place: None }
+        Self { connection, place: None }
     }
 
-    /// The request is of this tenant. Fails when the tenant has its share of the connections.
+    /// The request is of this tenant, and the connection does not give way until it is answered: not
+    /// before, since a stranger may never read an answer. Fails when the tenant has its share of the
+    /// connections.
     pub(crate) fn is_of(&mut self, tenant: &Tenant) -> Result<(), Problem> {
         let mut now = self.connection.lock();
+        if now.requests == 0 {
+            self.connection.all.lock().wakes(&now);
+        }
         now.of = Some(tenant.clone());
         let held = now.places.get(tenant).and_then(Weak::upgrade);
         if held.is_none() {
@@ -170,13 +177,15 @@ impl UnderWay {
         }
         let place = held.or_else(|| self.connection.all.busy.enter(tenant).map(Arc::new));
         let Some(place) = place else {
+            self.connection.rests(&mut now);
             shed("connections");
             let detail = "your tenant has its share of the connections; nothing was done";
             return Err(Problem::new(&problems::OVERLOADED, detail));
         };
         now.places.insert(tenant.clone(), Arc::downgrade(&place));
+        now.requests += 1;
         drop(now);
-        self._place = Some(place);
+        self.place = Some(place);
         Ok(())
     }
 
@@ -188,11 +197,10 @@ impl UnderWay {
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        let mut now = self.connection.lock();
-        now.requests -= 1;
-        if now.requests == 0 {
-            let mut open = self.connection.all.lock();
-            now.quiet_since = open.falls_quiet(now.of.clone(), &self.connection.gives_way);
+        if self.place.is_some() {
+            let mut now = self.connection.lock();
+            now.requests -= 1;
+            self.connection.rests(&mut now);
         }
     }
 }
@@ -267,12 +275,25 @@ mod tests {
     fn a_connection_with_a_request_does_not_give_way() {
         let all = Connections::new(2);
         let (one, two) = (all.open().unwrap(), all.open().unwrap());
-        let asked = [UnderWay::on(one.clone()), UnderWay::on(two.clone()), UnderWay::on(two)];
+        let asked = [(&one, "a"), (&two, "b"), (&two, "b")].map(|(connection, of)| {
+            let mut asked = UnderWay::on(connection.clone());
+            asked.is_of(&tenant(of)).expect("a place is free");
+            asked
+        });
+        drop(two);
         assert!(all.open().is_none());
         let [first, ..] = asked;
         drop(first);
         assert!(all.open().is_some());
         assert!(one.gives_way.is_cancelled());
+    }
+
+    #[test]
+    fn a_strangers_request_keeps_no_connection() {
+        let all = Connections::new(1);
+        let stranger = UnderWay::on(all.open().unwrap());
+        assert!(all.open().is_some(), "its answer may never be read");
+        assert!(stranger.connection.gives_way.is_cancelled());
     }
 
     #[test]
