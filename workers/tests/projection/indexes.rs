@@ -13,12 +13,16 @@ impl Rig {
     /// The versions that serve or are built, each with the columns of its indexes.
     async fn indexes(&self) -> String {
         let row = sqlx::query(
+            // From tables alone: what Postgres works out of an index fails while one is dropped.
             "select coalesce(string_agg(line, ' ' order by line), '') from ( \
                  select 'v' || p.version || ' ' || p.state || coalesce(': ' || string_agg( \
-                     substring(x.indexdef from 'tenant, (\\w+)'), ', ' order by x.indexdef), '') \
-                 from flexcore.projections p left join pg_indexes x \
-                     on x.tablename = p.read_model || '_v' || p.version \
-                     and x.indexname like '\\_i%' \
+                     x.attname, ', ' order by x.attname), '') \
+                 from flexcore.projections p left join ( \
+                     select t.relname, a.attname::text from pg_index i \
+                     join pg_class t on t.oid = i.indrelid join pg_class c on c.oid = i.indexrelid \
+                     join pg_attribute a on a.attrelid = c.oid and a.attnum = 2 \
+                     where c.relname like '\\_i%' \
+                 ) x on x.relname = p.read_model || '_v' || p.version \
                  where p.state <> 'retired' group by p.version, p.state \
              ) as lines (line)",
         )
