@@ -22,7 +22,7 @@ pub struct Command {
     pub id: CommandId,
     /// What it is about.
     pub payload: Payload,
-    /// What tells it from another command of the same id: [`CommandHash::of_command`].
+    /// What tells it from another command of the same id: over its name and its payload's value.
     pub hash: CommandHash,
     /// Who sent it.
     pub actor: ActorName,

@@ -5,8 +5,6 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::json::{self, Payload};
-
 /// The first bytes of a SHA-256 digest; as text two hexadecimal digits each.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -43,13 +41,8 @@ impl Secret {
 }
 
 impl CommandHash {
-    /// Of a command: over its name and its payload's value, however that is written.
-    #[must_use]
-    pub fn of_command(name: &str, payload: &Payload) -> Self {
-        Self::of(name, &json::canonical(payload))
-    }
-
-    /// SHA-256 of a name, a zero byte and text: of a command its payload's canonical text.
+    /// SHA-256 of a name, a zero byte and text: of a command its payload's canonical text, so that it is
+    /// the same however the payload's value is written.
     #[must_use]
     pub fn of(name: &str, payload: &str) -> Self {
         let hasher = Sha256::new().chain_update(name).chain_update([0]).chain_update(payload);

@@ -12,7 +12,8 @@ use serde::{
 
 use crate::limits::{INTEGER_EXACT_MAX, JSON_DEPTH_MAX, PAYLOAD_BYTES_MAX};
 
-pub use canonical::canonical;
+use canonical::Writer;
+
 pub use exact::beyond_exact;
 
 /// Keys of an object that are compared one by one; beyond, a hash set keeps hostile objects linear.
@@ -36,6 +37,14 @@ impl Payload {
         check(bytes).map(|text| Self(text.into()))
     }
 
+    /// As [`Self::parse`]. Returns its canonical text (RFC 8785), too, which is the same for all ways of
+    /// writing a value.
+    pub fn parse_canonical(bytes: &[u8]) -> Result<(Self, String), Vec<Violation>> {
+        let text = trimmed(bytes)?;
+        let canonical = walk(text, Writer::with_room_for(text.len()))?;
+        Ok((Self(text.into()), canonical))
+    }
+
     /// The text as it was sent, without white space around it.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -57,6 +66,13 @@ pub struct Violation {
 /// that JavaScript would take for another integer ([`INTEGER_EXACT_MAX`]). Returns its text without white
 /// space around it. Fails with what is wrong, and where.
 pub fn check(bytes: &[u8]) -> Result<&str, Vec<Violation>> {
+    let text = trimmed(bytes)?;
+    walk(text, Writer::none())?;
+    Ok(text)
+}
+
+/// The text, if it is not too long.
+fn trimmed(bytes: &[u8]) -> Result<&str, Vec<Violation>> {
     if bytes.len() > PAYLOAD_BYTES_MAX {
         let size = bytes.len();
         return Err(whole(format!("{size} bytes; at most {PAYLOAD_BYTES_MAX} are accepted")));
@@ -67,7 +83,6 @@ pub fn check(bytes: &[u8]) -> Result<&str, Vec<Violation>> {
     if trimmed.is_empty() {
         return Err(whole("empty; send {} when there is nothing to say".to_owned()));
     }
-    walk(trimmed)?;
     Ok(trimmed)
 }
 
@@ -75,24 +90,33 @@ fn whole(reason: String) -> Vec<Violation> {
     vec![Violation { field: String::new(), reason }]
 }
 
-fn walk(text: &str) -> Result<(), Vec<Violation>> {
-    let numbers = exact::Numbers::of(text);
-    let mut walk = Walk { keys: Vec::new(), frames: Vec::new(), found: Vec::new(), numbers };
+/// Reads a value once: checks it, and writes its canonical text. Returns that text.
+fn walk(text: &str, canonical: Writer) -> Result<String, Vec<Violation>> {
+    let (members, frames, found) = Default::default();
+    let mut walk = Walk { members, frames, found, numbers: exact::Numbers::of(text), canonical };
     let mut reader = serde_json::Deserializer::from_str(text);
     let read = Node(&mut walk).deserialize(&mut reader).and_then(|()| reader.end());
     match read {
         _ if !walk.found.is_empty() => Err(walk.found),
         Err(error) => Err(whole(format!("not valid JSON: {error}"))),
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(walk.canonical.written()),
     }
 }
 
-/// Where the reader is, and what it found. One stack of keys for all open objects.
+/// Where the reader is, and what it found. One stack of members for all open objects.
 struct Walk<'de> {
-    keys: Vec<Cow<'de, str>>,
+    members: Vec<Member<'de>>,
     frames: Vec<Frame>,
     found: Vec<Violation>,
     numbers: exact::Numbers<'de>,
+    canonical: Writer,
+}
+
+/// A member of an open object.
+struct Member<'de> {
+    key: Cow<'de, str>,
+    /// Where it begins in the canonical text.
+    at: usize,
 }
 
 /// An open array or object.
@@ -100,7 +124,7 @@ struct Walk<'de> {
 enum Frame {
     /// Index of the element that is being read.
     Array(usize),
-    /// Where its keys begin on the stack.
+    /// Where its members begin on the stack.
     Object(usize),
 }
 
@@ -132,8 +156,8 @@ impl Walk<'_> {
                         Frame::Object(start) => Some(*start),
                         Frame::Array(_) => None,
                     });
-                    let key = &self.keys[end.unwrap_or(self.keys.len()) - 1];
-                    pointer.push_str(&key.replace('~', "~0").replace('/', "~1"));
+                    let member = &self.members[end.unwrap_or(self.members.len()) - 1];
+                    pointer.push_str(&member.key.replace('~', "~0").replace('/', "~1"));
                 }
             }
         }
@@ -159,7 +183,8 @@ impl<'de> Visitor<'de> for Node<'_, 'de> {
         f.write_str("JSON")
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+    fn visit_bool<E>(self, is: bool) -> Result<(), E> {
+        self.0.canonical.token(if is { "true" } else { "false" });
         Ok(())
     }
 
@@ -168,6 +193,7 @@ impl<'de> Visitor<'de> for Node<'_, 'de> {
         if number.unsigned_abs() > INTEGER_EXACT_MAX {
             self.0.report(exact::reason(&number));
         }
+        self.0.canonical.integer(number);
         Ok(())
     }
 
@@ -176,6 +202,7 @@ impl<'de> Visitor<'de> for Node<'_, 'de> {
         if number > INTEGER_EXACT_MAX {
             self.0.report(exact::reason(&number));
         }
+        self.0.canonical.integer(number);
         Ok(())
     }
 
@@ -184,46 +211,59 @@ impl<'de> Visitor<'de> for Node<'_, 'de> {
         if self.0.numbers.is_changed(place, number) {
             self.0.report(exact::reason(&number));
         }
+        self.0.canonical.double(number);
         Ok(())
     }
 
-    fn visit_str<E>(self, _: &str) -> Result<(), E> {
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<(), E> {
+        self.0.canonical.plain_text(text);
+        Ok(())
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<(), E> {
+        self.0.canonical.text(text);
         Ok(())
     }
 
     fn visit_unit<E>(self) -> Result<(), E> {
+        self.0.canonical.token("null");
         Ok(())
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut array: A) -> Result<(), A::Error> {
         let walk = self.0;
         walk.open(Frame::Array(0))?;
-        while array.next_element_seed(Node(walk))?.is_some() {
+        walk.canonical.token("[");
+        while array.next_element_seed(Element(walk))?.is_some() {
             if let Some(Frame::Array(index)) = walk.frames.last_mut() {
                 *index += 1;
             }
         }
+        walk.canonical.token("]");
         walk.frames.pop();
         Ok(())
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<(), A::Error> {
         let walk = self.0;
-        let start = walk.keys.len();
+        let start = walk.members.len();
         let mut many: Option<HashSet<Cow<'de, str>>> = None;
-        // The keys stay on the stack: the deepest object's last key is the one being read.
+        // The members stay on the stack: the deepest object's last one is the one being read.
         walk.open(Frame::Object(start))?;
+        walk.canonical.token("{");
         while let Some(key) = object.next_key_seed(Key)? {
-            let keys = &walk.keys[start..];
+            let members = &walk.members[start..];
             let seen = match &mut many {
                 Some(set) => !set.insert(key.clone()),
-                None => keys.contains(&key),
+                None => members.iter().any(|member| member.key == key),
             };
-            if many.is_none() && keys.len() == KEYS_COMPARED_MAX {
-                many = Some(keys.iter().cloned().chain([key.clone()]).collect());
+            if many.is_none() && members.len() == KEYS_COMPARED_MAX {
+                let keys = members.iter().map(|member| member.key.clone());
+                many = Some(keys.chain([key.clone()]).collect());
             }
             let private = key.starts_with(PRIVATE_KEY);
-            walk.keys.push(key);
+            let at = walk.canonical.key(&key, members.is_empty());
+            walk.members.push(Member { key, at });
             if seen {
                 walk.report("this key stands twice in its object".to_owned());
             }
@@ -233,9 +273,24 @@ impl<'de> Visitor<'de> for Node<'_, 'de> {
             }
             object.next_value_seed(Node(walk))?;
         }
+        walk.canonical.end_object(&walk.members[start..]);
         walk.frames.pop();
-        walk.keys.truncate(start);
+        walk.members.truncate(start);
         Ok(())
+    }
+}
+
+/// An element of an array, whose place in it is on top of the frames.
+struct Element<'a, 'de>(&'a mut Walk<'de>);
+
+impl<'de> DeserializeSeed<'de> for Element<'_, 'de> {
+    type Value = ();
+
+    fn deserialize<D: serde::Deserializer<'de>>(self, reader: D) -> Result<(), D::Error> {
+        if !matches!(self.0.frames.last(), Some(Frame::Array(0))) {
+            self.0.canonical.token(",");
+        }
+        reader.deserialize_any(Node(self.0))
     }
 }
 

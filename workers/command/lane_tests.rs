@@ -100,12 +100,13 @@ pub(super) fn up(id: &str, by: u64, ticket: u64, patient: bool) -> Input {
 }
 
 fn up_of(key: AggregateKey, id: &str, by: u64, ticket: u64, patient: bool) -> Input {
-    let payload = Payload::parse(format!("{{\"by\":{by}}}").as_bytes()).unwrap();
+    let payload = format!("{{\"by\":{by}}}");
+    let (payload, canonical) = Payload::parse_canonical(payload.as_bytes()).unwrap();
     let command = Command {
         key: key.clone(),
         name: CommandName::parse("up").unwrap(),
         id: CommandId::parse(id).unwrap(),
-        hash: CommandHash::of_command("up", &payload),
+        hash: CommandHash::of("up", &canonical),
         payload,
         actor: ActorName::parse("alice").unwrap(),
         correlation_id: None,

@@ -420,11 +420,11 @@ pub(super) fn read_command(
         }
         _ => ActorName::claimed(actor),
     };
-    let payload =
-        Payload::parse(payload).map_err(|violations| Outcome::InvalidPayload { violations })?;
+    let (payload, canonical) = Payload::parse_canonical(payload)
+        .map_err(|violations| Outcome::InvalidPayload { violations })?;
     let expected = header(header::EXPECTED_VERSION).map(str::parse).transpose();
     Ok(Command {
-        hash: CommandHash::of_command(name.as_str(), &payload),
+        hash: CommandHash::of(name.as_str(), &canonical),
         payload,
         actor: actor.map_err(|e| invalid(header::ACTOR, e.to_string()))?,
         correlation_id: id_of(header::CORRELATION_ID)?,

@@ -4,160 +4,101 @@
 //! stand in the order of their UTF-16 units, escapes are as few as can be, and numbers are what a
 //! decider sees: doubles, so that `1.0`, `1e0` and `1` are one number.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    fmt::{Display, Write as _},
+};
 
-use super::Payload;
+use super::Member;
 
-/// Longest integer, in digits, that is a double without a thought: 10^15 − 1.
+/// Digits up to which the shortest text of a double is nearer to it than any other as long.
 const DIGITS_EXACT: usize = 15;
 
-/// The canonical text of a payload.
-#[must_use]
-pub fn canonical(payload: &Payload) -> String {
-    let text = payload.as_str();
-    let mut writer = Writer { text, at: 0, out: String::with_capacity(text.len()) };
-    writer.value();
-    writer.out
-}
+/// Writes the canonical text of a value that is being read; or nothing, when nobody wants it.
+pub(super) struct Writer(Option<String>);
 
-/// Goes through text that is known to be JSON, and no deeper than a payload may be.
-struct Writer<'t> {
-    text: &'t str,
-    at: usize,
-    out: String,
-}
+impl Writer {
+    pub(super) fn none() -> Self {
+        Self(None)
+    }
 
-impl<'t> Writer<'t> {
-    fn value(&mut self) {
-        match self.peek() {
-            b'{' => self.object(),
-            b'[' => self.array(),
-            b'"' => {
-                let quoted = self.quoted();
-                self.write_text(quoted);
-            }
-            b't' | b'n' => self.copy(4),
-            b'f' => self.copy(5),
-            _ => self.number(),
+    pub(super) fn with_room_for(bytes: usize) -> Self {
+        Self(Some(String::with_capacity(bytes)))
+    }
+
+    pub(super) fn written(self) -> String {
+        self.0.unwrap_or_default()
+    }
+
+    pub(super) fn token(&mut self, token: &str) {
+        if let Some(out) = &mut self.0 {
+            out.push_str(token);
         }
     }
 
-    /// The next byte that is no space; 0 at the end.
-    fn peek(&mut self) -> u8 {
-        let rest = &self.text.as_bytes()[self.at..];
-        let spaces = rest.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
-        self.at += spaces;
-        rest.get(spaces).copied().unwrap_or(0)
-    }
-
-    /// Whether the list that was begun has another member. Steps over what separates them.
-    fn another(&mut self, end: u8) -> bool {
-        let next = self.peek();
-        if next == end || next == b',' || next == 0 {
-            self.at += 1;
+    /// No larger than a double counts exactly: another one is refused anyway.
+    pub(super) fn integer(&mut self, number: impl Display) {
+        if let Some(out) = &mut self.0 {
+            let _ = write!(out, "{number}");
         }
-        next != end && next != 0 && self.peek() != end
     }
 
-    fn copy(&mut self, length: usize) {
-        self.out.push_str(&self.text[self.at..self.at + length]);
-        self.at += length;
-    }
-
-    fn array(&mut self) {
-        self.at += 1;
-        self.out.push('[');
-        let mut first = true;
-        while self.another(b']') {
-            if !first {
-                self.out.push(',');
-            }
-            first = false;
-            self.value();
+    pub(super) fn double(&mut self, number: f64) {
+        if let Some(out) = &mut self.0 {
+            write_double(number, out);
         }
-        self.out.push(']');
     }
 
-    fn object(&mut self) {
-        self.at += 1;
-        self.out.push('{');
-        let begin = self.out.len();
-        // Each member's key, and where its text is.
-        let mut members: Vec<(Cow<'t, str>, std::ops::Range<usize>)> = Vec::new();
-        let mut in_order = true;
-        while self.another(b'}') {
-            if !members.is_empty() {
-                self.out.push(',');
-            }
-            let start = self.out.len();
-            let quoted = self.quoted();
-            let key = unescaped(quoted);
-            self.write_text(quoted);
-            self.out.push(':');
-            self.peek();
-            self.at += 1;
-            self.value();
-            in_order &= members.last().is_none_or(|(last, _)| units(last).le(units(&key)));
-            members.push((key, start - begin..self.out.len() - begin));
+    /// Text that was sent without a backslash is canonical: JSON has no control characters in it.
+    pub(super) fn plain_text(&mut self, text: &str) {
+        if let Some(out) = &mut self.0 {
+            out.push('"');
+            out.push_str(text);
+            out.push('"');
         }
-        if !in_order {
-            let written = self.out.split_off(begin);
-            members.sort_unstable_by(|(one, _), (other, _)| units(one).cmp(units(other)));
-            for (place, (_, range)) in members.into_iter().enumerate() {
+    }
+
+    pub(super) fn text(&mut self, text: &str) {
+        if let Some(out) = &mut self.0 {
+            out.push_str(&serde_json::to_string(text).expect("BUG: a text is JSON"));
+        }
+    }
+
+    /// Returns where the member begins.
+    #[expect(clippy::ptr_arg, reason = "a key that was borrowed has no escapes")]
+    pub(super) fn key(&mut self, key: &Cow<'_, str>, is_first: bool) -> usize {
+        if !is_first {
+            self.token(",");
+        }
+        let at = self.0.as_ref().map_or(0, String::len);
+        match key {
+            Cow::Borrowed(plain) => self.plain_text(plain),
+            Cow::Owned(key) => self.text(key),
+        }
+        self.token(":");
+        at
+    }
+
+    /// Ends an object; its members then stand in the order of their keys.
+    pub(super) fn end_object(&mut self, members: &[Member<'_>]) {
+        let Some(out) = &mut self.0 else { return };
+        if !members.is_sorted_by(|one, next| units(&one.key).le(units(&next.key))) {
+            let begin = members[0].at;
+            let written = out.split_off(begin);
+            let end =
+                |nth: usize| members.get(nth + 1).map_or(written.len(), |next| next.at - 1 - begin);
+            let mut order: Vec<_> = (0..members.len()).collect();
+            order.sort_unstable_by(|one, other| {
+                units(&members[*one].key).cmp(units(&members[*other].key))
+            });
+            for (place, nth) in order.into_iter().enumerate() {
                 if place > 0 {
-                    self.out.push(',');
+                    out.push(',');
                 }
-                self.out.push_str(&written[range]);
+                out.push_str(&written[members[nth].at - begin..end(nth)]);
             }
         }
-        self.out.push('}');
-    }
-
-    /// The text that begins here, with its quotation marks.
-    fn quoted(&mut self) -> &'t str {
-        self.peek();
-        let (start, bytes) = (self.at, self.text.as_bytes());
-        let mut at = start + 1;
-        while bytes[at] != b'"' {
-            at += if bytes[at] == b'\\' { 2 } else { 1 };
-        }
-        self.at = at + 1;
-        &self.text[start..self.at]
-    }
-
-    /// Without a backslash a text is canonical as it stands: JSON has no control characters in it.
-    fn write_text(&mut self, quoted: &str) {
-        if !quoted.contains('\\') {
-            return self.out.push_str(quoted);
-        }
-        let text = serde_json::to_string(&unescaped(quoted));
-        self.out.push_str(&text.expect("BUG: a text is JSON"));
-    }
-
-    fn number(&mut self) {
-        let rest = &self.text[self.at..];
-        let end = rest.bytes().position(|byte| !is_of_number(byte)).unwrap_or(rest.len());
-        let token = &rest[..end];
-        self.at += end.max(1);
-        if token.len() <= DIGITS_EXACT && token.bytes().all(|byte| byte.is_ascii_digit()) {
-            self.out.push_str(token);
-        } else {
-            write_double(token.parse().unwrap_or(f64::NAN), &mut self.out);
-        }
-    }
-}
-
-/// Whether a number outside of a text may have this byte.
-pub(super) fn is_of_number(byte: u8) -> bool {
-    byte.is_ascii_digit() || matches!(byte, b'-' | b'+' | b'.' | b'e' | b'E')
-}
-
-/// A JSON string, quotation marks included, as the text that it means.
-fn unescaped(quoted: &str) -> Cow<'_, str> {
-    if quoted.contains('\\') {
-        Cow::Owned(serde_json::from_str(quoted).expect("BUG: the payload was read before"))
-    } else {
-        Cow::Borrowed(&quoted[1..quoted.len() - 1])
+        out.push('}');
     }
 }
 
@@ -214,11 +155,11 @@ fn even(value: f64, digits: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::json::Payload;
 
     fn of(text: &str) -> String {
-        canonical(
-            &Payload::parse(text.as_bytes()).unwrap_or_else(|wrong| panic!("{text}: {wrong:?}")),
-        )
+        let read = Payload::parse_canonical(text.as_bytes());
+        read.unwrap_or_else(|wrong| panic!("{text}: {wrong:?}")).1
     }
 
     #[test]

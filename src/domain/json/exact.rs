@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use super::canonical::is_of_number;
 use crate::limits::INTEGER_EXACT_MAX;
 
 /// Digits of the shortest integer that is beyond [`INTEGER_EXACT_MAX`].
@@ -63,6 +62,10 @@ fn tokens(text: &str) -> impl Iterator<Item = &str> {
         }
         None
     })
+}
+
+fn is_of_number(byte: u8) -> bool {
+    byte.is_ascii_digit() || matches!(byte, b'-' | b'+' | b'.' | b'e' | b'E')
 }
 
 /// Counts a document's numbers as they are read, because the reader does not tell how one is written.
