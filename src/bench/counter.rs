@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use flexcore_definition::{Application, ReadModelDefinition, SourceFile};
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, CommandName,
-    Commit, Event, EventName, Name, Tenant,
+    Commit, Event, EventName, Name, Provenance, Tenant,
 };
 use flexcore_eventstore::EventStore;
 use flexcore_operations::{application::refused, deploy};
@@ -115,10 +115,7 @@ pub(crate) fn commit(key: &AggregateKey, version: u64) -> Commit {
         key: key.clone(),
         command_id: CommandId::parse(&name("add")).expect("BUG: a valid id"),
         command_hash: CommandHash::of("add", &data),
-        actor: ActorName::parse("bench").expect("BUG: a valid name"),
-        correlation_id: None,
-        causation_id: None,
-        traceparent: None,
+        provenance: Provenance::of(ActorName::parse("bench").expect("BUG: a valid name")),
         time_ms: i64::try_from(now).unwrap_or(0),
         events: vec![Event {
             event: EventName::parse("added").expect("BUG: a valid name"),

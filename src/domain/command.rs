@@ -6,7 +6,7 @@ use serde_json::value::RawValue;
 use crate::{
     hash::CommandHash,
     json::{Payload, Violation},
-    names::{ActorName, AggregateKey, CommandId, CommandName},
+    names::{ActorName, AggregateKey, CommandId, CommandName, InvalidName},
     position::Position,
     trace::TraceParent,
 };
@@ -24,6 +24,15 @@ pub struct Command {
     pub payload: Payload,
     /// What tells it from another command of the same id: over its name and its payload's value.
     pub hash: CommandHash,
+    /// Where it comes from: its commit says so, too.
+    pub provenance: Provenance,
+    /// The version that the aggregate must have; `None`: any.
+    pub expected_version: Option<u64>,
+}
+
+/// Where a command comes from. It goes unchanged from the request into each event of its commit.
+#[derive(Clone, Debug)]
+pub struct Provenance {
     /// Who sent it.
     pub actor: ActorName,
     /// What it belongs to, when the sender said so.
@@ -32,8 +41,33 @@ pub struct Command {
     pub causation_id: Option<CommandId>,
     /// The trace that it is part of.
     pub traceparent: Option<TraceParent>,
-    /// The version that the aggregate must have; `None`: any.
-    pub expected_version: Option<u64>,
+}
+
+impl Provenance {
+    /// The headers with ids that its sender may give.
+    pub const IDS: [&str; 2] = [header::CORRELATION_ID, header::CAUSATION_ID];
+
+    /// Sent by this one, and nothing else is known.
+    #[must_use]
+    pub fn of(actor: ActorName) -> Self {
+        Self { actor, correlation_id: None, causation_id: None, traceparent: None }
+    }
+
+    /// Reads what the headers of a command say beside its actor. Fails with the header that has no id in
+    /// it, and why. A trace that cannot be read is left out.
+    pub fn read<'h>(
+        actor: ActorName,
+        header: impl Fn(&str) -> Option<&'h str>,
+    ) -> Result<Self, (&'static str, InvalidName)> {
+        let id =
+            |name| header(name).map(CommandId::parse).transpose().map_err(|error| (name, error));
+        Ok(Self {
+            actor,
+            correlation_id: id(header::CORRELATION_ID)?,
+            causation_id: id(header::CAUSATION_ID)?,
+            traceparent: header(header::TRACEPARENT).and_then(|text| text.parse().ok()),
+        })
+    }
 }
 
 impl Command {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::{
-    command::header,
+    command::{Provenance, header},
     hash::{CommandHash, Hash},
     names::{ActorName, AggregateKey, CommandId, EventName},
     trace::TraceParent,
@@ -34,14 +34,8 @@ pub struct Commit {
     pub command_id: CommandId,
     /// Hash of that command's name and payload.
     pub command_hash: CommandHash,
-    /// The sender of the command.
-    pub actor: ActorName,
-    /// The correlation that the command belongs to.
-    pub correlation_id: Option<CommandId>,
-    /// The cause of the command.
-    pub causation_id: Option<CommandId>,
-    /// The trace that the command is part of.
-    pub traceparent: Option<TraceParent>,
+    /// Where that command comes from.
+    pub provenance: Provenance,
     /// When it was decided, in milliseconds since 1970-01-01 UTC. Never before the aggregate's
     /// previous commit.
     pub time_ms: i64,
@@ -151,10 +145,12 @@ impl Commit {
         let mut commit = Self {
             command_id: CommandId::parse(first.commandid).map_err(|e| bad(&e))?,
             command_hash: first.commandhash,
-            actor: ActorName::parse(first.actor).map_err(|e| bad(&e))?,
-            correlation_id: optional(first.correlationid, CommandId::parse)?,
-            causation_id: optional(first.causationid, CommandId::parse)?,
-            traceparent: first.traceparent.and_then(|text| text.parse().ok()),
+            provenance: Provenance {
+                actor: ActorName::parse(first.actor).map_err(|e| bad(&e))?,
+                correlation_id: optional(first.correlationid, CommandId::parse)?,
+                causation_id: optional(first.causationid, CommandId::parse)?,
+                traceparent: first.traceparent.and_then(|text| text.parse().ok()),
+            },
             time_ms: parse_rfc3339(&first.time).ok_or_else(|| bad(&"time is not RFC 3339"))?,
             events: Vec::with_capacity(wrapped.len()),
             key,
@@ -180,7 +176,7 @@ impl Commit {
     }
 
     fn wrap<'a>(&'a self, event: &'a Event) -> CloudEvent<'a> {
-        let key = &self.key;
+        let Self { key, provenance, .. } = self;
         CloudEvent {
             specversion: "1.0",
             id: format!("{}-{}", key.id(), event.version),
@@ -193,10 +189,10 @@ impl Commit {
             dataversion: event.schema_version,
             commandid: self.command_id.as_str(),
             commandhash: self.command_hash,
-            correlationid: self.correlation_id.as_ref().map(CommandId::as_str),
-            causationid: self.causation_id.as_ref().map(CommandId::as_str),
-            actor: self.actor.as_str(),
-            traceparent: self.traceparent.as_ref().map(TraceParent::as_str),
+            correlationid: provenance.correlation_id.as_ref().map(CommandId::as_str),
+            causationid: provenance.causation_id.as_ref().map(CommandId::as_str),
+            actor: provenance.actor.as_str(),
+            traceparent: provenance.traceparent.as_ref().map(TraceParent::as_str),
             data: &event.data,
         }
     }
@@ -252,10 +248,10 @@ mod tests {
             ),
             command_id: CommandId::parse("c-1").unwrap(),
             command_hash: CommandHash::of("schedule", "{}"),
-            actor: ActorName::parse("alice").unwrap(),
-            correlation_id: None,
-            causation_id: Some(CommandId::parse("c-0").unwrap()),
-            traceparent: None,
+            provenance: Provenance {
+                causation_id: Some(CommandId::parse("c-0").unwrap()),
+                ..Provenance::of(ActorName::parse("alice").unwrap())
+            },
             time_ms: 1_356_998_400_123,
             events: (0..events as u64)
                 .map(|n| Event {

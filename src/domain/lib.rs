@@ -14,7 +14,7 @@ mod seal;
 pub mod slot;
 pub mod trace;
 
-pub use command::{Command, Outcome, StateReply};
+pub use command::{Command, Outcome, Provenance, StateReply};
 pub use commit::{Commit, Event};
 pub use decider::{Context, Decider, Decision, NewEvent, Refusal, State};
 pub use hash::{CommandHash, Digest, Hash, Secret};

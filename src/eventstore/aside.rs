@@ -4,7 +4,7 @@
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use flexcore_broker::size::{HEADERS_BYTES_MAX, headers_bytes, line_bytes};
-use flexcore_domain::command::header;
+use flexcore_domain::{Provenance, command::header};
 
 /// Longest reason, in characters: it is read in a list.
 const REASON_CHARS_MAX: usize = 400;
@@ -12,16 +12,10 @@ const REASON_CHARS_MAX: usize = 400;
 const SUBJECT_CHARS_MAX: usize = 4_096;
 /// Room for the two headers that say what was cut, each with a number.
 const NOTES_BYTES: usize = 128;
-/// The headers that matter to a requeued command: they are kept before others.
-const FIRST: [&str; 7] = [
-    header::OWN_COMMAND_ID,
-    header::ACTOR,
-    header::ACTOR_SEAL,
-    header::EXPECTED_VERSION,
-    header::CORRELATION_ID,
-    header::CAUSATION_ID,
-    header::TRACEPARENT,
-];
+/// The headers that matter most to a requeued command. They are kept before others, and after them those
+/// that say where it comes from.
+const FIRST: [&str; 4] =
+    [header::OWN_COMMAND_ID, header::ACTOR, header::ACTOR_SEAL, header::EXPECTED_VERSION];
 
 /// The headers that say what became of a message: only we write them, whatever it brings along.
 const OURS: [&str; 4] = [
@@ -81,9 +75,8 @@ fn kept(headers: Option<&HeaderMap>) -> Vec<(&str, &str)> {
             kept.push((name, value.as_str()));
         }
     }
-    kept.sort_by_key(|(name, _)| {
-        FIRST.iter().position(|first| first == name).unwrap_or(FIRST.len())
-    });
+    let first = || FIRST.into_iter().chain(Provenance::IDS).chain([header::TRACEPARENT]);
+    kept.sort_by_key(|(name, _)| first().position(|first| first == *name).unwrap_or(usize::MAX));
     kept
 }
 

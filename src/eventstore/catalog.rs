@@ -12,7 +12,7 @@ use std::{
 use flexcore_definition::{Application, Catalog, ReadModelDefinition, SourceFile};
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit, Event,
-    EventName, Name, Tenant,
+    EventName, Name, Provenance, Tenant,
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -110,10 +110,7 @@ pub async fn deploy(
         key: key(&application.name),
         command_id: CommandId::parse(&format!("deploy-{version}")).expect("BUG: a valid id"),
         command_hash: CommandHash::of(DEPLOYED, data.get()),
-        actor: actor.clone(),
-        correlation_id: None,
-        causation_id: None,
-        traceparent: None,
+        provenance: Provenance::of(actor.clone()),
         // As with every aggregate, hosts' clocks differ.
         time_ms: now_ms.max(before.time_ms),
         events: vec![Event {

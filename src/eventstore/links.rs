@@ -105,7 +105,7 @@ mod tests {
 
     use flexcore_domain::{
         ActorName, AggregateId, AggregateName, CommandHash, CommandId, Commit, Event, EventName,
-        Tenant,
+        Provenance, Tenant,
     };
     use serde_json::value::RawValue;
 
@@ -130,10 +130,7 @@ mod tests {
             key: key(id),
             command_id: CommandId::parse("c").unwrap(),
             command_hash: CommandHash::of("", ""),
-            actor: ActorName::parse("a").unwrap(),
-            correlation_id: None,
-            causation_id: None,
-            traceparent: None,
+            provenance: Provenance::of(ActorName::parse("a").unwrap()),
             time_ms: 0,
             events: vec![event],
         };

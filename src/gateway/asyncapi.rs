@@ -2,7 +2,7 @@
 //! of them, made from what is deployed.
 
 use flexcore_definition::{AggregateDefinition, Catalog};
-use flexcore_domain::command::header;
+use flexcore_domain::{Provenance, command::header};
 use flexcore_eventstore as eventstore;
 use serde_json::{Map, Value, json};
 
@@ -126,7 +126,7 @@ fn with_slot(mut parameters: Value) -> Value {
 
 fn command_headers() -> Value {
     let id = json!({"type": "string", "pattern": "^[A-Za-z0-9_:-]{1,128}$"});
-    json!({
+    let mut headers = json!({
         "type": "object",
         "anyOf": [{"required": [header::OWN_COMMAND_ID]}, {"required": [header::COMMAND_ID]}],
         "properties": {
@@ -150,11 +150,13 @@ fn command_headers() -> Value {
                                 nats where it is absent.",
             },
             (header::EXPECTED_VERSION): {"type": "string", "pattern": "^[0-9]+$"},
-            (header::CORRELATION_ID): id,
-            (header::CAUSATION_ID): id,
-            (header::TRACEPARENT): {"type": "string"},
         },
-    })
+    });
+    for name in Provenance::IDS {
+        headers["properties"][name] = id.clone();
+    }
+    headers["properties"][header::TRACEPARENT] = json!({"type": "string"});
+    headers
 }
 
 fn cloud_event(kind: &str, version: u32, data: &Value) -> Value {

@@ -114,10 +114,7 @@ impl Entry {
             key: command.key.clone(),
             command_id: command.id.clone(),
             command_hash: command.hash,
-            actor: command.actor.clone(),
-            correlation_id: command.correlation_id.clone(),
-            causation_id: command.causation_id.clone(),
-            traceparent: command.traceparent.clone(),
+            provenance: command.provenance.clone(),
             time_ms: now_ms,
             events,
         };

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use flexcore_definition::Catalog;
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Command, CommandHash, CommandId,
-    CommandName, Context, Decider, Outcome, Payload, StateReply, Tenant,
+    CommandName, Context, Decider, Outcome, Payload, Provenance, StateReply, Tenant,
     commit::Commit,
     decider::{Native, Rules},
 };
@@ -108,10 +108,7 @@ fn up_of(key: AggregateKey, id: &str, by: u64, ticket: u64, patient: bool) -> In
         id: CommandId::parse(id).unwrap(),
         hash: CommandHash::of("up", &canonical),
         payload,
-        actor: ActorName::parse("alice").unwrap(),
-        correlation_id: None,
-        causation_id: None,
-        traceparent: None,
+        provenance: Provenance::of(ActorName::parse("alice").unwrap()),
         expected_version: None,
     };
     Input::Work { key, work: Work::Command(Owed { command: Box::new(command), patient, ticket }) }

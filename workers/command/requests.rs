@@ -7,7 +7,8 @@ use bytes::Bytes;
 use flexcore_definition::Catalog;
 use flexcore_domain::{
     AggregateKey, Command, CommandHash, CommandId, CommandName, Decider as _, Event, Outcome,
-    Payload, Secret, Slot, State, StateReply, Tenant, Vouched, command::header, names::ActorName,
+    Payload, Provenance, Secret, Slot, State, StateReply, Tenant, Vouched, command::header,
+    names::ActorName,
 };
 use flexcore_eventstore::{Error, EventStore, snapshot::Snapshot};
 use flexcore_resilience::{Beside, Deadline, Shares};
@@ -147,7 +148,7 @@ impl Answerer {
             return Outcome::Overloaded { retry_after_s: 1 };
         };
         let span = tracing::info_span!("command", otel.kind = "consumer");
-        if let Some(parent) = &command.traceparent {
+        if let Some(parent) = &command.provenance.traceparent {
             flexcore_telemetry::link(&span, parent.as_str());
         }
         let until = deadline(message.headers.as_ref());
@@ -422,14 +423,14 @@ pub(super) fn read_command(
     };
     let (payload, canonical) = Payload::parse_canonical(payload)
         .map_err(|violations| Outcome::InvalidPayload { violations })?;
+    let provenance = actor
+        .map_err(|error| (header::ACTOR, error))
+        .and_then(|actor| Provenance::read(actor, header));
     let expected = header(header::EXPECTED_VERSION).map(str::parse).transpose();
     Ok(Command {
         hash: CommandHash::of(name.as_str(), &canonical),
         payload,
-        actor: actor.map_err(|e| invalid(header::ACTOR, e.to_string()))?,
-        correlation_id: id_of(header::CORRELATION_ID)?,
-        causation_id: id_of(header::CAUSATION_ID)?,
-        traceparent: header(header::TRACEPARENT).and_then(|text| text.parse().ok()),
+        provenance: provenance.map_err(|(name, error)| invalid(name, error.to_string()))?,
         expected_version: expected
             .map_err(|_| invalid(header::EXPECTED_VERSION, "it is not a number".to_owned()))?,
         key,
@@ -466,7 +467,7 @@ mod tests {
                 headers.insert(name, value);
             }
             let command = read_command(secret, &rest, Some(&headers), payload);
-            command.map(|command| command.actor.to_string()).map_err(|_| ())
+            command.map(|command| command.provenance.actor.to_string()).map_err(|_| ())
         };
         let (own, seal) = (Some(&secret), Some(seal.as_str()));
         assert_eq!(read(own, Some("alice"), seal).as_deref(), Ok("alice"));

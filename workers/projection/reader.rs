@@ -377,7 +377,7 @@ impl Running<'_> {
         #[cfg(feature = "defects")]
         let batch = Batch { parts: crate::defects::skipped(batch.parts), ..batch };
         let span = tracing::info_span!("project", commits = batch.commits.len());
-        let traces = batch.commits.iter().filter_map(|c| c.commit.traceparent.as_ref());
+        let traces = batch.commits.iter().filter_map(|c| c.commit.provenance.traceparent.as_ref());
         for traceparent in traces.take(TRACES_MAX) {
             flexcore_telemetry::add_link(&span, traceparent.as_str());
         }

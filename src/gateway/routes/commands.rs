@@ -18,8 +18,8 @@ use bytes::Bytes;
 use flexcore_auth::Identity;
 use flexcore_definition::Catalog;
 use flexcore_domain::{
-    AggregateId, AggregateKey, AggregateName, CommandId, CommandName, Outcome, Position, Tenant,
-    Vouched, command::header as field, json,
+    AggregateId, AggregateKey, AggregateName, CommandId, CommandName, Outcome, Position,
+    Provenance, Tenant, Vouched, command::header as field, json,
 };
 use flexcore_eventstore as eventstore;
 use flexcore_resilience::{Backoff, Deadline, HeldPlace};
@@ -221,12 +221,11 @@ fn headers(call: &Call, expected: Option<u64>) -> Result<async_nats::HeaderMap, 
     if let Some(version) = expected {
         headers.insert(field::EXPECTED_VERSION, version.to_string());
     }
-    for (name, to) in [
-        ("flexcore-correlation-id", field::CORRELATION_ID),
-        ("flexcore-causation-id", field::CAUSATION_ID),
-    ] {
-        if let Some(text) = extract::single(&call.headers, &HeaderName::from_static(name))? {
-            headers.insert(to, CommandId::parse(text)?.as_str());
+    for id in Provenance::IDS {
+        // HTTP knows no upper case in these names, and NATS does.
+        let name = HeaderName::try_from(id).expect("BUG: a name of a header");
+        if let Some(text) = extract::single(&call.headers, &name)? {
+            headers.insert(id, CommandId::parse(text)?.as_str());
         }
     }
     Ok(headers)

@@ -256,7 +256,7 @@ fn write_broken(text: &mut String, key: &AggregateKey, broken: &Broken) {
 mod tests {
     use flexcore_domain::{
         ActorName, AggregateId, AggregateKey, CommandHash, CommandId, Commit, Event, EventName,
-        Hash, Tenant,
+        Hash, Provenance, Tenant,
     };
     use serde_json::value::RawValue;
 
@@ -302,10 +302,7 @@ mod tests {
             ),
             command_id: CommandId::parse("c").unwrap(),
             command_hash: CommandHash::of("", ""),
-            actor: ActorName::parse("a").unwrap(),
-            correlation_id: None,
-            causation_id: None,
-            traceparent: None,
+            provenance: Provenance::of(ActorName::parse("a").unwrap()),
             time_ms: 0,
             events: vec![event(1), event(2)],
         };

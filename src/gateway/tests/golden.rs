@@ -8,7 +8,7 @@ use std::{fs, path::Path};
 use flexcore_definition::{Application, Catalog, SourceFile};
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit, Event,
-    EventName, Name, Tenant,
+    EventName, Name, Provenance, Tenant,
 };
 use serde_json::{Value, value::to_raw_value};
 
@@ -76,10 +76,12 @@ fn an_event_is_as_it_was_and_as_asyncapi_says() {
         ),
         command_id: id("c-1"),
         command_hash: CommandHash::of("schedule", &data.to_string()),
-        actor: ActorName::parse("alice").unwrap(),
-        correlation_id: Some(id("import-7")),
-        causation_id: Some(id("file-3")),
-        traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().ok(),
+        provenance: Provenance {
+            actor: ActorName::parse("alice").unwrap(),
+            correlation_id: Some(id("import-7")),
+            causation_id: Some(id("file-3")),
+            traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().ok(),
+        },
         time_ms: 1_357_017_300_000,
         events: vec![event],
     };

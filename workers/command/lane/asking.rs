@@ -40,7 +40,7 @@ pub(super) fn context(entry: &Entry, command: &Command, now_ms: i64) -> Result<C
         id: command.key.id().clone(),
         version: entry.version,
         command_id: command.id.clone(),
-        actor: command.actor.clone(),
+        actor: command.provenance.actor.clone(),
         // Hosts' clocks differ, and are set back: an aggregate's time stands still then.
         now_ms: now_ms.max(entry.time_ms),
     })

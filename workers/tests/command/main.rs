@@ -19,7 +19,7 @@ use flexcore_cluster::{LEASE, LEASE_MIN, Member, Owners, look};
 use flexcore_definition::Catalog;
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Command, CommandHash, CommandId,
-    CommandName, Commit, Event, EventName, Outcome, Tenant, command::header,
+    CommandName, Commit, Event, EventName, Outcome, Provenance, Tenant, command::header,
 };
 use flexcore_eventstore::{EventStore, Expected, Profile, topology};
 use flexcore_servers::{Options, Servers, Sync, Want};
@@ -142,10 +142,7 @@ impl Rig {
             key: self.key.clone(),
             command_id: CommandId::parse(id).unwrap(),
             command_hash: CommandHash::of("add", "{}"),
-            actor: ActorName::parse("test").unwrap(),
-            correlation_id: None,
-            causation_id: None,
-            traceparent: None,
+            provenance: Provenance::of(ActorName::parse("test").unwrap()),
             time_ms: 0,
             events: vec![event],
         }

@@ -159,13 +159,12 @@ async fn without_room_stored_commands_wait_and_go_on_in_order_when_there_is_some
     let member = rig.member(LEASE_MIN).await;
     let guard = member.guard();
     // A tenth of it is kept free, and the existing content is more than the rest.
-    rig.store.append(&filler(&rig.key), Expected::default()).await.unwrap();
+    rig.store.append(&filler(&rig), Expected::default()).await.unwrap();
     rig.servers.nats.start_again_with_room(980_000).await.unwrap();
-    let full =
-        until(async || match rig.store.append(&filler(&rig.key), Expected::default()).await {
-            Err(flexcore_eventstore::Error::NoRoom(why)) => Some(why),
-            _ => None,
-        });
+    let full = until(async || match rig.store.append(&filler(&rig), Expected::default()).await {
+        Err(flexcore_eventstore::Error::NoRoom(why)) => Some(why),
+        _ => None,
+    });
     let why = full.await;
     assert!(why.contains("of 980000 bytes are taken"), "{why}");
     for id in ["a", "b", "c"] {
@@ -221,22 +220,8 @@ async fn put_as_a_client(rig: &Rig, id: &str) {
 }
 
 /// A commit of some 900,000 bytes.
-fn filler(key: &AggregateKey) -> Commit {
-    let event = Event {
-        event: EventName::parse("added").unwrap(),
-        version: 1,
-        schema_version: 1,
-        data: RawValue::from_string(format!("\"{}\"", "x".repeat(900_000))).unwrap(),
-    };
-    Commit {
-        key: key.clone(),
-        command_id: CommandId::parse("filler").unwrap(),
-        command_hash: CommandHash::of("add", "{}"),
-        actor: ActorName::parse("test").unwrap(),
-        correlation_id: None,
-        causation_id: None,
-        traceparent: None,
-        time_ms: 0,
-        events: vec![event],
-    }
+fn filler(rig: &Rig) -> Commit {
+    let mut filler = rig.commit("filler", 1);
+    filler.events[0].data = RawValue::from_string(format!("\"{}\"", "x".repeat(900_000))).unwrap();
+    filler
 }

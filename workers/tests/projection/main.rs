@@ -23,7 +23,7 @@ use flexcore_definition::{
 };
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit, Event,
-    EventName, Hash, Name, Position, Tenant, command::header,
+    EventName, Hash, Name, Position, Provenance, Tenant, command::header,
 };
 use flexcore_eventstore::{EventStore, Expected, Filter, Profile, Read, topology};
 use flexcore_readmodel::{ReadModels, Rebuild, Select, VersionState};

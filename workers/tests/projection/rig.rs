@@ -208,10 +208,7 @@ pub(crate) fn paid(key: &AggregateKey, version: u64, group: &str, amount: &Value
         key: key.clone(),
         command_id: CommandId::parse(&format!("{}-{version}", key.id())).unwrap(),
         command_hash: CommandHash::of("", ""),
-        actor: ActorName::parse("a").unwrap(),
-        correlation_id: None,
-        causation_id: None,
-        traceparent: None,
+        provenance: Provenance::of(ActorName::parse("a").unwrap()),
         time_ms: 0,
         events: vec![Event {
             event: EventName::parse("paid").unwrap(),

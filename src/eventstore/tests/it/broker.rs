@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use async_nats::{HeaderMap, connection::State};
-use flexcore_domain::{ActorName, CommandHash, CommandId, Commit, Event, EventName};
+use flexcore_domain::{ActorName, CommandHash, CommandId, Commit, Event, EventName, Provenance};
 use flexcore_eventstore::{
     Error, EventStore, Expected, Profile, REQUEST_TIMEOUT, Settings, subject, topology,
 };
@@ -28,10 +28,7 @@ pub(crate) fn commit(id: &str) -> Commit {
         key: key(id),
         command_id: CommandId::parse("c").unwrap(),
         command_hash: CommandHash::of("", ""),
-        actor: ActorName::parse("alice").unwrap(),
-        correlation_id: None,
-        causation_id: None,
-        traceparent: None,
+        provenance: Provenance::of(ActorName::parse("alice").unwrap()),
         time_ms: 0,
         events: vec![event],
     }

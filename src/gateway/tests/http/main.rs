@@ -12,7 +12,7 @@ use std::{num::NonZeroU32, time::Duration};
 
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit, Event,
-    EventName, Tenant,
+    EventName, Provenance, Tenant,
 };
 use flexcore_eventstore::Expected;
 use flexcore_gateway::{Settings, limits};
@@ -287,10 +287,7 @@ fn commit(tenant: &str, id: &str, versions: std::ops::RangeInclusive<u64>) -> Co
         ),
         command_id: CommandId::parse(&format!("c{}", versions.start())).unwrap(),
         command_hash: CommandHash::of("", ""),
-        actor: ActorName::parse("alice").unwrap(),
-        correlation_id: None,
-        causation_id: None,
-        traceparent: None,
+        provenance: Provenance::of(ActorName::parse("alice").unwrap()),
         time_ms: 0,
         events: versions.map(event).collect(),
     }

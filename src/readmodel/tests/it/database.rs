@@ -14,7 +14,7 @@ use flexcore_definition::{
 };
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit, Event,
-    EventName, Name, Slot, Tenant,
+    EventName, Name, Provenance, Slot, Tenant,
 };
 use flexcore_readmodel::{Ahead, Change, Move, Part, ReadModels, Settings, Version, VersionState};
 use flexcore_servers::{Options, Servers, Want};
@@ -182,10 +182,7 @@ pub(crate) fn commit(of: &str, event: &str, version: u64, data: &Value) -> Commi
         ),
         command_id: CommandId::parse("c").unwrap(),
         command_hash: CommandHash::of("", ""),
-        actor: ActorName::parse("a").unwrap(),
-        correlation_id: None,
-        causation_id: None,
-        traceparent: None,
+        provenance: Provenance::of(ActorName::parse("a").unwrap()),
         time_ms: 1_356_998_400_123,
         events: vec![Event {
             event: EventName::parse(event).unwrap(),
