@@ -105,8 +105,15 @@ async fn a_stored_command_is_processed_and_its_outcome_is_known() {
     for headers in [&[][..], &[("prefer", "respond-async, wait=10")]] {
         http.command("a-1", "deposit", headers, r#"{"amount":1}"#).await.ok();
     }
-    let events = http.get("/v1/aggregates/account/a-1/events?after_version=302").await.ok();
-    assert_eq!((&events[0]["actor"], &events[1]["actor"]), (&json!("cli"), &json!("cli")));
+    let events = http.get("/v1/aggregates/account/a-1/events?after_version=301").await.ok();
+    assert_eq!((&events[1]["actor"], &events[2]["actor"]), (&json!("cli"), &json!("cli")));
+    // One id and one value are one command both ways. Its hash is in logs: it never changes.
+    for event in events.as_array().unwrap() {
+        assert_eq!(event["commandhash"], json!("016f1879ad40425e206cca1c7dcca1d4"));
+    }
+    let again = [("idempotency-key", "e-2")];
+    let again = http.command("a-1", "deposit", &again, r#"{"amount":1.0}"#).await.ok();
+    assert_eq!((&again["version"], &again["replayed"]), (&json!(302), &json!(true)));
     assert!(dead(&dev, "queued").await.is_empty(), "rejections are answers");
 }
 

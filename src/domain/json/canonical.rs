@@ -155,7 +155,7 @@ fn even(value: f64, digits: String) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::json::Payload;
+    use crate::{hash::CommandHash, json::Payload};
 
     fn of(text: &str) -> String {
         let read = Payload::parse_canonical(text.as_bytes());
@@ -183,6 +183,22 @@ mod tests {
         let others = ["1", "\"1\"", "[1]", "true", "null", "{}", "[]", "\"\"", "1.5", "{\"1\":1}"];
         let texts: std::collections::BTreeSet<String> = others.map(of).into();
         assert_eq!(texts.len(), others.len());
+    }
+
+    /// They are in logs, and a command that is repeated is compared with them.
+    #[test]
+    fn the_hash_of_a_command_is_as_it_was() {
+        let every_kind = r#"{
+          "\u20ac": -0.0, "\u00f6": { }, "b": "\u00e9\/\ud83d\ude00\u0008\u0001\u000a",
+          "a": [ 100.00, -15e-1, 1E30, 2e-3, 9007199254740991, null, true, false ]
+        }"#;
+        for (name, payload, hash) in [
+            ("add", "{}", "8cd3d75d37b27583f190cfc6386ab624"),
+            ("deposit", r#"{ "amount": 1.0 }"#, "016f1879ad40425e206cca1c7dcca1d4"),
+            ("add", every_kind, "d0c9b2fedfdf989b576181f6dbaa98e2"),
+        ] {
+            assert_eq!(CommandHash::of(name, &of(payload)).to_string(), hash, "{payload}");
+        }
     }
 
     /// The samples of RFC 8785, 3.2.2 and 3.2.3; of its numbers those that are exact.
