@@ -4,13 +4,14 @@ mod leader;
 
 use std::{
     collections::BTreeMap,
+    ops::Range,
     sync::{Arc, atomic::Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use async_nats::{Message, Subscriber, connection::State};
 use flexcore_broker::bucket::{Condition, Entry, subject};
-use flexcore_resilience::jitter;
+use flexcore_resilience::{Backoff, jitter};
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -33,10 +34,10 @@ pub(crate) const RENEWALS: u32 = 6;
 /// Time between a member's looks for changes that no hint told of.
 const LOOK_EVERY: Duration = Duration::from_millis(1_000);
 /// A hint comes when something is sent, which is before several brokers have agreed on it and anybody
-/// can read it. So after a hint there are further looks, the first after this time and each twice as
-/// long after the one before, up to the longest.
-const AGAIN_FIRST: Duration = Duration::from_millis(20);
-const AGAIN_LONGEST: Duration = Duration::from_millis(320);
+/// can read it. So after a hint there are so many further looks, and a pause before each.
+const LOOKS_AGAIN: u32 = 5;
+const AGAIN: Backoff =
+    Backoff { first: Duration::from_millis(20), longest: Duration::from_millis(320) };
 /// Time for which the leader waits for more news after some, so that many members cost one look.
 const GATHER: Duration = Duration::from_millis(20);
 /// Pause after a write or a look without an answer.
@@ -89,8 +90,8 @@ pub(crate) struct Node {
     fence: Fence,
     look_at: Instant,
     looked: Instant,
-    /// The pause before the next look, while a hint is fresh.
-    again: Option<Duration>,
+    /// The further looks that are due after a hint, counted from 1.
+    again: Range<u32>,
     /// As the leader last read them, without what each renewal changes.
     members: BTreeMap<MemberId, Record>,
     /// Whom a wish to drain names that is not there, and since when.
@@ -135,7 +136,7 @@ impl Node {
             fence: Fence::default(),
             look_at: now,
             looked: now,
-            again: None,
+            again: 0..0,
             members: BTreeMap::new(),
             strays: BTreeMap::new(),
             silent_since: None,
@@ -242,7 +243,7 @@ impl Node {
 
     fn look_soon(&mut self, at: Instant) {
         self.look_at = self.look_at.min(at);
-        self.again = Some(AGAIN_FIRST);
+        self.again = 1..LOOKS_AGAIN + 1;
     }
 
     async fn tick(&mut self) {
@@ -254,8 +255,7 @@ impl Node {
             self.contend().await;
         }
         if self.look_at <= now {
-            let pause = self.again.take_if(|pause| *pause <= AGAIN_LONGEST);
-            self.again = pause.map(|pause| pause * 2);
+            let pause = self.again.next().map(|nth| AGAIN.after(nth));
             self.look_at = now + pause.unwrap_or_else(|| jitter(LOOK_EVERY));
             self.looked = now;
             // A plan follows from the map in force, never from one that was once read.
