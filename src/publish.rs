@@ -21,6 +21,7 @@ use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Command, CommandId, CommandName, Outcome,
     Tenant, command::header,
 };
+use flexcore_eventstore::commands::command_subject;
 use flexcore_http::Method;
 use flexcore_workers::COMMANDS;
 use serde::Deserialize;
@@ -168,7 +169,7 @@ async fn publish(
     let mut headers = HeaderMap::new();
     headers.insert(header::OWN_COMMAND_ID, outgoing.id.as_str());
     headers.insert(header::ACTOR, actor.as_str());
-    let subject = Command::queue_subject(&outgoing.key, &outgoing.name);
+    let subject = command_subject(&outgoing.key, &outgoing.name);
     let body = outgoing.payload.get().to_owned().into();
     Ok(jetstream.publish_with_headers(subject, headers, body).await?)
 }

@@ -78,12 +78,6 @@ impl Command {
         format!("req.{epoch}.{}.{name}", key.subject_part())
     }
 
-    /// Subject that clients publish to: `cmd.<tenant>.<aggregate>.<id>.<command>`.
-    #[must_use]
-    pub fn queue_subject(key: &AggregateKey, name: &CommandName) -> String {
-        format!("cmd.{}.{}.{}.{name}", key.tenant(), key.aggregate(), key.id())
-    }
-
     /// Subject of a request for an aggregate's state:
     /// `get.<epoch>.<slot>.<tenant>.<aggregate>.<id>`.
     #[must_use]

@@ -5,14 +5,12 @@ mod share;
 use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
 use flexcore_broker::{publish, room::Room, size};
-use flexcore_domain::{
-    AggregateKey, Command, CommandId, CommandName, SLOTS, Slot, command::header,
-};
+use flexcore_domain::{AggregateKey, CommandId, CommandName, SLOTS, Slot, command::header};
 use flexcore_queue::{Claim, Descriptor, Purged};
 
 use crate::{Error, EventStore, subjects, topology};
 
-pub use crate::subjects::{published_subject, stored_part};
+pub use crate::subjects::{command_address, command_subject, published_subject, stored_part};
 pub(crate) use share::Share;
 
 /// Stored commands, a slot a place.
@@ -66,7 +64,7 @@ impl CommandPublisher {
         self.room.check()?;
         // Not `Nats-Msg-Id`: the broker would swallow another aggregate's command of the same id.
         headers.insert(header::OWN_COMMAND_ID, id.as_str());
-        let subject = Command::queue_subject(key, name);
+        let subject = command_subject(key, name);
         let bytes = subject.len() + size::encoded_bytes(&headers, payload.len());
         let on_its_way = self.share.enter(&self.jetstream, key.tenant(), bytes)?;
         let sent = self.publisher.send(subject, headers, payload).await?;

@@ -1,9 +1,10 @@
-//! The subjects of the log, `evt.<slot>.<tenant>.<aggregate>.<id>`, and of stored commands,
+//! The subjects of the log, `evt.<slot>.<tenant>.<aggregate>.<id>`, of commands that clients publish,
+//! `cmd.<tenant>.<aggregate>.<id>.<command>`, and of stored ones,
 //! `cmdq.<slot>.<tenant>.<aggregate>.<id>.<command>`: spelt here and nowhere else.
 
 use std::fmt::Display;
 
-use flexcore_domain::{AggregateKey, AggregateName, SLOTS, Slot, Tenant};
+use flexcore_domain::{AggregateKey, AggregateName, CommandName, SLOTS, Slot, Tenant};
 
 /// All of the log's.
 pub(crate) const ALL: &str = "evt.>";
@@ -44,8 +45,20 @@ pub(crate) fn of_aggregates(
 
 /// The first token of a stored command's subject.
 pub(crate) const STORED_TOKEN: &str = "cmdq";
-/// What clients publish commands to: `cmd.<tenant>.<aggregate>.<id>.<command>`.
+/// All that clients publish commands to.
 pub(crate) const PUBLISHED: &str = "cmd.*.*.*.*";
+
+/// The subject that clients publish a command to: `cmd.<tenant>.<aggregate>.<id>.<command>`.
+#[must_use]
+pub fn command_subject(key: &AggregateKey, command: &CommandName) -> String {
+    format!("cmd.{}.{}.{}.{command}", key.tenant(), key.aggregate(), key.id())
+}
+
+/// The same as AsyncAPI writes it, with parameters in braces.
+#[must_use]
+pub fn command_address(aggregate: &AggregateName, command: &CommandName) -> String {
+    format!("cmd.{{tenant}}.{aggregate}.{{id}}.{command}")
+}
 
 /// The subject under which the stream stores what is published to [`PUBLISHED`], as a transform writes it:
 /// with the slot in front.

@@ -46,7 +46,7 @@ fn commands(
         channels.insert(
             key.clone(),
             json!({
-                "address": format!("cmd.{{tenant}}.{}.{{id}}.{name}", aggregate.name),
+                "address": eventstore::commands::command_address(&aggregate.name, name),
                 "parameters": parameters(),
                 "messages": {(name.as_str()): message_ref(&key)},
             }),

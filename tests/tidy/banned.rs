@@ -60,6 +60,12 @@ const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
     ),
     ("\"evt", &["src", "workers"], &["src/eventstore/subjects.rs"], "eventstore::subject"),
     (
+        "\"cmd.",
+        &["src", "workers"],
+        &["src/eventstore/subjects.rs"],
+        "eventstore::commands::command_subject",
+    ),
+    (
         "\"cmdq",
         &["src", "workers"],
         &["src/eventstore/subjects.rs"],

@@ -1,5 +1,6 @@
 //! Commands that no client library would send, published byte for byte.
 
+use flexcore_eventstore::commands::command_subject;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpStream,
@@ -29,7 +30,7 @@ async fn what_no_client_can_read_is_put_aside_and_the_next_is_done() {
     let mut rig = Rig::start().await;
     let apart = async_nats::connect(rig.servers.nats_url()).await.unwrap();
     rig.store = rig.store.read_over(&apart, &apart, &apart).await.unwrap();
-    let subject = Command::queue_subject(&rig.key, &CommandName::parse("add").unwrap());
+    let subject = command_subject(&rig.key, &CommandName::parse("add").unwrap());
     // Some servers take the status away; the rest has no id.
     let cases: [(&[u8], &str); 6] = [
         (b"NATS/1.0\r\nNats-Msg-Id: a\r\nX: \xff\xfe\r\n\r\n", "not UTF-8"),

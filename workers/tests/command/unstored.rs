@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use flexcore_eventstore::commands::command_subject;
+
 use super::*;
 use crate::deciders::{Fails, Large};
 
@@ -32,7 +34,7 @@ async fn the_largest_command_that_there_can_be_is_put_aside_and_the_next_is_done
     rig.store.jetstream().update_stream(config).await.unwrap();
     let (headers, body) = fullest(&rig.store);
     let bytes = body.len().to_string();
-    let subject = Command::queue_subject(&rig.key, &CommandName::parse("add").unwrap());
+    let subject = command_subject(&rig.key, &CommandName::parse("add").unwrap());
     let sent = rig.store.jetstream().publish_with_headers(subject, headers, body).await;
     sent.unwrap().await.unwrap();
     rig.put("next").await;
@@ -212,7 +214,7 @@ async fn until<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> T {
 
 /// A client of the queue does not know how much room there is.
 async fn put_as_a_client(rig: &Rig, id: &str) {
-    let subject = Command::queue_subject(&rig.key, &CommandName::parse("add").unwrap());
+    let subject = command_subject(&rig.key, &CommandName::parse("add").unwrap());
     let mut headers = HeaderMap::new();
     headers.insert(header::OWN_COMMAND_ID, id);
     let sent = rig.store.jetstream().publish_with_headers(subject, headers, "{}".into()).await;
