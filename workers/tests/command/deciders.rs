@@ -8,12 +8,21 @@ use std::{
     time::Duration,
 };
 
+use flexcore_definition::{Application, Catalog, SourceFile};
 use flexcore_domain::{
-    CommandName, Context, Decider, Decision, Event, EventName, NewEvent, Payload, Refusal, State,
+    CommandName, Context, Decider, Decision, Event, EventName, Name, NewEvent, Payload, Refusal,
+    State,
 };
 use flexcore_script::clock::processor_time;
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
+
+/// What is deployed with an application of this one file.
+pub(crate) fn deployed(file: &str) -> Catalog {
+    let files = vec![SourceFile { path: "a.yaml".to_owned(), text: file.to_owned() }];
+    let application = Application::read(Name::parse("counters").unwrap(), files).unwrap();
+    Catalog::default().with(application).unwrap()
+}
 
 /// A decider with a bug.
 pub(crate) struct Panics;
@@ -77,30 +86,24 @@ impl Decider for Accepts {
     }
 }
 
+/// A decider that accepts everything, after something else.
+pub(crate) struct After<F>(F);
+
 /// A decider that takes so long over what it accepts.
-pub(crate) struct Slow(pub(crate) Duration);
-
-impl Decider for Slow {
-    fn decide(
-        &mut self,
-        state: &State,
-        name: &CommandName,
-        payload: &Payload,
-        context: &Context,
-    ) -> Result<Decision, Refusal> {
-        std::thread::sleep(self.0);
-        Accepts(1).decide(state, name, payload, context)
-    }
-
-    fn evolve(&mut self, state: &State, _: &[Event]) -> Result<State, Refusal> {
-        Ok(state.clone())
-    }
+pub(crate) fn slow(takes: Duration) -> After<impl FnMut()> {
+    After(move || std::thread::sleep(takes))
 }
 
 /// A decider that uses the processor for so long over what it accepts, and counts how often.
-pub(crate) struct Busy(pub(crate) Duration, pub(crate) Arc<AtomicUsize>);
+pub(crate) fn busy(takes: Duration, count: Arc<AtomicUsize>) -> After<impl FnMut()> {
+    After(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+        let until = processor_time() + takes;
+        while processor_time() < until {}
+    })
+}
 
-impl Decider for Busy {
+impl<F: FnMut()> Decider for After<F> {
     fn decide(
         &mut self,
         state: &State,
@@ -108,9 +111,7 @@ impl Decider for Busy {
         payload: &Payload,
         context: &Context,
     ) -> Result<Decision, Refusal> {
-        self.1.fetch_add(1, Ordering::Relaxed);
-        let until = processor_time() + self.0;
-        while processor_time() < until {}
+        (self.0)();
         Accepts(1).decide(state, name, payload, context)
     }
 

@@ -14,7 +14,7 @@ mod versions;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use async_nats::{HeaderMap, Message, Subscriber};
-use deciders::{Accepts, Panics, Refuses, Slow};
+use deciders::{Accepts, Panics, Refuses, slow};
 use flexcore_cluster::{LEASE, LEASE_MIN, Member, Owners, look};
 use flexcore_definition::Catalog;
 use flexcore_domain::{
@@ -89,13 +89,34 @@ impl Rig {
         self.work_with(member, command::Settings { native, ..command::Settings::default() }, stop)
     }
 
+    /// A worker that owns every slot. Returns their epochs, and how to stop it.
+    async fn work_alone(
+        &self,
+        catalog: Catalog,
+        settings: command::Settings,
+    ) -> (BTreeMap<u16, u64>, CancellationToken) {
+        let (member, stop) = (self.member(LEASE).await, CancellationToken::new());
+        self.work_by(catalog, member.clone(), settings, stop.clone());
+        (everything(&member).await, stop)
+    }
+
     fn work_with(
         &self,
         member: Member,
         settings: command::Settings,
         stop: CancellationToken,
     ) -> JoinHandle<Result<(), flexcore_eventstore::Error>> {
-        let (deployed, catalog) = watch::channel(Arc::new(Catalog::default()));
+        self.work_by(Catalog::default(), member, settings, stop)
+    }
+
+    fn work_by(
+        &self,
+        catalog: Catalog,
+        member: Member,
+        settings: command::Settings,
+        stop: CancellationToken,
+    ) -> JoinHandle<Result<(), flexcore_eventstore::Error>> {
+        let (deployed, catalog) = watch::channel(Arc::new(catalog));
         let running = command::run(self.store.clone(), catalog, member, settings, stop);
         tokio::spawn(async move {
             let _deployed = deployed;
@@ -304,7 +325,7 @@ async fn a_command_that_kills_its_workers_is_put_aside_on_a_damaged_log_too() {
 async fn who_lives_on_with_a_command_has_not_died_of_it() {
     let rig = Rig::start().await;
     rig.put("slow").await;
-    let worker = rig.work(Arc::new(|_| Some(Box::new(Slow(Duration::from_secs(9)))))).await;
+    let worker = rig.work(Arc::new(|_| Some(Box::new(slow(Duration::from_secs(9)))))).await;
     rig.until_begun(1).await;
     rig.until_begun(0).await;
     assert!(rig.recorded().await.is_empty(), "written when it was settled, and not before");

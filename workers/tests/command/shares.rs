@@ -2,12 +2,12 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use flexcore_definition::{Application, SourceFile};
-use flexcore_domain::{Name, StateReply};
+use flexcore_domain::StateReply;
 use flexcore_eventstore::commands::CommandPublisher;
 use futures::future::join_all;
 
-use super::{deciders::Busy, *};
+use super::*;
+use crate::deciders::{busy, deployed};
 
 /// Time for deciding a command.
 const TAKES: Duration = Duration::from_millis(1);
@@ -22,19 +22,15 @@ pub(crate) fn key_of(tenant: &str, id: usize) -> AggregateKey {
 
 /// A worker of one lane, and who owns which slot.
 async fn one_lane(rig: &Rig) -> (BTreeMap<u16, u64>, CancellationToken) {
-    one_lane_with(rig, Arc::new(|_| Some(Box::new(Slow(TAKES))))).await
+    one_lane_with(rig, Arc::new(|_| Some(Box::new(slow(TAKES))))).await
 }
 
 async fn one_lane_with(
     rig: &Rig,
     native: command::NativeDeciders,
 ) -> (BTreeMap<u16, u64>, CancellationToken) {
-    let (member, stop) = (rig.member(LEASE).await, CancellationToken::new());
     let settings = command::Settings { lanes: 1, native, ..command::Settings::default() };
-    let (_deployed, catalog) = watch::channel(Arc::new(Catalog::default()));
-    let running = command::run(rig.store.clone(), catalog, member.clone(), settings, stop.clone());
-    tokio::spawn(running);
-    (everything(&member).await, stop)
+    rig.work_alone(Catalog::default(), settings).await
 }
 
 pub(crate) async fn ask(
@@ -125,9 +121,9 @@ async fn a_tenant_whose_functions_take_long_leaves_the_lane_to_others() {
     let (counted, theirs) = (begun.clone(), hog.clone());
     let native: command::NativeDeciders = Arc::new(move |aggregate| {
         if *aggregate == theirs {
-            return Some(Box::new(Busy(Duration::from_millis(100), counted.clone())));
+            return Some(Box::new(busy(Duration::from_millis(100), counted.clone())));
         }
-        Some(Box::new(Slow(TAKES)))
+        Some(Box::new(slow(TAKES)))
     });
     let (epochs, stop) = one_lane_with(&rig, native).await;
     let client = rig.store.client();
@@ -222,15 +218,9 @@ async fn states_at_a_version_are_folded_so_many_at_once_whoever_gives_up() {
         let appended = rig.store.append(&commit, last).await.unwrap();
         last = Expected { sequence: appended.sequence, hash: appended.hash };
     }
-    let files = vec![SourceFile { path: "a.yaml".to_owned(), text: SLOW_TO_FOLD.to_owned() }];
-    let application = Application::read(Name::parse("slow").unwrap(), files).unwrap();
-    let catalog = Catalog::default().with(application).unwrap();
-    let (_deployed, catalog) = watch::channel(Arc::new(catalog));
-    let (member, stop) = (rig.member(LEASE).await, CancellationToken::new());
-    let settings = command::Settings::default();
-    let running = command::run(rig.store.clone(), catalog, member.clone(), settings, stop.clone());
-    tokio::spawn(running);
-    let epoch = everything(&member).await[&rig.key.slot().number()];
+    let (catalog, settings) = (deployed(SLOW_TO_FOLD), command::Settings::default());
+    let (epochs, stop) = rig.work_alone(catalog, settings).await;
+    let epoch = epochs[&rig.key.slot().number()];
     let subject = Command::state_subject(epoch, &rig.key);
     let ask = async |timeout_ms: &str| {
         let mut headers = HeaderMap::new();

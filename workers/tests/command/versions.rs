@@ -2,10 +2,10 @@
 
 use std::sync::atomic::Ordering;
 
-use flexcore_definition::{Application, SourceFile};
-use flexcore_domain::{Name, StateReply};
+use flexcore_domain::StateReply;
 
 use super::*;
+use crate::deciders::deployed;
 
 /// The last command of so many makes a snapshot.
 const COMMANDS: u64 = 2_048;
@@ -63,15 +63,9 @@ impl Rig {
 async fn a_state_at_a_version_costs_what_lies_between_a_snapshot_and_that_version() {
     let rig = Rig::start().await;
     rig.append_to(COMMANDS - 1, Expected::default(), 0).await;
-    let files = vec![SourceFile { path: "a.yaml".to_owned(), text: COUNTER.to_owned() }];
-    let application = Application::read(Name::parse("counters").unwrap(), files).unwrap();
-    let catalog = Catalog::default().with(application).unwrap();
-    let (_deployed, catalog) = watch::channel(Arc::new(catalog));
-    let (member, stop) = (rig.member(LEASE).await, CancellationToken::new());
-    let settings = command::Settings::default();
-    let running = command::run(rig.store.clone(), catalog, member.clone(), settings, stop.clone());
-    tokio::spawn(running);
-    let epoch = everything(&member).await[&rig.key.slot().number()];
+    let (catalog, settings) = (deployed(COUNTER), command::Settings::default());
+    let (epochs, stop) = rig.work_alone(catalog, settings).await;
+    let epoch = epochs[&rig.key.slot().number()];
     let log = rig.store.jetstream().get_stream(topology::EVENTS).await.unwrap();
     let log_bytes = log.cached_info().state.bytes;
 
