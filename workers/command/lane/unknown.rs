@@ -74,17 +74,8 @@ impl Unknown {
 
 #[cfg(test)]
 mod tests {
-    use flexcore_domain::{AggregateId, AggregateName};
-
     use super::*;
-
-    fn key(tenant: &str) -> AggregateKey {
-        AggregateKey::new(
-            Tenant::parse(tenant).unwrap(),
-            AggregateName::parse("counter").unwrap(),
-            AggregateId::parse("c1").unwrap(),
-        )
-    }
+    use crate::command::some_keys::key;
 
     fn id(number: usize) -> CommandId {
         CommandId::parse(&format!("c-{number}")).unwrap()
@@ -92,7 +83,7 @@ mod tests {
 
     #[test]
     fn what_one_sends_in_an_outage_has_nobody_elses_forgotten() {
-        let (mut unknown, calm, flood) = (Unknown::default(), key("calm"), key("flood"));
+        let (mut unknown, calm, flood) = (Unknown::default(), key("calm", 1), key("flood", 1));
         unknown.remember(calm.clone(), id(1), Decided { time_ms: 5, expects: 7 });
         for number in 0..2 * UNKNOWN_MAX {
             unknown.remember(flood.clone(), id(number), Decided { time_ms: 6, expects: 7 });

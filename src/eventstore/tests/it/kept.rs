@@ -4,13 +4,11 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use flexcore_domain::{
-    AggregateId, AggregateKey, AggregateName, CommandId, CommandName, Outcome, Tenant,
-};
+use flexcore_domain::{AggregateKey, CommandId, CommandName, Outcome};
 use flexcore_eventstore::{Error, EventStore, Profile, Settings, topology};
 use futures::{TryStreamExt, future::join_all};
 
-use crate::start;
+use crate::{key_of, start};
 
 /// Makes a stream of the log a small one.
 async fn shrink(store: &EventStore, name: &str, max_bytes: i64) {
@@ -57,11 +55,7 @@ async fn a_flood_of_dead_letters_evicts_nobody_elses() {
 }
 
 fn key(tenant: &str) -> AggregateKey {
-    AggregateKey::new(
-        Tenant::parse(tenant).unwrap(),
-        AggregateName::parse("counter").unwrap(),
-        AggregateId::parse("c1").unwrap(),
-    )
+    key_of(tenant, "c1")
 }
 
 fn id(number: usize) -> CommandId {
@@ -131,12 +125,8 @@ async fn a_flood_of_stored_commands_leaves_room_for_others() {
     let publisher = store.command_publisher();
     let name = CommandName::parse("add").unwrap();
     let send = async |tenant: &str, number: usize, bytes: usize| {
-        let (tenant, aggregate) =
-            (Tenant::parse(tenant).unwrap(), AggregateName::parse("counter").unwrap());
-        let key = AggregateKey::new(tenant, aggregate, AggregateId::parse("c1").unwrap());
-        let id = CommandId::parse(&format!("c-{number}")).unwrap();
         let payload = format!("\"{}\"", "x".repeat(bytes));
-        publisher.publish(&key, &name, &id, HeaderMap::new(), payload).await
+        publisher.publish(&key(tenant), &name, &id(number), HeaderMap::new(), payload).await
     };
     // A first look at the stream.
     send("flood", 0, 1).await.unwrap();

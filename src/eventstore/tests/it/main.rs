@@ -44,8 +44,12 @@ async fn start_as(profile: Profile, sync: Sync) -> (Servers, EventStore) {
 }
 
 fn key(id: &str) -> AggregateKey {
+    key_of("acme", id)
+}
+
+fn key_of(tenant: &str, id: &str) -> AggregateKey {
     AggregateKey::new(
-        Tenant::parse("acme").unwrap(),
+        Tenant::parse(tenant).unwrap(),
         AggregateName::parse("counter").unwrap(),
         AggregateId::parse(id).unwrap(),
     )

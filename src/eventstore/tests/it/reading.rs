@@ -2,12 +2,12 @@
 
 use std::sync::atomic::Ordering;
 
-use flexcore_domain::{AggregateId, AggregateKey, AggregateName, Commit, Event, EventName, Tenant};
+use flexcore_domain::{AggregateKey, Commit, Event, EventName};
 use flexcore_eventstore::{Before, EventStore, Expected, LOAD_COMMITS_MAX};
 use futures::future::join_all;
 use serde_json::value::RawValue;
 
-use crate::{broker::commit, key, start};
+use crate::{broker::commit, key, key_of, start};
 
 /// Appends commits of so many events, each with so many bytes.
 async fn fill(store: &EventStore, key: &AggregateKey, commits: u64, events: u64, bytes: usize) {
@@ -28,14 +28,6 @@ async fn fill(store: &EventStore, key: &AggregateKey, commits: u64, events: u64,
     }
 }
 
-fn of(tenant: &str, id: &str) -> AggregateKey {
-    AggregateKey::new(
-        Tenant::parse(tenant).unwrap(),
-        AggregateName::parse("counter").unwrap(),
-        AggregateId::parse(id).unwrap(),
-    )
-}
-
 /// Reads everything page by page. Returns how many commits each page had.
 async fn pages(store: &EventStore, key: &AggregateKey) -> Vec<usize> {
     let (mut after, mut pages) = (0, Vec::new());
@@ -53,7 +45,7 @@ async fn pages(store: &EventStore, key: &AggregateKey) -> Vec<usize> {
 #[tokio::test(flavor = "multi_thread")]
 async fn questions_about_a_large_aggregate_do_not_cut_anybody_off() {
     let (servers, store) = start().await;
-    let (large, small) = (of("flood", "large"), of("calm", "small"));
+    let (large, small) = (key_of("flood", "large"), key_of("calm", "small"));
     fill(&store, &large, 80, 1, 900_000).await;
     fill(&store, &small, 2, 1, 10).await;
     let pages_client = async_nats::connect(servers.nats_url()).await.unwrap();
