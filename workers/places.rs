@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 /// A place to be served, of a kind of work.
 #[derive(Clone)]
-pub(crate) struct Place {
+pub(crate) struct ServedPlace {
     /// Its number.
     pub(crate) number: u16,
     /// Under which it was given.
@@ -30,12 +30,12 @@ pub(crate) async fn follow<S>(
     member: &Member,
     kind: WorkKind,
     stop: CancellationToken,
-    serve: impl Fn(Place) -> Option<S>,
+    serve: impl Fn(ServedPlace) -> Option<S>,
 ) where
     S: Future<Output = ()> + Send + 'static,
 {
     let mut assigned = member.assigned();
-    let mut serving: HashMap<u16, Place> = HashMap::new();
+    let mut serving: HashMap<u16, ServedPlace> = HashMap::new();
     let mut tasks = JoinSet::new();
     // The place of each task, for one that panics.
     let mut places: HashMap<task::Id, u16> = HashMap::new();
@@ -52,7 +52,7 @@ pub(crate) async fn follow<S>(
                 continue;
             }
             let (leave, lost) = (CancellationToken::new(), CancellationToken::new());
-            let place = Place { number: *number, epoch: *epoch, leave, lost };
+            let place = ServedPlace { number: *number, epoch: *epoch, leave, lost };
             let Some(work) = serve(place.clone()) else { continue };
             places.insert(tasks.spawn(work).id(), *number);
             serving.insert(*number, place);
@@ -97,7 +97,11 @@ fn ended_task(ended: Result<(task::Id, ()), task::JoinError>) -> task::Id {
 }
 
 /// Leaves unwanted slots; a slot that cannot even be left in order is lost.
-fn leave(serving: &HashMap<u16, Place>, wanted: &BTreeMap<u16, u64>, leaving: &BTreeMap<u16, u64>) {
+fn leave(
+    serving: &HashMap<u16, ServedPlace>,
+    wanted: &BTreeMap<u16, u64>,
+    leaving: &BTreeMap<u16, u64>,
+) {
     for (number, place) in serving {
         if wanted.get(number) == Some(&place.epoch) {
             continue;

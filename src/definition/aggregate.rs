@@ -6,7 +6,7 @@ use flexcore_domain::{AggregateName, CommandName, EventName};
 use serde_json::Value;
 
 use super::{
-    Place, Schema,
+    FileLine, Schema,
     fields::{Fields, entries},
     notes::Notes,
     schema,
@@ -30,7 +30,7 @@ pub struct AggregateDefinition {
     /// One sentence for the API's documents.
     pub description: String,
     /// Where it stands.
-    pub place: Place,
+    pub place: FileLine,
     /// The commands that it accepts.
     pub commands: BTreeMap<CommandName, CommandDefinition>,
     /// The events that it records.
@@ -67,7 +67,7 @@ pub struct Function {
     /// Source text of a function expression, such as `(state, event) => ({...state})`.
     pub source: Arc<str>,
     /// Where it stands.
-    pub place: Place,
+    pub place: FileLine,
 }
 
 /// One of an aggregate's functions. Displays as it is called in messages: `decide of depart`.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Display, sync::Arc};
 
 use super::{
-    AggregateDefinition, Application, EventDefinition, Index, Parameter, Place, QueryDefinition,
+    AggregateDefinition, Application, EventDefinition, FileLine, Index, Parameter, QueryDefinition,
     ReadModelDefinition, problem::Problem,
 };
 
@@ -20,7 +20,7 @@ pub struct Comparison {
 #[must_use]
 pub fn compare(old: &Application, new: &Application) -> Comparison {
     let mut comparison = Comparison::default();
-    let of_application = Place { file: new.name.as_str().into(), line: 1 };
+    let of_application = FileLine { file: new.name.as_str().into(), line: 1 };
     let entries = pairs(&old.aggregates, &new.aggregates);
     for (name, old, new) in entries {
         match (old, new) {
@@ -87,7 +87,7 @@ fn same_query(old: &Arc<QueryDefinition>, new: &Arc<QueryDefinition>) -> bool {
 }
 
 impl Comparison {
-    fn refuse(&mut self, place: &Place, message: String) {
+    fn refuse(&mut self, place: &FileLine, message: String) {
         self.refusals.push(Problem { place: place.clone(), message });
     }
 

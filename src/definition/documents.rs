@@ -6,7 +6,7 @@ use flexcore_domain::AggregateName;
 use serde_json::Value;
 
 use super::{
-    AggregateDefinition, Place, Problem, SourceFile,
+    AggregateDefinition, FileLine, Problem, SourceFile,
     notes::Notes,
     problem::did_you_mean,
     yaml::{self, Data, Node},
@@ -92,8 +92,8 @@ impl Documents {
 }
 
 /// Where a problem of the whole application is reported.
-pub(super) fn first_line(files: &[SourceFile]) -> Place {
-    Place { file: files.first().map_or("", |file| file.path.as_str()).into(), line: 1 }
+pub(super) fn first_line(files: &[SourceFile]) -> FileLine {
+    FileLine { file: files.first().map_or("", |file| file.path.as_str()).into(), line: 1 }
 }
 
 fn of_file(file: &SourceFile, problems: &mut Vec<Problem>) -> Vec<Document> {

@@ -47,14 +47,14 @@ pub struct SourceFile {
 
 /// Where in the application's files something stands.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
-pub struct Place {
+pub struct FileLine {
     /// Path inside the folder.
     pub file: Arc<str>,
     /// Line, from 1.
     pub line: usize,
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for FileLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.file, self.line)
     }
@@ -66,7 +66,7 @@ pub struct Schema {
     /// The schema itself.
     pub json: Value,
     /// Where it stands.
-    pub place: Place,
+    pub place: FileLine,
     /// Checks values against it.
     pub validator: Arc<jsonschema::Validator>,
 }
@@ -96,7 +96,7 @@ pub struct ReadModelDefinition {
     /// One sentence for the API's documents.
     pub description: String,
     /// Where it stands.
-    pub place: Place,
+    pub place: FileLine,
     /// Its columns, key columns included, in the order of their declaration.
     pub columns: Vec<Column>,
     /// The columns that identify a row within its tenant; never empty, all declared.
@@ -182,7 +182,7 @@ pub struct QueryDefinition {
     /// One sentence for the API's documents.
     pub description: String,
     /// Where it stands.
-    pub place: Place,
+    pub place: FileLine,
     /// The statement, `:name` standing for parameters.
     pub sql: String,
     /// The line of its file on which the statement begins.
@@ -245,7 +245,7 @@ impl Catalog {
     pub fn with(&self, application: Application) -> Result<Self, Vec<Problem>> {
         let others = || self.applications.values().filter(|other| other.name != application.name);
         let mut problems = Vec::new();
-        let mut taken = |what: &str, name: &str, owner: &Application, place: &Place| {
+        let mut taken = |what: &str, name: &str, owner: &Application, place: &FileLine| {
             let message = format!("{what} `{name}` belongs to application `{}`", owner.name);
             problems.push(Problem { place: place.clone(), message });
         };

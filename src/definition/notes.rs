@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc};
 use serde_json::Value;
 
 use super::{
-    Place, Problem,
+    FileLine, Problem,
     problem::PROBLEMS_MAX,
     yaml::{Data, Node},
 };
@@ -29,8 +29,8 @@ impl Notes {
         None
     }
 
-    pub(super) fn place(&self, line: usize) -> Place {
-        Place { file: self.file.clone(), line }
+    pub(super) fn place(&self, line: usize) -> FileLine {
+        FileLine { file: self.file.clone(), line }
     }
 
     /// A name that follows its rule; `None` and a note otherwise.

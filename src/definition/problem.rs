@@ -1,6 +1,6 @@
 //! A mistake in a definition, with its place.
 
-use super::Place;
+use super::FileLine;
 
 /// Most problems that are reported: a person mends the first ones and reads again.
 pub(super) const PROBLEMS_MAX: usize = 100;
@@ -10,7 +10,7 @@ pub(super) const PROBLEMS_MAX: usize = 100;
 #[error("{place}: {message}")]
 pub struct Problem {
     /// Where.
-    pub place: Place,
+    pub place: FileLine,
     /// The mistake, and advice.
     pub message: String,
 }

@@ -10,7 +10,7 @@ use std::{
 use flexcore_domain::Name;
 
 use super::{
-    Application, Place, SourceFile, aggregate,
+    Application, FileLine, SourceFile, aggregate,
     documents::{AGGREGATE, Declared, Document, Documents, QUERY, READ_MODEL, first_line},
     notes::Notes,
     problem::{PROBLEMS_MAX, Problem},
@@ -61,7 +61,7 @@ impl Application {
 fn gather<'d, N: Ord + fmt::Display, T>(
     documents: impl Iterator<Item = &'d Document>,
     read: impl Fn(&Node, &mut Notes) -> Option<T>,
-    name: impl Fn(&T) -> (N, &Place),
+    name: impl Fn(&T) -> (N, &FileLine),
     problems: &mut Vec<Problem>,
 ) -> BTreeMap<N, Arc<T>> {
     let mut gathered: BTreeMap<N, Arc<T>> = BTreeMap::new();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::{
-    Place, Schema,
+    FileLine, Schema,
     notes::Notes,
     problem::did_you_mean,
     yaml::{Data, Node},
@@ -48,7 +48,7 @@ pub(super) fn read(node: &Node, notes: &mut Notes) -> Option<Schema> {
 }
 
 /// The schema of empty content: only `{}` matches.
-pub(super) fn empty(place: Place) -> Schema {
+pub(super) fn empty(place: FileLine) -> Schema {
     let json = json!({"type": "object", "additionalProperties": false});
     let validator = options().build(&json).expect("BUG: this schema is valid");
     Schema { json, place, validator: Arc::new(validator) }

@@ -6,7 +6,7 @@ use flexcore_domain::json;
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, StrInput};
 use serde_json::{Map, Number, Value};
 
-use super::{Place, problem::Problem};
+use super::{FileLine, problem::Problem};
 
 /// Deepest nesting: readable definitions have about ten levels, and the tree is walked recursively.
 pub(super) const DEPTH_MAX: usize = 64;
@@ -105,7 +105,7 @@ impl Node {
 /// is not supported here, or says the same key twice.
 pub fn documents(file: &Arc<str>, text: &str) -> Result<Vec<Node>, Problem> {
     let at = |line: usize, message: &str| {
-        Err(Problem { place: Place { file: file.clone(), line }, message: message.to_owned() })
+        Err(Problem { place: FileLine { file: file.clone(), line }, message: message.to_owned() })
     };
     let mut parser: Parser<'_, StrInput<'_>> = Parser::new_from_str(text);
     let mut tree = Tree::default();

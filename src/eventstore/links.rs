@@ -16,7 +16,7 @@ pub const LINKS_MAX: usize = 1_000_000;
 /// Stands for an aggregate: 128 bits under keys that this process alone knows. Tenants choose the
 /// ids. Of a hash that they can compute they find two ids that look like one aggregate, whose
 /// commits then seem not to follow one another.
-type Place = u128;
+type KeyHash = u128;
 
 /// Some of the aggregates: each is in one of so many parts, by keys that nobody outside knows.
 #[derive(Clone)]
@@ -36,8 +36,8 @@ impl Part {
 /// forgotten, and the young one becomes old.
 pub(crate) struct Links {
     keys: [RandomState; 2],
-    young: HashMap<Place, (u64, Hash)>,
-    old: HashMap<Place, (u64, Hash)>,
+    young: HashMap<KeyHash, (u64, Hash)>,
+    old: HashMap<KeyHash, (u64, Hash)>,
     max: usize,
     /// Only these aggregates are checked; `None`: all.
     part: Option<Part>,
@@ -73,8 +73,8 @@ impl Links {
         if self.part.as_ref().is_some_and(|part| !part.has(key)) {
             return Ok(());
         }
-        let place = self.place(key);
-        let last = self.young.get(&place).copied().or_else(|| self.old.remove(&place));
+        let of = self.key_hash(key);
+        let last = self.young.get(&of).copied().or_else(|| self.old.remove(&of));
         match last {
             Some((version, hash)) => load::check_link(key, recorded, version, Some(&hash))?,
             None if recorded.commit.version_before() == 0 => {
@@ -86,14 +86,14 @@ impl Links {
                 metrics::counter!("flexcore_log_links_unchecked_total").increment(1);
             }
         }
-        if self.young.len() >= (self.max / 2).max(1) && !self.young.contains_key(&place) {
+        if self.young.len() >= (self.max / 2).max(1) && !self.young.contains_key(&of) {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(place, (recorded.commit.version(), recorded.hash));
+        self.young.insert(of, (recorded.commit.version(), recorded.hash));
         Ok(())
     }
 
-    fn place(&self, key: &AggregateKey) -> Place {
+    fn key_hash(&self, key: &AggregateKey) -> KeyHash {
         let [high, low] = &self.keys;
         u128::from(high.hash_one(key)) << 64 | u128::from(low.hash_one(key))
     }
@@ -153,9 +153,9 @@ mod tests {
             links.check(&commit(id, 1, &Hash::ZERO)).unwrap();
         }
         assert_eq!((links.begun, links.unchecked), (2, 0));
-        let places = ids.map(|id| links.place(&key(id)));
-        let others = ids.map(|id| Links::with_room_for(LINKS_MAX).place(&key(id)));
-        assert_ne!(places, others, "places can be computed outside");
+        let hashes = ids.map(|id| links.key_hash(&key(id)));
+        let others = ids.map(|id| Links::with_room_for(LINKS_MAX).key_hash(&key(id)));
+        assert_ne!(hashes, others, "hashes can be computed outside");
     }
 
     #[test]

@@ -4,19 +4,19 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use flexcore_definition::{
     AggregateDefinition, Application, Catalog, Column, ColumnType, CommandDefinition,
-    EventDefinition, Function, Parameter, Place, QueryDefinition, ReadModelDefinition, Schema,
+    EventDefinition, FileLine, Function, Parameter, QueryDefinition, ReadModelDefinition, Schema,
 };
 use flexcore_domain::{AggregateName, CommandName, EventName, Name};
 use serde_json::{Value, json};
 
 fn schema(json: Value) -> Schema {
     let validator = Arc::new(jsonschema::validator_for(&json).unwrap());
-    Schema { json, place: Place::default(), validator }
+    Schema { json, place: FileLine::default(), validator }
 }
 
 /// One application with one of everything.
 pub(crate) fn catalog() -> Catalog {
-    let function = || Function { source: "() => 0".into(), place: Place::default() };
+    let function = || Function { source: "() => 0".into(), place: FileLine::default() };
     let name = |text: &str| Name::parse(text).unwrap();
     let flight = AggregateName::parse("flight").unwrap();
     let command = CommandDefinition {
@@ -33,7 +33,7 @@ pub(crate) fn catalog() -> Catalog {
     let aggregate = AggregateDefinition {
         name: flight.clone(),
         description: "A flight.".to_owned(),
-        place: Place::default(),
+        place: FileLine::default(),
         commands: BTreeMap::from([(CommandName::parse("depart").unwrap(), command)]),
         events: BTreeMap::from([(EventName::parse("departed").unwrap(), event)]),
     };
@@ -41,7 +41,7 @@ pub(crate) fn catalog() -> Catalog {
     let model = ReadModelDefinition {
         name: name("flights"),
         description: "A row a flight.".to_owned(),
-        place: Place::default(),
+        place: FileLine::default(),
         columns: columns.map(|(text, column_type)| Column { name: name(text), column_type }).into(),
         key: vec![name("id")],
         indexes: Vec::new(),
@@ -53,7 +53,7 @@ pub(crate) fn catalog() -> Catalog {
     let query = QueryDefinition {
         name: name("delays"),
         description: "Delays.".to_owned(),
-        place: Place::default(),
+        place: FileLine::default(),
         // Some seconds for each `least`, one row at a time.
         sql: "select coalesce(max(n)::text, '') as slept from ( \
                   select generate_series(1, :least * 10000000) as n \

@@ -87,7 +87,7 @@ fn access(
 
 #[cfg(test)]
 mod tests {
-    use flexcore_definition::{Column, ColumnType, Place};
+    use flexcore_definition::{Column, ColumnType, FileLine};
 
     use super::*;
 
@@ -103,7 +103,7 @@ mod tests {
         ReadModelDefinition {
             name: name("orders"),
             description: String::new(),
-            place: Place::default(),
+            place: FileLine::default(),
             columns: [
                 ("id", ColumnType::Text),
                 ("customer", ColumnType::Text),

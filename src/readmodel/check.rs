@@ -4,7 +4,7 @@
 //! Postgres itself reads them: what a statement calls and reads stands in the rules of a view made of
 //! it, whatever way it was written.
 
-use flexcore_definition::{Application, Place, Problem, QueryDefinition, ReadModelDefinition};
+use flexcore_definition::{Application, FileLine, Problem, QueryDefinition, ReadModelDefinition};
 use flexcore_domain::Name;
 use sqlx::{
     AssertSqlSafe, PgConnection, Row as _,
@@ -109,7 +109,7 @@ async fn check(
     // A view has no parameters: a null of the same type says as much about the statement.
     let null = |index: usize| format!("(null::{})", query.parameters[index].column_type.sql());
     let problem = |line: usize, message: String| Problem {
-        place: Place { file: query.place.file.clone(), line: query.sql_line + line },
+        place: FileLine { file: query.place.file.clone(), line: query.sql_line + line },
         message: format!("query `{}`: {message}", query.name),
     };
     let statement = match substitute(&query.sql, &query.name, &names, null) {

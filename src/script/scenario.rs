@@ -18,7 +18,7 @@ mod run;
 
 use std::sync::Arc;
 
-use flexcore_definition::{AggregateDefinition, Place};
+use flexcore_definition::{AggregateDefinition, FileLine};
 use flexcore_domain::{CommandName, Event, Payload, Violation};
 use serde::Serialize;
 use serde_json::Value;
@@ -32,13 +32,13 @@ pub struct Scenario {
     /// What it shows.
     pub name: String,
     /// Where it stands.
-    pub place: Place,
+    pub place: FileLine,
     aggregate: Arc<AggregateDefinition>,
     given: Vec<Event>,
     commands: Vec<Step>,
     when: Step,
     then: Then,
-    state: Option<(Value, Place)>,
+    state: Option<(Value, FileLine)>,
 }
 
 /// A command, with its place.
@@ -47,13 +47,13 @@ struct Step {
     command: CommandName,
     /// Or why a worker would refuse it.
     payload: Result<Payload, Vec<Violation>>,
-    place: Place,
+    place: FileLine,
 }
 
 /// What must come of the command.
 #[derive(Clone, Debug)]
 struct Then {
-    place: Place,
+    place: FileLine,
     expected: Expected,
 }
 

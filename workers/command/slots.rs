@@ -10,7 +10,7 @@ use super::{
     queue::SlotReader,
     requests::{self, Answerer},
 };
-use crate::places::{self, Place};
+use crate::places::{self, ServedPlace};
 
 /// Pause before a slot is tried again that could not be taken up.
 const RETRY: Duration = Duration::from_millis(200);
@@ -33,7 +33,7 @@ async fn serve(
     mut answerer: Answerer,
     guard: Guard,
     slot: Slot,
-    Place { epoch, leave, lost, .. }: Place,
+    ServedPlace { epoch, leave, lost, .. }: ServedPlace,
 ) {
     answerer.lanes = answerer.lanes.own(slot, epoch);
     let (store, lanes) = (answerer.store.clone(), answerer.lanes.clone());

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flexcore_definition::{
-    AggregateDefinition, Application, Place, Problem, SourceFile,
+    AggregateDefinition, Application, FileLine, Problem, SourceFile,
     yaml::{self, Data, Node},
 };
 use flexcore_domain::{CommandName, Event, EventName, Payload, json};
@@ -35,7 +35,7 @@ pub fn read(application: &Application, file: &SourceFile) -> Result<Vec<Scenario
     }
     if documents.len() > TESTS_MAX {
         let message = format!("{} tests in one file; at most {TESTS_MAX}", documents.len());
-        problems.push(Problem { place: Place { file: name, line: 1 }, message });
+        problems.push(Problem { place: FileLine { file: name, line: 1 }, message });
     }
     if problems.is_empty() { Ok(scenarios) } else { Err(problems) }
 }
@@ -47,8 +47,8 @@ struct Document<'d> {
 }
 
 impl<'d> Document<'d> {
-    fn place(&self, line: usize) -> Place {
-        Place { file: self.file.clone(), line }
+    fn place(&self, line: usize) -> FileLine {
+        FileLine { file: self.file.clone(), line }
     }
 
     fn problem(&self, line: usize, message: impl Into<String>) -> Problem {

@@ -1,6 +1,6 @@
 //! Runs a test.
 
-use flexcore_definition::{Place, Problem};
+use flexcore_definition::{FileLine, Problem};
 use flexcore_domain::{
     ActorName, AggregateId, CommandId, Context, Decider, Decision, Refusal, State, Tenant,
 };
@@ -132,6 +132,6 @@ fn same(one: &Value, other: &Value) -> bool {
     }
 }
 
-fn failure(place: &Place, expected: impl Into<String>, actual: impl Into<String>) -> Failure {
+fn failure(place: &FileLine, expected: impl Into<String>, actual: impl Into<String>) -> Failure {
     Failure { place: place.to_string(), expected: expected.into(), actual: actual.into() }
 }

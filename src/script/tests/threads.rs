@@ -77,21 +77,21 @@ events:
     )
 }
 
-/// The place where such functions are called.
+/// The function that is called.
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum Called {
     Decide,
     Evolve,
     Upcast,
 }
 
-fn call(place: Place, decider: &mut ScriptDecider, turns: u64) -> Result<(), Refusal> {
+fn call(which: Called, decider: &mut ScriptDecider, turns: u64) -> Result<(), Refusal> {
     let data = format!("{{\"turns\":{turns}}}");
     let gone = |version| event("gone", 1, version, &data);
-    match place {
-        Place::Decide => run(decider, &State::none(), "go", &data).map(drop),
-        Place::Evolve => decider.evolve(&State::none(), &[gone(2)]).map(drop),
-        Place::Upcast => decider.upcast(&gone(1)).map(|_: Event| ()),
+    match which {
+        Called::Decide => run(decider, &State::none(), "go", &data).map(drop),
+        Called::Evolve => decider.evolve(&State::none(), &[gone(2)]).map(drop),
+        Called::Upcast => decider.upcast(&gone(1)).map(|_: Event| ()),
     }
 }
 
@@ -142,13 +142,13 @@ where
 }
 
 /// Number of turns that run for as long as a call is to run on.
-fn turns(place: Place, text: &str) -> u64 {
+fn turns(which: Called, text: &str) -> u64 {
     let mut decider = decider(text);
     let mut time = |turns: u64| {
         let (thread, mut least) = (this_thread(), Duration::MAX);
         for _ in 0..5 {
             let before = used_by(&thread).unwrap();
-            let called = call(place, &mut decider, turns);
+            let called = call(which, &mut decider, turns);
             let used = used_by(&thread).unwrap() - before;
             assert!(turns > 0 || called.is_ok(), "{called:?}: {used:?}");
             least = least.min(used);
@@ -203,25 +203,25 @@ fn a_check_that_takes_long_is_left_behind() {
 
 /// Makes a hostile call on a thread of its own, which it must not hold for long. True if it was
 /// left behind: some are stopped by the engine itself.
-fn is_left(place: Place, hostile: (&str, &str)) -> bool {
+fn is_left(which: Called, hostile: (&str, &str)) -> bool {
     let text = yaml(hostile);
-    let turns = turns(place, &text);
+    let turns = turns(which, &text);
     let definition = application(&text).aggregates.values().next().unwrap().clone();
     let (told, held, moved, next, again) = on_thread(move |scripts| async move {
         let (bad, good) = (of("bad", &definition), of("good", &definition));
         // The engine is made before the measurement begins.
-        made(&scripts, good.clone(), move |own| call(place, own, 0)).await.unwrap().unwrap();
+        made(&scripts, good.clone(), move |own| call(which, own, 0)).await.unwrap().unwrap();
         let thread = this_thread();
         let before = used_by(&thread).unwrap();
-        let told = made(&scripts, bad.clone(), move |own| call(place, own, turns)).await;
+        let told = made(&scripts, bad.clone(), move |own| call(which, own, turns)).await;
         // On a busy machine it may have run to its end by now.
         let held = used_by(&thread).map_or(LEAVE_AFTER, |used| used - before);
         let moved = this_thread() != thread;
-        let next = made(&scripts, good, move |own| call(place, own, 0)).await.unwrap();
-        let again = made(&scripts, bad, move |own| call(place, own, 0)).await.map(|_| ());
+        let next = made(&scripts, good, move |own| call(which, own, 0)).await.unwrap();
+        let again = made(&scripts, bad, move |own| call(which, own, 0)).await.map(|_| ());
         (faulty(told.and_then(|told| told)), held, moved, next, again)
     });
-    let what = format!("{place:?} {hostile:?}, {turns} turns, held for {held:?}: {told}");
+    let what = format!("{which:?} {hostile:?}, {turns} turns, held for {held:?}: {told}");
     assert!(held < HELD_MAX, "{what}");
     assert!(told.starts_with("app.yaml:"), "{what}");
     assert_eq!(next, Ok(()), "another aggregate is served: {what}");
@@ -235,9 +235,9 @@ fn is_left(place: Place, hostile: (&str, &str)) -> bool {
 
 #[test]
 fn a_call_that_does_not_end_is_left_behind() {
-    let mut calls: Vec<_> = HOSTILE.iter().map(|hostile| (Place::Decide, *hostile)).collect();
-    for place in [Place::Evolve, Place::Upcast] {
-        calls.extend([HOSTILE[0], HOSTILE[4]].map(|hostile| (place, hostile)));
+    let mut calls: Vec<_> = HOSTILE.iter().map(|hostile| (Called::Decide, *hostile)).collect();
+    for which in [Called::Evolve, Called::Upcast] {
+        calls.extend([HOSTILE[0], HOSTILE[4]].map(|hostile| (which, hostile)));
     }
     // As many at once as there are processors, and fewer than may run on.
     let processors = thread::available_parallelism().unwrap().get().min(RUNAWAYS_MAX / 2);
@@ -251,9 +251,9 @@ fn a_call_that_does_not_end_is_left_behind() {
             thread::sleep(Duration::from_millis(20));
         }
         thread::scope(|scope| {
-            let run = |(place, hostile): &(Place, _)| {
-                let (place, hostile) = (*place, *hostile);
-                scope.spawn(move || is_left(place, hostile))
+            let run = |(which, hostile): &(Called, _)| {
+                let (which, hostile) = (*which, *hostile);
+                scope.spawn(move || is_left(which, hostile))
             };
             let running: Vec<_> = some.iter().map(run).collect();
             left += running.into_iter().map(|it| it.join().unwrap()).filter(|left| *left).count();

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use flexcore_definition::Place;
+use flexcore_definition::FileLine;
 
 /// Calls into the engine on one thread.
 #[derive(Default)]
@@ -19,7 +19,7 @@ pub(super) struct Mark {
     calls: AtomicU64,
     within_ms: AtomicU64,
     /// The running call, in words, with its place.
-    what: Mutex<Option<(Place, &'static str)>>,
+    what: Mutex<Option<(FileLine, &'static str)>>,
     /// A call came back long after it should have been over.
     overran: AtomicBool,
     /// The thread was left behind, under this number.
@@ -40,7 +40,7 @@ pub(crate) struct Marked(Option<Arc<Mark>>);
 
 /// Marks a call into the engine that may use so much processor time. Nothing happens on a thread that
 /// nobody watches.
-pub(crate) fn begin(within: Duration, place: &Place, what: &'static str) -> Marked {
+pub(crate) fn begin(within: Duration, place: &FileLine, what: &'static str) -> Marked {
     let mark = HERE.with_borrow(Clone::clone);
     if let Some(mark) = &mark {
         *mark.what.lock().unwrap_or_else(PoisonError::into_inner) = Some((place.clone(), what));

@@ -18,7 +18,7 @@ use std::{
 
 use flexcore_cluster::Member;
 use flexcore_definition::{
-    Application, Catalog, Column, ColumnType, Expression, Operation, Place, ReadModelDefinition,
+    Application, Catalog, Column, ColumnType, Expression, FileLine, Operation, ReadModelDefinition,
     RowChange, SourceFile,
 };
 use flexcore_domain::{

@@ -28,7 +28,7 @@ pub(crate) fn sums(fingerprint: &str) -> ReadModelDefinition {
     ReadModelDefinition {
         name: name("sums"),
         description: String::new(),
-        place: Place::default(),
+        place: FileLine::default(),
         columns: vec![
             column("group", ColumnType::Text),
             column("count", ColumnType::Integer),

@@ -9,7 +9,7 @@ use std::{
 };
 
 use flexcore_definition::{
-    Application, Catalog, Column, ColumnType, Expression, Operation, Place, QueryDefinition,
+    Application, Catalog, Column, ColumnType, Expression, FileLine, Operation, QueryDefinition,
     ReadModelDefinition, RowChange,
 };
 use flexcore_domain::{
@@ -133,7 +133,7 @@ pub(crate) fn model(
     Arc::new(ReadModelDefinition {
         name: name(model),
         description: String::new(),
-        place: Place::default(),
+        place: FileLine::default(),
         columns: columns
             .iter()
             .map(|(text, column_type)| Column { name: name(text), column_type: *column_type })
@@ -152,7 +152,7 @@ pub(crate) fn query(sql: &str) -> QueryDefinition {
     QueryDefinition {
         name: name("q"),
         description: String::new(),
-        place: Place::default(),
+        place: FileLine::default(),
         sql: sql.to_owned(),
         sql_line: 1,
         reads: vec![name("things")],
