@@ -40,10 +40,10 @@ struct Refused {
     description: String,
 }
 
-/// There is no such message.
-const NOT_FOUND: u64 = 10037;
+/// The broker's code: there is no such message.
+pub const NOT_FOUND: u64 = 10_037;
 /// From any server that sees no leader just now, while another may well be one.
-const NO_LEADER: u64 = 10008;
+const NO_LEADER: u64 = 10_008;
 
 /// Asks the leaders of streams; cheap to clone.
 #[derive(Clone)]

@@ -7,7 +7,8 @@ use flexcore_definition::{
     Catalog, ColumnType, Parameter, QueryDefinition, ReadModelDefinition,
     taken::{CURSOR, FIELDS, LIMIT, MIN_POSITION, SORT, WAIT_MS},
 };
-use flexcore_domain::limits::PAYLOAD_BYTES_MAX;
+use flexcore_domain::{command::header as field, limits::PAYLOAD_BYTES_MAX};
+use flexcore_resilience::HEADER as TIMEOUT;
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -77,8 +78,8 @@ fn commands(catalog: &Catalog, paths: &mut Map<String, Value>) {
                 "parameters": [
                     parameter_ref("id"), parameter_ref("Idempotency-Key"),
                     parameter_ref("If-Match"), parameter_ref("Prefer"),
-                    parameter_ref("Flexcore-Correlation-Id"),
-                    parameter_ref("Flexcore-Causation-Id"), parameter_ref("Flexcore-Timeout-Ms"),
+                    parameter_ref(field::CORRELATION_ID),
+                    parameter_ref(field::CAUSATION_ID), parameter_ref(TIMEOUT),
                 ],
                 "requestBody": {
                     "required": true,
@@ -110,7 +111,7 @@ fn commands(catalog: &Catalog, paths: &mut Map<String, Value>) {
             },
             query("aggregate", true, &name_schema(), "The aggregate's kind."),
             query("id", true, &id_schema(), "The aggregate's id."),
-            parameter_ref("Flexcore-Timeout-Ms"),
+            parameter_ref(TIMEOUT),
         ],
         "responses": responses(
             &[
@@ -133,7 +134,7 @@ fn aggregates(catalog: &Catalog, paths: &mut Map<String, Value>) {
             "summary": aggregate.description,
             "parameters": [
                 parameter_ref("id"), parameter_ref("If-None-Match"),
-                parameter_ref("Flexcore-Timeout-Ms"),
+                parameter_ref(TIMEOUT),
                 query("at_version", false, &version, "The state as it was at this version."),
             ],
             "responses": responses(
@@ -152,7 +153,7 @@ fn aggregates(catalog: &Catalog, paths: &mut Map<String, Value>) {
             "tags": [name],
             "summary": format!("The events of one {name}, as a CloudEvents batch"),
             "parameters": [
-                parameter_ref("id"), parameter_ref("Flexcore-Timeout-Ms"),
+                parameter_ref("id"), parameter_ref(TIMEOUT),
                 query("after_version", false, &after, "Events after this version."),
                 query("limit", false, &limit, "Most events; Link has the address of the next ones."),
             ],
@@ -191,7 +192,7 @@ fn read_model(model: &ReadModelDefinition) -> Value {
         query(CURSOR, false, &text, "next_cursor of the page before."),
         parameter_ref(MIN_POSITION),
         parameter_ref(WAIT_MS),
-        parameter_ref("Flexcore-Timeout-Ms"),
+        parameter_ref(TIMEOUT),
     ]);
     let columns = model.columns.iter();
     let row: Map<String, Value> =
@@ -222,7 +223,7 @@ fn named_query(definition: &QueryDefinition) -> Value {
         query(parameter.name.as_str(), required, &schema, &sentence(parameter.column_type))
     };
     let mut parameters: Vec<Value> = definition.parameters.iter().map(parameter).collect();
-    let waits = [MIN_POSITION, WAIT_MS, "Flexcore-Timeout-Ms"];
+    let waits = [MIN_POSITION, WAIT_MS, TIMEOUT];
     parameters.extend(waits.map(parameter_ref));
     let rows = json!({
         "type": "object",
@@ -392,11 +393,11 @@ fn shared_parameters() -> Value {
         "Prefer": header("Prefer", text.clone(),
             "respond-async: store the command and answer 202; with wait=N look N seconds, 30 at most, \
              for the outcome first."),
-        "Flexcore-Correlation-Id": header("Flexcore-Correlation-Id", command_id.clone(),
+        (field::CORRELATION_ID): header(field::CORRELATION_ID, command_id.clone(),
             "What the command belongs to."),
-        "Flexcore-Causation-Id": header("Flexcore-Causation-Id", command_id,
+        (field::CAUSATION_ID): header(field::CAUSATION_ID, command_id,
             "What caused the command."),
-        "Flexcore-Timeout-Ms": header("Flexcore-Timeout-Ms", json!({"type": "integer", "minimum": 1}),
+        (TIMEOUT): header(TIMEOUT, json!({"type": "integer", "minimum": 1}),
             "How long the client waits, in milliseconds; more than 15000 (queries: 45000) counts as \
              that. Work that has not begun by then never begins. A worker works on a waiting client's \
              command for 8000 at most. With Prefer: respond-async it bounds the storing only."),

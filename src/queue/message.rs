@@ -15,7 +15,7 @@ use futures::{Stream, StreamExt as _};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use flexcore_broker::{Error, unavailable};
+use flexcore_broker::{Error, leader::NOT_FOUND, unavailable};
 
 /// Messages that are asked for one by one before a consumer is tried again.
 const SINGLY_MAX: u64 = 64;
@@ -23,8 +23,6 @@ const SINGLY_MAX: u64 = 64;
 const SINGLY_FOR: Duration = Duration::from_secs(60);
 /// Time between questions for another one.
 const ASK_EVERY: Duration = Duration::from_millis(100);
-/// The broker's code for "no message found".
-const NO_MESSAGE: u64 = 10_037;
 
 /// A message of the queue.
 #[derive(Clone, Debug)]
@@ -137,7 +135,7 @@ pub(crate) async fn next_on(
     let answer: Answer = jetstream.request(subject, &asked).await.map_err(unavailable)?;
     match answer {
         Answer { message: Some(stored), .. } => Ok(Some(read(stored)?)),
-        Answer { error: Some(refused), .. } if refused.err_code == NO_MESSAGE => Ok(None),
+        Answer { error: Some(refused), .. } if refused.err_code == NOT_FOUND => Ok(None),
         Answer { error: Some(refused), .. } => Err(unavailable(refused.description)),
         Answer { .. } => Err(unavailable("an answer without a message")),
     }

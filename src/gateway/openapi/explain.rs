@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{parameter_ref, rows_responses};
+use super::{TIMEOUT, parameter_ref, rows_responses};
 use crate::schema::name_schema;
 
 /// The paths that explain queries.
@@ -41,7 +41,7 @@ pub(super) fn paths(paths: &mut Map<String, Value>) {
             "summary": summary,
             "parameters": [
                 {"name": place, "in": "path", "required": true, "schema": name_schema()},
-                parameter_ref("Flexcore-Timeout-Ms"),
+                parameter_ref(TIMEOUT),
             ],
             "responses": responses,
         }});
