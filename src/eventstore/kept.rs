@@ -210,7 +210,8 @@ impl EventStore {
 }
 
 async fn dead_by_tenant<I>(stream: &Stream<I>) -> Result<HashMap<String, Has>, Error> {
-    let mut subjects = stream.info_with_subjects("dead.>").await.map_err(unavailable)?;
+    let of_all = stream.info_with_subjects(topology::DEAD_SUBJECTS).await;
+    let mut subjects = of_all.map_err(unavailable)?;
     let mut of: HashMap<String, Has> = HashMap::new();
     while let Some((subject, messages)) = subjects.try_next().await.map_err(unavailable)? {
         if let Some((tenant, bytes)) = owner(&subject) {

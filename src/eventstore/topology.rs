@@ -23,6 +23,8 @@ pub const EVENTS: &str = "FLEX_EVENTS";
 pub const COMMANDS: &str = "FLEX_COMMANDS";
 /// Messages that could not be processed.
 pub const DEAD: &str = "FLEX_DEAD";
+/// All that lies in [`DEAD`].
+pub const DEAD_SUBJECTS: &str = "dead.>";
 /// Outcomes of asynchronous commands that left nothing in the log, for later questions.
 pub const OUTCOMES: &str = "FLEX_OUTCOMES";
 /// Progress of the commands of each slot, laid out as a KV bucket named `flex_queue`.
@@ -71,7 +73,7 @@ fn streams(settings: &Settings) -> [Config; 7] {
         // Before the stream that names it as its source.
         Config {
             name: DEAD.to_owned(),
-            subjects: vec!["dead.>".to_owned()],
+            subjects: vec![DEAD_SUBJECTS.to_owned()],
             max_bytes: DEAD_BYTES_MAX,
             allow_direct: true,
             ..base.clone()

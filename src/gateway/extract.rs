@@ -27,7 +27,7 @@ use crate::{
 
 /// The middleware's findings about a request.
 #[derive(Clone)]
-pub(crate) struct Known {
+pub(crate) struct Findings {
     pub(crate) trace: TraceParent,
     /// Absent only where no token is needed.
     pub(crate) identity: Option<Arc<Identity>>,
@@ -35,7 +35,7 @@ pub(crate) struct Known {
 
 /// A request as routes see it.
 pub(crate) struct Call {
-    known: Known,
+    findings: Findings,
     path: RawPathParams,
     pub(crate) uri: Uri,
     pub(crate) headers: HeaderMap,
@@ -50,18 +50,19 @@ impl<S: Send + Sync> FromRequest<S> for Call {
         let path = RawPathParams::from_request_parts(&mut parts, state).await.map_err(|_| {
             Problem::new(&problems::INVALID_NAME, "the path is not UTF-8 when decoded")
         })?;
-        let known = parts.extensions.remove().expect("BUG: every request has gone through `run`");
-        Ok(Self { known, path, uri: parts.uri, headers: parts.headers, body })
+        let findings = parts.extensions.remove();
+        let findings = findings.expect("BUG: every request has gone through `run`");
+        Ok(Self { findings, path, uri: parts.uri, headers: parts.headers, body })
     }
 }
 
 impl Call {
     pub(crate) fn trace(&self) -> &TraceParent {
-        &self.known.trace
+        &self.findings.trace
     }
 
     pub(crate) fn identity(&self) -> &Arc<Identity> {
-        self.known.identity.as_ref().expect("BUG: nothing under /v1 is reached without a token")
+        self.findings.identity.as_ref().expect("BUG: nothing under /v1 is reached without a token")
     }
 
     pub(crate) fn tenant(&self) -> &Tenant {

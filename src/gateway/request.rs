@@ -24,7 +24,7 @@ use crate::{
     admission::Rate,
     connections::UnderWay,
     error::Problem,
-    extract::Known,
+    extract::Findings,
     limits::{ANSWER_TIMEOUT, HEADERS_BYTES_MAX, URI_BYTES_MAX},
     problems,
     route::Route,
@@ -92,7 +92,7 @@ async fn answer(
     if let Err(problem) = allow(identity.as_deref(), route) {
         return (true, finish(problem.into_response(), &trace, rate.as_ref(), protected));
     }
-    request.extensions_mut().insert(Known { trace: trace.clone(), identity });
+    request.extensions_mut().insert(Findings { trace: trace.clone(), identity });
     let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
     let response = answered.unwrap_or_else(|_| {
         // The panic's own message is in the log already.

@@ -32,7 +32,8 @@ impl Letters {
 
     /// The oldest one behind this number; `None`: there is none.
     pub async fn after(&self, number: u64) -> anyhow::Result<Option<Letter>> {
-        match self.stream.direct_get_next_for_subject("dead.>", Some(number + 1)).await {
+        let subjects = topology::DEAD_SUBJECTS;
+        match self.stream.direct_get_next_for_subject(subjects, Some(number + 1)).await {
             Ok(dead) => Ok(Some(Letter(dead))),
             Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
             Err(error) => Err(error).context("reading FLEX_DEAD"),
