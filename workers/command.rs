@@ -7,6 +7,7 @@
 mod cache;
 mod clock;
 mod deciders;
+mod deferred;
 mod growth;
 mod guesses;
 mod lane;
@@ -20,6 +21,7 @@ mod messages;
 mod perform;
 mod queue;
 mod requests;
+mod responder;
 mod rests;
 mod slots;
 #[cfg(test)]
@@ -52,8 +54,9 @@ pub use deciders::{LaterDecider, LaterDeciders, NativeDeciders, NoDecision, ToDe
 
 use clock::Clock;
 use messages::{Input, Owed, Work};
-use perform::{Begun, LaneThread, Responder, ToLane};
+use perform::{LaneThread, ToLane};
 use requests::Answerer;
+use responder::{Begun, Responder};
 
 /// Settings of a command worker.
 #[derive(Clone)]

