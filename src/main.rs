@@ -11,6 +11,7 @@ mod doctor;
 mod gateways;
 mod global;
 mod healthcheck;
+mod lines;
 mod members;
 mod publish;
 mod query;
@@ -85,7 +86,10 @@ async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow
         Command::Worker(args) => roles::worker(config, &args, metrics).await,
         Command::Apply(args) => apply::run(config, &args, &mut out).await,
         Command::Test(args) => apptest::run(&args.folder, args.json, &mut out),
-        Command::Publish(args) => publish::run(config, args, &mut out).await,
+        Command::Publish(args) => match args.lines.clone() {
+            Some(file) => lines::run(config, &file, &args.actor, args.json, &mut out).await,
+            None => publish::run(config, args, &mut out).await,
+        },
         Command::Query(args) => query::run(config, &args, &mut out).await,
         Command::Rebuild(args) => rebuild::run(config, args, &mut out).await,
         Command::Dead(command) => dead::run(config, command, &mut out).await,

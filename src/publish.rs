@@ -1,10 +1,8 @@
 //! `flexcore publish`: sends a command over NATS or HTTP, or a file of them over NATS.
 
 use std::{
-    collections::VecDeque,
-    fs::File,
-    io::{self, BufRead, BufReader, Read, Write},
-    path::{Path, PathBuf},
+    io::{self, Read, Write},
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -13,18 +11,17 @@ use async_nats::{
     HeaderMap,
     jetstream::{
         self,
-        context::{PublishAckFuture, PublishErrorKind},
+        context::{PublishAckFuture, PublishError, PublishErrorKind},
     },
 };
 use flexcore_cluster::Owners;
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Command, CommandId, CommandName, Outcome,
-    Tenant, command::header,
+    command::header,
 };
 use flexcore_eventstore::commands::command_subject;
 use flexcore_http::Method;
 use flexcore_workers::COMMANDS;
-use serde::Deserialize;
 use serde_json::{json, value::RawValue};
 
 use crate::{config::Config, gateways, out, token};
@@ -80,12 +77,8 @@ pub(crate) enum Over {
     Http,
 }
 
-/// Commands that are published and not acknowledged yet: enough to keep the broker busy while it
-/// syncs.
-const IN_FLIGHT_MAX: usize = 1_024;
-
 /// Longest line of a file, in bytes: a payload at its limit, and the names around it.
-const LINE_BYTES_MAX: u64 = 512 * 1024;
+pub(crate) const LINE_BYTES_MAX: u64 = 512 * 1024;
 
 /// Time between two questions for an outcome.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -94,11 +87,11 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const ASK_MAX: Duration = Duration::from_secs(10);
 
 /// A command as it is published.
-struct Outgoing {
-    key: AggregateKey,
-    name: CommandName,
-    id: CommandId,
-    payload: Box<RawValue>,
+pub(crate) struct Outgoing {
+    pub(crate) key: AggregateKey,
+    pub(crate) name: CommandName,
+    pub(crate) id: CommandId,
+    pub(crate) payload: Box<RawValue>,
 }
 
 pub(crate) async fn run(
@@ -106,9 +99,6 @@ pub(crate) async fn run(
     args: Publish,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
-    if let Some(path) = &args.lines {
-        return publish_lines(config, path, &args, out).await;
-    }
     let (Some(aggregate), Some(aggregate_id), Some(name)) =
         (args.aggregate, args.aggregate_id, args.name)
     else {
@@ -144,7 +134,7 @@ pub(crate) async fn run(
     }
 }
 
-fn random_id() -> CommandId {
+pub(crate) fn random_id() -> CommandId {
     let id = uuid::Uuid::now_v7().to_string();
     CommandId::parse(&id).expect("BUG: a UUID is a command id")
 }
@@ -161,7 +151,7 @@ fn payload(text: &str) -> anyhow::Result<Box<RawValue>> {
 }
 
 /// Hands a command to the broker; the future ends when the broker has stored it.
-async fn publish(
+pub(crate) async fn publish(
     jetstream: &jetstream::Context,
     outgoing: &Outgoing,
     actor: &ActorName,
@@ -174,14 +164,14 @@ async fn publish(
     Ok(jetstream.publish_with_headers(subject, headers, body).await?)
 }
 
-fn not_taken(error: jetstream::context::PublishError) -> anyhow::Error {
+pub(crate) fn not_taken(error: PublishError) -> anyhow::Error {
     // An answer of the stream's: it has stored nothing, whatever is sent again.
     let refused = error.kind() == PublishErrorKind::Other
         && std::error::Error::source(&error).is_some_and(|cause| cause.is::<jetstream::Error>());
     let advice = if refused || error.kind() == PublishErrorKind::MaxPayloadExceeded {
         "the broker does not take the command; nothing was stored"
     } else {
-        "the broker did not confirm the command; send it again with the same --id"
+        "the broker did not confirm the command; send it again with the same id"
     };
     anyhow::Error::new(error).context(advice)
 }
@@ -286,99 +276,4 @@ async fn over_http(
         writeln!(out, "accepted: version {}, position {}", body["version"], body["position"])?;
     }
     Ok(accepted)
-}
-
-/// A line of a file.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Line {
-    aggregate: AggregateName,
-    id: AggregateId,
-    command: CommandName,
-    payload: Box<RawValue>,
-    command_id: Option<CommandId>,
-}
-
-async fn publish_lines(
-    config: &Config,
-    path: &Path,
-    args: &Publish,
-    out: &mut dyn Write,
-) -> anyhow::Result<bool> {
-    let tenant = config.tenant()?;
-    let jetstream = jetstream::new(config.connect().await?);
-    let (mut input, length): (Box<dyn BufRead>, u64) = if path == Path::new("-") {
-        (Box::new(BufReader::new(io::stdin())), 0)
-    } else {
-        let file = File::open(path).with_context(|| format!("reading {}", path.display()))?;
-        let length = file.metadata()?.len();
-        (Box::new(BufReader::new(file)), length)
-    };
-    let bar = out::progress(length, "publish");
-    let started = Instant::now();
-    let mut in_flight: VecDeque<PublishAckFuture> = VecDeque::with_capacity(IN_FLIGHT_MAX);
-    let (mut text, mut published) = (String::new(), 0_u64);
-    loop {
-        text.clear();
-        if input.by_ref().take(LINE_BYTES_MAX).read_line(&mut text)? == 0 {
-            break;
-        }
-        bar.inc(text.len() as u64);
-        if text.trim().is_empty() {
-            continue;
-        }
-        let at = || format!("line {}; the {published} before it are published", published + 1);
-        let outgoing = parse_line(&text, &tenant).with_context(at)?;
-        if in_flight.len() == IN_FLIGHT_MAX
-            && let Some(oldest) = in_flight.pop_front()
-        {
-            oldest.await.map_err(not_taken)?;
-        }
-        in_flight.push_back(publish(&jetstream, &outgoing, &args.actor).await?);
-        published += 1;
-    }
-    for waiting in in_flight {
-        waiting.await.map_err(not_taken)?;
-    }
-    bar.finish_and_clear();
-    let seconds = started.elapsed().as_secs_f64();
-    if args.json {
-        out::json(out, &json!({"published": published, "seconds": seconds}))?;
-    } else {
-        let rate = published as f64 / seconds.max(f64::EPSILON);
-        writeln!(out, "{published} commands stored in {seconds:.1} s ({rate:.0}/s)")?;
-    }
-    Ok(true)
-}
-
-fn parse_line(text: &str, tenant: &Tenant) -> anyhow::Result<Outgoing> {
-    let line: Line = serde_json::from_str(text)?;
-    Ok(Outgoing {
-        key: AggregateKey::new(tenant.clone(), line.aggregate, line.id),
-        name: line.command,
-        id: line.command_id.unwrap_or_else(random_id),
-        payload: line.payload,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_is_checked_before_it_is_published() {
-        let tenant = Tenant::parse("demo").unwrap();
-        let good = r#"{"aggregate":"flight","id":"UA1","command":"depart","payload":{"a":1}}"#;
-        let outgoing = parse_line(good, &tenant).unwrap();
-        assert_eq!(outgoing.key.to_string(), "demo/flight/UA1");
-        assert_eq!(outgoing.payload.get(), r#"{"a":1}"#);
-        for bad in [
-            r#"{"aggregate":"flight","id":"a.b","command":"depart","payload":{}}"#,
-            r#"{"aggregate":"flight","id":"a","command":"depart"}"#,
-            r#"{"aggregate":"flight","id":"a","command":"depart","payload":{},"more":1}"#,
-            "not JSON",
-        ] {
-            assert!(parse_line(bad, &tenant).is_err(), "{bad}");
-        }
-    }
 }
