@@ -58,6 +58,35 @@ async fn dead_of(dev: &Dev, tenant: &str, count: usize) -> Vec<Value> {
     .await
 }
 
+/// A client that gets no answer over one way may send its command over the other, serialised anew.
+#[tokio::test]
+async fn a_command_that_comes_again_by_the_other_way_is_the_same_command() {
+    let dev = Dev::shared();
+    let (queue, http) = (Queue::of(&dev).await, dev.http("both_ways"));
+    http.command("a-1", "open", &[], r#"{"owner":"Ann","team":"red"}"#).await.ok();
+    let subject = "cmd.both_ways.account.a-1.deposit";
+    let over_http = async |key: &str, payload: &'static str| {
+        http.command("a-1", "deposit", &[("idempotency-key", key)], payload).await
+    };
+    let first = over_http("k-1", r#"{"amount":1}"#).await.ok();
+    assert_eq!((&first["version"], &first["replayed"]), (&json!(2), &json!(false)));
+    let anew = r#" { "\u0061mount" : 1.0 } "#;
+    queue.put(subject, &[("Flexcore-Command-Id", "k-1")], anew).await;
+    queue.put(subject, &[("Nats-Msg-Id", "k-2")], r#"{"amount":10e-1}"#).await;
+    // The queue keeps its order: when this one is done, so is the one before it.
+    let second = outcome(&http, "account", "a-1", "k-2").await;
+    assert_eq!(second["version"], json!(3), "{second}");
+    let again = over_http("k-2", anew).await.ok();
+    assert_eq!((&again["version"], &again["replayed"]), (&json!(3), &json!(true)), "{again}");
+    let events = http.get("/v1/aggregates/account/a-1/events").await.ok();
+    assert_eq!(events.as_array().unwrap().len(), 3, "{events}");
+    assert!(dead(&dev, "both_ways").await.is_empty());
+    // Another value is another command, whichever way it comes.
+    over_http("k-2", r#"{"amount":2}"#).await.problem(422, "idempotency-key-reused");
+    queue.put(subject, &[("Flexcore-Command-Id", "k-1")], r#"{"amount":2}"#).await;
+    dead_of(&dev, "both_ways", 1).await;
+}
+
 #[tokio::test]
 async fn a_stored_command_is_processed_and_its_outcome_is_known() {
     let dev = Dev::shared();

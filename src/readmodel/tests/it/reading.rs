@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use flexcore_definition::{ColumnType, Operation, Parameter, QueryDefinition, ReadModelDefinition};
 use flexcore_domain::{Position, Slot};
 use flexcore_readmodel::{Error, ReadModels, Select, Settings};
@@ -127,6 +128,38 @@ async fn pages_in_any_order_show_every_row_once() {
             }
         }
         assert_eq!(paged, whole, "sort={sort}");
+    }
+}
+
+/// A client may change the numbers in a cursor. Each is then a place in the order, or the cursor is none.
+#[tokio::test]
+async fn a_number_in_a_cursor_is_a_place_or_a_mistake() {
+    let (database, model) = filled().await;
+    let page = [("sort", "n,f"), ("limit", "3")];
+    let (_, cursor) = get(&database, &model, &page).await.unwrap();
+    let cursor = BASE64_URL_SAFE_NO_PAD.decode(cursor.unwrap()).unwrap();
+    let cursor = String::from_utf8(cursor).unwrap();
+    let (shape, _) = cursor.split_once(' ').unwrap();
+    for (n, f, is_place) in [
+        ("0", "0", true),
+        ("9223372036854775807", "0", true),
+        ("-9223372036854775808", "0", true),
+        ("9223372036854775808", "0", false),
+        ("-9223372036854775809", "0", false),
+        ("99999999999999999999999999999999999999999", "0", false),
+        ("0.5", "0", false),
+        ("0", "1.7976931348623157e308", true),
+        ("0", "-1.7976931348623157e308", true),
+        ("0", "1e309", false),
+        ("0", "NaN", false),
+    ] {
+        let changed = BASE64_URL_SAFE_NO_PAD.encode(format!("{shape} [{n},{f},\"k\"]"));
+        let changed = [page[0], page[1], ("cursor", &*changed)];
+        match get(&database, &model, &changed).await {
+            Ok(_) => assert!(is_place, "{n} {f}"),
+            Err(Error::InvalidCursor) => assert!(!is_place, "{n} {f}"),
+            Err(error) => panic!("{n} {f}: {error}"),
+        }
     }
 }
 
