@@ -11,6 +11,8 @@ mod circles;
 mod contracts;
 #[path = "tidy/edges.rs"]
 mod edges;
+#[path = "tidy/loops.rs"]
+mod loops;
 #[path = "tidy/paths.rs"]
 mod paths;
 #[path = "tidy/picture.rs"]

@@ -40,7 +40,7 @@ use flexcore_cluster::Member;
 use flexcore_definition::Catalog;
 use flexcore_domain::{AggregateKey, Command, CommandId, Outcome, Slot, StateReply, Tenant};
 use flexcore_eventstore::{Error, EventStore};
-use flexcore_resilience::{Deadline, HeldPlace, Shares};
+use flexcore_resilience::{Deadline, HeldPlace, Shares, lasts};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
@@ -306,7 +306,7 @@ async fn follow(
 
 async fn keep_house(store: EventStore, lanes: Lanes, member: Member, stop: CancellationToken) {
     let assigned = member.assigned();
-    let mut seen = 0;
+    let (mut seen, mut failures) = (0, 0);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -324,13 +324,18 @@ async fn keep_house(store: EventStore, lanes: Lanes, member: Member, stop: Cance
         }
         match store.purge_queue(seen).await {
             Ok(purged) => {
-                seen = purged.stored;
+                (seen, failures) = (purged.stored, 0);
                 waiting.set(purged.waiting as f64);
                 if purged.gone > 0 {
                     tracing::debug!(purged.gone, "processed commands left the queue");
                 }
             }
-            Err(error) => tracing::debug!(%error, "the queue was not purged"),
+            Err(error) => {
+                failures += 1;
+                if lasts(failures) {
+                    tracing::warn!(%error, failures, "the queue is not purged, and may fill up");
+                }
+            }
         }
     }
 }

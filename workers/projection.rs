@@ -25,7 +25,7 @@ use anyhow::Context as _;
 use flexcore_cluster::{Assigned, Member};
 use flexcore_definition::Catalog;
 use flexcore_domain::Name;
-use flexcore_eventstore::EventStore;
+use flexcore_eventstore::{self as eventstore, EventStore};
 use flexcore_readmodel::{Error, Owned, ReadModels, Requests, Version, VersionState};
 use flexcore_resilience::Backoff;
 use metrics::gauge;
@@ -141,9 +141,7 @@ impl Worker {
                 }
                 Err(error) => {
                     attempt += 1;
-                    if attempt.is_power_of_two() {
-                        tracing::warn!(%error, attempt, "read models stay as they are for now");
-                    }
+                    tell_of_look(&error, attempt);
                     RETRY.jittered(attempt + 1)
                 }
             };
@@ -203,7 +201,7 @@ impl Worker {
         let mut versions =
             self.read_models.versions(&self.former.beside(&deployed), &owned).await?;
         let looked_up = self.former.look_up(&self.store, &versions.unknown).await;
-        if looked_up.map_err(|error| Error::Unavailable(error.to_string()))? {
+        if looked_up.map_err(|error| of_log(&error))? {
             versions = self.read_models.versions(&self.former.beside(&deployed), &owned).await?;
         }
         if self.told_for != *epochs {
@@ -291,6 +289,26 @@ impl Worker {
     }
 }
 
+/// Says what a look has failed with, less and less often. The gauge `flexcore_projection_looks_failed` says
+/// that it has.
+fn tell_of_look(error: &Error, attempt: u32) {
+    if !attempt.is_power_of_two() {
+        return;
+    }
+    // Another worker has taken a read model over: what is assigned says so soon.
+    if error.is_passing() || matches!(error, Error::Fenced { .. }) {
+        tracing::warn!(%error, attempt, "read models stay as they are for now");
+    } else {
+        tracing::error!(%error, attempt, "read models stay as they are until somebody mends this");
+    }
+}
+
+/// An error of the log as one of a look.
+fn of_log(error: &eventstore::Error) -> Error {
+    let reason = error.to_string();
+    if error.is_passing() { Error::Unavailable(reason) } else { Error::Misconfigured(reason) }
+}
+
 /// Returns when a rebuild was asked for, or when that would not be heard any more.
 async fn requested(requests: &mut Option<Requests>) {
     match requests {
@@ -300,5 +318,18 @@ async fn requested(requests: &mut Option<Requests>) {
             }
         }
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A look that met it was tried again as in an outage, and said no more than that.
+    #[test]
+    fn a_damaged_log_is_no_outage() {
+        let (subject, reason) = (String::new(), String::new());
+        assert!(!of_log(&eventstore::Error::Corrupt { subject, sequence: 1, reason }).is_passing());
+        assert!(of_log(&eventstore::Error::Unavailable(String::new())).is_passing());
     }
 }

@@ -9,7 +9,7 @@ use async_nats::jetstream::{
 use bytes::Bytes;
 use flexcore_broker::ephemeral::{self, Ephemeral, Lost, PULL_BYTES_MIN};
 use flexcore_domain::{AggregateKey, Commit, Slot, Tenant};
-use flexcore_resilience::Backoff;
+use flexcore_resilience::{Backoff, lasts};
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
@@ -417,9 +417,10 @@ impl Subscription {
         self.resume_at = Instant::now() + RETRY.after(self.retries);
         match self.consume().await {
             Ok(source) => self.source = Some(source),
-            Err(error) if error.is_passing() => {
-                tracing::debug!(%error, "cannot read the log yet");
+            Err(error) if error.is_passing() && lasts(self.retries) => {
+                tracing::warn!(%error, tries = self.retries, "cannot read the log");
             }
+            Err(error) if error.is_passing() => tracing::debug!(%error, "cannot read the log yet"),
             Err(error) => return Err(error),
         }
         Ok(true)

@@ -1,9 +1,14 @@
 //! Connections to the broker that come back by themselves.
 
-use std::{fmt, fs, io, path::Path, time::Duration};
+use std::{
+    fmt, fs, io,
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, ServerAddr};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use flexcore_eventstore as eventstore;
 use flexcore_resilience::Backoff;
 use percent_encoding::percent_decode_str;
@@ -148,6 +153,7 @@ fn server(url: &str) -> io::Result<(ServerAddr, Login)> {
 /// A connection to the broker that comes back by itself, with backoff and jitter. Fails as
 /// [`Broker::connect`] does.
 pub async fn connect(broker: &Broker) -> anyhow::Result<Client> {
+    let troubles = AtomicU32::new(0);
     let options = ConnectOptions::new()
         .name("flexcore")
         .ping_interval(PING_INTERVAL)
@@ -157,8 +163,27 @@ pub async fn connect(broker: &Broker) -> anyhow::Result<Client> {
         .reconnect_delay_callback(|tries| {
             let tries = u32::try_from(tries).unwrap_or(u32::MAX);
             RETRY.jittered(tries.saturating_add(1))
+        })
+        .event_callback(move |event| {
+            tell(&event, &troubles);
+            async {}
         });
     broker.connect(options).await
+}
+
+/// Says what the broker refuses, and why the connection does not come back, less and less often. Without
+/// that a login that lacks a permission looks like a broker that does not answer.
+fn tell(event: &Event, troubles: &AtomicU32) {
+    match event {
+        Event::Connected => troubles.store(0, Ordering::Relaxed),
+        Event::ServerError(_) | Event::ClientError(_) => {
+            let count = troubles.fetch_add(1, Ordering::Relaxed) + 1;
+            if count.is_power_of_two() {
+                tracing::warn!(%event, count, "trouble with the broker");
+            }
+        }
+        _ => {}
+    }
 }
 
 #[cfg(test)]

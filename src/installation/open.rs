@@ -84,35 +84,59 @@ impl Installation {
     }
 
     /// Opens as soon as the servers are there, saying meanwhile what is missing. Fails when the
-    /// token is cancelled first, and when the servers contradict the profile: waiting mends that
-    /// never.
+    /// token is cancelled first, and when the servers contradict the profile or refuse what is asked:
+    /// waiting mends that never.
     pub async fn open_when_there(
         endpoints: &Endpoints,
         profile: Profile,
         membership: &cluster::Settings,
         stop: &CancellationToken,
     ) -> anyhow::Result<Self> {
-        let mut attempts = 0;
+        let (mut attempts, mut refused) = (0, 0);
         loop {
             let error = match Self::open(endpoints, profile, membership).await {
                 Ok(installation) => return Ok(installation),
                 Err(error) => error,
             };
-            let log = error.downcast_ref::<eventstore::Error>();
-            let rows = error.downcast_ref::<readmodel::Error>();
-            let members = error.downcast_ref::<cluster::Error>();
-            if log.is_some_and(|error| !error.is_passing())
-                || members.is_some_and(|error| !error.is_passing())
-                || matches!(rows, Some(readmodel::Error::Misconfigured(_)))
-            {
-                return Err(error);
-            }
+            refused = match again(&error) {
+                Again::Never => return Err(error),
+                Again::Sometimes if refused + 1 == REFUSED_MAX => return Err(error),
+                Again::Sometimes => refused + 1,
+                Again::WhenThere => 0,
+            };
             tracing::warn!(error = format!("{error:#}"), "waiting for the servers");
             tokio::select! {
                 () = stop.cancelled() => return Err(error),
                 () = tokio::time::sleep(RETRY.jittered(attempts + 1)) => attempts += 1,
             }
         }
+    }
+}
+
+/// Refusals of Postgres, one after the other, that end a start: processes that start at once change the same
+/// entries of its catalogues, and it lets one of them do so.
+const REFUSED_MAX: u32 = 5;
+
+/// Whether a start that has failed may succeed if nobody mends anything.
+#[derive(Debug, PartialEq, Eq)]
+enum Again {
+    /// Something is away, or is not ready yet.
+    WhenThere,
+    /// Something was refused, perhaps for the sake of another process.
+    Sometimes,
+    Never,
+}
+
+fn again(error: &anyhow::Error) -> Again {
+    let log = error.downcast_ref().map(eventstore::Error::is_passing);
+    let members = error.downcast_ref().map(cluster::Error::is_passing);
+    if [log, members].contains(&Some(false)) {
+        return Again::Never;
+    }
+    match error.downcast_ref() {
+        Some(readmodel::Error::Misconfigured(_)) => Again::Never,
+        Some(readmodel::Error::Database(_)) => Again::Sometimes,
+        _ => Again::WhenThere,
     }
 }
 
@@ -133,5 +157,32 @@ impl Installation {
         let asked = owners.ask(number, ANSWER_MAX, payload, question);
         let answer = asked.await.map_err(|error| anyhow::anyhow!("{key}: {error}"))?;
         Ok(answer.message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A database that refuses what is asked was waited for like a server that is away.
+    #[test]
+    fn what_a_person_must_mend_is_not_waited_for() {
+        let text = || "why".to_owned();
+        let told = |error: anyhow::Error| again(&error.context("no read models"));
+        let log = |error: eventstore::Error| told(error.into());
+        let rows = |error: readmodel::Error| told(error.into());
+        let small = cluster::Error::SmallMessages { found: 1, needed: 2 };
+        for (found, expected) in [
+            (log(eventstore::Error::Misconfigured(text())), Again::Never),
+            (log(eventstore::Error::Unavailable(text())), Again::WhenThere),
+            (rows(readmodel::Error::Misconfigured(text())), Again::Never),
+            (rows(readmodel::Error::Database(text())), Again::Sometimes),
+            (rows(readmodel::Error::Unavailable(text())), Again::WhenThere),
+            (told(small.into()), Again::Never),
+            (told(cluster::Error::Unavailable(text()).into()), Again::WhenThere),
+            (told(anyhow::anyhow!("anything else")), Again::WhenThere),
+        ] {
+            assert_eq!(found, expected);
+        }
     }
 }

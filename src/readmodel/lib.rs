@@ -44,6 +44,7 @@ use std::{sync::Arc, time::Duration};
 use flexcore_domain::Tenant;
 use sqlx::{
     Connection as _, PgPool,
+    migrate::MigrateError,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 
@@ -158,7 +159,9 @@ impl ReadModels {
         let migrated = migrations::all().run(&once).await;
         once.close().await;
         migrated.map_err(|error| match error {
-            sqlx::migrate::MigrateError::Execute(inner) => Error::from(inner),
+            MigrateError::Execute(inner) | MigrateError::ExecuteMigration(inner, _) => {
+                Error::from(inner)
+            }
             other => Error::Database(other.to_string()),
         })?;
         self.readers.open().await

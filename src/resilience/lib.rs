@@ -31,7 +31,7 @@ pub use circuit::{State, Verdict};
 pub use deadline::{Deadline, Exceeded, HEADER, InvalidTimeout, TIMEOUT_MAX};
 pub use endpoints::{Endpoints, Order};
 pub use error::Error;
-pub use pause::{Backoff, jitter};
+pub use pause::{Backoff, jitter, lasts};
 pub use policy::Policies;
 pub use retry::Retry;
 pub use shares::{HeldPlace, Shares};

@@ -26,6 +26,16 @@ impl Backoff {
     }
 }
 
+/// Failures in a row before an outage is told: most have ended by then.
+const TOLD_FROM: u32 = 8;
+
+/// Whether so many failures in a row are worth a line in a log: an outage that lasts is told, less and less
+/// often. It may be no outage: some of what a server refuses for good looks like one.
+#[must_use]
+pub fn lasts(failures: u32) -> bool {
+    failures >= TOLD_FROM && failures.is_power_of_two()
+}
+
 /// Between half of it and all of it, by chance, so that many processes do not act in step.
 #[must_use]
 pub fn jitter(full: Duration) -> Duration {
@@ -45,6 +55,12 @@ pub(crate) fn chance() -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_outage_that_lasts_is_told_less_and_less_often() {
+        let told: Vec<u32> = (0..100).filter(|failures| lasts(*failures)).collect();
+        assert_eq!(told, [8, 16, 32, 64]);
+    }
 
     #[test]
     fn pauses_double_from_the_first_to_the_longest() {

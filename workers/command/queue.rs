@@ -12,7 +12,7 @@ use flexcore_queue::{
     Claim, Messages, Queued,
     settling::{Action, Event, Found, Record, SUSPECT, Settling},
 };
-use flexcore_resilience::Backoff;
+use flexcore_resilience::{Backoff, lasts};
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
     sync::mpsc,
@@ -85,7 +85,7 @@ impl SlotReader {
                     singly = !singly;
                     false
                 }
-                Err(error) => self.is_stuck(&error, &mut behind),
+                Err(error) => self.is_stuck(&error, &mut behind, failures),
             };
             failures = failures.saturating_add(1);
             let pause = if is_stuck { RETRY_MENDED } else { RETRY.after(failures) };
@@ -97,8 +97,8 @@ impl SlotReader {
     }
 
     /// Says why the queue cannot be read. Returns true if a person has to mend something first. `behind` is
-    /// the time since which the queue ends before what is settled.
-    fn is_stuck(&self, error: &Error, behind: &mut Option<Instant>) -> bool {
+    /// the time since which the queue ends before what is settled, `failures` those before in a row.
+    fn is_stuck(&self, error: &Error, behind: &mut Option<Instant>, failures: u32) -> bool {
         let slot = self.slot;
         if is_lost(error, behind, Instant::now()) || !error.is_passing() {
             tracing::error!(%error, %slot, "the queue cannot be read");
@@ -106,6 +106,8 @@ impl SlotReader {
         }
         if matches!(error, Error::Conflict) {
             tracing::warn!(%slot, "another owner claims the slot's queue");
+        } else if lasts(failures) {
+            tracing::warn!(%error, %slot, failures, "the queue cannot be read for some time");
         } else {
             tracing::debug!(%error, %slot, "the queue cannot be read yet");
         }

@@ -8,6 +8,7 @@ use std::{
 
 use flexcore_domain::Name;
 use flexcore_readmodel::{Error, Version, VersionState};
+use flexcore_resilience::lasts;
 use futures::FutureExt as _;
 use metrics::gauge;
 use tokio::{task::JoinSet, time::Instant};
@@ -168,8 +169,8 @@ impl Readers {
 
     /// Has a group wait before it starts again.
     fn rest(&mut self, group: Group, attempt: u32, reason: &str) {
-        if attempt <= 1 {
-            tracing::warn!(reason, "a projection's reader starts again");
+        if attempt <= 1 || lasts(attempt) {
+            tracing::warn!(reason, attempt, "a projection's reader starts again");
         }
         self.resting.insert(group, (Instant::now() + RETRY.jittered(attempt + 1), attempt));
     }
