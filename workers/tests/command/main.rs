@@ -7,6 +7,7 @@ mod deciders;
 mod later;
 mod malformed;
 mod repeats;
+mod replies;
 mod shares;
 mod unstored;
 mod versions;
