@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use flexcore_definition::{Application, Catalog, ReadModelDefinition, SourceFile};
+use flexcore_definition::{Application, Catalog, QueryDefinition, ReadModelDefinition, SourceFile};
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit, Event,
     EventName, Name, Provenance, Tenant,
@@ -27,6 +27,9 @@ use crate::{
 /// name, or its commands would write to the same subjects.
 pub const AGGREGATE: &str = "application";
 const DEPLOYED: &str = "deployed";
+/// Most deployments in which a query's former declaration is looked for: a client waits for it, and
+/// what serves is seldom older than the deployment before.
+const FORMER_MAX: usize = 32;
 
 /// Data of the event `application.deployed`.
 #[derive(Serialize, Deserialize)]
@@ -170,20 +173,58 @@ pub async fn declarations(
     name: &Name,
     mut wanted: BTreeSet<String>,
 ) -> Result<BTreeMap<String, Arc<ReadModelDefinition>>, Error> {
-    let (mut found, key) = (BTreeMap::new(), key(name));
+    let mut found = BTreeMap::new();
+    let take = |application: Application| {
+        for model in application.read_models.into_values() {
+            if wanted.remove(&model.fingerprint) {
+                found.insert(model.fingerprint.clone(), model);
+            }
+        }
+        wanted.is_empty().then_some(())
+    };
+    find_back(store, name, take).await?;
+    Ok(found)
+}
+
+/// The application's query of this name as it was declared last over read models that serve: they
+/// are given by name, each with its fingerprint. `None`: in none of the last 32 deployments. Fails when
+/// the broker is away.
+pub async fn former_query(
+    store: &EventStore,
+    name: &Name,
+    query: &Name,
+    serving: &BTreeMap<Name, String>,
+) -> Result<Option<Arc<QueryDefinition>>, Error> {
+    let fits = |query: &Arc<QueryDefinition>| {
+        let mut read = query.reads.iter().zip(&query.fingerprints);
+        read.all(|(name, fingerprint)| serving.get(name) == Some(fingerprint))
+    };
+    let mut left = FORMER_MAX;
+    let take = |mut application: Application| {
+        left -= 1;
+        let former = application.queries.remove(query).filter(fits);
+        (former.is_some() || left == 0).then_some(former)
+    };
+    Ok(find_back(store, name, take).await?.flatten())
+}
+
+/// Goes through the deployments of an application that can be read, from the last one back, until one
+/// gives something.
+async fn find_back<T>(
+    store: &EventStore,
+    name: &Name,
+    mut of: impl FnMut(Application) -> Option<T> + Send,
+) -> Result<Option<T>, Error> {
+    let key = key(name);
     let end = last(store).await? + 1;
     let mut next = store.deployed_before(&key, end).await?;
-    while let Some(recorded) = next.filter(|_| !wanted.is_empty()) {
-        if let Ok(application) = read(&recorded) {
-            for model in application.read_models.into_values() {
-                if wanted.remove(&model.fingerprint) {
-                    found.insert(model.fingerprint.clone(), model);
-                }
-            }
+    while let Some(recorded) = next {
+        if let Some(found) = read(&recorded).ok().and_then(&mut of) {
+            return Ok(Some(found));
         }
         next = store.deployed_before(&key, recorded.sequence).await?;
     }
-    Ok(found)
+    Ok(None)
 }
 
 /// The catalog as a state that a process follows: what is deployed now, and every change after it. A
@@ -242,14 +283,8 @@ fn unreadable(catalog: &mut Catalog, key: &AggregateKey, reason: String) {
 async fn former(store: &EventStore, catalog: &mut Catalog) -> Result<(), Error> {
     let names = catalog.unreadable.keys().filter(|name| !catalog.applications.contains_key(*name));
     for name in names.cloned().collect::<Vec<_>>() {
-        let end = last(store).await? + 1;
-        let mut next = store.deployed_before(&key(&name), end).await?;
-        while let Some(recorded) = next {
-            if let Ok(application) = read(&recorded) {
-                catalog.put(application);
-                break;
-            }
-            next = store.deployed_before(&key(&name), recorded.sequence).await?;
+        if let Some(application) = find_back(store, &name, Some).await? {
+            catalog.put(application);
         }
     }
     Ok(())

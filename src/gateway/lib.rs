@@ -13,6 +13,7 @@ mod error;
 mod extract;
 #[cfg(test)]
 mod fixture;
+mod former;
 pub mod limits;
 mod listen;
 mod openapi;

@@ -21,7 +21,7 @@ use metrics::Histogram;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{State, admission::Admission, readiness::Readiness};
+use crate::{State, admission::Admission, former::Former, readiness::Readiness};
 
 pub(crate) struct Shared {
     pub(crate) store: EventStore,
@@ -40,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) admission: Admission,
     pub(crate) readiness: Readiness,
     pub(crate) documents: Documents,
+    pub(crate) former: Former,
     /// Cancelled when draining begins: readiness turns false, streams end.
     pub(crate) shutdown: CancellationToken,
     draining: AtomicBool,
@@ -64,6 +65,7 @@ impl Shared {
             settings: state.settings,
             readiness: Readiness::default(),
             documents: Documents::default(),
+            former: Former::default(),
             shutdown,
             draining: AtomicBool::new(false),
             durations: RwLock::default(),

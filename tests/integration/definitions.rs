@@ -118,7 +118,12 @@ async fn a_version_is_in_force_as_soon_as_apply_returns() {
 async fn a_renamed_column_leaves_queries_answered() {
     let dev = Dev::shared();
     let http = dev.http("renamed");
-    let first = counter("turns");
+    let first = counter("turns").with(
+        "add: { sum: $.by }",
+        "add: { sum: $.by }\n---\nquery: turns_above\nreads: [turns_sums]\n\
+         parameters: { least: integer }\nsql: |\n  \
+         select id, sum from rm.turns_sums where sum >= :least",
+    );
     app::deploy(&dev, &first);
     let raised = raise(&http, "turns", "c-1", r#"{"by":1}"#).await.ok();
     let at = raised["position"].as_str().unwrap();
@@ -133,8 +138,17 @@ async fn a_renamed_column_leaves_queries_answered() {
     sqlx::raw_sql("begin; select * from rm.turns_sums").execute(&mut reader).await.unwrap();
     let second = first
         .with("columns: { id: text, sum: integer }", "columns: { id: text, total: integer }")
-        .with("add: { sum: $.by }", "add: { total: $.by }");
+        .with("add: { sum: $.by }", "add: { total: $.by }")
+        .with("parameters: { least: integer }", "parameters: { above: integer }")
+        .with("select id, sum", "select id, total")
+        .with("where sum >= :least", "where total > :above");
     app::deploy(&dev, &second);
+    // A named query by its former declaration, as long as that is what the version in use fits.
+    let rows = http.get("/v1/queries/turns_above?least=1").await.ok();
+    assert_eq!(rows["rows"], json!([{"id": "c-1", "sum": 1}]));
+    let soon = http.get("/v1/queries/turns_above?above=0").await;
+    soon.problem(503, "read-model-building");
+    http.get("/v1/queries/turns_above?other=1").await.problem(400, "invalid-parameter");
     for path in ["", "?sum=1", "?sort=-sum&fields=id,sum"] {
         let rows = http.rows(&format!("/v1/query/turns_sums{path}")).await;
         assert_eq!(rows, [json!({"id": "c-1", "sum": 1})], "{path}");
@@ -151,6 +165,9 @@ async fn a_renamed_column_leaves_queries_answered() {
     })
     .await;
     assert_eq!(rows, [json!({"id": "c-1", "total": 1})]);
+    let rows = http.get("/v1/queries/turns_above?above=0").await.ok();
+    assert_eq!(rows["rows"], json!([{"id": "c-1", "total": 1}]));
+    http.get("/v1/queries/turns_above?least=1").await.problem(400, "invalid-parameter");
 }
 
 #[tokio::test]

@@ -4,14 +4,15 @@ use std::{fmt::Write, sync::Arc};
 
 use axum::{extract::State, http::StatusCode, response::Response};
 use flexcore_definition::{Catalog, QueryDefinition, ReadModelDefinition};
-use flexcore_domain::Name;
+use flexcore_domain::{Name, Tenant};
 use flexcore_readmodel::{Explained, ReadModels, Select};
+use flexcore_resilience::Deadline;
 
 use super::{JSON, answer};
 use crate::{
     error::Problem,
     extract::{self, Call},
-    postgres, problems,
+    former, postgres, problems,
     shared::Shared,
 };
 
@@ -71,9 +72,49 @@ pub(crate) async fn named(
         postgres::wait(&shared, call.tenant(), client, &query.reads, &positions, wait).await?;
     }
     let (tenant, parameters) = (call.tenant(), &parameters.rest());
-    let run = async |rows: ReadModels| rows.run_query(tenant, query, parameters).await;
-    let rows = postgres::read(&shared, call.tenant(), client, run).await?;
+    let asked = Asked { shared: &shared, tenant, client, parameters };
+    let rows = asked.rows(&catalog, query).await?;
     Ok(answer(StatusCode::OK, JSON, format!("{{\"rows\":{rows}}}")))
+}
+
+/// A question for a named query.
+struct Asked<'a> {
+    shared: &'a Shared,
+    tenant: &'a Tenant,
+    client: Option<Deadline>,
+    parameters: &'a [(String, String)],
+}
+
+impl Asked<'_> {
+    /// The rows; while a changed read model is built, by the query's former declaration where the new one
+    /// does not fit the version that serves.
+    async fn rows(&self, catalog: &Catalog, query: &QueryDefinition) -> Result<String, Problem> {
+        let is_building = |problem: &Problem| problem.is(&problems::READ_MODEL_BUILDING);
+        let is_other = |problem: &Problem| problem.is(&problems::INVALID_PARAMETER);
+        let problem = match self.run(query).await {
+            Err(problem) if is_building(&problem) || is_other(&problem) => problem,
+            rows => return rows,
+        };
+        let serving = async |rows: ReadModels| former::serving(rows, query).await;
+        let serving = postgres::read(self.shared, self.tenant, self.client, serving).await;
+        let Ok(Some(serving)) = serving else { return Err(problem) };
+        let Shared { former, store, .. } = self.shared;
+        let former = former.query(store, catalog, &query.name, serving).await;
+        let Some(former) = former else { return Err(problem) };
+        match self.run(&former).await {
+            // Swapped meanwhile.
+            Err(problem) if is_building(&problem) => self.run(query).await,
+            // A parameter that is new.
+            Err(other) if is_other(&other) => Err(problem),
+            rows => rows,
+        }
+    }
+
+    async fn run(&self, query: &QueryDefinition) -> Result<String, Problem> {
+        let run =
+            async |rows: ReadModels| rows.run_query(self.tenant, query, self.parameters).await;
+        postgres::read(self.shared, self.tenant, self.client, run).await
+    }
 }
 
 /// `GET /v1/query/{read_model}/explain`: the index that the same query string uses, without its rows.

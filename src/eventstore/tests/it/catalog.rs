@@ -1,12 +1,16 @@
 //! Deployments on a real broker.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use flexcore_definition::{Application, Catalog, SourceFile};
 use flexcore_domain::{ActorName, Name};
 use flexcore_eventstore::{
     Error, EventStore, Expected,
-    catalog::{declarations, deploy, deployment, watch},
+    catalog::{declarations, deploy, deployment, former_query, watch},
 };
 use serde_json::value::to_raw_value;
 use tokio::{sync::watch::Receiver, time::timeout};
@@ -17,7 +21,7 @@ fn name(text: &str) -> Name {
     Name::parse(text).unwrap()
 }
 
-/// An application with one aggregate, and one read model with this column.
+/// An application with one aggregate, and one read model with this column and a query for it.
 pub(crate) fn application(app: &str, aggregate: &str, column: &str) -> Application {
     let text = format!(
         "aggregate: {aggregate}\n\
@@ -29,7 +33,11 @@ pub(crate) fn application(app: &str, aggregate: &str, column: &str) -> Applicati
          description: Rows.\n\
          columns: {{ id: text, {column}: integer }}\n\
          key: [id]\n\
-         on:\n  {aggregate}.added:\n    key: {{ id: $id }}\n    add: {{ {column}: 1 }}\n"
+         on:\n  {aggregate}.added:\n    key: {{ id: $id }}\n    add: {{ {column}: 1 }}\n\
+         ---\n\
+         query: all_{aggregate}s\n\
+         reads: [{aggregate}s]\n\
+         sql: select {column} from rm.{aggregate}s\n"
     );
     let files = vec![SourceFile { path: "app.yaml".to_owned(), text }];
     Application::read(name(app), files).unwrap()
@@ -85,6 +93,13 @@ async fn a_process_that_starts_reads_what_is_in_force_and_former_ones_on_demand(
     let found = declarations(&store, &name("one"), wanted).await.unwrap();
     assert_eq!(found.len(), 2);
     assert_eq!(found[&fingerprint(3)].columns[1].name, name("n3"));
+    let former = async |fingerprint| {
+        let serving = BTreeMap::from([(name("things"), fingerprint)]);
+        let found = former_query(&store, &name("one"), &name("all_things"), &serving).await;
+        found.unwrap().map(|query| query.sql.clone())
+    };
+    assert_eq!(former(fingerprint(7)).await.as_deref(), Some("select n7 from rm.things"));
+    assert_eq!(former("nobody's".to_owned()).await, None);
     // Later deployments are taken up.
     deployed(&store, &application("one", "thing", "n21")).await.unwrap();
     timeout(PATIENCE, receiver.changed()).await.unwrap().unwrap();
