@@ -133,6 +133,9 @@ fn show(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
         projections.add_row([name, &version, state, &lag, &parked, &held, trouble]);
     }
     writeln!(out, "\n{projections}")?;
+    for (name, what) in &report.unmade {
+        writeln!(out, "not made yet: {name}: {what}")?;
+    }
     let nats = &report.nats;
     let leader = nats.leader.as_deref().unwrap_or("one server");
     writeln!(out, "\nNATS: {}; {} commits, led by {leader}", words(&nats.health), nats.messages)?;

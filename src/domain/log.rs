@@ -33,8 +33,8 @@ pub struct LogEnd {
     pub last_sequence: u64,
 }
 
-/// The way out, in commands.
-const ADVICE: &str = "Connect the log and the Postgres that belong together (--nats, --postgres), or \
+/// The way out where rows are not those of a log, in commands.
+pub const ADVICE: &str = "Connect the log and the Postgres that belong together (--nats, --postgres), or \
                       have every read model built anew from this log: `flexcore rebuild \
                       --from-this-log`";
 

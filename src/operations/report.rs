@@ -1,6 +1,6 @@
 //! The cluster as it is: members, leader, who owns what, how far the projections are, and the servers.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use flexcore_cluster::{self as cluster, View};
 use flexcore_domain::Name;
@@ -19,6 +19,9 @@ pub struct Report {
     pub view: View,
     /// The progress of each read model.
     pub projections: Vec<Projection>,
+    /// Read models of which no version could be made yet, each with the reason.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub unmade: BTreeMap<String, String>,
     /// The broker.
     pub nats: Nats,
     /// The database.
@@ -90,9 +93,14 @@ pub async fn report(
     read_models: &ReadModels,
 ) -> Result<Report, cluster::Error> {
     let view = cluster::look(store.client()).await?;
-    let (nats, rows) = tokio::join!(nats(store), within(read_models.status()));
-    let (projections, postgres) = match rows {
-        Ok(all) => {
+    let rows = async {
+        let all = read_models.status().await?;
+        Ok::<_, readmodel::Error>((all, read_models.troubles().await?))
+    };
+    let (nats, rows) = tokio::join!(nats(store), within(rows));
+    let (projections, unmade, postgres) = match rows {
+        Ok((all, mut unmade)) => {
+            unmade.retain(|name, _| all.iter().all(|one| one.read_model.as_str() != name));
             let of = |status: readmodel::Status| Projection {
                 lag: status.lag(nats.last_sequence),
                 parked: status.parked,
@@ -102,11 +110,11 @@ pub async fn report(
                 state: status.state,
                 trouble: status.trouble,
             };
-            (all.into_iter().map(of).collect(), Health::well())
+            (all.into_iter().map(of).collect(), unmade, Health::well())
         }
-        Err(problem) => (Vec::new(), Health::ill(problem)),
+        Err(problem) => (Vec::new(), BTreeMap::new(), Health::ill(problem)),
     };
-    Ok(Report { view, projections, nats, postgres })
+    Ok(Report { view, projections, unmade, nats, postgres })
 }
 
 impl Report {
@@ -119,6 +127,7 @@ impl Report {
             && self.nats.health.healthy
             && self.postgres.healthy
             && self.projections.iter().all(|one| one.trouble.is_none())
+            && self.unmade.is_empty()
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 
 use axum::extract::State;
 use flexcore_definition::Catalog;
+use flexcore_domain::log::ADVICE;
 use flexcore_eventstore as eventstore;
 use flexcore_http::{
     Response,
@@ -138,27 +139,27 @@ fn behind(catalog: &Catalog, serving: &[Serving], last: u64) -> Option<String> {
 
 /// What is wrong with the read models: their tables were dropped, they are of another log, they hold
 /// back an aggregate that is broken in the log, one of them cannot be managed, or is old. When Postgres or the
-/// broker is away, nobody can tell.
+/// broker is away, nobody can tell. No word of theirs is passed on: Postgres names objects of others, which
+/// strangers need not know.
 async fn read_models(shared: &Shared) -> Option<Missing> {
     let compared = async {
         let marks = shared.read_models.marks().await?;
         let recognised = shared.store.recognise(&marks).await;
-        let other = match &recognised {
-            Err(eventstore::Error::OtherLog(other)) => Some(other.to_string()),
-            _ => None,
-        };
-        if other.is_some() || recognised.is_ok() {
-            shared.readiness.other_log.store(other.is_some(), Ordering::Relaxed);
+        let is_other = matches!(recognised, Err(eventstore::Error::OtherLog(_)));
+        if is_other || recognised.is_ok() {
+            shared.readiness.other_log.store(is_other, Ordering::Relaxed);
         }
-        if other.is_some() {
-            return Ok(other);
+        if is_other {
+            return Ok(Some(format!(
+                "they are of another log, as `flexcore verify` says. {ADVICE}"
+            )));
         }
         if shared.read_models.held_in_all().await? > 0 {
             return Ok(Some(HELD.to_owned()));
         }
         let troubles = shared.read_models.troubles().await?;
-        if let Some((name, what)) = troubles.into_iter().next() {
-            return Ok(Some(format!("{name} cannot be changed: {what}")));
+        if let Some(name) = troubles.into_keys().next() {
+            return Ok(Some(format!("{name} cannot be changed: `flexcore cluster` says why")));
         }
         let serving = shared.read_models.serving().await?;
         Ok(recognised.ok().and_then(|end| behind(&shared.catalog(), &serving, end.last_sequence)))

@@ -9,7 +9,7 @@ use flexcore_readmodel::ReadModels;
 use flexcore_servers::Want;
 use sqlx::Connection as _;
 
-use crate::support::{Gateway, bearer, settings, start_on};
+use crate::support::{Gateway, bearer, settings, start_on, token};
 
 /// Queries until the breaker has opened; returns how many that took.
 async fn query_until_left_alone(gateway: &Gateway) -> usize {
@@ -93,13 +93,14 @@ async fn while_postgres_is_away_queries_are_answered_at_once_and_commands_go_on(
     gateway.servers.stop().await;
 }
 
-/// Waits until `/readyz` says this; 200 all the while, since a gateway is of use without read models.
+/// Waits until `/readyz` says this; with 200 while the gateway is of use, as it is without read models.
 async fn told(gateway: &Gateway, status: &str, why: &str) {
     let since = Instant::now();
     loop {
         let answer = gateway.get("/readyz").await;
-        assert_eq!(answer.status, 200, "{answer:?}");
-        if answer.json()["status"] == status && answer.body.contains(why) {
+        let said = answer.json()["status"].clone();
+        assert_eq!(answer.status == 200, said != "not ready", "{answer:?}");
+        if said == status && answer.body.contains(why) {
             return;
         }
         assert!(since.elapsed() < Duration::from_secs(20), "not {status} {why}: {answer:?}");
@@ -117,7 +118,7 @@ async fn read_models_that_cannot_be_changed_and_dropped_ones_are_told() {
     told(&gateway, "ready", "").await;
     let troubles = BTreeMap::from([("flights".to_owned(), "a view hangs on it".to_owned())]);
     rows.note_troubles(&ours, &troubles).await.unwrap();
-    told(&gateway, "degraded", "flights cannot be changed: a view hangs on it").await;
+    told(&gateway, "degraded", "flights cannot be changed").await;
     rows.note_troubles(&ours, &BTreeMap::new()).await.unwrap();
     told(&gateway, "ready", "").await;
     let mut admin = sqlx::PgConnection::connect(&url).await.unwrap();
@@ -126,5 +127,56 @@ async fn read_models_that_cannot_be_changed_and_dropped_ones_are_told() {
     told(&gateway, "degraded", "their tables were dropped").await;
     assert!(rows.make_anew().await.unwrap());
     told(&gateway, "ready", "").await;
+    gateway.servers.stop().await;
+}
+
+/// Asks for every path that the index names, without a token, and for one that it does not name.
+async fn asked_by_a_stranger(gateway: &Gateway) -> String {
+    let index = gateway.send("GET", "/", "", "").await.body;
+    let named = index.split('"').map(|word| word.trim_start_matches("GET "));
+    let named = named.map(|word| word.trim_start_matches("POST ").replace(['{', '}'], ""));
+    let paths = named.filter(|path| path.starts_with('/')).chain(["/nowhere".to_owned()]);
+    let mut said = String::new();
+    for path in paths {
+        let answer = gateway.send("GET", &path, "", "").await;
+        said += &format!("{path} {answer:?}\n");
+    }
+    assert!(said.matches("/problems/unauthenticated").count() >= 10, "{said}");
+    said
+}
+
+/// What Postgres said of a trouble once stood in `/readyz`, with the names of other people's objects.
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_learn_no_word_of_postgres_or_the_broker() {
+    let mut gateway = start_on(settings(), Want::Both).await;
+    let url = gateway.servers.postgres_url().unwrap();
+    let rows = ReadModels::connect(&url, flexcore_readmodel::Settings::default()).await.unwrap();
+    let mut admin = sqlx::PgConnection::connect(&url).await.unwrap();
+    let says_nothing = async |gateway: &Gateway| {
+        let said = asked_by_a_stranger(gateway).await;
+        for secret in ["secret", "127.0.0.1", "os error", "depends"] {
+            assert!(!said.contains(secret), "{secret}: {said}");
+        }
+    };
+    let what = "cannot drop view rm.flights: view secret_payroll depends on it";
+    let troubles = BTreeMap::from([("flights".to_owned(), what.to_owned())]);
+    rows.note_troubles(&|_: &_, _| Some(1), &troubles).await.unwrap();
+    told(&gateway, "degraded", "flights cannot be changed: `flexcore cluster` says why").await;
+    says_nothing(&gateway).await;
+    let platform = token("flexcore", Duration::from_secs(60));
+    let platform = format!("Authorization: Bearer {platform}\r\n");
+    let report = gateway.send("GET", "/v1/cluster", &platform, "").await.json();
+    assert_eq!(report["unmade"], serde_json::json!({"flights": what}), "the whole of it");
+
+    let other = "insert into flexcore.log (identity) values ('secret log')";
+    sqlx::raw_sql(other).execute(&mut admin).await.unwrap();
+    told(&gateway, "degraded", "they are of another log").await;
+    says_nothing(&gateway).await;
+    gateway.servers.postgres.as_mut().unwrap().kill().await.unwrap();
+    told(&gateway, "degraded", "\"postgres\"").await;
+    says_nothing(&gateway).await;
+    gateway.servers.nats.kill().await.unwrap();
+    told(&gateway, "not ready", "\"nats\"").await;
+    says_nothing(&gateway).await;
     gateway.servers.stop().await;
 }
