@@ -4,7 +4,9 @@
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use flexcore_broker::size::{HEADERS_BYTES_MAX, headers_bytes, line_bytes};
-use flexcore_domain::{Provenance, command::header};
+use flexcore_domain::command::header;
+
+use crate::headers;
 
 /// Longest reason, in characters: it is read in a list.
 const REASON_CHARS_MAX: usize = 400;
@@ -12,11 +14,6 @@ const REASON_CHARS_MAX: usize = 400;
 const SUBJECT_CHARS_MAX: usize = 4_096;
 /// Room for the two headers that say what was cut, each with a number.
 const NOTES_BYTES: usize = 128;
-/// The headers that matter most to a requeued command. They are kept before others, and after them those
-/// that say where it comes from.
-const FIRST: [&str; 4] =
-    [header::OWN_COMMAND_ID, header::ACTOR, header::ACTOR_SEAL, header::EXPECTED_VERSION];
-
 /// The headers that say what became of a message: only we write them, whatever it brings along.
 const OURS: [&str; 4] = [
     header::DEAD_REASON,
@@ -44,7 +41,7 @@ pub(crate) fn fitted(
     for (name, value) in kept(headers) {
         match room.checked_sub(line_bytes(name, value)) {
             Some(left) => {
-                all.insert(name, value);
+                all.append(name, value);
                 room = left;
             }
             None => left_out += 1,
@@ -61,22 +58,23 @@ pub(crate) fn fitted(
     (all, body)
 }
 
-/// The headers that a message brings along, those that matter most first.
+/// The headers that a message brings along, with all their values: those that a command is read by
+/// before others.
 fn kept(headers: Option<&HeaderMap>) -> Vec<(&str, &str)> {
-    let mut kept = Vec::new();
+    let (id, mut kept) = (headers::of_id(headers), Vec::new());
     for (name, values) in headers.into_iter().flat_map(HeaderMap::iter) {
         let name: &str = name.as_ref();
-        let brokers = name.starts_with("Nats-") && name != header::COMMAND_ID;
+        let brokers = name.starts_with("Nats-") && name != id;
         let ours = OURS.iter().any(|ours| ours.eq_ignore_ascii_case(name));
-        if let (false, Some(value)) = (brokers || ours, values.last()) {
+        if !brokers && !ours {
             // The id moves to another header, or the broker would take a second burial of the
             // same id for a repetition of the first.
-            let name = if name == header::COMMAND_ID { header::OWN_COMMAND_ID } else { name };
-            kept.push((name, value.as_str()));
+            let name = if name == id { header::OWN_COMMAND_ID } else { name };
+            kept.extend(values.iter().map(|value| (name, value.as_str())));
         }
     }
-    let first = || FIRST.into_iter().chain(Provenance::IDS).chain([header::TRACEPARENT]);
-    kept.sort_by_key(|(name, _)| first().position(|first| first == *name).unwrap_or(usize::MAX));
+    let first = headers::READ;
+    kept.sort_by_key(|(name, _)| first.iter().position(|of| of == name).unwrap_or(first.len()));
     kept
 }
 
@@ -127,6 +125,29 @@ mod tests {
         assert!(!all.contains(&"forged") && all.contains(&"kept"), "{kept:?}");
         assert_eq!(value(&kept, header::DEAD_REASON), Some("why"));
         assert_eq!(value(&kept, header::DEAD_SUBJECT), Some("cmd.a"));
+    }
+
+    /// The last of two ids once lay beside what was read as the first's.
+    #[test]
+    fn all_values_are_kept_and_the_id_that_is_read() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::COMMAND_ID, "third");
+        let all = |headers: &HeaderMap, name: &str| {
+            let values = headers.get_all(name).map(|value| value.as_str().to_owned());
+            values.collect::<Vec<_>>()
+        };
+        let put = |headers: &HeaderMap| {
+            let (kept, _) = fitted("why", "cmd.a", Some(headers), "{}".into(), 1 << 20);
+            assert_eq!(all(&kept, header::COMMAND_ID), [""; 0]);
+            (all(&kept, header::OWN_COMMAND_ID), all(&kept, header::ACTOR))
+        };
+        assert_eq!(put(&headers).0, ["third"]);
+        for value in ["first", "last"] {
+            headers.append(header::OWN_COMMAND_ID, value);
+            headers.append(header::ACTOR, value);
+        }
+        let both = ["first", "last"].map(str::to_owned).to_vec();
+        assert_eq!(put(&headers), (both.clone(), both));
     }
 
     #[test]

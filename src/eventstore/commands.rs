@@ -8,7 +8,7 @@ use flexcore_broker::{publish, room::Room, size};
 use flexcore_domain::{AggregateKey, CommandId, CommandName, SLOTS, Slot, command::header};
 use flexcore_queue::{Claim, Descriptor, Purged};
 
-use crate::{Error, EventStore, subjects, topology};
+use crate::{Error, EventStore, headers, subjects, topology};
 
 pub use crate::subjects::{command_address, command_subject, published_subject, stored_part};
 pub(crate) use share::Share;
@@ -125,10 +125,7 @@ impl EventStore {
             let Some(waiting) = self.queue.next_on(&subjects, after).await? else {
                 return Ok(false);
             };
-            let ids = [header::OWN_COMMAND_ID, header::COMMAND_ID];
-            let headers = waiting.headers.as_ref();
-            let own = ids.into_iter().find_map(|name| headers?.get(name));
-            if own.is_some_and(|own| own.as_str() == id.as_str()) {
+            if headers::command_id(waiting.headers.as_ref()) == Some(id.as_str()) {
                 return Ok(true);
             }
             after = waiting.sequence;

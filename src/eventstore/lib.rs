@@ -13,6 +13,7 @@ mod errors;
 mod find;
 pub mod folded;
 mod growth;
+pub mod headers;
 mod identity;
 mod interest;
 mod kept;

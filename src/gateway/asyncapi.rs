@@ -128,6 +128,7 @@ fn command_headers() -> Value {
     let id = json!({"type": "string", "pattern": "^[A-Za-z0-9_:-]{1,128}$"});
     let mut headers = json!({
         "type": "object",
+        "description": "Each is given once: a command with two of one name is put aside.",
         "anyOf": [{"required": [header::OWN_COMMAND_ID]}, {"required": [header::COMMAND_ID]}],
         "properties": {
             (header::OWN_COMMAND_ID): {

@@ -68,9 +68,8 @@ impl Letters {
         dead.whole()?;
         let mut headers = HeaderMap::new();
         for (name, values) in dead.headers() {
-            let ours = [header::DEAD_REASON, header::DEAD_SUBJECT].contains(&name);
-            if let (false, Some(value)) = (ours, values.last()) {
-                headers.insert(name, value.as_str());
+            if ![header::DEAD_REASON, header::DEAD_SUBJECT].contains(&name) {
+                values.iter().for_each(|value| headers.append(name, value.as_str()));
             }
         }
         let id = dead.header(header::OWN_COMMAND_ID);
@@ -138,12 +137,13 @@ impl Letter {
         printable(&String::from_utf8_lossy(&self.0.payload))
     }
 
-    /// All of it.
+    /// All of it. A header that was given more than once is a list.
     pub fn as_json(&self) -> Value {
-        let headers: serde_json::Map<String, Value> = self
-            .headers()
-            .filter_map(|(name, values)| Some((name.to_owned(), values.last()?.as_str().into())))
-            .collect();
+        let header = |(name, values): (&str, &[HeaderValue])| {
+            let all: Vec<&str> = values.iter().map(HeaderValue::as_str).collect();
+            (name.to_owned(), if let [one] = all[..] { json!(one) } else { json!(all) })
+        };
+        let headers: serde_json::Map<String, Value> = self.headers().map(header).collect();
         let text = String::from_utf8_lossy(&self.0.payload);
         json!({
             "number": self.number(),
@@ -157,7 +157,7 @@ impl Letter {
     }
 
     fn header(&self, name: &str) -> String {
-        let value = self.0.headers.get_last(name);
+        let value = self.0.headers.get(name);
         value.map(|value| printable(value.as_str())).unwrap_or_default()
     }
 

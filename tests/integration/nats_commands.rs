@@ -19,7 +19,7 @@ impl Queue {
     async fn put(&self, subject: &str, headers: &[(&str, &str)], payload: impl Into<bytes::Bytes>) {
         let mut all = HeaderMap::new();
         for (name, value) in headers {
-            all.insert(*name, *value);
+            all.append(*name, *value);
         }
         let sent = self.jetstream.publish_with_headers(subject.to_owned(), all, payload.into());
         sent.await.unwrap().await.unwrap_or_else(|error| panic!("{subject}: {error}"));
@@ -353,4 +353,40 @@ async fn what_was_cut_to_be_put_aside_is_not_requeued() {
     let said = String::from_utf8_lossy(&requeued.stderr).into_owned();
     assert!(!requeued.status.success() && said.contains("had 2000000 bytes"), "{said}");
     assert_eq!(dead(&dev, "cut").await.len(), 1, "it is still on the list");
+}
+
+/// Such a command was read as the first id's and actor's, lay aside as the last's, and was requeued under
+/// a third id.
+#[tokio::test]
+async fn a_header_that_is_given_twice_is_refused_and_stays_so() {
+    let dev = Dev::shared();
+    let (queue, http) = (Queue::of(&dev).await, dev.http("doubled"));
+    let open = r#"{"owner":"Ann","team":"red"}"#;
+    let actors = [("Flexcore-Actor", "ann"), ("Flexcore-Actor", "bob")];
+    let own = "Flexcore-Command-Id";
+    let headers = [&[(own, "first"), (own, "last"), (ID, "third")][..], &actors].concat();
+    queue.put("cmd.doubled.account.a-1.open", &headers, open).await;
+    let first = dead_of(&dev, "doubled", 1).await.remove(0);
+    assert_eq!(first["headers"][own], json!(["first", "last"]));
+    assert_eq!(first["headers"]["Flexcore-Actor"], json!(["ann", "bob"]));
+    let said = first["reason"].as_str().unwrap();
+    assert!(said.contains("Flexcore-Command-Id: it is given more than once"), "{said}");
+
+    dev.succeed(&["dead", "requeue", &first["number"].to_string()]);
+    let again = eventually("the same command to be put aside again", async || {
+        let found = dead(&dev, "doubled").await;
+        match &found[..] {
+            [one] if one["number"] != first["number"] => Ok(one.clone()),
+            _ => Err(format!("{found:?}")),
+        }
+    })
+    .await;
+    for part in ["subject", "reason", "headers", "body"] {
+        assert_eq!(again[part], first[part], "{part}");
+    }
+    // Where only the id is sure, it has an outcome.
+    queue.put("cmd.doubled.account.a-1.open", &[&[(ID, "one")][..], &actors].concat(), open).await;
+    let outcome = outcome(&http, "account", "a-1", "one").await;
+    assert!(outcome["reason"].as_str().unwrap().contains("Flexcore-Actor"), "{outcome}");
+    http.get("/v1/aggregates/account/a-1").await.problem(404, "no-such-aggregate");
 }

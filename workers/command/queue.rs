@@ -3,10 +3,11 @@
 use std::{fmt::Display, time::Duration};
 
 use flexcore_cluster::Guard;
-use flexcore_domain::{AggregateKey, CommandId, Outcome, Slot, command::header};
+use flexcore_domain::{AggregateKey, CommandId, Outcome, Slot};
 use flexcore_eventstore::{
     Error, EventStore,
     commands::{published_subject, stored_part},
+    headers::command_id,
 };
 use flexcore_queue::{
     Claim, Messages, Queued,
@@ -375,9 +376,8 @@ async fn at(time: Option<std::time::Instant>) {
 /// Whose outcome it is; `None` for a command that does not say so.
 fn identify(message: &Queued) -> Option<(AggregateKey, CommandId)> {
     let (part, _) = stored_part(&message.subject)?.rsplit_once('.')?;
-    let headers = message.headers.as_ref()?;
-    let id = headers.get(header::OWN_COMMAND_ID).or_else(|| headers.get(header::COMMAND_ID))?;
-    Some((AggregateKey::from_subject_part(part)?, CommandId::parse(id.as_str()).ok()?))
+    let id = command_id(message.headers.as_ref())?;
+    Some((AggregateKey::from_subject_part(part)?, CommandId::parse(id).ok()?))
 }
 
 fn reason(outcome: &Outcome) -> String {

@@ -10,7 +10,7 @@ use flexcore_domain::{
     Payload, Provenance, Secret, Slot, State, StateReply, Tenant, Vouched, command::header,
     names::ActorName,
 };
-use flexcore_eventstore::{Error, EventStore, snapshot::Snapshot};
+use flexcore_eventstore::{Error, EventStore, headers, snapshot::Snapshot};
 use flexcore_resilience::{Beside, Deadline, Shares};
 use flexcore_script::{
     ScriptDecider,
@@ -403,19 +403,18 @@ pub(super) fn read_command(
     let key = AggregateKey::from_subject_part(part).ok_or_else(|| {
         subject("tenant and aggregate are [a-z][a-z0-9_]{0,39}, id [A-Za-z0-9_-]{1,128}".to_owned())
     })?;
+    if let Some(name) = headers::doubled(headers) {
+        return Err(invalid(name, "it is given more than once".to_owned()));
+    }
     let header = |name: &str| headers.and_then(|headers| headers.get(name)).map(|v| v.as_str());
     let id_of = |name: &str| {
         let parsed = header(name).map(CommandId::parse).transpose();
         parsed.map_err(|error| invalid(name, error.to_string()))
     };
-    let id = match id_of(header::OWN_COMMAND_ID)? {
-        Some(id) => id,
-        None => id_of(header::COMMAND_ID)?.ok_or_else(|| {
-            let reason =
-                format!("every command needs an id, here or in {}", header::OWN_COMMAND_ID);
-            invalid(header::COMMAND_ID, reason)
-        })?,
-    };
+    let id = id_of(headers::of_id(headers))?.ok_or_else(|| {
+        let reason = format!("every command needs an id, here or in {}", header::OWN_COMMAND_ID);
+        invalid(header::COMMAND_ID, reason)
+    })?;
     let actor = header(header::ACTOR);
     let actor = match (actor, secret, header(header::ACTOR_SEAL)) {
         (Some(actor), Some(secret), Some(seal))
