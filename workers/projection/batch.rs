@@ -190,7 +190,10 @@ pub(super) fn make_of_broken(models: &mut [Model], broken: &Broken) -> Batch {
     let mut batch =
         Batch { parts: Vec::new(), origins: Vec::new(), dead: Vec::new(), commits: Vec::new() };
     let Some(key) = &broken.key else { return batch };
-    for model in models.iter_mut().filter(|model| model.version.plan.follows(key.aggregate())) {
+    // One that waits has not read up to here.
+    let concerned =
+        |model: &&mut Model| !model.waits && model.version.plan.follows(key.aggregate());
+    for model in models.iter_mut().filter(concerned) {
         let is_owned = model.checkpoints[model.portion(key.slot())].is_some();
         if !is_owned || !model.held.insert(key.clone()) {
             // Of somebody else; or read again, from where another model is.
