@@ -53,11 +53,14 @@ pub struct Settings {
     /// Time for which the indexes of a read model are not tried again after a build that failed;
     /// twice as long after each further one, and an hour at most.
     pub index_pause: Duration,
+    /// Most aggregates that a read model holds back since a break in the log; one that would hold back
+    /// more stops, and no other does.
+    pub held_max: usize,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { index_pause: indexing::PAUSE_FIRST }
+        Self { index_pause: indexing::PAUSE_FIRST, held_max: batch::HELD_MAX }
     }
 }
 
@@ -84,6 +87,7 @@ pub async fn run(
         requests: None,
         former: Former::default(),
         indexing: Indexing::new(settings.index_pause),
+        held_max: settings.held_max,
     };
     let mut readers = Readers::default();
     let result = worker.project(&mut readers, &stop).await;
@@ -112,6 +116,7 @@ struct Worker {
     requests: Option<Requests>,
     former: Former,
     indexing: Indexing,
+    held_max: usize,
 }
 
 impl Worker {
@@ -235,6 +240,7 @@ impl Worker {
                     read_models: self.read_models.clone(),
                     guard: self.member.guard(),
                     versions: members,
+                    held_max: self.held_max,
                     was_locked,
                 };
                 readers.start(group, reader);

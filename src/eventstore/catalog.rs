@@ -27,6 +27,9 @@ use crate::{
 /// name, or its commands would write to the same subjects.
 pub const AGGREGATE: &str = "application";
 const DEPLOYED: &str = "deployed";
+/// Most applications that are listed as unreadable: looking up what was in force takes a question each.
+/// Of more the log of the process tells.
+const UNREADABLE_MAX: usize = 1_000;
 /// Most deployments in which a query's former declaration is looked for: a client waits for it, and
 /// what serves is seldom older than the deployment before.
 const FORMER_MAX: usize = 32;
@@ -274,8 +277,10 @@ fn unreadable(catalog: &mut Catalog, key: &AggregateKey, reason: String) {
         reason,
         "a deployed version cannot be read here; the one before it stays in force"
     );
-    is_unreadable(&name, true);
-    catalog.unreadable.insert(name, reason);
+    if catalog.unreadable.len() < UNREADABLE_MAX || catalog.unreadable.contains_key(&name) {
+        is_unreadable(&name, true);
+        catalog.unreadable.insert(name, reason);
+    }
 }
 
 /// Looks up which deployment is in force of applications whose last one cannot be read, where that is

@@ -10,13 +10,23 @@ use flexcore_domain::{AggregateKey, Hash};
 use crate::{Error, Recorded, load};
 
 /// Aggregates whose last link is remembered, about 100 bytes each. Beyond it those are forgotten that
-/// were not met for longest, and their links are checked again from their next commit on.
+/// were not met for longest, and their links are checked again from their next commit on; also those that
+/// are broken, since whoever folds them remembers that.
 pub const LINKS_MAX: usize = 1_000_000;
 
 /// Stands for an aggregate: 128 bits under keys that this process alone knows. Tenants choose the
 /// ids. Of a hash that they can compute they find two ids that look like one aggregate, whose
 /// commits then seem not to follow one another.
 type KeyHash = u128;
+
+/// What is remembered of an aggregate.
+#[derive(Clone, Copy)]
+enum Last {
+    /// Its version, and its last link.
+    Link(u64, Hash),
+    /// Its commits do not follow one another.
+    Broken,
+}
 
 /// Some of the aggregates: each is in one of so many parts, by keys that nobody outside knows.
 #[derive(Clone)]
@@ -36,8 +46,8 @@ impl Part {
 /// forgotten, and the young one becomes old.
 pub(crate) struct Links {
     keys: [RandomState; 2],
-    young: HashMap<KeyHash, (u64, Hash)>,
-    old: HashMap<KeyHash, (u64, Hash)>,
+    young: HashMap<KeyHash, Last>,
+    old: HashMap<KeyHash, Last>,
     max: usize,
     /// Only these aggregates are checked; `None`: all.
     part: Option<Part>,
@@ -67,16 +77,20 @@ impl Links {
     }
 
     /// Checks a commit against the one before it, where that one is remembered, and remembers it.
-    /// One that does not follow is not remembered.
+    /// One that does not follow is not remembered. Those of a broken aggregate pass: nobody can say what
+    /// should follow there.
     pub(crate) fn check(&mut self, recorded: &Recorded) -> Result<(), Error> {
         let key = &recorded.commit.key;
-        if self.part.as_ref().is_some_and(|part| !part.has(key)) {
+        if !self.has(key) {
             return Ok(());
         }
         let of = self.key_hash(key);
-        let last = self.young.get(&of).copied().or_else(|| self.old.remove(&of));
-        match last {
-            Some((version, hash)) => load::check_link(key, recorded, version, Some(&hash))?,
+        let mut now = Last::Link(recorded.commit.version(), recorded.hash);
+        match self.last(&of) {
+            Some(Last::Link(version, hash)) => {
+                load::check_link(key, recorded, version, Some(&hash))?;
+            }
+            Some(Last::Broken) => now = Last::Broken,
             None if recorded.commit.version_before() == 0 => {
                 load::check_link(key, recorded, 0, Some(&Hash::ZERO))?;
                 self.begun += 1;
@@ -86,11 +100,34 @@ impl Links {
                 metrics::counter!("flexcore_log_links_unchecked_total").increment(1);
             }
         }
+        self.remember(of, now);
+        Ok(())
+    }
+
+    /// Remembers that an aggregate is broken. Returns false when that was known.
+    pub(crate) fn break_off(&mut self, key: &AggregateKey) -> bool {
+        if !self.has(key) {
+            return false;
+        }
+        let of = self.key_hash(key);
+        let was_broken = matches!(self.last(&of), Some(Last::Broken));
+        self.remember(of, Last::Broken);
+        !was_broken
+    }
+
+    fn has(&self, key: &AggregateKey) -> bool {
+        self.part.as_ref().is_none_or(|part| part.has(key))
+    }
+
+    fn last(&mut self, of: &KeyHash) -> Option<Last> {
+        self.young.get(of).copied().or_else(|| self.old.remove(of))
+    }
+
+    fn remember(&mut self, of: KeyHash, last: Last) {
         if self.young.len() >= (self.max / 2).max(1) && !self.young.contains_key(&of) {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(of, (recorded.commit.version(), recorded.hash));
-        Ok(())
+        self.young.insert(of, last);
     }
 
     fn key_hash(&self, key: &AggregateKey) -> KeyHash {
@@ -169,6 +206,20 @@ mod tests {
         links.check(&commit("a", 2, &first.hash)).unwrap();
         let headless = commit("b", 1, &first.hash);
         assert!(matches!(links.check(&headless), Err(Error::BrokenChain { .. })));
+    }
+
+    #[test]
+    fn what_is_broken_is_found_once_and_passes_from_then_on() {
+        let mut links = Links::with_room_for(LINKS_MAX);
+        links.check(&commit("a", 1, &Hash::ZERO)).unwrap();
+        let other = commit("a", 2, &Hash::ZERO);
+        links.check(&other).unwrap_err();
+        assert!(links.break_off(&key("a")) && !links.break_off(&key("a")));
+        links.check(&other).unwrap();
+        links.check(&commit("a", 7, &Hash::ZERO)).unwrap();
+        assert!(!links.break_off(&key("a")), "still");
+        assert!(links.break_off(&key("never-met")));
+        assert_eq!((links.begun, links.unchecked), (1, 0));
     }
 
     /// Memory is bounded; unchecked commits are counted, not passed over.

@@ -1,6 +1,6 @@
 //! Subscribe: the log in order, from any place on, checked as it is read.
 
-use std::{collections::HashSet, fmt::Display, sync::Arc, time::Duration};
+use std::{fmt::Display, sync::Arc, time::Duration};
 
 use async_nats::jetstream::{
     self,
@@ -78,10 +78,6 @@ const RETRY: Backoff =
 /// Time between a waiting reader's looks for messages that were lost on their way.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// Aggregates that may be broken before the log is: beyond it reading stops, since it is no longer
-/// one of them that is damaged.
-const BROKEN_MAX: usize = 1_000;
-
 const ANOTHER_LOG: &str = "the log is not the one that was read so far";
 
 /// The next thing in the log.
@@ -134,8 +130,6 @@ pub struct Subscription {
     retries: u32,
     /// `None`: commits are not checked against one another.
     links: Option<Links>,
-    /// Aggregates whose commits do not follow one another.
-    broken: HashSet<AggregateKey>,
     /// Comes with the next read, because commits before it were read together with it.
     next: Option<Box<Broken>>,
 }
@@ -248,7 +242,6 @@ impl EventStore {
             resume_at: Instant::now(),
             retries: 0,
             links,
-            broken: HashSet::new(),
             next: None,
         };
         subscription.source = Some(subscription.consume().await?);
@@ -270,10 +263,9 @@ impl Subscription {
 
     /// The next commits in log order, up to `max`, or what is broken next; waits up to `wait` for the
     /// first, and returns no commits when none came. A lost connection is mended inside. Fails only
-    /// for what needs a person: with [`Error::Gap`] when messages are missing, with
-    /// [`Error::Misconfigured`] when the log is another one than before, and with what is wrong
-    /// with one when a thousand aggregates are broken. The failing message comes again on the next
-    /// call.
+    /// for what needs a person: with [`Error::Gap`] when messages are missing, and with
+    /// [`Error::Misconfigured`] when the log is another one than before. The failing message comes
+    /// again on the next call.
     pub async fn next_batch(&mut self, max: usize, wait: Duration) -> Result<Read, Error> {
         if let Some(broken) = self.next.take() {
             return Ok(Read::Broken(broken));
@@ -341,8 +333,8 @@ impl Subscription {
             Ok(recorded) => Ok(recorded),
             Err(unread) => {
                 let Unread { key, commit, error } = *unread;
-                if key.as_ref().is_some_and(|key| !self.is_broken_now(key)) {
-                    return Err(error);
+                if let Some(key) = &key {
+                    self.breaks(key);
                 }
                 Err(Box::new(Broken {
                     sequence,
@@ -362,15 +354,11 @@ impl Subscription {
         Ok(Some(read))
     }
 
-    /// Remembers that the aggregate is broken; false when there are too many.
-    fn is_broken_now(&mut self, key: &AggregateKey) -> bool {
-        if !self.broken.contains(key) && self.broken.len() >= BROKEN_MAX {
-            return false;
-        }
-        if self.broken.insert(key.clone()) {
+    /// Remembers that the aggregate is broken, and counts it.
+    fn breaks(&mut self, key: &AggregateKey) {
+        if self.links.as_mut().is_none_or(|links| links.break_off(key)) {
             metrics::counter!("flexcore_log_broken_total").increment(1);
         }
-        true
     }
 
     /// The commit that a message is, when it follows the one before it; else whose it should be, what
@@ -393,9 +381,6 @@ impl Subscription {
                 return Err(Box::new(Unread { key: Some(key), commit: None, error }));
             }
         };
-        if !self.broken.is_empty() && self.broken.contains(&key) {
-            return Ok(recorded);
-        }
         match self.links.as_mut().map_or(Ok(()), |links| links.check(&recorded)) {
             Ok(()) => Ok(recorded),
             Err(error) => {

@@ -17,6 +17,9 @@ pub(super) type EventAt = (usize, usize, Hash);
 /// New data of events; or why there is none.
 pub(super) type Upcasted = HashMap<EventAt, Result<Box<RawValue>, String>>;
 
+/// Most aggregates that a version holds back, some 150 bytes each. It stops before it would be one more.
+pub(super) const HELD_MAX: usize = 100_000;
+
 /// A version and where its checkpoints are.
 pub(super) struct Model {
     pub(super) version: Arc<Version>,
@@ -185,11 +188,15 @@ pub(super) fn make(models: &mut [Model], commits: Vec<Recorded>, upcasted: &Upca
 }
 
 /// Handles a message that breaks its aggregate: the models that follow it put it aside, and hold
-/// back the later events.
-pub(super) fn make_of_broken(models: &mut [Model], broken: &Broken) -> Batch {
+/// back the later events. `None`: one of them would hold back more than so many aggregates.
+pub(super) fn make_of_broken(
+    models: &mut [Model],
+    broken: &Broken,
+    held_max: usize,
+) -> Option<Batch> {
     let mut batch =
         Batch { parts: Vec::new(), origins: Vec::new(), dead: Vec::new(), commits: Vec::new() };
-    let Some(key) = &broken.key else { return batch };
+    let Some(key) = &broken.key else { return Some(batch) };
     // One that waits has not read up to here.
     let concerned =
         |model: &&mut Model| !model.waits && model.version.plan.follows(key.aggregate());
@@ -198,6 +205,9 @@ pub(super) fn make_of_broken(models: &mut [Model], broken: &Broken) -> Batch {
         if !is_owned || !model.held.insert(key.clone()) {
             // Of somebody else; or read again, from where another model is.
             continue;
+        }
+        if model.held.len() > held_max {
+            return None;
         }
         let part = batch.parts.len();
         let moves = model.move_to(broken.sequence, None);
@@ -215,7 +225,7 @@ pub(super) fn make_of_broken(models: &mut [Model], broken: &Broken) -> Batch {
         };
         batch.dead.push(Dead { part, parked, body: broken.body.clone() });
     }
-    batch
+    Some(batch)
 }
 
 /// Stands where an event's name cannot be read.

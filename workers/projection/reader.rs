@@ -57,6 +57,8 @@ pub(super) struct Reader {
     pub(super) read_models: ReadModels,
     pub(super) guard: Guard,
     pub(super) versions: Vec<Arc<Version>>,
+    /// Most aggregates that one of them holds back.
+    pub(super) held_max: usize,
     /// The only version's table was locked: the reader ends when the version has caught up, which
     /// is read with the others again.
     pub(super) was_locked: bool,
@@ -79,9 +81,9 @@ pub(super) enum End {
     },
     /// Another worker has taken over.
     Fenced(Error),
-    /// Postgres refuses, and will again.
+    /// Postgres refuses, and will again; or too many aggregates are broken that a version follows.
     Refused { reason: String, names: Vec<(i64, Name)> },
-    /// The log is damaged.
+    /// Messages are missing from the log, which may be anybody's.
     Broken { reason: String, names: Vec<(i64, Name)> },
 }
 
@@ -222,7 +224,10 @@ impl Reader {
             Failure::Log(error @ eventstore::Error::Misconfigured(_)) => {
                 End::Retry { reason: error.to_string(), progressed }
             }
-            Failure::Log(error) => End::Broken { reason: error.to_string(), names: names() },
+            Failure::Log(error @ eventstore::Error::Gap { .. }) => {
+                End::Broken { reason: error.to_string(), names: names() }
+            }
+            Failure::Log(error) => End::Refused { reason: error.to_string(), names: names() },
         }
     }
 }
@@ -312,7 +317,12 @@ impl Running<'_> {
             reason = broken.reason,
             "the log is broken here: the aggregate is held back from now on"
         );
-        let batch = batch::make_of_broken(&mut self.models, broken);
+        let held_max = self.reader.held_max;
+        let Some(batch) = batch::make_of_broken(&mut self.models, broken, held_max) else {
+            let (subject, sequence) = (broken.subject.clone(), broken.sequence);
+            let reason = format!("{}; {held_max} others are held back already", broken.reason);
+            return Err(eventstore::Error::Corrupt { subject, sequence, reason }.into());
+        };
         if !batch.parts.is_empty() {
             self.commit(batch);
         }

@@ -80,7 +80,8 @@ async fn indexes_come_and_go_in_place_and_a_new_version_has_them_before_it_serve
     rig.catalog.send_replace(catalog([indexed("1", &["total"])]));
     let paid = rig.pay("a", "g", &ones(5)).await;
     let index_pause = Duration::from_millis(500);
-    let (stop, worker) = rig.work_as(projection::Settings { index_pause }).await;
+    let (stop, worker) =
+        rig.work_as(projection::Settings { index_pause, ..Default::default() }).await;
     rig.caught_up(paid).await;
     // At once, not soon.
     assert_eq!(rig.indexes().await, "v1 serving: total");

@@ -34,24 +34,6 @@ fn both() -> Arc<Catalog> {
     Arc::new(catalog)
 }
 
-/// Waits until it is so.
-async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    while !is_so().await {
-        assert!(tokio::time::Instant::now() < deadline, "{what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-/// Waits until the read model has passed the position.
-async fn passes(rig: &Rig, model: &str, position: Position) {
-    let wait = async || {
-        let short = Duration::from_millis(200);
-        rig.read_models.wait(&[name(model)], &[position], short).await.is_ok()
-    };
-    until(&format!("{model} stands still"), wait).await;
-}
-
 /// It stopped every read model of the worker for as long, without a word, and the worker's end with them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_locked_table_delays_its_own_read_model_and_nothing_else() {

@@ -1,6 +1,7 @@
 //! The projection worker on a real broker and a real Postgres.
 #![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
 
+mod broken;
 mod deployments;
 mod indexes;
 mod locked;

@@ -168,6 +168,24 @@ impl Rig {
     }
 }
 
+/// Waits until it is so.
+pub(crate) async fn until(what: &str, is_so: impl AsyncFn() -> bool) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !is_so().await {
+        assert!(tokio::time::Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Waits until the read model has passed the position.
+pub(crate) async fn passes(rig: &Rig, model: &str, position: Position) {
+    let wait = async || {
+        let short = Duration::from_millis(200);
+        rig.read_models.wait(&[name(model)], &[position], short).await.is_ok()
+    };
+    until(&format!("{model} stands still"), wait).await;
+}
+
 pub(crate) fn ones(count: usize) -> Vec<Value> {
     vec![json!(1); count]
 }
