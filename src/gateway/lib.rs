@@ -27,6 +27,7 @@ mod router;
 mod routes;
 mod schema;
 mod shared;
+mod strangers;
 
 use std::sync::Arc;
 
@@ -67,6 +68,8 @@ pub struct State {
 pub struct Settings {
     /// Requests a second of one tenant, and as a burst.
     pub requests_per_second: std::num::NonZeroU32,
+    /// Requests a second of all together who send no good token, and as a burst.
+    pub strangers_per_second: std::num::NonZeroU32,
     /// Connections at once, of which the first tenant has a half for its requests.
     pub connections_max: usize,
     /// Commands under way at once, of which the first tenant has a half.
@@ -77,6 +80,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             requests_per_second: std::num::NonZeroU32::new(limits::REQUESTS_PER_SECOND)
+                .expect("BUG: the default rate is not zero"),
+            strangers_per_second: std::num::NonZeroU32::new(limits::STRANGERS_PER_SECOND)
                 .expect("BUG: the default rate is not zero"),
             connections_max: limits::CONNECTIONS_MAX,
             commands_max: limits::COMMANDS_MAX,

@@ -137,6 +137,33 @@ pub const REQUESTS_PER_SECOND: u32 = 50_000;
 /// are forgotten first.
 pub const TENANTS_MAX: usize = 10_000;
 
+/// Requests of strangers under way at once, those included that are told late that there are too many.
+/// Each costs as much memory as one of a tenant.
+pub const STRANGERS_MAX: usize = 1_024;
+
+/// Requests a second of all strangers together, and as a burst: documents, and requests whose token is
+/// missing or bad. Many clients that begin at the same moment do not meet it, and the documents that it
+/// lets through are some tens of MB a second. Health and metrics are not counted.
+pub const STRANGERS_PER_SECOND: u32 = 1_000;
+
+/// When strangers are told that they have used up their rate.
+pub const STRANGER_REFUSED_AFTER: Duration = Duration::from_secs(1);
+
+/// Requests at once that wait for their token's check, shared among connections. There are twice as many
+/// as connections, so that one more than all others have is seldom refused.
+pub const UNKNOWN_MAX: usize = 8_192;
+
+/// Tokens that are checked at once. Each takes some 50 µs of a processor.
+pub const CHECKS_AT_ONCE_MAX: usize = 4;
+
+/// Time for which a bad token keeps its place among those: no more than 2,000 bad ones a second are
+/// checked, which take a tenth of a processor's time.
+pub const WRONG_TOKEN_KEEPS: Duration = Duration::from_millis(2);
+
+/// Longest wait for a token's check. Where bad ones come over all connections at once, a turn takes two
+/// to three seconds.
+pub const CHECK_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Time for which an answer about readiness is good, so that asking often costs nothing.
 pub const READINESS_AGE: Duration = Duration::from_millis(500);
 

@@ -43,6 +43,7 @@ use crate::{
     },
     problems::{self, Kind},
     shared::Shared,
+    strangers::Peer,
 };
 
 /// Longest time for a refused connection to ask and to read the refusal.
@@ -125,6 +126,7 @@ async fn converse(
     server: &auto::Builder<TokioExecutor>,
     closing: CancellationToken,
 ) {
+    let Ok(peer) = stream.peer_addr().map(Peer) else { return };
     // Answers are small and whole: waiting to fill a segment only delays them.
     let _ = stream.set_nodelay(true);
     let mut first = [0];
@@ -142,6 +144,7 @@ async fn converse(
         stream,
         service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(known.clone());
+            request.extensions_mut().insert(peer);
             router.call(request)
         }),
     );

@@ -9,11 +9,11 @@ use std::{
 
 use axum::{
     extract::{Request, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, Version, header},
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use flexcore_auth::Identity;
+use flexcore_auth::{self as auth, Identity};
 use flexcore_domain::TraceParent;
 use flexcore_resilience::Deadline;
 use futures::FutureExt;
@@ -29,6 +29,7 @@ use crate::{
     problems,
     route::Route,
     shared::Shared,
+    strangers::{Peer, Place},
 };
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -73,7 +74,9 @@ async fn answer(
         Some(route) => route.needs.is_some(),
         None => request.uri().path().starts_with("/v1/"),
     };
-    let (identity, rate) = match admit(shared, &request, protected) {
+    let (peer, head) = (Peer::of(&request), (request.uri(), request.headers()));
+    let admitted = admit(shared, route, protected, peer, head).await;
+    let Admitted { identity, rate, place: _place } = match admitted {
         Ok(admitted) => admitted,
         Err(problem) => {
             return (false, finish(problem.into_response(), &trace, None, protected));
@@ -122,51 +125,91 @@ fn allow(identity: Option<&Identity>, route: Option<&Route>) -> Result<(), Probl
     Err(Problem::new(&problems::FORBIDDEN, detail))
 }
 
-type Admitted = (Option<Arc<Identity>>, Option<Rate>);
+/// A sender that was let in.
+#[derive(Default)]
+struct Admitted {
+    /// `None`: a stranger.
+    identity: Option<Arc<Identity>>,
+    rate: Option<Rate>,
+    /// A stranger's, kept until the answer is there.
+    place: Option<Place>,
+}
 
-fn admit(shared: &Shared, request: &Request, protected: bool) -> Result<Admitted, Problem> {
-    let uri = request.uri().path_and_query().map_or(0, |text| text.as_str().len());
+async fn admit(
+    shared: &Shared,
+    route: Option<&Route>,
+    protected: bool,
+    peer: Peer,
+    (uri, headers): (&Uri, &HeaderMap),
+) -> Result<Admitted, Problem> {
+    fits(uri, headers)?;
+    if protected {
+        let identity = identify(shared, peer, headers).await?;
+        let rate = shared.admission.rate(&identity.tenant)?;
+        return Ok(Admitted { identity: Some(identity), rate: Some(rate), place: None });
+    }
+    if route.is_some_and(Route::is_probe) {
+        return Ok(Admitted::default());
+    }
+    let place = shared.strangers.enter().await?;
+    Ok(Admitted { place: Some(place), ..Admitted::default() })
+}
+
+/// Fails where the head is too long.
+fn fits(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
+    let uri = uri.path_and_query().map_or(0, |text| text.as_str().len());
     if uri > URI_BYTES_MAX {
         let detail = format!("path and query have at most {URI_BYTES_MAX} bytes");
         return Err(Problem::new(&problems::URI_TOO_LONG, detail));
     }
-    let fields = request.headers().iter();
+    let fields = headers.iter();
     if fields.map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>()
         > HEADERS_BYTES_MAX
     {
         let detail = format!("headers have at most {HEADERS_BYTES_MAX} bytes");
         return Err(Problem::new(&problems::HEADERS_TOO_LARGE, detail));
     }
-    if !protected {
-        return Ok((None, None));
-    }
-    let identity = identify(shared, request.headers())?;
-    let rate = shared.admission.rate(&identity.tenant)?;
-    Ok((Some(identity), Some(rate)))
+    Ok(())
 }
 
-/// Who sends the request, by its bearer token (RFC 6750).
-fn identify(shared: &Shared, headers: &HeaderMap) -> Result<Arc<Identity>, Problem> {
+/// Who sends the request, by its bearer token (RFC 6750). One whose token is missing or bad is a
+/// stranger, and told so as far as strangers are let in.
+async fn identify(
+    shared: &Shared,
+    peer: Peer,
+    headers: &HeaderMap,
+) -> Result<Arc<Identity>, Problem> {
     let value = crate::extract::single(headers, &header::AUTHORIZATION)?;
     let token = value.and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
     });
     let Some(token) = token else {
+        drop(shared.strangers.enter().await?);
         let detail = "send Authorization: Bearer TOKEN";
         return Err(Problem::new(&problems::UNAUTHENTICATED, detail).header(
             header::WWW_AUTHENTICATE,
             HeaderValue::from_static("Bearer realm=\"flexcore\""),
         ));
     };
-    shared.verifier.verify(token, now_s()).map_err(|error| {
-        let challenge = format!(
-            "Bearer realm=\"flexcore\", error=\"invalid_token\", error_description=\"{error}\""
-        );
-        let challenge = HeaderValue::try_from(challenge).expect("BUG: errors are plain ASCII");
-        Problem::new(&problems::UNAUTHENTICATED, error.to_string())
-            .header(header::WWW_AUTHENTICATE, challenge)
-    })
+    if let Some(identity) = shared.verifier.remembered(token, now_s()) {
+        return Ok(identity);
+    }
+    let check = || shared.verifier.verify(token, now_s());
+    let error = match shared.strangers.check(peer, check).await? {
+        Ok(identity) => return Ok(identity),
+        Err(error) => error,
+    };
+    // Whoever had a good one learns in any case that its time is over, and gets another.
+    if error != auth::Error::Expired {
+        drop(shared.strangers.enter().await?);
+    }
+    let challenge = format!(
+        "Bearer realm=\"flexcore\", error=\"invalid_token\", error_description=\"{error}\""
+    );
+    let challenge = HeaderValue::try_from(challenge).expect("BUG: errors are plain ASCII");
+    Err(Problem::new(&problems::UNAUTHENTICATED, error.to_string())
+        .header(header::WWW_AUTHENTICATE, challenge))
 }
 
 pub(crate) fn now_s() -> u64 {

@@ -27,6 +27,11 @@ impl Route {
         on_path.find(|route| route.takes(request.method())).or(first)
     }
 
+    /// Whoever runs the gateway asks by it how the gateway is: it is answered whatever strangers do.
+    pub(crate) fn is_probe(&self) -> bool {
+        matches!(self.path, "/livez" | "/readyz" | "/startupz" | "/metrics")
+    }
+
     fn takes(&self, method: &Method) -> bool {
         let asked = if method == Method::HEAD { "get" } else { method.as_str() };
         asked.eq_ignore_ascii_case(self.method)

@@ -150,6 +150,13 @@ mod tests {
     }
 
     #[test]
+    fn health_and_metrics_are_answered_whatever_strangers_do() {
+        let probes = ROUTES.iter().filter(|route| route.is_probe()).map(|route| route.path);
+        let probes: Vec<&str> = probes.collect();
+        assert_eq!(probes, ["/livez", "/readyz", "/startupz", "/metrics"]);
+    }
+
+    #[test]
     fn every_route_is_in_the_index_and_the_index_names_nothing_else() {
         let index = include_str!("routes/index.json");
         let told: BTreeSet<&str> = index

@@ -21,7 +21,9 @@ use metrics::Histogram;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::{State, admission::Admission, former::Former, readiness::Readiness};
+use crate::{
+    State, admission::Admission, former::Former, readiness::Readiness, strangers::Strangers,
+};
 
 pub(crate) struct Shared {
     pub(crate) store: EventStore,
@@ -38,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) metrics_apart: bool,
     pub(crate) settings: crate::Settings,
     pub(crate) admission: Admission,
+    pub(crate) strangers: Strangers,
     pub(crate) readiness: Readiness,
     pub(crate) documents: Documents,
     pub(crate) former: Former,
@@ -52,6 +55,7 @@ impl Shared {
         let policies = Policies::default();
         Arc::new(Self {
             admission: Admission::new(&state.settings, state.read_models.connections_max()),
+            strangers: Strangers::new(state.settings.strangers_per_second),
             publisher: state.store.command_publisher(),
             store: state.store,
             owners: state.owners,

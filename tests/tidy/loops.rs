@@ -26,7 +26,7 @@ const LOOPS: &[(&str, usize, &str)] = &[
     ("src/broker/room.rs", 2, LOOKS),
     (
         "src/cluster/node.rs",
-        2,
+        3,
         "leaving; a bucket that does not answer ends the lease, and is told",
     ),
     ("src/cluster/owners.rs", 2, "the time that the caller gives; a tool's look changes nothing"),
@@ -44,6 +44,11 @@ const LOOPS: &[(&str, usize, &str)] = &[
     ("src/gateway/routes/commands.rs", 2, "the time that the client waits"),
     ("src/gateway/routes/events.rs", 1, READS),
     ("src/gateway/routes/health.rs", 1, LOOKS),
+    (
+        "src/gateway/strangers.rs",
+        2,
+        "once: a refusal is told late, and a bad token keeps its place for a moment",
+    ),
     ("src/http/accept.rs", 2, "a connection that comes; an error is told, and nobody waits"),
     ("src/http/health.rs", 1, READS),
     ("src/installation/connect.rs", 2, "the client library reconnects; a refusal is told"),

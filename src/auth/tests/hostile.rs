@@ -83,6 +83,19 @@ fn a_minted_token_is_accepted_until_it_ends() {
 }
 
 #[test]
+fn only_a_token_that_was_good_is_remembered_and_until_it_ends() {
+    let (verifier, token) = (verifier(), minted());
+    assert!(verifier.remembered(&token, NOW_S).is_none());
+    let identity = verifier.verify(&token, NOW_S).unwrap();
+    assert_eq!(verifier.remembered(&token, NOW_S + 3599), Some(identity));
+    assert!(verifier.remembered(&token, NOW_S + 3600).is_none());
+    let bad = format!("{token}x");
+    assert!(verifier.verify(&bad, NOW_S).is_err());
+    assert!(verifier.remembered(&bad, NOW_S).is_none());
+    assert!(verifier.remembered(&"x".repeat(1 << 20), NOW_S).is_none());
+}
+
+#[test]
 fn an_independent_implementation_accepts_it_with_the_published_key() {
     let jwks: jsonwebtoken::jwk::JwkSet = serde_json::from_str(&verifier().jwks()).unwrap();
     let token = minted();

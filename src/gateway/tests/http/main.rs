@@ -6,6 +6,7 @@ mod broker;
 mod connections;
 mod numbers;
 mod postgres;
+mod strangers;
 mod support;
 
 use std::{num::NonZeroU32, time::Duration};
