@@ -291,6 +291,20 @@ fn the_limits_in_the_readme_are_those_of_the_code() {
         ("a query", format!("{query_s} s")),
         ("events in an answer", thousands(gateway::EVENTS_PAGE_MAX)),
         (
+            "requests of a tenant",
+            format!(
+                "{} a second at each gateway",
+                thousands(gateway::REQUESTS_PER_SECOND as usize)
+            ),
+        ),
+        (
+            "requests without a good token",
+            format!(
+                "{} a second at each gateway, all together",
+                thousands(gateway::STRANGERS_PER_SECOND as usize)
+            ),
+        ),
+        (
             "event streams of a tenant",
             format!("{} at each gateway", gateway::STREAMS_PER_TENANT_MAX),
         ),
