@@ -107,12 +107,20 @@ impl SlotReader {
         }
         if matches!(error, Error::Conflict) {
             tracing::warn!(%slot, "another owner claims the slot's queue");
-        } else if lasts(failures) {
+        } else {
+            self.not_yet(error, failures);
+        }
+        false
+    }
+
+    /// Says that the queue cannot be read just now; louder when that lasts.
+    fn not_yet(&self, error: &Error, failures: u32) {
+        let slot = self.slot;
+        if lasts(failures) {
             tracing::warn!(%error, %slot, failures, "the queue cannot be read for some time");
         } else {
             tracing::debug!(%error, %slot, "the queue cannot be read yet");
         }
-        false
     }
 
     /// With `singly` commands are asked for one by one.
