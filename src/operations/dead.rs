@@ -44,13 +44,15 @@ impl Letters {
     pub async fn get(&self, number: u64) -> anyhow::Result<Letter> {
         // The leader is asked: another replica may lack the last ones, and still have requeued
         // ones.
-        match self.stream.get_raw_message(number).await {
-            Ok(dead) => Ok(Letter(dead)),
-            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => {
+        if let Err(error) = self.stream.get_raw_message(number).await {
+            if error.kind() == RawMessageErrorKind::NoMessageFound {
                 bail!("no dead message {number}: `flexcore dead list` shows the existing ones")
             }
-            Err(error) => Err(error).context("reading FLEX_DEAD"),
+            return Err(error).context("reading FLEX_DEAD");
         }
+        // Read from the leader the client library keeps the last of two values of a header alone.
+        let dead = self.stream.direct_get(number).await;
+        Ok(Letter(dead.with_context(|| format!("{number} is not on each server yet; try again"))?))
     }
 
     /// Publishes a dead command to its first subject and takes it off the list. Fails when it is none,
