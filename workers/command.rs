@@ -26,6 +26,7 @@ mod rests;
 mod slots;
 #[cfg(test)]
 mod some_keys;
+mod streams;
 mod turns;
 
 use std::{
@@ -268,7 +269,9 @@ pub async fn run(
     let answerer =
         Answerer { store: store.clone(), lanes: lanes.clone(), catalog: in_force, folds };
     requests::serve_catalog(&answerer, &tasks, &stop).await?;
-    tasks.spawn(slots::follow(answerer, member.clone(), stop.clone()));
+    let (made, progress_made) = watch::channel(None);
+    tasks.spawn(streams::watch(store.clone(), member.clone(), made, stop.clone()));
+    tasks.spawn(slots::follow(answerer, progress_made, member.clone(), stop.clone()));
     tasks.spawn(growth::watch(store.clone(), member.clone(), stop.clone()));
     tasks.spawn(clock.follow(store.clone(), stop.clone()));
     tasks.spawn(keep_house(store, lanes.clone(), member, stop.clone()));
@@ -332,6 +335,8 @@ async fn keep_house(store: EventStore, lanes: Lanes, member: Member, stop: Cance
             }
             Err(error) => {
                 failures += 1;
+                // Nobody knows how many: the number from before would look like one of now.
+                waiting.set(f64::NAN);
                 if lasts(failures) {
                     tracing::warn!(%error, failures, "the queue is not purged, and may fill up");
                 }

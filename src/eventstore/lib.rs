@@ -23,6 +23,7 @@ mod lookup;
 mod outcomes;
 mod profile;
 mod recognise;
+mod remade;
 mod secret;
 mod seen;
 pub mod snapshot;
@@ -140,8 +141,8 @@ pub enum Error {
     /// hears that it was deposed; if it stays so, the queue has lost its end.
     #[error(
         "the queue ends at {last}, before what is settled, {settled}: a server that was cut off says so \
-         for a while. If it stays so, the queue has lost its end. Delete the stream {} then, and start one \
-         gateway or worker anew, which makes the stream again: what is left in the queue is done again",
+         for a while. If it stays so, the queue has lost its end. Delete the stream {} then: a worker makes \
+         it anew within seconds, and what is left in the queue is done again",
         topology::PROGRESS
     )]
     QueueBehind {

@@ -51,7 +51,8 @@ const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
 /// another's was acknowledged, and not stored.
 const NO_SOURCE: (&str, &str) = (DEAD, "dead.none");
 
-fn streams(settings: &Settings) -> [Config; 7] {
+/// The streams of an installation, as they are made.
+pub(crate) fn streams(settings: &Settings) -> [Config; 7] {
     let base = Config {
         num_replicas: settings.replicas,
         storage: StorageType::File,

@@ -70,6 +70,12 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "Stored commands from the first on that is not settled; 0 where another worker looks",
     ),
     (
+        "flexcore_streams_remade_total",
+        Kind::Counter,
+        Unit::Count,
+        "Streams that were deleted while workers ran, and were made anew, by stream",
+    ),
+    (
         "flexcore_progress_unreadable_total",
         Kind::Counter,
         Unit::Count,

@@ -89,6 +89,7 @@ const LOOPS: &[(&str, usize, &str)] = &[
     ("workers/command/queue.rs", 7, "an error that does not pass is told, and tried now and then"),
     ("workers/command/requests.rs", 2, READS),
     ("workers/command/slots.rs", 3, "leaving: only a connection that is closed refuses"),
+    ("workers/command/streams.rs", 2, LOOKS),
     ("workers/command/turns.rs", 1, READS),
     ("workers/defects.rs", 1, "once: in test builds alone"),
     ("workers/places.rs", 3, "the stop, and the map's end"),

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Lanes,
     requests::{count, read_command},
+    streams::ProgressMade,
 };
 
 /// Commands that a reader is sent ahead of their turn.
@@ -50,6 +51,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 pub(super) struct SlotReader {
     pub(super) store: EventStore,
     pub(super) lanes: Lanes,
+    pub(super) progress_made: ProgressMade,
     pub(super) guard: Guard,
     pub(super) slot: Slot,
     pub(super) epoch: u64,
@@ -69,7 +71,10 @@ impl SlotReader {
     /// is waited for.
     pub(super) async fn run(self, stop: CancellationToken) {
         let (mut failures, mut singly, mut behind) = (0_u32, false, None);
+        let mut progress_made = self.progress_made.clone();
         loop {
+            // Before the slot is claimed: afterwards a change means that the claim has gone.
+            progress_made.mark_unchanged();
             let opened = tokio::select! {
                 () = stop.cancelled() => return,
                 opened = self.open(singly) => opened,
@@ -78,7 +83,7 @@ impl SlotReader {
                 Ok((claim, messages)) => {
                     behind = None;
                     let began = Instant::now();
-                    let taken = self.read(claim, messages, &stop).await;
+                    let taken = self.read(claim, messages, &mut progress_made, &stop).await;
                     if taken > 0 || began.elapsed() > LASTED {
                         failures = 0;
                     }
@@ -140,9 +145,15 @@ impl SlotReader {
         Ok((claim, messages))
     }
 
-    /// Works until the stream breaks or the worker stops; what is under way is settled either way.
+    /// Works until the stream breaks, the claim has gone or the worker stops; what is under way is settled either way.
     /// Returns how many commands were taken up.
-    async fn read(&self, claim: Claim, messages: Messages, stop: &CancellationToken) -> u64 {
+    async fn read(
+        &self,
+        claim: Claim,
+        messages: Messages,
+        progress_made: &mut ProgressMade,
+        stop: &CancellationToken,
+    ) -> u64 {
         let (to, mut outcomes) = mpsc::unbounded_channel();
         let first = claim.first_begun();
         let (settled, last_before) = (claim.settled(), claim.last_before());
@@ -172,6 +183,7 @@ impl SlotReader {
                     claim = performed.claim.or(claim);
                     performed.event
                 }
+                Ok(()) = progress_made.changed() => Event::Interrupted,
                 () = at(settling.wakes_at()) => Event::Time,
                 _ = look.tick(), if settling.is_idle() => Event::Idle,
             };

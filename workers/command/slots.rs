@@ -9,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     queue::SlotReader,
     requests::{self, Answerer},
+    streams::ProgressMade,
 };
 use crate::places::{self, ServedPlace};
 
@@ -19,11 +20,16 @@ const RETRY: Duration = Duration::from_millis(200);
 pub(super) const LEAVE_MAX: Duration = Duration::from_secs(10);
 
 /// Serves the slots that are assigned, until the token is cancelled and others have them.
-pub(super) async fn follow(answerer: Answerer, member: Member, stop: CancellationToken) {
+pub(super) async fn follow(
+    answerer: Answerer,
+    progress_made: ProgressMade,
+    member: Member,
+    stop: CancellationToken,
+) {
     let guard = member.guard();
     places::follow(&member, crate::COMMANDS, stop, |place| {
         let slot = Slot::new(place.number)?;
-        Some(serve(answerer.clone(), guard.clone(), slot, place))
+        Some(serve(answerer.clone(), progress_made.clone(), guard.clone(), slot, place))
     })
     .await;
 }
@@ -31,13 +37,14 @@ pub(super) async fn follow(answerer: Answerer, member: Member, stop: Cancellatio
 /// Serves a slot until it is to be left. Returns when nothing of it is under way.
 async fn serve(
     mut answerer: Answerer,
+    progress_made: ProgressMade,
     guard: Guard,
     slot: Slot,
     ServedPlace { epoch, leave, lost, .. }: ServedPlace,
 ) {
     answerer.lanes = answerer.lanes.own(slot, epoch);
     let (store, lanes) = (answerer.store.clone(), answerer.lanes.clone());
-    let reader = SlotReader { store, lanes, guard, slot, epoch };
+    let reader = SlotReader { store, lanes, progress_made, guard, slot, epoch };
     let answering = async {
         while let Err(error) = requests::serve(&answerer, slot, epoch, &leave).await {
             tracing::warn!(%error, %slot, "requests cannot be taken yet");
