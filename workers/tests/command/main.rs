@@ -6,6 +6,7 @@ mod clocks;
 mod deciders;
 mod later;
 mod malformed;
+mod remade;
 mod repeats;
 mod replies;
 mod shares;
@@ -39,6 +40,18 @@ async fn everything(member: &Member) -> BTreeMap<u16, u64> {
     let mut assigned = member.assigned();
     let all = assigned.wait_for(|now| now.of(COMMANDS).len() == 64);
     tokio::time::timeout(PATIENCE, all).await.unwrap().unwrap().of(COMMANDS)
+}
+
+/// Its answer, once it has one.
+async fn until<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    loop {
+        if let Some(said) = ask().await {
+            return said;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "not in time");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 struct Rig {

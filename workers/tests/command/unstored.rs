@@ -5,7 +5,10 @@ use std::time::Duration;
 use flexcore_eventstore::commands::command_subject;
 
 use super::*;
-use crate::deciders::{Fails, Large};
+use crate::{
+    deciders::{Fails, Large},
+    remade::{give_back, take_away},
+};
 
 /// The largest message that the client library lets through: headers that fill a block, and the
 /// rest.
@@ -72,15 +75,13 @@ async fn what_is_put_aside_is_so_once_however_long_its_outcome_cannot_be_kept() 
     let worker = rig.work(Arc::new(|_| Some(Box::new(Fails)))).await;
     rig.put("first").await;
     rig.settled().await;
-    let outcomes = rig.store.jetstream().get_stream(topology::OUTCOMES).await.unwrap();
-    let config = outcomes.cached_info().config.clone();
-    rig.store.jetstream().delete_stream(topology::OUTCOMES).await.unwrap();
+    take_away(&rig, topology::OUTCOMES).await;
     rig.put("bad").await;
     until(async || (rig.dead().await > 1).then_some(())).await;
     // Five tries or so.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(rig.dead().await, 2);
-    rig.store.jetstream().create_stream(config).await.unwrap();
+    give_back(&rig, topology::OUTCOMES).await;
     rig.settled().await;
     assert_eq!(rig.dead().await, 2);
     assert!(matches!(rig.outcome("bad").await, Some(Outcome::Dead { .. })));
@@ -94,9 +95,7 @@ async fn nobody_has_begun_with_a_command_that_cannot_be_read() {
     let rig = Rig::start().await;
     rig.put("waits").await;
     // Its outcome cannot be looked up.
-    let outcomes = rig.store.jetstream().get_stream(topology::OUTCOMES).await.unwrap();
-    let config = outcomes.cached_info().config.clone();
-    rig.store.jetstream().delete_stream(topology::OUTCOMES).await.unwrap();
+    take_away(&rig, topology::OUTCOMES).await;
     let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts(1))))).await;
     let progress = rig.store.jetstream().get_stream(topology::PROGRESS).await.unwrap();
     let subject = format!("$KV.flex_queue.{}", rig.key.slot());
@@ -109,7 +108,7 @@ async fn nobody_has_begun_with_a_command_that_cannot_be_read() {
     // Some tries.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(begun().await, Some(0));
-    rig.store.jetstream().create_stream(config).await.unwrap();
+    give_back(&rig, topology::OUTCOMES).await;
     rig.settled().await;
     assert_eq!(rig.dead().await, 0);
     worker.abort();
@@ -198,18 +197,6 @@ async fn without_room_stored_commands_wait_and_go_on_in_order_when_there_is_some
     assert_eq!(rig.recorded().await, ["filler", "a", "b", "c"]);
     worker.abort();
     rig.servers.stop().await;
-}
-
-/// Its answer, once it has one.
-async fn until<T>(mut ask: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = tokio::time::Instant::now() + PATIENCE;
-    loop {
-        if let Some(said) = ask().await {
-            return said;
-        }
-        assert!(tokio::time::Instant::now() < deadline, "not in time");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
 }
 
 /// A client of the queue does not know how much room there is.
