@@ -20,6 +20,7 @@ mod memory_tests;
 mod messages;
 mod perform;
 mod queue;
+mod reading;
 mod requests;
 mod responder;
 mod rests;

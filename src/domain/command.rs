@@ -103,7 +103,8 @@ pub mod header {
     pub const OWN_COMMAND_ID: &str = "Flexcore-Command-Id";
     /// The commit's link in the aggregate's hash chain.
     pub const HASH: &str = "Flexcore-Hash";
-    /// Who sent the command. Without [`ACTOR_SEAL`] it is recorded as a claim: `nats:…`.
+    /// Who sent the command. Without [`ACTOR_SEAL`] it is recorded as a claim: `nats:…`; with one
+    /// that does not fit the command is not done.
     pub const ACTOR: &str = "Flexcore-Actor";
     /// What a gateway vouches for the actor with: [`crate::Vouched::seal`].
     pub const ACTOR_SEAL: &str = "Flexcore-Actor-Seal";

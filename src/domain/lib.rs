@@ -24,6 +24,6 @@ pub use names::{
     InvalidName, Name, Tenant,
 };
 pub use position::Position;
-pub use seal::Vouched;
+pub use seal::{Vouched, WRONG_SEAL};
 pub use slot::{PORTIONS, SLOTS, Slot};
 pub use trace::TraceParent;

@@ -37,6 +37,11 @@ impl ActorName {
     }
 }
 
+/// A worker's words for a command whose seal does not fit. It is not done as anybody's: its gateway may have
+/// another secret, and reads it again at these words.
+pub const WRONG_SEAL: &str =
+    "the seal of its sender does not fit the secret of the workers: nothing was done";
+
 /// What is vouched for: this actor sends this command.
 #[derive(Clone, Copy, Debug)]
 pub struct Vouched<'a> {

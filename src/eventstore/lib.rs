@@ -36,9 +36,7 @@ use std::{fmt, sync::Arc};
 
 use async_nats::jetstream;
 use flexcore_broker::{acknowledged, context, inbox, leader::Leaders, publish, room, size};
-use flexcore_domain::{
-    Commit, Hash, Position, Secret, Slot, commit::Encoded, limits::COMMIT_BYTES_MAX,
-};
+use flexcore_domain::{Commit, Hash, Position, Slot, commit::Encoded, limits::COMMIT_BYTES_MAX};
 use flexcore_queue::Queue;
 
 pub use find::Before;
@@ -266,7 +264,8 @@ pub struct EventStore {
     /// There are other replicas than the leader, or may be.
     asks_leader: bool,
     leaders: Leaders,
-    secret: Option<Secret>,
+    /// `None` on a handle that was attached.
+    secret: Option<Arc<secret::Held>>,
 }
 
 impl EventStore {
@@ -277,7 +276,7 @@ impl EventStore {
         let jetstream = jetstream::new(client.clone());
         topology::create(&jetstream, &settings).await?;
         let store = Self::attach(client, settings).await?;
-        let secret = Some(secret::open(&store).await?);
+        let secret = Some(Arc::new(secret::Held::new(secret::open(&store).await?)));
         let asks_leader = store.settings.replicas > 1;
         let room = room::Room::watch(&store.settings.monitor_urls);
         Ok(Self { asks_leader, room, secret, ..store })

@@ -1,12 +1,15 @@
 //! The secret that gateways and workers share, in a bucket of its own: nobody needs to read it who only
 //! publishes commands, and no repair of another stream takes it away.
 
-use std::time::Duration;
+use std::{
+    sync::{PoisonError, RwLock},
+    time::Duration,
+};
 
 use async_nats::HeaderMap;
 use flexcore_broker::bucket::{Bucket, Condition};
 use flexcore_domain::Secret;
-use tokio::time::Instant;
+use tokio::{sync::Mutex, time::Instant};
 use uuid::Uuid;
 
 use crate::{Error, EventStore, REQUEST_TIMEOUT, topology, unavailable};
@@ -17,6 +20,34 @@ const PLACE: (&str, &str) = (topology::SECRETS, "seal");
 const FORMER: (&str, &str) = (topology::PROGRESS, "secret");
 /// Before the broker is asked again: a stream that was just made may have no leader yet.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Least time between two questions for another secret: anybody may send wrong seals.
+const AGAIN_EVERY: Duration = Duration::from_secs(1);
+/// Least time between two lines in the log about a seal that fits none.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
+
+/// The secret as this process has it.
+pub(crate) struct Held {
+    now: RwLock<Secret>,
+    looks: Mutex<Looks>,
+}
+
+/// When it was looked for another one, and when it was told that there is none.
+#[derive(Default)]
+struct Looks {
+    last: Option<Instant>,
+    told: Option<Instant>,
+}
+
+impl Held {
+    pub(crate) fn new(secret: Secret) -> Self {
+        Self { now: RwLock::new(secret), looks: Mutex::default() }
+    }
+
+    fn now(&self) -> Secret {
+        *self.now.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// The secret of this installation; the first process to ask makes it. Fails when the broker is away.
 pub(crate) async fn open(store: &EventStore) -> Result<Secret, Error> {
@@ -73,7 +104,55 @@ impl EventStore {
 
     /// The secret that gateways and workers share; `None` on a handle that was attached.
     #[must_use]
-    pub fn secret(&self) -> Option<&Secret> {
-        self.secret.as_ref()
+    pub fn secret(&self) -> Option<Secret> {
+        self.secret.as_ref().map(|held| held.now())
+    }
+
+    /// Reads the secret again, since a seal does not fit it: another process may have made another one.
+    /// Within a second of the last time nothing is read. A secret that was deleted goes on until there is
+    /// another. Fails when the broker is away.
+    pub async fn read_secret_again(&self) -> Result<(), Error> {
+        let Some(held) = &self.secret else { return Ok(()) };
+        let mut looks = held.looks.lock().await;
+        if !is_due(looks.last, Instant::now(), AGAIN_EVERY) {
+            return Ok(());
+        }
+        let found = read(self, PLACE).await;
+        // Also of one that failed: those who wait behind it would each wait as long.
+        let now = Instant::now();
+        looks.last = Some(now);
+        let before = held.now();
+        match found?.0 {
+            Some(secret) if secret != before => {
+                *held.now.write().unwrap_or_else(PoisonError::into_inner) = secret;
+                tracing::warn!("the secret that seals senders is another one now");
+            }
+            _ if is_due(looks.told, now, TOLD_EVERY) => {
+                looks.told = Some(now);
+                tracing::error!(
+                    "the seal of a command does not fit the secret: a gateway or a worker goes on \
+                     with another one, and should be started again, or somebody forges seals"
+                );
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn is_due(last: Option<Instant>, now: Instant, every: Duration) -> bool {
+    last.is_none_or(|last| now.duration_since(last) >= every)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_read_again_once_a_second_at_most() {
+        let now = Instant::now();
+        assert!(is_due(None, now, AGAIN_EVERY));
+        assert!(!is_due(Some(now), now + AGAIN_EVERY / 2, AGAIN_EVERY));
+        assert!(is_due(Some(now), now + AGAIN_EVERY, AGAIN_EVERY));
     }
 }

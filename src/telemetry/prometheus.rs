@@ -70,6 +70,12 @@ const METRICS: &[(&str, Kind, Unit, &str)] = &[
         "Stored commands from the first on that is not settled; 0 where another worker looks",
     ),
     (
+        "flexcore_seals_wrong_total",
+        Kind::Counter,
+        Unit::Count,
+        "Commands not done since the seal of their sender does not fit the secret",
+    ),
+    (
         "flexcore_streams_remade_total",
         Kind::Counter,
         Unit::Count,

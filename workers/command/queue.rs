@@ -21,11 +21,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    Lanes,
-    requests::{count, read_command},
-    streams::ProgressMade,
-};
+use super::{Lanes, reading::read_command, requests::count, streams::ProgressMade};
 
 /// Commands that a reader is sent ahead of their turn.
 const BATCH: usize = 256;
@@ -197,7 +193,7 @@ impl SlotReader {
                             Performed::from(Event::LookedUp(number, is_done))
                         }));
                     }
-                    Action::Do(number) => self.take_up(number, first, &settling, &to),
+                    Action::Do(number) => self.take_up(number, first, &settling, &to).await,
                     Action::DoneBefore(_) => {
                         metrics::counter!("flexcore_commands_total", "outcome" => "replayed")
                             .increment(1);
@@ -270,8 +266,9 @@ impl SlotReader {
         looked_up.inspect_err(said).ok()
     }
 
-    /// Gives a command to its lane; what comes of it arrives with its number.
-    fn take_up(
+    /// Gives a command to its lane; what comes of it arrives with its number. Those behind it wait while its
+    /// seal has the secret read again: they keep their order.
+    async fn take_up(
         &self,
         number: u64,
         first: Option<(u64, u32)>,
@@ -283,7 +280,8 @@ impl SlotReader {
         let read = match message.malformed {
             Some(why) => Err(Outcome::Faulty { message: why.to_owned() }),
             None => {
-                read_command(self.store.secret(), part, message.headers.as_ref(), &message.payload)
+                let headers = message.headers.as_ref();
+                read_command(&self.store, part, headers, &message.payload).await
             }
         };
         let outcome = match read {

@@ -6,11 +6,10 @@ use async_nats::{HeaderMap, Message, Subject, Subscriber};
 use bytes::Bytes;
 use flexcore_definition::Catalog;
 use flexcore_domain::{
-    AggregateKey, Command, CommandHash, CommandId, CommandName, Decider as _, Event, Outcome,
-    Payload, Provenance, Secret, Slot, State, StateReply, Tenant, Vouched, command::header,
-    names::ActorName,
+    AggregateKey, CommandId, Decider as _, Event, Outcome, Slot, State, StateReply, Tenant,
+    command::header,
 };
-use flexcore_eventstore::{Error, EventStore, headers, snapshot::Snapshot};
+use flexcore_eventstore::{Error, EventStore, snapshot::Snapshot};
 use flexcore_resilience::{Beside, Deadline, Shares};
 use flexcore_script::{
     ScriptDecider,
@@ -24,7 +23,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Lanes, deciders, perform::ANSWER_WITHIN};
+use super::{Lanes, deciders, perform::ANSWER_WITHIN, reading::read_command};
 
 /// Time for which a slot that is to be left is still listened to. Senders learn from the map at
 /// about the same time as we do; a question on its way when we stop listening would be lost, and
@@ -140,12 +139,8 @@ impl Answerer {
     }
 
     async fn command(&self, rest: &str, message: &Message) -> Outcome {
-        let command = match read_command(
-            self.store.secret(),
-            rest,
-            message.headers.as_ref(),
-            &message.payload,
-        ) {
+        let headers = message.headers.as_ref();
+        let command = match read_command(&self.store, rest, headers, &message.payload).await {
             Ok(command) => command,
             Err(outcome) => return outcome,
         };
@@ -385,102 +380,11 @@ fn to_bytes(answer: &impl Serialize) -> Bytes {
     serde_json::to_vec(answer).expect("BUG: answers serialise").into()
 }
 
-/// Reads `<slot>.<tenant>.<aggregate>.<id>.<command>` with headers and payload. The actor is whom a gateway
-/// vouches for, with a seal that takes the secret; else it is a claim. Fails with the answer to give.
-pub(super) fn read_command(
-    secret: Option<&Secret>,
-    rest: &str,
-    headers: Option<&HeaderMap>,
-    payload: &[u8],
-) -> Result<Command, Outcome> {
-    let invalid = |field: &str, reason: String| Outcome::InvalidPayload {
-        violations: vec![flexcore_domain::Violation { field: field.to_owned(), reason }],
-    };
-    let subject = |reason: String| invalid("subject", reason);
-    let (part, name) =
-        rest.rsplit_once('.').ok_or_else(|| subject("it has too few parts".to_owned()))?;
-    let name = CommandName::parse(name).map_err(|error| subject(error.to_string()))?;
-    let key = AggregateKey::from_subject_part(part).ok_or_else(|| {
-        subject("tenant and aggregate are [a-z][a-z0-9_]{0,39}, id [A-Za-z0-9_-]{1,128}".to_owned())
-    })?;
-    if let Some(name) = headers::doubled(headers) {
-        return Err(invalid(name, "it is given more than once".to_owned()));
-    }
-    let header = |name: &str| headers.and_then(|headers| headers.get(name)).map(|v| v.as_str());
-    let id_of = |name: &str| {
-        let parsed = header(name).map(CommandId::parse).transpose();
-        parsed.map_err(|error| invalid(name, error.to_string()))
-    };
-    let id = id_of(headers::of_id(headers))?.ok_or_else(|| {
-        let reason = format!("every command needs an id, here or in {}", header::OWN_COMMAND_ID);
-        invalid(header::COMMAND_ID, reason)
-    })?;
-    let actor = header(header::ACTOR);
-    let actor = match (actor, secret, header(header::ACTOR_SEAL)) {
-        (Some(actor), Some(secret), Some(seal))
-            if Vouched { actor, key: &key, name: &name, id: &id, payload }
-                .has_seal(secret, seal) =>
-        {
-            ActorName::parse(actor)
-        }
-        _ => ActorName::claimed(actor),
-    };
-    let (payload, canonical) = Payload::parse_canonical(payload)
-        .map_err(|violations| Outcome::InvalidPayload { violations })?;
-    let provenance = actor
-        .map_err(|error| (header::ACTOR, error))
-        .and_then(|actor| Provenance::read(actor, header));
-    let expected = header(header::EXPECTED_VERSION).map(str::parse).transpose();
-    Ok(Command {
-        hash: CommandHash::of(name.as_str(), &canonical),
-        payload,
-        provenance: provenance.map_err(|(name, error)| invalid(name, error.to_string()))?,
-        expected_version: expected
-            .map_err(|_| invalid(header::EXPECTED_VERSION, "it is not a number".to_owned()))?,
-        key,
-        name,
-        id,
-    })
-}
-
 #[cfg(test)]
 mod tests {
-    use flexcore_domain::{AggregateId, AggregateName};
     use futures::FutureExt;
 
     use super::*;
-
-    #[test]
-    fn nobody_is_somebody_else_by_saying_so() {
-        let secret = Secret::from([7; 16]);
-        let key = AggregateKey::new(
-            Tenant::parse("acme").unwrap(),
-            AggregateName::parse("counter").unwrap(),
-            AggregateId::parse("c1").unwrap(),
-        );
-        let rest = format!("{}.add", key.subject_part());
-        let (name, id) = (CommandName::parse("add").unwrap(), CommandId::parse("1").unwrap());
-        let (actor, payload) = ("alice", &b" {}"[..]);
-        let seal = Vouched { actor, key: &key, name: &name, id: &id, payload }.seal(&secret);
-        let read = |secret, actor: Option<&str>, seal: Option<&str>| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::COMMAND_ID, "1");
-            let given = [(header::ACTOR, actor), (header::ACTOR_SEAL, seal)];
-            for (name, value) in given.into_iter().filter_map(|(name, value)| Some((name, value?)))
-            {
-                headers.insert(name, value);
-            }
-            let command = read_command(secret, &rest, Some(&headers), payload);
-            command.map(|command| command.provenance.actor.to_string()).map_err(|_| ())
-        };
-        let (own, seal) = (Some(&secret), Some(seal.as_str()));
-        assert_eq!(read(own, Some("alice"), seal).as_deref(), Ok("alice"));
-        assert_eq!(read(own, Some("alice"), None).as_deref(), Ok("nats:alice"));
-        assert_eq!(read(own, Some("bob"), seal).as_deref(), Ok("nats:bob"));
-        assert_eq!(read(None, Some("alice"), seal).as_deref(), Ok("nats:alice"));
-        assert_eq!(read(own, None, seal).as_deref(), Ok("nats"));
-        assert_eq!(read(own, Some("a b"), None), Err(()));
-    }
 
     #[tokio::test]
     async fn a_flood_of_states_at_a_version_leaves_places_for_others() {

@@ -19,7 +19,7 @@ use flexcore_auth::Identity;
 use flexcore_definition::Catalog;
 use flexcore_domain::{
     AggregateId, AggregateKey, AggregateName, CommandId, CommandName, Outcome, Position,
-    Provenance, Tenant, Vouched, command::header as field, json,
+    Provenance, Tenant, Vouched, WRONG_SEAL, command::header as field, json,
 };
 use flexcore_eventstore as eventstore;
 use flexcore_resilience::{Backoff, Deadline, HeldPlace};
@@ -90,7 +90,7 @@ impl Asked {
         let Some(secret) = shared.store.secret() else { return };
         let Self { key, name, id, .. } = &*self;
         let actor = identity.subject.as_str();
-        let seal = Vouched { actor, key, name, id, payload }.seal(secret);
+        let seal = Vouched { actor, key, name, id, payload }.seal(&secret);
         self.headers.insert(field::ACTOR_SEAL, seal);
     }
 
@@ -144,7 +144,22 @@ async fn do_now(shared: &Shared, asked: &Asked, payload: Bytes) -> Result<Respon
     };
     let question = Question::command(&asked.key, &asked.name, headers, payload, deadline);
     let outcome = question.ask(shared).await.map_err(|problem| or_full(shared, problem))?;
+    heed(shared, &outcome).await;
     accepted(outcome, asked)
+}
+
+/// Where a worker says that the seal does not fit, the secret here may be old: it is read again for the next
+/// command.
+async fn heed(shared: &Shared, outcome: &Outcome) {
+    let (Outcome::Unavailable { message: said } | Outcome::Dead { reason: said }) = outcome else {
+        return;
+    };
+    if said != WRONG_SEAL {
+        return;
+    }
+    if let Err(error) = shared.store.read_secret_again().await {
+        tracing::debug!(%error, "the secret that seals senders cannot be read again");
+    }
 }
 
 /// Where nobody has taken a command up, and the broker cannot write, that is why: no worker can keep its
@@ -185,7 +200,9 @@ pub(crate) async fn outcome(
     let _place = shared.admission.read(call.tenant()).await?;
     let _turn = shared.admission.turn(call.tenant(), deadline).await?;
     let key = AggregateKey::new(call.tenant().clone(), aggregate, aggregate_id);
-    match Question::outcome(&key, &id, deadline).ask(&shared).await? {
+    let outcome = Question::outcome(&key, &id, deadline).ask(&shared).await?;
+    heed(&shared, &outcome).await;
+    match outcome {
         refused @ (Outcome::Overloaded { .. } | Outcome::Unknown) => {
             Err(error::refused(refused, false))
         }
@@ -296,6 +313,7 @@ async fn queued(shared: &Shared, asked: &Asked) -> Response {
             let deadline = Deadline::after(limits::ANSWER_TIMEOUT);
             let known = Question::outcome(key, id, deadline).ask(shared).await;
             outcome = known.unwrap_or(Outcome::Pending);
+            heed(shared, &outcome).await;
         }
         if matches!(
             outcome,

@@ -9,6 +9,7 @@ mod malformed;
 mod remade;
 mod repeats;
 mod replies;
+mod seals;
 mod shares;
 mod unstored;
 mod versions;

@@ -14,7 +14,7 @@ const OWN: &str = "$KV.flex_secrets.seal";
 async fn anew(servers: &Servers, store: &EventStore) -> Secret {
     let client = async_nats::connect(servers.nats_url()).await.unwrap();
     let store = EventStore::open(client, store.settings().clone()).await.unwrap();
-    *store.secret().unwrap()
+    store.secret().unwrap()
 }
 
 async fn put(store: &EventStore, subject: &'static str, secret: &str) {
@@ -30,7 +30,7 @@ async fn seals_hold_when_the_progress_bucket_is_deleted() {
     let (key, name, id) =
         (key("c1"), CommandName::parse("add").unwrap(), CommandId::parse("a").unwrap());
     let sent = Vouched { actor: "alice", key: &key, name: &name, id: &id, payload: b"{}" };
-    let seal = sent.seal(store.secret().unwrap());
+    let seal = sent.seal(&store.secret().unwrap());
     store.jetstream().delete_stream(topology::PROGRESS).await.unwrap();
     assert!(sent.has_seal(&anew(&servers, &store).await, &seal));
     // The start has made the bucket again: the process that was there all the time claims slots.
@@ -58,7 +58,7 @@ async fn the_secret_of_an_earlier_version_is_taken_over_and_stays_where_it_was()
 #[tokio::test(flavor = "multi_thread")]
 async fn processes_that_start_at_once_agree_and_a_deleted_secret_is_never_used_again() {
     let (servers, store) = start().await;
-    let first = *store.secret().unwrap();
+    let first = store.secret().unwrap();
     put(&store, FORMER, &first.to_string()).await;
     // As `nats kv del flex_secrets seal` leaves it.
     put(&store, OWN, "").await;
