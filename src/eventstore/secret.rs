@@ -32,7 +32,7 @@ pub(crate) struct Held {
     looks: Mutex<Looks>,
 }
 
-/// When it was looked for another one, and when it was told that there is none.
+/// When another one was looked for, and when the log was told that there is none.
 #[derive(Default)]
 struct Looks {
     last: Option<Instant>,

@@ -141,8 +141,8 @@ impl SlotReader {
         Ok((claim, messages))
     }
 
-    /// Works until the stream breaks, the claim has gone or the worker stops; what is under way is settled either way.
-    /// Returns how many commands were taken up.
+    /// Works until the stream breaks, the claim has gone or the worker stops; what is under way is
+    /// settled either way. Returns how many commands were taken up.
     async fn read(
         &self,
         claim: Claim,

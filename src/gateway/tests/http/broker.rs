@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use async_nats::{Message, Subscriber, connection::State};
 use flexcore_cluster::{Member, drain, look};
 use flexcore_domain::{Outcome, Position, Slot, command::header};
+use flexcore_eventstore::EventStore;
 use futures::StreamExt;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
@@ -22,6 +23,24 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 async fn next(messages: &mut Subscriber) -> Message {
     tokio::time::timeout(PATIENCE, messages.next()).await.expect("a message").unwrap()
+}
+
+/// It would go on with seals that no worker takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_with_an_old_secret_hears_so_from_a_worker() {
+    let gateway = start(settings()).await;
+    let former = gateway.store.secret();
+    // The secret is deleted, and a worker starts, which makes another one.
+    let jetstream = gateway.store.jetstream();
+    jetstream.publish("$KV.flex_secrets.seal", "".into()).await.unwrap().await.unwrap();
+    let client = async_nats::connect(gateway.servers.nats_url()).await.unwrap();
+    let worker = EventStore::open(client, gateway.store.settings().clone()).await.unwrap();
+    assert_eq!(gateway.command("depart", "", "{}").await.status, 200);
+    assert_eq!(gateway.store.secret(), former);
+    gateway.command("wrong_seal", "", "{}").await.problem(503, "outcome-unknown");
+    assert_ne!(gateway.store.secret(), former);
+    assert_eq!(gateway.store.secret(), worker.secret());
+    gateway.servers.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,7 +16,7 @@ use async_nats::Message;
 use flexcore_auth::{Grant, Issuer, SigningKey, Verifier};
 use flexcore_cluster::{Member, Owners, WorkKind};
 use flexcore_domain::{
-    ActorName, Outcome, Position, StateReply, Tenant, Violation, command::header,
+    ActorName, Outcome, Position, StateReply, Tenant, Violation, WRONG_SEAL, command::header,
 };
 use flexcore_eventstore::{EventStore, Profile};
 use flexcore_gateway::{Listeners, Settings, State};
@@ -267,6 +267,7 @@ fn outcome(command: &str, field: &impl Fn(&str) -> Option<String>) -> Option<Out
         "overloaded" => Outcome::Overloaded { retry_after_s: 3 },
         "full" => Outcome::NoRoom { message: "secret disk".to_owned() },
         "unavailable" => Outcome::Unavailable { message: "secret host".to_owned() },
+        "wrong_seal" => Outcome::Unavailable { message: WRONG_SEAL.to_owned() },
         _ => return None,
     })
 }
