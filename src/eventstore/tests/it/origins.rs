@@ -1,6 +1,7 @@
 //! Streams that belong to another log than the one at hand.
 
 use flexcore_eventstore::{Error, EventStore, Expected, Profile, Settings, topology};
+use futures::TryStreamExt;
 
 use crate::{broker::commit, start};
 
@@ -43,5 +44,25 @@ async fn what_is_left_of_another_log_is_refused_at_the_start_until_it_is_taken_a
     others.sort_unstable();
     assert_eq!(refused, others);
     opened.append(&commit("c1"), Expected::default()).await.unwrap();
+    servers.stop().await;
+}
+
+/// An empty one in its place would hide that it is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_the_queue_and_the_secret_are_never_made_anew_while_processes_run() {
+    let (servers, store) = start().await;
+    let jetstream = store.jetstream();
+    for name in [topology::COMMANDS, topology::SECRETS, topology::SNAPSHOTS] {
+        jetstream.delete_stream(name).await.unwrap();
+    }
+    store.remake_streams().await.unwrap();
+    for name in [topology::OUTCOMES, topology::EVENTS] {
+        jetstream.delete_stream(name).await.unwrap();
+    }
+    let Err(Error::Misconfigured(why)) = store.remake_streams().await else { panic!("no word") };
+    assert!(why.ends_with("FLEX_EVENTS is gone, too"), "{why}");
+    let mut left: Vec<String> = jetstream.stream_names().try_collect().await.unwrap();
+    left.sort_unstable();
+    assert_eq!(left, [topology::DEAD, topology::PROGRESS, topology::SNAPSHOTS]);
     servers.stop().await;
 }
