@@ -24,7 +24,7 @@ use flexcore_eventstore::{
 use flexcore_installation::{Dev, dev, stop_at_signals};
 use flexcore_operations::{application, deploy};
 use flexcore_out as out;
-use flexcore_readmodel::VersionState;
+use flexcore_readmodel::{self as readmodel, VersionState};
 use flexcore_script as script;
 use futures::{StreamExt, stream};
 use tokio::sync::oneshot;
@@ -41,8 +41,8 @@ const WINDOW: usize = 2_048;
 const PACED: usize = 2_000;
 /// That rate, a second.
 const PACED_PER_S: u32 = 500;
-/// Pause before commands are sent again whose fate is unknown.
-const REPUBLISH_PAUSE: Duration = Duration::from_millis(500);
+/// Pause before something is tried again that failed in passing.
+const AGAIN_PAUSE: Duration = Duration::from_millis(500);
 /// Longest wait for the next sign of progress of the read models.
 const STALLED: Duration = Duration::from_secs(60);
 
@@ -215,7 +215,7 @@ impl Demo<'_> {
             Err(error) => error,
         };
         tracing::warn!(%error, "publishing again");
-        tokio::time::sleep(REPUBLISH_PAUSE).await;
+        tokio::time::sleep(AGAIN_PAUSE).await;
         let again: Vec<_> = std::iter::once(command)
             .chain(under_way.drain(..).map(|(command, _)| command))
             .collect();
@@ -235,13 +235,10 @@ impl Demo<'_> {
 
     /// Waits until the queue is empty and every read model has read the whole log.
     async fn caught_up(&self, what: &'static str) -> anyhow::Result<()> {
-        let store = &self.dev.installation.store;
         let mut bar: Option<indicatif::ProgressBar> = None;
         let mut last = (u64::MAX, u64::MAX, Instant::now());
         loop {
-            let waiting = store.queue_depth().await?;
-            let end = store.last_sequence().await?;
-            let behind = self.behind(end).await?;
+            let (waiting, behind, end) = through_outages(|| self.left()).await?;
             if waiting == 0 && behind == 0 {
                 if let Some(bar) = bar {
                     bar.finish();
@@ -260,6 +257,14 @@ impl Demo<'_> {
             }
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
+    }
+
+    /// Commands that wait, commits that the slowest read model has yet to read, and the end of the log.
+    async fn left(&self) -> anyhow::Result<(u64, u64, u64)> {
+        let store = &self.dev.installation.store;
+        let waiting = store.queue_depth().await?;
+        let end = store.last_sequence().await?;
+        Ok((waiting, self.behind(end).await?, end))
     }
 
     /// Commits that the slowest read model has yet to read.
@@ -335,10 +340,33 @@ impl Demo<'_> {
         };
         drop(turn.answers);
         if let Some(position) = position {
-            installation.read_models.wait(&read_models, &[position], STALLED).await?;
+            let positions = [position];
+            through_outages(async || {
+                Ok(installation.read_models.wait(&read_models, &positions, STALLED).await?)
+            })
+            .await?;
         }
         Ok(sent.elapsed())
     }
+}
+
+/// Asks again while the servers are away or too busy to answer, for as long as [`STALLED`].
+async fn through_outages<T>(ask: impl AsyncFn() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let started = Instant::now();
+    loop {
+        match ask().await {
+            Err(error) if passes(&error) && started.elapsed() < STALLED => {
+                tracing::warn!(error = format!("{error:#}"), "asking again");
+            }
+            answer => return answer,
+        }
+        tokio::time::sleep(AGAIN_PAUSE).await;
+    }
+}
+
+fn passes(error: &anyhow::Error) -> bool {
+    let log = error.downcast_ref().is_some_and(eventstore::Error::is_passing);
+    log || error.downcast_ref().is_some_and(readmodel::Error::is_passing)
 }
 
 /// The order of one flight's commands: each is sent when the one before is answered.
@@ -350,4 +378,29 @@ struct Turn {
 fn flight(tenant: &Tenant, id: AggregateId) -> AggregateKey {
     let aggregate = AggregateName::parse("flight").expect("BUG: a valid name");
     AggregateKey::new(tenant.clone(), aggregate, id)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// The demo ended when Postgres had no connection for two seconds.
+    #[tokio::test(start_paused = true)]
+    async fn a_passing_error_does_not_end_the_demo() {
+        let asked = Cell::new(0);
+        let busy = || readmodel::Error::Unavailable("no connection in time".to_owned());
+        let answer = through_outages(async || {
+            asked.set(asked.get() + 1);
+            if asked.get() < 3 { Err(busy().into()) } else { Ok(asked.get()) }
+        });
+        assert_eq!(answer.await.unwrap(), 3);
+        let refused = through_outages(async || {
+            asked.set(asked.get() + 1);
+            Err::<(), _>(eventstore::Error::Misconfigured("why".to_owned()).into())
+        });
+        refused.await.unwrap_err();
+        assert_eq!(asked.get(), 4);
+    }
 }

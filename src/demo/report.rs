@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use crate::{
     Args,
     dataset::{Dataset, Tally},
+    through_outages,
 };
 
 type Row = Map<String, Value>;
@@ -161,7 +162,9 @@ The last one is rejected: that flight has departed and arrived. {http}/openapi.j
 async fn named(dev: &Dev, name: &str) -> anyhow::Result<Vec<Row>> {
     let catalog = dev.installation.catalog.borrow().clone();
     let query = catalog.query(name).with_context(|| format!("the application has no {name}"))?;
-    let text = dev.installation.read_models.run_query(&dev.ready.tenant, query, &[]).await?;
+    let ask =
+        async || Ok(dev.installation.read_models.run_query(&dev.ready.tenant, query, &[]).await?);
+    let text = through_outages(ask).await?;
     Ok(serde_json::from_str(&text)?)
 }
 
@@ -175,7 +178,10 @@ async fn rows(dev: &Dev, name: &str) -> anyhow::Result<Vec<Row>> {
         let mut pairs = vec![("limit".to_owned(), "500".to_owned())];
         pairs.extend(cursor.take().map(|cursor| ("cursor".to_owned(), cursor)));
         let select = flexcore_readmodel::Select::parse(model, &pairs)?;
-        let page = dev.installation.read_models.select(&dev.ready.tenant, model, &select).await?;
+        let ask = async || {
+            Ok(dev.installation.read_models.select(&dev.ready.tenant, model, &select).await?)
+        };
+        let page = through_outages(ask).await?;
         all.extend(serde_json::from_str::<Vec<Row>>(&page.rows)?);
         cursor = page.next_cursor;
         if cursor.is_none() {

@@ -30,7 +30,7 @@ const LOOPS: &[(&str, usize, &str)] = &[
         "leaving; a bucket that does not answer ends the lease, and is told",
     ),
     ("src/cluster/owners.rs", 2, "the time that the caller gives; a tool's look changes nothing"),
-    ("src/demo/lib.rs", 4, "an error that does not pass, or nothing that moves for a while"),
+    ("src/demo/lib.rs", 6, "an error that does not pass, or nothing that moves for a while"),
     ("src/demo/report.rs", 1, PAGES),
     ("src/eventstore/folded.rs", 1, "an error that does not pass, which is told as such"),
     ("src/eventstore/load.rs", 1, PAGES),
