@@ -5,6 +5,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use flexcore_resilience::Backoff;
 use serde::Deserialize;
 use tokio::{
     sync::Semaphore,
@@ -19,6 +20,8 @@ const ASKED_AT_ONCE_MAX: usize = 256;
 /// A question that has no answer by then is asked again: while a stream has no leader nobody has one,
 /// and the next leader does not know of it.
 const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// The same for a question that costs the leader more the farther it has to look.
+const PATIENCE: Backoff = Backoff { first: ASKED_AGAIN_AFTER, longest: REQUEST_TIMEOUT };
 /// Pause before a leader is asked again that knows less than a replica did.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -92,10 +95,10 @@ impl Leaders {
         let _place = self.asking.acquire().await.map_err(unavailable)?;
         let deadline = Instant::now() + REQUEST_TIMEOUT;
         let question = format!(r#"{{"seq":{from},"next_by_subj":"{subjects}"}}"#);
-        let mut patience = ASKED_AGAIN_AFTER;
+        let mut asked = 0;
         while Instant::now() < deadline {
-            let until = deadline.min(Instant::now() + patience);
-            patience *= 2;
+            asked += 1;
+            let until = deadline.min(Instant::now() + PATIENCE.after(asked));
             if let Some(next) = self.ask(stream, &question, until).await? {
                 return Ok((next > 0).then_some(next));
             }

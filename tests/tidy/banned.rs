@@ -3,7 +3,8 @@
 use crate::{none, sources};
 
 /// Parts of the names of what somebody waits for.
-const PAUSES: &[&str] = &["pause", "wait", "delay", "interval", "backoff", "retry", "sleep"];
+const PAUSES: &[&str] =
+    &["pause", "wait", "delay", "interval", "backoff", "retry", "sleep", "patience"];
 
 /// Ways to double what is called by the name before.
 const DOUBLINGS: &[&str] = &["* 2", "*= 2", ".saturating_mul(2", ".checked_mul(2", ".mul(2"];
@@ -147,6 +148,7 @@ fn a_second_backoff_is_seen_however_it_is_spelt() {
         "let delay = std::cmp::min(2 * delay, LONGEST);",
         "self.sleep_for = (2 * self.sleep_for).min(MAX);",
         "let next = self.backoff.saturating_mul(2);",
+        "patience *= 2;",
     ] {
         assert!(doubles_a_pause(doubled), "{doubled}");
     }

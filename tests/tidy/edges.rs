@@ -11,7 +11,7 @@ pub(crate) const EDGES: &[(&str, &[&str], &str)] = &[
     ("out", &[], "it prints, whatever is printed"),
     ("servers", &[], "it starts servers, whatever runs on them"),
     ("http", &[], "it asks and answers, whatever is said"),
-    ("broker", &["http"], "it publishes and reads, whatever a stream holds"),
+    ("broker", &["http", "resilience"], "it publishes and reads, whatever a stream holds"),
     ("queue", &["broker"], "it hands out messages and records what is settled, whatever they mean"),
     ("cluster", &["broker", "resilience"], "leases and slots are about members, whatever these do"),
     ("resilience", &[], "everybody may use it, so it may use nobody"),

@@ -21,7 +21,7 @@ const PAUSES: &[&str] = &[
 /// stopped by whoever runs them.
 const LOOPS: &[(&str, usize, &str)] = &[
     ("src/broker/acknowledged.rs", 1, READS),
-    ("src/broker/leader.rs", 4, "the time for one request; an error of the connection at once"),
+    ("src/broker/leader.rs", 5, "the time for one request; an error of the connection at once"),
     ("src/broker/publish.rs", 1, READS),
     ("src/broker/room.rs", 2, LOOKS),
     (
