@@ -326,7 +326,7 @@ async fn keep_house(store: EventStore, lanes: Lanes, member: Member, stop: Cance
             waiting.set(0.0);
             continue;
         }
-        match store.purge_queue(seen).await {
+        match store.command_queue().purge(seen).await.map_err(Error::from) {
             Ok(purged) => {
                 (seen, failures) = (purged.stored, 0);
                 waiting.set(purged.waiting as f64);

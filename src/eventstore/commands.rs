@@ -5,8 +5,8 @@ mod share;
 use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
 use flexcore_broker::{publish, room::Room, size};
-use flexcore_domain::{AggregateKey, CommandId, CommandName, SLOTS, Slot, command::header};
-use flexcore_queue::{Claim, Descriptor, Purged};
+use flexcore_domain::{AggregateKey, CommandId, CommandName, SLOTS, command::header};
+use flexcore_queue::{Descriptor, Queue};
 
 use crate::{Error, EventStore, headers, subjects, topology};
 
@@ -100,17 +100,13 @@ impl EventStore {
         }
     }
 
-    /// Claims a slot's commands for the owner of this epoch. Fails as [`flexcore_queue::Queue::claim`] does.
-    pub async fn claim_queue(&self, slot: Slot, epoch: u64) -> Result<Claim, Error> {
-        Ok(self.queue.claim(slot.number(), epoch).await?)
+    /// The queue of stored commands, a slot a place.
+    #[must_use]
+    pub fn command_queue(&self) -> &Queue {
+        &self.queue
     }
 
-    /// Removes commands that every slot has settled: [`flexcore_queue::Queue::purge`].
-    pub async fn purge_queue(&self, seen: u64) -> Result<Purged, Error> {
-        Ok(self.queue.purge(seen).await?)
-    }
-
-    /// How many commands have no outcome yet: [`flexcore_queue::Queue::depth`].
+    /// How many commands have no outcome yet: [`Queue::depth`].
     pub async fn queue_depth(&self) -> Result<u64, Error> {
         Ok(self.queue.depth().await?)
     }

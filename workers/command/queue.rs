@@ -126,7 +126,7 @@ impl SlotReader {
 
     /// With `singly` commands are asked for one by one.
     async fn open(&self, singly: bool) -> Result<(Claim, Messages), Error> {
-        let claim = self.store.claim_queue(self.slot, self.epoch).await?;
+        let claim = self.store.command_queue().claim(self.slot.number(), self.epoch).await?;
         if let Some((sequence, begun)) = claim.first().filter(|(_, begun)| *begun >= SUSPECT) {
             tracing::warn!(
                 slot = %self.slot,

@@ -204,7 +204,8 @@ impl Rig {
     /// A command that an owner has begun with and not passed, so many times.
     async fn begun(&self, times: u64) {
         for epoch in 1..=times {
-            let claim = self.store.claim_queue(self.key.slot(), epoch).await.unwrap();
+            let queue = self.store.command_queue();
+            let claim = queue.claim(self.key.slot().number(), epoch).await.unwrap();
             claim.begin().await.unwrap();
         }
     }

@@ -122,7 +122,8 @@ async fn an_outcome_that_is_gone_is_not_pending_for_ever() {
     let member = rig.member(LEASE).await;
     rig.put("waits").await;
     // Another one has the slot's queue, so nobody takes it up.
-    let claim = rig.store.claim_queue(rig.key.slot(), u64::MAX / 2).await.unwrap();
+    let queue = rig.store.command_queue();
+    let claim = queue.claim(rig.key.slot().number(), u64::MAX / 2).await.unwrap();
     let worker =
         rig.work_as(member.clone(), Arc::new(|_| Some(Box::new(Panics))), CancellationToken::new());
     let epoch = everything(&member).await[&rig.key.slot().number()];

@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use flexcore_broker::Error as Unsettled;
-use flexcore_domain::{AggregateKey, CommandId, CommandName, command::header};
+use flexcore_domain::{AggregateKey, CommandId, CommandName, Slot, command::header};
 use flexcore_eventstore::{Error, EventStore, topology};
+use flexcore_queue::Claim;
 use futures::StreamExt;
 
 use crate::{PATIENCE, key, start};
@@ -18,10 +19,15 @@ async fn put(store: &EventStore, key: &AggregateKey, id: &str) {
     publisher.publish(key, &name, &id, HeaderMap::new(), "{}".to_owned()).await.unwrap();
 }
 
+/// Claims a slot's commands for the owner of this epoch.
+async fn claimed(store: &EventStore, slot: Slot, epoch: u64) -> Result<Claim, Error> {
+    Ok(store.command_queue().claim(slot.number(), epoch).await?)
+}
+
 /// Removes what may go. Returns how much that was, and how much is left.
 async fn purge(store: &EventStore) -> (u64, u64) {
-    let seen = store.purge_queue(0).await.unwrap().stored;
-    let purged = store.purge_queue(seen).await.unwrap();
+    let seen = store.command_queue().purge(0).await.unwrap().stored;
+    let purged = store.command_queue().purge(seen).await.unwrap();
     assert_eq!(purged.waiting, store.queue_depth().await.unwrap());
     let purged = purged.gone;
     let stream = store.jetstream().get_stream(topology::COMMANDS).await.unwrap();
@@ -73,19 +79,19 @@ async fn a_later_claim_ends_an_earlier_one() {
     for id in ["a", "b", "c"] {
         put(&store, &counter, id).await;
     }
-    let early = store.claim_queue(slot, 5).await.unwrap();
+    let early = claimed(&store, slot, 5).await.unwrap();
     assert_eq!((early.first(), early.last_before()), (Some((1, 0)), 3));
     let early = early.settle(1).await.unwrap();
-    let late = store.claim_queue(slot, 8).await.unwrap();
+    let late = claimed(&store, slot, 8).await.unwrap();
     assert_eq!(late.first(), Some((2, 0)), "the first that is left");
     assert!(matches!(early.settle(2).await, Err(Unsettled::Conflict)));
-    assert!(matches!(store.claim_queue(slot, 7).await, Err(Error::Conflict)));
+    assert!(matches!(claimed(&store, slot, 7).await, Err(Error::Conflict)));
     let mut messages = late.messages(10).await.unwrap();
     let first = tokio::time::timeout(PATIENCE, messages.stream.next()).await.unwrap().unwrap();
     assert_eq!(first.unwrap().sequence, 2);
     assert_eq!(messages.reader.handed_out().await.unwrap(), 2);
     let late = late.settle(2).await.unwrap().settle(3).await.unwrap();
-    assert_eq!(store.claim_queue(slot, 8).await.unwrap().first(), None);
+    assert_eq!(claimed(&store, slot, 8).await.unwrap().first(), None);
     assert!(matches!(late.settle(3).await, Err(Unsettled::Conflict)), "claimed anew since");
     servers.stop().await;
 }
@@ -95,7 +101,7 @@ async fn who_begins_and_is_not_seen_to_live_on_is_counted() {
     let (servers, store) = start().await;
     let counter = key("c1");
     put(&store, &counter, "a").await;
-    let claim = async |epoch| store.claim_queue(counter.slot(), epoch).await.unwrap();
+    let claim = async |epoch| claimed(&store, counter.slot(), epoch).await.unwrap();
     let begun = async |epoch| claim(epoch).await.first().unwrap().1;
     claim(1).await.begin().await.unwrap();
     claim(2).await.begin().await.unwrap();
@@ -117,7 +123,7 @@ async fn whoever_comes_next_deletes_the_reader_of_an_owner_that_was_killed() {
     let counter = key("c1");
     put(&store, &counter, "a").await;
     for epoch in 1..=5 {
-        let claim = store.claim_queue(counter.slot(), epoch).await.unwrap();
+        let claim = claimed(&store, counter.slot(), epoch).await.unwrap();
         let messages = claim.messages(10).await.unwrap();
         let readers = async || {
             let stream = store.jetstream().get_stream(topology::COMMANDS).await.unwrap();
@@ -143,7 +149,7 @@ async fn a_queue_that_was_made_anew_is_read_from_its_beginning() {
     for id in ["a", "b"] {
         put(&store, &counter, id).await;
     }
-    let claim = store.claim_queue(counter.slot(), 1).await.unwrap();
+    let claim = claimed(&store, counter.slot(), 1).await.unwrap();
     claim.settle(2).await.unwrap();
     let queue = store.jetstream().get_stream(topology::COMMANDS).await.unwrap();
     let config = queue.cached_info().config.clone();
@@ -152,7 +158,7 @@ async fn a_queue_that_was_made_anew_is_read_from_its_beginning() {
     put(&store, &counter, "c").await;
     assert_eq!(purge(&store).await, (0, 1));
     assert_eq!(store.queue_depth().await.unwrap(), 1);
-    let claim = store.claim_queue(counter.slot(), 2).await.unwrap();
+    let claim = claimed(&store, counter.slot(), 2).await.unwrap();
     assert_eq!(claim.first(), Some((1, 0)));
     servers.stop().await;
 }
@@ -167,11 +173,11 @@ async fn only_what_every_slot_has_settled_is_purged() {
     }
     assert_eq!(store.queue_depth().await.unwrap(), 4);
     assert_eq!(purge(&store).await, (0, 4), "nobody has looked at them");
-    let claim = store.claim_queue(one.slot(), 1).await.unwrap();
+    let claim = claimed(&store, one.slot(), 1).await.unwrap();
     let claim = claim.settle(3).await.unwrap();
     assert_eq!(purge(&store).await, (1, 3), "up to the other slot's first");
     assert_eq!(store.queue_depth().await.unwrap(), 3);
-    let others = store.claim_queue(other.slot(), 1).await.unwrap();
+    let others = claimed(&store, other.slot(), 1).await.unwrap();
     others.settle(4).await.unwrap();
     assert_eq!(store.queue_depth().await.unwrap(), 0);
     assert_eq!(purge(&store).await, (3, 0));

@@ -34,7 +34,7 @@ async fn seals_hold_when_the_progress_bucket_is_deleted() {
     store.jetstream().delete_stream(topology::PROGRESS).await.unwrap();
     assert!(sent.has_seal(&anew(&servers, &store).await, &seal));
     // The start has made the bucket again: the process that was there all the time claims slots.
-    store.claim_queue(key.slot(), 1).await.unwrap();
+    store.command_queue().claim(key.slot().number(), 1).await.unwrap();
     servers.stop().await;
 }
 
