@@ -54,6 +54,7 @@ use tokio_util::{
 
 pub use deciders::{LaterDecider, LaterDeciders, NativeDeciders, NoDecision, ToDecide};
 
+use crate::places::LEAVE_MAX;
 use clock::Clock;
 use messages::{Input, Owed, Work};
 use perform::{LaneThread, ToLane};
@@ -105,7 +106,7 @@ const BESIDE: usize = 64;
 const BESIDE_FEW: usize = 1;
 /// Longest time for the last answers once the worker is told to stop, with a second for saying so.
 const DRAIN_TIMEOUT: Duration =
-    crate::TOLD_MAX.saturating_add(slots::LEAVE_MAX).saturating_add(Duration::from_secs(1));
+    crate::TOLD_MAX.saturating_add(LEAVE_MAX).saturating_add(Duration::from_secs(1));
 /// Time between purges of the queue and measurements of its depth.
 const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
 

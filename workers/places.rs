@@ -3,11 +3,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     pin::pin,
+    time::Duration,
 };
 
 use flexcore_cluster::{Member, WorkKind};
 use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
+
+/// Longest time for a place that is to be left to answer its work; then it is given away all the
+/// same, and the rest of the work meets what the new owner has done.
+pub(crate) const LEAVE_MAX: Duration = Duration::from_secs(10);
 
 /// A place to be served, of a kind of work.
 #[derive(Clone)]
@@ -20,6 +25,23 @@ pub(crate) struct ServedPlace {
     pub(crate) leave: CancellationToken,
     /// Cancelled: another worker may have it, and it is to be left at once.
     pub(crate) lost: CancellationToken,
+}
+
+impl ServedPlace {
+    /// Has the place's work done until it ends by itself, which it does when the place is to be left and
+    /// everything is answered. Drops it when the place is lost, or has not been left in time.
+    pub(crate) async fn until_left(&self, work: impl Future<Output = ()>) {
+        let late = async {
+            self.leave.cancelled().await;
+            tokio::time::sleep(LEAVE_MAX).await;
+        };
+        let place = self.number;
+        tokio::select! {
+            () = work => {}
+            () = self.lost.cancelled() => tracing::debug!(place, "lost"),
+            () = late => tracing::warn!(place, "left before everything was answered"),
+        }
+    }
 }
 
 /// Serves the places of a kind that are assigned until the token is cancelled and the map says that others
@@ -96,7 +118,7 @@ fn ended_task(ended: Result<(task::Id, ()), task::JoinError>) -> task::Id {
     )
 }
 
-/// Leaves unwanted slots; a slot that cannot even be left in order is lost.
+/// Leaves unwanted places; one that cannot even be left in order is lost.
 fn leave(
     serving: &HashMap<u16, ServedPlace>,
     wanted: &BTreeMap<u16, u64>,

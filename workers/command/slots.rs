@@ -15,9 +15,6 @@ use crate::places::{self, ServedPlace};
 
 /// Pause before a slot is tried again that could not be taken up.
 const RETRY: Duration = Duration::from_millis(200);
-/// Longest time for a slot that is to be left to answer its work; then it is given away all the
-/// same, and the rest of the work meets the new owner's commits.
-pub(super) const LEAVE_MAX: Duration = Duration::from_secs(10);
 
 /// Serves the slots that are assigned, until the token is cancelled and others have them.
 pub(super) async fn follow(
@@ -40,13 +37,14 @@ async fn serve(
     progress_made: ProgressMade,
     guard: Guard,
     slot: Slot,
-    ServedPlace { epoch, leave, lost, .. }: ServedPlace,
+    place: ServedPlace,
 ) {
+    let (epoch, leave) = (place.epoch, &place.leave);
     answerer.lanes = answerer.lanes.own(slot, epoch);
     let (store, lanes) = (answerer.store.clone(), answerer.lanes.clone());
     let reader = SlotReader { store, lanes, progress_made, guard, slot, epoch };
     let answering = async {
-        while let Err(error) = requests::serve(&answerer, slot, epoch, &leave).await {
+        while let Err(error) = requests::serve(&answerer, slot, epoch, leave).await {
             tracing::warn!(%error, %slot, "requests cannot be taken yet");
             tokio::time::sleep(RETRY).await;
             if leave.is_cancelled() {
@@ -54,15 +52,9 @@ async fn serve(
             }
         }
     };
-    let both = async { tokio::join!(answering, reader.run(leave.clone())) };
-    let late = async {
-        leave.cancelled().await;
-        tokio::time::sleep(LEAVE_MAX).await;
+    let both = async {
+        tokio::join!(answering, reader.run(leave.clone()));
     };
-    tokio::select! {
-        _ = both => {}
-        () = lost.cancelled() => tracing::debug!(%slot, "lost"),
-        () = late => tracing::warn!(%slot, "left before everything was answered"),
-    }
+    place.until_left(both).await;
     answerer.lanes.leave(slot).await;
 }
