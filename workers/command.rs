@@ -19,7 +19,6 @@ mod memory;
 mod memory_tests;
 mod messages;
 mod perform;
-mod queue;
 mod reading;
 mod requests;
 mod responder;
@@ -27,6 +26,7 @@ mod rests;
 mod slots;
 #[cfg(test)]
 mod some_keys;
+mod stored;
 mod streams;
 mod turns;
 

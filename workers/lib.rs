@@ -5,6 +5,7 @@ pub mod command;
 mod defects;
 mod places;
 pub mod projection;
+mod queue;
 
 use std::time::Duration;
 

@@ -86,7 +86,6 @@ const LOOPS: &[(&str, usize, &str)] = &[
     ("workers/command/growth.rs", 2, LOOKS),
     ("workers/command/lane/loading.rs", 1, "an error that does not pass; the lane's end"),
     ("workers/command/perform.rs", 4, "the lane's end; loads are tried by the lane: `is_passing`"),
-    ("workers/command/queue.rs", 7, "an error that does not pass is told, and tried now and then"),
     ("workers/command/requests.rs", 2, READS),
     ("workers/command/slots.rs", 2, "leaving: only a connection that is closed refuses"),
     ("workers/command/streams.rs", 2, LOOKS),
@@ -103,6 +102,7 @@ const LOOPS: &[(&str, usize, &str)] = &[
     ),
     ("workers/projection/readers.rs", 1, "a reader that failed rests; one that is refused stops"),
     ("workers/projection/upcast.rs", 1, "a number of tries, and every error but a used-up limit"),
+    ("workers/queue.rs", 7, "an error that does not pass is told, and tried now and then"),
 ];
 
 /// Nothing is tried again: it goes on with what comes next, and ends with it.

@@ -7,11 +7,13 @@ use flexcore_domain::Slot;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    queue::SlotReader,
     requests::{self, Answerer},
-    streams::ProgressMade,
+    stored::Stored,
 };
-use crate::places::{self, ServedPlace};
+use crate::{
+    places::{self, ServedPlace},
+    queue::{PlaceReader, ProgressMade},
+};
 
 /// Pause before a slot is tried again that could not be taken up.
 const RETRY: Duration = Duration::from_millis(200);
@@ -41,8 +43,9 @@ async fn serve(
 ) {
     let (epoch, leave) = (place.epoch, &place.leave);
     answerer.lanes = answerer.lanes.own(slot, epoch);
-    let (store, lanes) = (answerer.store.clone(), answerer.lanes.clone());
-    let reader = SlotReader { store, lanes, progress_made, guard, slot, epoch };
+    let queue = answerer.store.command_queue().clone();
+    let handler = Stored { store: answerer.store.clone(), lanes: answerer.lanes.clone() };
+    let reader = PlaceReader { queue, handler, progress_made, guard, place: place.clone() };
     let answering = async {
         while let Err(error) = requests::serve(&answerer, slot, epoch, leave).await {
             tracing::warn!(%error, %slot, "requests cannot be taken yet");
@@ -53,7 +56,7 @@ async fn serve(
         }
     };
     let both = async {
-        tokio::join!(answering, reader.run(leave.clone()));
+        tokio::join!(answering, reader.run());
     };
     place.until_left(both).await;
     answerer.lanes.leave(slot).await;

@@ -11,10 +11,6 @@ use tokio_util::sync::CancellationToken;
 /// Time between looks. From a deletion to the next one stored commands stand still.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// When the stream was made that holds how far each slot is settled, once that is known. It changes
-/// when the stream is made anew.
-pub(super) type ProgressMade = watch::Receiver<Option<i128>>;
-
 /// Looks until the token is cancelled. One worker has the missing streams made anew for all. Each one tells
 /// its readers when the claims of their slots have gone: a slot in which nothing happens would not notice,
 /// and what was settled there would count as waiting.

@@ -1,34 +1,30 @@
-//! Asynchronous commands from FLEX_COMMANDS, one reader a slot.
+//! Reads a durable queue as the owner of its places, whatever the messages mean. A pure machine says what is
+//! done next (`flexcore_queue::settling`); this does it, and has a [`Handler`] do what the messages ask for.
 
 use std::{fmt::Display, time::Duration};
 
 use flexcore_cluster::Guard;
-use flexcore_domain::{AggregateKey, CommandId, Outcome, Slot};
-use flexcore_eventstore::{
-    Error, EventStore,
-    commands::{published_subject, stored_part},
-    headers::command_id,
-};
+use flexcore_eventstore::Error;
 use flexcore_queue::{
-    Claim, Messages, Queued,
+    Claim, Messages, Queue, Queued,
     settling::{Action, Event, Found, Record, SUSPECT, Settling},
 };
 use flexcore_resilience::{Backoff, lasts};
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Lanes, reading::read_command, requests::count, streams::ProgressMade};
+use crate::places::ServedPlace;
 
-/// Commands that a reader is sent ahead of their turn.
+/// Messages that a reader is sent ahead of their turn.
 const BATCH: usize = 256;
-/// Owners that have begun a command before it is taken to be what kills them.
-const BEGUN_MAX: u32 = 10;
-/// Longest pause before a suspect is begun with. Each slot of an owner has another one: otherwise what
-/// kills the owner would take the other slots' first commands with it each time.
+/// Owners that have begun a message before it is taken to be what kills them.
+pub(crate) const BEGUN_MAX: u32 = 10;
+/// Longest pause before a suspect is begun with. Each place of an owner has another one: otherwise what
+/// kills the owner would take the other places' first messages with it each time.
 const SUSPECT_PAUSE_MAX_MS: u64 = 5_000;
 /// A reader that lasted so long had a good start.
 const LASTED: Duration = Duration::from_secs(5);
@@ -43,14 +39,56 @@ const BEHIND_MAX: Duration = Duration::from_secs(60);
 /// How often an idle reader looks whether messages were lost on their way.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Reads a slot's commands as its owner.
-pub(super) struct SlotReader {
-    pub(super) store: EventStore,
-    pub(super) lanes: Lanes,
-    pub(super) progress_made: ProgressMade,
-    pub(super) guard: Guard,
-    pub(super) slot: Slot,
-    pub(super) epoch: u64,
+/// When the stream was made that holds how far each place is settled, once that is known. It changes
+/// when the stream is made anew.
+pub(crate) type ProgressMade = watch::Receiver<Option<i128>>;
+
+/// Does what the messages of a queue ask for.
+pub(crate) trait Handler: Send + Sync {
+    /// What comes of a message.
+    type Outcome: Send + 'static;
+
+    /// Begins with a message. What comes of it is sent to `to` with the message's number, now or later.
+    /// Messages are begun with in order: those behind it wait until this returns. One that `kills` has seen
+    /// [`BEGUN_MAX`] owners die, and is not done.
+    fn begin(
+        &self,
+        number: u64,
+        message: &Queued,
+        kills: bool,
+        to: &mpsc::UnboundedSender<(u64, Self::Outcome)>,
+    ) -> impl Future<Output = ()> + Send;
+
+    /// Returns whether an earlier owner, who may have begun with a message, has done it. Fails when nobody
+    /// can say now.
+    fn is_done(
+        &self,
+        message: &Queued,
+        kills: bool,
+    ) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// Takes note of a message that an earlier owner has done.
+    fn was_done(&self);
+
+    /// Takes note of what came of a message. Returns true if that is durable already.
+    fn hear(&self, outcome: &Self::Outcome) -> bool;
+
+    /// Makes durable what came of a message. It is tried again after an error that passes, with the outcome
+    /// as this has left it, and while the worker's lease does not hold it is not tried.
+    fn keep(
+        &self,
+        message: &Queued,
+        outcome: &mut Self::Outcome,
+    ) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
+/// Reads a place's messages as its owner.
+pub(crate) struct PlaceReader<H> {
+    pub(crate) queue: Queue,
+    pub(crate) handler: H,
+    pub(crate) progress_made: ProgressMade,
+    pub(crate) guard: Guard,
+    pub(crate) place: ServedPlace,
 }
 
 /// Whether the queue has ended before what is settled for so long that somebody has to mend it. Any other
@@ -62,14 +100,14 @@ fn is_lost(error: &Error, behind: &mut Option<Instant>, now: Instant) -> bool {
     now - *behind.get_or_insert(now) > BEHIND_MAX
 }
 
-impl SlotReader {
-    /// Reads until the token is cancelled; what is under way then is settled. A broker that is away
+impl<H: Handler> PlaceReader<H> {
+    /// Reads until the place is to be left; what is under way then is settled. A broker that is away
     /// is waited for.
-    pub(super) async fn run(self, stop: CancellationToken) {
+    pub(crate) async fn run(self) {
         let (mut failures, mut singly, mut behind) = (0_u32, false, None);
-        let mut progress_made = self.progress_made.clone();
+        let (stop, mut progress_made) = (self.place.leave.clone(), self.progress_made.clone());
         loop {
-            // Before the slot is claimed: afterwards a change means that the claim has gone.
+            // Before the place is claimed: afterwards a change means that the claim has gone.
             progress_made.mark_unchanged();
             let opened = tokio::select! {
                 () = stop.cancelled() => return,
@@ -83,7 +121,7 @@ impl SlotReader {
                     if taken > 0 || began.elapsed() > LASTED {
                         failures = 0;
                     }
-                    // Whatever interrupted it may come of the next command, and would again.
+                    // Whatever interrupted it may come of the next message, and would again.
                     singly = !singly;
                     false
                 }
@@ -98,16 +136,21 @@ impl SlotReader {
         }
     }
 
+    /// The queue's stream and the place, for the log.
+    fn named(&self) -> (&'static str, u16) {
+        (self.queue.described.stream, self.place.number)
+    }
+
     /// Says why the queue cannot be read. Returns true if a person has to mend something first. `behind` is
     /// the time since which the queue ends before what is settled, `failures` those before in a row.
     fn is_stuck(&self, error: &Error, behind: &mut Option<Instant>, failures: u32) -> bool {
-        let slot = self.slot;
+        let (stream, place) = self.named();
         if is_lost(error, behind, Instant::now()) || !error.is_passing() {
-            tracing::error!(%error, %slot, "the queue cannot be read");
+            tracing::error!(%error, stream, place, "the queue cannot be read");
             return true;
         }
         if matches!(error, Error::Conflict) {
-            tracing::warn!(%slot, "another owner claims the slot's queue");
+            tracing::warn!(stream, place, "another owner claims the place");
         } else {
             self.not_yet(error, failures);
         }
@@ -116,33 +159,35 @@ impl SlotReader {
 
     /// Says that the queue cannot be read just now; louder when that lasts.
     fn not_yet(&self, error: &Error, failures: u32) {
-        let slot = self.slot;
+        let (stream, place) = self.named();
         if lasts(failures) {
-            tracing::warn!(%error, %slot, failures, "the queue cannot be read for some time");
+            tracing::warn!(%error, stream, place, failures, "the queue cannot be read for some time");
         } else {
-            tracing::debug!(%error, %slot, "the queue cannot be read yet");
+            tracing::debug!(%error, stream, place, "the queue cannot be read yet");
         }
     }
 
-    /// With `singly` commands are asked for one by one.
+    /// With `singly` messages are asked for one by one.
     async fn open(&self, singly: bool) -> Result<(Claim, Messages), Error> {
-        let claim = self.store.command_queue().claim(self.slot.number(), self.epoch).await?;
+        let ServedPlace { number, epoch, .. } = self.place;
+        let claim = self.queue.claim(number, epoch).await?;
         if let Some((sequence, begun)) = claim.first().filter(|(_, begun)| *begun >= SUSPECT) {
             tracing::warn!(
-                slot = %self.slot,
-                epoch = self.epoch,
+                stream = self.queue.described.stream,
+                place = number,
+                epoch,
                 sequence,
                 begun,
-                "owners have begun with this command and were not seen to live on"
+                "owners have begun with this message and were not seen to live on"
             );
-            tokio::time::sleep(suspect_pause(self.slot, self.epoch)).await;
+            tokio::time::sleep(suspect_pause(number, epoch)).await;
         }
         let messages = if singly { claim.messages_singly() } else { claim.messages(BATCH).await? };
         Ok((claim, messages))
     }
 
-    /// Works until the stream breaks, the claim has gone or the worker stops; what is under way is
-    /// settled either way. Returns how many commands were taken up.
+    /// Works until the stream breaks, the claim has gone or the place is to be left; what is under way is
+    /// settled either way. Returns how many messages were taken up.
     async fn read(
         &self,
         claim: Claim,
@@ -150,7 +195,7 @@ impl SlotReader {
         progress_made: &mut ProgressMade,
         stop: &CancellationToken,
     ) -> u64 {
-        let (to, mut outcomes) = mpsc::unbounded_channel();
+        let (to, mut outcomes) = mpsc::unbounded_channel::<(u64, H::Outcome)>();
         let first = claim.first_begun();
         let (settled, last_before) = (claim.settled(), claim.last_before());
         let mut settling = Settling::<Queued>::new(Found { settled, last_before, first });
@@ -164,8 +209,7 @@ impl SlotReader {
                 () = stop.cancelled(), if settling.is_open() => Event::Leave,
                 next = stream.next(), if settling.reads() => self.next(next),
                 Some((number, outcome)) = outcomes.recv() => {
-                    count(&outcome);
-                    if !matches!(outcome, Outcome::Accepted { position: Some(_), .. }) {
+                    if !self.handler.hear(&outcome) {
                         let message = settling.message(number).0.clone();
                         performing.push(Box::pin(async move {
                             let done = self.keep_at_last(number, message, outcome).await;
@@ -193,11 +237,11 @@ impl SlotReader {
                             Performed::from(Event::LookedUp(number, is_done))
                         }));
                     }
-                    Action::Do(number) => self.take_up(number, first, &settling, &to).await,
-                    Action::DoneBefore(_) => {
-                        metrics::counter!("flexcore_commands_total", "outcome" => "replayed")
-                            .increment(1);
+                    Action::Do(number) => {
+                        let (message, sequence) = settling.message(number);
+                        self.handler.begin(number, message, kills(first, sequence), &to).await;
                     }
+                    Action::DoneBefore(_) => self.handler.was_done(),
                     Action::Write(record) => performing.extend(self.write(record, claim.take())),
                     Action::Ask => {
                         let asked = reader.handed_out();
@@ -218,16 +262,21 @@ impl SlotReader {
                 Event::Read { number: message.number, sequence: message.sequence, message }
             }
             Some(Err(error)) => {
-                tracing::debug!(%error, slot = %self.slot, "reading was interrupted");
+                self.interrupted(&error);
                 Event::Interrupted
             }
             None => Event::Interrupted,
         }
     }
 
-    /// Writes down how far the slot is settled. Without a claim there is nothing to be written to.
+    fn interrupted(&self, error: &impl Display) {
+        let (stream, place) = self.named();
+        tracing::debug!(%error, stream, place, "reading was interrupted");
+    }
+
+    /// Writes down how far the place is settled. Without a claim there is nothing to be written to.
     fn write(&self, record: Record, claim: Option<Claim>) -> Option<BoxFuture<'static, Performed>> {
-        let (claim, slot) = (claim?, self.slot);
+        let (claim, (stream, place)) = (claim?, self.named());
         Some(Box::pin(async move {
             let written = match record {
                 Record::Begins => claim.begin().await,
@@ -235,128 +284,44 @@ impl SlotReader {
                 Record::Settled(sequence) => claim.settle(sequence).await,
             };
             if let Err(error) = &written {
-                tracing::debug!(%error, %slot, "settled, and not recorded");
+                tracing::debug!(%error, stream, place, "settled, and not recorded");
             }
             Performed { event: Event::Written(written.is_ok()), claim: written.ok() }
         }))
     }
 
-    /// Finds out whether an earlier owner has refused a command that it may have worked on. That must not
-    /// be decided a second time: the aggregate may have moved on. Of what the log has the aggregate knows,
-    /// but one that would be put aside is not decided at all. `None`: the log cannot say now.
+    /// Finds out whether an earlier owner has done a message. `None`: nobody can say now.
     async fn look_up(&self, message: Queued, kills: bool) -> Option<bool> {
-        let Some((key, id)) = identify(&message) else { return Some(false) };
-        let has_outcome = self.store.has_outcome(&key, &id, message.sequence).await;
-        let mut is_done = self.known(has_outcome)?;
-        if kills && !is_done {
-            is_done = match self.store.command_anywhere(&key, &id).await {
-                Ok(found) => found.is_some(),
-                Err(error @ Error::Unavailable(_)) => return self.known(Err(error)),
-                // Waiting makes a damaged log no better, and holds the slot up.
-                Err(_) => false,
-            };
-        }
-        Some(is_done)
-    }
-
-    fn known(&self, looked_up: Result<bool, Error>) -> Option<bool> {
-        let said = |error: &Error| {
-            tracing::debug!(%error, slot = %self.slot, "reading was interrupted");
-        };
-        looked_up.inspect_err(said).ok()
-    }
-
-    /// Gives a command to its lane; what comes of it arrives with its number. Those behind it wait while its
-    /// seal has the secret read again: they keep their order.
-    async fn take_up(
-        &self,
-        number: u64,
-        first: Option<(u64, u32)>,
-        settling: &Settling<Queued>,
-        to: &mpsc::UnboundedSender<(u64, Outcome)>,
-    ) {
-        let (message, sequence) = settling.message(number);
-        let part = stored_part(&message.subject).unwrap_or_default();
-        let read = match message.malformed {
-            Some(why) => Err(Outcome::Faulty { message: why.to_owned() }),
-            None => {
-                let headers = message.headers.as_ref();
-                read_command(&self.store, part, headers, &message.payload).await
-            }
-        };
-        let outcome = match read {
-            Ok(_) if kills(first, sequence) => Outcome::Faulty {
-                message: format!("{BEGUN_MAX} workers began with it, and none has lived on"),
-            },
-            #[cfg(feature = "defects")]
-            Ok(command) => {
-                let lanes = self.lanes.clone();
-                let hand = move |command, number, to| lanes.queued(command, number, to);
-                return crate::defects::queued(hand, command, number, to.clone());
-            }
-            #[cfg(not(feature = "defects"))]
-            Ok(command) => return self.lanes.queued(command, number, to.clone()),
-            Err(outcome) => outcome,
-        };
-        // The receiver is the caller's own.
-        let _ = to.send((number, outcome));
+        let is_done = self.handler.is_done(&message, kills).await;
+        is_done.inspect_err(|error| self.interrupted(error)).ok()
     }
 
     /// Sees to it that an outcome is durable, however long the broker is away or has no room. Returns
     /// the number.
-    async fn keep_at_last(&self, number: u64, message: Queued, outcome: Outcome) -> u64 {
-        let known = identify(&message);
-        let (mut failures, mut buried) = (0_u32, false);
-        while let Err(error) = self.keep(&message, known.as_ref(), &outcome, &mut buried).await {
+    async fn keep_at_last(&self, number: u64, message: Queued, mut outcome: H::Outcome) -> u64 {
+        let mut failures = 0_u32;
+        while let Err(error) = self.keep(&message, &mut outcome).await {
+            let (stream, place) = self.named();
             if !error.is_passing() {
                 // Everything is made to fit; a stream that takes less is not opened. Trying for ever
-                // would keep the whole slot waiting.
-                let (subject, slot) = (message.subject.as_str(), self.slot);
-                tracing::error!(%error, %slot, subject, "the outcome of a command cannot be kept");
+                // would keep the whole place waiting.
+                let subject = message.subject.as_str();
+                tracing::error!(%error, stream, place, subject, "an outcome cannot be kept");
                 break;
             }
-            tracing::debug!(%error, "the outcome of a command cannot be kept yet");
+            tracing::debug!(%error, stream, place, "an outcome cannot be kept yet");
             failures = failures.saturating_add(1);
             tokio::time::sleep(RETRY.after(failures)).await;
         }
         number
     }
 
-    /// Makes an outcome durable: what is accepted without events and what is refused are answers to
-    /// look up, and what can't be processed is put aside for a person: once, however often this is
-    /// tried (`buried`). Fails when the lease does not hold: another owner may have decided otherwise.
-    async fn keep(
-        &self,
-        message: &Queued,
-        known: Option<&(AggregateKey, CommandId)>,
-        outcome: &Outcome,
-        buried: &mut bool,
-    ) -> Result<(), Error> {
+    /// Fails when the lease does not hold: another owner may have decided otherwise.
+    async fn keep(&self, message: &Queued, outcome: &mut H::Outcome) -> Result<(), Error> {
         if !self.guard.holds() {
             return Err(Error::Unavailable("the lease has ended".to_owned()));
         }
-        let reason = match outcome {
-            Outcome::Accepted { .. } | Outcome::Rejected { .. } | Outcome::Conflict { .. } => {
-                let Some((key, id)) = known else { return Ok(()) };
-                return self.store.save_outcome(key, id, message.sequence, outcome).await;
-            }
-            other => reason(other),
-        };
-        if !*buried {
-            let subject = published_subject(&message.subject);
-            let subject = subject.as_deref().unwrap_or(&message.subject);
-            let headers = message.headers.as_ref();
-            let body = message.payload.clone();
-            self.store.bury("command", &reason, subject, headers, body).await?;
-            *buried = true;
-        }
-        match known {
-            Some((key, id)) => {
-                let dead = Outcome::Dead { reason };
-                self.store.save_outcome(key, id, message.sequence, &dead).await
-            }
-            None => Ok(()),
-        }
+        self.handler.keep(message, outcome).await
     }
 }
 
@@ -372,15 +337,15 @@ impl From<Event<Queued>> for Performed {
     }
 }
 
-/// True if too many owners have begun with the command of this sequence and gone.
+/// True if too many owners have begun with the message of this sequence and gone.
 fn kills(first: Option<(u64, u32)>, sequence: u64) -> bool {
     first.is_some_and(|(first, begun)| first == sequence && begun > BEGUN_MAX)
 }
 
 /// How long this owner waits before it begins with a suspect.
-fn suspect_pause(slot: Slot, epoch: u64) -> Duration {
+fn suspect_pause(place: u16, epoch: u64) -> Duration {
     // Spread by the golden ratio: neighbours are far apart, and each owner has another order.
-    let spread = (epoch ^ u64::from(slot.number())).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
+    let spread = (epoch ^ u64::from(place)).wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 40;
     Duration::from_millis(spread % SUSPECT_PAUSE_MAX_MS)
 }
 
@@ -388,32 +353,6 @@ async fn at(time: Option<std::time::Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Whose outcome it is; `None` for a command that does not say so.
-fn identify(message: &Queued) -> Option<(AggregateKey, CommandId)> {
-    let (part, _) = stored_part(&message.subject)?.rsplit_once('.')?;
-    let id = command_id(message.headers.as_ref())?;
-    Some((AggregateKey::from_subject_part(part)?, CommandId::parse(id).ok()?))
-}
-
-fn reason(outcome: &Outcome) -> String {
-    let listed = |known: &[String]| known.join(", ");
-    match outcome {
-        Outcome::InvalidPayload { violations } => {
-            let fields = violations.iter().map(|v| format!("{}: {}", v.field, v.reason));
-            format!("invalid payload: {}", fields.collect::<Vec<_>>().join("; "))
-        }
-        Outcome::UnknownAggregate { known } => {
-            format!("unknown aggregate; deployed are: {}", listed(known))
-        }
-        Outcome::UnknownCommand { known } => {
-            format!("unknown command; the aggregate accepts: {}", listed(known))
-        }
-        Outcome::IdMismatch => "this command id was used with another payload".to_owned(),
-        Outcome::Faulty { message } | Outcome::Unavailable { message } => message.clone(),
-        other => format!("{other:?}"),
     }
 }
 
