@@ -42,7 +42,7 @@ use flexcore_cluster::Member;
 use flexcore_definition::Catalog;
 use flexcore_domain::{AggregateKey, Command, CommandId, Outcome, Slot, StateReply, Tenant};
 use flexcore_eventstore::{Error, EventStore};
-use flexcore_resilience::{Deadline, HeldPlace, Shares, lasts};
+use flexcore_resilience::{Deadline, HeldPlace, Shares};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Instant,
@@ -54,7 +54,7 @@ use tokio_util::{
 
 pub use deciders::{LaterDecider, LaterDeciders, NativeDeciders, NoDecision, ToDecide};
 
-use crate::places::LEAVE_MAX;
+use crate::{places::LEAVE_MAX, queue};
 use clock::Clock;
 use messages::{Input, Owed, Work};
 use perform::{LaneThread, ToLane};
@@ -107,8 +107,8 @@ const BESIDE_FEW: usize = 1;
 /// Longest time for the last answers once the worker is told to stop, with a second for saying so.
 const DRAIN_TIMEOUT: Duration =
     crate::TOLD_MAX.saturating_add(LEAVE_MAX).saturating_add(Duration::from_secs(1));
-/// Time between purges of the queue and measurements of its depth.
-const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(5);
+/// Time between measurements of what the lanes owe.
+const MEASURE_EVERY: Duration = Duration::from_secs(5);
 
 /// The lanes of this process; cheap to clone.
 #[derive(Clone)]
@@ -276,7 +276,10 @@ pub async fn run(
     tasks.spawn(slots::follow(answerer, progress_made, member.clone(), stop.clone()));
     tasks.spawn(growth::watch(store.clone(), member.clone(), stop.clone()));
     tasks.spawn(clock.follow(store.clone(), stop.clone()));
-    tasks.spawn(keep_house(store, lanes.clone(), member, stop.clone()));
+    tasks.spawn(measure_depth(lanes.clone(), stop.clone()));
+    let waiting = || metrics::gauge!("flexcore_commands_waiting");
+    let queue = store.command_queue().clone();
+    tasks.spawn(queue::purge(queue, member, crate::COMMANDS, waiting, stop.clone()));
     tokio::select! {
         () = stop.cancelled() => {}
         () = lanes.ended() => {
@@ -309,40 +312,16 @@ async fn follow(
     }
 }
 
-async fn keep_house(store: EventStore, lanes: Lanes, member: Member, stop: CancellationToken) {
-    let assigned = member.assigned();
-    let (mut seen, mut failures) = (0, 0);
+/// Says how much each lane owes.
+async fn measure_depth(lanes: Lanes, stop: CancellationToken) {
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(HOUSEKEEPING_EVERY) => {}
+            () = tokio::time::sleep(MEASURE_EVERY) => {}
         }
         for (number, lane) in lanes.lanes.iter().enumerate() {
             let depth = lane.depth.load(Ordering::Relaxed);
             metrics::gauge!("flexcore_queue_depth", "lane" => number.to_string()).set(depth as f64);
-        }
-        let waiting = metrics::gauge!("flexcore_commands_waiting");
-        // One worker does it for all.
-        if !assigned.borrow().of(crate::COMMANDS).contains_key(&0) {
-            waiting.set(0.0);
-            continue;
-        }
-        match store.command_queue().purge(seen).await.map_err(Error::from) {
-            Ok(purged) => {
-                (seen, failures) = (purged.stored, 0);
-                waiting.set(purged.waiting as f64);
-                if purged.gone > 0 {
-                    tracing::debug!(purged.gone, "processed commands left the queue");
-                }
-            }
-            Err(error) => {
-                failures += 1;
-                // Nobody knows how many: the number from before would look like one of now.
-                waiting.set(f64::NAN);
-                if lasts(failures) {
-                    tracing::warn!(%error, failures, "the queue is not purged, and may fill up");
-                }
-            }
         }
     }
 }
