@@ -6,13 +6,78 @@ use std::{
     time::Duration,
 };
 
-use flexcore_cluster::{Member, WorkKind};
-use tokio::task::{self, JoinSet};
+use flexcore_cluster::{Assigned, Member, WorkKind};
+use tokio::{
+    sync::watch,
+    task::{self, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 
 /// Longest time for a place that is to be left to answer its work; then it is given away all the
 /// same, and the rest of the work meets what the new owner has done.
 pub(crate) const LEAVE_MAX: Duration = Duration::from_secs(10);
+
+/// The places of one kind of work that the map gives to this worker.
+pub(crate) struct OwnPlaces {
+    member: Member,
+    kind: WorkKind,
+    assigned: watch::Receiver<Assigned>,
+    /// As it was at the last look.
+    now: Assigned,
+}
+
+impl OwnPlaces {
+    pub(crate) fn of(member: &Member, kind: WorkKind) -> Self {
+        let (assigned, now) = (member.assigned(), Assigned::default());
+        Self { member: member.clone(), kind, assigned, now }
+    }
+
+    /// Looks at the map. Returns the places to be served, each with the epoch under which it was given.
+    pub(crate) fn look(&mut self) -> BTreeMap<u16, u64> {
+        self.now = self.assigned.borrow_and_update().clone();
+        self.now.of(self.kind)
+    }
+
+    /// The places that are to be left when everything of them is answered, as of the last look.
+    fn leaving(&self) -> BTreeMap<u16, u64> {
+        self.now.leaving(self.kind)
+    }
+
+    /// Tells the cluster that the places to be served are, as of the last look, and others still: the map
+    /// gives a place on when it is no longer among them.
+    pub(crate) fn report(&self, others: impl IntoIterator<Item = u16>) {
+        let serves = self.now.of(self.kind).into_keys().chain(others).collect();
+        self.member.report(self.kind, self.now.followed, serves);
+    }
+
+    fn report_none(&self) {
+        self.member.report(self.kind, self.assigned.borrow().followed, BTreeSet::new());
+    }
+
+    /// Returns when the map has changed since the last look. Fails when it is not followed any more.
+    pub(crate) async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
+        self.assigned.changed().await
+    }
+
+    /// True if nobody else is there to take the places.
+    async fn is_alone(&self) -> bool {
+        self.member.is_alone(self.kind).await
+    }
+
+    /// Says that nothing is served any more, until the map has taken the places: they are given to others
+    /// when their owner has said so in answer to a map that asks for it.
+    pub(crate) async fn hand_over(&mut self) {
+        let alone = self.is_alone().await;
+        loop {
+            let wanted = self.look();
+            self.report_none();
+            let none = wanted.is_empty() && self.leaving().is_empty();
+            if none || alone || self.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
 
 /// A place to be served, of a kind of work.
 #[derive(Clone)]
@@ -56,7 +121,7 @@ pub(crate) async fn follow<S>(
 ) where
     S: Future<Output = ()> + Send + 'static,
 {
-    let mut assigned = member.assigned();
+    let mut own = OwnPlaces::of(member, kind);
     let mut serving: HashMap<u16, ServedPlace> = HashMap::new();
     let mut tasks = JoinSet::new();
     // The place of each task, for one that panics.
@@ -66,9 +131,8 @@ pub(crate) async fn follow<S>(
         tokio::time::sleep(crate::TOLD_MAX).await;
     });
     loop {
-        let now = assigned.borrow_and_update().clone();
-        let (wanted, leaving) = (now.of(kind), now.leaving(kind));
-        leave(&serving, &wanted, &leaving);
+        let wanted = own.look();
+        leave(&serving, &wanted, &own.leaving());
         for (number, epoch) in &wanted {
             if serving.contains_key(number) {
                 continue;
@@ -79,19 +143,18 @@ pub(crate) async fn follow<S>(
             places.insert(tasks.spawn(work).id(), *number);
             serving.insert(*number, place);
         }
-        let serves: BTreeSet<u16> = wanted.keys().chain(serving.keys()).copied().collect();
         if kind == crate::COMMANDS {
             metrics::gauge!("flexcore_slots_owned").set(wanted.len() as f64);
         }
-        member.report(kind, now.followed, serves);
+        own.report(serving.keys().copied());
         let stops = stop.is_cancelled();
         if stops && wanted.is_empty() && serving.is_empty() {
             break;
         }
         tokio::select! {
-            () = stop.cancelled(), if !stops => if member.is_alone(kind).await { break },
+            () = stop.cancelled(), if !stops => if own.is_alone().await { break },
             () = &mut too_late, if !wanted.is_empty() => break,
-            changed = assigned.changed() => if changed.is_err() { break },
+            changed = own.changed() => if changed.is_err() { break },
             Some(ended) = tasks.join_next_with_id() => {
                 if let Some(number) = places.remove(&ended_task(ended)) {
                     serving.remove(&number);
@@ -103,8 +166,7 @@ pub(crate) async fn follow<S>(
         place.leave.cancel();
     }
     while tasks.join_next().await.is_some() {}
-    let followed = assigned.borrow().followed;
-    member.report(kind, followed, BTreeSet::new());
+    own.report_none();
 }
 
 /// Which task has ended. One that panicked has left its place as well: it is taken up anew.
@@ -131,21 +193,6 @@ fn leave(
         place.leave.cancel();
         if leaving.get(number) != Some(&place.epoch) {
             place.lost.cancel();
-        }
-    }
-}
-
-/// Says that nothing of a kind is served any more, until the map has taken its places: they are given to
-/// others when their owner has said so in answer to a map that asks for it.
-pub(crate) async fn hand_over(member: &Member, kind: WorkKind) {
-    let mut assigned = member.assigned();
-    let alone = member.is_alone(kind).await;
-    loop {
-        let now = assigned.borrow_and_update().clone();
-        member.report(kind, now.followed, BTreeSet::new());
-        let none = now.of(kind).is_empty() && now.leaving(kind).is_empty();
-        if none || alone || assigned.changed().await.is_err() {
-            return;
         }
     }
 }

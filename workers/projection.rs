@@ -22,7 +22,7 @@ mod upcast;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use flexcore_cluster::{Assigned, Member};
+use flexcore_cluster::Member;
 use flexcore_definition::Catalog;
 use flexcore_domain::Name;
 use flexcore_eventstore::{self as eventstore, EventStore};
@@ -32,7 +32,7 @@ use metrics::gauge;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::{PROJECTIONS, places};
+use crate::{PROJECTIONS, places::OwnPlaces};
 use former::Former;
 use indexing::Indexing;
 use origin::Origin;
@@ -80,7 +80,6 @@ pub async fn run(
         read_models,
         catalog,
         member,
-        owned: Assigned::default(),
         origin: Origin::default(),
         troubles: None,
         told_for: BTreeMap::new(),
@@ -89,15 +88,16 @@ pub async fn run(
         indexing: Indexing::new(settings.index_pause),
         held_max: settings.held_max,
     };
+    // Its shares have their readers in common, so it does not serve each by a task.
+    let mut own = OwnPlaces::of(&worker.member, PROJECTIONS);
     let mut readers = Readers::default();
-    let result = worker.project(&mut readers, &stop).await;
+    let result = worker.project(&mut readers, &mut own, &stop).await;
     for (_, token) in readers.running.values() {
         token.cancel();
     }
     while readers.tasks.join_next().await.is_some() {}
     worker.member.resign();
-    let handed_over = places::hand_over(&worker.member, PROJECTIONS);
-    let _ = tokio::time::timeout(crate::TOLD_MAX, handed_over).await;
+    let _ = tokio::time::timeout(crate::TOLD_MAX, own.hand_over()).await;
     result
 }
 
@@ -106,8 +106,6 @@ struct Worker {
     read_models: ReadModels,
     catalog: watch::Receiver<Arc<Catalog>>,
     member: Member,
-    /// The shares that it is to serve.
-    owned: Assigned,
     origin: Origin,
     /// Of the read models that cannot be managed, as it was told last.
     troubles: Option<BTreeMap<String, String>>,
@@ -124,16 +122,16 @@ impl Worker {
     async fn project(
         &mut self,
         readers: &mut Readers,
+        own: &mut OwnPlaces,
         stop: &CancellationToken,
     ) -> anyhow::Result<()> {
-        let (mut assigned, mut attempt) = (self.member.assigned(), 0);
+        let mut attempt = 0;
         while !stop.is_cancelled() {
-            self.owned = assigned.borrow_and_update().clone();
-            let epochs = self.owned.of(PROJECTIONS);
+            let epochs = own.look();
             #[cfg(feature = "defects")]
             let epochs = crate::defects::never_let_go(epochs);
             readers.keep_only(&epochs);
-            self.member.report(PROJECTIONS, self.owned.followed, readers.shares(&epochs));
+            own.report(readers.shares(&epochs));
             let pause = match self.look(readers, &epochs).await {
                 Ok(()) => {
                     attempt = 0;
@@ -155,7 +153,7 @@ impl Worker {
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(pause) => {}
                 () = requested(&mut self.requests) => {}
-                changed = assigned.changed() => changed?,
+                changed = own.changed() => changed?,
                 changed = self.catalog.changed() => {
                     changed.context("deployments are not followed any more")?;
                 }
