@@ -408,7 +408,7 @@ mod tests {
     /// A leader that was deposed and had not heard of it once held a slot up for half a minute.
     #[test]
     fn a_queue_that_is_behind_is_asked_again_and_lost_when_it_stays_so() {
-        let behind = Error::QueueBehind { last: 49, settled: 50 };
+        let behind = Error::QueueBehind { progress: "KV_progress", last: 49, settled: 50 };
         let (start, mut since) = (Instant::now(), None);
         let mut lost = |error: &Error, at: Duration| is_lost(error, &mut since, start + at);
         assert!(!lost(&behind, Duration::ZERO));

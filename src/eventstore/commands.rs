@@ -136,8 +136,14 @@ mod tests {
 
     #[test]
     fn a_queue_that_is_behind_is_asked_again_and_says_what_mends_it() {
-        let behind = Error::from(flexcore_queue::Error::Behind { last: 49, settled: 50 });
-        assert!(behind.is_passing(), "a leader that was deposed says so as well: {behind}");
-        assert!(behind.to_string().contains("Delete the stream KV_flex_queue"), "{behind}");
+        for (progress, said) in [
+            (STORED.progress, "Delete the stream KV_flex_queue "),
+            ("KV_other", "Delete the stream KV_other "),
+        ] {
+            let behind = flexcore_queue::Error::Behind { progress, last: 49, settled: 50 };
+            let behind = Error::from(behind);
+            assert!(behind.is_passing(), "a leader that was deposed says so as well: {behind}");
+            assert!(behind.to_string().contains(said), "{behind}");
+        }
     }
 }

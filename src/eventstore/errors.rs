@@ -21,7 +21,9 @@ impl From<flexcore_queue::Error> for Error {
     fn from(error: flexcore_queue::Error) -> Self {
         match error {
             flexcore_queue::Error::Broker(error) => error.into(),
-            flexcore_queue::Error::Behind { last, settled } => Self::QueueBehind { last, settled },
+            flexcore_queue::Error::Behind { progress, last, settled } => {
+                Self::QueueBehind { progress, last, settled }
+            }
         }
     }
 }

@@ -139,11 +139,12 @@ pub enum Error {
     /// hears that it was deposed; if it stays so, the queue has lost its end.
     #[error(
         "the queue ends at {last}, before what is settled, {settled}: a server that was cut off says so \
-         for a while. If it stays so, the queue has lost its end. Delete the stream {} then: a worker makes \
-         it anew within seconds, and what is left in the queue is done again",
-        topology::PROGRESS
+         for a while. If it stays so, the queue has lost its end. Delete the stream {progress} then: a worker \
+         makes it anew within seconds, and what is left in the queue is done again"
     )]
     QueueBehind {
+        /// The stream that holds how far the queue is settled.
+        progress: &'static str,
         /// The last sequence that the leader has.
         last: u64,
         /// The sequence up to which commands are settled.

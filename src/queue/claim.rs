@@ -44,13 +44,18 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// Up to where the messages of this queue are settled.
-    pub(crate) fn settled_in(&self, queue: End) -> Result<u64, crate::Error> {
+    /// Up to where the messages of this queue are settled. This was read from the stream `progress`.
+    pub(crate) fn settled_in(
+        &self,
+        queue: End,
+        progress: &'static str,
+    ) -> Result<u64, crate::Error> {
         if self.made_ns != queue.made_ns {
             return Ok(0);
         }
         if self.settled > queue.last {
-            return Err(crate::Error::Behind { last: queue.last, settled: self.settled });
+            let (last, settled) = (queue.last, self.settled);
+            return Err(crate::Error::Behind { progress, last, settled });
         }
         Ok(self.settled)
     }
@@ -96,7 +101,7 @@ impl Queue {
         let (before, revision) = self.progress_of(place).await?;
         // After what was read: it cannot be settled further than the queue goes.
         let end = End::of(&stream.get_info().await.map_err(unavailable)?);
-        let settled = before.settled_in(end)?;
+        let settled = before.settled_in(end, self.described.progress)?;
         let first = self.next(place, settled).await?;
         let mut progress = before.claimed(epoch, end, settled, first).ok_or(Error::Conflict)?;
         progress.reader = ephemeral::unique(&self.reading, &format!("slot_{place}_{epoch}"));
@@ -357,9 +362,10 @@ mod tests {
     #[test]
     fn what_is_settled_counts_in_the_queue_of_which_it_was_written() {
         let progress = Progress { made_ns: 1, settled: 50, ..Progress::default() };
-        assert_eq!(progress.settled_in(QUEUE).unwrap(), 50);
-        assert_eq!(progress.settled_in(End { made_ns: 2, last: 3 }).unwrap(), 0, "made anew");
-        let behind = progress.settled_in(End { last: 49, ..QUEUE }).unwrap_err();
-        assert!(matches!(behind, crate::Error::Behind { last: 49, settled: 50 }), "{behind}");
+        let settled_in = |end| progress.settled_in(end, "KV_progress");
+        assert_eq!(settled_in(QUEUE).unwrap(), 50);
+        assert_eq!(settled_in(End { made_ns: 2, last: 3 }).unwrap(), 0, "made anew");
+        let behind = settled_in(End { last: 49, ..QUEUE }).unwrap_err();
+        assert!(matches!(behind, crate::Error::Behind { last: 49, settled: 50, .. }), "{behind}");
     }
 }

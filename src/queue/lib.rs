@@ -31,6 +31,8 @@ pub enum Error {
     /// hears that it was deposed; if it stays so, the queue has lost its end.
     #[error("the queue ends at {last}, before what is settled, {settled}")]
     Behind {
+        /// The stream that holds how far each place is settled.
+        progress: &'static str,
         /// The last sequence that the leader has.
         last: u64,
         /// The sequence up to which messages are settled.
@@ -116,7 +118,7 @@ impl Queue {
         let (progress, _) = self.progress_of(place).await?;
         // After what was read: it cannot be settled further than the queue goes.
         let end = End::of(&stream.get_info().await.map_err(unavailable)?);
-        progress.settled_in(end)
+        progress.settled_in(end, self.described.progress)
     }
 
     /// The first message on these subjects after this sequence, as the stream's leader has it. Fails when
@@ -146,7 +148,7 @@ impl Queue {
         let end = End::of(stream.cached_info());
         let mut after = Vec::with_capacity(progress.len());
         for (place, progress) in (0..).zip(progress) {
-            after.push((place, progress.settled_in(end)?));
+            after.push((place, progress.settled_in(end, self.described.progress)?));
         }
         let nexts = futures::stream::iter(after)
             .map(|(place, settled)| self.next(place, settled))
