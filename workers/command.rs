@@ -272,13 +272,14 @@ pub async fn run(
         Answerer { store: store.clone(), lanes: lanes.clone(), catalog: in_force, folds };
     requests::serve_catalog(&answerer, &tasks, &stop).await?;
     let (made, progress_made) = watch::channel(None);
-    tasks.spawn(streams::watch(store.clone(), member.clone(), made, stop.clone()));
+    tasks.spawn(streams::watch(store.clone(), member.clone(), stop.clone()));
+    let queue = store.command_queue().clone();
+    tasks.spawn(queue::watch_progress(queue.clone(), made, stop.clone()));
     tasks.spawn(slots::follow(answerer, progress_made, member.clone(), stop.clone()));
     tasks.spawn(growth::watch(store.clone(), member.clone(), stop.clone()));
     tasks.spawn(clock.follow(store.clone(), stop.clone()));
     tasks.spawn(measure_depth(lanes.clone(), stop.clone()));
     let waiting = || metrics::gauge!("flexcore_commands_waiting");
-    let queue = store.command_queue().clone();
     tasks.spawn(queue::purge(queue, member, crate::COMMANDS, waiting, stop.clone()));
     tokio::select! {
         () = stop.cancelled() => {}

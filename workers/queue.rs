@@ -1,10 +1,13 @@
-//! Reads a durable queue as the owner of its places, whatever the messages mean, and purges it. A pure
-//! machine says what is done next (`flexcore_queue::settling`); this does it, and has a [`Handler`] do what
-//! the messages ask for.
+//! Reads a durable queue as the owner of its places, whatever the messages mean. A pure machine says what is
+//! done next (`flexcore_queue::settling`); this does it, and has a [`Handler`] do what the messages ask for.
+//! Beside that the whole queue is purged, and somebody looks whether its claims still hold.
+
+mod progress;
+mod purge;
 
 use std::{fmt::Display, time::Duration};
 
-use flexcore_cluster::{Guard, Member, WorkKind};
+use flexcore_cluster::Guard;
 use flexcore_eventstore::Error;
 use flexcore_queue::{
     Claim, Messages, Queue, Queued,
@@ -12,14 +15,15 @@ use flexcore_queue::{
 };
 use flexcore_resilience::{Backoff, lasts};
 use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
-use metrics::Gauge;
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     time::{Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::places::ServedPlace;
+pub(crate) use progress::{ProgressMade, watch_progress};
+pub(crate) use purge::purge;
 
 /// Messages that a reader is sent ahead of their turn.
 const BATCH: usize = 256;
@@ -40,13 +44,6 @@ const RETRY_MENDED: Duration = Duration::from_secs(30);
 const BEHIND_MAX: Duration = Duration::from_secs(60);
 /// How often an idle reader looks whether messages were lost on their way.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-
-/// Time between purges of a queue.
-const PURGE_EVERY: Duration = Duration::from_secs(5);
-
-/// When the stream was made that holds how far each place is settled, once that is known. It changes
-/// when the stream is made anew.
-pub(crate) type ProgressMade = watch::Receiver<Option<i128>>;
 
 /// Does what the messages of a queue ask for.
 pub(crate) trait Handler: Send + Sync {
@@ -358,46 +355,6 @@ async fn at(time: Option<std::time::Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Has a queue purged of what all its places have settled, until the token is cancelled. One worker does it
-/// for all, the owner of the first place of this kind. Its gauge says how many messages wait.
-pub(crate) async fn purge(
-    queue: Queue,
-    member: Member,
-    kind: WorkKind,
-    waiting: fn() -> Gauge,
-    stop: CancellationToken,
-) {
-    let (stream, assigned) = (queue.described.stream, member.assigned());
-    let (mut seen, mut failures) = (0, 0);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(PURGE_EVERY) => {}
-        }
-        if !assigned.borrow().of(kind).contains_key(&0) {
-            waiting().set(0.0);
-            continue;
-        }
-        match queue.purge(seen).await.map_err(Error::from) {
-            Ok(purged) => {
-                (seen, failures) = (purged.stored, 0);
-                waiting().set(purged.waiting as f64);
-                if purged.gone > 0 {
-                    tracing::debug!(stream, purged.gone, "settled messages left the queue");
-                }
-            }
-            Err(error) => {
-                failures += 1;
-                // Nobody knows how many: the number from before would look like one of now.
-                waiting().set(f64::NAN);
-                if lasts(failures) {
-                    tracing::warn!(%error, stream, failures, "the queue is not purged, and may fill up");
-                }
-            }
-        }
     }
 }
 

@@ -1,6 +1,28 @@
-//! Checks of a stream that is there against the settings that are wanted.
+//! Looks for a stream, and checks of one that is there against the settings that are wanted.
 
-use async_nats::jetstream::stream::{Config, DiscardPolicy, PersistenceMode};
+use async_nats::jetstream::{
+    self, ErrorCode,
+    context::GetStreamErrorKind,
+    stream::{Config, DiscardPolicy, Info, PersistenceMode},
+};
+
+use crate::{Error, unavailable};
+
+/// A stream as it is now; `None`: there is none of this name. Fails with [`Error::Unavailable`].
+pub async fn found(jetstream: &jetstream::Context, name: &str) -> Result<Option<Info>, Error> {
+    let error = match jetstream.get_stream(name).await {
+        Ok(stream) => return Ok(Some(stream.cached_info().clone())),
+        Err(error) => error,
+    };
+    match error.kind() {
+        GetStreamErrorKind::JetStream(cause)
+            if cause.error_code() == ErrorCode::STREAM_NOT_FOUND =>
+        {
+            Ok(None)
+        }
+        _ => Err(unavailable(format!("looking for stream {name}: {error}"))),
+    }
+}
 
 /// A setting, the required and the found value.
 pub type Contradiction = (&'static str, String, String);

@@ -1,13 +1,10 @@
 //! Streams that somebody deletes while processes run. Those without which stored commands stop are made anew,
 //! as at a start; the log and the queue never are.
 
-use async_nats::jetstream::{
-    ErrorCode,
-    context::GetStreamErrorKind,
-    stream::{Config, Info},
-};
+use async_nats::jetstream::stream::Config;
+use flexcore_broker::stream::found;
 
-use crate::{Error, EventStore, identity, topology, unavailable};
+use crate::{Error, EventStore, identity, topology};
 
 /// The loss when a stream of this name is deleted; `None`: it is not made anew. Of the log and the queue an
 /// empty one would hide that they are gone, and the secret is deleted to end it.
@@ -41,23 +38,16 @@ impl EventStore {
         all
     }
 
-    /// When the stream was made that holds how far each slot is settled, in nanoseconds since 1970; `None`:
-    /// it is gone. At another time all claims of slots are void. Fails when the broker is away.
-    pub async fn progress_made_ns(&self) -> Result<Option<i128>, Error> {
-        let found = self.found(topology::PROGRESS).await?;
-        Ok(found.map(|info| info.created.unix_timestamp_nanos()))
-    }
-
     async fn remake(&self, mut wanted: Config, lost: &str) -> Result<(), Error> {
         let name = wanted.name.clone();
-        if self.found(&name).await?.is_some() {
+        if found(&self.jetstream, &name).await?.is_some() {
             return Ok(());
         }
         let failed = |why: String| {
             let what = format!("stream {name} was deleted, and cannot be made anew");
             Error::Misconfigured(format!("{what}: {why}"))
         };
-        let log = self.found(topology::EVENTS).await?;
+        let log = found(&self.jetstream, topology::EVENTS).await?;
         let log = log.ok_or_else(|| failed(format!("{} is gone, too", topology::EVENTS)))?;
         wanted.metadata = identity::metadata(&identity::of_log(&log));
         let made = self.jetstream.create_stream(wanted).await;
@@ -65,21 +55,6 @@ impl EventStore {
         tracing::error!(stream = name, lost, "a stream was deleted, and is made anew");
         metrics::counter!("flexcore_streams_remade_total", "stream" => name).increment(1);
         Ok(())
-    }
-
-    async fn found(&self, name: &str) -> Result<Option<Info>, Error> {
-        let error = match self.jetstream.get_stream(name).await {
-            Ok(stream) => return Ok(Some(stream.cached_info().clone())),
-            Err(error) => error,
-        };
-        match error.kind() {
-            GetStreamErrorKind::JetStream(cause)
-                if cause.error_code() == ErrorCode::STREAM_NOT_FOUND =>
-            {
-                Ok(None)
-            }
-            _ => Err(unavailable(format!("looking for stream {name}: {error}"))),
-        }
     }
 }
 

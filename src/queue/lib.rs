@@ -11,7 +11,9 @@ mod message;
 pub mod settling;
 
 use async_nats::jetstream::{self, stream::Stream};
-use flexcore_broker::{acknowledged::Acknowledged, bucket::Bucket, inbox::Inbox, unavailable};
+use flexcore_broker::{
+    acknowledged::Acknowledged, bucket::Bucket, inbox::Inbox, stream::found, unavailable,
+};
 use futures::{StreamExt as _, TryStreamExt as _};
 
 pub use claim::{Claim, KeptReader, Messages};
@@ -119,6 +121,13 @@ impl Queue {
         // After what was read: it cannot be settled further than the queue goes.
         let end = End::of(&stream.get_info().await.map_err(unavailable)?);
         progress.settled_in(end, self.described.progress)
+    }
+
+    /// When the stream was made that holds how far each place is settled, in nanoseconds since 1970; `None`:
+    /// it is gone. At another time all claims of places are void. Fails when the broker is away.
+    pub async fn progress_made_ns(&self) -> Result<Option<i128>, flexcore_broker::Error> {
+        let found = found(&self.jetstream, self.described.progress).await?;
+        Ok(found.map(|info| info.created.unix_timestamp_nanos()))
     }
 
     /// The first message on these subjects after this sequence, as the stream's leader has it. Fails when

@@ -102,7 +102,9 @@ const LOOPS: &[(&str, usize, &str)] = &[
     ),
     ("workers/projection/readers.rs", 1, "a reader that failed rests; one that is refused stops"),
     ("workers/projection/upcast.rs", 1, "a number of tries, and every error but a used-up limit"),
-    ("workers/queue.rs", 9, "an error that does not pass is told, and tried now and then"),
+    ("workers/queue.rs", 7, "an error that does not pass is told, and tried now and then"),
+    ("workers/queue/progress.rs", 2, LOOKS),
+    ("workers/queue/purge.rs", 2, LOOKS),
 ];
 
 /// Nothing is tried again: it goes on with what comes next, and ends with it.
