@@ -1,11 +1,12 @@
-//! The workers: what keeps FlexCore running. One file a worker; this is the complete list.
+//! The workers: what keeps FlexCore running. One file a worker; this is the complete list. [`places`] and
+//! [`queue`] are what they have in common.
 
 pub mod command;
 #[cfg(feature = "defects")]
 mod defects;
-mod places;
+pub mod places;
 pub mod projection;
-mod queue;
+pub mod queue;
 
 use std::time::Duration;
 

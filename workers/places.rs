@@ -81,21 +81,21 @@ impl OwnPlaces {
 
 /// A place to be served, of a kind of work.
 #[derive(Clone)]
-pub(crate) struct ServedPlace {
+pub struct ServedPlace {
     /// Its number.
-    pub(crate) number: u16,
+    pub number: u16,
     /// Under which it was given.
-    pub(crate) epoch: u64,
+    pub epoch: u64,
     /// Cancelled: it is to be left when everything of it is answered.
-    pub(crate) leave: CancellationToken,
+    pub leave: CancellationToken,
     /// Cancelled: another worker may have it, and it is to be left at once.
-    pub(crate) lost: CancellationToken,
+    pub lost: CancellationToken,
 }
 
 impl ServedPlace {
     /// Has the place's work done until it ends by itself, which it does when the place is to be left and
     /// everything is answered. Drops it when the place is lost, or has not been left in time.
-    pub(crate) async fn until_left(&self, work: impl Future<Output = ()>) {
+    pub async fn until_left(&self, work: impl Future<Output = ()>) {
         let late = async {
             self.leave.cancelled().await;
             tokio::time::sleep(LEAVE_MAX).await;
@@ -113,7 +113,7 @@ impl ServedPlace {
 /// are to have them, if there are others, and says so in time. Leaves those that are not assigned any more,
 /// and tells the cluster when nothing of them is under way. `serve` returns when it has left the place;
 /// `None`: there is no such place.
-pub(crate) async fn follow<S>(
+pub async fn follow<S>(
     member: &Member,
     kind: WorkKind,
     stop: CancellationToken,

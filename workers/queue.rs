@@ -22,13 +22,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::places::ServedPlace;
-pub(crate) use progress::{ProgressMade, watch_progress};
-pub(crate) use purge::purge;
+pub use progress::{ProgressMade, watch_progress};
+pub use purge::purge;
 
 /// Messages that a reader is sent ahead of their turn.
 const BATCH: usize = 256;
 /// Owners that have begun a message before it is taken to be what kills them.
-pub(crate) const BEGUN_MAX: u32 = 10;
+pub const BEGUN_MAX: u32 = 10;
 /// Longest pause before a suspect is begun with. Each place of an owner has another one: otherwise what
 /// kills the owner would take the other places' first messages with it each time.
 const SUSPECT_PAUSE_MAX_MS: u64 = 5_000;
@@ -46,7 +46,7 @@ const BEHIND_MAX: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Does what the messages of a queue ask for.
-pub(crate) trait Handler: Send + Sync {
+pub trait Handler: Send + Sync {
     /// What comes of a message.
     type Outcome: Send + 'static;
 
@@ -85,12 +85,17 @@ pub(crate) trait Handler: Send + Sync {
 }
 
 /// Reads a place's messages as its owner.
-pub(crate) struct PlaceReader<H> {
-    pub(crate) queue: Queue,
-    pub(crate) handler: H,
-    pub(crate) progress_made: ProgressMade,
-    pub(crate) guard: Guard,
-    pub(crate) place: ServedPlace,
+pub struct PlaceReader<H> {
+    /// The queue.
+    pub queue: Queue,
+    /// Does what the messages ask for.
+    pub handler: H,
+    /// Says when all claims have gone: see [`watch_progress`].
+    pub progress_made: ProgressMade,
+    /// Of the worker's lease.
+    pub guard: Guard,
+    /// The place.
+    pub place: ServedPlace,
 }
 
 /// Whether the queue has ended before what is settled for so long that somebody has to mend it. Any other
@@ -105,7 +110,7 @@ fn is_lost(error: &Error, behind: &mut Option<Instant>, now: Instant) -> bool {
 impl<H: Handler> PlaceReader<H> {
     /// Reads until the place is to be left; what is under way then is settled. A broker that is away
     /// is waited for.
-    pub(crate) async fn run(self) {
+    pub async fn run(self) {
         let (mut failures, mut singly, mut behind) = (0_u32, false, None);
         let (stop, mut progress_made) = (self.place.leave.clone(), self.progress_made.clone());
         loop {

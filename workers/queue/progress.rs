@@ -12,12 +12,12 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// When the stream was made that holds how far each place is settled, once that is known. It changes
 /// when the stream is made anew.
-pub(crate) type ProgressMade = watch::Receiver<Option<i128>>;
+pub type ProgressMade = watch::Receiver<Option<i128>>;
 
 /// Tells a worker's readers, until the token is cancelled, when the claims of their places have gone with the
 /// stream that held them: a place in which nothing happens would not notice, and what was settled there would
 /// count as waiting.
-pub(crate) async fn watch_progress(
+pub async fn watch_progress(
     queue: Queue,
     made: watch::Sender<Option<i128>>,
     stop: CancellationToken,
