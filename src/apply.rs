@@ -2,9 +2,10 @@
 
 use std::{io::Write, path::PathBuf};
 
+use anyhow::Context;
 use flexcore_definition::Application;
 use flexcore_operations::{
-    application,
+    QUERIES_UNCHECKED, application,
     deploy::{self, Deployed},
 };
 use flexcore_script as script;
@@ -37,7 +38,10 @@ pub(crate) async fn run(
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
     let application = application::read(&args.folder, script::check)?;
-    deploy::check_queries(config.postgres(), &application).await?;
+    if !application.queries.is_empty() {
+        let postgres = config.postgres().context(QUERIES_UNCHECKED)?;
+        deploy::check_queries(&postgres, &application).await?;
+    }
     let store = config.event_store().await?;
     let deployed = if args.dry_run {
         deploy::dry_run(&store, &application).await?

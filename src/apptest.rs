@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::ensure;
 use flexcore_definition::SourceFile;
-use flexcore_operations::application;
+use flexcore_operations::{Error, application};
 use flexcore_script::{
     self as script,
     scenario::{self, Failure, Scenario},
@@ -69,7 +69,7 @@ pub(crate) fn run(dir: &Path, json: bool, out: &mut dyn Write) -> anyhow::Result
         }
     }
     if !problems.is_empty() {
-        return Err(application::refused(problems));
+        return Err(Error::Refused(problems).into());
     }
     ensure!(!scenarios.is_empty(), "{} has no tests", folder.display());
     let mut failed = 0;

@@ -57,7 +57,7 @@ pub(crate) async fn run(
     command: Dead,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
-    let letters = Letters::of(config.event_store().await?).await?;
+    let letters = Letters::of(config.event_store().await?).await;
     match command {
         Dead::List { kind, after, limit, json } => {
             let of_kind =

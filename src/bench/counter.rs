@@ -9,7 +9,7 @@ use flexcore_domain::{
     Commit, Event, EventName, Name, Provenance, Tenant,
 };
 use flexcore_eventstore::EventStore;
-use flexcore_operations::{application::refused, deploy};
+use flexcore_operations::{Error, deploy};
 use flexcore_readmodel::{Filter, Op, ReadModels, Select};
 use serde_json::value::RawValue;
 
@@ -85,7 +85,7 @@ on:
 pub(crate) fn read() -> anyhow::Result<Application> {
     let name = Name::parse("bench")?;
     let files = vec![SourceFile { path: "bench.yaml".to_owned(), text: TEXT.to_owned() }];
-    Application::read(name, files).map_err(refused)
+    Ok(Application::read(name, files).map_err(Error::Refused)?)
 }
 
 /// Deploys it; workers that run have it when this returns.

@@ -1,6 +1,5 @@
 //! Dead letters: what could not be processed, to look at and to requeue.
 
-use anyhow::{Context, bail};
 use async_nats::{
     HeaderMap,
     header::HeaderValue,
@@ -14,6 +13,8 @@ use flexcore_eventstore::{EventStore, commands::published_subject, topology};
 use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
 
+use crate::Error;
+
 /// All dead letters of an installation.
 pub struct Letters {
     store: EventStore,
@@ -24,49 +25,44 @@ pub struct Letters {
 pub struct Letter(StreamMessage);
 
 impl Letters {
-    /// Those beside this log. Fails when the broker does not answer.
-    pub async fn of(store: EventStore) -> anyhow::Result<Self> {
-        let stream = store.jetstream().get_stream_no_info(topology::DEAD).await?;
-        Ok(Self { store, stream })
+    /// Those beside this log. Asks the broker for nothing yet.
+    pub async fn of(store: EventStore) -> Self {
+        let stream = store.jetstream().get_stream_no_info(topology::DEAD).await;
+        Self { stream: stream.expect("BUG: the stream has a valid name"), store }
     }
 
     /// The oldest one behind this number; `None`: there is none.
-    pub async fn after(&self, number: u64) -> anyhow::Result<Option<Letter>> {
+    pub async fn after(&self, number: u64) -> Result<Option<Letter>, Error> {
         let subjects = topology::DEAD_SUBJECTS;
         match self.stream.direct_get_next_for_subject(subjects, Some(number + 1)).await {
             Ok(dead) => Ok(Some(Letter(dead))),
             Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).context("reading FLEX_DEAD"),
+            Err(error) => Err(Error::DeadUnread(error.into())),
         }
     }
 
     /// The one of this number. Fails when there is none.
-    pub async fn get(&self, number: u64) -> anyhow::Result<Letter> {
+    pub async fn get(&self, number: u64) -> Result<Letter, Error> {
         // The leader is asked: another replica may lack the last ones, and still have requeued
         // ones.
         if let Err(error) = self.stream.get_raw_message(number).await {
             if error.kind() == RawMessageErrorKind::NoMessageFound {
-                bail!("no dead message {number}: `flexcore dead list` shows the existing ones")
+                return Err(Error::NoLetter(number));
             }
-            return Err(error).context("reading FLEX_DEAD");
+            return Err(Error::DeadUnread(error.into()));
         }
         // Read from the leader the client library keeps the last of two values of a header alone.
         let dead = self.stream.direct_get(number).await;
-        Ok(Letter(dead.with_context(|| format!("{number} is not on each server yet; try again"))?))
+        dead.map(Letter).map_err(|source| Error::NotEverywhere { number, source })
     }
 
     /// Publishes a dead command to its first subject and takes it off the list. Fails when it is none,
     /// or not whole.
     // Its number makes the message id, so that a crash between the two does not send it twice within the
     // broker's window; after that, the command id that travels with it does.
-    pub async fn requeue(&self, number: u64) -> anyhow::Result<()> {
+    pub async fn requeue(&self, number: u64) -> Result<(), Error> {
         let dead = self.get(number).await?;
-        let subject = published_subject(&dead.subject()).with_context(|| {
-            format!(
-                "{number} is no command: an event that a read model could not apply is still in the \
-                 log; correct the application, then `flexcore rebuild` the read model"
-            )
-        })?;
+        let subject = published_subject(&dead.subject()).ok_or(Error::NoCommand(number))?;
         dead.whole()?;
         let mut headers = HeaderMap::new();
         for (name, values) in dead.headers() {
@@ -78,14 +74,9 @@ impl Letters {
         headers.insert(header::COMMAND_ID, format!("{id}:requeue:{number}"));
         let jetstream = self.store.jetstream();
         let sent = jetstream.publish_with_headers(subject, headers, dead.0.payload);
-        sent.await?.await.context("the command was not requeued; try again")?;
-        let deleted = self.stream.delete_message(number).await;
-        if !deleted
-            .context("requeued, but still on the list; requeue it again, nothing is done twice")?
-        {
-            bail!("{number} was taken off the list meanwhile, by somebody else");
-        }
-        Ok(())
+        sent.await.map_err(Error::NotSent)?.await.map_err(Error::NotRequeued)?;
+        let deleted = self.stream.delete_message(number).await.map_err(Error::StillListed)?;
+        if deleted { Ok(()) } else { Err(Error::TakenOff(number)) }
     }
 }
 
@@ -164,20 +155,20 @@ impl Letter {
     }
 
     /// Fails when not all of the message was kept: a part of it is another command.
-    fn whole(&self) -> anyhow::Result<()> {
+    fn whole(&self) -> Result<(), Error> {
         let (number, bytes) = (self.number(), self.header(header::DEAD_BODY_BYTES));
         if !bytes.is_empty() {
-            bail!(
+            return Err(Error::NotWhole(format!(
                 "{number} cannot be requeued: its body had {bytes} bytes, too many to be kept; send the \
                  command again from where it came, in parts"
-            );
+            )));
         }
         let left_out = self.header(header::DEAD_HEADERS_LEFT_OUT);
         if !left_out.is_empty() {
-            bail!(
+            return Err(Error::NotWhole(format!(
                 "{number} cannot be requeued: {left_out} of its headers had no room; send the command \
                  again from where it came, with fewer"
-            );
+            )));
         }
         Ok(())
     }

@@ -3,14 +3,13 @@
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, bail};
 use flexcore_definition::{Application, Catalog, compare};
 use flexcore_domain::ActorName;
 use flexcore_eventstore::{self as eventstore, EventStore, catalog};
 use flexcore_readmodel::{ReadModels, Settings};
 use serde::Serialize;
 
-use crate::application::{listed, refused};
+use crate::Error;
 
 /// The result of a deployment.
 #[derive(Debug, Serialize)]
@@ -33,28 +32,17 @@ const OTHERS_FIRST_MAX: u32 = 20;
 const ASK_EVERY: Duration = Duration::from_millis(20);
 
 /// Has Postgres prepare the queries, against the columns that the deployment will have. Fails with
-/// all problems that were found, one a line, and when Postgres cannot be asked.
-pub async fn check_queries(
-    postgres: anyhow::Result<String>,
-    application: &Application,
-) -> anyhow::Result<()> {
-    if application.queries.is_empty() {
-        return Ok(());
-    }
-    let unchecked = "the queries cannot be checked";
-    let url = postgres.context(unchecked)?;
-    let read_models = ReadModels::connect(&url, Settings::default()).await?;
-    let problems = read_models.check_queries(application).await.context(unchecked);
+/// all problems that were found, and when Postgres cannot be asked.
+pub async fn check_queries(postgres: &str, application: &Application) -> Result<(), Error> {
+    let read_models = ReadModels::connect(postgres, Settings::default()).await?;
+    let problems = read_models.check_queries(application).await;
     read_models.close().await;
-    let problems = problems?;
-    if !problems.is_empty() {
-        return Err(refused(problems));
-    }
-    Ok(())
+    let problems = problems.map_err(Error::QueriesUnchecked)?;
+    if problems.is_empty() { Ok(()) } else { Err(Error::Refused(problems)) }
 }
 
 /// Deploys an application if it differs from the one in force, and waits until a worker has it.
-pub async fn deploy(store: &EventStore, application: &Application) -> anyhow::Result<Deployed> {
+pub async fn deploy(store: &EventStore, application: &Application) -> Result<Deployed, Error> {
     let mut deployments = 0;
     let (version, changes) = loop {
         let (before, changes) = compared(store, application).await?;
@@ -62,9 +50,9 @@ pub async fn deploy(store: &EventStore, application: &Application) -> anyhow::Re
         if changes.is_empty() {
             break (version, changes);
         }
-        let actor = ActorName::parse("apply")?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock")?;
-        let now_ms = i64::try_from(now.as_millis())?;
+        let actor = ActorName::parse("apply").expect("BUG: a valid name");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_err(Error::Clock)?;
+        let now_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
         match catalog::deploy(store, application, &before, &actor, now_ms).await {
             Ok(version) => break (version, changes),
             Err(eventstore::Error::Conflict) => {}
@@ -74,14 +62,9 @@ pub async fn deploy(store: &EventStore, application: &Application) -> anyhow::Re
         deployments += 1;
         let after = catalog::deployment(store, &application.name).await?;
         if after.expected != before.expected || deployments == OTHERS_FIRST_MAX {
-            bail!(
-                "another deployment of {} came first: look at it and apply again",
-                if after.expected == before.expected {
-                    "applications"
-                } else {
-                    application.name.as_str()
-                }
-            );
+            let same = after.expected == before.expected;
+            let of = if same { "applications" } else { application.name.as_str() };
+            return Err(Error::Overtaken(of.to_owned()));
         }
     };
     let picked_up_ms = picked_up(store, application.name.as_str(), version).await;
@@ -90,7 +73,7 @@ pub async fn deploy(store: &EventStore, application: &Application) -> anyhow::Re
 
 /// The result that a deployment would have, with the version in force now; 0: none is. Fails with the
 /// reasons when a change is incompatible or a name belongs to another application.
-pub async fn dry_run(store: &EventStore, application: &Application) -> anyhow::Result<Deployed> {
+pub async fn dry_run(store: &EventStore, application: &Application) -> Result<Deployed, Error> {
     let (before, changes) = compared(store, application).await?;
     let (name, version) = (application.name.to_string(), before.version());
     Ok(Deployed { application: name, version, changes, picked_up_ms: None })
@@ -100,20 +83,17 @@ pub async fn dry_run(store: &EventStore, application: &Application) -> anyhow::R
 async fn compared(
     store: &EventStore,
     application: &Application,
-) -> anyhow::Result<(catalog::Deployment, Vec<String>)> {
+) -> Result<(catalog::Deployment, Vec<String>), Error> {
     let before = catalog::deployment(store, &application.name).await?;
     let others: std::sync::Arc<Catalog> = catalog::watch(store).await?.borrow().clone();
-    others.with(application.clone()).map_err(refused)?;
+    others.with(application.clone()).map_err(Error::Refused)?;
     let changes = match &before.application {
         None => vec![format!("application {} is new", application.name)],
         Some(old) => {
             let comparison = compare(old, application);
             if !comparison.refusals.is_empty() {
-                bail!(
-                    "version {} is in force, and this one is not compatible with it:\n{}",
-                    old.version,
-                    listed(&comparison.refusals)
-                );
+                let (version, problems) = (old.version, comparison.refusals);
+                return Err(Error::Incompatible { version, problems });
             }
             comparison.changes
         }

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
 use flexcore_cluster as cluster;
+
+use crate::Error;
 
 /// Longest wait until a member serves nothing any more.
 const DRAIN_MAX: Duration = Duration::from_secs(60);
@@ -12,7 +13,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Waits until a member serves nothing. Returns how long that took. Fails when it is the only one
 /// that could.
-pub async fn drained(client: &async_nats::Client, member: &str) -> anyhow::Result<Duration> {
+pub async fn drained(client: &async_nats::Client, member: &str) -> Result<Duration, Error> {
     let started = Instant::now();
     loop {
         let view = cluster::look(client).await?;
@@ -21,11 +22,8 @@ pub async fn drained(client: &async_nats::Client, member: &str) -> anyhow::Resul
             return Ok(started.elapsed());
         }
         if started.elapsed() > DRAIN_MAX {
-            bail!(
-                "{member} still serves after {} s: is there another member of its role? It stays \
-                 marked; `flexcore cluster undrain {member}` takes that back",
-                DRAIN_MAX.as_secs()
-            );
+            let (member, waited_s) = (member.to_owned(), DRAIN_MAX.as_secs());
+            return Err(Error::NotDrained { member, waited_s });
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

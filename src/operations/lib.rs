@@ -7,5 +7,8 @@ pub mod application;
 pub mod dead;
 pub mod deploy;
 pub mod drain;
+mod error;
 pub mod report;
 pub mod rows;
+
+pub use error::{Error, QUERIES_UNCHECKED};

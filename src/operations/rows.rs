@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
 use flexcore_domain::Name;
-use flexcore_eventstore::{Error, EventStore};
+use flexcore_eventstore::{self as eventstore, EventStore};
 use flexcore_readmodel::{ReadModels, Rebuild, Settings};
+
+use crate::Error;
 
 /// Between two looks at how far it is.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
@@ -37,26 +38,22 @@ pub async fn rebuild(
     read_models: &ReadModels,
     name: &str,
     progress: impl Fn(Progress),
-) -> anyhow::Result<Built> {
+) -> Result<Built, Error> {
     let started = Instant::now();
-    let request = read_models.request_rebuild(name).await.context("cannot ask for the rebuild")?;
+    let request = read_models.request_rebuild(name).await.map_err(Error::NotAsked)?;
     let mut reached = 0;
     loop {
         match read_models.rebuild(request).await {
-            Ok(Rebuild::Waiting) if started.elapsed() > TAKEN_UP_WITHIN => bail!(
-                "no projection worker has taken the rebuild up: start one (`flexcore worker \
-                 projection`); the request stays, and will be done then"
-            ),
+            Ok(Rebuild::Waiting) if started.elapsed() > TAKEN_UP_WITHIN => {
+                return Err(Error::NotTakenUp);
+            }
             Ok(Rebuild::Waiting) => {}
             Ok(Rebuild::Building { position, target, .. }) => {
                 reached = position;
                 progress(Progress::Read(position, target.max(position)));
             }
             Ok(Rebuild::Done { version }) => return Ok(Built { version, position: reached }),
-            Ok(Rebuild::Superseded) => bail!(
-                "the read model was declared anew or removed meanwhile; ask again if it is still \
-                 needed"
-            ),
+            Ok(Rebuild::Superseded) => return Err(Error::Superseded),
             // The worker goes on without us; so do we, once Postgres is back.
             Err(error) if error.is_passing() => progress(Progress::Waiting),
             Err(error) => return Err(error.into()),
@@ -70,20 +67,20 @@ pub async fn rebuild(
 pub async fn adopt(
     store: &EventStore,
     read_models: &ReadModels,
-) -> anyhow::Result<(String, Vec<Name>)> {
-    let log = store.log().await.context("no log at --nats")?.identity;
-    let dropped = read_models.adopt_log(&log).await.context("the old rows cannot be dropped")?;
+) -> Result<(String, Vec<Name>), Error> {
+    let log = store.log().await.map_err(Error::NoLog)?.identity;
+    let dropped = read_models.adopt_log(&log).await.map_err(Error::NotDropped)?;
     Ok((log, dropped))
 }
 
 /// Why the rows in Postgres are not of this log; `None`: they are, or Postgres is away, so that
 /// nothing is known.
-pub async fn other_log(store: &EventStore, postgres: &str) -> anyhow::Result<Option<String>> {
+pub async fn other_log(store: &EventStore, postgres: &str) -> Result<Option<String>, Error> {
     let read_models = ReadModels::connect(postgres, Settings::default()).await?;
     let Ok(marks) = read_models.marks().await else { return Ok(None) };
     match store.recognise(&marks).await {
         Ok(_) => Ok(None),
-        Err(Error::OtherLog(other)) => Ok(Some(other.to_string())),
-        Err(error) => Err(error).context("the log cannot be compared with the rows"),
+        Err(eventstore::Error::OtherLog(other)) => Ok(Some(other.to_string())),
+        Err(error) => Err(Error::NotCompared(error)),
     }
 }

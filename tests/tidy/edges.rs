@@ -124,6 +124,9 @@ pub(crate) const EDGES: &[(&str, &[&str], &str)] = &[
     ),
 ];
 
+/// Crates whose errors are read by people alone. A caller of the others acts on a variant.
+const ANYHOW: &[&str] = &["bench", "demo", "installation", "out", "workers"];
+
 #[test]
 fn crates_use_only_what_they_may() {
     let metadata = metadata();
@@ -140,6 +143,23 @@ fn crates_use_only_what_they_may() {
             if !(may.contains(&used) || in_tests && used == "servers") {
                 findings.push(format!("{name} → {used} is no edge of ours: {reason}"));
             }
+        }
+    }
+    none(findings);
+}
+
+#[test]
+fn a_caller_of_a_library_can_tell_its_errors_apart() {
+    let metadata = metadata();
+    let mut findings = Vec::new();
+    for package in metadata.workspace_packages() {
+        let Some(name) = package.name.strip_prefix("flexcore-") else { continue };
+        let untyped = package
+            .dependencies
+            .iter()
+            .any(|used| used.name == "anyhow" && used.kind != DependencyKind::Development);
+        if untyped && !ANYHOW.contains(&name) {
+            findings.push(format!("{name}: one `Error` enum in place of anyhow"));
         }
     }
     none(findings);
