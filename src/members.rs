@@ -3,13 +3,14 @@
 use std::io::Write;
 
 use anyhow::Context;
-use flexcore_cluster::{self as cluster, Seat, WorkKind};
+use comfy_table::Table;
+use flexcore_cluster::{self as cluster, Seat};
 use flexcore_operations::{
     drain::drained,
     report::{Health, Report, report},
 };
 use flexcore_readmodel::{ReadModels, Settings};
-use flexcore_workers::{COMMANDS, PROJECTIONS};
+use flexcore_workers::ALL_WORK;
 
 use crate::{config::Config, out};
 
@@ -96,16 +97,7 @@ pub(crate) async fn run(
 }
 
 fn show(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
-    let mut members = out::table(["member", "role", "version", "slots", "projections", "state"]);
-    for seat in &report.view.members {
-        let owns = |kind: WorkKind| {
-            seat.owns.get(kind.name).map_or_else(|| "-".to_owned(), |all| ranges(all))
-        };
-        let (slots, shares) = (owns(COMMANDS), owns(PROJECTIONS));
-        let id = seat.id.as_str();
-        members.add_row([id, &seat.role, &seat.version, &slots, &shares, state(seat)]);
-    }
-    writeln!(out, "{members}")?;
+    writeln!(out, "{}", members(&report.view.members))?;
     match (&report.view.leader, report.view.epoch) {
         (Some(leader), Some(epoch)) => writeln!(out, "leader {leader}, epoch {epoch}")?,
         _ => writeln!(out, "no leader just now")?,
@@ -147,6 +139,21 @@ fn show(report: &Report, out: &mut dyn Write) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The members, with a column for each kind of work.
+fn members(seats: &[Seat]) -> Table {
+    let kinds = ALL_WORK.map(|kind| kind.heading);
+    let head = ["member", "role", "version"].into_iter().chain(kinds).chain(["state"]);
+    let mut table = out::table(head);
+    for seat in seats {
+        let owns = ALL_WORK
+            .map(|kind| seat.owns.get(kind.name).map_or_else(|| "-".to_owned(), |all| ranges(all)));
+        let own = [seat.id.as_str(), &seat.role, &seat.version];
+        let row = own.into_iter().chain(owns.iter().map(String::as_str)).chain([state(seat)]);
+        table.add_row(row);
+    }
+    table
+}
+
 fn state(seat: &Seat) -> &'static str {
     match (seat.leads, seat.draining) {
         (true, true) => "leads, draining",
@@ -182,7 +189,30 @@ fn ranges(numbers: &[u16]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use flexcore_cluster::{MemberId, WorkKind};
+
     use super::*;
+
+    #[test]
+    fn a_member_has_a_column_for_each_kind_of_work() {
+        let owned = |(kind, first): (&WorkKind, u16)| (kind.name.into(), vec![first, first + 1]);
+        let seat = Seat {
+            id: MemberId::new("worker", "1"),
+            role: "worker".to_owned(),
+            version: "0.1.0".to_owned(),
+            started_s: 0,
+            leads: true,
+            draining: false,
+            owns: ALL_WORK.iter().zip((10..).step_by(10)).map(owned).collect(),
+        };
+        let table = members(&[seat]).to_string();
+        for (kind, first) in ALL_WORK.iter().zip((10..).step_by(10)) {
+            assert!(table.contains(kind.heading), "{table}");
+            assert!(table.contains(&format!("{first}-{}", first + 1)), "{table}");
+        }
+        let columns = table.lines().nth(1).unwrap_or_default().matches('┆').count() + 1;
+        assert_eq!(columns, 4 + ALL_WORK.len(), "{table}");
+    }
 
     #[test]
     fn neighbours_are_shown_as_ranges() {

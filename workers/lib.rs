@@ -14,10 +14,11 @@ use flexcore_cluster::WorkKind;
 use flexcore_domain::{PORTIONS, SLOTS};
 
 /// The slots of the command workers.
-pub const COMMANDS: WorkKind = WorkKind { name: "command", places: SLOTS };
+pub const COMMANDS: WorkKind = WorkKind { name: "command", places: SLOTS, heading: "slots" };
 /// The shares of the projection workers: a read model belongs to one, by its name, or to all of them,
 /// by slot.
-pub const PROJECTIONS: WorkKind = WorkKind { name: "projection", places: PORTIONS };
+pub const PROJECTIONS: WorkKind =
+    WorkKind { name: "projection", places: PORTIONS, heading: "projections" };
 /// All kinds of work.
 pub const ALL_WORK: [WorkKind; 2] = [COMMANDS, PROJECTIONS];
 

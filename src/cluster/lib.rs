@@ -128,6 +128,8 @@ pub struct WorkKind {
     pub name: &'static str,
     /// Number of its places.
     pub places: u16,
+    /// What people call its places: the head of a column.
+    pub heading: &'static str,
 }
 
 /// The name of a kind of work, as a record or the map has it. A member of another version may have

@@ -19,7 +19,7 @@ const TTL: u64 = 3;
 const FAST: u64 = 1;
 /// It is always now: time makes everything else older, so that the model goes on for ever.
 const NOW: u64 = 8;
-const KIND: WorkKind = WorkKind { name: "work", places: 2 };
+const KIND: WorkKind = WorkKind { name: "work", places: 2, heading: "places" };
 /// One of them moves when a second member comes.
 const PLACES: usize = 2;
 

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use crate::{Map, MemberId, Place, Record, Serves, WorkKind, plan};
 
-const COMMAND: WorkKind = WorkKind { name: "command", places: 64 };
-const PROJECTION: WorkKind = WorkKind { name: "projection", places: 16 };
+const COMMAND: WorkKind = WorkKind { name: "command", places: 64, heading: "slots" };
+const PROJECTION: WorkKind = WorkKind { name: "projection", places: 16, heading: "projections" };
 pub(crate) const KINDS: [WorkKind; 2] = [COMMAND, PROJECTION];
 
 impl Record {

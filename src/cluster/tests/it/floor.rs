@@ -12,8 +12,9 @@ use flexcore_cluster::{Member, MemberId, Settings, WorkKind};
 use flexcore_servers::{Options, Servers, Sync, Want};
 use tokio_util::task::AbortOnDropHandle;
 
-pub(crate) const COMMAND: WorkKind = WorkKind { name: "command", places: 64 };
-pub(crate) const PROJECTION: WorkKind = WorkKind { name: "projection", places: 16 };
+pub(crate) const COMMAND: WorkKind = WorkKind { name: "command", places: 64, heading: "slots" };
+pub(crate) const PROJECTION: WorkKind =
+    WorkKind { name: "projection", places: 16, heading: "projections" };
 pub(crate) const KINDS: [WorkKind; 2] = [COMMAND, PROJECTION];
 
 /// The shortest lease, so that the tests are fast.

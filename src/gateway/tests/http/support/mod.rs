@@ -32,7 +32,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub(crate) const COMMANDS: WorkKind = WorkKind { name: "command", places: 64 };
+pub(crate) const COMMANDS: WorkKind = WorkKind { name: "command", places: 64, heading: "slots" };
 
 static KEY: LazyLock<SigningKey> = LazyLock::new(|| SigningKey::generate().0);
 
