@@ -2,7 +2,7 @@
 //! of them, made from what is deployed.
 
 use flexcore_definition::{AggregateDefinition, Catalog};
-use flexcore_domain::{Provenance, command::header};
+use flexcore_domain::{Provenance, SLOTS, command::header};
 use flexcore_eventstore as eventstore;
 use serde_json::{Map, Value, json};
 
@@ -120,7 +120,8 @@ fn parameters() -> Value {
 }
 
 fn with_slot(mut parameters: Value) -> Value {
-    parameters["slot"] = json!({"description": "The aggregate's slot, 0 to 63"});
+    let slots = format!("The aggregate's slot, 0 to {}", SLOTS - 1);
+    parameters["slot"] = json!({"description": slots});
     parameters
 }
 

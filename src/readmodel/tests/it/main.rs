@@ -1,6 +1,7 @@
 //! Read models on a real Postgres: one server for all tests, a database for each.
 #![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
 
+mod bounds;
 mod database;
 mod fold;
 mod hostile;
