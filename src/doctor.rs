@@ -5,7 +5,7 @@ use std::io::Write;
 use comfy_table::{ContentArrangement, Table, presets};
 use flexcore_operations::rows;
 use flexcore_readmodel::{Error, ReadModels, Settings};
-use flexcore_servers::{Finding, State};
+use flexcore_servers::{Finding, FindingState};
 
 use crate::config::Config;
 
@@ -27,7 +27,7 @@ pub(crate) async fn run(config: &Config, json: bool, out: &mut dyn Write) -> any
         findings.push(login_of_queries(&url, config.postgres_query()).await);
     }
     findings.extend(rows_and_log(config).await);
-    let well = findings.iter().all(|finding| finding.state != State::Missing);
+    let well = findings.iter().all(|finding| finding.state != FindingState::Missing);
     if json {
         serde_json::to_writer(&mut *out, &serde_json::json!({ "ok": well, "findings": findings }))?;
         writeln!(out)?;
@@ -53,15 +53,20 @@ async fn login_of_queries(url: &str, query_url: Option<String>) -> Finding {
     match checked {
         Ok(()) => {
             let found = "owns nothing, and can switch to no other role".to_owned();
-            Finding { what, state: State::Ok, found, advice: String::new() }
+            Finding { what, state: FindingState::Ok, found, advice: String::new() }
         }
         Err(Error::NotBuilt(_)) => {
             let advice = "the first gateway or worker makes it when it starts".to_owned();
-            Finding { what, state: State::Warning, found: "not there yet".to_owned(), advice }
+            Finding {
+                what,
+                state: FindingState::Warning,
+                found: "not there yet".to_owned(),
+                advice,
+            }
         }
         Err(error) => Finding {
             what,
-            state: State::Missing,
+            state: FindingState::Missing,
             found: error.to_string(),
             advice: "deploy/README.md, \"The login of queries\"".to_owned(),
         },
@@ -74,8 +79,8 @@ pub(crate) async fn rows_and_log(config: &Config) -> Option<Finding> {
     let store = config.event_store().await.ok()?;
     let other = rows::other_log(&store, &url).await.ok()?;
     let (state, found) = match other {
-        None => (State::Ok, "they belong together"),
-        Some(_) => (State::Missing, "the rows are of another log"),
+        None => (FindingState::Ok, "they belong together"),
+        Some(_) => (FindingState::Missing, "the rows are of another log"),
     };
     let advice = other.unwrap_or_default();
     Some(Finding { what: "rows and log", state, found: found.to_owned(), advice })
@@ -89,9 +94,9 @@ fn table(findings: &[Finding]) -> Table {
         .set_header(["", "what", "found", "what to do"]);
     for finding in findings {
         let state = match finding.state {
-            State::Ok => "ok",
-            State::Warning => "warning",
-            State::Missing => "missing",
+            FindingState::Ok => "ok",
+            FindingState::Warning => "warning",
+            FindingState::Missing => "missing",
         };
         table.add_row([state, finding.what, &finding.found, &finding.advice]);
     }

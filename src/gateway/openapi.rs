@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     limits::{EVENTS_PAGE_DEFAULT, EVENTS_PAGE_MAX, WAIT_DEFAULT, WAIT_MAX},
-    problems::{self, Kind},
+    problems::{self, ProblemKind},
     schema::{id_schema, name_schema, nullable, sentence},
 };
 
@@ -327,7 +327,7 @@ fn open_paths(paths: &mut Map<String, Value>) {
 
 /// Answers by status: those that succeed with their schemas, then the problems, then the problems
 /// that any request may meet.
-fn responses(successes: &[(&str, &str, &str)], kinds: &[&Kind]) -> Value {
+fn responses(successes: &[(&str, &str, &str)], kinds: &[&ProblemKind]) -> Value {
     let mut responses = Map::new();
     for (status, description, schema) in successes {
         let mut response = json!({"description": description});

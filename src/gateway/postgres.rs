@@ -129,7 +129,7 @@ fn judge<T>(result: &Result<T, Error>) -> Verdict {
 #[cfg(test)]
 mod tests {
     use flexcore_readmodel::GRACE;
-    use flexcore_resilience::{Breaker, Policies, State};
+    use flexcore_resilience::{Breaker, CircuitState, Policies};
 
     use super::*;
 
@@ -170,7 +170,7 @@ mod tests {
             }
             breaker.state()
         };
-        assert_eq!(state(longest).await, State::Closed);
-        assert_eq!(state(READ_TIMEOUT * 2).await, State::Open);
+        assert_eq!(state(longest).await, CircuitState::Closed);
+        assert_eq!(state(READ_TIMEOUT * 2).await, CircuitState::Open);
     }
 }

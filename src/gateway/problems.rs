@@ -5,7 +5,7 @@ use axum::http::StatusCode;
 
 /// One kind of problem.
 #[derive(Debug)]
-pub(crate) struct Kind {
+pub(crate) struct ProblemKind {
     /// The last part of its `type`, never changed once published.
     pub(crate) code: &'static str,
     pub(crate) status: StatusCode,
@@ -16,7 +16,7 @@ pub(crate) struct Kind {
 
 macro_rules! kinds {
     ($($name:ident $code:literal $status:ident $retry:literal $title:literal)*) => {
-        $(pub(crate) static $name: Kind = Kind {
+        $(pub(crate) static $name: ProblemKind = ProblemKind {
             code: $code,
             status: StatusCode::$status,
             title: $title,
@@ -24,7 +24,7 @@ macro_rules! kinds {
         };)*
 
         /// All of them, in the order of their status.
-        pub(crate) static ALL: &[&Kind] = &[$(&$name),*];
+        pub(crate) static ALL: &[&ProblemKind] = &[$(&$name),*];
     };
 }
 
@@ -73,7 +73,7 @@ kinds! {
 
 static PAGE: &str = include_str!("../../schemas/problems.md");
 
-impl Kind {
+impl ProblemKind {
     /// Status and title, the cause, what to do, and whether to send the same again, in Markdown.
     pub(crate) fn advice(&self) -> &'static str {
         let section = sections().find(|(code, _)| *code == self.code);
@@ -88,7 +88,7 @@ fn sections() -> impl Iterator<Item = (&'static str, &'static str)> {
 }
 
 /// The kind with this code.
-pub(crate) fn find(code: &str) -> Option<&'static Kind> {
+pub(crate) fn find(code: &str) -> Option<&'static ProblemKind> {
     ALL.iter().copied().find(|kind| kind.code == code)
 }
 
@@ -112,7 +112,7 @@ mod tests {
     fn the_page_has_a_section_for_each_code_and_no_other() {
         let codes: Vec<&str> = sections().map(|(code, _)| code).collect();
         assert_eq!(codes, ALL.iter().map(|kind| kind.code).collect::<Vec<_>>());
-        for Kind { code, status, title, .. } in ALL {
+        for ProblemKind { code, status, title, .. } in ALL {
             let advice = find(code).unwrap().advice();
             let first = format!("{}: {title}.\n\n- Cause: ", status.as_u16());
             assert!(advice.starts_with(&first), "{code}: {advice}");
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn limits_in_the_advice_are_the_limits() {
-        let says = |kind: &Kind, limit: usize| kind.advice().contains(&limit.to_string());
+        let says = |kind: &ProblemKind, limit: usize| kind.advice().contains(&limit.to_string());
         assert!(says(&PAYLOAD_TOO_LARGE, flexcore_domain::limits::PAYLOAD_BYTES_MAX));
         assert!(says(&MALFORMED_JSON, flexcore_domain::limits::JSON_DEPTH_MAX));
         assert!(says(&URI_TOO_LONG, crate::limits::URI_BYTES_MAX));

@@ -29,7 +29,7 @@ use crate::{
     problems,
     route::Route,
     shared::Shared,
-    strangers::{Peer, Place},
+    strangers::{Peer, StrangerPlace},
 };
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -132,7 +132,7 @@ struct Admitted {
     identity: Option<Arc<Identity>>,
     rate: Option<Rate>,
     /// A stranger's, kept until the answer is there.
-    place: Option<Place>,
+    place: Option<StrangerPlace>,
 }
 
 async fn admit(

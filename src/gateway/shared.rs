@@ -22,7 +22,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    State, admission::Admission, former::Former, readiness::Readiness, strangers::Strangers,
+    Parts, admission::Admission, former::Former, readiness::Readiness, strangers::Strangers,
 };
 
 pub(crate) struct Shared {
@@ -51,22 +51,22 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(state: State, shutdown: CancellationToken, metrics_apart: bool) -> Arc<Self> {
+    pub(crate) fn new(parts: Parts, shutdown: CancellationToken, metrics_apart: bool) -> Arc<Self> {
         let policies = Policies::default();
         Arc::new(Self {
-            admission: Admission::new(&state.settings, state.read_models.connections_max()),
-            strangers: Strangers::new(state.settings.strangers_per_second),
-            publisher: state.store.command_publisher(),
-            store: state.store,
-            owners: state.owners,
-            read_models: state.read_models,
+            admission: Admission::new(&parts.settings, parts.read_models.connections_max()),
+            strangers: Strangers::new(parts.settings.strangers_per_second),
+            publisher: parts.store.command_publisher(),
+            store: parts.store,
+            owners: parts.owners,
+            read_models: parts.read_models,
             postgres: Breaker::new("postgres", policies.postgres.breaker),
             queue: Retry::new("queue", &policies.queue),
-            catalog: state.catalog,
-            verifier: state.verifier,
-            metrics: state.metrics,
+            catalog: parts.catalog,
+            verifier: parts.verifier,
+            metrics: parts.metrics,
             metrics_apart,
-            settings: state.settings,
+            settings: parts.settings,
             readiness: Readiness::default(),
             documents: Documents::default(),
             former: Former::default(),

@@ -47,7 +47,7 @@ impl Peer {
 }
 
 /// A stranger's place, free again when it is dropped.
-pub(crate) type Place = OwnedSemaphorePermit;
+pub(crate) type StrangerPlace = OwnedSemaphorePermit;
 
 impl Strangers {
     /// All of them together may send so many requests a second, and as a burst.
@@ -63,7 +63,7 @@ impl Strangers {
 
     /// A place for a stranger's request. Fails when all are taken, and when the rate is used up. The
     /// latter is told late: who is told at once comes again at once.
-    pub(crate) async fn enter(&self) -> Result<Place, Problem> {
+    pub(crate) async fn enter(&self) -> Result<StrangerPlace, Problem> {
         let Ok(place) = self.under_way.clone().try_acquire_owned() else {
             shed("strangers");
             let detail = "too many requests without a good token are under way; nothing was done";

@@ -40,7 +40,7 @@ impl Roles {
         verifier: Verifier,
         metrics: RenderMetrics,
     ) {
-        let state = gateway::State {
+        let parts = gateway::Parts {
             store: installation.store.clone(),
             owners: Owners::of(
                 workers::COMMANDS,
@@ -58,7 +58,7 @@ impl Roles {
         self.tasks.spawn(async move {
             let followed = async { while deployed.changed().await.is_ok() {} };
             tokio::select! {
-                served = gateway::serve(listeners, state, stop) => {
+                served = gateway::serve(listeners, parts, stop) => {
                     served.context("the gateway stopped")
                 }
                 () = followed => bail!("deployments are not followed any more"),

@@ -100,7 +100,7 @@ pub(crate) fn singly(
 
 /// The broker's answer.
 #[derive(Deserialize)]
-struct Answer {
+struct ApiAnswer {
     message: Option<Stored>,
     error: Option<Refused>,
 }
@@ -132,12 +132,12 @@ pub(crate) async fn next_on(
 ) -> Result<Option<Queued>, Error> {
     let asked = serde_json::json!({ "seq": after + 1, "next_by_subj": subjects });
     let subject = format!("STREAM.MSG.GET.{stream}");
-    let answer: Answer = jetstream.request(subject, &asked).await.map_err(unavailable)?;
+    let answer: ApiAnswer = jetstream.request(subject, &asked).await.map_err(unavailable)?;
     match answer {
-        Answer { message: Some(stored), .. } => Ok(Some(read(stored)?)),
-        Answer { error: Some(refused), .. } if refused.err_code == NOT_FOUND => Ok(None),
-        Answer { error: Some(refused), .. } => Err(unavailable(refused.description)),
-        Answer { .. } => Err(unavailable("an answer without a message")),
+        ApiAnswer { message: Some(stored), .. } => Ok(Some(read(stored)?)),
+        ApiAnswer { error: Some(refused), .. } if refused.err_code == NOT_FOUND => Ok(None),
+        ApiAnswer { error: Some(refused), .. } => Err(unavailable(refused.description)),
+        ApiAnswer { .. } => Err(unavailable("an answer without a message")),
     }
 }
 

@@ -89,7 +89,7 @@ impl ReadModels {
             explain.fetch_one(&mut *reading).await
         };
         // Postgres computes constants when it plans.
-        let row = self.readers.in_time(self.settings.statement_timeout, explained).await?;
+        let row = self.sessions.in_time(self.settings.statement_timeout, explained).await?;
         let forget = format!("rollback; deallocate {name}");
         // Where it could not be prepared there is nothing to forget.
         let _ = sqlx::raw_sql(AssertSqlSafe(forget)).execute(&mut *reading).await;

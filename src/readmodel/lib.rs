@@ -26,11 +26,11 @@ mod origin;
 mod page;
 mod plan;
 mod portion;
-mod readers;
 mod rebuild;
 mod registered;
 pub mod select;
 mod served;
+mod sessions;
 mod shape;
 mod status;
 mod transaction;
@@ -56,9 +56,9 @@ pub use named::{RESULT_BYTES_MAX, ROWS_MAX};
 pub use page::Page;
 pub use plan::{Change, KEY_BYTES_MAX, Plan, Reads, Unfit};
 pub use portion::Portions;
-pub use readers::GRACE;
 pub use rebuild::{Rebuild, Requests};
 pub use select::{Filter, Op, Select};
+pub use sessions::GRACE;
 pub use status::{Serving, Status, VersionState};
 pub use version::{Ahead, Version, Versions};
 pub use wait::{Unreached, look_timeout};
@@ -114,7 +114,7 @@ pub struct ReadModels {
     /// As the owner: what we run ourselves.
     pool: PgPool,
     /// As the login of queries: what tenants run.
-    readers: Arc<readers::Readers>,
+    sessions: Arc<sessions::Sessions>,
     settings: Arc<Settings>,
     waiters: Arc<wait::Waiters>,
     as_declared: Arc<served::AsDeclared>,
@@ -141,10 +141,10 @@ impl ReadModels {
                 })
             })
             .connect_lazy_with(options.clone());
-        let readers = readers::Readers::new(pool.clone(), options, queries, &settings);
-        let (readers, settings) = (Arc::new(readers), Arc::new(settings));
+        let sessions = sessions::Sessions::new(pool.clone(), options, queries, &settings);
+        let (sessions, settings) = (Arc::new(sessions), Arc::new(settings));
         let (waiters, as_declared, built) = (Arc::default(), Arc::default(), Arc::default());
-        Ok(Self { pool, readers, settings, waiters, as_declared, built })
+        Ok(Self { pool, sessions, settings, waiters, as_declared, built })
     }
 
     /// Brings schemas and roles up to date, with the rights of the login of queries. Safe when
@@ -164,7 +164,7 @@ impl ReadModels {
             }
             other => Error::Database(other.to_string()),
         })?;
-        self.readers.open().await
+        self.sessions.open().await
     }
 
     /// Checks that the login of queries owns nothing and can become nobody else. Fails with
@@ -227,15 +227,15 @@ impl ReadModels {
 
     /// Closes every connection, after the statements that run on them.
     pub async fn close(&self) {
-        self.readers.close().await;
+        self.sessions.close().await;
         self.pool.close().await;
     }
 
     /// A read-only transaction that sees one tenant's rows.
-    async fn read_as(&self, tenant: &Tenant) -> Result<readers::Reading, Error> {
+    async fn read_as(&self, tenant: &Tenant) -> Result<sessions::Reading, Error> {
         #[cfg(feature = "defects")]
         let tenant = &defects::leaked(tenant);
-        self.readers.begin(tenant, self.settings.statement_timeout).await
+        self.sessions.begin(tenant, self.settings.statement_timeout).await
     }
 }
 

@@ -37,7 +37,7 @@ impl ReadModels {
         let sql = whole(&sql).text;
         let mut reading = self.read_as(tenant).await?;
         let run = sqlx::query_with(AssertSqlSafe(sql), arguments).fetch_one(&mut *reading);
-        let row = self.readers.in_time(self.settings.statement_timeout, run).await?;
+        let row = self.sessions.in_time(self.settings.statement_timeout, run).await?;
         reading.end().await;
         let row = match row {
             Ok(row) => row,
@@ -56,7 +56,7 @@ impl ReadModels {
 
     pub(crate) async fn query_failed(&self, query: &QueryDefinition, error: sqlx::Error) -> Error {
         let outdated = code(&error).as_deref() == Some("42501")
-            && matches!(self.readers.drop_outdated().await, Ok(true) | Err(Error::NotBuilt(_)));
+            && matches!(self.sessions.drop_outdated().await, Ok(true) | Err(Error::NotBuilt(_)));
         if outdated {
             // Everything was made anew since, and is being filled.
             let reads: Vec<&str> = query.reads.iter().map(Name::as_str).collect();

@@ -121,7 +121,7 @@ impl ReadModels {
             // insufficient_privilege: everything was dropped, and is being made anew. The statement is
             // ours, and what the login may do was looked at when it came in.
             Some("42501") => {
-                let _ = self.readers.drop_outdated().await;
+                let _ = self.sessions.drop_outdated().await;
                 Error::NotBuilt(model.name.to_string())
             }
             // undefined_table, undefined_column, and undefined_function, as two types have no

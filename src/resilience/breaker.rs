@@ -3,7 +3,7 @@
 use std::{future::Future, time::Duration};
 
 use crate::{
-    circuit::{State, Verdict},
+    circuit::{CircuitState, Verdict},
     circuits::Circuits,
     deadline::Deadline,
     error::Error,
@@ -48,7 +48,7 @@ impl Breaker {
 
     /// The circuit's state.
     #[must_use]
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> CircuitState {
         self.0.state()
     }
 

@@ -26,7 +26,7 @@ pub enum Verdict {
 
 /// The state of a circuit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum State {
+pub enum CircuitState {
     /// Calls go through.
     Closed,
     /// One call at a time goes through.
@@ -35,7 +35,7 @@ pub enum State {
     Open,
 }
 
-impl State {
+impl CircuitState {
     /// As metrics call it.
     #[must_use]
     pub fn word(self) -> &'static str {
@@ -68,7 +68,7 @@ pub struct Circuit {
     /// Openings since the target worked for longer than the longest pause.
     openings: u32,
     closed_since: Option<Instant>,
-    changed: Option<State>,
+    changed: Option<CircuitState>,
 }
 
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl Circuit {
             Phase::Closed => {}
             Phase::Open { .. } => {
                 self.phase = Phase::HalfOpen { probing: true, successes: 0 };
-                self.changed = Some(State::HalfOpen);
+                self.changed = Some(CircuitState::HalfOpen);
             }
             Phase::HalfOpen { probing, .. } => *probing = true,
         }
@@ -173,16 +173,16 @@ impl Circuit {
         let pause = pause(&self.policy, self.openings, random);
         self.openings += 1;
         self.phase = Phase::Open { since: now, until: now + pause };
-        self.changed(State::Open);
+        self.changed(CircuitState::Open);
     }
 
     fn close(&mut self, now: Instant) {
         self.closed_since = Some(now);
         self.phase = Phase::Closed;
-        self.changed(State::Closed);
+        self.changed(CircuitState::Closed);
     }
 
-    fn changed(&mut self, to: State) {
+    fn changed(&mut self, to: CircuitState) {
         self.era += 1;
         self.recent.clear();
         self.failures_in_a_row = 0;
@@ -191,11 +191,11 @@ impl Circuit {
 
     /// The circuit's state.
     #[must_use]
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> CircuitState {
         match self.phase {
-            Phase::Closed => State::Closed,
-            Phase::Open { .. } => State::Open,
-            Phase::HalfOpen { .. } => State::HalfOpen,
+            Phase::Closed => CircuitState::Closed,
+            Phase::Open { .. } => CircuitState::Open,
+            Phase::HalfOpen { .. } => CircuitState::HalfOpen,
         }
     }
 
@@ -209,7 +209,7 @@ impl Circuit {
     }
 
     /// The new state, if it changed since the last call of this function.
-    pub(crate) fn take_change(&mut self) -> Option<State> {
+    pub(crate) fn take_change(&mut self) -> Option<CircuitState> {
         self.changed.take()
     }
 }

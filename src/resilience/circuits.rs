@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use tokio::time::Instant;
 
 use crate::{
-    circuit::{Circuit, State, Ticket, Verdict},
+    circuit::{Circuit, CircuitState, Ticket, Verdict},
     measure,
     policy::BreakerPolicy,
 };
@@ -45,7 +45,7 @@ impl Circuits {
     }
 
     /// The state of the best of them.
-    pub(crate) fn state(&self) -> State {
+    pub(crate) fn state(&self) -> CircuitState {
         self.with(|all, _| best(all))
     }
 
@@ -55,8 +55,8 @@ impl Circuits {
     }
 }
 
-fn best(all: &[Circuit]) -> State {
-    all.iter().map(Circuit::state).min().unwrap_or(State::Closed)
+fn best(all: &[Circuit]) -> CircuitState {
+    all.iter().map(Circuit::state).min().unwrap_or(CircuitState::Closed)
 }
 
 /// A call under way. Dropped with it when the caller goes away: then the result says nothing, unless

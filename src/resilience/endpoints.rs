@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::{
     budget::Budget,
-    circuit::{Circuit, State, Ticket, Verdict},
+    circuit::{Circuit, CircuitState, Ticket, Verdict},
     circuits::Circuits,
     deadline::Deadline,
     error::Error,
@@ -165,7 +165,7 @@ impl<T> Endpoints<T> {
 
     /// The state of the best of them.
     #[must_use]
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> CircuitState {
         self.circuits.state()
     }
 }

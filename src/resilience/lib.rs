@@ -27,7 +27,7 @@ mod shares;
 pub use beside::Beside;
 pub use breaker::Breaker;
 pub use budget::Budget;
-pub use circuit::{State, Verdict};
+pub use circuit::{CircuitState, Verdict};
 pub use deadline::{Deadline, Exceeded, HEADER, InvalidTimeout, TIMEOUT_MAX};
 pub use endpoints::{Endpoints, Order};
 pub use error::Error;

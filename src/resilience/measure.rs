@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use crate::circuit::State;
+use crate::circuit::CircuitState;
 
 /// Sets the metrics to zero at the start, so that rates are known from the first event on.
 pub(crate) fn breaker(target: &'static str) {
     metrics::gauge!("flexcore_breaker_state", "target" => target).set(0.0);
-    for to in [State::Closed, State::HalfOpen, State::Open] {
+    for to in [CircuitState::Closed, CircuitState::HalfOpen, CircuitState::Open] {
         let counter = metrics::counter!(
             "flexcore_breaker_transitions_total", "target" => target, "to" => to.word()
         );
@@ -16,11 +16,16 @@ pub(crate) fn breaker(target: &'static str) {
 }
 
 /// A circuit of the target changed; `best` is the state of the best one that it has.
-pub(crate) fn transition(target: &'static str, to: State, best: State, pause: Duration) {
+pub(crate) fn transition(
+    target: &'static str,
+    to: CircuitState,
+    best: CircuitState,
+    pause: Duration,
+) {
     let level = match best {
-        State::Closed => 0.0,
-        State::HalfOpen => 1.0,
-        State::Open => 2.0,
+        CircuitState::Closed => 0.0,
+        CircuitState::HalfOpen => 1.0,
+        CircuitState::Open => 2.0,
     };
     metrics::gauge!("flexcore_breaker_state", "target" => target).set(level);
     metrics::counter!(
@@ -28,9 +33,11 @@ pub(crate) fn transition(target: &'static str, to: State, best: State, pause: Du
     )
     .increment(1);
     match to {
-        State::Closed => tracing::info!(downstream = target, "it works again"),
-        State::HalfOpen => tracing::debug!(downstream = target, "checking if it works again"),
-        State::Open => {
+        CircuitState::Closed => tracing::info!(downstream = target, "it works again"),
+        CircuitState::HalfOpen => {
+            tracing::debug!(downstream = target, "checking if it works again")
+        }
+        CircuitState::Open => {
             let pause_ms = pause.as_millis();
             tracing::warn!(downstream = target, pause_ms, "it is failing; not retried for now");
         }

@@ -14,8 +14,8 @@ use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 
 use crate::{
-    answer::{Answer, Decided, check_json},
     limits::{DECIDE_MAX, EVOLVE_MAX, FOLD_EVENTS_MAX, MEMORY_BYTES_MAX},
+    returned::{Decided, Returned, check_json},
     sandbox::{Broken, Sandbox, line_in},
     threads::mark,
     violations,
@@ -61,7 +61,7 @@ impl ScriptDecider {
             })?;
             let called = Called { id: FunctionId::Upcast(event.event.clone(), from), function };
             let text = self.run(&called, (now.data.get(),), DECIDE_MAX)?;
-            let Answer::Folded(data) = self.read(&called, &text)? else {
+            let Returned::Folded(data) = self.read(&called, &text)? else {
                 return Err(called.faulty("no answer"));
             };
             last = called;
@@ -110,10 +110,10 @@ impl ScriptDecider {
     }
 
     /// Reads an answer; a fault becomes a refusal with its place.
-    fn read<'a>(&mut self, called: &Called<'_>, text: &'a str) -> Result<Answer<'a>, Refusal> {
+    fn read<'a>(&mut self, called: &Called<'_>, text: &'a str) -> Result<Returned<'a>, Refusal> {
         let answer = serde_json::from_str(text).map_err(|error| called.faulty(&error.to_string()));
         let (at, message, stack) = match answer? {
-            Answer::Faulty { at, message, stack } => (at, message, stack),
+            Returned::Faulty { at, message, stack } => (at, message, stack),
             answer => return Ok(answer),
         };
         if message.contains("out of memory") {
@@ -161,12 +161,12 @@ impl Decider for ScriptDecider {
         let arguments = (state.as_str(), payload.as_str(), context.as_str());
         let text = self.run(&called, arguments, DECIDE_MAX)?;
         match self.read(&called, &text)? {
-            Answer::Decided { events, state } => {
+            Returned::Decided { events, state } => {
                 let events = new_events(&definition, &events).map_err(|why| called.faulty(&why))?;
                 Ok(Decision { events, state: self.checked_state(&called, state)? })
             }
-            Answer::Rejected { code, message } => Err(Refusal::Rejected { code, message }),
-            Answer::Folded(_) | Answer::Faulty { .. } => Err(called.faulty("no answer")),
+            Returned::Rejected { code, message } => Err(Refusal::Rejected { code, message }),
+            Returned::Folded(_) | Returned::Faulty { .. } => Err(called.faulty("no answer")),
         }
     }
 
@@ -192,7 +192,7 @@ impl Decider for ScriptDecider {
             let called = Called { id: FunctionId::Evolve(last.clone()), function };
             let share = EVOLVE_MAX * u32::try_from(some.len()).expect("BUG: a chunk is small");
             let folded = self.run(&called, (after.as_str(), text.as_str()), DECIDE_MAX + share)?;
-            let Answer::Folded(state) = self.read(&called, &folded)? else {
+            let Returned::Folded(state) = self.read(&called, &folded)? else {
                 return Err(called.faulty("no answer"));
             };
             after = self.checked_state(&called, state)?;

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use nats::Peer;
 pub use nats::{Nats, config as nats_config, program as nats_program};
 pub use postgres::{Parts as PostgresParts, Postgres, parts as postgres_parts};
-pub use probe::{Finding, State, probe};
+pub use probe::{Finding, FindingState, probe};
 
 /// Both servers. Dropping it ends them, and removes their data if it was temporary; [`Self::stop`]
 /// does so in order.

@@ -22,7 +22,7 @@ pub struct Finding {
     /// Its name, such as `nats-server`.
     pub what: &'static str,
     /// Its state.
-    pub state: State,
+    pub state: FindingState,
     /// Place and version of the found program.
     pub found: String,
     /// Advice; empty when there is nothing to do.
@@ -32,7 +32,7 @@ pub struct Finding {
 /// The state of a thing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum FindingState {
     /// It will do.
     Ok,
     /// It works, and could be better.
@@ -124,7 +124,12 @@ fn packaged(
     } else if package.is_some() {
         ok(what, format!("{found}, fetched at the first start"))
     } else {
-        Finding { what, state: State::Missing, found: "not found".to_owned(), advice: advice() }
+        Finding {
+            what,
+            state: FindingState::Missing,
+            found: "not found".to_owned(),
+            advice: advice(),
+        }
     }
 }
 
@@ -135,7 +140,7 @@ fn postgres_user() -> Finding {
         Ok(Some(account)) => ok(what, format!("{account}, because this is root")),
         Err(error) => Finding {
             what,
-            state: State::Missing,
+            state: FindingState::Missing,
             found: error.to_string(),
             advice: "run flexcore as a user that is not root".to_owned(),
         },
@@ -153,7 +158,7 @@ fn tool(what: &'static str, found: Result<String, String>, install: &str) -> Fin
         Ok(version) => ok(what, version),
         Err(reason) => {
             let advice = format!("needed to fetch pinned packages. {install}");
-            Finding { what, state: State::Warning, found: reason, advice }
+            Finding { what, state: FindingState::Warning, found: reason, advice }
         }
     }
 }
@@ -166,7 +171,7 @@ fn writable(what: &'static str, path: &Path) -> Finding {
         Ok(_) => ok(what, path.display().to_string()),
         Err(error) => Finding {
             what,
-            state: State::Missing,
+            state: FindingState::Missing,
             found: format!("{}: {error}", path.display()),
             advice: "choose a folder that this user can write to".to_owned(),
         },
@@ -206,9 +211,9 @@ fn open_files() -> Finding {
 }
 
 fn ok(what: &'static str, found: String) -> Finding {
-    Finding { what, state: State::Ok, found, advice: String::new() }
+    Finding { what, state: FindingState::Ok, found, advice: String::new() }
 }
 
 fn warning(what: &'static str, found: String, advice: String) -> Finding {
-    Finding { what, state: State::Warning, found, advice }
+    Finding { what, state: FindingState::Warning, found, advice }
 }

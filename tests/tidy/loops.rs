@@ -63,7 +63,7 @@ const LOOPS: &[(&str, usize, &str)] = &[
     ("src/queue/message.rs", 1, "a time, and every error"),
     ("src/readmodel/check.rs", 1, "a number of tries, and every error but of two at once"),
     (
-        "src/readmodel/readers.rs",
+        "src/readmodel/sessions.rs",
         6,
         "the time for a session; a query that cannot be stopped is told",
     ),

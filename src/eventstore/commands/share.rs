@@ -29,10 +29,10 @@ const RECORD_BYTES: usize = 40;
 
 /// The bytes that this process has stored; cheap to clone.
 #[derive(Clone, Default)]
-pub(crate) struct Share(Arc<Mutex<State>>);
+pub(crate) struct Share(Arc<Mutex<Counted>>);
 
 #[derive(Default)]
-struct State {
+struct Counted {
     of: HashMap<Tenant, Own>,
     /// The stream's bytes at the last look, and those that were sent since.
     bytes: u64,
@@ -57,7 +57,7 @@ struct Chunk {
     bytes: u64,
 }
 
-impl State {
+impl Counted {
     /// Counts a command that is about to be sent. Fails when its tenant has its share.
     fn enter(&mut self, tenant: &Tenant, bytes: u64) -> Result<(), Error> {
         let own = self.of.entry(tenant.clone()).or_default();
@@ -120,11 +120,11 @@ impl Share {
         bytes: usize,
     ) -> Result<OnItsWay, Error> {
         let bytes = (bytes + RECORD_BYTES) as u64;
-        let mut state = self.lock();
-        if state.is_due(Instant::now()) {
+        let mut counted = self.lock();
+        if counted.is_due(Instant::now()) {
             tokio::spawn(self.clone().look(jetstream.clone()));
         }
-        state.enter(tenant, bytes)?;
+        counted.enter(tenant, bytes)?;
         Ok(OnItsWay { share: self.clone(), tenant: tenant.clone(), bytes, sequence: None })
     }
 
@@ -134,20 +134,20 @@ impl Share {
             Ok::<stream::Info, Error>(stream.cached_info().clone())
         };
         let seen = seen.await;
-        let mut state = self.lock();
+        let mut counted = self.lock();
         match seen {
             Ok(info) => {
                 let max = u64::try_from(info.config.max_bytes).unwrap_or(0);
-                state.looked(info.state.bytes, max, info.state.first_sequence, Instant::now());
+                counted.looked(info.state.bytes, max, info.state.first_sequence, Instant::now());
             }
             Err(error) => {
                 tracing::debug!(%error, "the size of the queue is unknown");
-                (state.look_at, state.looking) = (Some(Instant::now() + LOOK_EVERY), false);
+                (counted.look_at, counted.looking) = (Some(Instant::now() + LOOK_EVERY), false);
             }
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Counted> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -181,13 +181,13 @@ mod tests {
     }
 
     /// Stores as many commands of so many bytes as it may, from this sequence on. Returns how many.
-    fn fill(state: &mut State, name: &str, bytes: u64, from: u64, most: u64) -> u64 {
+    fn fill(counted: &mut Counted, name: &str, bytes: u64, from: u64, most: u64) -> u64 {
         let tenant = tenant(name);
         (0..most)
             .take_while(|number| {
-                let may = state.enter(&tenant, bytes).is_ok();
+                let may = counted.enter(&tenant, bytes).is_ok();
                 if may {
-                    state.arrived(&tenant, bytes, Some(from + number));
+                    counted.arrived(&tenant, bytes, Some(from + number));
                 }
                 may
             })
@@ -197,41 +197,41 @@ mod tests {
     #[test]
     fn a_flood_stops_at_half_and_the_others_have_a_share_each() {
         const MAX: u64 = 64 << 20;
-        let (mut state, now) = (State::default(), Instant::now());
-        state.looked(0, MAX, 1, now);
-        assert_eq!(fill(&mut state, "flood", 1 << 10, 1, 1 << 20), (32 << 10) + 1);
-        assert_eq!(fill(&mut state, "calm", 1 << 10, 40_000, 1 << 20), 4 << 10);
-        assert_eq!(fill(&mut state, "other", 1 << 20, 50_000, 1 << 20), 4, "bytes count");
+        let (mut counted, now) = (Counted::default(), Instant::now());
+        counted.looked(0, MAX, 1, now);
+        assert_eq!(fill(&mut counted, "flood", 1 << 10, 1, 1 << 20), (32 << 10) + 1);
+        assert_eq!(fill(&mut counted, "calm", 1 << 10, 40_000, 1 << 20), 4 << 10);
+        assert_eq!(fill(&mut counted, "other", 1 << 20, 50_000, 1 << 20), 4, "bytes count");
         // Half of the flood's is done.
-        state.looked(24 << 20, MAX, 16 << 10, now);
-        assert!(fill(&mut state, "flood", 1 << 10, 60_000, 1 << 20) > 0);
-        state.looked(0, MAX, 100_000, now);
-        assert!(state.of.is_empty(), "nothing is left of anybody");
+        counted.looked(24 << 20, MAX, 16 << 10, now);
+        assert!(fill(&mut counted, "flood", 1 << 10, 60_000, 1 << 20) > 0);
+        counted.looked(0, MAX, 100_000, now);
+        assert!(counted.of.is_empty(), "nothing is left of anybody");
     }
 
     #[test]
     fn what_is_on_its_way_counts_and_what_has_no_answer_does_not() {
-        let (mut state, now, flood) = (State::default(), Instant::now(), tenant("flood"));
-        state.looked(900, 1_600, 1, now);
-        state.enter(&flood, 60).unwrap();
-        assert!(matches!(state.enter(&flood, 60), Err(Error::TooMuch(_))));
-        state.arrived(&flood, 60, None);
-        state.enter(&flood, 60).unwrap();
-        assert!(state.enter(&tenant("calm"), 60).is_ok());
+        let (mut counted, now, flood) = (Counted::default(), Instant::now(), tenant("flood"));
+        counted.looked(900, 1_600, 1, now);
+        counted.enter(&flood, 60).unwrap();
+        assert!(matches!(counted.enter(&flood, 60), Err(Error::TooMuch(_))));
+        counted.arrived(&flood, 60, None);
+        counted.enter(&flood, 60).unwrap();
+        assert!(counted.enter(&tenant("calm"), 60).is_ok());
     }
 
     #[test]
     fn one_look_at_a_time_and_no_refusal_before_the_first() {
-        let (mut state, now, flood) = (State::default(), Instant::now(), tenant("flood"));
+        let (mut counted, now, flood) = (Counted::default(), Instant::now(), tenant("flood"));
         for _ in 0..2 {
-            assert!(state.enter(&flood, u64::from(u32::MAX)).is_ok());
+            assert!(counted.enter(&flood, u64::from(u32::MAX)).is_ok());
         }
-        assert!(state.is_due(now) && !state.is_due(now));
-        state.looked(0, 1 << 30, 1, now);
-        assert!(!state.is_due(now));
-        state.enter(&flood, LOOK_BYTES + 1).unwrap();
-        assert!(state.is_due(now), "much has been sent");
-        state.looked(0, 1 << 30, 1, now);
-        assert!(state.is_due(now + LOOK_EVERY));
+        assert!(counted.is_due(now) && !counted.is_due(now));
+        counted.looked(0, 1 << 30, 1, now);
+        assert!(!counted.is_due(now));
+        counted.enter(&flood, LOOK_BYTES + 1).unwrap();
+        assert!(counted.is_due(now), "much has been sent");
+        counted.looked(0, 1 << 30, 1, now);
+        assert!(counted.is_due(now + LOOK_EVERY));
     }
 }

@@ -31,7 +31,7 @@ async fn opened() -> Breaker {
     for _ in 0..5 {
         assert_eq!(answers(&breaker, Err("away")).await, Err(Error::Failed("away")));
     }
-    assert_eq!(breaker.state(), State::Open);
+    assert_eq!(breaker.state(), CircuitState::Open);
     breaker
 }
 
@@ -39,7 +39,7 @@ async fn half_open() -> Breaker {
     let breaker = opened().await;
     sleep(breaker.rests_for()).await;
     assert_eq!(answers(&breaker, Ok(())).await, Ok(()));
-    assert_eq!(breaker.state(), State::HalfOpen);
+    assert_eq!(breaker.state(), CircuitState::HalfOpen);
     breaker
 }
 
@@ -49,7 +49,7 @@ async fn refusals_do_not_open_and_an_open_one_does_not_begin_the_call() {
     for _ in 0..50 {
         assert_eq!(answers(&breaker, Err("no")).await, Err(Error::Failed("no")));
     }
-    assert_eq!(breaker.state(), State::Closed);
+    assert_eq!(breaker.state(), CircuitState::Closed);
     let breaker = opened().await;
     let call = async { panic!("it must not begin") };
     let Err(Error::Open { target: "t", retry_after }) =
@@ -66,7 +66,7 @@ async fn calls_that_hang_open_it() {
     let hang = || breaker.call::<(), &str>(soon(), judge, std::future::pending());
     let hung = tokio::join!(hang(), hang(), hang(), hang(), hang()).0;
     assert_eq!(hung, Err(Error::TimedOut { target: "t" }));
-    assert_eq!(breaker.state(), State::Open);
+    assert_eq!(breaker.state(), CircuitState::Open);
 }
 
 #[tokio::test(start_paused = true)]
@@ -79,7 +79,7 @@ async fn a_client_that_goes_or_has_no_time_is_no_failure() {
         let hang = breaker.call::<(), &str>(brief, judge, std::future::pending());
         assert_eq!(hang.await, Err(Error::TimedOut { target: "t" }));
     }
-    assert_eq!(breaker.state(), State::Closed);
+    assert_eq!(breaker.state(), CircuitState::Closed);
 }
 
 #[tokio::test(start_paused = true)]
@@ -95,7 +95,7 @@ async fn a_crowd_sends_one_probe_and_a_dropped_one_makes_room() {
     let crowd = futures::future::join_all((0..50).map(|_| slow())).await;
     let passed = crowd.iter().filter(|result| result.is_ok()).count();
     assert_eq!(passed, 1, "{crowd:?}");
-    assert_eq!(breaker.state(), State::HalfOpen);
+    assert_eq!(breaker.state(), CircuitState::HalfOpen);
     {
         let mut probe = std::pin::pin!(slow());
         assert!(futures::poll!(probe.as_mut()).is_pending());
@@ -103,7 +103,7 @@ async fn a_crowd_sends_one_probe_and_a_dropped_one_makes_room() {
         assert!(matches!(refused, Err(Error::Open { .. })), "{refused:?}");
     }
     assert_eq!(answers(&breaker, Ok(())).await, Ok(()), "the probe was dropped");
-    assert_eq!(breaker.state(), State::Closed);
+    assert_eq!(breaker.state(), CircuitState::Closed);
 }
 
 #[tokio::test(start_paused = true)]

@@ -32,7 +32,7 @@ impl Given {
     fn open() -> Self {
         let mut given = Self::closed();
         (0..5).for_each(|_| given.call(Verdict::Failure));
-        assert_eq!(given.circuit.state(), State::Open);
+        assert_eq!(given.circuit.state(), CircuitState::Open);
         given
     }
 
@@ -63,20 +63,20 @@ fn failures_in_a_row_open() {
         given.call(Verdict::Success);
         given.pass(POLICY.window_age + MS);
     }
-    assert_eq!(given.circuit.state(), State::Closed, "a success between them");
+    assert_eq!(given.circuit.state(), CircuitState::Closed, "a success between them");
     // However long it takes.
     for _ in 0..5 {
         given.pass(POLICY.window_age * 2);
         given.call(Verdict::Failure);
     }
-    assert_eq!(given.circuit.state(), State::Open);
+    assert_eq!(given.circuit.state(), CircuitState::Open);
 }
 
 #[test]
 fn a_share_of_failures_opens_once_there_are_enough_calls() {
     let mut given = Given::closed();
     let mut calls = 0;
-    while given.circuit.state() == State::Closed && calls < 100 {
+    while given.circuit.state() == CircuitState::Closed && calls < 100 {
         calls += 1;
         given.call(if calls % 2 == 0 { Verdict::Failure } else { Verdict::Success });
     }
@@ -85,7 +85,7 @@ fn a_share_of_failures_opens_once_there_are_enough_calls() {
     for calls in 0..300 {
         given.call(if [1, 3].contains(&(calls % 5)) { Verdict::Failure } else { Verdict::Success });
     }
-    assert_eq!(given.circuit.state(), State::Closed, "40 % are not enough");
+    assert_eq!(given.circuit.state(), CircuitState::Closed, "40 % are not enough");
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn old_failures_are_forgotten() {
         given.call(if number % 2 == 0 { Verdict::Success } else { Verdict::Failure });
         given.pass(Duration::from_secs(4));
     }
-    assert_eq!(given.circuit.state(), State::Closed, "never ten within 30 s");
+    assert_eq!(given.circuit.state(), CircuitState::Closed, "never ten within 30 s");
 }
 
 #[test]
@@ -105,11 +105,11 @@ fn slow_calls_are_failures_whatever_becomes_of_them() {
         let tickets: Vec<_> = (0..5).map(|_| given.decide().unwrap()).collect();
         given.pass(POLICY.slow_call - MS);
         tickets.into_iter().for_each(|ticket| given.result(ticket, verdict));
-        assert_eq!(given.circuit.state(), State::Closed);
+        assert_eq!(given.circuit.state(), CircuitState::Closed);
         let tickets: Vec<_> = (0..5).map(|_| given.decide().unwrap()).collect();
         given.pass(POLICY.slow_call);
         tickets.into_iter().for_each(|ticket| given.result(ticket, verdict));
-        assert_eq!(given.circuit.state(), State::Open, "{verdict:?}");
+        assert_eq!(given.circuit.state(), CircuitState::Open, "{verdict:?}");
     }
 }
 
@@ -120,11 +120,11 @@ fn calls_that_say_nothing_change_nothing() {
         (0..100).for_each(|_| given.call(Verdict::Neutral));
         given.call(Verdict::Success);
     }
-    assert_eq!(given.circuit.state(), State::Closed);
+    assert_eq!(given.circuit.state(), CircuitState::Closed);
     (0..4).for_each(|_| given.call(Verdict::Failure));
     given.call(Verdict::Neutral);
     given.call(Verdict::Failure);
-    assert_eq!(given.circuit.state(), State::Open, "nor do they interrupt a row");
+    assert_eq!(given.circuit.state(), CircuitState::Open, "nor do they interrupt a row");
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn an_open_circuit_says_when_to_come_again() {
     assert_eq!(given.decide().unwrap_err(), MS);
     given.pass(MS);
     let _probe = given.decide().unwrap();
-    assert_eq!(given.circuit.state(), State::HalfOpen);
+    assert_eq!(given.circuit.state(), CircuitState::HalfOpen);
 }
 
 #[test]
@@ -143,13 +143,13 @@ fn one_probe_at_a_time_and_three_that_succeed_close() {
     let mut given = Given::open();
     given.pass(500 * MS);
     for _ in 0..3 {
-        assert_ne!(given.circuit.state(), State::Closed);
+        assert_ne!(given.circuit.state(), CircuitState::Closed);
         let probe = given.decide().unwrap();
         assert_eq!(given.decide().unwrap_err(), POLICY.pause_min);
         assert!(given.circuit.insist(given.now).is_none());
         given.result(probe, Verdict::Success);
     }
-    assert_eq!(given.circuit.state(), State::Closed);
+    assert_eq!(given.circuit.state(), CircuitState::Closed);
 }
 
 #[test]
@@ -189,11 +189,11 @@ fn a_probe_that_goes_away_frees_its_place() {
     given.pass(500 * MS);
     let probe = given.decide().unwrap();
     given.result(probe, Verdict::Neutral);
-    assert_eq!(given.circuit.state(), State::HalfOpen);
+    assert_eq!(given.circuit.state(), CircuitState::HalfOpen);
     let probe = given.decide().expect("its place is free");
     given.pass(POLICY.slow_call);
     given.result(probe, Verdict::Neutral);
-    assert_eq!(given.circuit.state(), State::Open, "one that waited long enough has failed");
+    assert_eq!(given.circuit.state(), CircuitState::Open, "one that waited long enough has failed");
 }
 
 #[test]
@@ -206,10 +206,10 @@ fn results_from_before_the_last_change_say_nothing() {
     given.result(old.next().unwrap(), Verdict::Failure);
     assert_eq!(given.decide().map(|probe| given.result(probe, Verdict::Success)), Ok(()));
     old.by_ref().take(3).for_each(|ticket| given.result(ticket, Verdict::Success));
-    assert_eq!(given.circuit.state(), State::HalfOpen, "not closed by calls from before");
+    assert_eq!(given.circuit.state(), CircuitState::HalfOpen, "not closed by calls from before");
     (0..2).for_each(|_| given.call(Verdict::Success));
     old.for_each(|ticket| given.result(ticket, Verdict::Failure));
-    assert_eq!(given.circuit.state(), State::Closed, "not opened by calls from before");
+    assert_eq!(given.circuit.state(), CircuitState::Closed, "not opened by calls from before");
 }
 
 #[test]
@@ -218,20 +218,20 @@ fn failures_from_before_an_opening_do_not_count_again() {
     for number in 0..10 {
         given.call(if number % 2 == 0 { Verdict::Success } else { Verdict::Failure });
     }
-    assert_eq!(given.circuit.state(), State::Open);
+    assert_eq!(given.circuit.state(), CircuitState::Open);
     given.pass(500 * MS);
     (0..3).for_each(|_| given.call(Verdict::Success));
     (0..4).for_each(|_| given.call(Verdict::Failure));
-    assert_eq!(given.circuit.state(), State::Closed);
+    assert_eq!(given.circuit.state(), CircuitState::Closed);
 }
 
 #[test]
 fn a_pause_can_be_ended_early() {
     let mut given = Given::open();
     let ticket = given.circuit.insist(given.now).unwrap();
-    assert_eq!(given.circuit.state(), State::HalfOpen);
+    assert_eq!(given.circuit.state(), CircuitState::HalfOpen);
     given.result(ticket, Verdict::Failure);
-    assert_eq!(given.circuit.state(), State::Open);
+    assert_eq!(given.circuit.state(), CircuitState::Open);
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -267,7 +267,7 @@ proptest! {
         for step in steps {
             match step {
                 Step::Decide | Step::Insist => {
-                    let closed = circuit.state() == State::Closed;
+                    let closed = circuit.state() == CircuitState::Closed;
                     let ticket = match step {
                         Step::Decide => circuit.decide(now).ok(),
                         _ => circuit.insist(now),
@@ -294,7 +294,7 @@ proptest! {
             prop_assert!(ticket.is_ok());
             circuit.on_result(ticket.unwrap(), Verdict::Success, now, random);
         }
-        prop_assert_eq!(circuit.state(), State::Closed);
+        prop_assert_eq!(circuit.state(), CircuitState::Closed);
     }
 
     #[test]
@@ -310,14 +310,14 @@ proptest! {
             }
         }
         // From every state: after at most 20 calls that fail, it is open.
-        let mut opened = given.circuit.state() == State::Open;
+        let mut opened = given.circuit.state() == CircuitState::Open;
         for gap_ms in gaps_ms {
             if opened {
                 break;
             }
             given.pass(Duration::from_millis(gap_ms));
             given.call(Verdict::Failure);
-            opened = given.circuit.state() == State::Open;
+            opened = given.circuit.state() == CircuitState::Open;
         }
         prop_assert!(opened);
     }

@@ -78,7 +78,7 @@ async fn the_preferred_one_is_asked_and_the_next_when_it_fails() {
         all.ask().await.unwrap();
     }
     assert_eq!(all.calls(), [6, 20], "five failures open its circuit");
-    assert_eq!(all.state(), State::Closed, "one is healthy");
+    assert_eq!(all.state(), CircuitState::Closed, "one is healthy");
     all.make(0, Does::Answer);
     sleep(BreakerPolicy::default().pause_min).await;
     all.ask().await.unwrap();
@@ -122,7 +122,7 @@ async fn when_none_is_healthy_the_one_that_rested_longest_is_tried() {
     for _ in 0..5 {
         assert_eq!(all.ask().await, Err(Error::Failed("away")));
     }
-    assert_eq!((all.calls(), all.state()), (vec![5, 5, 5], State::Open));
+    assert_eq!((all.calls(), all.state()), (vec![5, 5, 5], CircuitState::Open));
     // The first opened first, and has rested longest, until it fails again.
     all.make(1, Does::Answer);
     all.make(2, Does::Answer);

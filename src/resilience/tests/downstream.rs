@@ -13,7 +13,7 @@ use std::{
 };
 
 use flexcore_resilience::{
-    Breaker, Deadline, Endpoints, Error, Order, State, Verdict,
+    Breaker, CircuitState, Deadline, Endpoints, Error, Order, Verdict,
     policy::{BreakerPolicy, Policy},
 };
 use tokio::{
@@ -167,7 +167,7 @@ async fn call(breaker: &Breaker, address: SocketAddr) -> Result<(), Error<String
 async fn until_open(breaker: &Breaker, address: SocketAddr) -> usize {
     for calls in 1..=20 {
         let _ = call(breaker, address).await;
-        if breaker.state() == State::Open {
+        if breaker.state() == CircuitState::Open {
             return calls;
         }
     }
@@ -199,7 +199,7 @@ async fn it_opens_on_every_fault_fails_at_once_probes_alone_and_recovers() {
         downstream.does(Does::Answer).await;
         downstream.at_once_max();
         let began = Instant::now();
-        while breaker.state() != State::Closed {
+        while breaker.state() != CircuitState::Closed {
             tokio::time::sleep(breaker.rests_for()).await;
             let passed = crowd(&breaker, address).await.iter().filter(|r| r.is_ok()).count();
             assert!(passed <= 1, "{fault:?}: {passed} of a crowd went through");

@@ -16,7 +16,7 @@ use crate::shares::{ask, key_of};
 /// Time that such a decider has.
 const TIME: Duration = Duration::from_secs(2);
 
-type Answer = Result<Decision, NoDecision>;
+type Decided = Result<Decision, NoDecision>;
 
 /// A worker of one lane, so that who holds up the lane holds up all. This answers the nth question that
 /// its decider is asked.
@@ -24,7 +24,7 @@ fn decided_by<F>(
     answer: impl Fn(usize, ToDecide) -> F + Send + std::marker::Sync + 'static,
 ) -> Settings
 where
-    F: Future<Output = Answer> + Send + 'static,
+    F: Future<Output = Decided> + Send + 'static,
 {
     let asked = AtomicUsize::new(0);
     let decider: LaterDecider =
@@ -34,7 +34,7 @@ where
     Settings { lanes: 1, native, later, ..Settings::default() }
 }
 
-fn accept(asked: &ToDecide) -> Answer {
+fn accept(asked: &ToDecide) -> Decided {
     let ToDecide { state, command, context } = asked;
     let decided = Accepts(1).decide(state, &command.name, &command.payload, context);
     decided.map_err(NoDecision::Refused)

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use async_nats::{Client, HeaderMap, Message, Subscriber};
-use flexcore_cluster::{Answer, Map, Member, MemberId, Owners, Place, Settings, Unanswered};
+use flexcore_cluster::{Answered, Map, Member, MemberId, Owners, Place, Settings, Unanswered};
 use flexcore_servers::Servers;
 use futures::StreamExt;
 
@@ -34,7 +34,7 @@ async fn give(client: &Client, place: Place) {
     put(client, "map", &serde_json::to_string(&map).unwrap(), None).await.unwrap();
 }
 
-async fn ask(owners: Owners, within: Duration) -> Result<Answer, Unanswered> {
+async fn ask(owners: Owners, within: Duration) -> Result<Answered, Unanswered> {
     let question = |epoch, _| (format!("req.{epoch}"), HeaderMap::new());
     owners.ask(0, within, "do".into(), question).await
 }

@@ -19,7 +19,7 @@ use flexcore_domain::{
     ActorName, Outcome, Position, StateReply, Tenant, Violation, WRONG_SEAL, command::header,
 };
 use flexcore_eventstore::{EventStore, Profile};
-use flexcore_gateway::{Listeners, Settings, State};
+use flexcore_gateway::{Listeners, Parts, Settings};
 use flexcore_readmodel::ReadModels;
 use flexcore_servers::{Options, Servers, Sync, Want};
 use futures::StreamExt;
@@ -82,7 +82,7 @@ pub(crate) async fn start_on(settings: Settings, want: Want) -> Gateway {
     let (catalog_sender, catalog) = watch::channel(Arc::new(fixture::catalog()));
     let shutdown = CancellationToken::new();
     let verifier = Verifier::new(vec![KEY.public().clone()], "flexcore", "flexcore");
-    let state = State {
+    let parts = Parts {
         store: store.clone(),
         owners,
         read_models,
@@ -94,7 +94,7 @@ pub(crate) async fn start_on(settings: Settings, want: Want) -> Gateway {
     let stop = shutdown.clone();
     let served = tokio::spawn(async move {
         let _deployed = catalog_sender;
-        flexcore_gateway::serve(Listeners { http, metrics: None }, state, stop).await
+        flexcore_gateway::serve(Listeners { http, metrics: None }, parts, stop).await
     });
     let gateway = Gateway { address, store, shutdown, served, servers };
     while gateway.get("/v1/commands/c?aggregate=flight&id=ready").await.status != 200 {

@@ -1,4 +1,4 @@
-//! The glue's answers, as text.
+//! The results of the glue's calls, as text.
 
 use flexcore_domain::{
     json::beyond_exact,
@@ -7,10 +7,10 @@ use flexcore_domain::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-/// The answer of one call.
+/// The result of one call.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Answer<'a> {
+pub(crate) enum Returned<'a> {
     /// Events, and the state after them.
     Decided {
         #[serde(borrow)]

@@ -1,4 +1,4 @@
-//! The rows of the data set: what became of each flight, read once into types that cannot contradict
+//! The flights of the data set: what became of each, read once into types that cannot contradict
 //! themselves, and what that means as commands.
 
 use std::{collections::HashSet, sync::Arc};
@@ -13,11 +13,11 @@ use time::{Date, Month, OffsetDateTime, format_description::well_known::Rfc3339}
 const SCHEDULE_LEAD_MINUTES: i64 = 120;
 const DAY_MINUTES: i64 = 24 * 60;
 /// Three times the year: a file with more is not this data set, and would fill the memory.
-const ROWS_MAX: usize = 1_000_000;
+const FLIGHTS_MAX: usize = 1_000_000;
 
 /// One flight. Times are minutes since 1970.
 #[derive(Debug, Clone)]
-pub(crate) struct Row {
+pub(crate) struct Flight {
     pub(crate) id: AggregateId,
     pub(crate) carrier: Arc<str>,
     number: u32,
@@ -49,34 +49,36 @@ pub(crate) struct Landing {
     air_time_minutes: Option<i64>,
 }
 
-impl Row {
+impl Flight {
     pub(crate) fn is_in(&self, month: Option<u8>) -> bool {
         month.is_none_or(|month| month == self.month)
     }
 
-    /// Its events, with their times.
-    pub(crate) fn steps(&self) -> impl Iterator<Item = (i64, Kind)> {
+    /// Its commands, with their times.
+    pub(crate) fn steps(&self) -> impl Iterator<Item = (i64, FlightCommand)> {
         let scheduled = self.scheduled_departure - SCHEDULE_LEAD_MINUTES;
         let (second, third) = match &self.fate {
-            Fate::Cancelled => ((self.scheduled_departure, Kind::Cancel), None),
+            Fate::Cancelled => ((self.scheduled_departure, FlightCommand::Cancel), None),
             Fate::Departed { delay_minutes, landing } => {
                 let departed = self.scheduled_departure + delay_minutes;
                 let planned = self.scheduled_arrival.map_or(0, |at| at - self.scheduled_departure);
                 // The clock of the destination is another one: what counts here is time passed. A
                 // diverted flight is known as one when it should have arrived.
-                let (passed, kind) = match landing {
-                    Some(landing) => (landing.air_time_minutes.unwrap_or(planned), Kind::Arrive),
-                    None => (planned, Kind::Divert),
+                let (passed, command) = match landing {
+                    Some(landing) => {
+                        (landing.air_time_minutes.unwrap_or(planned), FlightCommand::Arrive)
+                    }
+                    None => (planned, FlightCommand::Divert),
                 };
-                ((departed, Kind::Depart), Some((departed + passed.max(1), kind)))
+                ((departed, FlightCommand::Depart), Some((departed + passed.max(1), command)))
             }
         };
-        [(scheduled.min(second.0 - 1), Kind::Schedule), second].into_iter().chain(third)
+        [(scheduled.min(second.0 - 1), FlightCommand::Schedule), second].into_iter().chain(third)
     }
 
-    pub(crate) fn payload(&self, kind: Kind) -> String {
-        let json = match (kind, &self.fate) {
-            (Kind::Schedule, _) => serde_json::json!({
+    pub(crate) fn payload(&self, command: FlightCommand) -> String {
+        let json = match (command, &self.fate) {
+            (FlightCommand::Schedule, _) => serde_json::json!({
                 "carrier": &*self.carrier,
                 "number": self.number,
                 "tailnum": self.tailnum.as_deref(),
@@ -86,17 +88,21 @@ impl Row {
                 "scheduled_arrival": self.scheduled_arrival.map(rfc3339),
                 "distance_miles": self.distance_miles,
             }),
-            (Kind::Depart, Fate::Departed { delay_minutes, .. }) => serde_json::json!({
+            (FlightCommand::Depart, Fate::Departed { delay_minutes, .. }) => serde_json::json!({
                 "departed_at": rfc3339(self.scheduled_departure + delay_minutes),
                 "delay_minutes": delay_minutes,
             }),
-            (Kind::Arrive, Fate::Departed { landing: Some(landing), .. }) => serde_json::json!({
-                "arrived_at": landing.arrived.map(rfc3339),
-                "delay_minutes": landing.delay_minutes,
-                "air_time_minutes": landing.air_time_minutes,
-            }),
-            (Kind::Cancel, Fate::Cancelled) | (Kind::Divert, _) => serde_json::json!({}),
-            _ => unreachable!("BUG: {kind:?} of a flight to which it did not happen"),
+            (FlightCommand::Arrive, Fate::Departed { landing: Some(landing), .. }) => {
+                serde_json::json!({
+                    "arrived_at": landing.arrived.map(rfc3339),
+                    "delay_minutes": landing.delay_minutes,
+                    "air_time_minutes": landing.air_time_minutes,
+                })
+            }
+            (FlightCommand::Cancel, Fate::Cancelled) | (FlightCommand::Divert, _) => {
+                serde_json::json!({})
+            }
+            _ => unreachable!("BUG: {command:?} of a flight to which it did not happen"),
         };
         json.to_string()
     }
@@ -111,7 +117,7 @@ fn rfc3339(minute: i64) -> String {
 
 /// The commands of a flight, in the order in which it passes through them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Kind {
+pub(crate) enum FlightCommand {
     Schedule,
     Depart,
     Cancel,
@@ -119,7 +125,7 @@ pub(crate) enum Kind {
     Divert,
 }
 
-impl Kind {
+impl FlightCommand {
     /// In the order of the variants.
     pub(crate) fn names() -> [CommandName; 5] {
         ["schedule", "depart", "cancel", "arrive", "divert"]
@@ -127,28 +133,32 @@ impl Kind {
     }
 }
 
-/// The rows of the CSV; fails at the first that contradicts itself, naming its line.
-pub(crate) fn parse(csv: &[u8]) -> anyhow::Result<Vec<Row>> {
+/// The flights of the CSV; fails at the first that contradicts itself, naming its line.
+pub(crate) fn parse(csv: &[u8]) -> anyhow::Result<Vec<Flight>> {
     let mut reader = csv::Reader::from_reader(csv);
     let headers = reader.headers()?.clone();
     let mut texts = HashSet::new();
     let mut ids = HashSet::new();
-    let mut rows = Vec::new();
+    let mut flights = Vec::new();
     for record in reader.records() {
         let record = record?;
         let line = record.position().map_or(0, csv::Position::line);
-        let raw: Raw<'_> = record.deserialize(Some(&headers))?;
-        let row = raw.row(&mut texts).with_context(|| format!("line {line}"))?;
-        ensure!(ids.insert(row.id.clone()), "line {line}: the flight {} is there twice", row.id);
-        ensure!(rows.len() < ROWS_MAX, "more than {ROWS_MAX} flights");
-        rows.push(row);
+        let fields: Fields<'_> = record.deserialize(Some(&headers))?;
+        let flight = fields.flight(&mut texts).with_context(|| format!("line {line}"))?;
+        ensure!(
+            ids.insert(flight.id.clone()),
+            "line {line}: the flight {} is there twice",
+            flight.id
+        );
+        ensure!(flights.len() < FLIGHTS_MAX, "more than {FLIGHTS_MAX} flights");
+        flights.push(flight);
     }
-    Ok(rows)
+    Ok(flights)
 }
 
-/// A row as it stands in the file; `NA` = missing, clock times as `hhmm`.
+/// A line as it stands in the file; `NA` = missing, clock times as `hhmm`.
 #[derive(Deserialize)]
-struct Raw<'a> {
+struct Fields<'a> {
     year: i32,
     month: u8,
     day: u8,
@@ -167,8 +177,8 @@ struct Raw<'a> {
     distance: u32,
 }
 
-impl Raw<'_> {
-    fn row(&self, texts: &mut HashSet<Arc<str>>) -> anyhow::Result<Row> {
+impl Fields<'_> {
+    fn flight(&self, texts: &mut HashSet<Arc<str>>) -> anyhow::Result<Flight> {
         let date = Date::from_calendar_date(self.year, Month::try_from(self.month)?, self.day)?;
         let midnight = date.midnight().assume_utc().unix_timestamp() / 60;
         let departure = clock(self.sched_dep_time)?.context("no scheduled departure")?;
@@ -186,7 +196,7 @@ impl Raw<'_> {
                 new
             }
         };
-        Ok(Row {
+        Ok(Flight {
             id: AggregateId::parse(&id)?,
             carrier: text(carrier),
             number,

@@ -40,7 +40,7 @@ const LOOK_PAUSE: Duration = Duration::from_secs(1);
 /// Otherwise a client that asks and hangs up would have all.
 const PLACES_TIMES: usize = 3;
 
-pub(crate) struct Readers {
+pub(crate) struct Sessions {
     owner: PgPool,
     /// The owner's: those of the login differ in user and password.
     options: PgConnectOptions,
@@ -70,12 +70,12 @@ struct Session {
 
 /// A read-only transaction that sees one tenant's rows.
 pub(crate) struct Reading {
-    readers: Arc<Readers>,
+    sessions: Arc<Sessions>,
     session: Option<Session>,
     place: Option<HeldPlace<Tenant>>,
 }
 
-impl Readers {
+impl Sessions {
     pub(crate) fn new(
         owner: PgPool,
         options: PgConnectOptions,
@@ -116,7 +116,7 @@ impl Readers {
             if self.closed.load(Ordering::Relaxed) {
                 return Err(Error::Unavailable("closed".to_owned()));
             }
-            let mut reading = Reading { readers: self.clone(), session: None, place: Some(place) };
+            let mut reading = Reading { sessions: self.clone(), session: None, place: Some(place) };
             let mut attempt = 1;
             loop {
                 let session = self.session().await?;
@@ -311,7 +311,7 @@ impl Reading {
     pub(crate) async fn end(mut self) {
         if let Some(left) = self.leave() {
             // It goes on by itself.
-            drop(tokio::time::timeout(self.readers.clean_wait, left).await);
+            drop(tokio::time::timeout(self.sessions.clean_wait, left).await);
         }
     }
 
@@ -319,10 +319,10 @@ impl Reading {
     /// place is taken, so that no more statements run than there are places.
     fn leave(&mut self) -> Option<JoinHandle<()>> {
         let (session, place) = (self.session.take()?, self.place.take());
-        let readers = self.readers.clone();
+        let sessions = self.sessions.clone();
         let runtime = tokio::runtime::Handle::try_current().ok()?;
         Some(runtime.spawn(async move {
-            readers.give_back(session).await;
+            sessions.give_back(session).await;
             drop(place);
         }))
     }
