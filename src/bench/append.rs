@@ -17,7 +17,7 @@ use tokio::task::JoinSet;
 use crate::{
     Figure, Run,
     counter::{DATA_BYTES, commit, key},
-    raw::{Publish, Raw},
+    raw_log::{Publish, RawLog},
     rig::{Latencies, Rig, median, otherwise},
 };
 
@@ -26,7 +26,7 @@ const WINDOW: usize = 1_024;
 
 pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let mut rig = Rig::start(run, Want::Nats).await?;
-    let mut raw = Raw::open(&rig).await?;
+    let mut raw = RawLog::open(&rig).await?;
     let next = Arc::new(AtomicU64::new(0));
     let bar = out::progress(run.rounds() as u64, "append");
     let (mut ours_per_s, mut raw_per_s) = (Vec::new(), Vec::new());

@@ -10,7 +10,7 @@ use crate::{
     Figure, Run,
     counter::{self, payload},
     processing::{PER_AGGREGATE, WINDOW, process},
-    raw::{Publish, Raw},
+    raw_log::{Publish, RawLog},
     rig::{Rig, median, otherwise},
 };
 
@@ -19,7 +19,7 @@ const COMMANDS: u64 = 40_000;
 
 pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let mut rig = Rig::start(run, Want::Nats).await?;
-    let mut raw = Raw::open(&rig).await?;
+    let mut raw = RawLog::open(&rig).await?;
     let stop = CancellationToken::new();
     let catalog = catalog::watch(&rig.store).await?;
     let settings = flexcore_workers::command::Settings::default();

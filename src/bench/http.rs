@@ -5,11 +5,11 @@ use flexcore_servers::Want;
 
 use crate::{
     Figure, Run,
-    bare::Bare,
     client::{PER_AGGREGATE, Report},
     counter::payload,
     gateway::Gateway,
-    raw::Raw,
+    raw_log::RawLog,
+    raw_requests::RawRequests,
     rig::{Rig, median, otherwise},
     round,
 };
@@ -23,8 +23,8 @@ const GOAL_SINGLE_P50_MS: f64 = 3.0;
 
 pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let mut rig = Rig::start(run, Want::Both).await?;
-    let raw = Raw::open(&rig).await?;
-    let bare = Bare::start(&rig, run.profile(), payload(0).len()).await?;
+    let log = RawLog::open(&rig).await?;
+    let raw = RawRequests::start(&rig, run.profile(), payload(0).len()).await?;
     let gateway = Gateway::start(run, &rig).await?;
     let (mut ours_per_s, mut raw_per_s, mut reports) = (vec![], vec![], vec![]);
     let bar = out::progress(run.rounds() as u64 + 2, "http");
@@ -32,7 +32,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
         let report = gateway.load(run, &mut rig, CONNECTIONS, None).await?;
         ours_per_s.push(report.per_s());
         reports.push(report);
-        raw_per_s.push(bare.ask(CONNECTIONS as usize, run.measure()).await?);
+        raw_per_s.push(raw.ask(CONNECTIONS as usize, run.measure()).await?);
         bar.inc(1);
     }
     let single = gateway.load(run, &mut rig, 1, None).await?;
@@ -66,7 +66,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     goals(&mut figure, single.p50_ms);
     rig.meter.report(&mut figure, otherwise(run.profile()));
     gateway.stop().await?;
-    drop((raw, bare));
+    drop((log, raw));
     rig.stop().await;
     Ok(figure)
 }

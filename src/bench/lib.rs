@@ -2,7 +2,6 @@
 //! run. Every bench starts servers of its own on free loopback ports, and removes their data.
 
 mod append;
-mod bare;
 mod client;
 mod commands;
 mod counter;
@@ -17,10 +16,11 @@ mod overload;
 mod processing;
 mod projecting;
 mod projection;
-mod raw;
+mod raw_log;
+mod raw_requests;
+mod raw_rows;
 mod rebuild;
 mod rig;
-mod rows;
 mod scale;
 mod shares;
 

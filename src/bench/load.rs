@@ -7,7 +7,7 @@ use crate::{
     Figure, Run,
     counter::key,
     filled::{COMMITS, IN_FLIGHT, fill, load, scattered},
-    raw::Raw,
+    raw_log::RawLog,
     rig::{Latencies, Rig, median},
 };
 
@@ -20,7 +20,7 @@ const GOAL_PER_S: f64 = 5_000.0;
 
 pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let mut rig = Rig::start(run, Want::Nats).await?;
-    let raw = Raw::open(&rig).await?;
+    let raw = RawLog::open(&rig).await?;
     let events = run.events(EVENTS);
     let aggregates = (events / COMMITS).max(1);
     fill(&rig.store, 0, aggregates).await?;

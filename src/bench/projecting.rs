@@ -8,7 +8,7 @@ use flexcore_out as out;
 use flexcore_readmodel::{ReadModels, VersionState};
 use tokio_util::sync::CancellationToken;
 
-use crate::{counter::READ_MODEL, rows::BATCH};
+use crate::{counter::READ_MODEL, raw_rows::BATCH};
 
 /// Longest wait for the next sign of progress.
 const STALLED: Duration = Duration::from_secs(30);

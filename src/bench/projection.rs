@@ -8,8 +8,8 @@ use crate::{
     Figure, Run, counter,
     filled::{COMMITS, fill},
     projecting::{GOAL_RATIO, Projecting, caught_up, parked, raw_in_words},
+    raw_rows::RawRows,
     rig::{Rig, median},
-    rows::RawRows,
 };
 
 /// Events over all rounds.

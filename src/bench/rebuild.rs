@@ -18,8 +18,8 @@ use crate::{
     counter::{self, READ_MODEL, ask},
     filled::{COMMITS, fill, scattered},
     projecting::{GOAL_RATIO, Projecting, caught_up, parked, raw_in_words},
+    raw_rows::RawRows,
     rig::{Latencies, Rig, median},
-    rows::RawRows,
 };
 
 /// Events in the log.

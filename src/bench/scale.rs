@@ -22,7 +22,7 @@ use crate::{
     Figure, Run,
     counter::{self, address, command, payload},
     processing::{Processed, WINDOW, process as process_commands},
-    raw::{Publish, Raw},
+    raw_log::{Publish, RawLog},
     rig::{Latencies, Rig, median, otherwise, process_s},
     round,
 };
@@ -54,7 +54,7 @@ const GOAL: f64 = 0.2;
 
 pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     let mut rig = Rig::start_replicated(run, Want::Both, REPLICAS).await?;
-    let mut raw = Raw::open(&rig).await?;
+    let mut raw = RawLog::open(&rig).await?;
     let mut workers = Workers::new(run, rig.endpoints()?);
     workers.scale_to(&rig, 1).await?;
     counter::deploy(&rig.store).await?;

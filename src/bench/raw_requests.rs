@@ -21,16 +21,16 @@ use crate::rig::Rig;
 /// Most messages of a batch; the broker's own limit.
 const BATCH_MAX: usize = 1_000;
 /// Where the requests go. The broker keeps nothing of it.
-const REQUESTS: &str = "bare";
+const REQUESTS: &str = "raw_requests";
 
-pub(crate) struct Bare {
+pub(crate) struct RawRequests {
     client: async_nats::Client,
     responder: AbortHandle,
     size_bytes: usize,
 }
 
-impl Bare {
-    /// Starts the responder, on the stream of [`crate::raw::Raw`].
+impl RawRequests {
+    /// Starts the responder, on the stream of [`crate::raw_log::RawLog`].
     pub(crate) async fn start(
         rig: &Rig,
         profile: Profile,
@@ -46,7 +46,7 @@ impl Bare {
                 Profile::Relaxed => one_by_one(behind, requests).await,
             };
             if let Err(error) = responding {
-                tracing::warn!(error = format!("{error:#}"), "the bare responder ended");
+                tracing::warn!(error = format!("{error:#}"), "the raw responder ended");
             }
         });
         Ok(Self { client, responder: responder.abort_handle(), size_bytes })
@@ -75,7 +75,7 @@ impl Bare {
     }
 }
 
-impl Drop for Bare {
+impl Drop for RawRequests {
     fn drop(&mut self) {
         self.responder.abort();
     }
@@ -102,9 +102,9 @@ async fn in_groups(
 async fn publish(client: &async_nats::Client, id: u64, batch: &[Message]) -> anyhow::Result<()> {
     for (number, request) in (1..).zip(batch) {
         let mut headers = HeaderMap::new();
-        headers.insert("Nats-Batch-Id", format!("bare-{id}"));
+        headers.insert("Nats-Batch-Id", format!("raw-{id}"));
         headers.insert("Nats-Batch-Sequence", number.to_string());
-        let subject = format!("raw.bare.{id}.{number}");
+        let subject = format!("raw.request.{id}.{number}");
         let body = request.payload.clone();
         if number < batch.len() {
             client.publish_with_headers(subject, headers, body).await?;
@@ -127,7 +127,7 @@ async fn one_by_one(
     let mut number = 0_u64;
     while let Some(request) = requests.next().await {
         number += 1;
-        let sent = jetstream.publish(format!("raw.bare.{number}"), request.payload).await?;
+        let sent = jetstream.publish(format!("raw.request.{number}"), request.payload).await?;
         let client = client.clone();
         tokio::spawn(async move {
             // A client that waits for an answer that cannot come learns it from the timeout.

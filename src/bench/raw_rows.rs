@@ -3,6 +3,7 @@
 
 use std::time::Instant;
 
+use flexcore_domain::SLOTS;
 use sqlx::{Connection, PgConnection};
 
 use crate::counter::payload;
@@ -33,11 +34,14 @@ impl RawRows {
              create table raw.counters (tenant text not null, id text not null, total bigint, \
                changes bigint, largest bigint, smallest bigint, latest bigint, version bigint, \
                at bigint, open boolean, note text, primary key (tenant, id)); \
-             create table raw.checkpoints (slot smallint primary key, position bigint not null); \
-             insert into raw.checkpoints select n, 0 from generate_series(0, 63) as n",
+             create table raw.checkpoints (slot smallint primary key, position bigint not null)",
         )
         .execute(&mut connection)
         .await?;
+        sqlx::query("insert into raw.checkpoints select n, 0 from generate_series(0, $1 - 1) as n")
+            .bind(i32::from(SLOTS))
+            .execute(&mut connection)
+            .await?;
         Ok(Self { connection })
     }
 

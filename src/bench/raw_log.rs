@@ -28,13 +28,13 @@ pub(crate) enum Publish {
     Expecting,
 }
 
-pub(crate) struct Raw {
+pub(crate) struct RawLog {
     client: async_nats::Client,
     jetstream: jetstream::Context,
     published: u64,
 }
 
-impl Raw {
+impl RawLog {
     /// Makes the stream, and a connection of its own.
     pub(crate) async fn open(rig: &Rig) -> anyhow::Result<Self> {
         let client = rig.connect().await?;
