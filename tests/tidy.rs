@@ -13,6 +13,8 @@ mod contracts;
 mod edges;
 #[path = "tidy/loops.rs"]
 mod loops;
+#[path = "tidy/meanings.rs"]
+mod meanings;
 #[path = "tidy/paths.rs"]
 mod paths;
 #[path = "tidy/picture.rs"]
