@@ -50,10 +50,13 @@ macro_rules! name {
         pub struct $type(Arc<str>);
 
         impl $type {
+            /// The rule that it follows from its first character to its last, as a regular expression.
+            pub const RULE: &'static str = $rule;
+
             /// Checks the text. Fails when it does not follow the rule of this kind of name.
             pub fn parse(text: &str) -> Result<Self, InvalidName> {
                 let valid: fn(&str) -> bool = $valid;
-                if valid(text) { Ok(Self(text.into())) } else { Err(invalid($what, $rule, text)) }
+                if valid(text) { Ok(Self(text.into())) } else { Err(invalid($what, Self::RULE, text)) }
             }
 
             /// The name as text.

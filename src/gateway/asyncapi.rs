@@ -2,11 +2,18 @@
 //! of them, made from what is deployed.
 
 use flexcore_definition::{AggregateDefinition, Catalog};
-use flexcore_domain::{Provenance, SLOTS, command::header};
+use flexcore_domain::{
+    ActorName, AggregateId, CommandId, Provenance, SLOTS, Tenant,
+    command::header,
+    commit::{BATCH, STRUCTURED},
+};
 use flexcore_eventstore as eventstore;
 use serde_json::{Map, Value, json};
 
-use crate::openapi::pretty;
+use crate::{
+    openapi::pretty,
+    schema::{text, whole},
+};
 
 /// The contract over NATS as an AsyncAPI 3 document. Same catalog, same text.
 #[must_use]
@@ -82,7 +89,7 @@ fn events(
         let key = format!("{}_event_{name}", aggregate.name);
         of_channel.insert(name.to_string(), message_ref(&key));
         let described = json!({
-            "contentType": "application/cloudevents+json",
+            "contentType": STRUCTURED,
             "payload": cloud_event(&format!("{}.{name}", aggregate.name), event.version,
                 &event.data.json),
         });
@@ -92,8 +99,10 @@ fn events(
         channel.clone(),
         json!({
             "address": eventstore::address(&aggregate.name),
-            "description": "One message is one commit: a single CloudEvent, or a batch \
-                            (application/cloudevents-batch+json) of what one command produced.",
+            "description": format!(
+                "One message is one commit: a single CloudEvent, or a batch ({BATCH}) of what one \
+                 command produced."
+            ),
             "parameters": with_slot(parameters()),
             "messages": of_channel,
         }),
@@ -114,8 +123,8 @@ fn message_ref(key: &str) -> Value {
 
 fn parameters() -> Value {
     json!({
-        "tenant": {"description": "[a-z][a-z0-9_]{0,39}"},
-        "id": {"description": "The aggregate's id, [A-Za-z0-9_-]{1,128}"},
+        "tenant": {"description": Tenant::RULE},
+        "id": {"description": format!("The aggregate's id, {}", AggregateId::RULE)},
     })
 }
 
@@ -126,7 +135,7 @@ fn with_slot(mut parameters: Value) -> Value {
 }
 
 fn command_headers() -> Value {
-    let id = json!({"type": "string", "pattern": "^[A-Za-z0-9_:-]{1,128}$"});
+    let id = text(CommandId::RULE);
     let mut headers = json!({
         "type": "object",
         "description": "Each is given once: a command with two of one name is put aside.",
@@ -134,20 +143,20 @@ fn command_headers() -> Value {
         "properties": {
             (header::OWN_COMMAND_ID): {
                 "type": "string",
-                "pattern": "^[A-Za-z0-9_:-]{1,128}$",
+                "pattern": whole(CommandId::RULE),
                 "description": "The command's id: the same command again has the same. It counts \
                                 within its aggregate.",
             },
             (header::COMMAND_ID): {
                 "type": "string",
-                "pattern": "^[A-Za-z0-9_:-]{1,128}$",
+                "pattern": whole(CommandId::RULE),
                 "description": "The command's id where Flexcore-Command-Id is absent. Every message \
                                 is stored, also where the broker has seen the id before; but an \
                                 atomic batch in which it stands twice is refused.",
             },
             (header::ACTOR): {
                 "type": "string",
-                "pattern": "^[A-Za-z0-9_:.@-]{1,128}$",
+                "pattern": whole(ActorName::RULE),
                 "description": "Who sends it. Recorded as nats:… since nobody vouches for it; \
                                 nats where it is absent.",
             },

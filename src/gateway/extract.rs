@@ -190,7 +190,8 @@ pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<Option<CommandId>, 
     let Some(text) = single(headers, &NAME)? else { return Ok(None) };
     let inner = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(text);
     CommandId::parse(inner).map(Some).map_err(|_| {
-        let detail = "idempotency-key: [A-Za-z0-9_:-]{1,128}, plain or in double quotes";
+        let rule = CommandId::RULE;
+        let detail = format!("idempotency-key: {rule}, plain or in double quotes");
         Problem::new(&problems::INVALID_HEADER, detail)
     })
 }

@@ -7,14 +7,16 @@ use flexcore_definition::{
     Catalog, ColumnType, Parameter, QueryDefinition, ReadModelDefinition,
     taken::{CURSOR, FIELDS, LIMIT, MIN_POSITION, SORT, WAIT_MS},
 };
-use flexcore_domain::{command::header as field, limits::PAYLOAD_BYTES_MAX};
+use flexcore_domain::{
+    CommandId, command::header as field, commit::BATCH, limits::PAYLOAD_BYTES_MAX,
+};
 use flexcore_resilience::HEADER as TIMEOUT;
 use serde_json::{Map, Value, json};
 
 use crate::{
     limits::{EVENTS_PAGE_DEFAULT, EVENTS_PAGE_MAX, WAIT_DEFAULT, WAIT_MAX},
     problems::{self, ProblemKind},
-    schema::{id_schema, name_schema, nullable, sentence},
+    schema::{id_schema, name_schema, nullable, sentence, text},
 };
 
 /// The contract over HTTP as an OpenAPI 3.1 document. Same catalog, same text.
@@ -107,7 +109,7 @@ fn commands(catalog: &Catalog, paths: &mut Map<String, Value>) {
         "parameters": [
             {
                 "name": "command_id", "in": "path", "required": true,
-                "schema": {"type": "string", "pattern": "^[A-Za-z0-9_:-]{1,128}$"},
+                "schema": text(CommandId::RULE),
             },
             query("aggregate", true, &name_schema(), "The aggregate's kind."),
             query("id", true, &id_schema(), "The aggregate's id."),
@@ -333,7 +335,7 @@ fn responses(successes: &[(&str, &str, &str)], kinds: &[&ProblemKind]) -> Value 
         let mut response = json!({"description": description});
         if !schema.is_empty() {
             let media_type = match *schema {
-                "CloudEvents" => "application/cloudevents-batch+json",
+                "CloudEvents" => BATCH,
                 _ => "application/json",
             };
             let schema = json!({"$ref": format!("#/components/schemas/{schema}")});
@@ -376,7 +378,7 @@ fn shared_parameters() -> Value {
         json!({"name": name, "in": "header", "required": false, "schema": schema,
             "description": about})
     };
-    let command_id = json!({"type": "string", "pattern": "^\"?[A-Za-z0-9_:-]{1,128}\"?$"});
+    let command_id = text(&format!("\"?{}\"?", CommandId::RULE));
     let text = json!({"type": "string"});
     let wait = json!({
         "type": "integer", "minimum": 0, "maximum": WAIT_MAX.as_millis() as u64,

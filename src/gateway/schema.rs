@@ -1,14 +1,25 @@
 //! JSON Schemas of names and columns, for the documents that describe the interface.
 
 use flexcore_definition::ColumnType;
+use flexcore_domain::{AggregateId, Name};
 use serde_json::{Value, json};
 
 pub(crate) fn name_schema() -> Value {
-    json!({"type": "string", "pattern": "^[a-z][a-z0-9_]{0,39}$"})
+    text(Name::RULE)
 }
 
 pub(crate) fn id_schema() -> Value {
-    json!({"type": "string", "pattern": "^[A-Za-z0-9_-]{1,128}$"})
+    text(AggregateId::RULE)
+}
+
+/// A text that follows this rule.
+pub(crate) fn text(rule: &str) -> Value {
+    json!({"type": "string", "pattern": whole(rule)})
+}
+
+/// A rule for a text from its first character to its last, as a pattern of JSON Schema.
+pub(crate) fn whole(rule: &str) -> String {
+    format!("^{rule}$")
 }
 
 /// A value of a column as a sentence.
