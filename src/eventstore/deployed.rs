@@ -5,7 +5,7 @@ use flexcore_domain::AggregateKey;
 
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 
-use crate::{Error, EventStore, Recorded, load, topology, unavailable};
+use crate::{Error, EventStore, Recorded, direct, load, topology, unavailable};
 
 impl EventStore {
     /// The last commit of an aggregate, as the stream's leader has it; `None`: it has none.
@@ -35,7 +35,7 @@ impl EventStore {
     ) -> Result<Option<Recorded>, Error> {
         let subject = crate::subject(key);
         while sequence > 1 {
-            let to = format!("$JS.API.DIRECT.GET.{}", topology::EVENTS);
+            let to = direct::get(topology::EVENTS);
             let up_to = sequence - 1;
             let body = format!(r#"{{"multi_last":["{subject}"],"up_to_seq":{up_to}}}"#);
             let mut replies = self.inbox.request(to, None, Bytes::from(body)).await?;
@@ -49,7 +49,7 @@ impl EventStore {
                     return Err(unavailable(format!("direct get answered {status} {text}")));
                 }
             }
-            sequence = load::number(&message, "Nats-Sequence")
+            sequence = load::number(&message, direct::SEQUENCE)
                 .filter(|found| *found < sequence)
                 .ok_or_else(|| unavailable("direct get without a sequence before"))?;
             let headers = message.headers.as_ref();

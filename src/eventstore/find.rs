@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use flexcore_domain::AggregateKey;
 
-use crate::{Error, EventStore, Recorded, load, topology, unavailable};
+use crate::{Error, EventStore, Recorded, direct, load, topology, unavailable};
 
 /// Events that are rather read in vain than looked for: about what comes with one page.
 const NEAR_ENOUGH: u64 = 256;
@@ -137,7 +137,7 @@ impl EventStore {
     }
 
     async fn look(&self, key: &AggregateKey, request: String) -> Result<Option<Seen>, Error> {
-        let to = format!("$JS.API.DIRECT.GET.{}", topology::EVENTS);
+        let to = direct::get(topology::EVENTS);
         let mut replies = self.bulk.inbox.request(to, None, Bytes::from(request)).await?;
         let message = replies.next().await?;
         match message.status.map(|status| status.as_u16()) {

@@ -11,7 +11,11 @@ use bytes::Bytes;
 use flexcore_domain::Tenant;
 use futures::{TryStreamExt, future::try_join_all};
 
-use crate::{Error, EventStore, subjects, topology, unavailable};
+use crate::{
+    Error, EventStore, direct, subjects,
+    topology::{self, OUTCOMES_SUBJECTS},
+    unavailable,
+};
 
 /// Of a stream's bytes so many parts are full before somebody loses something. The rest is for what
 /// comes meanwhile.
@@ -187,24 +191,24 @@ impl EventStore {
 
     /// The tenant of the first outcome from this sequence on.
     async fn outcome_after(&self, sequence: u64) -> Result<Option<Tenant>, Error> {
-        let body = format!(r#"{{"seq":{sequence},"next_by_subj":"outcome.>"}}"#);
-        let to = format!("$JS.API.DIRECT.GET.{}", topology::OUTCOMES);
+        let body = format!(r#"{{"seq":{sequence},"next_by_subj":"{OUTCOMES_SUBJECTS}"}}"#);
+        let to = direct::get(topology::OUTCOMES);
         let mut replies = self.inbox.request(to, None, Bytes::from(body)).await?;
         let found = replies.next().await?;
-        let subject = found.headers.as_ref().and_then(|headers| headers.get("Nats-Subject"));
+        let subject = found.headers.as_ref().and_then(|headers| headers.get(direct::SUBJECT));
         Ok(subject.and_then(|subject| of_outcome(subject.as_str())))
     }
 
     /// Number of a tenant's outcomes: the first one comes with the number of those that follow.
     async fn outcomes_of(&self, tenant: &Tenant) -> Result<u64, Error> {
         let body = format!(r#"{{"seq":1,"next_by_subj":"outcome.*.{tenant}.>","batch":1}}"#);
-        let to = format!("$JS.API.DIRECT.GET.{}", topology::OUTCOMES);
+        let to = direct::get(topology::OUTCOMES);
         let mut replies = self.inbox.request(to, None, Bytes::from(body)).await?;
         let first = replies.next().await?;
         if first.status.is_some() {
             return Ok(0);
         }
-        let pending = first.headers.as_ref().and_then(|headers| headers.get("Nats-Num-Pending"));
+        let pending = first.headers.as_ref().and_then(|headers| headers.get(direct::PENDING));
         Ok(pending.and_then(|text| text.as_str().parse().ok()).map_or(1, |more: u64| more + 1))
     }
 }

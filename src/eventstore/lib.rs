@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod commands;
 mod dead;
 mod deployed;
+mod direct;
 mod errors;
 mod find;
 pub mod folded;

@@ -6,7 +6,7 @@ use flexcore_broker::inbox::Inbox;
 use flexcore_domain::{AggregateKey, Commit, Hash, Tenant, command::header};
 use flexcore_resilience::{Beside, Shares};
 
-use crate::{Error, EventStore, REQUEST_TIMEOUT, Recorded, topology, unavailable};
+use crate::{Error, EventStore, REQUEST_TIMEOUT, Recorded, direct, topology, unavailable};
 
 /// Commits of one request. A longer aggregate takes several, each bounded in memory.
 pub const LOAD_COMMITS_MAX: usize = 512;
@@ -171,7 +171,7 @@ async fn direct_page(
         after + 1,
         way.bytes_max
     );
-    let to = format!("$JS.API.DIRECT.GET.{}", topology::EVENTS);
+    let to = direct::get(topology::EVENTS);
     let mut replies = way.inbox.request(to, None, Bytes::from(request)).await?;
     let mut page = Page { commits: Vec::new(), more: false };
     loop {
@@ -185,14 +185,14 @@ async fn direct_page(
                 return Err(unavailable(format!("direct get answered {status} {text}")));
             }
         }
-        page.more = number(&message, "Nats-Num-Pending").is_some_and(|pending| pending > 0);
+        page.more = number(&message, direct::PENDING).is_some_and(|pending| pending > 0);
         page.commits.push(read(key, &message)?);
     }
 }
 
 /// Reads a commit that a direct get has answered.
 pub(crate) fn read(key: &AggregateKey, message: &Message) -> Result<Recorded, Error> {
-    let sequence = number(message, "Nats-Sequence").ok_or_else(|| Error::Corrupt {
+    let sequence = number(message, direct::SEQUENCE).ok_or_else(|| Error::Corrupt {
         subject: crate::subject(key),
         sequence: 0,
         reason: "direct get without a sequence".to_owned(),

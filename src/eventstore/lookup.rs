@@ -5,7 +5,7 @@ use bytes::Bytes;
 use flexcore_domain::{AggregateKey, CommandId};
 
 use crate::{
-    Error, EventStore, Recorded,
+    Error, EventStore, Recorded, direct,
     load::{decode, number},
     snapshot::RememberedCommand,
     topology, unavailable,
@@ -57,13 +57,13 @@ impl EventStore {
             sequence,
             reason: reason.to_owned(),
         };
-        let to = format!("$JS.API.DIRECT.GET.{}", topology::EVENTS);
+        let to = direct::get(topology::EVENTS);
         let body = Bytes::from(format!(r#"{{"seq":{sequence}}}"#));
         let reply = self.inbox.request(to, None, body).await?.next().await?;
         if reply.status.is_none() {
             let header = |name| reply.headers.as_ref().and_then(|headers| headers.get(name));
-            let same = header("Nats-Subject").is_some_and(|of| of.as_str() == subject);
-            if !same || number(&reply, "Nats-Sequence") != Some(sequence) {
+            let same = header(direct::SUBJECT).is_some_and(|of| of.as_str() == subject);
+            if !same || number(&reply, direct::SEQUENCE) != Some(sequence) {
                 return Err(corrupt("another aggregate's message is there"));
             }
             return decode(key.clone(), sequence, reply.headers.as_ref(), &reply.payload);

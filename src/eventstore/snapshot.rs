@@ -9,7 +9,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
 
-use crate::{Error, EventStore, Expected, topology, unavailable};
+use crate::{Error, EventStore, Expected, direct, topology, unavailable};
 
 /// Blocks of fingerprints that are asked for at once.
 const BLOCKS_AT_ONCE: usize = 16;
@@ -150,7 +150,7 @@ impl EventStore {
     }
 
     async fn get<T: DeserializeOwned>(&self, subject: String) -> Result<Option<T>, Error> {
-        let to = format!("$JS.API.DIRECT.GET.{}.{subject}", topology::SNAPSHOTS);
+        let to = format!("{}.{subject}", direct::get(topology::SNAPSHOTS));
         let mut replies = self.inbox.request(to, None, Bytes::new()).await?;
         let message = replies.next().await?;
         match message.status.map(|status| status.as_u16()) {

@@ -27,6 +27,8 @@ pub const DEAD: &str = "FLEX_DEAD";
 pub const DEAD_SUBJECTS: &str = "dead.>";
 /// Outcomes of asynchronous commands that left nothing in the log, for later questions.
 pub const OUTCOMES: &str = "FLEX_OUTCOMES";
+/// All that lies in [`OUTCOMES`].
+pub(crate) const OUTCOMES_SUBJECTS: &str = "outcome.>";
 /// Progress of the commands of each slot, laid out as a KV bucket named `flex_queue`.
 pub const PROGRESS: &str = "KV_flex_queue";
 /// The secret that gateways and workers share, laid out as a KV bucket named `flex_secrets`. Nothing else
@@ -82,7 +84,7 @@ pub(crate) fn streams(settings: &Settings) -> [Config; 7] {
         commands(&base),
         Config {
             name: OUTCOMES.to_owned(),
-            subjects: vec!["outcome.>".to_owned()],
+            subjects: vec![OUTCOMES_SUBJECTS.to_owned()],
             max_bytes: OUTCOMES_BYTES_MAX,
             max_age: OUTCOMES_AGE_MAX,
             max_messages_per_subject: 1,

@@ -72,6 +72,7 @@ const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
         &["src/eventstore/subjects.rs"],
         "eventstore::commands::stored_part, published_subject",
     ),
+    ("JS.API.DIRECT.GET", &["src/eventstore"], &["src/eventstore/direct.rs"], "direct::get"),
     ("\"min_position\"", &["src", "workers"], &["src/definition/taken.rs"], "taken::MIN_POSITION"),
     ("\"wait_ms\"", &["src", "workers"], &["src/definition/taken.rs"], "taken::WAIT_MS"),
     // One client, with its limits. Where hyper has no words, the gateway has its own.
