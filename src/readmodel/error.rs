@@ -185,7 +185,7 @@ fn is_passing(code: &str) -> bool {
     // failed before, 25P03 one that paused for too long.
     let classes = ["08", "28", "3D", "40", "53", "57"];
     classes.iter().any(|class| code.starts_with(class))
-        || ["25006", "25P02", "25P03", "55P03", "58030"].contains(&code)
+        || ["25006", "25P02", "25P03", LOCKED, "58030"].contains(&code)
 }
 
 impl From<sqlx::Error> for Error {
@@ -194,8 +194,8 @@ impl From<sqlx::Error> for Error {
             sqlx::Error::Database(inner) => {
                 let (code, message) = (inner.code().unwrap_or_default(), inner.message());
                 match &*code {
-                    // invalid_schema_name, undefined_table.
-                    "3F000" | "42P01" => Self::Gone(message.to_owned()),
+                    // invalid_schema_name.
+                    "3F000" | NO_TABLE => Self::Gone(message.to_owned()),
                     code if is_passing(code) => Self::Unavailable(message.to_owned()),
                     _ => Self::Database(message.to_owned()),
                 }
@@ -230,6 +230,12 @@ impl Error {
 pub(crate) const DEPENDENT: &str = "2BP01";
 /// lock_not_available.
 pub(crate) const LOCKED: &str = "55P03";
+/// insufficient_privilege.
+pub(crate) const FORBIDDEN: &str = "42501";
+/// undefined_table.
+pub(crate) const NO_TABLE: &str = "42P01";
+/// query_canceled: here by its time limit.
+pub(crate) const CANCELLED: &str = "57014";
 
 /// The obstacle to a change of a read model's tables or view; `None`: the error is another.
 pub(crate) fn in_the_way(error: &sqlx::Error) -> Option<Error> {
@@ -257,7 +263,7 @@ pub(crate) fn passes(error: &sqlx::Error) -> bool {
 /// True if an error says that Postgres is not there: the connection was lost or refused, the server
 /// starts, ends or only reads, or our objects in it are gone.
 pub(crate) fn is_absent(error: &sqlx::Error) -> bool {
-    let codes = ["57P", "08", "28", "3D", "25006", "3F000", "42P01"];
+    let codes = ["57P", "08", "28", "3D", "25006", "3F000", NO_TABLE];
     code(error).is_none_or(|code| codes.iter().any(|start| code.starts_with(start)))
 }
 

@@ -20,7 +20,7 @@ use sqlx::{AssertSqlSafe, Row as _, types::Json};
 use crate::{
     Error, ReadModels, Select,
     access::{self, Access},
-    error::code,
+    error::{CANCELLED, code},
     index,
     named::{positional, whole},
     page,
@@ -96,7 +96,7 @@ impl ReadModels {
         reading.end().await;
         let plan = match row {
             Ok(row) => row.try_get::<Json<Value>, _>(0)?.0,
-            Err(error) if code(&error).as_deref() == Some("57014") => {
+            Err(error) if code(&error).as_deref() == Some(CANCELLED) => {
                 return Err(Error::Timeout(self.settings.statement_timeout));
             }
             Err(error) => return Err(self.query_failed(query, error).await),

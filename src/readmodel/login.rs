@@ -5,7 +5,11 @@ use sqlx::{PgConnection, PgPool, Row as _, postgres::PgConnectOptions};
 
 use flexcore_domain::Tenant;
 
-use crate::{Error, error::code, functions, transaction};
+use crate::{
+    Error,
+    error::{FORBIDDEN, NO_TABLE, code},
+    functions, transaction,
+};
 
 /// The lock under which the login is made: FNV-1a of `flexcore login`, as any number of ours would
 /// do.
@@ -28,8 +32,8 @@ impl Login {
         let missing = || Error::NotBuilt("the login of queries".to_owned());
         let row = match row {
             Ok(row) => row.ok_or_else(missing)?,
-            // undefined_table: somebody asks before anybody has migrated.
-            Err(error) if code(&error).as_deref() == Some("42P01") => return Err(missing()),
+            // Somebody asks before anybody has migrated.
+            Err(error) if code(&error).as_deref() == Some(NO_TABLE) => return Err(missing()),
             Err(error) => return Err(error.into()),
         };
         Ok(Self { name: row.try_get(0)?, password: row.try_get(1)?, key: row.try_get(2)? })
@@ -134,11 +138,11 @@ pub(crate) async fn open(
 
 fn cannot_make(error: sqlx::Error, given: Option<&str>) -> Error {
     match (code(&error).as_deref(), given) {
-        // insufficient_privilege
-        (Some("42501"), None) => Error::Misconfigured(format!(
+        (Some(FORBIDDEN), None) => Error::Misconfigured(format!(
             "the login of queries cannot be created ({error}): let the owner create roles, or give \
              a login that owns nothing by --postgres-query"
         )),
+        // undefined_object
         (Some("42704"), Some(login)) => Error::Misconfigured(format!(
             "--postgres-query names {login}, which Postgres does not know"
         )),

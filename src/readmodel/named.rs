@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Row as _, postgres::PgArguments};
 
 use crate::{
     Error, ReadModels, cell,
-    error::{code, cut},
+    error::{CANCELLED, FORBIDDEN, code, cut},
 };
 
 /// Most rows that a named query returns.
@@ -55,7 +55,7 @@ impl ReadModels {
     }
 
     pub(crate) async fn query_failed(&self, query: &QueryDefinition, error: sqlx::Error) -> Error {
-        let outdated = code(&error).as_deref() == Some("42501")
+        let outdated = code(&error).as_deref() == Some(FORBIDDEN)
             && matches!(self.sessions.drop_outdated().await, Ok(true) | Err(Error::NotBuilt(_)));
         if outdated {
             // Everything was made anew since, and is being filled.
@@ -63,7 +63,7 @@ impl ReadModels {
             return Error::NotBuilt(reads.join(", "));
         }
         let failed = match (code(&error).as_deref(), Error::from(error)) {
-            (Some("57014"), _) => return Error::Timeout(self.settings.statement_timeout),
+            (Some(CANCELLED), _) => return Error::Timeout(self.settings.statement_timeout),
             // Syntax and names: the version that it was prepared against may not serve yet.
             (Some(code), Error::Database(message) | Error::Gone(message))
                 if code.starts_with("42") =>

@@ -15,7 +15,7 @@ use crate::{
     Error, ReadModels,
     access::{self, Access},
     cell,
-    error::code,
+    error::{CANCELLED, FORBIDDEN, NO_TABLE, code},
     index,
     named::RESULT_BYTES_MAX,
     select::{self, Filter, Op, Select},
@@ -118,16 +118,16 @@ impl ReadModels {
 
     async fn failed(&self, model: &ReadModelDefinition, error: sqlx::Error) -> Error {
         match code(&error).as_deref() {
-            // insufficient_privilege: everything was dropped, and is being made anew. The statement is
-            // ours, and what the login may do was looked at when it came in.
-            Some("42501") => {
+            // Everything was dropped, and is being made anew. The statement is ours, and what the login may
+            // do was looked at when it came in.
+            Some(FORBIDDEN) => {
                 let _ = self.sessions.drop_outdated().await;
                 Error::NotBuilt(model.name.to_string())
             }
-            // undefined_table, undefined_column, and undefined_function, as two types have no
-            // comparison: the serving version is not the one that was looked up.
-            Some("42P01" | "42703" | "42883") => Error::NotBuilt(model.name.to_string()),
-            Some("57014") => Error::Timeout(self.settings.statement_timeout),
+            // No table, undefined_column, and undefined_function, as two types have no comparison: the
+            // serving version is not the one that was looked up.
+            Some(NO_TABLE | "42703" | "42883") => Error::NotBuilt(model.name.to_string()),
+            Some(CANCELLED) => Error::Timeout(self.settings.statement_timeout),
             _ => error.into(),
         }
     }
