@@ -20,11 +20,11 @@ pub use exact::beyond_exact;
 const KEYS_COMPARED_MAX: usize = 16;
 
 /// Violations that are listed: a person mends the first few and sends again.
-const VIOLATIONS_MAX: usize = 16;
+pub const VIOLATIONS_MAX: usize = 16;
 
 /// Start of the keys that serde_json gives a meaning of its own when it reads such an object, so
 /// that the schema would see another value than the decider.
-const PRIVATE_KEY: &str = "$serde_json::private::";
+pub const PRIVATE_KEY: &str = "$serde_json::private::";
 
 /// The payload of a command: JSON text that [`check`] accepts, so nobody further in checks it again.
 /// Cheap to clone.

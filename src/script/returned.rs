@@ -1,7 +1,7 @@
 //! The results of the glue's calls, as text.
 
 use flexcore_domain::{
-    json::beyond_exact,
+    json::{PRIVATE_KEY, beyond_exact},
     limits::{INTEGER_EXACT_MAX, JSON_DEPTH_MAX},
 };
 use serde::Deserialize;
@@ -55,7 +55,7 @@ pub(crate) fn check_json(text: &str) -> Result<(), String> {
                 // JSON.stringify writes whole pairs as they are, and halves as escapes.
                 suspicious |= bytes[at..].starts_with(b"ud");
             }
-            b'$' => suspicious |= bytes[at..].starts_with(b"$serde_json::private::"),
+            b'$' => suspicious |= bytes[at..].starts_with(PRIVATE_KEY.as_bytes()),
             b'{' | b'[' if !quoted => {
                 depth += 1;
                 deepest = deepest.max(depth);

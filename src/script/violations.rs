@@ -1,7 +1,7 @@
 //! The parts of a value that do not match its schema.
 
 use flexcore_definition::Schema;
-use flexcore_domain::Violation;
+use flexcore_domain::{Violation, json::VIOLATIONS_MAX};
 use serde_json::Value;
 
 use crate::{
@@ -9,9 +9,6 @@ use crate::{
     limits::{DECIDE_MAX, OVERRUN_MAX},
     threads::mark,
 };
-
-/// Violations that are listed: a person mends the first few and sends again.
-const VIOLATIONS_MAX: usize = 16;
 
 /// Longest reason, in characters: it may quote the value.
 const REASON_CHARS_MAX: usize = 200;
