@@ -21,6 +21,9 @@ use crate::{Error, STREAM, lease::Written, unavailable};
 
 pub(crate) const LEADER: &str = "leader";
 pub(crate) const MAP: &str = "map";
+/// Before a member's id: its record, and the wish to drain it.
+pub(crate) const MEMBER: &str = "member";
+pub(crate) const DRAIN: &str = "drain";
 
 /// Longest wait for one answer; with short leases it is shorter, see [`Bucket::open`].
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);

@@ -8,7 +8,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     Assigned, Error, Guard, Map, MemberId, Record, Serves, Settings, WorkKind,
-    bucket::{Bucket, parsed},
+    bucket::{Bucket, MEMBER, parsed},
     node::{Ends, Node, RENEWALS},
     size,
 };
@@ -111,7 +111,7 @@ impl Member {
     /// True if nobody else is there to serve a kind, or nobody says so: then the places that this
     /// member leaves have no new owner to wait for.
     pub async fn is_alone(&self, kind: WorkKind) -> bool {
-        let Ok(members) = self.bucket.entries("member").await else { return true };
+        let Ok(members) = self.bucket.entries(MEMBER).await else { return true };
         let serves = |entry: &Entry| {
             parsed::<Record>(entry)
                 .is_some_and(|member| member.kinds.contains(kind.name) && !member.leaving)

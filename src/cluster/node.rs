@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Assigned, Error, Guard, MemberId, Record, STREAM, Serves, Settings, WorkKind, WorkName,
-    bucket::{Bucket, LEADER, MAP, parsed},
+    bucket::{Bucket, DRAIN, LEADER, MAP, MEMBER, parsed},
     fence::Fence,
     lease::{Found, Lease, Step, Terms, Written},
     plan::Map,
@@ -221,9 +221,9 @@ impl Node {
         let key = hint.subject.strip_prefix(&*subject(STREAM, "")).unwrap_or_default();
         let leads = self.lead.holds(self.now_ms());
         match key.split_once('.').unwrap_or((key, "")) {
-            ("map", _) => self.look_soon(now),
-            ("leader", _) if !leads => self.lead_at = self.lead_at.min(now + jitter(RETRY / 10)),
-            ("leader", _) => {
+            (MAP, _) => self.look_soon(now),
+            (LEADER, _) if !leads => self.lead_at = self.lead_at.min(now + jitter(RETRY / 10)),
+            (LEADER, _) => {
                 let leader = serde_json::from_slice::<Leadership>(&hint.payload);
                 let ours = leader.is_ok_and(|leader| leader.member.as_ref() == Some(&self.id));
                 // Somebody took it from us, or wants to.
@@ -232,11 +232,11 @@ impl Node {
                 }
             }
             // Somebody deleted it: our right to act ends with it.
-            ("member", id) if id == self.id.as_str() && hint.payload.is_empty() => {
+            (MEMBER, id) if id == self.id.as_str() && hint.payload.is_empty() => {
                 self.renew_at = now;
             }
-            ("member", id) if leads && self.knows(id, &hint.payload) => {}
-            ("member" | "drain", _) if leads => self.look_soon(now + GATHER),
+            (MEMBER, id) if leads && self.knows(id, &hint.payload) => {}
+            (MEMBER | DRAIN, _) if leads => self.look_soon(now + GATHER),
             _ => {}
         }
     }
@@ -270,7 +270,7 @@ impl Node {
 
     /// Renews the member's record.
     async fn renew(&mut self) {
-        let key = format!("member.{}", self.id);
+        let key = format!("{MEMBER}.{}", self.id);
         let at = Instant::now();
         let again = match self.own.step(self.now_ms()) {
             Step::Read => match self.bucket.read(&key).await {
@@ -457,7 +457,7 @@ impl Node {
         self.guard.until_ms.store(0, Ordering::Release);
         self.resign().await;
         // Any record that is there is ours, also one that a write without an answer has stored.
-        self.bucket.delete(&format!("member.{}", self.id), None).await;
+        self.bucket.delete(&format!("{MEMBER}.{}", self.id), None).await;
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Error, Map, MemberId, Record, WorkName,
-    bucket::{Bucket, LEADER, MAP, REQUEST_TIMEOUT, parsed},
+    bucket::{Bucket, DRAIN, LEADER, MAP, MEMBER, REQUEST_TIMEOUT, parsed},
     lease::Written,
     node::Leadership,
 };
@@ -50,9 +50,9 @@ pub async fn look(client: &async_nats::Client) -> Result<View, Error> {
     let sequence = leader.as_ref().map(|entry| entry.sequence);
     let leader = leader.as_ref().and_then(parsed::<Leadership>).unwrap_or_default();
     let map: Map = bucket.read(MAP).await?.as_ref().and_then(parsed).unwrap_or_default();
-    let drained = names(&bucket, "drain").await?;
+    let drained = names(&bucket, DRAIN).await?;
     let mut members = Vec::new();
-    for (id, entry) in bucket.entries("member").await? {
+    for (id, entry) in bucket.entries(MEMBER).await? {
         let Some(record) = parsed::<Record>(&entry) else { continue };
         let draining = record.leaving || drained.contains(&id);
         let id = MemberId(id);
@@ -89,21 +89,21 @@ fn owned(map: &Map, kind: &str, by: Option<&MemberId>) -> Vec<u16> {
 /// [`Error::UnknownMember`].
 pub async fn drain(client: &async_nats::Client, id: &str) -> Result<(), Error> {
     let bucket = Bucket::attach(client).await?;
-    let known = names(&bucket, "member").await?;
+    let known = names(&bucket, MEMBER).await?;
     if !known.iter().any(|known| known == id) {
         return Err(Error::UnknownMember { id: id.to_owned(), known });
     }
-    stored(bucket.write(&format!("drain.{id}"), &true, None, None).await)
+    stored(bucket.write(&format!("{DRAIN}.{id}"), &true, None, None).await)
 }
 
 /// Takes [`drain`] back.
 pub async fn undrain(client: &async_nats::Client, id: &str) -> Result<(), Error> {
     let bucket = Bucket::attach(client).await?;
-    let known = names(&bucket, "drain").await?;
+    let known = names(&bucket, DRAIN).await?;
     if !known.iter().any(|known| known == id) {
         return Err(Error::UnknownMember { id: id.to_owned(), known });
     }
-    stored(bucket.delete(&format!("drain.{id}"), None).await)
+    stored(bucket.delete(&format!("{DRAIN}.{id}"), None).await)
 }
 
 fn stored(written: Written) -> Result<(), Error> {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{Node, RETRY};
 use crate::{
     Error, MemberId, Record,
-    bucket::{LEADER, MAP, parsed},
+    bucket::{DRAIN, LEADER, MAP, MEMBER, parsed},
     lease::Written,
     plan::plan,
 };
@@ -67,7 +67,7 @@ impl Node {
 
     /// The members that there are, and those that are to serve nothing.
     async fn members(&mut self) -> Result<(BTreeMap<MemberId, Record>, BTreeSet<MemberId>), Error> {
-        let entries = self.bucket.entries("member").await?;
+        let entries = self.bucket.entries(MEMBER).await?;
         let members: BTreeMap<MemberId, Record> = entries
             .into_iter()
             .filter_map(|(id, entry)| {
@@ -76,7 +76,7 @@ impl Node {
                 Some((MemberId(id), Record { epoch, ..record }))
             })
             .collect();
-        let drained = self.bucket.entries("drain").await?;
+        let drained = self.bucket.entries(DRAIN).await?;
         let drained = drained.into_iter().map(|(id, _)| MemberId(id));
         let (mut leaving, strays): (BTreeSet<_>, BTreeSet<_>) =
             drained.partition(|id| members.contains_key(id));
@@ -89,7 +89,7 @@ impl Node {
             if now.duration_since(since) > DRAIN_KEPT {
                 let Some(sequence) = self.lead.sequence() else { break };
                 let condition = Condition { key: LEADER, sequence };
-                self.bucket.delete(&format!("drain.{id}"), Some(condition)).await;
+                self.bucket.delete(&format!("{DRAIN}.{id}"), Some(condition)).await;
             }
         }
         self.members = members
