@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
-use flexcore_http::{self as http, Bytes, Limits, Method, Request, StatusCode, header};
+use flexcore_http::{
+    self as http, Bytes, Limits, Method, Request, StatusCode, header, health::LIVEZ,
+};
 use flexcore_resilience::{self as resilience, Deadline, Endpoints, Order, Policies, Verdict};
 use serde_json::Value;
 
@@ -57,7 +59,7 @@ pub(crate) async fn call(gateways: Vec<String>, call: Call<'_>) -> anyhow::Resul
 }
 
 async fn is_alive(authority: &str) -> bool {
-    let call = Call { method: Method::GET, path: "/livez", token: "", headers: &[], body: None };
+    let call = Call { method: Method::GET, path: LIVEZ, token: "", headers: &[], body: None };
     exchange(authority, call).await.is_ok_and(|answer| answer.status.is_success())
 }
 

@@ -2,7 +2,10 @@
 
 use std::{io::Write, time::Duration};
 
-use flexcore_http::Method;
+use flexcore_http::{
+    Method,
+    health::{LIVEZ, READYZ},
+};
 
 use crate::gateways::{self, Call};
 
@@ -26,7 +29,7 @@ pub(crate) struct Healthcheck {
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(args: &Healthcheck, out: &mut dyn Write) -> anyhow::Result<bool> {
-    let path = if args.live { "/livez" } else { "/readyz" };
+    let path = if args.live { LIVEZ } else { READYZ };
     let call = Call { method: Method::GET, path, token: "", headers: &[], body: None };
     let answer = tokio::time::timeout(ANSWER_MAX, gateways::call(vec![args.address.clone()], call))
         .await??;

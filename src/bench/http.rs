@@ -1,5 +1,6 @@
 //! `bench http`: synchronous commands through the gateway, the worker and the log.
 
+use flexcore_http::health::LIVEZ;
 use flexcore_out as out;
 use flexcore_servers::Want;
 
@@ -37,7 +38,7 @@ pub(crate) async fn run(run: &Run<'_>) -> anyhow::Result<Figure> {
     }
     let single = gateway.load(run, &mut rig, 1, None).await?;
     bar.inc(1);
-    let livez = gateway.load(run, &mut rig, CONNECTIONS, Some("/livez")).await?;
+    let livez = gateway.load(run, &mut rig, CONNECTIONS, Some(LIVEZ)).await?;
     bar.finish_and_clear();
     let mut figure = Figure::new("http", run);
     figure.rates(median(ours_per_s), median(raw_per_s));

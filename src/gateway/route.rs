@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::{extract::MatchedPath, extract::Request, http::Method, routing::MethodRouter};
 use flexcore_auth::Permission;
+use flexcore_http::health::{LIVEZ, METRICS, READYZ, STARTUPZ};
 
 use crate::shared::Shared;
 
@@ -29,7 +30,7 @@ impl Route {
 
     /// Whoever runs the gateway asks by it how the gateway is: it is answered whatever strangers do.
     pub(crate) fn is_probe(&self) -> bool {
-        matches!(self.path, "/livez" | "/readyz" | "/startupz" | "/metrics")
+        matches!(self.path, LIVEZ | READYZ | STARTUPZ | METRICS)
     }
 
     fn takes(&self, method: &Method) -> bool {

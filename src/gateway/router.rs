@@ -84,6 +84,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use flexcore_definition::Catalog;
+    use flexcore_http::health::{LIVEZ, METRICS, READYZ, STARTUPZ};
     use serde_json::Value;
 
     use super::*;
@@ -153,7 +154,7 @@ mod tests {
     fn health_and_metrics_are_answered_whatever_strangers_do() {
         let probes = ROUTES.iter().filter(|route| route.is_probe()).map(|route| route.path);
         let probes: Vec<&str> = probes.collect();
-        assert_eq!(probes, ["/livez", "/readyz", "/startupz", "/metrics"]);
+        assert_eq!(probes, [LIVEZ, READYZ, STARTUPZ, METRICS]);
     }
 
     #[test]

@@ -18,6 +18,15 @@ use crate::accept;
 /// Renders all metrics in Prometheus' text format.
 pub type RenderMetrics = Arc<dyn Fn() -> String + Send + Sync>;
 
+/// Whether the process answers.
+pub const LIVEZ: &str = "/livez";
+/// Whether it can work.
+pub const READYZ: &str = "/readyz";
+/// Whether it could work once.
+pub const STARTUPZ: &str = "/startupz";
+/// Its metrics.
+pub const METRICS: &str = "/metrics";
+
 /// A scraper that has not asked by then is none.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest life of a connection: scrapers come every few seconds and reconnect.
@@ -125,10 +134,10 @@ where
 {
     let text = |status, text: &str| answer(status, "text/plain; charset=utf-8", text.to_owned());
     Ok(match (request.method(), request.uri().path()) {
-        (&Method::GET | &Method::HEAD, "/livez") => live(),
-        (&Method::GET | &Method::HEAD, "/readyz") => ready().await,
-        (&Method::GET | &Method::HEAD, "/metrics") => metrics(&render),
-        (_, "/livez" | "/readyz" | "/metrics") => {
+        (&Method::GET | &Method::HEAD, LIVEZ) => live(),
+        (&Method::GET | &Method::HEAD, READYZ) => ready().await,
+        (&Method::GET | &Method::HEAD, METRICS) => metrics(&render),
+        (_, LIVEZ | READYZ | METRICS) => {
             text(StatusCode::METHOD_NOT_ALLOWED, "here are only GET and HEAD\n")
         }
         _ => text(StatusCode::NOT_FOUND, "here are /metrics, /livez and /readyz\n"),
