@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{io::AsyncReadExt, process, task::JoinSet, time::timeout};
 
 use crate::{
-    counter::{command, payload},
+    counter::{PER_AGGREGATE, command, payload},
     rig::{Latencies, process_s},
 };
 
@@ -56,8 +56,6 @@ pub struct ClientArgs {
     pub(crate) get: Option<String>,
 }
 
-/// Commands that an aggregate gets: one in so many has to load it.
-pub(crate) const PER_AGGREGATE: u64 = 4;
 /// Stored commands that a flood over NATS keeps on their way to the broker.
 const STORED_AT_ONCE: usize = 256;
 /// Longest wait for an answer, and for a connection.

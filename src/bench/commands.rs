@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Figure, Run,
-    counter::{self, payload},
-    processing::{PER_AGGREGATE, WINDOW, process},
+    counter::{self, PER_AGGREGATE, payload},
+    processing::{WINDOW, process},
     raw_log::{Publish, RawLog},
     rig::{Rig, median, otherwise},
 };

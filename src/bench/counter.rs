@@ -16,6 +16,9 @@ use serde_json::value::RawValue;
 /// The read model.
 pub(crate) const READ_MODEL: &str = "counters";
 
+/// Commands that an aggregate gets: one in so many has to load it.
+pub(crate) const PER_AGGREGATE: u64 = 4;
+
 /// Bytes of an event's data.
 pub(crate) const DATA_BYTES: usize = 256;
 

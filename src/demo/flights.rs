@@ -8,6 +8,8 @@ use flexcore_domain::{AggregateId, CommandName};
 use serde::Deserialize;
 use time::{Date, Month, OffsetDateTime, format_description::well_known::Rfc3339};
 
+/// 1 January, for when the whole cannot be had.
+pub(crate) const SAMPLE: &str = include_str!("../../schemas/flights/sample/flights.csv");
 /// A flight is scheduled so many minutes before its departure; the earliest departure of the year is
 /// 43 minutes early.
 const SCHEDULE_LEAD_MINUTES: i64 = 120;
@@ -253,8 +255,6 @@ fn clock(field: &str) -> anyhow::Result<Option<i64>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const SAMPLE: &str = include_str!("../../schemas/flights/sample/flights.csv");
 
     #[test]
     fn a_broken_row_is_named_by_its_line() {

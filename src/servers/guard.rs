@@ -18,8 +18,8 @@ use std::{
 use crate::{Error, account::Account, io_error};
 
 const SCRIPT: &str = include_str!("guard.sh");
-/// Time between two looks at an ending process.
-const POLL: Duration = Duration::from_millis(5);
+/// Time between two looks at a process that starts or ends.
+pub(crate) const POLL: Duration = Duration::from_millis(5);
 /// Longest time that a server of a dead flexcore may take to end: its guard kills it after five
 /// seconds.
 const PREDECESSOR_WAIT: Duration = Duration::from_secs(12);

@@ -11,7 +11,7 @@ use tokio::{io::AsyncReadExt as _, net::TcpStream};
 use crate::{
     Error, Sync, account,
     fetch::text,
-    guard::{self, Guarded, Plan},
+    guard::{self, Guarded, POLL, Plan},
     io_error,
 };
 
@@ -23,7 +23,6 @@ const LAZY_SYNC: &str = "\"2m\"";
 const READY_WAIT: Duration = Duration::from_secs(60);
 /// Panics and its first messages before it opens its log; locked while the server lives.
 const STDERR: &str = "nats.stderr.log";
-const POLL: Duration = Duration::from_millis(5);
 /// Longest time for its end after a request to stop.
 const STOP_WAIT: Duration = Duration::from_secs(10);
 /// Number of attempts at its old port, which may be taken for a moment.

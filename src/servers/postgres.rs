@@ -12,7 +12,7 @@ use crate::{
     account::{self, Account},
     fetch::{once, text},
     find::Found,
-    guard::{self, Guarded, Plan},
+    guard::{self, Guarded, POLL, Plan},
     io_error,
 };
 
@@ -21,7 +21,6 @@ const USER: &str = "flexcore";
 const DATABASE: &str = "postgres";
 /// Crash recovery of a busy database takes seconds; longer needs a person.
 const READY_WAIT: Duration = Duration::from_secs(60);
-const POLL: Duration = Duration::from_millis(5);
 /// Longest time for the last checkpoint, and after it for a hard stop.
 const STOP_WAIT: Duration = Duration::from_secs(20);
 const QUIT_WAIT: Duration = Duration::from_secs(6);
