@@ -73,7 +73,7 @@ fn kept(headers: Option<&HeaderMap>) -> Vec<(&str, &str)> {
             kept.extend(values.iter().map(|value| (name, value.as_str())));
         }
     }
-    let first = headers::READ;
+    let first: Vec<&str> = headers::read().collect();
     kept.sort_by_key(|(name, _)| first.iter().position(|of| of == name).unwrap_or(first.len()));
     kept
 }

@@ -2,18 +2,13 @@
 //! each reader might take another one.
 
 use async_nats::{HeaderMap, HeaderValue};
-use flexcore_domain::command::header;
+use flexcore_domain::{Provenance, command::header};
 
 /// All of them, the id first. A requeued command needs them more than any other header.
-pub(crate) const READ: [&str; 7] = [
-    header::OWN_COMMAND_ID,
-    header::ACTOR,
-    header::ACTOR_SEAL,
-    header::EXPECTED_VERSION,
-    header::CORRELATION_ID,
-    header::CAUSATION_ID,
-    header::TRACEPARENT,
-];
+pub(crate) fn read() -> impl Iterator<Item = &'static str> {
+    let own = [header::OWN_COMMAND_ID, header::ACTOR, header::ACTOR_SEAL, header::EXPECTED_VERSION];
+    own.into_iter().chain(Provenance::IDS).chain([header::TRACEPARENT])
+}
 
 /// The header that a command's id is in: `Nats-Msg-Id` where there is no `Flexcore-Command-Id`.
 #[must_use]
@@ -35,8 +30,9 @@ pub fn command_id(headers: Option<&HeaderMap>) -> Option<&str> {
 #[must_use]
 pub fn doubled(headers: Option<&HeaderMap>) -> Option<&'static str> {
     let given = headers?;
-    let read = READ.map(|name| if name == header::OWN_COMMAND_ID { of_id(headers) } else { name });
-    read.into_iter().find(|name| given.get_all(*name).nth(1).is_some())
+    let mut read =
+        read().map(|name| if name == header::OWN_COMMAND_ID { of_id(headers) } else { name });
+    read.find(|name| given.get_all(*name).nth(1).is_some())
 }
 
 #[cfg(test)]
@@ -64,7 +60,7 @@ mod tests {
 
     #[test]
     fn what_is_read_is_given_once() {
-        for name in READ {
+        for name in read().chain(Provenance::IDS) {
             let headers = map(&[(name, "1"), (header::COMMAND_ID, "2"), ("Other", "3")]);
             assert_eq!(doubled(Some(&headers)), None, "{name}");
             let headers = map(&[(name, "1"), ("Other", "2"), ("Other", "3"), (name, "1")]);
