@@ -18,290 +18,295 @@ const SECONDS: &[f64] = &[
 /// Upper bounds of batch sizes, in commits: up to the 1,000 messages of an atomic batch.
 const COMMITS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1_000.0];
 
-enum Metric {
+enum MetricKind {
     Counter,
     Gauge,
     Histogram(&'static [f64]),
 }
 
 /// The complete list: name, kind, unit, and help.
-const METRICS: &[(&str, Metric, Unit, &str)] = &[
+const METRICS: &[(&str, MetricKind, Unit, &str)] = &[
     (
         "flexcore_append_seconds",
-        Metric::Histogram(SECONDS),
+        MetricKind::Histogram(SECONDS),
         Unit::Seconds,
         "Time from handing a commit to the event store to its acknowledgement",
     ),
     (
         "flexcore_append_conflicts_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Commits refused because the aggregate had changed",
     ),
     (
         "flexcore_append_refused_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Commits that the log has certainly not taken, by reason",
     ),
     (
         "flexcore_append_batch_commits",
-        Metric::Histogram(COMMITS),
+        MetricKind::Histogram(COMMITS),
         Unit::Count,
         "Commits that went to the log together",
     ),
-    ("flexcore_commands_total", Metric::Counter, Unit::Count, "Commands by outcome"),
+    ("flexcore_commands_total", MetricKind::Counter, Unit::Count, "Commands by outcome"),
     (
         "flexcore_command_lookups_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Commands looked up in the log because their id may be an old one",
     ),
     (
         "flexcore_command_seconds",
-        Metric::Histogram(SECONDS),
+        MetricKind::Histogram(SECONDS),
         Unit::Seconds,
         "Time from a lane's taking up a command or a question to its answer",
     ),
     (
         "flexcore_commands_waiting",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Count,
         "Stored commands from the first on that is not settled; 0 where another worker looks",
     ),
     (
         "flexcore_seals_wrong_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Commands not done since the seal of their sender does not fit the secret",
     ),
     (
         "flexcore_streams_remade_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Streams that were deleted while workers ran, and were made anew, by stream",
     ),
     (
         "flexcore_progress_unreadable_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Times that a slot's progress in the queue could not be read",
     ),
     (
         "flexcore_log_bytes",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Bytes,
         "Size of the log; 0 where another worker looks",
     ),
     (
         "flexcore_log_aggregates",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Count,
         "Aggregates in the log, each a subject in the servers' memory; 0 where another worker looks",
     ),
     (
         "flexcore_broker_memory_bytes",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Bytes,
         "Memory of a server of the broker",
     ),
     (
         "flexcore_broker_store_bytes",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Bytes,
         "Bytes of its disk that a server's streams take",
     ),
     (
         "flexcore_broker_store_limit_bytes",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Bytes,
         "Bytes of its disk that a server's streams may take",
     ),
     (
         "flexcore_broker_full",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Count,
         "1 while commands are refused because a server has only its reserve of disk left",
     ),
     (
         "flexcore_projection_looks_failed",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Count,
         "Looks at the read models that failed one after the other: 0 while they are managed",
     ),
     (
         "flexcore_queries_unstopped",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Count,
         "Queries that go on after their time limit, since Postgres cannot stop them",
     ),
     (
         "flexcore_snapshots_too_large_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Snapshots not kept, as they are larger than a message",
     ),
     (
         "flexcore_capacity_alarm",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Count,
         "1 while the log is near this limit of its servers",
     ),
     (
         "flexcore_queue_depth",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Count,
         "Commands and questions that a lane has taken on and not answered yet",
     ),
     (
         "flexcore_clock_ahead_seconds",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Seconds,
         "Time that this host's clock is ahead of the broker's; below 0: behind",
     ),
     (
         "flexcore_script_runaways",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Count,
         "Calls of functions that do not end: abandoned, but still running",
     ),
     (
         "flexcore_script_runaways_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Calls of functions that were abandoned, or ended long after their limit",
     ),
     (
         "flexcore_script_calls_refused_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Calls that were not made, since the aggregate's functions had run away",
     ),
-    ("flexcore_leader", Metric::Gauge, Unit::Count, "1 while this member leads the cluster"),
+    ("flexcore_leader", MetricKind::Gauge, Unit::Count, "1 while this member leads the cluster"),
     (
         "flexcore_leader_changes_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Times that this member has become the leader",
     ),
-    ("flexcore_slots_owned", Metric::Gauge, Unit::Count, "Slots of commands that this member owns"),
+    (
+        "flexcore_slots_owned",
+        MetricKind::Gauge,
+        Unit::Count,
+        "Slots of commands that this member owns",
+    ),
     (
         "flexcore_dead_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Messages put aside in FLEX_DEAD, by kind",
     ),
     (
         "flexcore_kept_trimmed_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Dead messages and outcomes that a tenant with too many has lost, by stream",
     ),
     (
         "flexcore_projection_lag_events",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Count,
         "Messages of the log that a read model has not applied yet",
     ),
     (
         "flexcore_projection_events_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Events applied, by read model",
     ),
     (
         "flexcore_projection_other_log",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Count,
         "1 while the rows in Postgres are of another log, and no read model is written",
     ),
     (
         "flexcore_read_model_unmanaged",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Count,
         "1 while a read model cannot be changed or removed, or its table is locked",
     ),
     (
         "flexcore_read_model_indexes_missing",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Count,
         "Indexes that are to be made or dropped on the version that serves",
     ),
     (
         "flexcore_projection_stopped",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Count,
         "1 while a read model is stopped by a damaged log or a refusal of Postgres",
     ),
     (
         "flexcore_projection_held_aggregates",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Count,
         "Aggregates that a read model holds back since a break in the log",
     ),
     (
         "flexcore_log_broken_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Messages of the log that readers found broken, each once an aggregate and reader",
     ),
     (
         "flexcore_log_links_unchecked_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Commits read without their predecessor at hand to check them against",
     ),
     (
         "flexcore_deployment_unreadable",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Count,
         "1 while an application's last deployment cannot be read here and the one before is in force",
     ),
     (
         "flexcore_projection_parked_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Events that could not be applied and were put aside, by read model",
     ),
     (
         "http_server_request_duration_seconds",
-        Metric::Histogram(SECONDS),
+        MetricKind::Histogram(SECONDS),
         Unit::Seconds,
         "Time from a request's head to its answer, by method, route and status",
     ),
-    ("flexcore_http_shed_total", Metric::Counter, Unit::Count, "Requests shed, by reason"),
+    ("flexcore_http_shed_total", MetricKind::Counter, Unit::Count, "Requests shed, by reason"),
     (
         "flexcore_breaker_state",
-        Metric::Gauge,
+        MetricKind::Gauge,
         Unit::Count,
         "Circuit of a target: 0 closed, 1 half open, 2 open",
     ),
     (
         "flexcore_breaker_transitions_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Changes of a target's circuit, by its new state",
     ),
-    ("flexcore_retries_total", Metric::Counter, Unit::Count, "Calls made again, by target"),
+    ("flexcore_retries_total", MetricKind::Counter, Unit::Count, "Calls made again, by target"),
     (
         "flexcore_retry_budget_exhausted_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Calls not made again because the budget of retries was used up, by target",
     ),
     (
         "flexcore_failovers_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Calls made again at another endpoint, by target",
     ),
     (
         "flexcore_deadline_exceeded_total",
-        Metric::Counter,
+        MetricKind::Counter,
         Unit::Count,
         "Calls that their deadline ended, by target",
     ),
-    ("flexcore_http_connections", Metric::Gauge, Unit::Count, "Open HTTP connections"),
+    ("flexcore_http_connections", MetricKind::Gauge, Unit::Count, "Open HTTP connections"),
 ];
 
 /// The metrics of this process. Cheap to clone.
@@ -376,19 +381,19 @@ pub(crate) fn install() -> Option<Metrics> {
 
 fn builder() -> PrometheusBuilder {
     METRICS.iter().fold(PrometheusBuilder::new(), |builder, (name, kind, ..)| match kind {
-        Metric::Histogram(buckets) => builder
+        MetricKind::Histogram(buckets) => builder
             .set_buckets_for_metric(Matcher::Full((*name).to_owned()), buckets)
             .expect("BUG: buckets are not empty"),
-        Metric::Counter | Metric::Gauge => builder,
+        MetricKind::Counter | MetricKind::Gauge => builder,
     })
 }
 
 fn describe() {
     for (name, kind, unit, what) in METRICS {
         match kind {
-            Metric::Counter => metrics::describe_counter!(*name, *unit, *what),
-            Metric::Gauge => metrics::describe_gauge!(*name, *unit, *what),
-            Metric::Histogram(_) => metrics::describe_histogram!(*name, *unit, *what),
+            MetricKind::Counter => metrics::describe_counter!(*name, *unit, *what),
+            MetricKind::Gauge => metrics::describe_gauge!(*name, *unit, *what),
+            MetricKind::Histogram(_) => metrics::describe_histogram!(*name, *unit, *what),
         }
     }
 }
