@@ -1,7 +1,13 @@
 //! A tenant who wishes the others ill: floods over every way in, the largest and the malformed, and
 //! definitions that never end. Its own outcome does not matter here; the others' outcomes do.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use async_nats::{HeaderMap, jetstream};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
@@ -30,30 +36,42 @@ const WITHIN: Duration = Duration::from_secs(10);
 /// The tenant at work. Dropping it ends it.
 pub(crate) struct Hostile {
     tasks: JoinSet<()>,
+    done: Arc<Done>,
+}
+
+/// Work that it has done so far.
+#[derive(Default)]
+struct Done {
+    published: AtomicU64,
+    answered: AtomicU64,
+    served: AtomicU64,
 }
 
 impl Hostile {
     /// Begins with everything at once.
     pub(crate) fn start(place: &Place, token: &str, seed: u64) -> Self {
-        let mut tasks = JoinSet::new();
-        tasks.spawn(store(place.nats.clone(), seed));
+        let (mut tasks, done) = (JoinSet::new(), Arc::<Done>::default());
+        tasks.spawn(store(place.nats.clone(), seed, done.clone()));
         let place = Arc::new(place.clone());
         for number in 0..CLIENTS {
             let seed = seed ^ number as u64;
-            tasks.spawn(ask(place.clone(), token.to_owned(), number, seed));
+            tasks.spawn(ask(place.clone(), token.to_owned(), number, seed, done.clone()));
         }
         tasks.spawn(hold_streams(place, token.to_owned()));
-        Self { tasks }
+        Self { tasks, done }
     }
 
-    /// Ends it.
-    pub(crate) async fn stop(mut self) {
+    /// Ends it. Gives the number of its published commands, of its answers over HTTP, and of those
+    /// among them that say 2xx.
+    pub(crate) async fn stop(mut self) -> [u64; 3] {
         self.tasks.shutdown().await;
+        let Done { published, answered, served } = &*self.done;
+        [published, answered, served].map(|count| count.load(Ordering::Relaxed))
     }
 }
 
 /// Publishes commands to the broker: many, and among them the largest and malformed ones.
-async fn store(nats: Vec<String>, seed: u64) {
+async fn store(nats: Vec<String>, seed: u64, done: Arc<Done>) {
     let client = talk::connect(&nats).await;
     let jetstream = jetstream::new(client);
     let mut random = StdRng::seed_from_u64(seed);
@@ -62,7 +80,9 @@ async fn store(nats: Vec<String>, seed: u64) {
         clock.tick().await;
         let (subject, headers, payload) = message(number, &mut random);
         // The broker may take it or not; nobody waits for it.
-        drop(jetstream.publish_with_headers(subject, headers, payload.into()).await);
+        if jetstream.publish_with_headers(subject, headers, payload.into()).await.is_ok() {
+            done.published.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -121,14 +141,19 @@ fn large(bytes: usize) -> Vec<u8> {
 }
 
 /// A client that asks without a pause, for all that there is.
-async fn ask(place: Arc<Place>, token: String, number: usize, seed: u64) {
+async fn ask(place: Arc<Place>, token: String, number: usize, seed: u64, done: Arc<Done>) {
     let client = Client::default();
     let mut random = StdRng::seed_from_u64(seed);
     let gateway = place.gateways[number % place.gateways.len()].clone();
     for turn in 0_u64.. {
         let ask = request(&token, format!("c{number}-{turn}-{seed}"), &mut random);
-        if client.send(&gateway, &ask, WITHIN).await.is_err() {
-            sleep(Duration::from_millis(20)).await;
+        match client.send(&gateway, &ask, WITHIN).await {
+            Ok(answer) => {
+                done.answered.fetch_add(1, Ordering::Relaxed);
+                let served = u64::from((200..300).contains(&answer.status));
+                done.served.fetch_add(served, Ordering::Relaxed);
+            }
+            Err(_) => sleep(Duration::from_millis(20)).await,
         }
     }
 }

@@ -2,13 +2,13 @@
 //! while the others go on: their invariants hold, nobody turns them away, and what it costs them in time
 //! stands beside a stretch of the same run without it.
 
-use std::time::Duration;
+use std::{ops::Range, time::Duration};
 
 use super::Extent;
 use crate::{
     checker::{Verdict, commands},
     cluster::Shape,
-    history::{Call, Told},
+    history::{Call, Read},
     hostile::{Hostile, TENANT},
     load::Pace,
     report::{Section, quantile},
@@ -17,8 +17,9 @@ use crate::{
 
 /// Its definitions.
 const DEFINITIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos/hostile");
-/// Time for which the others are watched without it, and with it.
-const STRETCH: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(60));
+/// Time for which the others are watched without it, and then beside it.
+const QUIET: (Duration, Duration) = (Duration::from_secs(8), Duration::from_secs(60));
+const BESIDE: (Duration, Duration) = (Duration::from_secs(12), Duration::from_secs(60));
 /// The others' load, in requests a second.
 const RATE: u64 = 60;
 
@@ -26,39 +27,131 @@ pub(crate) async fn run(seed: u64, extent: Extent) -> Section {
     let mut rig = Rig::start("hostile", seed, Shape::default(), Pace::steady(RATE)).await;
     rig.section.without =
         &[(commands::TURNED_AWAY, "nothing fails"), (commands::UNKNOWN, "nothing fails")];
-    let token = rig.cluster.token(TENANT);
-    let length = extent.of(STRETCH.0, STRETCH.1);
-    let from_ns = rig.fault("nothing yet");
-    tokio::time::sleep(length).await;
-    let calm_ns = rig.fault("a tenant deploys what it has, and floods");
-    let deployed = rig.cluster.flexcore(&["apply", DEFINITIONS]);
-    let refused = deployed.err().map(|error| format!("its definitions were refused: {error}"));
-    rig.section.notes.extend(refused);
-    let hostile = Hostile::start(&rig.cluster.place(), &token, seed);
-    tokio::time::sleep(length).await;
-    let end_ns = rig.fault("it stops");
-    hostile.stop().await;
-    rig.unload().await;
-    let calls = rig.history.calls();
-    judge(&mut rig.section, &calls, "without it", from_ns..calm_ns);
-    judge(&mut rig.section, &calls, "beside it", calm_ns..end_ns);
+    faults(&mut rig, extent).await;
     rig.finish().await
 }
 
-/// Times the others' commands of a stretch, and holds that each was answered.
-fn judge(section: &mut Section, calls: &[Call], when: &str, stretch: std::ops::Range<u64>) {
+/// Both stretches, on a cluster that has its load.
+async fn faults(rig: &mut Rig, extent: Extent) {
+    let token = rig.cluster.token(TENANT);
+    let quiet_ns = rig.fault("nothing yet");
+    tokio::time::sleep(extent.of(QUIET.0, QUIET.1)).await;
+    let hostile_ns = rig.fault("a tenant deploys what it has, and floods");
+    let deployed = rig.cluster.flexcore(&["apply", DEFINITIONS]);
+    let hostile = Hostile::start(&rig.cluster.place(), &token, rig.seed);
+    tokio::time::sleep(extent.of(BESIDE.0, BESIDE.1)).await;
+    let end_ns = rig.fault("it stops");
+    let done = hostile.stop().await;
+    rig.unload().await;
+    let (calls, reads) = (rig.history.calls(), rig.history.reads());
+    let section = &mut rig.section;
+    section.verdicts.push(at_work(deployed, done));
+    let [published, answered, served] = done;
+    let told = format!(
+        "it published {published} commands, and gateways answered it {answered} times, {served} \
+         times with 2xx"
+    );
+    section.notes.push(told);
+    judge(section, &calls, &reads, "without it", quiet_ns..hostile_ns);
+    judge(section, &calls, &reads, "beside it", hostile_ns..end_ns);
+}
+
+/// Holds that there is something to bear: without it the others' times say nothing.
+fn at_work(deployed: Result<String, String>, [published, _, served]: [u64; 3]) -> Verdict {
+    let mut verdict = Verdict::new(0, "a hostile tenant deploys, and floods over NATS and HTTP");
+    verdict.hold(deployed.is_ok(), || format!("its definitions were refused: {deployed:?}"));
+    verdict.hold(published > 0, || "it published nothing".to_owned());
+    verdict.hold(served > 0, || "no gateway did anything for it".to_owned());
+    verdict
+}
+
+/// Holds that each of the others' commands of a stretch was answered. Gives the times of those that
+/// were sent to a gateway, in milliseconds.
+fn judge(
+    section: &mut Section,
+    calls: &[Call],
+    reads: &[Read],
+    when: &str,
+    stretch: Range<u64>,
+) -> Vec<f64> {
     let mut verdict = Verdict::new(0, "the others' commands are answered, and not turned away");
     let mut times = Vec::new();
-    for call in calls.iter().filter(|call| call.gateway > 0 && stretch.contains(&call.start_ns)) {
-        let answered =
-            matches!(call.told, Told::Accepted { .. } | Told::Queued | Told::Refused { .. });
-        verdict.hold(answered, || format!("{when}: {call:?}"));
-        times.push((call.end_ns - call.start_ns) as f64 / 1e6);
+    for call in calls.iter().filter(|call| stretch.contains(&call.start_ns)) {
+        verdict.hold(call.told.is_known(), || format!("{when}: {call:?}"));
+        if call.gateway > 0 {
+            times.push((call.end_ns - call.start_ns) as f64 / 1e6);
+        }
     }
+    section.verdicts.push(verdict);
     for ms in &times {
         section.time(format!("the others' commands {when}"), *ms);
     }
-    let p99 = quantile(&times, 0.99);
-    section.notes.push(format!("{when}: {} commands of the others, p99 {p99:.0} ms", times.len()));
-    section.verdicts.push(verdict);
+    let [p50, p99] = [0.5, 0.99].map(|part| quantile(&times, part));
+    let asked: Vec<&Read> = reads.iter().filter(|r| stretch.contains(&r.start_ns)).collect();
+    let open = asked.iter().filter(|read| read.seen.is_passing()).count();
+    section.notes.push(format!(
+        "{when}: {} commands of the others at gateways, p50 {p50:.0} ms, p99 {p99:.0} ms; {} of \
+         their questions, {open} without an answer",
+        times.len(),
+        asked.len()
+    ));
+    times
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::history::{Told, Wanted, Way};
+
+    fn call(start_ns: u64, way: Way, told: Told) -> Call {
+        let (account, key) = ("a".to_owned(), "k".to_owned());
+        Call {
+            tenant: "alder",
+            account,
+            wanted: Wanted::Deposit { amount: 5, parts: 1 },
+            tag: key.clone(),
+            key,
+            if_match: None,
+            way,
+            gateway: usize::from(way != Way::Publish),
+            start_ns,
+            end_ns: start_ns + 2_000_000,
+            told,
+        }
+    }
+
+    #[test]
+    fn a_command_beside_a_hostile_tenant_without_an_answer_is_found() {
+        let turned_away = Told::TurnedAway { status: 503, code: String::new(), retry_after: true };
+        let lost = Told::NoAnswer { why: "no acknowledgement".to_owned() };
+        for (way, told, violations) in [
+            (Way::Wait, Told::Queued, 0),
+            (Way::Wait, Told::Refused { status: 409, code: String::new() }, 0),
+            (Way::Wait, turned_away, 1),
+            (Way::Publish, Told::Queued, 0),
+            (Way::Publish, lost, 1),
+        ] {
+            let calls = [5, 10, 20].map(|at| call(at, way, told.clone()));
+            let mut section = Section::new("s");
+            let times = judge(&mut section, &calls, &[], "beside it", 10..20);
+            // What an acknowledgement of the broker takes is no time of a gateway.
+            assert_eq!(times, vec![2.0; usize::from(way == Way::Wait)]);
+            let verdict = &section.verdicts[0];
+            assert_eq!((verdict.n, verdict.violations.len()), (1, violations), "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn a_hostile_tenant_that_does_nothing_is_found() {
+        let refused = || Err("refused".to_owned());
+        for (deployed, done, violations) in [
+            (Ok(String::new()), [1, 1, 1], 0),
+            (refused(), [1, 1, 1], 1),
+            (Ok(String::new()), [0, 1, 1], 1),
+            // Whoever may do nothing is turned away at the door.
+            (Ok(String::new()), [1, 1, 0], 1),
+        ] {
+            assert_eq!(at_work(deployed, done).violations.len(), violations, "{done:?}");
+        }
+    }
 }
