@@ -1,6 +1,6 @@
 //! One tenant floods, sends the largest and the malformed, and has deployed functions that never end,
-//! while the others go on: their invariants hold, nobody turns them away, and what it costs them in time
-//! stands beside a stretch of the same run without it.
+//! while the others go on: their invariants hold, nobody turns them away, and their p99 keeps a bound that
+//! a stretch of the same run without it gives.
 
 use std::{ops::Range, time::Duration};
 
@@ -10,6 +10,7 @@ use crate::{
     cluster::Shape,
     history::{Call, Read},
     hostile::{Hostile, TENANT},
+    limits::{BESIDE_HOSTILE_MS, BESIDE_HOSTILE_TIMES},
     load::Pace,
     report::{Section, quantile},
     rig::Rig,
@@ -52,8 +53,9 @@ async fn faults(rig: &mut Rig, extent: Extent) {
          times with 2xx"
     );
     section.notes.push(told);
-    judge(section, &calls, &reads, "without it", quiet_ns..hostile_ns);
-    judge(section, &calls, &reads, "beside it", hostile_ns..end_ns);
+    let quiet = judge(section, &calls, &reads, "without it", quiet_ns..hostile_ns);
+    let beside = judge(section, &calls, &reads, "beside it", hostile_ns..end_ns);
+    section.verdicts.push(bounded(&quiet, &beside));
 }
 
 /// Holds that there is something to bear: without it the others' times say nothing.
@@ -98,6 +100,22 @@ fn judge(
     times
 }
 
+/// The others' p99 beside it, against theirs without it. Of one stretch alone nothing is said: n is
+/// the smaller number of the two.
+fn bounded(quiet: &[f64], beside: &[f64]) -> Verdict {
+    let mut verdict = Verdict::new(0, "beside a hostile tenant the others' p99 keeps its bound");
+    let [quiet_ms, beside_ms] = [quiet, beside].map(|times| quantile(times, 0.99));
+    let most_ms = quiet_ms * BESIDE_HOSTILE_TIMES + BESIDE_HOSTILE_MS;
+    verdict.hold(beside_ms <= most_ms, || {
+        let (n, quiet_n) = (beside.len(), quiet.len());
+        format!(
+            "{beside_ms:.0} ms of {n}, over {most_ms:.0}: {quiet_ms:.0} ms of {quiet_n} without it"
+        )
+    });
+    verdict.n = quiet.len().min(beside.len());
+    verdict
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,6 +157,31 @@ mod tests {
             let verdict = &section.verdicts[0];
             assert_eq!((verdict.n, verdict.violations.len()), (1, violations), "{verdict:?}");
         }
+    }
+
+    #[test]
+    fn a_p99_beyond_its_bound_is_found() {
+        let most_ms = 30.0 * BESIDE_HOSTILE_TIMES + BESIDE_HOSTILE_MS;
+        let quiet = [vec![30.0; 199], vec![9_000.0]].concat();
+        // As far as the bound, which one in a hundred may pass; and beyond it.
+        let (within, beyond) =
+            ([vec![most_ms; 99], vec![9_000.0]].concat(), vec![most_ms + 1.0; 100]);
+        let none = Vec::new();
+        for (quiet, beside, n, violations) in [
+            (&quiet, &within, 100, 0),
+            (&quiet, &beyond, 100, 1),
+            (&quiet, &none, 0, 0),
+            (&none, &within, 0, 0),
+        ] {
+            let verdict = bounded(quiet, beside);
+            assert_eq!((verdict.n, verdict.violations.len()), (n, violations), "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn the_bound_is_reached_before_clients_give_up() {
+        let within_ms = Pace::steady(RATE).within.as_secs_f64() * 1e3;
+        assert!(BESIDE_HOSTILE_MS < within_ms, "{BESIDE_HOSTILE_MS} of {within_ms}");
     }
 
     #[test]
