@@ -21,8 +21,9 @@ const DEFINITIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos/host
 /// Time for which the others are watched without it, and then beside it.
 const QUIET: (Duration, Duration) = (Duration::from_secs(8), Duration::from_secs(60));
 const BESIDE: (Duration, Duration) = (Duration::from_secs(12), Duration::from_secs(60));
-/// The others' load, in requests a second.
+/// The others' load, in requests a second, and how long it runs before the first stretch.
 const RATE: u64 = 60;
+const WARM_UP: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(seed: u64, extent: Extent) -> Section {
     let mut rig = Rig::start("hostile", seed, Shape::default(), Pace::steady(RATE)).await;
@@ -32,8 +33,12 @@ pub(crate) async fn run(seed: u64, extent: Extent) -> Section {
     rig.finish().await
 }
 
-/// Both stretches, on a cluster that has its load.
-async fn faults(rig: &mut Rig, extent: Extent) {
+/// Both stretches, with a load of their own, so that their times compare wherever they are. They come last
+/// on a cluster: what the tenant has stored and deployed is there afterwards, too.
+pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
+    rig.unload().await;
+    rig.load(Pace::steady(RATE)).await;
+    tokio::time::sleep(WARM_UP).await;
     let token = rig.cluster.token(TENANT);
     let quiet_ns = rig.fault("nothing yet");
     tokio::time::sleep(extent.of(QUIET.0, QUIET.1)).await;
