@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 /// Long enough for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-const PARCELS: WorkKind = WorkKind { name: "parcel", places: 4 };
+const PARCELS: WorkKind = WorkKind { name: "parcel", places: 4, heading: "parcels" };
 
 const STORED: Descriptor = Descriptor {
     stream: "PARCELS",
