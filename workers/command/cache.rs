@@ -17,7 +17,10 @@ use flexcore_eventstore::{
 use lru::LruCache;
 use serde_json::value::RawValue;
 
-use super::memory::{Memory, Recall};
+use super::{
+    deciders::Fingerprint,
+    memory::{Memory, Recall},
+};
 
 /// An aggregate: its state, its place in the log, and its command ids.
 #[derive(Clone, Debug)]
@@ -30,36 +33,41 @@ pub(super) struct Entry {
     pub(super) time_ms: i64,
     /// The last result of its decider's `evolve`.
     pub(super) state: State,
+    /// By these functions. It is decided on, and more is folded on it, only while they are in force.
+    pub(super) folded_by: Fingerprint,
     /// Shared with the entry that an append would make until that one is recorded.
     memory: Arc<Memory>,
 }
 
 impl Entry {
     /// An aggregate without events. The secret is for the fingerprints of its command ids.
-    pub(super) fn new(secret: Secret) -> Self {
+    pub(super) fn new(secret: Secret, folded_by: Fingerprint) -> Self {
         Self {
             version: 0,
             expected: Expected::default(),
             time_ms: i64::MIN,
             state: State::none(),
+            folded_by,
             memory: Arc::new(Memory::new(secret)),
         }
     }
 
-    pub(super) fn from_snapshot(snapshot: &Snapshot) -> Self {
+    /// An aggregate as a snapshot of these functions has it.
+    pub(super) fn from_snapshot(snapshot: &Snapshot, folded_by: Fingerprint) -> Self {
         Self {
             version: snapshot.version,
             expected: snapshot.expected(),
             time_ms: snapshot.time_ms,
             state: State::from_json(snapshot.state.get()),
+            folded_by,
             memory: Arc::new(Memory::restore(&snapshot.commands, &snapshot.older)),
         }
     }
 
-    pub(super) fn snapshot(&self, fingerprint: String) -> Snapshot {
+    pub(super) fn snapshot(&self) -> Snapshot {
         let (commands, older) = self.memory.save();
         Snapshot {
-            fingerprint,
+            fingerprint: self.folded_by.as_str().to_owned(),
             version: self.version,
             sequence: self.expected.sequence,
             hash: self.expected.hash,
@@ -108,6 +116,7 @@ impl Entry {
             expected: self.expected,
             time_ms: now_ms,
             state: decision.state,
+            folded_by: self.folded_by.clone(),
             memory: self.memory.clone(),
         };
         let commit = Commit {
@@ -241,10 +250,6 @@ impl Cache {
             self.take(&key);
         }
     }
-
-    pub(super) fn clear(&mut self) {
-        *self = Self::new(self.size_bytes_max);
-    }
 }
 
 #[cfg(test)]
@@ -253,7 +258,7 @@ mod tests {
     use crate::command::some_keys::key;
 
     fn entry() -> Entry {
-        Entry::new([0; 16].into())
+        Entry::new([0; 16].into(), Fingerprint::native())
     }
 
     #[test]

@@ -47,8 +47,10 @@ pub enum NoDecision {
     Away(String),
 }
 
-/// Fingerprint of deciders in Rust: their snapshots are void with another version of FlexCore.
-const NATIVE_FINGERPRINT: &str = concat!("rust-", env!("CARGO_PKG_VERSION"));
+/// Names the functions that fold an aggregate's events, `evolve` and `upcast`: under others a state is
+/// void, in memory as in a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fingerprint(Arc<str>);
 
 /// The deciders of one lane, as the lane sees them. They are called on its script thread.
 pub(super) struct Deciders {
@@ -58,8 +60,10 @@ pub(super) struct Deciders {
     scripts: Scripts<Made>,
     /// The thread's deciders are those of another catalog.
     outdated: bool,
-    /// Of the aggregates that are declared, once they are asked for.
-    fingerprints: HashMap<AggregateName, String>,
+    /// Of the aggregates that are declared, once they are asked for, with what they were made from.
+    fingerprints: HashMap<AggregateName, (Arc<AggregateDefinition>, Fingerprint)>,
+    /// Of the others.
+    native_fingerprint: Fingerprint,
 }
 
 /// The deciders that a script thread has made.
@@ -69,6 +73,31 @@ pub(super) struct One {
     /// `None`: written in Rust.
     definition: Option<Arc<AggregateDefinition>>,
     decider: Box<dyn Decider>,
+}
+
+impl Fingerprint {
+    /// SHA-256 over what folds events into a state.
+    pub(super) fn of(definition: &AggregateDefinition) -> Self {
+        let mut hash = Hash::ZERO;
+        for (name, event) in &definition.events {
+            hash = Hash::chain(&hash, format!("{name} {}", event.version).as_bytes());
+            hash = Hash::chain(&hash, event.evolve.source.as_bytes());
+            for upcast in event.upcast.values() {
+                hash = Hash::chain(&hash, upcast.source.as_bytes());
+            }
+        }
+        Self(hash.to_string().into())
+    }
+
+    /// Of deciders in Rust: what they folded is void with another version of FlexCore.
+    pub(super) fn native() -> Self {
+        Self(concat!("rust-", env!("CARGO_PKG_VERSION")).into())
+    }
+
+    /// As a snapshot carries it.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
 }
 
 /// Why a decider has no answer.
@@ -90,7 +119,15 @@ impl Deciders {
         later: LaterDeciders,
         scripts: Scripts<Made>,
     ) -> Self {
-        Self { catalog, native, later, scripts, outdated: false, fingerprints: HashMap::new() }
+        Self {
+            catalog,
+            native,
+            later,
+            scripts,
+            outdated: false,
+            fingerprints: HashMap::new(),
+            native_fingerprint: Fingerprint::native(),
+        }
     }
 
     /// True if the aggregate's decider is asked, and answers later.
@@ -98,10 +135,12 @@ impl Deciders {
         (self.later)(name).is_some()
     }
 
-    /// Goes over to another catalog. Unchanged deciders are kept.
+    /// Goes over to another catalog. Unchanged deciders are kept, and so are states ([`Fingerprint`]).
     pub(super) fn follow(&mut self, catalog: Arc<Catalog>) {
         self.outdated = true;
-        self.fingerprints.clear();
+        self.fingerprints.retain(|name, (of, _)| {
+            catalog.aggregate(name.as_str()).is_some_and(|now| Arc::ptr_eq(of, now))
+        });
         self.catalog = catalog;
     }
 
@@ -166,16 +205,17 @@ impl Deciders {
         self.scripts.clone()
     }
 
-    /// The mark that a snapshot must carry to be used: it names the functions that folded it.
-    pub(super) fn fingerprint(&mut self, name: &AggregateName) -> String {
-        if let Some(known) = self.fingerprints.get(name) {
+    /// The mark that a state must carry to be used: it names the functions that folded it.
+    pub(super) fn fingerprint(&mut self, name: &AggregateName) -> Fingerprint {
+        if let Some((_, known)) = self.fingerprints.get(name) {
             return known.clone();
         }
         let Some(definition) = self.catalog.aggregate(name.as_str()) else {
-            return NATIVE_FINGERPRINT.to_owned();
+            return self.native_fingerprint.clone();
         };
-        let fingerprint = of_events(definition);
-        self.fingerprints.insert(name.clone(), fingerprint.clone());
+        let fingerprint = Fingerprint::of(definition);
+        let known = (definition.clone(), fingerprint.clone());
+        self.fingerprints.insert(name.clone(), known);
         fingerprint
     }
 }
@@ -215,15 +255,53 @@ fn get<'a>(
     Ok(one.decider.as_mut())
 }
 
-/// SHA-256 over what folds events into a state.
-pub(super) fn of_events(definition: &AggregateDefinition) -> String {
-    let mut hash = Hash::ZERO;
-    for (name, event) in &definition.events {
-        hash = Hash::chain(&hash, format!("{name} {}", event.version).as_bytes());
-        hash = Hash::chain(&hash, event.evolve.source.as_bytes());
-        for upcast in event.upcast.values() {
-            hash = Hash::chain(&hash, upcast.source.as_bytes());
+#[cfg(test)]
+mod tests {
+    use flexcore_definition::{Application, SourceFile};
+    use flexcore_domain::Name;
+
+    use super::*;
+
+    const THING: &str = "aggregate: thing
+description: A thing.
+commands:
+  go: { decide: '() => []' }
+events:
+  gone:
+    data: { type: object }
+    evolve: '(state) => 1'
+    version: 2
+    upcast: { 1: '(data) => data' }
+";
+
+    /// With this in place of that.
+    fn fingerprint(that: &str, this: &str) -> Fingerprint {
+        assert!(THING.contains(that), "{that}");
+        let text = THING.replacen(that, this, 1);
+        let files = vec![SourceFile { path: "a.yaml".to_owned(), text }];
+        let application = Application::read(Name::parse("things").unwrap(), files).unwrap();
+        Fingerprint::of(application.aggregates.values().next().unwrap())
+    }
+
+    #[test]
+    fn all_that_folds_a_state_is_in_its_fingerprint_and_nothing_else() {
+        let now = fingerprint("thing", "thing");
+        for (that, this) in [
+            ("(state) => 1", "(state) => 2"),
+            ("(data) => data", "(data) => ({})"),
+            ("gone:", "left:"),
+            ("  gone:\n", "  came: { evolve: '(state) => 1' }\n  gone:\n"),
+            ("2\n    upcast: {", "3\n    upcast: { 2: '(data) => data',"),
+        ] {
+            assert_ne!(fingerprint(that, this), now, "{this}");
+        }
+        for (that, this) in [
+            ("A thing.", "Another thing."),
+            ("() => []", "() => [] // nothing"),
+            ("go:", "leave:"),
+            ("type: object", "type: string"),
+        ] {
+            assert_eq!(fingerprint(that, this), now, "{this}");
         }
     }
-    hash.to_string()
 }

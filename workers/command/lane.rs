@@ -50,16 +50,12 @@ enum Phase {
         /// The aggregate as it was known, to put later commits on; `None`: all are asked for. Not in
         /// the cache: until the log has answered it may be out of date.
         base: Option<Box<Entry>>,
-        /// Deployments seen when it was asked for: what older functions folded is void.
-        generation: u64,
     },
     Appending(Box<Appending>),
     /// A command may be an old one: the log is asked.
     LookingUp {
         entry: Box<Entry>,
         id: CommandId,
-        /// Deployments seen when the entry was folded.
-        generation: u64,
     },
     Asking(Asking),
 }
@@ -72,8 +68,6 @@ struct Appending {
     after: Entry,
     owed: Owed,
     commit: Arc<Commit>,
-    /// Deployments seen when it was decided: a state folded by older functions is void.
-    generation: u64,
     /// It was not loaded before, in the belief that there is nothing to load.
     guessed: bool,
 }
@@ -95,7 +89,6 @@ pub(super) struct Lane {
     guesses: Guesses,
     tries: Tries,
     busy: HashMap<AggregateKey, Busy>,
-    generation: u64,
     /// Questions to deciders so far.
     asked: u64,
     /// For the fingerprints of the aggregates that are folded here.
@@ -112,7 +105,6 @@ impl Lane {
             guesses: Guesses::default(),
             tries: Tries::default(),
             busy: HashMap::new(),
-            generation: 0,
             asked: 0,
             secret: random_secret(),
         }
@@ -134,10 +126,9 @@ impl Lane {
                 Vec::new()
             }
             Input::Catalog(catalog) => {
+                // A state is compared when it is taken up. A walk over the whole cache would take the
+                // lane from everybody, at each deployment.
                 self.deciders.follow(catalog);
-                // States folded by other functions are void, and the cheapest proof is a reload.
-                self.cache.clear();
-                self.generation += 1;
                 Vec::new()
             }
         }
@@ -160,7 +151,8 @@ impl Lane {
             busy.waiting.push_back(work);
             return turn.actions;
         }
-        if let Some(entry) = self.cache.take(&turn.key) {
+        let cached = self.cache.take(&turn.key);
+        if let Some(entry) = cached.filter(|entry| self.is_current(&turn.key, entry)) {
             turn.waiting.push_back(work);
             return self.drain(turn, entry).await;
         }
@@ -181,17 +173,12 @@ impl Lane {
     /// Decides as if the aggregate were new. Only a commit counts: the log refuses it when there is
     /// one already. Any other answer may be wrong, and needs the load after all.
     async fn guess(&mut self, mut turn: Turn, owed: Owed) -> Vec<Action> {
-        let before = Entry::new(self.secret);
+        let in_force = self.deciders.fingerprint(turn.key.aggregate());
+        let before = Entry::new(self.secret, in_force);
         if let Ok((commit, after)) = self.decide(&before, &owed.command, turn.now_ms).await {
             self.guesses.begin();
-            let appending = Appending {
-                before,
-                after,
-                owed,
-                commit: Arc::new(commit),
-                generation: self.generation,
-                guessed: true,
-            };
+            let appending =
+                Appending { before, after, owed, commit: Arc::new(commit), guessed: true };
             return self.append(turn, appending);
         }
         self.guesses.learn(&owed.command, false);
@@ -245,9 +232,8 @@ impl Lane {
         tried: Result<Unanswered, Undecided>,
     ) -> ControlFlow<Vec<Action>, (Turn, Entry)> {
         let undecided = match tried {
-            Ok(Unanswered { commit, after, generation, .. }) => {
-                let appending =
-                    Appending { before: entry, after, owed, commit, generation, guessed: false };
+            Ok(Unanswered { commit, after, .. }) => {
+                let appending = Appending { before: entry, after, owed, commit, guessed: false };
                 return ControlFlow::Break(self.append(turn, appending));
             }
             Err(undecided) => undecided,
@@ -290,19 +276,24 @@ impl Lane {
         now_ms: i64,
     ) -> Vec<Action> {
         let Some((turn, phase, void)) = self.resume(key, now_ms) else { return Vec::new() };
-        let Phase::Loading { base, generation } = phase else { return Vec::new() };
+        let Phase::Loading { base } = phase else { return Vec::new() };
         if void {
             return self.begin_anew(turn);
         }
-        let void = |loaded: &Loaded| base.is_some() || loaded.snapshot.is_some();
-        let deployed = generation != self.generation;
-        if deployed && result.as_ref().is_ok_and(void) {
+        let in_force = self.deciders.fingerprint(turn.key.aggregate());
+        let by_others = |loaded: &Loaded| {
+            loaded.folded_by(base.as_deref()).is_some_and(|by| by != in_force.as_str())
+        };
+        if result.as_ref().is_ok_and(by_others) {
             return self.begin_anew(turn);
         }
-        let base = base.filter(|_| !deployed);
+        let base = base.filter(|base| base.folded_by == in_force);
         let more = result.as_ref().is_ok_and(|loaded| loaded.more);
         let folded = match result {
-            Ok(loaded) => self.fold(&turn.key, base.map(|base| *base), loaded).await,
+            Ok(loaded) => {
+                let base = base.map(|base| *base);
+                self.fold(&turn.key, (base, in_force), loaded).await
+            }
             Err(Error::Unavailable(message)) => return self.not_loaded(turn, base, message),
             Err(broken) => Err(broken),
         };
@@ -387,7 +378,7 @@ impl Lane {
         appending: Appending,
         appended: Appended,
     ) -> Vec<Action> {
-        let Appending { before, mut after, owed, generation, .. } = appending;
+        let Appending { before, mut after, owed, .. } = appending;
         let Owed { command, ticket, .. } = owed;
         let snapshots_before = before.version / SNAPSHOT_EVENTS;
         // First, since the two share the commands that they remember: a list of one owner grows in
@@ -396,12 +387,11 @@ impl Lane {
         after.appended(appended, &command);
         self.tries.end(ticket);
         turn.actions.push(Action::Answer { ticket, outcome: Some(after.accepted(&turn.key)) });
-        if generation != self.generation {
+        if !self.is_current(&turn.key, &after) {
             return self.begin_anew(turn);
         }
         if after.version / SNAPSHOT_EVENTS > snapshots_before {
-            let fingerprint = self.deciders.fingerprint(turn.key.aggregate());
-            let snapshot = Box::new(after.snapshot(fingerprint));
+            let snapshot = Box::new(after.snapshot());
             turn.actions.push(Action::SaveSnapshot { key: turn.key.clone(), snapshot });
         }
         turn.attempts = 0;
@@ -411,11 +401,11 @@ impl Lane {
     /// A conflict, or an unknown outcome: what the log says now decides, and whether the command's
     /// id stands in it.
     fn not_recorded(&mut self, mut turn: Turn, appending: Appending, error: &Error) -> Vec<Action> {
-        let Appending { before, after, owed, commit, generation, guessed } = appending;
+        let Appending { before, after, owed, commit, guessed } = appending;
         let (patient, ticket) = (owed.patient, owed.ticket);
         if matches!(error, Error::Unavailable(_)) {
             let expects = before.expected.sequence;
-            self.tries.begin(ticket, Unanswered { commit, after, generation, expects });
+            self.tries.begin(ticket, Unanswered { commit, after, expects });
         }
         let work = Work::Command(owed);
         if turn.attempts >= ATTEMPTS_MAX && !patient {
@@ -431,7 +421,7 @@ impl Lane {
             return turn.actions;
         }
         // A guess knows nothing, and what older functions folded is void.
-        let known = !guessed && generation == self.generation;
+        let known = !guessed && self.is_current(&turn.key, &before);
         self.load(turn, known.then(|| Box::new(before)))
     }
 }

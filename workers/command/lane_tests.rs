@@ -1,16 +1,17 @@
 //! The lane's returned actions, with a decider in Rust and no server.
 
 mod asking;
+mod deployments;
 mod pages;
 mod tries;
 mod unstored;
 
 use std::sync::Arc;
 
-use flexcore_definition::Catalog;
+use flexcore_definition::{Application, Catalog, SourceFile};
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Command, CommandHash, CommandId,
-    CommandName, Context, Decider, Outcome, Payload, Provenance, StateReply, Tenant,
+    CommandName, Context, Decider, Name, Outcome, Payload, Provenance, StateReply, Tenant,
     commit::Commit,
     decider::{Native, Rules},
 };
@@ -81,6 +82,31 @@ fn lane_of(counter: impl Fn() -> Box<dyn Decider> + Send + Sync + 'static) -> La
 fn lane_with(native: super::NativeDeciders, later: super::LaterDeciders) -> Lane {
     let (catalog, scripts) = (Arc::new(Catalog::default()), Scripts::unwatched(Made::new));
     Lane::new(Deciders::new(catalog, native, later, scripts), 1 << 20)
+}
+
+/// What is deployed: the aggregate of each text, as an application of its own.
+fn catalog(aggregates: &[&str]) -> Arc<Catalog> {
+    let mut catalog = Catalog::default();
+    for (number, text) in aggregates.iter().enumerate() {
+        let files = vec![SourceFile { path: "a.yaml".to_owned(), text: (*text).to_owned() }];
+        let name = Name::parse(&format!("app{number}")).unwrap();
+        catalog.put(Application::read(name, files).unwrap());
+    }
+    Arc::new(catalog)
+}
+
+/// An aggregate with a command and an event, `decide` and `evolve`.
+fn declared(name: &str, decide: &str, evolve: &str) -> String {
+    format!(
+        "aggregate: {name}\ncommands:\n  up: {{ payload: {{ type: object }}, decide: \"{decide}\" }}\n\
+         events:\n  raised: {{ data: {{ type: object }}, evolve: \"{evolve}\" }}\n"
+    )
+}
+
+/// A deployment that declares this aggregate, and no other. Those that it does not declare go on as they
+/// did: here they are in Rust.
+pub(super) fn deployed(aggregate: &str) -> Input {
+    Input::Catalog(catalog(&[declared(aggregate, "() => []", "() => 0").as_str()]))
 }
 
 pub(super) fn key() -> AggregateKey {
@@ -287,16 +313,6 @@ fn long_aggregates_are_snapshotted_and_start_from_there() {
     );
 }
 
-#[test]
-fn a_deployment_voids_what_was_folded_before() {
-    let (mut lane, first) = started();
-    lane.handle(Input::Catalog(Arc::new(Catalog::default())), 0);
-    let actions = lane.handle(up("b", 1, 1, false), 0);
-    assert!(matches!(&actions[..], [Action::Load { after, .. }] if after.sequence == 0));
-    let (commit, expected) = append(lane.handle(loaded(vec![first]), 0));
-    assert_eq!((commit.version(), expected.sequence), (2, 10));
-}
-
 /// A lane that has met only new aggregates for a while.
 fn expecting_new_ones() -> Lane {
     let mut lane = lane();
@@ -389,26 +405,6 @@ fn a_guess_that_failed_leaves_nothing_behind() {
             &actions[..],
             [Action::AnswerState { reply: StateReply::Found { version: 1, .. }, .. }]
         ));
-    }
-}
-
-/// A load that began before a deployment must not use what older functions folded.
-#[test]
-fn a_deployment_voids_what_a_load_builds_on() {
-    let nothing_new = || loaded(vec![]);
-    let away = || Input::Loaded { key: key(), result: Err(unavailable()) };
-    for answer in [nothing_new(), away()] {
-        let (mut lane, first) = started();
-        append(lane.handle(up("b", 2, 1, true), 0));
-        lane.handle(Input::Appended { key: key(), result: Err(Error::Conflict) }, 0);
-        lane.handle(Input::Catalog(Arc::new(Catalog::default())), 0);
-        let actions = lane.handle(answer, 0);
-        assert!(
-            matches!(&actions[..], [Action::Load { after, .. }] if after.sequence == 0),
-            "{actions:?}"
-        );
-        let (commit, _) = append(lane.handle(loaded(vec![first]), 0));
-        assert_eq!(commit.version(), 2);
     }
 }
 

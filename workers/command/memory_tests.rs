@@ -11,7 +11,7 @@ use flexcore_eventstore::{
 use super::{
     lane::Lane,
     lane_tests::{
-        append, appended, key, lane, loaded, outcomes, recorded, started, unavailable, up,
+        append, appended, deployed, key, lane, loaded, outcomes, recorded, started, unavailable, up,
     },
     memory::{Memory, Recall},
     messages::{Action, Input, Loaded, Work},
@@ -245,8 +245,8 @@ fn what_is_looked_up_when_the_slot_is_left_or_the_application_changes_is_begun_a
         lane.leave(key().slot());
         assert!(lane.handle(up("d", 0, 9, false), 0).is_empty(), "taken up again: d waits");
     };
-    let deployed: Change = |lane| drop(lane.handle(Input::Catalog(Default::default()), 0));
-    for change in [left, deployed] {
+    let changed: Change = |lane| drop(lane.handle(deployed("counter"), 0));
+    for change in [left, changed] {
         let (mut lane, first, _) = followed(RECENT);
         lane.handle(up("a", 1, 5, true), 0);
         change(&mut lane);
@@ -259,6 +259,15 @@ fn what_is_looked_up_when_the_slot_is_left_or_the_application_changes_is_begun_a
 }
 
 #[test]
+fn what_is_looked_up_when_something_else_is_deployed_is_told() {
+    let (mut lane, first, _) = followed(RECENT);
+    lane.handle(up("a", 1, 5, true), 0);
+    lane.handle(deployed("other"), 0);
+    let told = outcomes(&lane.handle(looked_up(Ok(Some(RememberedCommand::of(&first)))), 0));
+    assert!(matches!(told[..], [(5, Outcome::Accepted { replayed: true, .. })]), "{told:?}");
+}
+
+#[test]
 fn full_blocks_go_to_the_broker_once_and_come_back_with_the_snapshot() {
     let (mut lane, _, mut snapshots) = followed(RECENT + BLOCK - 1);
     let full: Vec<_> = snapshots.iter().map(|it| (it.older.full, it.older.kept)).collect();
@@ -268,7 +277,7 @@ fn full_blocks_go_to_the_broker_once_and_come_back_with_the_snapshot() {
     let last = snapshots.pop().unwrap();
     for (secret, kept) in [(secret(9), 0), (last.older.secret, 1)] {
         lane.handle(Input::BlocksKept { key: key(), secret, count: 1 }, 0);
-        let entry = lane.entry(&key()).unwrap().snapshot(String::new());
+        let entry = lane.entry(&key()).unwrap().snapshot();
         assert_eq!(entry.older.kept, kept, "of another memory it says nothing");
     }
     let mut fresh = self::lane();

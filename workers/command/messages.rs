@@ -11,7 +11,7 @@ use flexcore_eventstore::{
     snapshot::{RememberedCommand, Snapshot},
 };
 
-use super::deciders::{NoDecision, ToDecide};
+use super::deciders::{Fingerprint, NoDecision, ToDecide};
 
 /// Answers that this lane owes, by number.
 pub(super) type Ticket = u64;
@@ -152,7 +152,7 @@ pub(super) enum Action {
         /// The sequence that is known already: later commits are wanted. 0: everything.
         after: Expected,
         /// Fingerprint that a snapshot must have.
-        fingerprint: String,
+        fingerprint: Fingerprint,
         /// The time to wait first.
         pause: Duration,
     },

@@ -29,7 +29,7 @@ use crate::defects;
 use super::{
     BESIDE, BESIDE_FEW, LANE_ROOM, LaneHandle, Settings, UNDER_WAY_MAX,
     clock::Clock,
-    deciders::{Deciders, LaterDecider, LaterDeciders, Made, NoDecision, ToDecide},
+    deciders::{Deciders, Fingerprint, LaterDecider, LaterDeciders, Made, NoDecision, ToDecide},
     deferred::Deferred,
     lane::Lane,
     messages::{Action, Input, Loaded, Ticket, Work},
@@ -432,13 +432,13 @@ async fn load(
     store: &EventStore,
     key: &AggregateKey,
     after: Expected,
-    fingerprint: &str,
+    fingerprint: &Fingerprint,
 ) -> Result<Loaded, Error> {
     let mut page = store.load_page(key, after.sequence).await?;
     let mut snapshot = None;
     if page.more {
         snapshot = store.snapshot(key).await.unwrap_or_default().filter(|snapshot| {
-            snapshot.fingerprint == fingerprint && snapshot.sequence > after.sequence
+            snapshot.fingerprint == fingerprint.as_str() && snapshot.sequence > after.sequence
         });
         if let Some(snapshot) = &snapshot {
             page = store.load_page(key, snapshot.sequence).await?;

@@ -23,7 +23,7 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Lanes, deciders, perform::ANSWER_WITHIN, reading::read_command};
+use super::{Lanes, deciders::Fingerprint, perform::ANSWER_WITHIN, reading::read_command};
 
 /// Time for which a slot that is to be left is still listened to. Senders learn from the map at
 /// about the same time as we do; a question on its way when we stop listening would be lost, and
@@ -184,7 +184,7 @@ impl Answerer {
             return StateReply::NotFound;
         };
         let place = self.folds.wait(key.tenant()).await;
-        let base = self.snapshot(key, version, &deciders::of_events(&definition)).await;
+        let base = self.snapshot(key, version, &Fingerprint::of(&definition)).await;
         let (state, from) = match &base {
             Some(base) => (State::from_json(base.state.get()), (base.sequence, base.version)),
             None => (State::none(), (0, 0)),
@@ -227,10 +227,10 @@ impl Answerer {
         &self,
         key: &AggregateKey,
         version: u64,
-        fingerprint: &str,
+        fingerprint: &Fingerprint,
     ) -> Option<Snapshot> {
         let snapshot = self.store.snapshot(key).await.unwrap_or_default();
-        snapshot.filter(|kept| kept.version <= version && kept.fingerprint == fingerprint)
+        snapshot.filter(|kept| kept.version <= version && kept.fingerprint == fingerprint.as_str())
     }
 
     /// Reads an aggregate's events after a stream sequence and a version up to another version, and no

@@ -17,8 +17,6 @@ pub(super) struct Asking {
     now_ms: i64,
     /// A commit of this command, decided at that time, may be in the log.
     in_doubt: bool,
-    /// Deployments seen when it was asked.
-    generation: u64,
 }
 
 /// A question, before it has a number.
@@ -91,7 +89,6 @@ impl Lane {
             entry: Box::new(entry),
             now_ms: to_decide.context.now_ms,
             in_doubt,
-            generation: self.generation,
         });
         let (key, number) = (turn.key.clone(), self.asked);
         self.wait_for(turn, phase, Action::AskDecider { key, number, to_decide })
@@ -110,8 +107,8 @@ impl Lane {
         }
         let Some((mut turn, phase, void)) = self.resume(key, now_ms) else { return Vec::new() };
         let Phase::Asking(asking) = phase else { return Vec::new() };
-        // What it was asked for was folded, or is decided, by older functions: nothing has come of it.
-        if void || asking.generation != self.generation {
+        // What it was told was folded by older functions: nothing has come of it.
+        if void || !self.is_current(&turn.key, &asking.entry) {
             return self.begin_anew(turn);
         }
         let Asking { entry, now_ms, in_doubt, .. } = asking;
@@ -122,7 +119,7 @@ impl Lane {
             Ok(decision) => concluded(&entry, &owed.command, decision, now_ms),
             Err(none) => Err(none.into()),
         };
-        let tried = self.to_append(&entry, decided, in_doubt);
+        let tried = Self::to_append(&entry, decided, in_doubt);
         match self.tried(turn, *entry, owed, tried) {
             ControlFlow::Break(actions) => actions,
             ControlFlow::Continue((turn, entry)) => self.drain(turn, entry).await,

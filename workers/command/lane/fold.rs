@@ -1,22 +1,40 @@
-//! Folding loaded commits.
+//! Folding loaded commits, and what deployments do to states.
+//!
+//! A state carries the fingerprint of the functions that folded it, as its snapshot does. Whatever was under
+//! way, or kept, while applications were deployed is compared when it is taken up: with an unchanged
+//! fingerprint it is as good as before, with another one the aggregate is loaded anew.
 
 use flexcore_domain::{AggregateKey, Refusal};
 use flexcore_eventstore::Error;
 
 use super::{Entry, Fault, Lane, Loaded};
+use crate::command::deciders::Fingerprint;
+
+impl Loaded {
+    /// The functions that folded what its commits are put on; `None`: they are put on nothing.
+    pub(super) fn folded_by<'a>(&'a self, base: Option<&'a Entry>) -> Option<&'a str> {
+        let snapshot = self.snapshot.as_ref().map(|snapshot| snapshot.fingerprint.as_str());
+        snapshot.or(base.map(|base| base.folded_by.as_str()))
+    }
+}
 
 impl Lane {
+    /// True if the functions that folded this state are in force.
+    pub(super) fn is_current(&mut self, key: &AggregateKey, entry: &Entry) -> bool {
+        entry.folded_by == self.deciders.fingerprint(key.aggregate())
+    }
+
     /// The aggregate as loaded: from a snapshot, from an earlier state, or from nothing.
     pub(super) async fn fold(
         &mut self,
         key: &AggregateKey,
-        base: Option<Entry>,
+        (base, in_force): (Option<Entry>, Fingerprint),
         loaded: Loaded,
     ) -> Result<Result<Entry, Refusal>, Error> {
         let mut entry = match (loaded.snapshot, base) {
-            (Some(snapshot), _) => Entry::from_snapshot(&snapshot),
+            (Some(snapshot), _) => Entry::from_snapshot(&snapshot, in_force),
             (None, Some(base)) => base,
-            (None, None) => Entry::new(self.secret),
+            (None, None) => Entry::new(self.secret, in_force),
         };
         if let Some(first) = loaded.commits.first()
             && first.commit.version_before() != entry.version

@@ -26,7 +26,7 @@ impl Lane {
         let after = base.as_ref().map_or_else(Expected::default, |base| base.expected);
         let fingerprint = self.deciders.fingerprint(turn.key.aggregate());
         let action = Action::Load { key: turn.key.clone(), after, fingerprint, pause };
-        let phase = Phase::Loading { base, generation: self.generation };
+        let phase = Phase::Loading { base };
         self.wait_for(turn, phase, action)
     }
 }

@@ -29,8 +29,7 @@ impl Lane {
         places: Vec<u64>,
     ) -> Vec<Action> {
         let action = Action::LookUp { key: turn.key.clone(), id: id.clone(), places };
-        let entry = Box::new(entry);
-        let phase = Phase::LookingUp { entry, id, generation: self.generation };
+        let phase = Phase::LookingUp { entry: Box::new(entry), id };
         self.wait_for(turn, phase, action)
     }
 
@@ -41,8 +40,8 @@ impl Lane {
         now_ms: i64,
     ) -> Vec<Action> {
         let Some((turn, phase, void)) = self.resume(key, now_ms) else { return Vec::new() };
-        let Phase::LookingUp { mut entry, id, generation } = phase else { return Vec::new() };
-        if void || generation != self.generation {
+        let Phase::LookingUp { mut entry, id } = phase else { return Vec::new() };
+        if void || !self.is_current(&turn.key, &entry) {
             return self.begin_anew(turn);
         }
         match result {

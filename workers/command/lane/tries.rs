@@ -40,8 +40,6 @@ pub(super) struct Unanswered {
     pub(super) commit: Arc<Commit>,
     /// The aggregate with it.
     pub(super) after: Entry,
-    /// Deployments seen when it was decided.
-    pub(super) generation: u64,
     /// The stream sequence that the aggregate's subject must end with.
     pub(super) expects: u64,
 }
@@ -153,13 +151,12 @@ impl Lane {
         }
         let decided_ms = self.tries.decided_ms(command, expects);
         let decided = self.decide(entry, command, decided_ms.unwrap_or(now_ms)).await;
-        self.to_append(entry, decided, decided_ms.is_some())
+        Self::to_append(entry, decided, decided_ms.is_some())
     }
 
     /// The commit to append. `in_doubt`: another one of this command, decided at the same time on the
     /// same state, may be in the log.
     pub(super) fn to_append(
-        &self,
         entry: &Entry,
         decided: Result<(Commit, Entry), Undecided>,
         in_doubt: bool,
@@ -169,8 +166,8 @@ impl Lane {
             Err(_) if in_doubt => return Err(still_unknown().into()),
             decided => decided?,
         };
-        let (commit, generation) = (Arc::new(commit), self.generation);
-        Ok(Unanswered { commit, after, generation, expects: entry.expected.sequence })
+        let (commit, expects) = (Arc::new(commit), entry.expected.sequence);
+        Ok(Unanswered { commit, after, expects })
     }
 
     /// The state cannot be computed. Where that took too much, stored commands are tried again.

@@ -14,14 +14,14 @@ impl Lane {
         appending: Appending,
         why: &str,
     ) -> Vec<Action> {
-        let Appending { before, owed, generation, .. } = appending;
+        let Appending { before, owed, .. } = appending;
         let message = format!(
             "the events of {} are too large for one commit: in their envelopes {why}; record fewer \
              or smaller events, or divide the command",
             owed.command.name
         );
         self.answer_all(&mut turn, [Work::Command(owed)], &Outcome::Faulty { message });
-        if generation != self.generation {
+        if !self.is_current(&turn.key, &before) {
             return self.begin_anew(turn);
         }
         turn.attempts = 0;
@@ -36,8 +36,8 @@ impl Lane {
         appending: Appending,
         why: String,
     ) -> Vec<Action> {
-        let Appending { before, owed, generation, guessed, .. } = appending;
-        let known = !guessed && generation == self.generation;
+        let Appending { before, owed, guessed, .. } = appending;
+        let known = !guessed && self.is_current(&turn.key, &before);
         turn.waiting.push_front(Work::Command(owed));
         // A repeated one has its outcome already, or may have.
         let (told, left): (VecDeque<Work>, VecDeque<Work>) =

@@ -119,12 +119,22 @@ fn nothing_follows_from_an_answer_for_a_slot_that_was_left_or_for_older_function
     let mut lane = asking();
     lane.handle(up("a", 1, 0, false), 0);
     let (number, asked) = ask(lane.handle(loaded(vec![]), 0));
-    lane.handle(Input::Catalog(Arc::new(Catalog::default())), 0);
+    lane.handle(deployed("counter"), 0);
     let actions = lane.handle(decided(number, answer(&asked)), 0);
     assert!(matches!(&actions[..], [Action::Load { .. }]), "decided anew: {actions:?}");
     let (number, asked) = ask(lane.handle(loaded(vec![]), 0));
     lane.leave(key().slot());
     assert!(lane.handle(decided(number, answer(&asked)), 0).is_empty());
+}
+
+#[test]
+fn the_answer_counts_when_something_else_was_deployed_meanwhile() {
+    let mut lane = asking();
+    lane.handle(up("a", 1, 0, false), 0);
+    let (number, asked) = ask(lane.handle(loaded(vec![]), 0));
+    lane.handle(deployed("other"), 0);
+    let (commit, _) = append(lane.handle(decided(number, answer(&asked)), 0));
+    assert_eq!(commit.command_id.as_str(), "a");
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::sync::{
 use flexcore_domain::{Decision, Event, Refusal, State};
 
 use super::*;
+use crate::command::{cache::Entry, deciders::Fingerprint, memory::random_secret};
 
 fn unanswered() -> Input {
     Input::Appended { key: key(), result: Err(unavailable()) }
@@ -241,10 +242,11 @@ fn an_aggregates_time_never_goes_back() {
         let (mut next, _, told) = tired();
         next.handle(up("d", 1, 3, false), 1_000);
         let found = if from_snapshot {
-            let mut entry = super::super::cache::Entry::new(super::super::memory::random_secret());
+            let (secret, native) = (random_secret(), Fingerprint::native());
+            let mut entry = Entry::new(secret, native);
             entry.record(&first, State::from_json("1"));
             entry.record(&second, State::from_json("2"));
-            Loaded { snapshot: Some(entry.snapshot(String::new())), commits: vec![], more: false }
+            Loaded { snapshot: Some(entry.snapshot()), commits: vec![], more: false }
         } else {
             Loaded { snapshot: None, commits: vec![first.clone(), second.clone()], more: false }
         };
