@@ -180,7 +180,7 @@ impl Deciders {
         let definition = self.catalog.aggregate(key.aggregate().as_str()).cloned();
         let of = Of { key: key.clone(), definition: definition.clone() };
         let (name, native) = (key.aggregate().clone(), self.native.clone());
-        let news = std::mem::take(&mut self.outdated).then(|| self.catalog.clone());
+        let news = self.outdated.then(|| self.catalog.clone());
         let job = move |made: &mut Made| {
             if let Some(catalog) = news {
                 retain(made, &catalog);
@@ -188,7 +188,10 @@ impl Deciders {
             let decider = get(made, name, definition, &native)?;
             Ok(call(decider).map_err(Fault::Refused))
         };
-        match self.scripts.call(of, job).await {
+        let called = self.scripts.call(of, job).await;
+        // Without an answer it may never have been made, and the thread knows nothing of the news.
+        self.outdated &= called.is_err();
+        match called {
             Ok(Ok(answer)) => answer,
             Ok(Err(Some(unmade))) => Err(Fault::Unmade(unmade)),
             Ok(Err(None)) => {

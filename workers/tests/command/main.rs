@@ -4,6 +4,7 @@
 
 mod clocks;
 mod deciders;
+mod deployments;
 mod later;
 mod malformed;
 mod remade;

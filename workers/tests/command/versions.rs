@@ -19,7 +19,7 @@ events:
 
 impl Rig {
     /// Appends the commits up to this version.
-    async fn append_to(&self, version: u64, mut last: Expected, from: u64) {
+    pub(crate) async fn append_to(&self, version: u64, mut last: Expected, from: u64) {
         for version in from + 1..=version {
             let commit = self.commit(&format!("c-{version}"), version);
             let appended = self.store.append(&commit, last).await.unwrap();
