@@ -23,7 +23,7 @@ pub(super) const EVENT_VERSION_MAX: u32 = 100;
 pub(super) const FUNCTION_BYTES_MAX: usize = 64 * 1024;
 
 /// A kind of aggregate.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct AggregateDefinition {
     /// Its name.
     pub name: AggregateName,
@@ -38,7 +38,7 @@ pub struct AggregateDefinition {
 }
 
 /// A command.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CommandDefinition {
     /// One sentence for the API's documents.
     pub description: String,
@@ -49,7 +49,7 @@ pub struct CommandDefinition {
 }
 
 /// An event.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct EventDefinition {
     /// Version of its schema, from 1.
     pub version: u32,
@@ -62,7 +62,7 @@ pub struct EventDefinition {
 }
 
 /// A JavaScript function expression, with the place of its first line.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Function {
     /// Source text of a function expression, such as `(state, event) => ({...state})`.
     pub source: Arc<str>,

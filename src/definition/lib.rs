@@ -71,6 +71,13 @@ pub struct Schema {
     pub validator: Arc<jsonschema::Validator>,
 }
 
+impl PartialEq for Schema {
+    fn eq(&self, other: &Self) -> bool {
+        // The validator is made from the rest.
+        self.json == other.json && self.place == other.place
+    }
+}
+
 /// A whole application, checked.
 #[derive(Clone, Debug)]
 pub struct Application {
@@ -219,13 +226,16 @@ pub struct Catalog {
     /// Applications whose last deployment this executable cannot read, and why: the one before it is
     /// in force here.
     pub unreadable: BTreeMap<Name, String>,
+    /// Aggregates by name, and by application: each command looks for its own, and must not pay for the
+    /// number of applications. An old log may have one name in two, of which the first counts.
+    aggregates: BTreeMap<AggregateName, BTreeMap<Name, Arc<AggregateDefinition>>>,
 }
 
 impl Catalog {
     /// The aggregate of this name, in any application.
     #[must_use]
     pub fn aggregate(&self, name: &str) -> Option<&Arc<AggregateDefinition>> {
-        self.applications.values().find_map(|app| app.aggregates.get(name))
+        self.aggregates.get(name)?.values().next()
     }
 
     /// The read model of this name, in any application.
@@ -272,11 +282,34 @@ impl Catalog {
         Ok(catalog)
     }
 
-    /// Puts an application, already checked against the others, in place of its former version.
-    pub fn put(&mut self, application: Application) {
+    /// Puts an application, already checked against the others, in place of its former version. Aggregates
+    /// that are as they were stay the same ones: workers keep what they have made of them.
+    pub fn put(&mut self, mut application: Application) {
+        let name = application.name.clone();
+        let former = self.applications.get(&name).map(|former| former.aggregates.clone());
+        for (aggregate, definition) in former.into_iter().flatten() {
+            match application.aggregates.get_mut(&aggregate) {
+                Some(now) if **now == *definition => *now = definition,
+                Some(_) => {}
+                None => self.forget(&aggregate, &name),
+            }
+        }
+        for (aggregate, definition) in &application.aggregates {
+            let of = self.aggregates.entry(aggregate.clone()).or_default();
+            of.insert(name.clone(), definition.clone());
+        }
         for model in application.read_models.values() {
             self.declarations.entry(model.fingerprint.clone()).or_insert_with(|| model.clone());
         }
-        self.applications.insert(application.name.clone(), Arc::new(application));
+        self.applications.insert(name, Arc::new(application));
+    }
+
+    fn forget(&mut self, aggregate: &AggregateName, application: &Name) {
+        if let Some(of) = self.aggregates.get_mut(aggregate) {
+            of.remove(application);
+            if of.is_empty() {
+                self.aggregates.remove(aggregate);
+            }
+        }
     }
 }

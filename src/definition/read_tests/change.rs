@@ -1,5 +1,7 @@
 //! Versions of an application side by side.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::{Catalog, Comparison, compare};
 
@@ -158,4 +160,66 @@ fn names_belong_to_one_application() {
             "shop.yaml:39: query `best` belongs to application `shop`",
         ]
     );
+}
+
+const CART: &str = "\
+aggregate: cart
+commands:
+  fill:
+    decide: |
+      () => []
+events:
+  filled:
+    evolve: |
+      (state) => state
+";
+
+/// All aggregates of an application were compiled anew by every lane, and whose functions had run away was
+/// forgotten.
+#[test]
+fn an_aggregate_that_a_deployment_leaves_as_it_was_stays_the_same_one() {
+    let deploy = |catalog: &Catalog, cart: &str, shop: &str| {
+        catalog.with(read(&[("cart.yaml", cart), ("shop.yaml", shop)]).unwrap()).unwrap()
+    };
+    let first = deploy(&Catalog::default(), CART, SHOP);
+    let same = |second: &Catalog, name: &str| {
+        Arc::ptr_eq(first.aggregate(name).unwrap(), second.aggregate(name).unwrap())
+    };
+    let both = |second: &Catalog| (same(second, "cart"), same(second, "order"));
+    assert_eq!(both(&deploy(&first, CART, SHOP)), (true, true));
+    for (from, to) in [
+        ("=> event.data", "=> ({ ...event.data })"),
+        ("data: payload", "data: { ...payload }"),
+        ("lines: 1", "lines: 2"),
+        ("customer: { type: string }, total", "customer: { minLength: 1 }, total"),
+        ("An order", "One order"),
+    ] {
+        let changed = deploy(&first, CART, &SHOP.replacen(from, to, 1));
+        assert_eq!(both(&changed), (true, false), "{to}");
+    }
+    // Messages tell the line.
+    let moved = deploy(&first, &format!("# a comment\n{CART}"), SHOP);
+    assert_eq!(both(&moved), (false, true));
+}
+
+#[test]
+fn an_aggregate_is_found_as_long_as_an_application_declares_it() {
+    let application = |name: &str, files: &[(&str, &str)]| {
+        let name = Name::parse(name).unwrap();
+        Application { name, ..read(files).unwrap() }
+    };
+    let (with, without) = ([("cart.yaml", CART), ("shop.yaml", SHOP)], [("shop.yaml", SHOP)]);
+    let mut catalog = Catalog::default();
+    catalog.put(application("b", &with));
+    // As two old deployments may have it. The first counts.
+    catalog.put(application("a", &[("a.yaml", CART)]));
+    let file = |catalog: &Catalog, name: &str| {
+        catalog.aggregate(name).map(|found| found.place.file.to_string())
+    };
+    assert_eq!(file(&catalog, "cart").as_deref(), Some("a.yaml"));
+    catalog.put(application("a", &[("a.yaml", &CART.replace("cart", "basket"))]));
+    assert_eq!(file(&catalog, "cart").as_deref(), Some("cart.yaml"));
+    catalog.put(application("b", &without));
+    assert_eq!(file(&catalog, "cart"), None);
+    assert!(file(&catalog, "order").is_some() && file(&catalog, "basket").is_some());
 }
