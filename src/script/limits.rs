@@ -37,13 +37,16 @@ pub(crate) const ELEMENTS_MAX: usize = 1_000_000;
 /// 100 ms.
 pub(crate) const COMPARISONS_MAX: usize = 100_000_000;
 
-/// Processor time beyond its limit after which a call into the engine is left behind, with its thread:
-/// with what passes until it is seen to be late, about a second.
-pub const LEAVE_AFTER: Duration = Duration::from_millis(800);
+/// Processor time beyond its limit after which a call into the engine is left behind, with its thread.
+/// It is counted from a first look at the call, and two looks are 100 ms apart, so that a command's
+/// functions hold a lane for 0.3 to 0.5 s. The engine stops what it can stop within some 10 ms, and its
+/// longest step takes about 100 ms: more is no function that was a little slow.
+pub const LEAVE_AFTER: Duration = Duration::from_millis(200);
 
 /// Processor time beyond its limit after which a call that came back counts as one that did not: it
-/// held its lane nearly as long.
-pub(crate) const OVERRUN_MAX: Duration = Duration::from_millis(600);
+/// held its lane nearly as long. The longest step of the engine that begins just before the limit takes
+/// less.
+pub(crate) const OVERRUN_MAX: Duration = Duration::from_millis(150);
 
 /// Threads that are left behind and run on at once in a process, with up to 64 MiB each and a low
 /// priority. A call beyond that holds its lane until one of them has ended.
@@ -53,6 +56,6 @@ pub const RUNAWAYS_MAX: usize = 8;
 /// [`RUNAWAY_REFUSED`], before none of them is called for that tenant.
 pub const RUNAWAYS_OF_ONE_MAX: usize = 2;
 
-/// Time for which functions that have run away are not called. Each such call holds a lane for a
-/// second, so that a tenant gets some hundredths of its time that way.
+/// Time for which functions that have run away are not called. Each such call holds a lane for half a
+/// second at most, so that a tenant gets some hundredths of its time that way.
 pub const RUNAWAY_REFUSED: Duration = Duration::from_secs(60);

@@ -18,6 +18,8 @@ struct Runaway {
     number: u64,
     of: Of,
     since: Instant,
+    /// It did not come back by itself.
+    left: bool,
     running: bool,
 }
 
@@ -96,7 +98,9 @@ impl Runaways {
     fn refusal(&mut self, of: &Of, now: Instant) -> Option<String> {
         self.known.retain(|it| it.running || now.duration_since(it.since) < RUNAWAY_REFUSED);
         let alike = || self.known.iter().filter(|runaway| runaway.of.is_like(of));
-        let of_this = |runaway: &&Runaway| runaway.of.key == of.key;
+        // One that came back late may have met a processor that was taken from it meanwhile: a second
+        // one is needed.
+        let of_this = |runaway: &&Runaway| runaway.left && runaway.of.key == of.key;
         let full = self.running() >= RUNAWAYS_MAX;
         let same_functions =
             |runaway: &&Runaway| full && runaway.running && runaway.of.has_functions_of(of);
@@ -126,7 +130,7 @@ impl Runaways {
     fn add(&mut self, of: &Of, now: Instant, running: bool) -> u64 {
         self.next += 1;
         let number = self.next;
-        self.known.push(Runaway { number, of: of.clone(), since: now, running });
+        self.known.push(Runaway { number, of: of.clone(), since: now, left: running, running });
         number
     }
 
@@ -177,6 +181,17 @@ mod tests {
         assert!(!refused(&mut runaways, "b", "3"), "for one tenant");
         let mended = of("a", "1", &definition());
         assert_eq!(runaways.refusal(&mended, now), None, "a deployment makes it good");
+    }
+
+    /// It was final at once for a stored command: its next try was refused.
+    #[test]
+    fn a_first_call_that_comes_back_late_refuses_nothing() {
+        let (mut runaways, now, functions) = (NONE, Instant::now(), definition());
+        let one = of("a", "1", &functions);
+        runaways.add(&one, now, false);
+        assert_eq!(runaways.refusal(&one, now), None);
+        runaways.add(&one, now, false);
+        assert!(runaways.refusal(&one, now).is_some());
     }
 
     #[test]
