@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{self, Arc, PoisonError},
     time::Duration,
 };
 
@@ -20,9 +20,13 @@ const LOOK_MAX: Duration = Duration::from_secs(2);
 /// The read models that serve, each with its fingerprint.
 pub(crate) type Fingerprints = BTreeMap<Name, String>;
 
-/// By name of the query, what was found last. One is looked for at a time, whoever asks.
+/// What was found last, by application. Of each one query is looked for at a time, whoever asks: one that is
+/// deployed again and again has only its own wait.
 #[derive(Default)]
-pub(crate) struct Former(Mutex<HashMap<Name, Found>>);
+pub(crate) struct Former(sync::Mutex<HashMap<Name, Queries>>);
+
+/// Those of one application, by name.
+type Queries = Arc<Mutex<HashMap<Name, Found>>>;
 
 /// A query as it was declared over what serves.
 struct Found {
@@ -69,7 +73,8 @@ impl Former {
         let mut applications = deployed.applications.values();
         let application = applications.find(|app| app.queries.contains_key(query))?;
         let deployed = application.version;
-        let mut all = self.0.lock().await;
+        let queries = self.of(&application.name);
+        let mut all = queries.lock().await;
         if let Some(found) = all.get(query)
             && (found.deployed, &found.serving) == (deployed, &serving)
         {
@@ -78,5 +83,25 @@ impl Former {
         let former = catalog::former_query(store, &application.name, query, &serving).await.ok()?;
         all.insert(query.clone(), Found { deployed, serving, query: former.clone() });
         former
+    }
+
+    fn of(&self, application: &Name) -> Queries {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(application.clone()).or_default().clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A look into the log of one application's deployments held up what was known of all others.
+    #[tokio::test]
+    async fn a_look_for_one_application_holds_up_no_other() {
+        let (former, name) = (Former::default(), |text| Name::parse(text).unwrap());
+        let looking = former.of(&name("hostile"));
+        let _looks = looking.lock().await;
+        assert!(former.of(&name("hostile")).try_lock().is_err());
+        assert!(former.of(&name("calm")).try_lock().is_ok());
     }
 }
