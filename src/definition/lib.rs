@@ -21,7 +21,11 @@ pub mod yaml;
 #[cfg(test)]
 mod read_tests;
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    fmt,
+    sync::Arc,
+};
 
 use flexcore_domain::{AggregateName, EventName, Hash, Name, PORTIONS};
 use serde::{Deserialize, Serialize};
@@ -213,15 +217,19 @@ pub struct Parameter {
     pub default: Option<Value>,
 }
 
+/// Deployments of an application that changed read models, the one in force with them, whose declarations
+/// are remembered: what serves is seldom older, and each process would keep all that was ever deployed.
+const DECLARED_MAX: usize = 16;
+
 /// Everything that is deployed. A name of an aggregate, read model or query belongs to one
 /// application; deploying it in a second one is refused.
 #[derive(Clone, Debug, Default)]
 pub struct Catalog {
     /// By name.
     pub applications: BTreeMap<Name, Arc<Application>>,
-    /// Read models as they are declared, and were while this process followed, by fingerprint: a
-    /// version that serves goes on being filled while its successor is built. A process that starts
-    /// later looks up in the log those that it does not have here.
+    /// Read models as they are declared, and were in the last deployments that this process has followed,
+    /// by fingerprint: a version that serves goes on being filled while its successor is built. Those that
+    /// are not here are looked up in the log.
     pub declarations: BTreeMap<String, Arc<ReadModelDefinition>>,
     /// Applications whose last deployment this executable cannot read, and why: the one before it is
     /// in force here.
@@ -229,6 +237,8 @@ pub struct Catalog {
     /// Aggregates by name, and by application: each command looks for its own, and must not pay for the
     /// number of applications. An old log may have one name in two, of which the first counts.
     aggregates: BTreeMap<AggregateName, BTreeMap<Name, Arc<AggregateDefinition>>>,
+    /// By application, the fingerprints of each deployment whose declarations are remembered, oldest first.
+    declared: BTreeMap<Name, VecDeque<Arc<BTreeSet<String>>>>,
 }
 
 impl Catalog {
@@ -298,10 +308,29 @@ impl Catalog {
             let of = self.aggregates.entry(aggregate.clone()).or_default();
             of.insert(name.clone(), definition.clone());
         }
+        self.remember(&application);
+        self.applications.insert(name, Arc::new(application));
+    }
+
+    fn remember(&mut self, application: &Application) {
+        let mut now = BTreeSet::new();
         for model in application.read_models.values() {
             self.declarations.entry(model.fingerprint.clone()).or_insert_with(|| model.clone());
+            now.insert(model.fingerprint.clone());
         }
-        self.applications.insert(name, Arc::new(application));
+        let declared = self.declared.entry(application.name.clone()).or_default();
+        if declared.back().is_some_and(|last| **last == now) {
+            return;
+        }
+        declared.push_back(Arc::new(now));
+        if declared.len() > DECLARED_MAX
+            && let Some(oldest) = declared.pop_front()
+        {
+            let is_later = |it: &&String| declared.iter().any(|later| later.contains(*it));
+            for fingerprint in oldest.iter().filter(|it| !is_later(it)) {
+                self.declarations.remove(fingerprint);
+            }
+        }
     }
 
     fn forget(&mut self, aggregate: &AggregateName, application: &Name) {

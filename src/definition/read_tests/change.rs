@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::{Catalog, Comparison, compare};
+use crate::{Catalog, Comparison, DECLARED_MAX, compare};
 
 /// The changes when one text stands in place of another.
 fn changed(from: &str, to: &str) -> Comparison {
@@ -222,4 +222,25 @@ fn an_aggregate_is_found_as_long_as_an_application_declares_it() {
     catalog.put(application("b", &without));
     assert_eq!(file(&catalog, "cart"), None);
     assert!(file(&catalog, "order").is_some() && file(&catalog, "basket").is_some());
+}
+
+/// Every process kept every read model that was ever deployed while it ran.
+#[test]
+fn an_application_that_is_deployed_again_and_again_takes_no_more_memory() {
+    let version = |orders: usize| {
+        let add = format!("orders: {}, total", orders + 1);
+        read(&[("shop.yaml", &SHOP.replace("orders: 1, total", &add))])
+    };
+    let mut catalog = Catalog::default();
+    for orders in 0..3 * DECLARED_MAX {
+        // The second one changes nothing.
+        catalog.put(version(orders).unwrap());
+        catalog.put(version(orders).unwrap());
+    }
+    assert_eq!(catalog.declarations.len(), DECLARED_MAX);
+    let kept = |orders: usize| {
+        let declared = version(orders).unwrap().read_models["customers"].fingerprint.clone();
+        catalog.declarations.contains_key(&declared)
+    };
+    assert!((2 * DECLARED_MAX..3 * DECLARED_MAX).all(kept) && !kept(0));
 }
