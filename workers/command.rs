@@ -7,7 +7,6 @@
 mod cache;
 mod clock;
 mod deciders;
-mod deferred;
 mod growth;
 mod guesses;
 mod lane;
@@ -18,7 +17,9 @@ mod memory;
 #[cfg(test)]
 mod memory_tests;
 mod messages;
+mod outside;
 mod perform;
+mod pieces;
 mod reading;
 mod requests;
 mod responder;

@@ -14,7 +14,8 @@ use serde::Serialize;
 use serde_json::{Value, value::RawValue};
 
 use crate::{
-    limits::{DECIDE_MAX, EVOLVE_MAX, FOLD_EVENTS_MAX, MEMORY_BYTES_MAX},
+    clock::processor_time,
+    limits::{DECIDE_MAX, EVOLVE_MAX, FOLD_EVENTS_MAX, FOLD_MAX, MEMORY_BYTES_MAX},
     returned::{Decided, Returned, check_json},
     sandbox::{Broken, Sandbox, line_in},
     threads::mark,
@@ -46,6 +47,11 @@ impl ScriptDecider {
     /// its `upcast` throws or makes data that do not match the schema, and when the event is not
     /// declared or of a later version; with [`Refusal::Exhausted`] when it used too much.
     pub fn upcast(&mut self, event: &Event) -> Result<Event, Refusal> {
+        self.upcast_until(event, processor_time() + FOLD_MAX)
+    }
+
+    /// The same, within a time that several share.
+    fn upcast_until(&mut self, event: &Event, until: Duration) -> Result<Event, Refusal> {
         let definition = self.definition.clone();
         let declared = declared(&definition, event)?;
         let mut now = event.clone();
@@ -60,7 +66,11 @@ impl ScriptDecider {
                 Refusal::Faulty(format!("event {} has no upcast from {from}", event.event))
             })?;
             let called = Called { id: FunctionId::Upcast(event.event.clone(), from), function };
-            let text = self.run(&called, (now.data.get(),), DECIDE_MAX)?;
+            let left = until.saturating_sub(processor_time());
+            if left.is_zero() {
+                return Err(called.exhausted(&out_of_time()));
+            }
+            let text = self.run(&called, (now.data.get(),), DECIDE_MAX.min(left))?;
             let Returned::Folded(data) = self.read(&called, &text)? else {
                 return Err(called.faulty("no answer"));
             };
@@ -162,7 +172,7 @@ impl Decider for ScriptDecider {
         let text = self.run(&called, arguments, DECIDE_MAX)?;
         match self.read(&called, &text)? {
             Returned::Decided { events, state } => {
-                let events = new_events(&definition, &events).map_err(|why| called.faulty(&why))?;
+                let events = new_events(&definition, &events, &called)?;
                 Ok(Decision { events, state: self.checked_state(&called, state)? })
             }
             Returned::Rejected { code, message } => Err(Refusal::Rejected { code, message }),
@@ -174,12 +184,14 @@ impl Decider for ScriptDecider {
         let definition = self.definition.clone();
         let mut after = state.clone();
         for some in events.chunks(FOLD_EVENTS_MAX) {
+            let share = EVOLVE_MAX * u32::try_from(some.len()).expect("BUG: a chunk is small");
+            let until = processor_time() + FOLD_MAX.min(DECIDE_MAX + share);
             let mut text = String::from("[");
             for event in some {
                 let current = if declared(&definition, event)?.version == event.schema_version {
                     Cow::Borrowed(event)
                 } else {
-                    Cow::Owned(self.upcast(event)?)
+                    Cow::Owned(self.upcast_until(event, until)?)
                 };
                 let comma = if text.len() > 1 { "," } else { "" };
                 let (name, version, data) = (&current.event, current.version, current.data.get());
@@ -190,8 +202,11 @@ impl Decider for ScriptDecider {
             let last = &some[some.len() - 1].event;
             let function = &definition.events[last].evolve;
             let called = Called { id: FunctionId::Evolve(last.clone()), function };
-            let share = EVOLVE_MAX * u32::try_from(some.len()).expect("BUG: a chunk is small");
-            let folded = self.run(&called, (after.as_str(), text.as_str()), DECIDE_MAX + share)?;
+            let left = until.saturating_sub(processor_time());
+            if left.is_zero() {
+                return Err(called.exhausted(&out_of_time()));
+            }
+            let folded = self.run(&called, (after.as_str(), text.as_str()), left)?;
             let Returned::Folded(state) = self.read(&called, &folded)? else {
                 return Err(called.faulty("no answer"));
             };
@@ -215,6 +230,11 @@ impl Called<'_> {
     fn exhausted(&self, why: &str) -> Refusal {
         Refusal::Exhausted(format!("{}: {}: {why}", self.function.place, self.id))
     }
+}
+
+/// The events of a commit share a time.
+fn out_of_time() -> String {
+    format!("a commit's events used more than {} ms of processor time", FOLD_MAX.as_millis())
 }
 
 fn out_of_memory() -> String {
@@ -257,19 +277,29 @@ fn matches_schema(schema: &Schema, data: &str) -> Result<(), String> {
 fn new_events(
     definition: &AggregateDefinition,
     decided: &[Decided<'_>],
-) -> Result<Vec<NewEvent>, String> {
+    called: &Called<'_>,
+) -> Result<Vec<NewEvent>, Refusal> {
+    // Nothing can stop a check, and each of many may be short.
+    let until = processor_time() + DECIDE_MAX;
     let bytes: usize = decided.iter().map(|it| it.data.get().len()).sum();
     if bytes > COMMIT_BYTES_MAX {
-        return Err(format!("the events have {bytes} bytes; at most {COMMIT_BYTES_MAX}"));
+        let why = format!("the events have {bytes} bytes; at most {COMMIT_BYTES_MAX}");
+        return Err(called.faulty(&why));
     }
     let mut events = Vec::with_capacity(decided.len());
     for Decided { event, data } in decided {
         let (name, declared) = definition
             .events
             .get_key_value(*event)
-            .ok_or_else(|| format!("the event {event} is not declared"))?;
-        matches_schema(&declared.data, data.get())
-            .map_err(|why| format!("the event {name} does not match its schema: {why}"))?;
+            .ok_or_else(|| called.faulty(&format!("the event {event} is not declared")))?;
+        matches_schema(&declared.data, data.get()).map_err(|why| {
+            called.faulty(&format!("the event {name} does not match its schema: {why}"))
+        })?;
+        if processor_time() > until {
+            let limit = DECIDE_MAX.as_millis();
+            let why = format!("checks of its events used more than {limit} ms of processor time");
+            return Err(called.exhausted(&why));
+        }
         let (event, data) = (name.clone(), (*data).to_owned());
         events.push(NewEvent { event, schema_version: declared.version, data });
     }

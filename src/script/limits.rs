@@ -17,6 +17,10 @@ pub const DECIDE_MAX: Duration = Duration::from_millis(100);
 /// be foldable on a slower machine.
 pub const EVOLVE_MAX: Duration = Duration::from_millis(20);
 
+/// Most processor time of a fold of one commit, with the upcasts of its events and their checks, however many
+/// these are: five times what they had when they were accepted. A lane does nothing else meanwhile.
+pub const FOLD_MAX: Duration = Duration::from_millis(500);
+
 /// Most processor time of the compilation of a definition's functions: they are up to 64 KiB of source each.
 pub(crate) const COMPILE_MAX: Duration = Duration::from_secs(2);
 

@@ -254,6 +254,7 @@ fn the_limits_in_the_readme_are_those_of_the_code() {
     let (commit, memory) =
         (kib(domain::COMMIT_BYTES_MAX), format!("{} MiB", script::MEMORY_BYTES_MAX >> 20));
     let (decide, evolve) = (script::DECIDE_MAX.as_millis(), script::EVOLVE_MAX.as_millis());
+    let fold = script::FOLD_MAX.as_millis();
     let query_s = readmodel::Settings::default().statement_timeout.as_secs();
     assert_eq!(gateway::WAIT_MAX.as_secs(), 30, "positions and outcomes alike");
     let expected = [
@@ -265,8 +266,15 @@ fn the_limits_in_the_readme_are_those_of_the_code() {
             format!("{decide} ms of processor time, {memory}"),
         ),
         (
-            "`evolve` when a state is loaded",
-            format!("{decide} ms of processor time and {evolve} ms for each event, {memory}"),
+            "`evolve` of a commit's events when a state is loaded",
+            format!(
+                "{decide} ms of processor time and {evolve} ms for each event, {fold} ms at most \
+                 with their `upcast`, {memory}"
+            ),
+        ),
+        (
+            "checks of a command's events against their schemas",
+            format!("{decide} ms of processor time"),
         ),
         (
             "code and message of a rejection",

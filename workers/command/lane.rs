@@ -26,6 +26,7 @@ use flexcore_eventstore::{Appended, Error};
 
 use answers::replay;
 use asking::{Asking, concluded, context};
+use fold::{FOLD_MAX, Folded};
 use look_up::to_look_up;
 use tries::{Tries, Unanswered};
 use turn::Turn;
@@ -91,6 +92,8 @@ pub(super) struct Lane {
     busy: HashMap<AggregateKey, Busy>,
     /// Questions to deciders so far.
     asked: u64,
+    /// Processor time after which a fold lets others go first.
+    fold_max: Duration,
     /// For the fingerprints of the aggregates that are folded here.
     secret: Secret,
 }
@@ -106,6 +109,7 @@ impl Lane {
             tries: Tries::default(),
             busy: HashMap::new(),
             asked: 0,
+            fold_max: FOLD_MAX,
             secret: random_secret(),
         }
     }
@@ -116,6 +120,7 @@ impl Lane {
         match input {
             Input::Work { key, work } => self.take_up(Turn::new(key, now_ms), work).await,
             Input::Loaded { key, result } => self.loaded(key, result, now_ms).await,
+            Input::Unloaded { key } => self.unloaded(key, now_ms),
             Input::Appended { key, result } => self.appended(key, result, now_ms).await,
             Input::LookedUp { key, result } => self.looked_up(key, result, now_ms).await,
             Input::Decided { key, number, result } => {
@@ -138,6 +143,12 @@ impl Lane {
     #[cfg(test)]
     pub(super) fn handle(&mut self, input: Input, now_ms: i64) -> Vec<Action> {
         flexcore_script::threads::run_here(&self.deciders.scripts(), self.take(input, now_ms))
+    }
+
+    /// Each fold lets others go first after one commit.
+    #[cfg(test)]
+    pub(super) fn folds_one_by_one(&mut self) {
+        self.fold_max = Duration::ZERO;
     }
 
     /// The part of an aggregate that is at hand.
@@ -298,14 +309,19 @@ impl Lane {
             Err(broken) => Err(broken),
         };
         match folded {
-            Ok(Ok(entry)) if more => self.load_after(Duration::ZERO, turn, Some(Box::new(entry))),
-            Ok(Ok(entry)) => {
+            Ok(Folded::Part(entry, commits)) => {
+                let loaded = Loaded { snapshot: None, commits, more };
+                let action = Action::GoOn { key: turn.key.clone(), loaded };
+                self.wait_for(turn, Phase::Loading { base: Some(entry) }, action)
+            }
+            Ok(Folded::Whole(entry)) if more => self.load_after(Duration::ZERO, turn, Some(entry)),
+            Ok(Folded::Whole(entry)) => {
                 if let Some(Work::Command(owed)) = turn.waiting.front() {
                     self.guesses.learn(&owed.command, entry.version == 0);
                 }
-                self.drain(turn, entry).await
+                self.drain(turn, *entry).await
             }
-            Ok(Err(refusal)) => self.not_folded(turn, refusal),
+            Ok(Folded::Refused(refusal)) => self.not_folded(turn, refusal),
             Err(broken) => self.broken(turn, &broken),
         }
     }

@@ -79,6 +79,11 @@ pub(super) enum Input {
         /// The result.
         result: Result<Loaded, Error>,
     },
+    /// What was loaded had to go before its turn came.
+    Unloaded {
+        /// The aggregate.
+        key: AggregateKey,
+    },
     /// An append has ended.
     Appended {
         /// The aggregate.
@@ -121,6 +126,7 @@ impl Input {
         match self {
             Self::Work { key, .. }
             | Self::Loaded { key, .. }
+            | Self::Unloaded { key }
             | Self::Appended { key, .. }
             | Self::LookedUp { key, .. }
             | Self::Decided { key, .. }
@@ -155,6 +161,13 @@ pub(super) enum Action {
         fingerprint: Fingerprint,
         /// The time to wait first.
         pause: Duration,
+    },
+    /// Go on with the rest of what was loaded, when others have had their turns.
+    GoOn {
+        /// The aggregate.
+        key: AggregateKey,
+        /// The rest.
+        loaded: Loaded,
     },
     /// Ask the aggregate's decider, for so long as it may take.
     AskDecider {

@@ -1,10 +1,9 @@
 //! A lane's thread, and the performing of its actions.
 
 use std::{
-    collections::HashMap,
-    panic::AssertUnwindSafe,
+    collections::{HashMap, HashSet},
     sync::{
-        Arc, Once,
+        Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread,
@@ -13,11 +12,10 @@ use std::{
 
 use flexcore_cluster::Guard;
 use flexcore_definition::Catalog;
-use flexcore_domain::{AggregateKey, Commit, Decision, Outcome, Refusal, Slot, StateReply, Tenant};
-use flexcore_eventstore::{Error, EventStore, Expected, snapshot::Snapshot};
+use flexcore_domain::{AggregateKey, Commit, Outcome, Slot, StateReply, Tenant};
+use flexcore_eventstore::{Error, EventStore, Expected};
 use flexcore_resilience::{Beside, Shares};
 use flexcore_script::{clock::processor_time, threads};
-use futures::FutureExt as _;
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -29,10 +27,11 @@ use crate::defects;
 use super::{
     BESIDE, BESIDE_FEW, LANE_ROOM, LaneHandle, Settings, UNDER_WAY_MAX,
     clock::Clock,
-    deciders::{Deciders, Fingerprint, LaterDecider, LaterDeciders, Made, NoDecision, ToDecide},
-    deferred::Deferred,
+    deciders::{Deciders, LaterDeciders, Made, ToDecide},
     lane::Lane,
-    messages::{Action, Input, Loaded, Ticket, Work},
+    messages::{Action, Input, Ticket, Work},
+    outside::{decided, keep, load},
+    pieces::Pieces,
     responder::Responder,
     turns::Turns,
 };
@@ -51,9 +50,6 @@ pub(super) enum ToLane {
     Rested(Tenant),
 }
 
-/// That a snapshot is too large has been said.
-static TOO_LARGE_SAID: Once = Once::new();
-
 const ANOTHER_OWNER: &str = "the slot has another owner now";
 /// Paused or cut off for longer than the lease: somebody else may own the slot.
 const LEASE_OVER: &str = "the member's lease does not hold";
@@ -71,7 +67,9 @@ pub(super) struct LaneThread {
     store: EventStore,
     runtime: Handle,
     turns: Turns<Asked>,
-    deferred: Deferred,
+    pieces: Pieces,
+    /// Tenants that a wake-up is under way for.
+    woken: HashSet<Tenant>,
     owed: HashMap<Ticket, (Responder, Instant, AggregateKey)>,
     /// The slots that are ours, with the epochs.
     entered: HashMap<Slot, u64>,
@@ -108,7 +106,8 @@ impl LaneThread {
                     (UNDER_WAY_MAX / settings.lanes.max(1)).max(1),
                     Beside::new(BESIDE, BESIDE_FEW),
                 ),
-                deferred: Deferred::default(),
+                pieces: Pieces::default(),
+                woken: HashSet::new(),
                 owed: HashMap::new(),
                 entered: HashMap::new(),
                 depth: counted,
@@ -131,26 +130,51 @@ impl LaneThread {
     }
 
     async fn run(mut self, mut receiver: mpsc::UnboundedReceiver<ToLane>) {
-        // New arrivals are sorted first: work that is under way goes on, and everybody is in the
-        // turns.
         while let Some(message) = receiver.recv().await {
             self.receive(message).await;
             loop {
-                for _ in 0..receiver.len() {
-                    if let Ok(message) = receiver.try_recv() {
-                        self.receive(message).await;
-                    }
+                self.sort(&mut receiver).await;
+                let went_on = self.go_on().await;
+                self.sort(&mut receiver).await;
+                if !self.begin_next().await && !went_on {
+                    break;
                 }
-                let Some((key, asked)) = self.turns.next(Instant::now()) else { break };
-                self.begin(key, asked).await;
             }
         }
+    }
+
+    /// Arrivals are only sorted, and no function is called: so everybody is in the turns before the next
+    /// one is.
+    async fn sort(&mut self, receiver: &mut mpsc::UnboundedReceiver<ToLane>) {
+        for _ in 0..receiver.len() {
+            if let Ok(message) = receiver.try_recv() {
+                self.receive(message).await;
+            }
+        }
+    }
+
+    /// Goes on with the next piece of work that was begun. Returns whether there was one.
+    async fn go_on(&mut self) -> bool {
+        let now = Instant::now();
+        let Some(input) = self.pieces.next(|tenant| self.turns.rests_until(tenant, now).is_some())
+        else {
+            return false;
+        };
+        self.handle(input).await;
+        true
+    }
+
+    /// Begins with the next question. Returns whether there was one.
+    async fn begin_next(&mut self) -> bool {
+        let Some((key, asked)) = self.turns.next(Instant::now()) else { return false };
+        self.begin(key, asked).await;
+        true
     }
 
     async fn receive(&mut self, message: ToLane) {
         match message {
             ToLane::Told(input) => self.told(input).await,
-            ToLane::Rested(tenant) => self.rested(tenant).await,
+            ToLane::Rested(tenant) => self.rested(tenant),
             ToLane::Enter { slot, epoch } => {
                 self.entered.insert(slot, epoch);
             }
@@ -166,30 +190,36 @@ impl LaneThread {
         }
     }
 
-    /// Goes on with what it was told, unless the tenant rests.
+    /// Takes news in. Where functions follow from it, it waits for its turn.
     async fn told(&mut self, input: Input) {
-        let rests = |tenant| self.turns.rests(tenant, Instant::now());
-        let now =
-            if input.tenant().is_some_and(rests) { self.deferred.put(input) } else { Some(input) };
-        if let Some(input) = now {
+        if let Some(input) = self.pieces.put(input) {
             self.handle(input).await;
         }
     }
 
-    /// Goes on with the next of what a tenant has waiting, and with the rest behind what came from others.
-    async fn rested(&mut self, tenant: Tenant) {
-        self.turns.rested(&tenant, Instant::now());
-        if self.turns.rests(&tenant, Instant::now()) {
+    /// A tenant's rest may be over.
+    fn rested(&mut self, tenant: Tenant) {
+        let now = Instant::now();
+        self.woken.remove(&tenant);
+        if let Some(until) = self.turns.rests_until(&tenant, now) {
+            return self.wake(tenant, until);
+        }
+        self.turns.rested(&tenant, now);
+        self.pieces.rested(&tenant);
+    }
+
+    /// Has [`Self::rested`] called at this time, once for each tenant.
+    fn wake(&mut self, tenant: Tenant, at: Instant) {
+        if !self.woken.insert(tenant.clone()) {
             return;
         }
-        let Some((input, follows)) = self.deferred.next(&tenant) else { return };
-        self.handle(input).await;
-        if follows
-            && !self.turns.rests(&tenant, Instant::now())
-            && let Some(inputs) = self.inputs.upgrade()
-        {
-            let _ = inputs.send(ToLane::Rested(tenant));
-        }
+        let inputs = self.inputs.clone();
+        self.runtime.spawn(async move {
+            tokio::time::sleep_until(at.into()).await;
+            if let Some(inputs) = inputs.upgrade() {
+                let _ = inputs.send(ToLane::Rested(tenant));
+            }
+        });
     }
 
     /// Begins with what was asked of an aggregate, unless that is of no use any more.
@@ -228,14 +258,9 @@ impl LaneThread {
 
     /// Something of a tenant has used this thread's processor for so long.
     fn used(&mut self, tenant: Tenant, time: Duration) {
-        let Some(until) = self.turns.used(&tenant, time, Instant::now()) else { return };
-        let inputs = self.inputs.clone();
-        self.runtime.spawn(async move {
-            tokio::time::sleep_until(until.into()).await;
-            if let Some(inputs) = inputs.upgrade() {
-                let _ = inputs.send(ToLane::Rested(tenant));
-            }
-        });
+        if let Some(until) = self.turns.used(&tenant, time, Instant::now()) {
+            self.wake(tenant, until);
+        }
     }
 
     /// Clients that wait for something of the slot are told to ask its next owner. From now on
@@ -263,6 +288,9 @@ impl LaneThread {
                     let result = load(&store, &key, after, &fingerprint).await;
                     Input::Loaded { key, result }
                 });
+            }
+            Action::GoOn { key, loaded } => {
+                drop(self.pieces.put(Input::Loaded { key, result: Ok(loaded) }));
             }
             Action::AskDecider { key, number, to_decide } => {
                 self.ask_decider(key, number, *to_decide);
@@ -372,24 +400,6 @@ impl LaneThread {
     }
 }
 
-/// Keeps a snapshot. Without it loads take longer, and that is all. Returns what the lane is to know.
-async fn keep(store: &EventStore, key: AggregateKey, snapshot: &Snapshot) -> Option<Input> {
-    match store.save_snapshot(&key, snapshot).await {
-        Ok(()) => {
-            let older = &snapshot.older;
-            let (secret, count) = (older.secret, older.full);
-            return (older.kept < count).then_some(Input::BlocksKept { key, secret, count });
-        }
-        // It will be the same each time: one line is enough.
-        Err(error @ Error::TooLarge(_)) => {
-            metrics::counter!("flexcore_snapshots_too_large_total").increment(1);
-            TOO_LARGE_SAID.call_once(|| tracing::warn!(%error, %key, "a snapshot is not kept"));
-        }
-        Err(error) => tracing::debug!(%error, "a snapshot was not kept"),
-    }
-    None
-}
-
 /// The answer to a waiting client. A commit in the log stands, whichever worker reports it;
 /// anything else may be decided on a state that the slot's next owner has changed.
 fn vouched_for(outcome: Outcome, guard: &Guard) -> Outcome {
@@ -398,53 +408,6 @@ fn vouched_for(outcome: Outcome, guard: &Guard) -> Outcome {
         return outcome;
     }
     Outcome::Unavailable { message: LEASE_OVER.to_owned() }
-}
-
-/// The answer of a decider that answers later. It always comes: after its time, and when the decider
-/// panics, too.
-async fn decided(
-    decider: Option<LaterDecider>,
-    to_decide: ToDecide,
-) -> Result<Decision, NoDecision> {
-    let Some(decider) = decider else {
-        return Err(NoDecision::Away("the aggregate's decider is not there any more".to_owned()));
-    };
-    let asked = AssertUnwindSafe(async move { decider(to_decide).await }).catch_unwind();
-    match tokio::time::timeout(DECIDED_WITHIN, asked).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(_)) => {
-            Err(NoDecision::Refused(Refusal::Faulty("the aggregate's decider panicked".to_owned())))
-        }
-        Err(_) => {
-            let seconds = DECIDED_WITHIN.as_secs();
-            let message = format!("the aggregate's decider did not answer within {seconds} s");
-            Err(NoDecision::Refused(Refusal::Exhausted(message)))
-        }
-    }
-}
-
-/// Time that a decider has which answers later: some hops to another process, and twenty times what a
-/// function may take. An append and its answer still fit into [`ANSWER_WITHIN`].
-const DECIDED_WITHIN: Duration = Duration::from_secs(2);
-
-/// The first commits after `after`; a long aggregate starts from its snapshot when that one is of use.
-async fn load(
-    store: &EventStore,
-    key: &AggregateKey,
-    after: Expected,
-    fingerprint: &Fingerprint,
-) -> Result<Loaded, Error> {
-    let mut page = store.load_page(key, after.sequence).await?;
-    let mut snapshot = None;
-    if page.more {
-        snapshot = store.snapshot(key).await.unwrap_or_default().filter(|snapshot| {
-            snapshot.fingerprint == fingerprint.as_str() && snapshot.sequence > after.sequence
-        });
-        if let Some(snapshot) = &snapshot {
-            page = store.load_page(key, snapshot.sequence).await?;
-        }
-    }
-    Ok(Loaded { snapshot, commits: page.commits, more: page.more })
 }
 
 /// Longest that a waiting client's command is worked on; then it learns that the outcome is

@@ -152,9 +152,9 @@ impl<T> Turns<T> {
         self.rests.until(tenant, now)
     }
 
-    /// True if a tenant rests.
-    pub(super) fn rests(&self, tenant: &Tenant, now: Instant) -> bool {
-        self.rests.until(tenant, now).is_some()
+    /// The end of a tenant's rest; `None`: it does not rest.
+    pub(super) fn rests_until(&self, tenant: &Tenant, now: Instant) -> Option<Instant> {
+        self.rests.until(tenant, now)
     }
 
     /// A tenant's rest may be over.
@@ -220,8 +220,8 @@ impl<T> Turns<T> {
     /// The question that was begun for the aggregate has been answered.
     pub(super) fn ended(&mut self, key: &AggregateKey, now: Instant) {
         let tenant = key.tenant();
-        let is_within =
-            self.has(tenant) <= self.beside.most(tenant, now) && !self.rests(tenant, now);
+        let is_within = self.has(tenant) <= self.beside.most(tenant, now)
+            && self.rests.until(tenant, now).is_none();
         let Some(under_way) = self.under_way.get_mut(key) else { return };
         let class = under_way.who.1;
         if is_within && let Some(next) = under_way.behind.next() {
@@ -280,7 +280,7 @@ impl<T> Turns<T> {
         let aggregates = self.aggregates.get(who).copied().unwrap_or(0);
         aggregates < self.at_once_max
             && self.has(&who.0) < self.beside.most(&who.0, now)
-            && !self.rests(&who.0, now)
+            && self.rests.until(&who.0, now).is_none()
     }
 }
 

@@ -4,11 +4,28 @@
 //! way, or kept, while applications were deployed is compared when it is taken up: with an unchanged
 //! fingerprint it is as good as before, with another one the aggregate is loaded anew.
 
+use std::time::Duration;
+
 use flexcore_domain::{AggregateKey, Refusal};
-use flexcore_eventstore::Error;
+use flexcore_eventstore::{Error, Recorded};
+use flexcore_script::clock::processor_time;
 
 use super::{Entry, Fault, Lane, Loaded};
 use crate::command::deciders::Fingerprint;
+
+/// Processor time after which a fold lets others go first: some ten thousand events of a plain `evolve`, and
+/// one commit of the slowest that there may be.
+pub(super) const FOLD_MAX: Duration = Duration::from_millis(50);
+
+/// The result of a fold.
+pub(super) enum Folded {
+    /// The aggregate after all that was loaded.
+    Whole(Box<Entry>),
+    /// The aggregate so far, and the commits that follow.
+    Part(Box<Entry>, Vec<Recorded>),
+    /// A function has failed.
+    Refused(Refusal),
+}
 
 impl Loaded {
     /// The functions that folded what its commits are put on; `None`: they are put on nothing.
@@ -24,13 +41,14 @@ impl Lane {
         entry.folded_by == self.deciders.fingerprint(key.aggregate())
     }
 
-    /// The aggregate as loaded: from a snapshot, from an earlier state, or from nothing.
+    /// The aggregate as loaded: from a snapshot, from an earlier state, or from nothing. Ends after a while,
+    /// so that the lane can work for others before it goes on.
     pub(super) async fn fold(
         &mut self,
         key: &AggregateKey,
         (base, in_force): (Option<Entry>, Fingerprint),
         loaded: Loaded,
-    ) -> Result<Result<Entry, Refusal>, Error> {
+    ) -> Result<Folded, Error> {
         let mut entry = match (loaded.snapshot, base) {
             (Some(snapshot), _) => Entry::from_snapshot(&snapshot, in_force),
             (None, Some(base)) => base,
@@ -45,7 +63,9 @@ impl Lane {
                 found: first.commit.version_before() + 1,
             });
         }
-        for mut recorded in loaded.commits {
+        let until = processor_time() + self.fold_max;
+        let mut commits = loaded.commits.into_iter();
+        while let Some(mut recorded) = commits.next() {
             if !recorded.follows(&entry.expected.hash) {
                 return Err(Error::BrokenChain {
                     subject: flexcore_eventstore::subject(key),
@@ -60,14 +80,17 @@ impl Lane {
                     entry.record(&recorded, state);
                 }
                 Err(fault) => {
-                    return Ok(Err(match fault {
+                    return Ok(Folded::Refused(match fault {
                         Fault::Undeclared { .. } => Refusal::Faulty("no such aggregate".to_owned()),
                         Fault::Unmade(message) => Refusal::Exhausted(message),
                         Fault::Refused(refusal) => refusal,
                     }));
                 }
             }
+            if processor_time() >= until && commits.len() > 0 {
+                return Ok(Folded::Part(Box::new(entry), commits.collect()));
+            }
         }
-        Ok(Ok(entry))
+        Ok(Folded::Whole(Box::new(entry)))
     }
 }

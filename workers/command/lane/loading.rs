@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use flexcore_domain::AggregateKey;
 use flexcore_eventstore::Expected;
 use flexcore_resilience::Backoff;
 
@@ -12,6 +13,13 @@ const PAUSE: Backoff =
     Backoff { first: Duration::from_millis(50), longest: Duration::from_secs(2) };
 
 impl Lane {
+    /// Asks for commits again that had to go before their turn came.
+    pub(super) fn unloaded(&mut self, key: AggregateKey, now_ms: i64) -> Vec<Action> {
+        let Some((turn, phase, void)) = self.resume(key, now_ms) else { return Vec::new() };
+        let Phase::Loading { base } = phase else { return Vec::new() };
+        if void { self.begin_anew(turn) } else { self.load_after(Duration::ZERO, turn, base) }
+    }
+
     /// Asks for an aggregate's commits, after a pause when that has failed.
     pub(super) fn load(&mut self, turn: Turn, base: Option<Box<Entry>>) -> Vec<Action> {
         self.load_after(PAUSE.after(turn.attempts), turn, base)

@@ -103,6 +103,31 @@ pub(crate) fn busy(takes: Duration, count: Arc<AtomicUsize>) -> After<impl FnMut
     })
 }
 
+/// A decider that accepts everything, and whose folds take something else before.
+pub(crate) struct FoldsAfter<F>(F);
+
+/// A decider that uses the processor for so long over each fold, and counts how often.
+pub(crate) fn busy_fold(takes: Duration, count: Arc<AtomicUsize>) -> FoldsAfter<impl FnMut()> {
+    FoldsAfter(busy(takes, count).0)
+}
+
+impl<F: FnMut()> Decider for FoldsAfter<F> {
+    fn decide(
+        &mut self,
+        state: &State,
+        name: &CommandName,
+        payload: &Payload,
+        context: &Context,
+    ) -> Result<Decision, Refusal> {
+        Accepts(1).decide(state, name, payload, context)
+    }
+
+    fn evolve(&mut self, state: &State, _: &[Event]) -> Result<State, Refusal> {
+        (self.0)();
+        Ok(state.clone())
+    }
+}
+
 impl<F: FnMut()> Decider for After<F> {
     fn decide(
         &mut self,

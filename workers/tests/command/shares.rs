@@ -7,7 +7,7 @@ use flexcore_eventstore::commands::CommandPublisher;
 use futures::future::join_all;
 
 use super::*;
-use crate::deciders::{busy, deployed};
+use crate::deciders::{busy, busy_fold, deployed};
 
 /// Time for deciding a command.
 const TAKES: Duration = Duration::from_millis(1);
@@ -143,6 +143,99 @@ async fn a_tenant_whose_functions_take_long_leaves_the_lane_to_others() {
     while begun.load(Ordering::Relaxed) < before + meanwhile + 10 {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    stop.cancel();
+    rig.servers.stop().await;
+}
+
+/// Keys of an aggregate of its own, of one tenant.
+fn hog(id: usize) -> AggregateKey {
+    let (tenant, name) = (Tenant::parse("hostile").unwrap(), AggregateName::parse("hog").unwrap());
+    AggregateKey::new(tenant, name, AggregateId::parse(&format!("h{id}")).unwrap())
+}
+
+/// Appends a commit to an aggregate that has so many.
+async fn append_to(rig: &Rig, key: AggregateKey, last: Expected, version: u64) -> Expected {
+    let commit = Commit { key, ..rig.commit(&format!("c-{version}"), version) };
+    let appended = rig.store.append(&commit, last).await.unwrap();
+    Expected { sequence: appended.sequence, hash: appended.hash }
+}
+
+/// Waits until so many calls were begun.
+async fn reaches(begun: &AtomicUsize, count: usize) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while begun.load(Ordering::Relaxed) < count {
+        assert!(tokio::time::Instant::now() < deadline, "{begun:?} of {count}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// All that the other tenant had begun while it was alone was done first: hundreds of calls.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_command_of_whoever_comes_stands_behind_few_calls() {
+    const THEIRS: usize = 300;
+    let (rig, begun) = (Rig::start().await, Arc::new(AtomicUsize::new(0)));
+    // They are there, so that they have to be loaded.
+    for id in 0..THEIRS {
+        append_to(&rig, hog(id), Expected::default(), 1).await;
+    }
+    store(&rig.store.command_publisher(), (0..THEIRS).map(hog)).await;
+    let counted = begun.clone();
+    let native: command::NativeDeciders = Arc::new(move |aggregate| {
+        if aggregate.as_str() == "hog" {
+            return Some(Box::new(busy(Duration::from_millis(50), counted.clone())));
+        }
+        Some(Box::new(slow(TAKES)))
+    });
+    let (epochs, stop) = one_lane_with(&rig, native).await;
+    reaches(&begun, 5).await;
+    let before = begun.load(Ordering::Relaxed);
+    let outcome = ask(rig.store.client(), &epochs, key_of("calm", 0)).await;
+    let meanwhile = begun.load(Ordering::Relaxed) - before;
+    assert!(is_accepted(&outcome), "{outcome:?}");
+    assert!(meanwhile < 20, "{meanwhile} calls");
+    assert!(before + meanwhile < THEIRS, "the flood was over");
+    stop.cancel();
+    rig.servers.stop().await;
+}
+
+/// A page of commits was folded in one go, however long its functions take.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_fold_lets_others_go_first() {
+    const COMMITS: u64 = 200;
+    let (rig, folded) = (Rig::start().await, Arc::new(AtomicUsize::new(0)));
+    let mut last = Expected::default();
+    for version in 1..=COMMITS {
+        last = append_to(&rig, hog(0), last, version).await;
+    }
+    let counted = folded.clone();
+    let native: command::NativeDeciders = Arc::new(move |aggregate| {
+        if aggregate.as_str() == "hog" {
+            return Some(Box::new(busy_fold(Duration::from_millis(50), counted.clone())));
+        }
+        Some(Box::new(slow(TAKES)))
+    });
+    let (epochs, stop) = one_lane_with(&rig, native).await;
+    let client = rig.store.client().clone();
+    let state = Command::state_subject(epochs[&hog(0).slot().number()], &hog(0));
+    let asking = tokio::spawn(async move {
+        loop {
+            let asked = client.request(state.clone(), "".into()).await;
+            if !asked.is_err_and(|error| error.to_string().contains("no responders")) {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    reaches(&folded, 3).await;
+    for id in 0..3 {
+        let before = folded.load(Ordering::Relaxed);
+        let outcome = ask(rig.store.client(), &epochs, key_of("calm", id)).await;
+        assert!(is_accepted(&outcome), "{outcome:?}");
+        let meanwhile = folded.load(Ordering::Relaxed) - before;
+        assert!(meanwhile < 20, "{meanwhile} commits");
+    }
+    assert!(folded.load(Ordering::Relaxed) < 150, "the fold was over");
+    asking.abort();
     stop.cancel();
     rig.servers.stop().await;
 }
