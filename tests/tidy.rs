@@ -11,6 +11,8 @@ mod circles;
 mod contracts;
 #[path = "tidy/edges.rs"]
 mod edges;
+#[path = "tidy/labels.rs"]
+mod labels;
 #[path = "tidy/loops.rs"]
 mod loops;
 #[path = "tidy/meanings.rs"]
