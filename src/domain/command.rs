@@ -98,8 +98,9 @@ impl Command {
 pub mod header {
     /// The command id.
     pub const COMMAND_ID: &str = "Nats-Msg-Id";
-    /// The command id where `Nats-Msg-Id` would make the broker take another aggregate's command of
-    /// the same id for a repetition: what we publish to the queue, and what lies in FLEX_DEAD.
+    /// The command id under a name that means nothing to the broker: a stream with a duplicate window
+    /// takes the second message of one `Nats-Msg-Id` for a repetition. So it is in FLEX_DEAD, and in what
+    /// we publish to the queue.
     pub const OWN_COMMAND_ID: &str = "Flexcore-Command-Id";
     /// The commit's link in the aggregate's hash chain.
     pub const HASH: &str = "Flexcore-Hash";

@@ -101,7 +101,8 @@ macro_rules! name {
 }
 
 name!(
-    /// Whose data it is. `[a-z][a-z0-9_]{0,39}`; comes from the token, never from a path.
+    /// Whose data it is. `[a-z][a-z0-9_]{0,39}`. Over HTTP it comes from the token, never from a path; over
+    /// NATS from the subject.
     Tenant, "tenant", "[a-z][a-z0-9_]{0,39}", is_lower_name
 );
 name!(
@@ -126,7 +127,7 @@ name!(
 );
 name!(
     /// What makes a command the same command when it is sent again: `Idempotency-Key` over HTTP,
-    /// `Nats-Msg-Id` over NATS. `[A-Za-z0-9_:-]{1,128}`.
+    /// `Flexcore-Command-Id` or `Nats-Msg-Id` over NATS. `[A-Za-z0-9_:-]{1,128}`.
     CommandId, "command id", "[A-Za-z0-9_:-]{1,128}", |text| is_id(text, b":")
 );
 name!(

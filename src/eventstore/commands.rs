@@ -62,7 +62,7 @@ impl CommandPublisher {
     ) -> Result<SentCommand, Error> {
         let payload = payload.into();
         self.room.check()?;
-        // Not `Nats-Msg-Id`: the broker would swallow another aggregate's command of the same id.
+        // Not `Nats-Msg-Id`, which means something to the broker.
         headers.insert(header::OWN_COMMAND_ID, id.as_str());
         let subject = command_subject(key, name);
         let bytes = subject.len() + size::encoded_bytes(&headers, payload.len());

@@ -2,8 +2,8 @@
 //!
 //! A declaration with another fingerprint is another version. It is built beside the one that
 //! serves, and takes over with one change of the view; the old table is dropped afterwards, as soon
-//! as no query reads it. Nothing here waits for a lock longer than [`LOCK_TIMEOUT_MS`]: a reader is
-//! never kept waiting behind it, it is tried again instead.
+//! as no query reads it. Nothing here waits for the lock of a table or view longer than
+//! [`LOCK_TIMEOUT_MS`]: a reader is never kept waiting behind it, it is tried again instead.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
