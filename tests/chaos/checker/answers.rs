@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use super::Verdict;
-use crate::history::{Call, Read, Seen, Told};
+use crate::history::{Asked, Call, Read, Seen, Told};
 
 /// Names of checks.
 pub(crate) const ANSWERED: &str = "every request is answered, the excess with Retry-After";
+pub(crate) const INSIDE: &str = "no gateway answers that something failed inside";
 pub(crate) const ENDS: &str = "SIGTERM ends a process with 0 within 30 s";
 pub(crate) const UNDER_WAY: &str = "no request under way fails because of a SIGTERM";
 
@@ -48,6 +49,45 @@ pub(crate) fn everything_is_answered(calls: &[Call], reads: &[Read]) -> Verdict 
         verdict.hold(holds, || format!("{read:?}"));
     }
     verdict
+}
+
+/// 13: whatever fails, an answer says what its client can do. That a request has none, and that a refusal is
+/// right, is for other checks.
+pub(crate) fn nothing_failed_inside(calls: &[Call], reads: &[Read]) -> Verdict {
+    let mut verdict = Verdict::new(13, INSIDE);
+    for call in calls.iter().filter(|call| call.gateway > 0) {
+        let holds = match call.told {
+            Told::NotSent | Told::NoAnswer { .. } => continue,
+            Told::Accepted { .. } | Told::Queued | Told::Refused { .. } => true,
+            Told::TurnedAway { status, retry_after, .. }
+            | Told::Unknown { status, retry_after, .. } => {
+                status >= 400 && is_of_use(status, retry_after, false)
+            }
+        };
+        verdict.hold(holds, || format!("{call:?}"));
+    }
+    for read in reads {
+        let holds = match read.seen {
+            Seen::Nothing { .. } => continue,
+            Seen::Rows(_) | Seen::State { .. } | Seen::Events { .. } => true,
+            Seen::Not { status, retry_after } => {
+                is_of_use(status, retry_after, matches!(read.asked, Asked::Row { .. }))
+            }
+        };
+        verdict.hold(holds, || format!("{read:?}"));
+    }
+    verdict
+}
+
+/// True if an answer of this status says what its client can do. Too much is going on (429), a service is
+/// away (503), or the store is full (507): send it again, after `Retry-After`. A query took too long (504):
+/// ask for less. Any other 5xx is a fault of ours, and 502 one of a proxy, which is not here.
+pub(crate) fn is_of_use(status: u16, retry_after: bool, is_query: bool) -> bool {
+    match status {
+        429 | 503 | 507 => retry_after,
+        504 => is_query,
+        status => status < 500,
+    }
 }
 
 /// 17: a process that is asked to end does so in order: exit code 0, in time.
@@ -124,6 +164,54 @@ mod tests {
             reads[0].seen = seen;
             assert_eq!(everything_is_answered(&[], &reads).violations.len(), violations);
         }
+    }
+
+    #[test]
+    fn an_answer_that_something_failed_inside_is_found() {
+        let unknown =
+            |status, retry_after| Told::Unknown { status, code: String::new(), retry_after };
+        let full = |retry_after| Told::TurnedAway { status: 507, code: String::new(), retry_after };
+        for (told, n, violations) in [
+            (accepted(1, 1), 1, 0),
+            (refused(404), 1, 0),
+            (shed(true), 1, 0),
+            (shed(false), 1, 1),
+            (full(true), 1, 0),
+            (full(false), 1, 1),
+            (unknown(503, true), 1, 0),
+            (unknown(503, false), 1, 1),
+            (unknown(500, true), 1, 1),
+            (unknown(502, true), 1, 1),
+            // No command takes too long: it is not begun then, or nobody knows what comes of it.
+            (unknown(504, true), 1, 1),
+            // It says that the command was done, and not where.
+            (unknown(200, false), 1, 1),
+            (no_answer(), 0, 0),
+            (Told::NotSent, 0, 0),
+        ] {
+            let verdict = nothing_failed_inside(&[call("k", 10, told.clone())], &[]);
+            assert_eq!((verdict.n, verdict.violations.len()), (n, violations), "{told:?}");
+        }
+        let stored = Call { gateway: 0, ..call("k", 10, unknown(500, true)) };
+        assert_eq!(nothing_failed_inside(&[stored], &[]).n, 0, "the broker's own word");
+        let mut read = story().reads.remove(0);
+        for (asked, status, retry_after, violations) in [
+            (Asked::State, 404, false, 0),
+            (Asked::State, 429, true, 0),
+            (Asked::State, 429, false, 1),
+            (Asked::State, 503, true, 0),
+            (Asked::State, 503, false, 1),
+            (Asked::State, 500, true, 1),
+            (Asked::Events { after: 1 }, 504, false, 1),
+            (Asked::Row { least: 1 }, 504, false, 0),
+            (Asked::Row { least: 1 }, 500, false, 1),
+        ] {
+            (read.asked, read.seen) = (asked, Seen::Not { status, retry_after });
+            let verdict = nothing_failed_inside(&[], std::slice::from_ref(&read));
+            assert_eq!((verdict.n, verdict.violations.len()), (1, violations), "{read:?}");
+        }
+        read.seen = Seen::Nothing { why: String::new() };
+        assert_eq!(nothing_failed_inside(&[], &[read]).n, 0, "that is another check's");
     }
 
     #[test]

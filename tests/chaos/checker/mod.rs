@@ -156,6 +156,7 @@ pub(crate) fn all(story: &Story) -> Vec<Verdict> {
         rows::checkpoints_commit_with_rows(story),
         reads::rows_are_explained(story, &accounts),
         reads::states_are_explained(story, &accounts),
+        answers::nothing_failed_inside(&story.calls, &story.reads),
         epochs::checkpoints_epochs_never_go_back(story),
     ]);
     verdicts

@@ -9,7 +9,7 @@ use tokio::time::sleep;
 
 use super::Extent;
 use crate::{
-    checker::{Verdict, commands, reads},
+    checker::{Verdict, answers, commands, reads},
     cluster::{Cluster, Shape},
     fake_postgres::Way,
     history::Told,
@@ -59,14 +59,18 @@ pub(crate) async fn run(seed: u64, extent: Extent) -> Section {
 struct Query {
     begun: Instant,
     took: Duration,
+    /// 0: there was no answer.
     status: u16,
+    retry_after: bool,
 }
 
 async fn query(cluster: &Cluster) -> Query {
     let begun = Instant::now();
     let ask = Ask::get("/v1/query/branches?limit=1", &cluster.tokens[0]);
     let answer = cluster.client.send(&cluster.gateway(1), &ask, Duration::from_secs(20)).await;
-    Query { begun, took: begun.elapsed(), status: answer.map_or(0, |answer| answer.status) }
+    let (status, retry_after) =
+        answer.map_or((0, false), |answer| (answer.status, answer.header("retry-after").is_some()));
+    Query { begun, took: begun.elapsed(), status, retry_after }
 }
 
 /// The breaker's state: 0 closed, 1 open, 2 half open.
@@ -78,13 +82,15 @@ async fn state(cluster: &Cluster) -> Option<u8> {
 async fn fails(rig: &mut Rig, way: Way, length: Duration) {
     let fault = rig.fault(&format!("Postgres: {way:?}"));
     rig.fake().behave(way);
-    opens(rig, way).await;
-    while_open(rig, way, length).await;
+    let mut asked = opens(rig, way).await;
+    asked.extend(while_open(rig, way, length).await);
     let back = Instant::now();
     rig.fake().behave(Way::Pass);
     let mut verdict = Verdict::new(0, "queries are answered again soon after Postgres is back");
     loop {
-        let answered = query(&rig.cluster).await.status == 200;
+        let last = query(&rig.cluster).await;
+        let answered = last.status == 200;
+        asked.push(last);
         if answered && state(&rig.cluster).await == Some(0) || back.elapsed() > BACK_MOST * 2 {
             break;
         }
@@ -94,16 +100,28 @@ async fn fails(rig: &mut Rig, way: Way, length: Duration) {
     verdict.hold(took <= BACK_MOST, || format!("{way:?}: {took:?} after it was back"));
     rig.section.verdicts.push(verdict);
     rig.section.time(format!("queries again after {way:?}"), took.as_secs_f64() * 1e3);
+    rig.section.verdicts.push(nothing_failed_inside(way, &asked));
     commands_unharmed(rig, way, fault);
 }
 
-/// Asks until the breaker is open, and counts the failures until then.
-async fn opens(rig: &mut Rig, way: Way) {
-    let (mut failures, begun) = (0, Instant::now());
+/// The check of all answers, of this experiment's own queries.
+fn nothing_failed_inside(way: Way, asked: &[Query]) -> Verdict {
+    let mut verdict = Verdict::new(13, answers::INSIDE);
+    for query in asked.iter().filter(|query| query.status > 0) {
+        let holds = answers::is_of_use(query.status, query.retry_after, true);
+        verdict.hold(holds, || format!("{way:?}: {query:?}"));
+    }
+    verdict
+}
+
+/// Asks until the breaker is open, and counts the failures until then. Gives the queries.
+async fn opens(rig: &mut Rig, way: Way) -> Vec<Query> {
+    let (mut queries, mut failures, begun) = (Vec::new(), 0, Instant::now());
     // Half of the connections fail, and those that are open already do not at first.
     while state(&rig.cluster).await == Some(0) && begun.elapsed() < Duration::from_secs(60) {
         let asked = join_all((0..CLIENTS).map(|_| query(&rig.cluster))).await;
         failures += asked.iter().filter(|query| query.status != 200).count();
+        queries.extend(asked);
     }
     let mut verdict = Verdict::new(0, "the breaker opens within 20 failures");
     let open = state(&rig.cluster).await != Some(0);
@@ -112,10 +130,11 @@ async fn opens(rig: &mut Rig, way: Way) {
     });
     rig.section.verdicts.push(verdict);
     rig.section.time(format!("opening at {way:?}"), begun.elapsed().as_secs_f64() * 1e3);
+    queries
 }
 
-/// Asks on while it is open: at once, but for one probe at a time.
-async fn while_open(rig: &mut Rig, way: Way, length: Duration) {
+/// Asks on while it is open: at once, but for one probe at a time. Gives the queries.
+async fn while_open(rig: &mut Rig, way: Way, length: Duration) -> Vec<Query> {
     let begun = Instant::now();
     let cluster = &rig.cluster;
     let client = || async {
@@ -150,6 +169,7 @@ async fn while_open(rig: &mut Rig, way: Way, length: Duration) {
     for ms in refusals {
         rig.section.time(format!("refusal during {way:?}"), ms);
     }
+    asked
 }
 
 fn commands_unharmed(rig: &mut Rig, way: Way, from_ns: u64) {

@@ -7,7 +7,7 @@ use futures::{StreamExt as _, stream};
 use super::SHORT_LEASE;
 use crate::{
     checker::{
-        answers::{ANSWERED, ENDS, UNDER_WAY},
+        answers::{ANSWERED, ENDS, INSIDE, UNDER_WAY},
         commands::{ACCEPTED, COMMITS, IN_THE_LOG, QUEUED_ORDER, REFUSED, TURNED_AWAY, UNKNOWN},
         epochs::{self, EPOCHS},
         log::HEARD,
@@ -39,7 +39,7 @@ const ARMS: [Arm; 13] = [
     ("wrong-reason", "refuses for a reason that is none", &[REFUSED]),
     ("miss-event", "leaves commits out of an event stream", &[HEARD]),
     ("checkpoint-back", "sets checkpoints back", &[FORWARD]),
-    ("answer-500", "answers with 500", &[ANSWERED]),
+    ("answer-500", "answers with 500", &[ANSWERED, INSIDE]),
     ("end-at-once", "ends with what is under way", &[ENDS, UNDER_WAY]),
     ("leak-descriptor", "leaves a descriptor open with each request", &[HELD]),
 ];
