@@ -45,6 +45,9 @@ const CHECKPOINT_BACK: &str = "checkpoint-back";
 /// Batches that are applied before checkpoints go back: what is there in the beginning is built.
 const BATCHES_FIRST: usize = 40;
 
+/// An aggregate has forgotten all commands but the last ones, which it remembers whole.
+pub(crate) const FORGET_OLD: &str = "forget-old";
+
 /// A suffix that makes a command's id unknown.
 const DISGUISE: &str = "-twice";
 

@@ -1,6 +1,8 @@
 //! The load: arrivals by the clock; few accounts, two of them hot throughout; repeated, racing, queued
 //! and impossible commands, also minutes later; and questions that must see the earlier writes.
 
+mod fill;
+
 use std::{
     collections::VecDeque,
     sync::{
@@ -10,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt as _, StreamExt as _, stream};
+use futures::FutureExt as _;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 use serde_json::Value;
 use tokio::sync::Semaphore;
@@ -39,8 +41,6 @@ const TOLD_LATER: u32 = 7;
 const CLIENTS_MAX: usize = 2_000;
 /// Tenants with a hot account. The first one's is wanted twice as often as the second one's.
 const HOT_TENANTS: usize = 2;
-/// Commands of a filling that are under way at once.
-const FILLING_AT_ONCE: usize = 64;
 /// Commands of a burst, and how long they are under way when something happens to who has them.
 const BURST: usize = 24;
 const BURST_BEFORE: Duration = Duration::from_millis(3);
@@ -138,19 +138,6 @@ impl Load {
         futures::future::join_all(opened.chain(hot)).await;
         tasks.spawn(arrive(shared.clone(), tasks.clone(), stop.clone(), pace));
         Self { shared, tasks, stop, pace }
-    }
-
-    /// Stores so many deposits to the first hot account, each once its place among some others is free.
-    pub(crate) async fn fill(&self, count: usize, pace: Pace) {
-        let fillings = (0..count).map(|_| {
-            let number = self.shared.number();
-            let mut random = StdRng::seed_from_u64(self.shared.seed ^ number);
-            let wanted = Wanted::Deposit { amount: random.random_range(1..100), parts: 1 };
-            let way = if number.is_multiple_of(2) { Way::Publish } else { Way::Queue };
-            let order = self.shared.order_of(0, HOT.to_owned(), wanted, way);
-            self.shared.clone().command(order, 1, pace)
-        });
-        stream::iter(fillings).buffer_unordered(FILLING_AT_ONCE).collect::<()>().await;
     }
 
     /// Sends some commands to a gateway, and returns while they are under way.

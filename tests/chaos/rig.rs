@@ -142,21 +142,9 @@ impl Rig {
     }
 
     /// Gives a hot account so many commands that what comes later is beyond every window.
-    /// They are stored first, and waited for: an aggregate that has more to do than it can leaves its
-    /// clients without an answer.
     pub(crate) async fn fill(&mut self, pace: Pace) {
         let Some(load) = &self.load else { return };
-        load.fill(FILLING, pace).await;
-        let jetstream = async_nats::jetstream::new(talk::connect(&self.cluster.nats()).await);
-        let start = Instant::now();
-        while start.elapsed() < FILLING_MOST {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            // Settled commands are purged every few seconds; others store some meanwhile.
-            let queue = jetstream.get_stream("FLEX_COMMANDS").await;
-            if queue.is_ok_and(|queue| queue.cached_info().state.messages < FILLED) {
-                break;
-            }
-        }
+        fill(load, FILLING, &self.cluster.nats(), pace).await;
         self.is_filled = true;
     }
 
@@ -362,6 +350,22 @@ impl Rig {
         story.snapshots = std::mem::take(&mut *self.snapshots.lock().unwrap());
         story.replicas = self.level_replicas().await?;
         Ok(story)
+    }
+}
+
+/// Has a load store so many commands for a hot account, and waits until nearly all are done: an aggregate
+/// that has more to do than it can leaves its clients without an answer.
+pub(crate) async fn fill(load: &Load, count: usize, nats: &[String], pace: Pace) {
+    load.fill(count, pace).await;
+    let jetstream = async_nats::jetstream::new(talk::connect(nats).await);
+    let start = Instant::now();
+    while start.elapsed() < FILLING_MOST {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        // Settled commands are purged every few seconds; others store some meanwhile.
+        let queue = jetstream.get_stream("FLEX_COMMANDS").await;
+        if queue.is_ok_and(|queue| queue.cached_info().state.messages < FILLED) {
+            break;
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use crate::{
     checker::{
         self, Verdict,
         answers::{self, Stop},
+        commands::{self, LATE},
         resources,
     },
     cluster::{LIFETIME_S, TENANTS, cache},
@@ -40,6 +41,12 @@ const END_WAIT: Duration = Duration::from_secs(30);
 const LOAD_FOR: Duration = Duration::from_secs(5);
 /// Duration of the load before held resources are counted: pools are filled by then.
 const WARM_UP: Duration = Duration::from_secs(1);
+/// Commands that a hot account gets where late repetitions are looked for: the first of them are older than
+/// those that an aggregate remembers whole, and some of these are sent again.
+const FILLING: usize = 1_500;
+const OLD_ONES: usize = 60;
+/// Duration of the load after them: somebody has to be told how far the account is.
+const TOLD_FOR: Duration = Duration::from_secs(2);
 /// Longest time for clients to learn the outcomes of their commands.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Longest time for it to come to rest. With a defect it may never.
@@ -72,6 +79,10 @@ pub(crate) async fn run(
     // Much goes through the queue, since most that can go wrong there does so to few.
     let pace = Pace { queued: 45, reads: 30, hot: 24, ..Pace::steady(150) };
     small.load(&history, seed, pace, WARM_UP).await;
+    let looks_for_late_ones = control.contains(&LATE);
+    if looks_for_late_ones {
+        small.go_beyond_windows(&history, seed ^ 3).await;
+    }
     let before = small.held();
     small.load(&history, seed ^ 1, pace, LOAD_FOR).await;
     let mut section = Section { control, ..Section::new(name) };
@@ -85,6 +96,9 @@ pub(crate) async fn run(
     section.notes.push(story.told());
     section.verdicts.extend(checker::all(&story));
     section.verdicts.push(answers::everything_is_answered(&story.calls, &story.reads));
+    if looks_for_late_ones {
+        section.verdicts.push(commands::late_repeats_are_known(&story));
+    }
     let mut verdict = Verdict::new(6, "everything comes to rest");
     verdict.hold(rest.is_ok(), || format!("{rest:?}"));
     section.verdicts.push(verdict);
@@ -197,6 +211,16 @@ impl Small {
     async fn load(&self, history: &History, seed: u64, pace: Pace, length: Duration) {
         let load = Load::start(&self.place, history, seed, pace).await;
         tokio::time::sleep(length).await;
+        load.finish(PATIENCE).await;
+    }
+
+    /// Gives a hot account more commands than anybody remembers whole, and sends some of the first again.
+    async fn go_beyond_windows(&self, history: &History, seed: u64) {
+        let pace = Pace { hot: 24, ..Pace::steady(60) };
+        let load = Load::start(&self.place, history, seed, pace).await;
+        rig::fill(&load, FILLING, &self.place.nats, pace).await;
+        tokio::time::sleep(TOLD_FOR).await;
+        load.repeat_old(OLD_ONES, pace).await;
         load.finish(PATIENCE).await;
     }
 

@@ -100,6 +100,10 @@ impl Memory {
         if let Some(known) = self.known(print, id) {
             return Recall::Known(known);
         }
+        #[cfg(feature = "defects")]
+        if crate::defects::is_on(crate::defects::FORGET_OLD) {
+            return Recall::Never;
+        }
         if let Some((_, said)) = self.looked_up.as_ref().filter(|(of, _)| of == id) {
             return said.as_ref().map_or(Recall::Never, Recall::Known);
         }

@@ -15,6 +15,7 @@ pub(crate) const TURNED_AWAY: &str = "what was turned away leaves no event";
 pub(crate) const REFUSED: &str = "refused commands leave no event, and the state says why";
 pub(crate) const UNKNOWN: &str = "unknown commands took effect whole, once, or not at all";
 pub(crate) const QUEUED_ORDER: &str = "an account's queued deposits keep their order";
+pub(crate) const LATE: &str = "commands repeated beyond every window are not done again";
 pub(crate) const IN_THE_LOG: &str = "nothing answered 2xx is missing from the log";
 
 /// 1: a command that was answered 2xx stands in the log exactly once, at the answered place, before
@@ -205,7 +206,7 @@ const WINDOW: usize = 1_024;
 /// answered with its first outcome.
 pub(crate) fn late_repeats_are_known(story: &Story) -> Verdict {
     let accounts = Accounts::of(story);
-    let mut verdict = Verdict::new(1, "commands repeated beyond every window are not done again");
+    let mut verdict = Verdict::new(1, LATE);
     for call in &story.calls {
         let [commit, more @ ..] = accounts.commits(call.tenant, &call.key) else { continue };
         let history = accounts.history(&commit.tenant, &commit.account);

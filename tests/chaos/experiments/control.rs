@@ -8,7 +8,9 @@ use super::SHORT_LEASE;
 use crate::{
     checker::{
         answers::{ANSWERED, ENDS, INSIDE, UNDER_WAY},
-        commands::{ACCEPTED, COMMITS, IN_THE_LOG, QUEUED_ORDER, REFUSED, TURNED_AWAY, UNKNOWN},
+        commands::{
+            ACCEPTED, COMMITS, IN_THE_LOG, LATE, QUEUED_ORDER, REFUSED, TURNED_AWAY, UNKNOWN,
+        },
         epochs::{self, EPOCHS},
         log::HEARD,
         reads::ROWS,
@@ -28,8 +30,9 @@ use crate::{
 type Arm = (&'static str, &'static str, &'static [&'static str]);
 
 /// Every arm of a small installation.
-const ARMS: [Arm; 13] = [
+const ARMS: [Arm; 14] = [
     ("double-stored", "does stored commands twice", &[STORED, COMMITS]),
+    ("forget-old", "forgets commands of long ago", &[LATE, COMMITS]),
     ("lose-stored", "loses stored commands", &[STORED]),
     ("acknowledge-before-append", "answers before the log has it", &[ACCEPTED]),
     ("reorder-stored", "lets stored commands be overtaken", &[QUEUED_ORDER]),
