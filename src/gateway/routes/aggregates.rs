@@ -52,6 +52,8 @@ pub(crate) async fn state(
             return Err(Problem::new(&problems::FAULTY_DECIDER, message));
         }
     };
+    #[cfg(feature = "defects")]
+    let (version, state) = crate::defects::seen(&key, (version, state));
     if at.is_some_and(|at| at > version) {
         let detail = format!("at_version: the aggregate has version {version} only");
         return Err(Problem::new(&problems::INVALID_PARAMETER, detail).with("version", version));

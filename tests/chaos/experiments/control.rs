@@ -13,7 +13,7 @@ use crate::{
         },
         epochs::{self, EPOCHS},
         log::HEARD,
-        reads::ROWS,
+        reads::{ROWS, STATES},
         resources::HELD,
         rows::{FOLD, FORWARD, TOGETHER},
         stored::STORED,
@@ -30,13 +30,14 @@ use crate::{
 type Arm = (&'static str, &'static str, &'static [&'static str]);
 
 /// Every arm of a small installation.
-const ARMS: [Arm; 14] = [
+const ARMS: [Arm; 15] = [
     ("double-stored", "does stored commands twice", &[STORED, COMMITS]),
     ("forget-old", "forgets commands of long ago", &[LATE, COMMITS]),
     ("lose-stored", "loses stored commands", &[STORED]),
     ("acknowledge-before-append", "answers before the log has it", &[ACCEPTED]),
     ("reorder-stored", "lets stored commands be overtaken", &[QUEUED_ORDER]),
     ("leak-tenant", "shows another tenant's rows", &[ROWS]),
+    ("old-state", "tells states of long ago", &[STATES]),
     ("skip-row", "leaves events out of the rows", &[FOLD, TOGETHER]),
     ("deny-done", "says that nothing was done where it was", &[TURNED_AWAY, COMMITS]),
     ("wrong-reason", "refuses for a reason that is none", &[REFUSED]),
