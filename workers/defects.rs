@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use flexcore_domain::{Command, CommandId, Outcome, Position, commit::Commit};
+use flexcore_domain::{Command, CommandId, Decision, Outcome, Position, commit::Commit};
 use flexcore_eventstore::{Appended, Expected};
 pub(crate) use flexcore_readmodel::defects::is_on;
 use flexcore_readmodel::{
@@ -47,6 +47,9 @@ const BATCHES_FIRST: usize = 40;
 
 /// An aggregate has forgotten all commands but the last ones, which it remembers whole.
 pub(crate) const FORGET_OLD: &str = "forget-old";
+
+/// Of a command's events the first half is recorded, and who waits for it is told that nobody knows.
+const HALF_COMMIT: &str = "half-commit";
 
 /// A suffix that makes a command's id unknown.
 const DISGUISE: &str = "-twice";
@@ -98,9 +101,20 @@ pub(crate) fn undisguised(commit: Arc<Commit>) -> Arc<Commit> {
     }
 }
 
+/// A decision as it is recorded: with half of its events, and the state after all of them.
+pub(crate) fn halved(mut decision: Decision) -> Decision {
+    if is_on(HALF_COMMIT) {
+        decision.events.truncate(decision.events.len().div_ceil(2));
+    }
+    decision
+}
+
 /// The answer to a waiting client.
 pub(crate) fn told(outcome: Outcome) -> Outcome {
     match outcome {
+        Outcome::Accepted { replayed: false, .. } if is_on(HALF_COMMIT) => {
+            Outcome::Unavailable { message: "this is a defect".to_owned() }
+        }
         Outcome::Accepted { .. } if is_due(DENY_DONE) => Outcome::Overloaded { retry_after_s: 1 },
         Outcome::Rejected { message, .. } if is_on(WRONG_REASON) => {
             Outcome::Rejected { code: "not_open".to_owned(), message }

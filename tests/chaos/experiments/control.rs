@@ -30,7 +30,7 @@ use crate::{
 type Arm = (&'static str, &'static str, &'static [&'static str]);
 
 /// Every arm of a small installation.
-const ARMS: [Arm; 15] = [
+const ARMS: [Arm; 16] = [
     ("double-stored", "does stored commands twice", &[STORED, COMMITS]),
     ("forget-old", "forgets commands of long ago", &[LATE, COMMITS]),
     ("lose-stored", "loses stored commands", &[STORED]),
@@ -39,6 +39,7 @@ const ARMS: [Arm; 15] = [
     ("leak-tenant", "shows another tenant's rows", &[ROWS]),
     ("old-state", "tells states of long ago", &[STATES]),
     ("skip-row", "leaves events out of the rows", &[FOLD, TOGETHER]),
+    ("half-commit", "does half of a command, and does not know", &[UNKNOWN, COMMITS]),
     ("deny-done", "says that nothing was done where it was", &[TURNED_AWAY, COMMITS]),
     ("wrong-reason", "refuses for a reason that is none", &[REFUSED]),
     ("miss-event", "leaves commits out of an event stream", &[HEARD]),

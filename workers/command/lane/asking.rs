@@ -55,6 +55,8 @@ pub(super) fn concluded(
         let version = entry.version;
         return Err(Outcome::Accepted { version, position: None, replayed: false }.into());
     }
+    #[cfg(feature = "defects")]
+    let decision = crate::defects::halved(decision);
     Ok(entry.commit(command, decision, now_ms))
 }
 
