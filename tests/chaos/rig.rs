@@ -244,7 +244,7 @@ impl Rig {
         self.section.verdicts.push(checker::epochs::effects_follow_epochs(&effects));
         let held = self.held_verdict().await;
         self.section.verdicts.push(held);
-        let rest = Verdict { invariant: 6, what: "everything comes to rest", n: 1, violations };
+        let rest = Verdict { invariant: 6, what: checker::REST, n: 1, violations };
         self.section.verdicts.push(rest);
         self.keep();
         self.section

@@ -99,7 +99,7 @@ pub(crate) async fn run(
     if looks_for_late_ones {
         section.verdicts.push(commands::late_repeats_are_known(&story));
     }
-    let mut verdict = Verdict::new(6, "everything comes to rest");
+    let mut verdict = Verdict::new(6, checker::REST);
     verdict.hold(rest.is_ok(), || format!("{rest:?}"));
     section.verdicts.push(verdict);
     let stops = [small.end_under_load(&history, seed ^ 2, pace).await];

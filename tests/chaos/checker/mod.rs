@@ -28,6 +28,8 @@ use crate::{
     listener::Heard,
 };
 
+/// Name of the check that the queue is drained, and that rows have come as far as the log.
+pub(crate) const REST: &str = "everything comes to rest";
 /// Violations that are told in full; the rest is counted.
 const TOLD_MAX: usize = 5;
 /// The most by which the broker's clock and ours may differ on one machine, in milliseconds.

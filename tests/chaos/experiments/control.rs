@@ -7,6 +7,7 @@ use futures::{StreamExt as _, stream};
 use super::SHORT_LEASE;
 use crate::{
     checker::{
+        REST,
         answers::{ANSWERED, ENDS, INSIDE, UNDER_WAY},
         commands::{
             ACCEPTED, COMMITS, IN_THE_LOG, LATE, QUEUED_ORDER, REFUSED, TURNED_AWAY, UNKNOWN,
@@ -38,7 +39,7 @@ const ARMS: [Arm; 16] = [
     ("reorder-stored", "lets stored commands be overtaken", &[QUEUED_ORDER]),
     ("leak-tenant", "shows another tenant's rows", &[ROWS]),
     ("old-state", "tells states of long ago", &[STATES]),
-    ("skip-row", "leaves events out of the rows", &[FOLD, TOGETHER]),
+    ("skip-row", "leaves events out of the rows", &[FOLD, TOGETHER, REST]),
     ("half-commit", "does half of a command, and does not know", &[UNKNOWN, COMMITS]),
     ("deny-done", "says that nothing was done where it was", &[TURNED_AWAY, COMMITS]),
     ("wrong-reason", "refuses for a reason that is none", &[REFUSED]),
