@@ -56,9 +56,11 @@ impl ReadModels {
             portions.epochs.iter().map(|(number, epoch)| (*number as i16, *epoch)).unzip();
         #[cfg(feature = "defects")]
         {
-            let ids = vec![version.id; epochs.len()];
+            let slots: Vec<i16> = portions.slots().map(|slot| slot.number() as i16).collect();
+            let held: Vec<i64> = portions.slots().map(|slot| portions.epoch_of(slot)).collect();
+            let ids = vec![version.id; slots.len()];
             let connection = &mut *self.pool.acquire().await?;
-            crate::defects::forget_later(connection, &ids, &epochs).await?;
+            crate::defects::forget_later(connection, &ids, &slots, &held).await?;
         }
         let rows = sqlx::query(
             "update flexcore.checkpoints c set epoch = greatest(c.epoch, m.epoch) \

@@ -48,17 +48,22 @@ pub(crate) fn leaked(tenant: &Tenant) -> Tenant {
     last.filter(|_| before.0.is_multiple_of(2)).unwrap_or_else(|| tenant.clone())
 }
 
-/// Without the fence, forgets that a version had an owner later than its writer.
+/// Without the fence, forgets that a slot of a version had an owner later than its writer. Slots that the
+/// writer never had stay as they are: their epochs are others'.
 pub(crate) async fn forget_later(
     connection: &mut PgConnection,
     versions: &[i64],
+    slots: &[i16],
     held: &[i64],
 ) -> Result<(), Error> {
     if is_on(NO_FENCE) {
         let statement = "update flexcore.checkpoints c set epoch = m.epoch \
-                         from unnest($1::bigint[], $2::bigint[]) as m(projection_id, epoch) \
-                         where c.projection_id = m.projection_id and c.epoch > m.epoch";
-        sqlx::query(statement).bind(versions).bind(held).execute(connection).await?;
+                         from unnest($1::bigint[], $2::smallint[], $3::bigint[]) \
+                             as m(projection_id, slot, epoch) \
+                         where c.projection_id = m.projection_id and c.slot = m.slot \
+                           and c.epoch > m.epoch";
+        let forgets = sqlx::query(statement).bind(versions).bind(slots).bind(held);
+        forgets.execute(connection).await?;
     }
     Ok(())
 }

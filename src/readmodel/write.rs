@@ -139,7 +139,7 @@ async fn move_checkpoints(
         }
     }
     #[cfg(feature = "defects")]
-    crate::defects::forget_later(transaction, &ids, &epochs).await?;
+    crate::defects::forget_later(transaction, &ids, &slots, &epochs).await?;
     let moved = sqlx::query(
         "update flexcore.checkpoints c set position = m.till, epoch = m.epoch, hash = m.hash, \
              changed = case when m.changes then m.till else c.changed end \
