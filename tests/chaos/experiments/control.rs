@@ -116,7 +116,7 @@ pub(crate) async fn no_fence(seed: u64) -> Section {
     rig.finish_with_the_snapshots_alone(epochs::checkpoints_epochs_never_go_back).await
 }
 
-/// The worker that projects `balances`.
+/// A worker that projects some of `balances`.
 async fn projecting(rig: &Rig) -> String {
     loop {
         for node in rig.cluster.names_of("worker") {
