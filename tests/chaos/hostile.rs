@@ -1,6 +1,8 @@
 //! A tenant who wishes the others ill: floods over every way in, the largest and the malformed, and
 //! definitions that never end. Its own outcome does not matter here; the others' outcomes do.
 
+mod malformed;
+
 use std::{
     sync::{
         Arc,
@@ -45,6 +47,7 @@ struct Done {
     published: AtomicU64,
     answered: AtomicU64,
     served: AtomicU64,
+    malformed: AtomicU64,
 }
 
 impl Hostile {
@@ -52,6 +55,7 @@ impl Hostile {
     pub(crate) fn start(place: &Place, token: &str, seed: u64) -> Self {
         let (mut tasks, done) = (JoinSet::new(), Arc::<Done>::default());
         tasks.spawn(store(place.nats.clone(), seed, done.clone()));
+        tasks.spawn(malformed::publish(place.nats.clone(), done.clone()));
         let place = Arc::new(place.clone());
         for number in 0..CLIENTS {
             let seed = seed ^ number as u64;
@@ -61,12 +65,12 @@ impl Hostile {
         Self { tasks, done }
     }
 
-    /// Ends it. Gives the number of its published commands, of its answers over HTTP, and of those
-    /// among them that say 2xx.
-    pub(crate) async fn stop(mut self) -> [u64; 3] {
+    /// Ends it. Gives the number of its published commands, of its answers over HTTP, of those among them
+    /// that say 2xx, and of its commands that no client could have sent.
+    pub(crate) async fn stop(mut self) -> [u64; 4] {
         self.tasks.shutdown().await;
-        let Done { published, answered, served } = &*self.done;
-        [published, answered, served].map(|count| count.load(Ordering::Relaxed))
+        let Done { published, answered, served, malformed } = &*self.done;
+        [published, answered, served, malformed].map(|count| count.load(Ordering::Relaxed))
     }
 }
 

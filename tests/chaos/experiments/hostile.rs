@@ -52,10 +52,10 @@ pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
     let (calls, reads) = (rig.history.calls(), rig.history.reads());
     let section = &mut rig.section;
     section.verdicts.push(at_work(deployed, done));
-    let [published, answered, served] = done;
+    let [published, answered, served, malformed] = done;
     let told = format!(
-        "it published {published} commands, and gateways answered it {answered} times, {served} \
-         times with 2xx"
+        "it published {published} commands, and {malformed} with headers that nobody can read; gateways \
+         answered it {answered} times, {served} times with 2xx"
     );
     section.notes.push(told);
     let quiet = judge(section, &calls, &reads, "without it", quiet_ns..hostile_ns);
@@ -64,10 +64,14 @@ pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
 }
 
 /// Holds that there is something to bear: without it the others' times say nothing.
-fn at_work(deployed: Result<String, String>, [published, _, served]: [u64; 3]) -> Verdict {
+fn at_work(
+    deployed: Result<String, String>,
+    [published, _, served, malformed]: [u64; 4],
+) -> Verdict {
     let mut verdict = Verdict::new(0, "a hostile tenant deploys, and floods over NATS and HTTP");
     verdict.hold(deployed.is_ok(), || format!("its definitions were refused: {deployed:?}"));
     verdict.hold(published > 0, || "it published nothing".to_owned());
+    verdict.hold(malformed > 0, || "no broker took what no client could have sent".to_owned());
     verdict.hold(served > 0, || "no gateway did anything for it".to_owned());
     verdict
 }
@@ -193,11 +197,12 @@ mod tests {
     fn a_hostile_tenant_that_does_nothing_is_found() {
         let refused = || Err("refused".to_owned());
         for (deployed, done, violations) in [
-            (Ok(String::new()), [1, 1, 1], 0),
-            (refused(), [1, 1, 1], 1),
-            (Ok(String::new()), [0, 1, 1], 1),
+            (Ok(String::new()), [1, 1, 1, 1], 0),
+            (refused(), [1, 1, 1, 1], 1),
+            (Ok(String::new()), [0, 1, 1, 1], 1),
             // Whoever may do nothing is turned away at the door.
-            (Ok(String::new()), [1, 1, 0], 1),
+            (Ok(String::new()), [1, 1, 0, 1], 1),
+            (Ok(String::new()), [1, 1, 1, 0], 1),
         ] {
             assert_eq!(at_work(deployed, done).violations.len(), violations, "{done:?}");
         }
