@@ -13,7 +13,10 @@ use std::{
 
 use async_nats::{HeaderMap, jetstream};
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use crate::{
     http::{Ask, Client},
@@ -29,6 +32,11 @@ const STORED_A_SECOND: u32 = 400;
 const CLIENTS: usize = 32;
 /// Event streams that are opened and not read.
 const STREAMS: usize = 40;
+/// A query that runs on keeps one of Postgres's processors for ten seconds or more: time until the next, time
+/// after which an answer says that it ran on, and time until it is asked again if it did not.
+const STUBBORN_EVERY: Duration = Duration::from_secs(12);
+const STUBBORN_LEAST: Duration = Duration::from_secs(4);
+const STUBBORN_AGAIN: Duration = Duration::from_secs(1);
 /// A message of the broker, and a payload over HTTP, at the most.
 const MESSAGE_BYTES_MAX: usize = 1_048_576;
 const PAYLOAD_BYTES_MAX: usize = 262_144;
@@ -61,6 +69,7 @@ impl Hostile {
             let seed = seed ^ number as u64;
             tasks.spawn(ask(place.clone(), token.to_owned(), number, seed, done.clone()));
         }
+        tasks.spawn(ask_what_is_not_stopped(place.clone(), token.to_owned()));
         tasks.spawn(hold_streams(place, token.to_owned()));
         Self { tasks, done }
     }
@@ -190,6 +199,19 @@ fn request(token: &str, key: String, random: &mut StdRng) -> Ask {
         37 => get("/v1/aggregates/blob/one?at_version=18446744073709551615"),
         38 => get("/v1/query/balances?limit=1000"),
         _ => put("put", b"{}".to_vec()),
+    }
+}
+
+/// Asks for a query that Postgres does not stop, now and then: not many, but its places stay taken.
+async fn ask_what_is_not_stopped(place: Arc<Place>, token: String) {
+    let client = Client::default();
+    let ask = Ask::get("/v1/queries/stubborn", &token);
+    for gateway in place.gateways.iter().cycle() {
+        let begun = Instant::now();
+        // It goes on, whatever the answer says.
+        drop(client.send(gateway, &ask, WITHIN).await);
+        let ran_on = begun.elapsed() > STUBBORN_LEAST;
+        sleep(if ran_on { STUBBORN_EVERY } else { STUBBORN_AGAIN }).await;
     }
 }
 

@@ -2,7 +2,10 @@
 //! while the others go on: their invariants hold, nobody turns them away, and their p99 keeps a bound that
 //! a stretch of the same run without it gives.
 
-use std::{ops::Range, time::Duration};
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use super::Extent;
 use crate::{
@@ -21,6 +24,9 @@ const DEFINITIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos/host
 /// Time for which the others are watched without it, and then beside it.
 const QUIET: (Duration, Duration) = (Duration::from_secs(8), Duration::from_secs(60));
 const BESIDE: (Duration, Duration) = (Duration::from_secs(12), Duration::from_secs(60));
+/// Queries of a gateway that go on after their time limit, and how often it is asked for them.
+const UNSTOPPED: &str = "flexcore_queries_unstopped";
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The others' load, in requests a second, and how long it runs before the first stretch.
 const RATE: u64 = 60;
 const WARM_UP: Duration = Duration::from_secs(2);
@@ -45,7 +51,7 @@ pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
     let hostile_ns = rig.fault("a tenant deploys what it has, and floods");
     let deployed = rig.cluster.flexcore(&["apply", DEFINITIONS]);
     let hostile = Hostile::start(&rig.cluster.place(), &token, rig.seed);
-    tokio::time::sleep(extent.of(BESIDE.0, BESIDE.1)).await;
+    let unstopped = unstopped_for(rig, extent.of(BESIDE.0, BESIDE.1)).await;
     let end_ns = rig.fault("it stops");
     let done = hostile.stop().await;
     rig.unload().await;
@@ -58,9 +64,24 @@ pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
          answered it {answered} times, {served} times with 2xx"
     );
     section.notes.push(told);
+    section.notes.push(format!("{unstopped} queries ran on at once that Postgres did not stop"));
     let quiet = judge(section, &calls, &reads, "without it", quiet_ns..hostile_ns);
     let beside = judge(section, &calls, &reads, "beside it", hostile_ns..end_ns);
     section.verdicts.push(bounded(&quiet, &beside));
+}
+
+/// Waits so long. Gives how many queries went on at once after their time limit meanwhile, at the most.
+async fn unstopped_for(rig: &Rig, length: Duration) -> f64 {
+    let (begun, mut most) = (Instant::now(), 0.0_f64);
+    while begun.elapsed() < length {
+        let mut sum = 0.0;
+        for gateway in rig.cluster.names_of("gateway") {
+            sum += rig.cluster.metric(&gateway, UNSTOPPED).await.unwrap_or(0.0);
+        }
+        most = most.max(sum);
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    most
 }
 
 /// Holds that there is something to bear: without it the others' times say nothing.
