@@ -115,9 +115,11 @@ fn message(number: u64, random: &mut StdRng) -> (String, HeaderMap, Vec<u8>) {
         6..8 => "nest",
         8..20 => "fall",
         20..30 => "nothing",
+        30 => "compare",
         _ => "put",
     };
-    let subject = format!("cmd.{TENANT}.blob.{id}.{command}");
+    let aggregate = if command == "compare" { "snag" } else { "blob" };
+    let subject = format!("cmd.{TENANT}.{aggregate}.{id}.{command}");
     let payload = match random.random_range(0..400) {
         // One less, as much as fits, and one more, with headers.
         0 => {
@@ -173,13 +175,14 @@ async fn ask(place: Arc<Place>, token: String, number: usize, seed: u64, done: A
 
 fn request(token: &str, key: String, random: &mut StdRng) -> Ask {
     let get = |path: &str| Ask::get(path, token);
-    let put = |command: &str, body: Vec<u8>| Ask {
+    let send = |target: &str, body: Vec<u8>| Ask {
         method: "POST",
-        path: format!("/v1/commands/blob/one/{command}"),
+        path: format!("/v1/commands/{target}"),
         token: token.to_owned(),
         headers: vec![("idempotency-key", key.clone())],
         body: String::from_utf8_lossy(&body).into_owned(),
     };
+    let put = |command: &str, body: Vec<u8>| send(&format!("blob/one/{command}"), body);
     match random.random_range(0..100) {
         0 => put("spin", b"{}".to_vec()),
         1 => put("hog", b"{}".to_vec()),
@@ -198,6 +201,7 @@ fn request(token: &str, key: String, random: &mut StdRng) -> Ask {
         36 => get("/v1/query/blobs?min_position=1-0-18446744073709551615&wait_ms=10000"),
         37 => get("/v1/aggregates/blob/one?at_version=18446744073709551615"),
         38 => get("/v1/query/balances?limit=1000"),
+        39 => send("snag/one/compare", b"{}".to_vec()),
         _ => put("put", b"{}".to_vec()),
     }
 }

@@ -24,6 +24,8 @@ const DEFINITIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos/host
 /// Time for which the others are watched without it, and then beside it.
 const QUIET: (Duration, Duration) = (Duration::from_secs(8), Duration::from_secs(60));
 const BESIDE: (Duration, Duration) = (Duration::from_secs(12), Duration::from_secs(60));
+/// Calls of functions that a worker left behind, or that ended long after their time.
+const RUNAWAYS: &str = "flexcore_script_runaways_total";
 /// Queries of a gateway that go on after their time limit, and how often it is asked for them.
 const UNSTOPPED: &str = "flexcore_queries_unstopped";
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -54,6 +56,7 @@ pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
     let unstopped = unstopped_for(rig, extent.of(BESIDE.0, BESIDE.1)).await;
     let end_ns = rig.fault("it stops");
     let done = hostile.stop().await;
+    let runaways = sum(rig, "worker", RUNAWAYS).await;
     rig.unload().await;
     let (calls, reads) = (rig.history.calls(), rig.history.reads());
     let section = &mut rig.section;
@@ -64,6 +67,7 @@ pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
          answered it {answered} times, {served} times with 2xx"
     );
     section.notes.push(told);
+    section.notes.push(format!("{runaways} calls into the engine ran on"));
     section.notes.push(format!("{unstopped} queries ran on at once that Postgres did not stop"));
     let quiet = judge(section, &calls, &reads, "without it", quiet_ns..hostile_ns);
     let beside = judge(section, &calls, &reads, "beside it", hostile_ns..end_ns);
@@ -74,14 +78,19 @@ pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
 async fn unstopped_for(rig: &Rig, length: Duration) -> f64 {
     let (begun, mut most) = (Instant::now(), 0.0_f64);
     while begun.elapsed() < length {
-        let mut sum = 0.0;
-        for gateway in rig.cluster.names_of("gateway") {
-            sum += rig.cluster.metric(&gateway, UNSTOPPED).await.unwrap_or(0.0);
-        }
-        most = most.max(sum);
+        most = most.max(sum(rig, "gateway", UNSTOPPED).await);
         tokio::time::sleep(LOOK_EVERY).await;
     }
     most
+}
+
+/// A metric, summed over all nodes of a role that tell it.
+async fn sum(rig: &Rig, role: &'static str, metric: &str) -> f64 {
+    let mut sum = 0.0;
+    for node in rig.cluster.names_of(role) {
+        sum += rig.cluster.metric(&node, metric).await.unwrap_or(0.0);
+    }
+    sum
 }
 
 /// Holds that there is something to bear: without it the others' times say nothing.
