@@ -30,6 +30,8 @@ const TWINS: [&str; 2] = ["85eec3d2c784313e", "00c0dce69a15679a"];
 const STORED_A_SECOND: u32 = 400;
 /// Clients that wait for answers, and ask again at once.
 const CLIENTS: usize = 32;
+/// Aggregates whose only event is to be brought to another version later.
+const RELICS: u32 = 20;
 /// Event streams that are opened and not read.
 const STREAMS: usize = 40;
 /// A query that runs on keeps one of Postgres's processors for ten seconds or more: time until the next, time
@@ -202,6 +204,8 @@ fn request(token: &str, key: String, random: &mut StdRng) -> Ask {
         37 => get("/v1/aggregates/blob/one?at_version=18446744073709551615"),
         38 => get("/v1/query/balances?limit=1000"),
         39 => send("snag/one/compare", b"{}".to_vec()),
+        40..42 => send(&format!("relic/r{}/keep", random.random_range(0..RELICS)), b"{}".to_vec()),
+        42 => get(&format!("/v1/aggregates/relic/r{}", random.random_range(0..RELICS))),
         _ => put("put", b"{}".to_vec()),
     }
 }

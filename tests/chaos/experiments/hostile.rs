@@ -3,7 +3,9 @@
 //! a stretch of the same run without it gives.
 
 use std::{
+    fs,
     ops::Range,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -21,6 +23,19 @@ use crate::{
 
 /// Its definitions.
 const DEFINITIONS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/chaos/hostile");
+/// The line of theirs that an event begins with, and what it says in the middle of the second stretch: older
+/// events need an upcast that the engine does not come back from.
+const EVENT: &str = "  kept:\n";
+const WITH_UPCAST: &str = r#"  kept:
+    version: 2
+    upcast:
+      1: |
+        () => {
+          const one = "a".repeat(1e3).repeat(1e4), other = one.slice(1) + "a";
+          for (let n = 0; n < 4000; n++) one === other;
+          return {};
+        }
+"#;
 /// Time for which the others are watched without it, and then beside it.
 const QUIET: (Duration, Duration) = (Duration::from_secs(8), Duration::from_secs(60));
 const BESIDE: (Duration, Duration) = (Duration::from_secs(12), Duration::from_secs(60));
@@ -51,9 +66,13 @@ pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
     let quiet_ns = rig.fault("nothing yet");
     tokio::time::sleep(extent.of(QUIET.0, QUIET.1)).await;
     let hostile_ns = rig.fault("a tenant deploys what it has, and floods");
-    let deployed = rig.cluster.flexcore(&["apply", DEFINITIONS]);
+    let mut deployed = rig.cluster.flexcore(&["apply", DEFINITIONS]);
     let hostile = Hostile::start(&rig.cluster.place(), &token, rig.seed);
-    let unstopped = unstopped_for(rig, extent.of(BESIDE.0, BESIDE.1)).await;
+    let half = extent.of(BESIDE.0, BESIDE.1) / 2;
+    let mut unstopped = unstopped_for(rig, half).await;
+    let later = with_upcast(Path::new(DEFINITIONS), &rig.cluster.net.folder);
+    deployed = deployed.and(rig.cluster.flexcore(&["apply", later.to_str().unwrap()]));
+    unstopped = unstopped.max(unstopped_for(rig, half).await);
     let end_ns = rig.fault("it stops");
     let done = hostile.stop().await;
     let runaways = sum(rig, "worker", RUNAWAYS).await;
@@ -72,6 +91,19 @@ pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
     let quiet = judge(section, &calls, &reads, "without it", quiet_ns..hostile_ns);
     let beside = judge(section, &calls, &reads, "beside it", hostile_ns..end_ns);
     section.verdicts.push(bounded(&quiet, &beside));
+}
+
+/// The definitions with the upcast, in a folder below this one that has their name.
+fn with_upcast(definitions: &Path, below: &Path) -> PathBuf {
+    let later = below.join("later").join(definitions.file_name().unwrap());
+    fs::create_dir_all(&later).unwrap();
+    for path in fs::read_dir(definitions).unwrap().map(|entry| entry.unwrap().path()) {
+        if path.extension().is_some_and(|extension| extension == "yaml") {
+            let text = fs::read_to_string(&path).unwrap().replace(EVENT, WITH_UPCAST);
+            fs::write(later.join(path.file_name().unwrap()), text).unwrap();
+        }
+    }
+    later
 }
 
 /// Waits so long. Gives how many queries went on at once after their time limit meanwhile, at the most.
@@ -215,6 +247,23 @@ mod tests {
             let verdict = bounded(quiet, beside);
             assert_eq!((verdict.n, verdict.violations.len()), (n, violations), "{verdict:?}");
         }
+    }
+
+    #[test]
+    fn one_event_gets_an_upcast_and_all_else_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let later = with_upcast(Path::new(DEFINITIONS), folder.path());
+        assert_eq!(later.file_name().unwrap(), "hostile", "it is the application's name");
+        let mut changed = Vec::new();
+        for file in fs::read_dir(&later).unwrap().map(|entry| entry.unwrap().file_name()) {
+            let [before, after] = [Path::new(DEFINITIONS), later.as_path()]
+                .map(|folder| fs::read_to_string(folder.join(&file)).unwrap());
+            if before != after {
+                assert_eq!(before.replacen(EVENT, WITH_UPCAST, 1), after);
+                changed.push(file);
+            }
+        }
+        assert_eq!(changed, ["relic.yaml"]);
     }
 
     #[test]
