@@ -5,7 +5,7 @@ mod malformed;
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -19,7 +19,11 @@ use tokio::{
 };
 
 use crate::{
-    http::{Ask, Client},
+    checker::{
+        Verdict,
+        answers::{INSIDE, is_of_use},
+    },
+    http::{Answer, Ask, Client},
     talk::{self, Place},
 };
 
@@ -58,6 +62,28 @@ struct Done {
     answered: AtomicU64,
     served: AtomicU64,
     malformed: AtomicU64,
+    /// Answers that say that something failed inside, in words.
+    inside: Mutex<Vec<String>>,
+}
+
+impl Done {
+    /// Counts an answer over HTTP.
+    fn answer(&self, ask: &Ask, answer: &Answer) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        let served = u64::from((200..300).contains(&answer.status));
+        self.served.fetch_add(served, Ordering::Relaxed);
+        let retry_after = answer.header("retry-after").is_some();
+        if !is_of_use(answer.status, retry_after, true) {
+            let told = format!("{TENANT}: {} {}: {}", ask.method, ask.path, answer.status);
+            self.inside.lock().unwrap().push(told);
+        }
+    }
+
+    /// The check of all answers, of its own: whatever it sends, nothing fails inside.
+    fn nothing_failed_inside(&self) -> Verdict {
+        let n = usize::try_from(self.answered.load(Ordering::Relaxed)).unwrap();
+        Verdict { n, violations: self.inside.lock().unwrap().clone(), ..Verdict::new(13, INSIDE) }
+    }
 }
 
 impl Hostile {
@@ -77,11 +103,13 @@ impl Hostile {
     }
 
     /// Ends it. Gives the number of its published commands, of its answers over HTTP, of those among them
-    /// that say 2xx, and of its commands that no client could have sent.
-    pub(crate) async fn stop(mut self) -> [u64; 4] {
+    /// that say 2xx, and of its commands that no client could have sent; and the check of its answers.
+    pub(crate) async fn stop(mut self) -> ([u64; 4], Verdict) {
         self.tasks.shutdown().await;
-        let Done { published, answered, served, malformed } = &*self.done;
-        [published, answered, served, malformed].map(|count| count.load(Ordering::Relaxed))
+        let Done { published, answered, served, malformed, .. } = &*self.done;
+        let counts = [published, answered, served, malformed];
+        let counts = counts.map(|count| count.load(Ordering::Relaxed));
+        (counts, self.done.nothing_failed_inside())
     }
 }
 
@@ -165,11 +193,7 @@ async fn ask(place: Arc<Place>, token: String, number: usize, seed: u64, done: A
     for turn in 0_u64.. {
         let ask = request(&token, format!("c{number}-{turn}-{seed}"), &mut random);
         match client.send(&gateway, &ask, WITHIN).await {
-            Ok(answer) => {
-                done.answered.fetch_add(1, Ordering::Relaxed);
-                let served = u64::from((200..300).contains(&answer.status));
-                done.served.fetch_add(served, Ordering::Relaxed);
-            }
+            Ok(answer) => done.answer(&ask, &answer),
             Err(_) => sleep(Duration::from_millis(20)).await,
         }
     }
@@ -239,4 +263,25 @@ async fn hold_streams(place: Arc<Place>, token: String) {
         }
     }
     std::future::pending::<()>().await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_to_it_that_something_failed_inside_is_found() {
+        let done = Done::default();
+        let ask = Ask::get("/v1/query/blobs", "");
+        for status in [200, 400, 422, 500, 504] {
+            let (headers, body) = (hyper::HeaderMap::new(), bytes::Bytes::new());
+            done.answer(&ask, &Answer { status, headers, body });
+        }
+        let verdict = done.nothing_failed_inside();
+        assert_eq!(
+            (verdict.n, verdict.violations),
+            (5, vec!["demo: GET /v1/query/blobs: 500".to_owned()])
+        );
+        assert_eq!(done.served.load(Ordering::Relaxed), 1);
+    }
 }

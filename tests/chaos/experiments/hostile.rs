@@ -74,12 +74,12 @@ pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
     deployed = deployed.and(rig.cluster.flexcore(&["apply", later.to_str().unwrap()]));
     unstopped = unstopped.max(unstopped_for(rig, half).await);
     let end_ns = rig.fault("it stops");
-    let done = hostile.stop().await;
+    let (done, answers) = hostile.stop().await;
     let runaways = sum(rig, "worker", RUNAWAYS).await;
     rig.unload().await;
     let (calls, reads) = (rig.history.calls(), rig.history.reads());
     let section = &mut rig.section;
-    section.verdicts.push(at_work(deployed, done));
+    section.verdicts.extend([at_work(deployed, done), answers]);
     let [published, answered, served, malformed] = done;
     let told = format!(
         "it published {published} commands, and {malformed} with headers that nobody can read; gateways \
