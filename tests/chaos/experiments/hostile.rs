@@ -177,13 +177,14 @@ fn bounded(quiet: &[f64], beside: &[f64]) -> Verdict {
     let mut verdict = Verdict::new(0, "beside a hostile tenant the others' p99 keeps its bound");
     let [quiet_ms, beside_ms] = [quiet, beside].map(|times| quantile(times, 0.99));
     let most_ms = quiet_ms * BESIDE_HOSTILE_TIMES + BESIDE_HOSTILE_MS;
-    verdict.hold(beside_ms <= most_ms, || {
+    let n = quiet.len().min(beside.len());
+    verdict.hold(n == 0 || beside_ms <= most_ms, || {
         let (n, quiet_n) = (beside.len(), quiet.len());
         format!(
             "{beside_ms:.0} ms of {n}, over {most_ms:.0}: {quiet_ms:.0} ms of {quiet_n} without it"
         )
     });
-    verdict.n = quiet.len().min(beside.len());
+    verdict.n = n;
     verdict
 }
 
