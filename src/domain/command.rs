@@ -207,43 +207,71 @@ pub enum Outcome {
 /// Longest sentence of an outcome, in characters: an outcome is one message, however long what it
 /// quotes.
 pub const SENTENCE_CHARS_MAX: usize = 2_000;
+/// Most bytes of all texts of an outcome that is kept, as JSON writes them. Tenants share what is kept by
+/// number, so one outcome must not take much more room than another. The longest code and message of
+/// a rejection have room, when each character is one byte.
+pub const KEPT_BYTES_MAX: usize = 576;
 /// Most entries of a list in an outcome.
 const ENTRIES_MAX: usize = 256;
 /// Most violations of an outcome.
 const VIOLATIONS_MAX: usize = 32;
+/// Most entries of a list, and most violations, in an outcome that is kept: each takes some bytes beside
+/// its texts.
+const KEPT_ENTRIES_MAX: usize = 4;
 
 impl Outcome {
     /// The outcome with its texts cut to what fits a message many times over.
     #[must_use]
     pub fn shortened(mut self) -> Self {
-        match &mut self {
-            Self::Rejected { code, message } => {
-                shorten(code);
-                shorten(message);
+        self.cut_lists(VIOLATIONS_MAX, ENTRIES_MAX);
+        self.texts().into_iter().for_each(shorten);
+        self
+    }
+
+    /// The outcome as it is kept to be asked for later: its texts are cut to [`KEPT_BYTES_MAX`] in all,
+    /// the last ones first.
+    #[must_use]
+    pub fn kept(mut self) -> Self {
+        self.cut_lists(KEPT_ENTRIES_MAX, KEPT_ENTRIES_MAX);
+        let mut room = KEPT_BYTES_MAX;
+        for text in self.texts() {
+            cut(text, room);
+            room = room.saturating_sub(json_bytes(text));
+        }
+        self
+    }
+
+    fn cut_lists(&mut self, violations_max: usize, entries_max: usize) {
+        match self {
+            Self::InvalidPayload { violations } => violations.truncate(violations_max),
+            Self::UnknownAggregate { known } | Self::UnknownCommand { known } => {
+                known.truncate(entries_max);
             }
+            _ => {}
+        }
+    }
+
+    /// All its texts, in the order in which they are written.
+    fn texts(&mut self) -> Vec<&mut String> {
+        match self {
+            Self::Rejected { code, message } => vec![code, message],
             Self::InvalidPayload { violations } => {
-                violations.truncate(VIOLATIONS_MAX);
-                for Violation { field, reason } in violations {
-                    shorten(field);
-                    shorten(reason);
-                }
+                violations.iter_mut().flat_map(|it| [&mut it.field, &mut it.reason]).collect()
             }
             Self::UnknownAggregate { known } | Self::UnknownCommand { known } => {
-                known.truncate(ENTRIES_MAX);
-                known.iter_mut().for_each(shorten);
+                known.iter_mut().collect()
             }
             Self::Faulty { message } | Self::NoRoom { message } | Self::Unavailable { message } => {
-                shorten(message);
+                vec![message]
             }
-            Self::Dead { reason } => shorten(reason),
+            Self::Dead { reason } => vec![reason],
             Self::Accepted { .. }
             | Self::Conflict { .. }
             | Self::IdMismatch
             | Self::Overloaded { .. }
             | Self::Pending
-            | Self::Unknown => {}
+            | Self::Unknown => Vec::new(),
         }
-        self
     }
 }
 
@@ -265,7 +293,43 @@ fn shorten(text: &mut String) {
         && let Some((at, _)) = text.char_indices().nth(SENTENCE_CHARS_MAX)
     {
         text.truncate(at);
-        text.push('…');
+        text.push(CUT);
+    }
+}
+
+/// Stands where a text was cut.
+const CUT: char = '…';
+
+/// Cuts a text to so many bytes, as JSON writes it.
+fn cut(text: &mut String, bytes_max: usize) {
+    let (mut bytes, mut end) = (0, 0);
+    for (at, character) in text.char_indices() {
+        bytes += escaped_bytes(character);
+        if bytes > bytes_max {
+            break;
+        }
+        if bytes + CUT.len_utf8() <= bytes_max {
+            end = at + character.len_utf8();
+        }
+    }
+    if bytes > bytes_max {
+        text.truncate(end);
+        if CUT.len_utf8() <= bytes_max {
+            text.push(CUT);
+        }
+    }
+}
+
+fn json_bytes(text: &str) -> usize {
+    text.chars().map(escaped_bytes).sum()
+}
+
+/// Bytes of a character within a text of JSON.
+fn escaped_bytes(character: char) -> usize {
+    match character {
+        '"' | '\\' | '\n' | '\r' | '\t' | '\u{8}' | '\u{c}' => 2,
+        '\0'..='\u{1f}' => 6,
+        other => other.len_utf8(),
     }
 }
 
@@ -347,6 +411,52 @@ mod tests {
         assert_eq!(kept, Outcome::Faulty { message: exact.clone() });
         let cut = Outcome::Faulty { message: exact.clone() + "é" }.shortened();
         assert_eq!(cut, Outcome::Faulty { message: exact + "…" });
+    }
+
+    #[test]
+    fn an_outcome_that_is_kept_takes_few_bytes_whatever_it_quotes() {
+        for part in ["x", "\u{1}", "\n", "é", "\u{1f600}"] {
+            let long = || part.repeat(10_000);
+            let violation = || Violation { field: long(), reason: long() };
+            for outcome in [
+                Outcome::Rejected { code: long(), message: long() },
+                Outcome::InvalidPayload { violations: (0..200).map(|_| violation()).collect() },
+                Outcome::UnknownAggregate { known: vec!["a".repeat(40); 1_000] },
+                Outcome::UnknownCommand { known: vec![long(); 1_000] },
+                Outcome::Faulty { message: long() },
+                Outcome::NoRoom { message: long() },
+                Outcome::Unavailable { message: long() },
+                Outcome::Dead { reason: long() },
+            ] {
+                let bytes = serde_json::to_vec(&outcome.kept()).unwrap().len();
+                assert!(bytes < KEPT_BYTES_MAX + 150, "{bytes}");
+            }
+            let each = KEPT_BYTES_MAX / json_bytes(part);
+            let whole = Outcome::Dead { reason: part.repeat(each) };
+            assert_eq!(whole.clone().kept(), whole);
+            let Outcome::Dead { reason } = Outcome::Dead { reason: part.repeat(each + 1) }.kept()
+            else {
+                panic!("not dead")
+            };
+            let (left, bytes) = (reason.trim_end_matches('…'), json_bytes(&reason));
+            assert!(left.len() < reason.len() && left.replace(part, "").is_empty(), "{reason}");
+            // Nothing but what the sign needs is lost.
+            assert!((KEPT_BYTES_MAX - 8..=KEPT_BYTES_MAX).contains(&bytes), "{bytes}");
+        }
+        let rejected = Outcome::Rejected { code: "c".repeat(64), message: "m".repeat(500) };
+        assert_eq!(rejected.clone().kept(), rejected);
+        // No room is left for the second text, nor for the sign that it was cut.
+        let (code, message) = ("c".repeat(KEPT_BYTES_MAX), "m".to_owned());
+        let kept = Outcome::Rejected { code: code.clone(), message }.kept();
+        assert_eq!(kept, Outcome::Rejected { code, message: String::new() });
+    }
+
+    #[test]
+    fn bytes_are_counted_as_json_writes_them() {
+        for character in ('\0'..'\u{180}').chain(['…', '\u{2028}', '\u{1f600}']) {
+            let written = serde_json::to_string(&character).unwrap();
+            assert_eq!(escaped_bytes(character), written.len() - 2, "{character:?}");
+        }
     }
 
     #[test]

@@ -9,8 +9,8 @@ use flexcore_domain::{AggregateKey, CommandId, Outcome};
 use crate::{Error, EventStore, topology, unavailable};
 
 impl EventStore {
-    /// Keeps the outcome of an asynchronous command that left nothing in the log, long texts in it
-    /// cut. `sequence` is its own in the queue.
+    /// Keeps the outcome of an asynchronous command that left nothing in the log, with its texts cut:
+    /// see [`Outcome::kept`]. `sequence` is its own in the queue.
     pub async fn save_outcome(
         &self,
         key: &AggregateKey,
@@ -18,7 +18,7 @@ impl EventStore {
         sequence: u64,
         outcome: &Outcome,
     ) -> Result<(), Error> {
-        let body = serde_json::to_vec(&outcome.clone().shortened()).map_err(unavailable)?;
+        let body = serde_json::to_vec(&outcome.clone().kept()).map_err(unavailable)?;
         let mut headers = HeaderMap::new();
         headers.insert(QUEUE_SEQUENCE, sequence.to_string());
         let bytes = body.len();

@@ -12,6 +12,7 @@ const IN_WORDS: &[(&str, &str, &str)] = &[
     ("PART", "16", "a sixteenth"),
     // Of the 16 connections one part in two.
     ("QUERIES_BESIDE", "2", "8 are shared"),
+    ("KEPT_BYTES_MAX", "576", "576 bytes"),
 ];
 
 /// The value of a limit as its file has it.

@@ -65,9 +65,14 @@ fn id(number: usize) -> CommandId {
 /// Keeps refusals of so many commands of a tenant.
 async fn refuse(store: &EventStore, tenant: &str, numbers: std::ops::Range<usize>) {
     let refused = Outcome::Rejected { code: "closed".to_owned(), message: "x".repeat(100) };
-    let (key, ids) = (key(tenant), numbers.map(id).collect::<Vec<_>>());
+    let ids: Vec<_> = numbers.map(id).collect();
+    keep(store, &key(tenant), &ids, &refused).await;
+}
+
+/// Keeps this outcome of each of these commands.
+async fn keep(store: &EventStore, key: &AggregateKey, ids: &[CommandId], outcome: &Outcome) {
     for ids in ids.chunks(64) {
-        let saved = ids.iter().map(|id| store.save_outcome(&key, id, 1, &refused));
+        let saved = ids.iter().map(|id| store.save_outcome(key, id, 1, outcome));
         assert!(join_all(saved).await.iter().all(Result::is_ok));
     }
 }
@@ -115,6 +120,31 @@ async fn a_flood_of_refusals_evicts_nobody_elses_outcome() {
     }
     assert!(store.outcome(&flood, &id(31_999)).await.unwrap().is_some());
     assert!(store.outcome(&flood, &id(0)).await.unwrap().is_none());
+    servers.stop().await;
+}
+
+/// Some hundred reasons of 12 KB filled the stream, and then whoever had more of the smallest, in less than
+/// its share of the bytes, had "most".
+#[tokio::test(flavor = "multi_thread")]
+async fn the_largest_outcomes_of_one_evict_none_of_the_smallest_of_another() {
+    let (servers, store) = start().await;
+    shrink(&store, topology::OUTCOMES, 8 << 20).await;
+    let stream = store.jetstream().get_stream(topology::OUTCOMES).await.unwrap();
+    let small: Vec<_> = (0..3_500).map(id).collect();
+    keep(&store, &key_of("c", "1"), &small, &Outcome::Conflict { version: 1 }).await;
+    let bytes = stream.get_info().await.unwrap().state.bytes;
+    assert!(bytes < (8 << 20) / 16, "{bytes} are more than a share");
+    let flood = key_of(&"f".repeat(40), &"i".repeat(128));
+    let large: Vec<_> =
+        (0..12_000).map(|number| CommandId::parse(&format!("{number:0128}")).unwrap()).collect();
+    let reason = "\u{1}".repeat(2_000);
+    keep(&store, &flood, &large, &Outcome::Dead { reason }).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let left = stream.info_with_subjects("outcome.*.c.>").await.unwrap();
+    let left: Vec<(String, usize)> = left.try_collect().await.unwrap();
+    assert_eq!(left.len(), small.len());
+    assert!(store.outcome(&flood, &large[0]).await.unwrap().is_none());
+    assert!(store.outcome(&flood, &large[11_999]).await.unwrap().is_some());
     servers.stop().await;
 }
 

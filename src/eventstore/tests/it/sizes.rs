@@ -10,7 +10,7 @@ use flexcore_definition::{Application, SourceFile};
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, CommandId, CommandName, Commit, Hash,
     Name, Outcome, Tenant, Violation,
-    command::{SENTENCE_CHARS_MAX, header},
+    command::{KEPT_BYTES_MAX, header},
     limits::{COMMIT_BYTES_MAX, FINGERPRINTS_PER_BLOCK, QUEUED_BYTES_MAX},
 };
 use flexcore_eventstore::{
@@ -176,12 +176,12 @@ async fn what_is_put_aside() {
 async fn outcomes() {
     let (servers, store) = start().await;
     let (counter, id) = (key("c1"), CommandId::parse("c-1").unwrap());
-    let (most, max_payload) = (SENTENCE_CHARS_MAX, store.client().max_payload());
+    let (most, max_payload) = (KEPT_BYTES_MAX, store.client().max_payload());
     for length in [most - 1, most, most + 1, max_payload, 4 * max_payload] {
-        let told = Outcome::Dead { reason: "\u{1}".repeat(length) };
+        let told = Outcome::Dead { reason: "x".repeat(length) };
         store.save_outcome(&counter, &id, 1, &told).await.unwrap();
         let kept = store.outcome(&counter, &id).await.unwrap().unwrap();
-        assert_eq!(kept, told.clone().shortened(), "{length}");
+        assert_eq!(kept, told.clone().kept(), "{length}");
         assert_eq!(kept == told, length <= most, "{length}");
     }
     // The largest that there can be.
@@ -189,7 +189,7 @@ async fn outcomes() {
     let violations = (0..1_000).map(|_| Violation { field: text(), reason: text() }).collect();
     let told = Outcome::InvalidPayload { violations };
     store.save_outcome(&counter, &id, 1, &told).await.unwrap();
-    assert_eq!(store.outcome(&counter, &id).await.unwrap(), Some(told.shortened()));
+    assert_eq!(store.outcome(&counter, &id).await.unwrap(), Some(told.kept()));
     servers.stop().await;
 }
 
