@@ -2,6 +2,7 @@
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
+use flexcore_broker::size::encoded_bytes;
 
 use crate::{Error, EventStore, aside, kept, subjects, topology};
 
@@ -19,7 +20,7 @@ impl EventStore {
     ) -> Result<(), Error> {
         let bytes_max = self.client.max_payload();
         let (all, body) = aside::fitted(reason, subject, headers, body, bytes_max);
-        let bytes = body.len();
+        let bytes = encoded_bytes(&all, body.len());
         let to = kept::dead_subject(kind, subject, bytes);
         self.acknowledged.store(to, all, body).await?;
         self.wrote(topology::DEAD, subjects::tenant(subject), bytes);

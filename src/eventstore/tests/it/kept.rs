@@ -54,6 +54,29 @@ async fn a_flood_of_dead_letters_evicts_nobody_elses() {
     servers.stop().await;
 }
 
+/// A message was taken for its body alone, and one of headers for a small one: nobody had a share.
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_of_dead_letters_count_too() {
+    let (servers, store) = start().await;
+    shrink(&store, topology::DEAD, 16 << 20).await;
+    for _ in 0..20 {
+        bury(&store, "calm", 500).await;
+    }
+    let mut headers = HeaderMap::new();
+    for number in 0..6 {
+        headers.insert(format!("X-Filler-{number}").as_str(), "x".repeat(10_000));
+    }
+    // Half as much again as fits.
+    for _ in 0..400 {
+        let (subject, body) = ("cmd.flood.counter.c1.add", Bytes::new());
+        store.bury("command", "a test", subject, Some(&headers), body).await.unwrap();
+    }
+    assert_eq!(dead_of(&store, "calm").await, 20);
+    let flood = dead_of(&store, "flood").await;
+    assert!((100..270).contains(&flood), "{flood} of its last are left");
+    servers.stop().await;
+}
+
 fn key(tenant: &str) -> AggregateKey {
     key_of(tenant, "c1")
 }
