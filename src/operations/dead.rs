@@ -1,14 +1,18 @@
 //! Dead letters: what could not be processed, to look at and to requeue.
 
+use std::error::Error as _;
+
 use async_nats::{
     HeaderMap,
     header::HeaderValue,
     jetstream::{
+        self, ErrorCode,
+        context::{PublishError, PublishErrorKind},
         message::StreamMessage,
         stream::{DirectGetErrorKind, RawMessageErrorKind, Stream},
     },
 };
-use flexcore_domain::command::header;
+use flexcore_domain::{command::header, limits::QUEUED_BYTES_MAX};
 use flexcore_eventstore::{EventStore, commands::published_subject, topology};
 use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;
@@ -57,9 +61,8 @@ impl Letters {
     }
 
     /// Publishes a dead command to its first subject and takes it off the list. Fails when it is none,
-    /// or not whole.
-    // Its number makes the message id, so that a crash between the two does not send it twice within the
-    // broker's window; after that, the command id that travels with it does.
+    /// not whole, or too large for the queue.
+    // A crash between the two has it sent twice. The command id that travels with it has it done once.
     pub async fn requeue(&self, number: u64) -> Result<(), Error> {
         let dead = self.get(number).await?;
         let subject = published_subject(&dead.subject()).ok_or(Error::NoCommand(number))?;
@@ -70,11 +73,17 @@ impl Letters {
                 values.iter().for_each(|value| headers.append(name, value.as_str()));
             }
         }
-        let id = dead.header(header::OWN_COMMAND_ID);
-        headers.insert(header::COMMAND_ID, format!("{id}:requeue:{number}"));
+        // One that came without an id would be put aside again.
+        if headers.get(header::OWN_COMMAND_ID).is_none() {
+            headers.insert(header::COMMAND_ID, format!("requeue:{number}"));
+        }
         let jetstream = self.store.jetstream();
-        let sent = jetstream.publish_with_headers(subject, headers, dead.0.payload);
-        sent.await.map_err(Error::NotSent)?.await.map_err(Error::NotRequeued)?;
+        let refused = |error: PublishError, or: fn(PublishError) -> Error| {
+            if is_too_large(&error) { Error::TooLarge(number) } else { or(error) }
+        };
+        let sent = jetstream.publish_with_headers(subject, headers, dead.0.payload).await;
+        let sent = sent.map_err(|error| refused(error, Error::NotSent))?;
+        sent.await.map_err(|error| refused(error, Error::NotRequeued))?;
         let deleted = self.stream.delete_message(number).await.map_err(Error::StillListed)?;
         if deleted { Ok(()) } else { Err(Error::TakenOff(number)) }
     }
@@ -171,6 +180,18 @@ impl Letter {
             )));
         }
         Ok(())
+    }
+}
+
+/// True if the message was refused for its size, and would be each time.
+fn is_too_large(error: &PublishError) -> bool {
+    let answer = error.source().and_then(|source| source.downcast_ref::<jetstream::Error>());
+    match answer.map(jetstream::Error::error_code) {
+        Some(code) => {
+            [ErrorCode::STREAM_MESSAGE_EXCEEDS_MAXIMUM, ErrorCode::STREAM_HEADER_EXCEEDS_MAXIMUM]
+                .contains(&code)
+        }
+        None => error.kind() == PublishErrorKind::MaxPayloadExceeded,
     }
 }
 

@@ -8,7 +8,7 @@ use async_nats::jetstream::{
 };
 use flexcore_cluster as cluster;
 use flexcore_definition::Problem;
-use flexcore_domain::InvalidName;
+use flexcore_domain::{InvalidName, limits::QUEUED_BYTES_MAX};
 use flexcore_eventstore::{self as eventstore, catalog};
 use flexcore_readmodel as readmodel;
 
@@ -127,6 +127,12 @@ pub enum Error {
     /// The command was sent, and no acknowledgement came.
     #[error("the command was not requeued; try again")]
     NotRequeued(#[source] PublishError),
+    /// The command is larger than the queue takes.
+    #[error(
+        "{0} cannot be requeued: the queue takes {QUEUED_BYTES_MAX} bytes of a command at most, its \
+         headers among them; send it again from where it came, with less"
+    )]
+    TooLarge(u64),
     /// The command was requeued and not taken off the list.
     #[error("requeued, but still on the list; requeue it again, nothing is done twice")]
     StillListed(#[source] DeleteMessageError),
@@ -174,6 +180,7 @@ impl Error {
             | Self::Superseded
             | Self::NoLetter(_)
             | Self::NoCommand(_)
+            | Self::TooLarge(_)
             | Self::NotWhole(_)
             | Self::TakenOff(_) => false,
         }
@@ -219,6 +226,7 @@ mod tests {
             Error::Overtaken("flights".to_owned()),
             Error::NotTakenUp,
             Error::NoLetter(7),
+            Error::TooLarge(7),
         ];
         for error in mended {
             assert!(!error.is_passing(), "{error:?}");

@@ -1,6 +1,7 @@
 //! Commands over NATS: stored, processed, asked for later; and what becomes of those that can't be.
 
 use async_nats::{HeaderMap, jetstream};
+use flexcore_domain::limits::QUEUED_BYTES_MAX;
 use serde_json::{Value, json};
 
 use crate::support::{Dev, Http, app, eventually};
@@ -353,6 +354,46 @@ async fn what_was_cut_to_be_put_aside_is_not_requeued() {
     let said = String::from_utf8_lossy(&requeued.stderr).into_owned();
     assert!(!requeued.status.success() && said.contains("had 2000000 bytes"), "{said}");
     assert_eq!(dead(&dev, "cut").await.len(), 1, "it is still on the list");
+}
+
+/// A header that nobody reads made one too large that had room, and "try again" was said of it.
+#[tokio::test]
+async fn a_requeue_that_is_too_large_is_final() {
+    let dev = Dev::shared();
+    let (queue, own) = (Queue::of(&dev).await, "Flexcore-Command-Id");
+    let why = [("Flexcore-Reason", "a test"), ("Flexcore-Subject", "cmd.largest.account.a-1.open")];
+    let most = QUEUED_BYTES_MAX;
+    for (bytes, is_taken) in [(most - 1, true), (most, true), (most + 1, false)] {
+        let id = format!("c-{bytes}");
+        let block = format!("NATS/1.0\r\n{own}: {id}\r\n\r\n");
+        let body = "x".repeat(bytes - block.len());
+        queue.put("dead.command", &[&[(own, id.as_str())][..], &why].concat(), body).await;
+        // One that is taken comes again for another reason: no payload is so long.
+        let is_it = |letter: &Value| {
+            letter["headers"][own] == json!(id) && letter["reason"] == json!("a test")
+        };
+        let letters = dead(&dev, "largest").await;
+        let letter = letters.iter().find(|letter| is_it(letter)).expect("it is on the list");
+        let requeued = dev.run_async(&["dead", "requeue", &letter["number"].to_string()]).await;
+        let said = String::from_utf8_lossy(&requeued.stderr).into_owned();
+        assert_eq!(requeued.status.success(), is_taken, "{bytes}: {said}");
+        let is_final = said.contains("cannot be requeued") && !said.contains("try again");
+        assert_ne!(is_taken, is_final, "{bytes}: {said}");
+        let left = dead(&dev, "largest").await;
+        assert_eq!(left.iter().any(is_it), !is_taken, "{bytes}: is it on the list?");
+    }
+}
+
+/// Its number in the list makes its id.
+#[tokio::test]
+async fn a_dead_command_without_an_id_gets_one_when_it_is_requeued() {
+    let dev = Dev::shared();
+    let (queue, http) = (Queue::of(&dev).await, dev.http("unnamed"));
+    queue.put("cmd.unnamed.account.a-1.open", &[], r#"{"owner":"Ann","team":"red"}"#).await;
+    let number = dead_of(&dev, "unnamed", 1).await[0]["number"].to_string();
+    dev.succeed(&["dead", "requeue", &number]);
+    let done = outcome(&http, "account", "a-1", &format!("requeue:{number}")).await;
+    assert_eq!(done["status"], json!("accepted"), "{done}");
 }
 
 /// Such a command was read as the first id's and actor's, lay aside as the last's, and was requeued under
