@@ -17,6 +17,8 @@ mod labels;
 mod loops;
 #[path = "tidy/meanings.rs"]
 mod meanings;
+#[path = "tidy/named.rs"]
+mod named;
 #[path = "tidy/paths.rs"]
 mod paths;
 #[path = "tidy/picture.rs"]

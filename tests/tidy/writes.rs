@@ -2,9 +2,9 @@
 //! it with the largest. A message that is too large is refused for ever, and was once retried like
 //! an outage.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
-use crate::{none, sources};
+use crate::{named, none, sources};
 
 /// Calls of the client library that send, and of ours that are called alike. Buckets are written by
 /// publishing, with a condition; the library's own way of writing to them is not used.
@@ -20,14 +20,19 @@ const SENDS: &[&str] = &[
     "kv::",
 ];
 
-/// Where such calls are, how many, why none is too large, and the tests that say so. Benches send what
-/// they choose.
+/// Where such calls are, how many, why none is too large, and the tests that say so, as `file::name`. Benches
+/// send what they choose.
 const WRITES: &[(&str, usize, &str, &str)] = &[
-    ("src/eventstore/lib.rs", 2, "commits: by bytes, before they are sent", "commits deployments"),
-    ("src/eventstore/dead.rs", 1, "it is cut to fit", "what_is_put_aside"),
-    ("src/eventstore/outcomes.rs", 1, "it is cut to fit", "outcomes"),
-    ("src/broker/publish.rs", 5, "each message is checked as encoded", "commits"),
-    ("src/broker/acknowledged.rs", 2, "each message is checked as encoded", "snapshots"),
+    (
+        "src/eventstore/lib.rs",
+        2,
+        "commits: by bytes, before they are sent",
+        "sizes::commits sizes::deployments",
+    ),
+    ("src/eventstore/dead.rs", 1, "it is cut to fit", "sizes::what_is_put_aside"),
+    ("src/eventstore/outcomes.rs", 1, "it is cut to fit", "sizes::outcomes"),
+    ("src/broker/publish.rs", 5, "each message is checked as encoded", "sizes::commits"),
+    ("src/broker/acknowledged.rs", 2, "each message is checked as encoded", "sizes::snapshots"),
     ("src/broker/inbox.rs", 2, "questions: a subject and numbers", QUESTION),
     ("src/broker/clock.rs", 1, "a question without a body", QUESTION),
     ("src/eventstore/deployed.rs", 1, "a question for one subject", QUESTION),
@@ -46,23 +51,24 @@ const WRITES: &[(&str, usize, &str, &str)] = &[
     ("src/queue/message.rs", 1, "a question for one number", QUESTION),
     ("src/eventstore/snapshot.rs", 2, "not kept where it is larger than a message", SNAPSHOTS),
     ("src/cluster/bucket.rs", 2, "records: ids are cut, places are counted", RECORDS),
-    ("src/cluster/owners.rs", 1, "questions: a payload has a limit of its own", "commands"),
-    ("src/gateway/routes/commands.rs", 1, "by the publisher of commands", "commands"),
+    ("src/cluster/owners.rs", 1, "questions: a payload has a limit of its own", "sizes::commands"),
+    ("src/gateway/routes/commands.rs", 1, "by the publisher of commands", "sizes::commands"),
     ("workers/command/requests.rs", 1, "answers: texts are cut, a state is bounded", ANSWERS),
     ("src/operations/deploy.rs", 1, "a question for one name", QUESTION),
-    ("src/operations/dead.rs", 1, "a whole command, which the stream has taken before", "commands"),
-    ("src/demo/lib.rs", 1, "by the publisher of commands", "commands"),
+    ("src/operations/dead.rs", 1, "what the stream does not take is told as final", REQUEUES),
+    ("src/demo/lib.rs", 1, "by the publisher of commands", "sizes::commands"),
     ("src/http/client.rs", 1, "over HTTP: nothing goes to the broker", QUESTION),
-    ("src/publish.rs", 1, "its user is told what the stream says", "commands"),
+    ("src/publish.rs", 1, "its user is told what the stream says", "sizes::commands"),
 ];
 
 /// Names are bounded, and so is what is asked about them.
-const QUESTION: &str = "a_subject_of_the_longest_names_is_short";
-const PROGRESS: &str = "progress_fits_a_message_whatever_it_says";
-const SNAPSHOTS: &str = "snapshots full_blocks_of_fingerprints";
+const QUESTION: &str = "names::a_subject_of_the_longest_names_is_short";
+const PROGRESS: &str = "claim::progress_fits_a_message_whatever_it_says";
+const REQUEUES: &str = "nats_commands::a_requeue_that_is_too_large_is_final";
+const SNAPSHOTS: &str = "sizes::snapshots sizes::full_blocks_of_fingerprints";
 const RECORDS: &str =
-    "whatever_members_are_called_no_record_is_larger_than_the_broker_was_asked_for";
-const ANSWERS: &str = "a_reply_about_a_state_fits_a_message_whatever_it_quotes";
+    "size::whatever_members_are_called_no_record_is_larger_than_the_broker_was_asked_for";
+const ANSWERS: &str = "command::a_reply_about_a_state_fits_a_message_whatever_it_quotes";
 
 #[test]
 fn every_write_to_the_broker_has_its_bound_and_a_test() {
@@ -96,15 +102,10 @@ fn every_write_to_the_broker_has_its_bound_and_a_test() {
     }
     let gone = listed.keys().filter(|path| !found.contains_key(**path));
     findings.extend(gone.map(|path| format!("{path}: writes nothing; take it off WRITES")));
-    let tests: BTreeSet<&str> = sources
-        .iter()
-        .filter(|source| source.is("rs"))
-        .flat_map(|source| source.text.lines())
-        .filter_map(|line| line.trim_start().split("fn ").nth(1)?.split('(').next())
-        .collect();
+    let tests = named::tests(&sources);
     let named =
         WRITES.iter().flat_map(|(path, .., all)| all.split(' ').map(move |test| (path, test)));
-    let missing = named.filter(|(_, test)| !tests.contains(test));
+    let missing = named.filter(|(_, test)| !tests.contains(*test));
     findings.extend(missing.map(|(path, test)| format!("{path}: there is no test {test}")));
     none(findings);
 }
