@@ -149,8 +149,15 @@ async fn what_is_put_aside() {
         store.bury("command", &reason, "cmd.a.b.c.d", headers.as_ref(), body).await.unwrap();
         last_dead(&store).await
     };
-    // The last that the client library lets through, with and without headers that fill it.
-    for size in [1_000, 300_000, max_payload - 1, max_payload] {
+    // As much is kept of what is too large as is kept whole.
+    let most = bury(None, max_payload).await.1.len();
+    for (size, is_whole) in around(most) {
+        let (kept, body) = bury(None, size).await;
+        assert_eq!(kept.get(header::DEAD_BODY_BYTES).is_none(), is_whole, "{size}");
+        assert_eq!(body.len(), size.min(most), "{size}");
+    }
+    // The last that the client library lets through, with and without headers that fill it, and one more.
+    for size in [1_000, 300_000, max_payload - 1, max_payload, max_payload + 1] {
         let (kept, body) = bury(None, size).await;
         let cut = kept.get(header::DEAD_BODY_BYTES).map(|value| value.as_str().to_owned());
         assert_eq!(cut, (body.len() < size).then(|| size.to_string()), "{size}");
