@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{none, sources};
+use crate::{named, none, sources};
 
 /// What a retry is made of: loops that end from within or by time, pauses, and how these grow.
 const PAUSES: &[&str] = &[
@@ -108,6 +108,66 @@ const LOOPS: &[(&str, usize, &str)] = &[
     ("workers/queue/purge.rs", 2, LOOKS),
 ];
 
+/// Files of LOOPS, and the tests that try them with an error that no retry cures, as `file::name`. Of the
+/// others the sentence alone says so.
+const TRIED: &[(&str, &[&str])] = &[
+    ("src/demo/lib.rs", &["lib::a_passing_error_does_not_end_the_demo"]),
+    (
+        "src/eventstore/folded.rs",
+        &[
+            "folded::a_commit_that_cannot_be_read_is_news_for_its_state_alone_and_reading_ends_with_the_last",
+        ],
+    ),
+    (
+        "src/eventstore/subscribe.rs",
+        &["subscription::a_log_that_was_replaced_by_another_is_not_waited_for"],
+    ),
+    (
+        "src/installation/connect.rs",
+        &["logins::a_refused_login_ends_the_start_and_says_what_to_do"],
+    ),
+    ("src/installation/open.rs", &["open::what_a_person_must_mend_is_not_waited_for"]),
+    (
+        "src/operations/deploy.rs",
+        &["definitions::what_would_make_recorded_events_unreadable_is_refused"],
+    ),
+    ("src/readmodel/readers.rs", &["unstopped::a_query_that_cannot_be_stopped_keeps_its_place"]),
+    (
+        "src/resilience/circuit.rs",
+        &["downstream::a_target_that_stays_away_gets_a_probe_a_pause_and_no_more"],
+    ),
+    ("src/resilience/endpoints.rs", &["tests::a_refusal_is_an_answer_and_is_not_asked_elsewhere"]),
+    ("src/resilience/retry.rs", &["retry::a_call_is_tried_again_a_bounded_number_of_times"]),
+    ("src/servers/nats.rs", &["lifetime::a_taken_port_is_an_error_that_quotes_the_server"]),
+    (
+        "workers/command/lane/loading.rs",
+        &["lane_tests::a_changed_commit_is_noticed_and_answers_no_command"],
+    ),
+    (
+        "workers/command/perform.rs",
+        &["lane_tests::a_changed_commit_is_noticed_and_answers_no_command"],
+    ),
+    (
+        "workers/command/queue.rs",
+        &[
+            "unstored::the_largest_command_that_there_can_be_is_put_aside_and_the_next_is_done",
+            "unstored::a_commit_that_is_too_large_is_put_aside_and_the_next_is_done",
+            "queue::a_queue_that_is_behind_is_asked_again_and_lost_when_it_stays_so",
+        ],
+    ),
+    ("workers/projection.rs", &["projection::a_damaged_log_is_no_outage"]),
+    ("workers/projection/commit.rs", &["main::events_become_rows_and_bad_ones_are_parked"]),
+    (
+        "workers/projection/indexing.rs",
+        &["indexes::a_version_serves_without_the_index_that_cannot_be_made"],
+    ),
+    (
+        "workers/projection/readers.rs",
+        &["readers::a_shared_read_model_that_postgres_refuses_stops"],
+    ),
+    ("workers/projection/upcast.rs", &["runaways::a_hostile_application_holds_up_no_other"]),
+];
+
 /// Nothing is tried again: it goes on with what comes next, and ends with it.
 const READS: &str = "the end of what it reads";
 const PAGES: &str = "the last page, and every error";
@@ -116,8 +176,9 @@ const LOOKS: &str = "the stop: nothing waits for a look";
 
 #[test]
 fn every_loop_that_may_try_again_says_what_ends_it() {
+    let sources = sources();
     let mut found: BTreeMap<String, usize> = BTreeMap::new();
-    for source in sources().iter().filter(|it| it.is("rs") && it.below(&["src", "workers"])) {
+    for source in sources.iter().filter(|it| it.is("rs") && it.below(&["src", "workers"])) {
         if source.path.starts_with("src/bench") {
             continue;
         }
@@ -136,11 +197,20 @@ fn every_loop_that_may_try_again_says_what_ends_it() {
                  it tries fails for good"
             )),
             None => findings.push(format!(
-                "{path}: a loop or a pause: say in LOOPS what ends it when what it tries fails for good"
+                "{path}: a loop or a pause: say in LOOPS what ends it when what it tries fails for good, \
+                 and in TRIED which test shows that"
             )),
         }
     }
     let gone = LOOPS.iter().filter(|(path, ..)| !found.contains_key(*path));
     findings.extend(gone.map(|(path, ..)| format!("{path}: has none; take it off LOOPS")));
+    let tests = named::tests(&sources);
+    for (path, tried) in TRIED {
+        if !LOOPS.iter().any(|(listed, ..)| listed == path) {
+            findings.push(format!("{path}: it is in TRIED, and not in LOOPS"));
+        }
+        let missing = tried.iter().filter(|test| !tests.contains(**test));
+        findings.extend(missing.map(|test| format!("{path}: there is no test {test}")));
+    }
     none(findings);
 }
