@@ -38,8 +38,8 @@ pub(crate) struct Cluster<'a> {
 }
 
 impl<'a> Cluster<'a> {
-    /// Starts everything with so many workers, and waits until it serves.
-    pub(crate) fn up(engine: &'a Engine, workers: usize) -> Self {
+    /// Starts everything as README.md says, and waits until it serves.
+    pub(crate) fn up(engine: &'a Engine) -> Self {
         let compose = std::env::var("FLEXCORE_COMPOSE").unwrap_or("docker-compose".to_owned());
         let compose = compose.split_whitespace().map(str::to_owned).collect();
         // Free a moment ago; on loopback only.
@@ -51,11 +51,11 @@ impl<'a> Cluster<'a> {
         engine.run("secrets", "deploy/secrets.sh", &[]);
         cluster.compose(&["down", "--volumes", "--remove-orphans"]);
         let start = Instant::now();
-        cluster.compose(&["up", "--detach", "--scale", &format!("worker={workers}")]);
+        cluster.compose(&["up", "--detach", "--scale", "worker=4"]);
         cluster.all_healthy();
-        assert_eq!(cluster.containers("worker").len(), workers);
+        assert_eq!(cluster.containers("worker").len(), 4);
         assert_eq!(cluster.containers("gateway").len(), 2);
-        say(&format!("up with {workers} workers: {:.0} s", start.elapsed().as_secs_f64()));
+        say(&format!("up with 4 workers: {:.0} s", start.elapsed().as_secs_f64()));
         cluster
     }
 
@@ -266,6 +266,21 @@ impl<'a> Cluster<'a> {
         let found = self.cli(&query);
         assert!(found.to_string().contains(id), "{found}");
         say(&format!("flights: {found}"));
+        self.all_well();
+    }
+
+    /// Waits until everything has an owner and every copy is up to date, as a user asks for it.
+    fn all_well(&self) {
+        let start = Instant::now();
+        loop {
+            let shown = self.try_compose(&["run", "--rm", "-T", "cli", "cluster"]);
+            let (out, err) = texts(&shown);
+            if shown.status.success() {
+                return say(out.trim_end());
+            }
+            assert!(start.elapsed() < HEALTHY_WAIT, "{out}\n{err}");
+            std::thread::sleep(Duration::from_millis(300));
+        }
     }
 
     /// Ours end by themselves when asked, and with success.

@@ -33,7 +33,7 @@ async fn no_acknowledged_command_is_lost_whatever_container_goes() {
     }
     let seed = seed("compose");
     let engine = Engine::start();
-    let cluster = Cluster::up(&engine, 4);
+    let cluster = Cluster::up(&engine);
     cluster.is_confined();
     let (_folder, bank) = app::bank().write();
     cluster.flexcore(&["apply", &bank]);

@@ -2,6 +2,7 @@
 //! stands, or is named here with the test that runs it. A block that nothing runs fails.
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::unix::fs::symlink,
     path::Path,
@@ -64,10 +65,55 @@ impl Block {
         out
     }
 
-    /// Another test runs it: this one, in this file.
-    fn runs_elsewhere(&self, file: &str, test: &str) {
+    /// Another test runs it: the first of these functions, which calls the others.
+    fn runs_elsewhere(&self, program: &str, functions: &[Function]) {
+        let place = &self.place;
+        assert!(functions[0].is_test, "{place}: {} is no test", functions[0].name);
+        for called in functions[1..].iter().map(|function| function.name) {
+            let calls = |function: &Function| function.body.contains(&format!("{called}("));
+            assert!(functions.iter().any(calls), "{place}: nothing calls {called}");
+        }
+        let missing = self.not_in(program, functions);
+        assert!(missing.is_empty(), "{place}: no test has {missing:?} in its texts");
+    }
+
+    /// The block's words that stand in no text of these functions. They start the program in their own
+    /// way.
+    fn not_in(&self, program: &str, functions: &[Function]) -> Vec<&'static str> {
+        let said: BTreeSet<String> = functions.iter().flat_map(Function::words).collect();
+        let commands = self.text.lines().flat_map(|line| line.split(" && "));
+        let arguments = commands.map(|command| command.strip_prefix(program).unwrap_or(command));
+        let words = arguments.flat_map(str::split_whitespace);
+        words.filter(|word| !said.contains(*word)).collect()
+    }
+}
+
+/// A function of a test, in a file below `tests/`.
+struct Function {
+    name: &'static str,
+    is_test: bool,
+    body: String,
+}
+
+impl Function {
+    fn read(file: &str, name: &'static str) -> Self {
         let text = fs::read_to_string(Path::new("tests").join(file)).unwrap();
-        assert!(text.contains(&format!("fn {test}(")), "{}: no {test} in {file}", self.place);
+        let head = format!("fn {name}(");
+        let (before, body) =
+            text.split_once(&head).unwrap_or_else(|| panic!("there is no {name} in {file}"));
+        let (above, line) = before.rsplit_once('\n').unwrap();
+        let indent: String = line.chars().take_while(|character| *character == ' ').collect();
+        let (body, _) = body.split_once(&format!("\n{indent}}}\n")).expect("it ends");
+        let attribute = above.lines().last().unwrap_or_default();
+        let is_test = attribute == "#[test]" || attribute.starts_with("#[tokio::test");
+        Self { name, is_test, body: body.to_owned() }
+    }
+
+    /// The words of its texts.
+    fn words(&self) -> Vec<String> {
+        let body = self.body.replace("\\\"", "");
+        let texts = body.split('"').skip(1).step_by(2);
+        texts.flat_map(str::split_whitespace).map(str::to_owned).collect()
     }
 }
 
@@ -106,12 +152,10 @@ fn run_the_readme() {
         match block.language {
             "mermaid" => {}
             "sh" if block.begins_with("cargo run --release -- demo\n") => {
-                let test = "a_month_of_flights_gives_the_numbers_of_the_data_set";
-                block.runs_elsewhere("integration/flights.rs", test);
+                block.runs_elsewhere("cargo run --release --", &[demo()]);
             }
-            "sh" if block.text == "cargo test\n" => {
-                block.runs_elsewhere("integration/documents.rs", "run_the_readme");
-            }
+            // This test runs by it.
+            "sh" if block.text == "cargo test\n" => {}
             "sh" if block.begins_with("cargo build --release && ") => {
                 serving = Some(serve(&block, place.path()));
             }
@@ -131,13 +175,44 @@ fn run_the_readme() {
                 }
             }
             "sh" if block.begins_with("deploy/secrets.sh && deploy/image.sh\n") => {
-                let test = "no_acknowledged_command_is_lost_whatever_container_goes";
-                block.runs_elsewhere("compose/main.rs", test);
+                block.runs_elsewhere("docker compose", &compose());
             }
             language => panic!("{}: nothing runs this block ({language})", block.place),
         }
     }
     serving.expect("the document says how to serve").terminate();
+}
+
+/// The test that runs the demo.
+fn demo() -> Function {
+    let test = "a_month_of_flights_gives_the_numbers_of_the_data_set";
+    Function::read("integration/flights.rs", test)
+}
+
+/// The test that runs the cluster, and what it does with it.
+fn compose() -> [Function; 6] {
+    let test = "no_acknowledged_command_is_lost_whatever_container_goes";
+    [
+        Function::read("compose/main.rs", test),
+        Function::read("compose/engine.rs", "start"),
+        Function::read("compose/cluster.rs", "up"),
+        Function::read("compose/cluster.rs", "cli"),
+        Function::read("compose/cluster.rs", "flights"),
+        Function::read("compose/cluster.rs", "all_well"),
+    ]
+}
+
+/// That a test of some name was there was enough, whatever it ran.
+#[test]
+fn an_example_that_no_test_runs_as_it_stands_is_found() {
+    let block = |text| Block { place: "a document".to_owned(), language: "sh", text };
+    let program = "cargo run --release --";
+    assert_eq!(block("cargo run --release -- demo\n").not_in(program, &[demo()]), [""; 0]);
+    let other = block("cargo run --release -- demo --full\n");
+    assert_eq!(other.not_in(program, &[demo()]), ["--full"]);
+    let other = block("deploy/image.sh && deploy/other.sh\ndocker compose up --scale worker=5\n");
+    assert_eq!(other.not_in("docker compose", &compose()), ["deploy/other.sh", "worker=5"]);
+    assert!(demo().is_test && !compose()[1].is_test);
 }
 
 /// Publishes a block of commands twice, as after a failure, and waits until they are events.
