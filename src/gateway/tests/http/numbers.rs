@@ -1,8 +1,9 @@
 //! Numbers that clients choose, where they meet arithmetic.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use flexcore_eventstore::Expected;
+use serde_json::{Map, Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -40,34 +41,153 @@ const NUMBERS: [&str; 22] = [
     "%D9%A1",
 ];
 
-/// Every place where the API takes a number: a path, or a header of a command. `#` is the number.
-const PATHS: [&str; 13] = [
-    "/v1/events?after=1-0-#",
-    "/v1/events?after=1-#-1",
-    "/v1/aggregates/flight/UA1?at_version=#",
-    "/v1/aggregates/flight/UA1/events?after_version=#",
-    "/v1/aggregates/flight/UA1/events?limit=#",
-    "/v1/query/flights?limit=#",
-    "/v1/query/flights?delay=gte.#",
-    "/v1/query/flights/explain?delay=gte.#",
-    "/v1/query/flights/explain?limit=#",
-    "/v1/queries/delays?least=#",
-    "/v1/queries/delays/explain?least=#",
-    "/v1/query/flights?min_position=1-0-#&wait_ms=1",
-    "/v1/query/flights?min_position=1-0-1&wait_ms=#",
+/// A place for a number in each kind of text: `#` stands for it. The list has every text that the API's
+/// document names, also those with no number in them.
+const TEXTS: &[(&str, &[&str])] = &[
+    ("after", POSITIONS),
+    ("Last-Event-ID", POSITIONS),
+    ("min_position", POSITIONS),
+    // The numbers in it are tried where it is read, with its rows.
+    ("cursor", &["#"]),
+    ("If-Match", &["\"#\""]),
+    ("If-None-Match", &["\"#\"", "W/\"#\""]),
+    ("Prefer", &["wait=#", "respond-async, wait=#"]),
+    ("Idempotency-Key", &[]),
+    ("Flexcore-Correlation-Id", &[]),
+    ("Flexcore-Causation-Id", &[]),
+    ("fields", &[]),
+    ("sort", &[]),
 ];
-const HEADERS: [(&str, &str); 10] = [
-    ("/v1/events", "Last-Event-ID: 1-0-#"),
-    ("/v1/aggregates/flight/UA1", "If-None-Match: \"#\""),
-    ("/v1/aggregates/flight/UA1", "Flexcore-Timeout-Ms: #"),
-    ("/v1/query/flights", "Flexcore-Timeout-Ms: #"),
-    ("/v1/queries/delays", "Flexcore-Timeout-Ms: #"),
-    ("/v1/commands/c-1?aggregate=flight&id=UA1", "Flexcore-Timeout-Ms: #"),
-    ("/v1/commands/flight/UA1/depart", "Prefer: respond-async, wait=#"),
-    ("/v1/commands/flight/UA1/conflict", "If-Match: \"#\""),
-    ("/v1/commands/flight/UA1/conflict", "Prefer: wait=#"),
-    ("/v1/commands/flight/UA1/conflict", "Flexcore-Timeout-Ms: #"),
+const POSITIONS: &[&str] = &["1-0-#", "1-#-1"];
+/// Parts of paths and parameters that name something, and what they name here.
+const NAMES: &[(&str, &str)] = &[
+    ("aggregate", "flight"),
+    ("id", "UA1"),
+    ("command_id", "c-1"),
+    ("read_model", "flights"),
+    ("name", "delays"),
+    ("code", "not-found"),
 ];
+/// What goes with a parameter: a wait needs a position, and a position a short wait.
+const BESIDE: &[(&str, &str)] = &[("min_position", "wait_ms=1"), ("wait_ms", "min_position=1-0-1")];
+
+/// Where numbers stand in a parameter's values.
+fn texts(parameter: &Value) -> &'static [&'static str] {
+    let is_number = |schema: &Value| schema["type"] == "integer" || schema["type"] == "number";
+    if is_number(&parameter["schema"]) {
+        return &["#"];
+    }
+    // A filter of a read model is a text whatever its column has.
+    let column = &parameter["x-column-type"];
+    if column.is_object() {
+        return if is_number(column) { &["#", "gte.#", "in.1,#"] } else { &[] };
+    }
+    let name = parameter["name"].as_str().unwrap();
+    if NAMES.iter().any(|(known, _)| *known == name) {
+        return &[];
+    }
+    let known = TEXTS.iter().find(|(known, _)| *known == name);
+    known.unwrap_or_else(|| panic!("{name}: say in TEXTS where a number stands in it")).1
+}
+
+/// The parameters of a path, as the document has them.
+fn parameters<'a>(document: &'a Value, path: &str) -> Vec<&'a Value> {
+    let operations = document["paths"][path].as_object().into_iter().flat_map(Map::values);
+    let all = operations.filter_map(|operation| operation["parameters"].as_array()).flatten();
+    let whole = |parameter: &'a Value| match parameter["$ref"].as_str() {
+        Some(place) => document.pointer(place.trim_start_matches('#')).unwrap(),
+        None => parameter,
+    };
+    all.map(whole).collect()
+}
+
+/// The path with names in it.
+fn named(path: &str) -> String {
+    let named = NAMES
+        .iter()
+        .fold(path.to_owned(), |path, (part, name)| path.replace(&format!("{{{part}}}"), name));
+    assert!(!named.contains('{'), "{named}: say in NAMES what it names");
+    named
+}
+
+/// What a request needs beside this parameter.
+fn beside(all: &[&Value], name: &str) -> Vec<String> {
+    let is_needed =
+        |it: &Value| it["in"] == "query" && it["required"] == true && it["name"] != name;
+    let with_value = |it: &Value| {
+        let needed = it["name"].as_str().unwrap();
+        let known = NAMES.iter().find(|(known, _)| *known == needed);
+        format!("{needed}={}", known.map_or("1", |(_, value)| *value))
+    };
+    let needed = all.iter().filter(|it| is_needed(it)).map(|it| with_value(it));
+    let beside = BESIDE.iter().filter(|(of, _)| *of == name).map(|(_, it)| (*it).to_owned());
+    needed.chain(beside).collect()
+}
+
+/// Every place where the API takes a number, by its document: a path with its query, and a header.
+fn places(document: &Value) -> BTreeSet<(String, String)> {
+    let mut places = BTreeSet::new();
+    for path in document["paths"].as_object().unwrap().keys() {
+        let (mut all, path) = (parameters(document, path), named(path));
+        // It takes what the query takes that it explains.
+        if let Some(explained) = path.strip_suffix("/explain") {
+            all.extend(parameters(document, explained));
+        }
+        for parameter in &all {
+            let name = parameter["name"].as_str().unwrap();
+            for text in texts(parameter) {
+                let (mut query, mut header) = (beside(&all, name), String::new());
+                match parameter["in"].as_str() {
+                    Some("query") => query.insert(0, format!("{name}={text}")),
+                    Some("header") => header = format!("{name}: {text}"),
+                    place => panic!("{name}: a number in {place:?}"),
+                }
+                let query = query.join("&");
+                let mark = if query.is_empty() { "" } else { "?" };
+                places.insert((format!("{path}{mark}{query}"), header));
+            }
+        }
+    }
+    places
+}
+
+#[test]
+fn a_new_number_of_the_document_has_a_place() {
+    let document = json!({
+        "paths": {
+            "/v1/new/{id}": {"get": {"parameters": [
+                {"$ref": "#/components/parameters/id"},
+                {"name": "new", "in": "query", "schema": {"type": "integer"}},
+                {"name": "aggregate", "in": "query", "required": true, "schema": {"type": "string"}},
+                {"name": "New", "in": "header", "schema": {"type": "number"}},
+            ]}},
+            "/v1/query/flights": {"get": {"parameters": [
+                {"name": "id", "in": "query", "x-column-type": {"type": "string"}},
+                {"name": "min_position", "in": "query", "schema": {"type": "string"}},
+            ]}},
+            "/v1/query/{read_model}/explain": {"get": {}},
+            "/livez": {"get": {}},
+        },
+        "components": {"parameters": {"id": {"name": "id", "in": "path", "required": true}}},
+    });
+    let found = places(&document);
+    let found: Vec<_> = found.iter().map(|(path, header)| format!("{path} {header}")).collect();
+    let expected = [
+        "/v1/new/UA1?aggregate=flight New: #",
+        "/v1/new/UA1?new=#&aggregate=flight ",
+        "/v1/query/flights/explain?min_position=1-#-1&wait_ms=1 ",
+        "/v1/query/flights/explain?min_position=1-0-#&wait_ms=1 ",
+        "/v1/query/flights?min_position=1-#-1&wait_ms=1 ",
+        "/v1/query/flights?min_position=1-0-#&wait_ms=1 ",
+    ];
+    assert_eq!(found, expected);
+    let unknown = json!({"name": "new", "in": "query", "schema": {"type": "string"}});
+    std::panic::catch_unwind(|| texts(&unknown)).expect_err("nobody says if it has a number");
+    // The example application's contract has no text that is not said either.
+    let contract = include_str!("../../../../schemas/openapi.json");
+    let found = places(&serde_json::from_str(contract).unwrap());
+    assert!(found.len() > 100, "{found:#?}");
+}
 
 /// The status of the answer; 0 when the gateway hung up, as it does when a request panics.
 async fn status(gateway: &Gateway, path: &str, header: &str) -> u16 {
@@ -100,18 +220,15 @@ fn is_answer(number: &str, status: u16) -> bool {
 async fn no_number_that_a_client_sends_is_more_than_a_bad_request() {
     let gateway = start(settings()).await;
     gateway.store.append(&commit("acme", "UA1", 1..=2), Expected::default()).await.unwrap();
+    // As schemas/openapi.json, of the application that is deployed here.
+    let places = places(&gateway.get("/openapi.json").await.json());
+    assert!(places.len() > 40, "{places:#?}");
     let mut wrong = Vec::new();
     for number in NUMBERS {
-        for path in PATHS {
-            let path = path.replace('#', number);
-            let status = status(&gateway, &path, "").await;
-            if !is_answer(number, status) {
-                wrong.push(format!("{status} to {path}"));
-            }
-        }
-        for (path, header) in HEADERS {
-            let header = format!("{}\r\n", header.replace('#', number));
-            let status = status(&gateway, path, &header).await;
+        for (path, header) in &places {
+            let (path, header) = (path.replace('#', number), header.replace('#', number));
+            let line = if header.is_empty() { String::new() } else { format!("{header}\r\n") };
+            let status = status(&gateway, &path, &line).await;
             if !is_answer(number, status) {
                 wrong.push(format!("{status} to {path} with {header:?}"));
             }

@@ -252,8 +252,8 @@ fn outcome(command: &str, field: &impl Fn(&str) -> Option<String>) -> Option<Out
             assert_eq!(field(header::ACTOR).as_deref(), Some("alice"));
             assert!(field(header::ACTOR_SEAL).is_some());
             assert!(field(header::TRACEPARENT).is_some() && field(header::COMMAND_ID).is_some());
-            let expected = field(header::EXPECTED_VERSION).map_or(0, |v| v.parse().unwrap());
-            accepted(expected + 1)
+            let expected: u64 = field(header::EXPECTED_VERSION).map_or(0, |v| v.parse().unwrap());
+            accepted(expected.saturating_add(1))
         }
         "reject" => Outcome::Rejected { code: "gone".to_owned(), message: "It left.".to_owned() },
         "invalid" => Outcome::InvalidPayload {
