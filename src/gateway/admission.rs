@@ -282,6 +282,59 @@ mod tests {
         drop((first, held));
     }
 
+    /// As SHARES.md says of two tenants: of so many that one wants, so many are before the other's.
+    #[tokio::test]
+    async fn a_flood_has_an_nth_part_of_its_share_under_way_beside_another_one() {
+        let (flood, calm) = (tenant("flood"), tenant("calm"));
+        let soon = Deadline::after(Duration::from_secs(10));
+        for (wants, has) in [(32, 32), (64, 16), (320, 3)] {
+            let admission = admission(1);
+            let _other = admission.turn(&calm, soon).await.unwrap();
+            let asked = (0..limits::BESIDE / 2 + wants).map(|_| admission.turn(&flood, soon));
+            let mut asked: Vec<_> = asked.map(Box::pin).collect();
+            let first: Vec<_> =
+                asked.iter_mut().filter_map(futures::FutureExt::now_or_never).collect();
+            assert_eq!(first.len(), limits::BESIDE / 2, "a share of them is begun at once");
+            drop(first);
+            assert_eq!(admission.under_way.taken() - 1, has, "of {wants}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_queries_has_one_in_postgres_beside_another_one() {
+        let admission = admission(1);
+        let (flood, calm) = (tenant("flood"), tenant("calm"));
+        let mut asked: Vec<_> = (0..500).map(|_| Box::pin(admission.query(&flood))).collect();
+        let alone: Vec<_> = asked.iter_mut().filter_map(futures::FutureExt::now_or_never).collect();
+        assert_eq!(alone.len(), 12);
+        let _other = futures::FutureExt::now_or_never(admission.query(&calm)).expect("at once");
+        drop(alone);
+        assert_eq!(admission.queries.taken() - 1, 1);
+    }
+
+    #[tokio::test]
+    async fn refusals_that_are_told_late_are_bounded_and_the_rest_is_told_at_once() {
+        let admission = admission(1);
+        let (flood, calm) = (tenant("flood"), tenant("calm"));
+        let soon = Deadline::after(Duration::from_secs(60));
+        let mut held = vec![admission.turn(&calm, soon).await.unwrap()];
+        for _ in 0..limits::BESIDE / 2 {
+            held.push(admission.turn(&flood, soon).await.unwrap());
+        }
+        let mut waits = Box::pin(admission.turn(&flood, soon));
+        assert!(futures::poll!(waits.as_mut()).is_pending(), "it wants more than its share");
+        let refusals = (0..limits::TURNED_AWAY_MAX).map(|_| {
+            let refused = Problem::new(&problems::OVERLOADED, "too many");
+            Box::pin(admission.refuse(&flood, refused, soon))
+        });
+        let mut refusals: Vec<_> = refusals.collect();
+        let told = refusals.iter_mut().filter_map(futures::FutureExt::now_or_never).count();
+        assert_eq!(told, limits::TURNED_AWAY_MAX / 2, "the other half is told late");
+        assert!(admission.turned_away.enter(&calm).is_some(), "and another one has places");
+        drop(refusals);
+        assert_eq!(admission.turned_away.taken(), 0);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_flood_is_told_its_refusals_late_while_another_one_is_there() {
         let admission = admission(1);

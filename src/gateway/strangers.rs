@@ -171,6 +171,29 @@ mod tests {
         assert!(asked.elapsed() <= each * turns, "{:?}", asked.elapsed());
     }
 
+    /// So many tokens wait at most, and whoever sends them leaves places for others.
+    #[tokio::test]
+    async fn a_connection_that_sends_bad_tokens_without_end_leaves_places_to_another() {
+        let strangers = strangers(1);
+        let mut sent: Vec<_> = (0..UNKNOWN_MAX)
+            .map(|_| Box::pin(strangers.check(peer(0), || Err::<(), ()>(()))))
+            .collect();
+        let told: Vec<_> = sent.iter_mut().filter_map(futures::FutureExt::now_or_never).collect();
+        assert_eq!(strangers.unknown.taken(), UNKNOWN_MAX / 2);
+        let (checked, refused): (Vec<_>, Vec<_>) = told.into_iter().partition(Result::is_ok);
+        assert_eq!(checked.len(), CHECKS_AT_ONCE_MAX / 2);
+        let statuses = refused.into_iter().map(|refused| refused.unwrap_err().status().as_u16());
+        assert_eq!(
+            statuses.filter(|status| *status == 503).count(),
+            sent.len() / 2 - checked.len()
+        );
+        let other = strangers.check(peer(1), || Ok::<(), ()>(()));
+        let other = futures::FutureExt::now_or_never(other).expect("it waits for none of them");
+        assert_eq!(other.expect("it has a place"), Ok(()));
+        drop(sent);
+        assert_eq!(strangers.unknown.taken(), 0, "who hangs up waits no more");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_token_that_is_good_keeps_no_place() {
         let strangers = strangers(1);
