@@ -165,3 +165,39 @@ fn part<T: serde::de::DeserializeOwned>(text: &str, reason: &'static str) -> Res
     let json = URL_SAFE_NO_PAD.decode(text).map_err(|_| Error::Malformed(reason))?;
     serde_json::from_slice(&json).map_err(|_| Error::Malformed(reason))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{Grant, Issuer, SigningKey};
+
+    const NOW_S: u64 = 1_800_000_000;
+
+    /// Whoever is pushed out is no stranger: its signature is checked again.
+    #[test]
+    fn of_too_many_tokens_the_one_unused_for_longest_is_forgotten_and_accepted_again() {
+        let (key, _) = SigningKey::generate();
+        let verifier = Verifier::new(vec![key.public().clone()], "flexcore", "flexcore");
+        let issuer = Issuer::new(key, "flexcore", "flexcore");
+        let grant = Grant {
+            tenant: Tenant::parse("acme").unwrap(),
+            subject: ActorName::parse("alice").unwrap(),
+            lifetime: Duration::from_secs(3_600),
+        };
+        let [busy, idle] = [(); 2].map(|()| issuer.mint(&grant, NOW_S).unwrap());
+        let identity = verifier.verify(&busy, NOW_S).unwrap();
+        verifier.verify(&idle, NOW_S).unwrap();
+        for number in 0..TOKENS_CACHED_MAX {
+            let other: [u8; 32] = Sha256::digest(number.to_string()).into();
+            verifier.cache().put(other, identity.clone());
+            assert!(verifier.remembered(&busy, NOW_S).is_some(), "it is used all the time");
+        }
+        assert_eq!(verifier.cache().len(), TOKENS_CACHED_MAX);
+        assert!(verifier.remembered(&idle, NOW_S).is_none());
+        assert_eq!(verifier.verify(&idle, NOW_S), Ok(identity));
+        assert!(verifier.remembered(&idle, NOW_S).is_some(), "it is among the last ones again");
+        assert_eq!(verifier.cache().len(), TOKENS_CACHED_MAX);
+    }
+}

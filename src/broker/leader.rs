@@ -16,7 +16,7 @@ use crate::{Error, REQUEST_TIMEOUT, inbox::Inbox, unavailable};
 
 /// Questions of a process at a time: the broker drops the whole queue of its requests where too many
 /// wait, and everybody's with it.
-const ASKED_AT_ONCE_MAX: usize = 256;
+pub const ASKED_AT_ONCE_MAX: usize = 256;
 /// A question that has no answer by then is asked again: while a stream has no leader nobody has one,
 /// and the next leader does not know of it.
 const ASKED_AGAIN_AFTER: Duration = Duration::from_millis(500);

@@ -61,7 +61,7 @@ pub use select::{Filter, Op, Select};
 pub use sessions::GRACE;
 pub use status::{Serving, Status, VersionState};
 pub use version::{Ahead, Version, Versions};
-pub use wait::{Unreached, look_timeout};
+pub use wait::{Unreached, WAITERS_MAX, look_timeout};
 pub use write::{Move, Parked, Part};
 
 /// Longest wait of a statement for a lock, where nothing else is said: another process that migrates, and

@@ -16,7 +16,7 @@ use crate::{Error, ReadModels};
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// Most requests that wait at once: beyond it something is stuck, and waiting longer cures nothing.
-const WAITERS_MAX: usize = 10_000;
+pub const WAITERS_MAX: usize = 10_000;
 
 /// Where the checkpoint of a read model's slot has to be.
 type Wants = BTreeMap<(Name, u16), u64>;

@@ -9,6 +9,7 @@ mod folded;
 mod growth;
 mod interest;
 mod kept;
+mod leaders;
 mod origins;
 mod queue;
 mod reading;

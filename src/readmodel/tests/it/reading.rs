@@ -1,11 +1,11 @@
 //! Selections, cursors, named queries, and waiting for one's own writes.
 
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, task::Poll, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use flexcore_definition::{ColumnType, Operation, Parameter, QueryDefinition, ReadModelDefinition};
 use flexcore_domain::{Position, Slot};
-use flexcore_readmodel::{Error, ReadModels, Select, Settings};
+use flexcore_readmodel::{Error, ReadModels, Select, Settings, WAITERS_MAX};
 use serde_json::{Value, json};
 
 use crate::database::{self, Database, change, changes, commit, data, model, name, part, tenant};
@@ -259,5 +259,38 @@ async fn one_waits_for_ones_own_writes() {
     models.apply(&[part(&version, Vec::new(), 100, 200)]).await.unwrap();
     for waiter in waiters {
         waiter.await.unwrap().unwrap();
+    }
+}
+
+/// Whoever comes when so many wait is told so at once, and takes nothing from those who wait.
+#[tokio::test]
+async fn beyond_so_many_who_wait_the_next_is_told_so_until_one_gives_up() {
+    let database = Database::new().await;
+    let version = database.serving(&model("things", "f", &COLUMNS, [])).await;
+    let position = Position { slot: Slot::FIRST, sequence: 1 };
+    let looked = database.models.look(&[name("things")], &[position]).await.unwrap();
+    let (unreached, long) = (looked.unwrap(), Duration::from_secs(60));
+    let mut waiting: Vec<_> = (0..WAITERS_MAX).map(|_| Box::pin(unreached.reached(long))).collect();
+    for waits in &mut waiting {
+        assert!(futures::poll!(waits.as_mut()).is_pending());
+    }
+    let refused = unreached.reached(long).await;
+    assert!(matches!(refused, Err(Error::TooManyWaiters)), "{refused:?}");
+    drop(waiting.pop());
+    let late = async {
+        loop {
+            let mut late = Box::pin(unreached.reached(long));
+            match futures::poll!(late.as_mut()) {
+                Poll::Pending => return late,
+                Poll::Ready(Err(Error::TooManyWaiters)) => {}
+                Poll::Ready(other) => panic!("{other:?}"),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    waiting.push(tokio::time::timeout(long, late).await.unwrap());
+    database.models.apply(&[part(&version, Vec::new(), 0, 1)]).await.unwrap();
+    for waits in waiting {
+        assert!(waits.await.unwrap());
     }
 }
