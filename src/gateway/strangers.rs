@@ -195,6 +195,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_check_whose_turn_does_not_come_is_given_up() {
+        let strangers = strangers(1);
+        let places = (0..).map_while(|port| strangers.checks.enter(&peer(port)));
+        let held: Vec<_> = places.collect();
+        assert_eq!(held.len(), CHECKS_AT_ONCE_MAX, "one for each connection");
+        let asked = Instant::now();
+        let late = strangers.check(peer(1_000), || Ok::<(), ()>(())).await;
+        assert_eq!(late.unwrap_err().status(), 503);
+        assert_eq!(asked.elapsed(), CHECK_PATIENCE);
+        assert_eq!(strangers.unknown.taken(), 0);
+        drop(held);
+        assert!(strangers.check(peer(1_000), || Ok::<(), ()>(())).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_token_that_is_good_keeps_no_place() {
         let strangers = strangers(1);
         for port in 0..1_000 {
