@@ -147,11 +147,18 @@ impl ReadModels {
         Ok(Self { pool, sessions, settings, waiters, as_declared, built })
     }
 
-    /// Brings schemas and roles up to date, with the rights of the login of queries. Safe when
-    /// several processes do it at once. Nobody is kept waiting for long behind it: fails with
-    /// [`Error::Unavailable`] when a lock is not to be had, and with [`Error::Misconfigured`] when
-    /// there is no such login and it cannot be made.
+    /// Brings schemas and roles up to date, with the rights of the login of queries, and makes anew
+    /// what somebody dropped since they were made. Safe when several processes do it at once. Nobody
+    /// is kept waiting for long behind it: fails with [`Error::Unavailable`] when a lock is not to be
+    /// had, and with [`Error::Misconfigured`] when there is no such login and it cannot be made.
     pub async fn migrate(&self) -> Result<(), Error> {
+        self.run_migrations().await?;
+        self.make_whole().await?;
+        self.sessions.open().await
+    }
+
+    /// Runs the migrations that are not noted as done.
+    async fn run_migrations(&self) -> Result<(), Error> {
         let options = (*self.pool.connect_options()).clone();
         let acquire = self.settings.acquire_timeout;
         let once = PgPoolOptions::new().max_connections(1).acquire_timeout(acquire);
@@ -163,8 +170,7 @@ impl ReadModels {
                 Error::from(inner)
             }
             other => Error::Database(other.to_string()),
-        })?;
-        self.sessions.open().await
+        })
     }
 
     /// Checks that the login of queries owns nothing and can become nobody else. Fails with

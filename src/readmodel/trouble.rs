@@ -4,13 +4,13 @@
 use std::collections::BTreeMap;
 
 use flexcore_domain::Name;
-use sqlx::{AssertSqlSafe, Row as _};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
-use crate::{Error, ReadModels, epoch::Owned};
+use crate::{Error, ReadModels, epoch::Owned, version::LOCK_TIMEOUT_MS};
 
 /// Every table of ours. Without one of them nothing can be said of the rows.
-const INTERNALS: [&str; 6] =
-    ["projections", "checkpoints", "rebuilds", "parked", "log", "troubles"];
+const INTERNALS: [&str; 7] =
+    ["projections", "checkpoints", "rebuilds", "parked", "log", "troubles", "query_login"];
 
 impl ReadModels {
     /// Read models that cannot be managed, each with the reason.
@@ -62,24 +62,47 @@ impl ReadModels {
     /// goes, since without checkpoints nobody can say which events the rows hold: every read model
     /// is built from the log again. Returns whether anything was missing.
     pub async fn make_anew(&self) -> Result<bool, Error> {
-        let mut transaction = self.alone().await?;
-        let row = sqlx::query(
-            "select to_regnamespace('rm') is null or bool_or(to_regclass('flexcore.' || name) is null) \
-             from unnest($1::text[]) as name",
-        )
-        .bind(INTERNALS.as_slice())
-        .fetch_one(&mut *transaction)
-        .await?;
-        if !row.try_get::<bool, _>(0)? {
+        let was_missing = self.make_whole().await?;
+        if was_missing {
+            self.readers.open().await?;
+        }
+        Ok(was_missing)
+    }
+
+    /// The same, but for the login of queries. Migrations alone do not do it: they are noted as done
+    /// in another schema.
+    pub(crate) async fn make_whole(&self) -> Result<bool, Error> {
+        if !is_missing(&mut self.pool.acquire().await?).await? {
             return Ok(false);
         }
-        let sql = "drop schema if exists flexcore cascade; drop schema if exists rm cascade; \
-                   drop table if exists public._sqlx_migrations";
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *transaction).await?;
-        transaction.commit().await?;
-        self.migrate().await?;
-        Ok(true)
+        // Held until all is there: another process that looks meanwhile would drop what is half made.
+        let mut alone = self.alone().await?;
+        let was_missing = is_missing(&mut alone).await?;
+        if was_missing {
+            let drop = format!(
+                "set lock_timeout = {LOCK_TIMEOUT_MS}; drop schema if exists flexcore cascade; \
+                 drop schema if exists rm cascade; drop table if exists public._sqlx_migrations"
+            );
+            let mut other = PgConnection::connect_with(&self.pool.connect_options()).await?;
+            sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut other).await?;
+            other.close().await?;
+            self.run_migrations().await?;
+        }
+        alone.commit().await?;
+        Ok(was_missing)
     }
+}
+
+/// True if a part of what migrations have made is not there.
+async fn is_missing(connection: &mut PgConnection) -> Result<bool, Error> {
+    let row = sqlx::query(
+        "select to_regnamespace('rm') is null or bool_or(to_regclass('flexcore.' || name) is null) \
+         from unnest($1::text[]) as name",
+    )
+    .bind(INTERNALS.as_slice())
+    .fetch_one(connection)
+    .await?;
+    Ok(row.try_get(0)?)
 }
 
 /// The troubles to note anew, of the read models that are owned; `None`: a trouble that is over.

@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// Longest wait for a table's or view's lock, in milliseconds.
-const LOCK_TIMEOUT_MS: u32 = 100;
+pub(crate) const LOCK_TIMEOUT_MS: u32 = 100;
 
 /// Longest wait for another worker that makes or drops tables, in milliseconds.
 const ALONE_TIMEOUT_MS: u32 = 5_000;

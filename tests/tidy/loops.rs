@@ -131,7 +131,7 @@ const TRIED: &[(&str, &[&str])] = &[
         "src/operations/deploy.rs",
         &["definitions::what_would_make_recorded_events_unreadable_is_refused"],
     ),
-    ("src/readmodel/readers.rs", &["unstopped::a_query_that_cannot_be_stopped_keeps_its_place"]),
+    ("src/readmodel/sessions.rs", &["unstopped::a_query_that_cannot_be_stopped_keeps_its_place"]),
     (
         "src/resilience/circuit.rs",
         &["downstream::a_target_that_stays_away_gets_a_probe_a_pause_and_no_more"],
@@ -148,7 +148,7 @@ const TRIED: &[(&str, &[&str])] = &[
         &["lane_tests::a_changed_commit_is_noticed_and_answers_no_command"],
     ),
     (
-        "workers/command/queue.rs",
+        "workers/queue.rs",
         &[
             "unstored::the_largest_command_that_there_can_be_is_put_aside_and_the_next_is_done",
             "unstored::a_commit_that_is_too_large_is_put_aside_and_the_next_is_done",

@@ -61,6 +61,18 @@ async fn rows_of_another_log_are_left_alone_until_it_is_taken_on() {
     rig.servers.stop().await;
 }
 
+/// Everything of ours, and the login of queries.
+const ALL: &str = "drop schema rm, flexcore cascade; drop owned by login; drop role login";
+
+/// Somebody drops this, where `login` stands for the login of queries.
+async fn drop_from(url: &str, sql: &str) {
+    let mut admin = PgConnection::connect(url).await.unwrap();
+    let login = "select name from flexcore.query_login";
+    let login: String = sqlx::query_scalar(login).fetch_one(&mut admin).await.unwrap();
+    let sql = sql.replace("login", &login);
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin).await.unwrap();
+}
+
 /// Schemas that were dropped under a running worker once stayed so, and everybody was ready.
 #[tokio::test(flavor = "multi_thread")]
 async fn tables_that_somebody_drops_are_made_anew_and_filled() {
@@ -78,18 +90,14 @@ async fn tables_that_somebody_drops_are_made_anew_and_filled() {
         "drop table flexcore.checkpoints cascade",
         "drop view rm.sums",
         "drop table rm.sums_v cascade",
-        "drop schema rm, flexcore cascade; drop owned by login; drop role login",
+        ALL,
     ] {
         let serving = async || {
             let all = rig.read_models.status().await.unwrap();
             all.into_iter().find(|status| status.state == VersionState::Serving).unwrap().version
         };
         let sql = dropped.replace("sums_v", &format!("sums_v{}", serving().await));
-        let mut admin = PgConnection::connect(&url).await.unwrap();
-        let login = "select name from flexcore.query_login";
-        let login: String = sqlx::query_scalar(login).fetch_one(&mut admin).await.unwrap();
-        let sql = sql.replace("login", &login);
-        sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin).await.unwrap();
+        drop_from(&url, &sql).await;
         paid += 1;
         rig.pay(&format!("a{paid}"), "x", &ones(1)).await;
         let deadline = tokio::time::Instant::now() + PATIENCE;
@@ -113,6 +121,30 @@ async fn tables_that_somebody_drops_are_made_anew_and_filled() {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
+    stop.cancel();
+    worker.await.unwrap();
+    rig.servers.stop().await;
+}
+
+/// The same where nobody runs: the next start finds a database with nothing of ours.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_dropped_with_the_login_while_nobody_ran_is_made_anew_by_the_next_start() {
+    let rig = Rig::start().await;
+    let (stop, worker) = rig.work().await;
+    rig.caught_up(rig.pay("a", "x", &ones(1)).await).await;
+    assert_eq!(rig.rows().await, json!([{"group": "x", "count": 1, "total": 1}]));
+    stop.cancel();
+    worker.await.unwrap();
+    let url = rig.servers.postgres_url().unwrap();
+    drop_from(&url, ALL).await;
+
+    let settings = flexcore_readmodel::Settings::default();
+    let read_models = ReadModels::connect(&url, settings).await.unwrap();
+    read_models.migrate().await.unwrap();
+    let rig = Rig { read_models, ..rig };
+    let (stop, worker) = rig.work().await;
+    rig.caught_up(rig.pay("b", "x", &ones(1)).await).await;
+    assert_eq!(rig.rows().await, json!([{"group": "x", "count": 2, "total": 2}]));
     stop.cancel();
     worker.await.unwrap();
     rig.servers.stop().await;

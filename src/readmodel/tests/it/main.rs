@@ -3,6 +3,7 @@
 
 mod bounds;
 mod database;
+mod dropped;
 mod fold;
 mod hostile;
 mod indexes;
