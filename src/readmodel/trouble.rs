@@ -91,6 +91,14 @@ impl ReadModels {
         alone.commit().await?;
         Ok(was_missing)
     }
+
+    /// Fails with [`Error::Gone`] when a part of our schemas was dropped, also one that is seldom read.
+    pub(crate) async fn check_whole(&self, connection: &mut PgConnection) -> Result<(), Error> {
+        if is_missing(connection).await? {
+            return Err(Error::Gone("a part of the schemas rm and flexcore is missing".to_owned()));
+        }
+        Ok(())
+    }
 }
 
 /// True if a part of what migrations have made is not there.

@@ -123,9 +123,10 @@ impl ReadModels {
     /// version is to be filled while its successor is being built. `owned` says under which epoch
     /// the worker owns a portion of a read model; the others are left to their owners. Each read
     /// model is managed by itself: what stands in the way of one is told, and the others go on.
-    /// Fails when Postgres is away.
+    /// Fails when Postgres is away, and with [`Error::Gone`] when somebody dropped a part of our schemas.
     pub async fn versions(&self, catalog: &Catalog, owned: Owned<'_>) -> Result<Versions, Error> {
         let mut connection = self.pool.acquire().await?;
+        self.check_whole(&mut connection).await?;
         let mut all = registered(&mut connection).await?;
         let rebuilds = rebuilds(&mut connection).await?;
         drop(connection);

@@ -149,3 +149,35 @@ async fn what_was_dropped_with_the_login_while_nobody_ran_is_made_anew_by_the_ne
     worker.await.unwrap();
     rig.servers.stop().await;
 }
+
+/// A table that workers seldom read was missed by nobody: without the login's all queries were refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_are_seldom_read_are_made_anew_too() {
+    let rig = Rig::start().await;
+    let (stop, worker) = rig.work().await;
+    rig.caught_up(rig.pay("a", "x", &ones(1)).await).await;
+    let url = rig.servers.postgres_url().unwrap();
+    for table in ["query_login", "rebuilds", "parked", "troubles", "log"] {
+        let dropped = format!("drop table flexcore.{table} cascade");
+        drop_from(&url, &dropped).await;
+        let mut admin = PgConnection::connect(&url).await.unwrap();
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let there = format!("select to_regclass('flexcore.{table}') is not null");
+        loop {
+            let there = sqlx::query_scalar(AssertSqlSafe(there.clone()));
+            if there.fetch_one(&mut admin).await.unwrap() {
+                break;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{table} is missed by nobody");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        rig.caught_up(rig.pay(table, "x", &ones(1)).await).await;
+    }
+    let models = ReadModels::connect(&url, flexcore_readmodel::Settings::default()).await.unwrap();
+    let page = models.select(&tenant(), &sums("any"), &Select::default()).await.unwrap();
+    let rows: Value = serde_json::from_str(&page.rows).unwrap();
+    assert_eq!(rows, json!([{"group": "x", "count": 6, "total": 6}]));
+    stop.cancel();
+    worker.await.unwrap();
+    rig.servers.stop().await;
+}
