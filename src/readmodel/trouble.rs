@@ -64,7 +64,7 @@ impl ReadModels {
     pub async fn make_anew(&self) -> Result<bool, Error> {
         let was_missing = self.make_whole().await?;
         if was_missing {
-            self.readers.open().await?;
+            self.sessions.open().await?;
         }
         Ok(was_missing)
     }
