@@ -149,9 +149,9 @@ pub const STRANGERS_PER_SECOND: u32 = 1_000;
 /// When strangers are told that they have used up their rate.
 pub const STRANGER_REFUSED_AFTER: Duration = Duration::from_secs(1);
 
-/// Requests at once that wait for their token's check, shared among connections. There are twice as many
-/// as connections, so that one more than all others have is seldom refused.
-pub const UNKNOWN_MAX: usize = 8_192;
+/// Requests at once that wait for their token's check beside the first of each connection, shared among
+/// connections: a browser with a new token sends some twenty at once over HTTP/2.
+pub const UNKNOWN_MAX: usize = 4_096;
 
 /// Tokens that are checked at once. Each takes some 50 µs of a processor.
 pub const CHECKS_AT_ONCE_MAX: usize = 4;

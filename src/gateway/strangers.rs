@@ -30,6 +30,9 @@ pub(crate) struct Strangers {
     rate: DefaultDirectRateLimiter,
     per_second: NonZeroU32,
     under_way: Arc<Semaphore>,
+    /// One wait for a check of each connection.
+    first: Shares<Peer>,
+    /// All others.
     unknown: Shares<Peer>,
     checks: Shares<Peer>,
 }
@@ -56,6 +59,7 @@ impl Strangers {
             rate: RateLimiter::direct(Quota::per_second(per_second)),
             per_second,
             under_way: Arc::new(Semaphore::new(STRANGERS_MAX)),
+            first: Shares::limited(usize::MAX, 1, 1),
             unknown: Shares::new(UNKNOWN_MAX, 1),
             checks: Shares::new(CHECKS_AT_ONCE_MAX, 1),
         }
@@ -79,8 +83,9 @@ impl Strangers {
         Err(Problem::new(&problems::RATE_LIMITED, detail))
     }
 
-    /// Checks a token that is in no memory, when it is this connection's turn. Fails when the connection
-    /// has too many of them waiting, or its turn does not come in time.
+    /// Checks a token that is in no memory, when it is this connection's turn. One of each connection may
+    /// wait in any case: over HTTP/2 a few connections can take all places that are shared. Fails when this
+    /// one has its share of them, or its turn does not come in time.
     pub(crate) async fn check<T, E>(
         &self,
         peer: Peer,
@@ -91,7 +96,8 @@ impl Strangers {
             let detail = "too many tokens wait to be checked; nothing was done";
             Problem::new(&problems::OVERLOADED, detail)
         };
-        let _waits = self.unknown.enter(&peer).ok_or_else(busy)?;
+        let waits = self.first.enter(&peer).or_else(|| self.unknown.enter(&peer));
+        let _waits = waits.ok_or_else(busy)?;
         let turn = timeout(CHECK_PATIENCE, self.checks.wait(&peer)).await.map_err(|_| busy())?;
         let checked = check();
         if checked.is_err() {
@@ -107,11 +113,15 @@ impl Strangers {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{
+        sync::atomic::{AtomicUsize, Ordering},
+        time::Duration,
+    };
 
     use tokio::time::Instant;
 
     use super::*;
+    use crate::limits::HTTP2_STREAMS_MAX;
 
     fn strangers(per_second: u32) -> Arc<Strangers> {
         Arc::new(Strangers::new(NonZeroU32::new(per_second).unwrap()))
@@ -119,6 +129,20 @@ mod tests {
 
     fn peer(port: u16) -> Peer {
         Peer(SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+
+    impl Strangers {
+        /// Requests that wait for a check.
+        fn waiting(&self) -> usize {
+            self.first.taken() + self.unknown.taken()
+        }
+    }
+
+    /// That many connections send bad ones. The longest wait of another one's good token then.
+    fn longest(connections: u16) -> Duration {
+        // A timer may be a millisecond late.
+        let each = WRONG_TOKEN_KEEPS + Duration::from_millis(1);
+        each * (u32::from(connections) / u32::try_from(CHECKS_AT_ONCE_MAX).unwrap() + 2)
     }
 
     #[tokio::test(start_paused = true)]
@@ -159,16 +183,39 @@ mod tests {
                 assert_eq!(checked.expect("it has its turn"), Err(()));
             });
         }
-        while strangers.unknown.taken() < BAD - CHECKS_AT_ONCE_MAX {
+        while strangers.waiting() < BAD - CHECKS_AT_ONCE_MAX {
             tokio::task::yield_now().await;
         }
         let asked = Instant::now();
         let checked = strangers.check(peer(CONNECTIONS), || Ok::<(), ()>(())).await;
         assert_eq!(checked.expect("its turn comes"), Ok(()));
-        // A timer may be a millisecond late.
-        let each = WRONG_TOKEN_KEEPS + Duration::from_millis(1);
-        let turns = u32::from(CONNECTIONS) / u32::try_from(CHECKS_AT_ONCE_MAX).unwrap() + 2;
-        assert!(asked.elapsed() <= each * turns, "{:?}", asked.elapsed());
+        assert!(asked.elapsed() <= longest(CONNECTIONS), "{:?}", asked.elapsed());
+    }
+
+    /// Forty connections of HTTP/2 once took all places, and everybody's new token was refused.
+    #[tokio::test(start_paused = true)]
+    async fn those_who_ask_as_often_as_they_can_on_each_connection_leave_one_wait_to_every_other() {
+        const CONNECTIONS: u16 = 60;
+        let strangers = strangers(1);
+        let begun = Arc::new(AtomicUsize::new(0));
+        let streams = usize::try_from(HTTP2_STREAMS_MAX).unwrap();
+        let all = usize::from(CONNECTIONS) * streams;
+        for number in 0..all {
+            let (strangers, begun) = (strangers.clone(), begun.clone());
+            let peer = peer(u16::try_from(number / streams).unwrap());
+            tokio::spawn(async move {
+                begun.fetch_add(1, Ordering::Relaxed);
+                drop(strangers.check(peer, || Err::<(), ()>(())).await);
+            });
+        }
+        while begun.load(Ordering::Relaxed) < all {
+            tokio::task::yield_now().await;
+        }
+        assert!(strangers.unknown.enter(&peer(CONNECTIONS)).is_none(), "all are taken");
+        let asked = Instant::now();
+        let checked = strangers.check(peer(CONNECTIONS), || Ok::<(), ()>(())).await;
+        assert_eq!(checked.expect("it may wait"), Ok(()));
+        assert!(asked.elapsed() <= longest(CONNECTIONS), "{:?}", asked.elapsed());
     }
 
     /// So many tokens wait at most, and whoever sends them leaves places for others.
@@ -215,6 +262,6 @@ mod tests {
         for port in 0..1_000 {
             assert!(strangers.check(peer(port), || Ok::<(), ()>(())).await.is_ok());
         }
-        assert_eq!((strangers.unknown.taken(), strangers.checks.taken()), (0, 0));
+        assert_eq!((strangers.waiting(), strangers.checks.taken()), (0, 0));
     }
 }
