@@ -7,7 +7,10 @@
 use std::{
     collections::{BTreeMap, HashMap},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -22,7 +25,7 @@ use flexcore_resilience::{HeldPlace, Shares};
 use hyper::body::{Frame, SizeHint};
 use tokio_util::sync::CancellationToken;
 
-use crate::{admission::shed, error::Problem, problems};
+use crate::{admission::shed, error::Problem, limits::HTTP2_STREAMS_MAX, problems};
 
 /// All connections of a listener.
 pub(crate) struct Connections {
@@ -42,7 +45,11 @@ struct Open {
 /// One connection, known to each of its requests.
 pub(crate) struct Connection {
     all: Arc<Connections>,
+    number: u64,
     gives_way: CancellationToken,
+    leaves: CancellationToken,
+    /// Times that it was to leave.
+    told: AtomicU32,
     now: Mutex<Now>,
 }
 
@@ -71,7 +78,7 @@ impl Connections {
     /// A place for a new connection. `None`: all have requests under way.
     pub(crate) fn open(self: &Arc<Self>) -> Option<Arc<Connection>> {
         let gives_way = CancellationToken::new();
-        let quiet_since = {
+        let number = {
             let mut open = self.lock();
             if open.count >= self.max && !open.make_room() {
                 return None;
@@ -79,8 +86,15 @@ impl Connections {
             open.count += 1;
             open.falls_quiet(None, &gives_way)
         };
-        let now = Now { requests: 0, of: None, quiet_since, places: HashMap::new() };
-        Some(Arc::new(Connection { all: self.clone(), gives_way, now: Mutex::new(now) }))
+        let now = Now { requests: 0, of: None, quiet_since: number, places: HashMap::new() };
+        Some(Arc::new(Connection {
+            all: self.clone(),
+            number,
+            gives_way,
+            leaves: CancellationToken::new(),
+            told: AtomicU32::new(0),
+            now: Mutex::new(now),
+        }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
@@ -127,6 +141,33 @@ impl Connection {
         self.gives_way.cancelled().await;
     }
 
+    /// Its number, which no other one ever has.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Returns when the connection is to take no more requests, and to end when it has answered all.
+    pub(crate) async fn leaves(&self) {
+        self.leaves.cancelled().await;
+    }
+
+    /// It is to take no more requests. One that takes them all the same is ended, unless a tenant's request
+    /// is under way on it: a proxy may carry those of many.
+    pub(crate) fn leave(&self) {
+        self.leaves.cancel();
+        // So many may have been on their way when it was told.
+        if self.told.fetch_add(1, Ordering::Relaxed) < HTTP2_STREAMS_MAX {
+            return;
+        }
+        let now = self.lock();
+        let mut open = self.all.lock();
+        if now.requests == 0 && !self.gives_way.is_cancelled() {
+            open.wakes(&now);
+            open.count -= 1;
+            self.gives_way.cancel();
+        }
+    }
+
     /// Falls quiet when no request is under way.
     fn rests(&self, now: &mut Now) {
         if now.requests == 0 {
@@ -160,6 +201,11 @@ impl UnderWay {
 
     fn on(connection: Arc<Connection>) -> Self {
         Self { connection, place: None }
+    }
+
+    /// The connection that it came over.
+    pub(crate) fn connection(&self) -> &Connection {
+        &self.connection
     }
 
     /// The request is of this tenant, and the connection does not give way until it is answered: not
@@ -294,6 +340,29 @@ mod tests {
         let stranger = UnderWay::on(all.open().unwrap());
         assert!(all.open().is_some(), "its answer may never be read");
         assert!(stranger.connection.gives_way.is_cancelled());
+    }
+
+    #[test]
+    fn one_that_goes_on_although_it_is_to_leave_is_ended_unless_a_tenant_is_on_it() {
+        let all = Connections::new(2);
+        let (stranger, proxy) = (all.open().unwrap(), all.open().unwrap());
+        let mut asked = UnderWay::on(proxy.clone());
+        asked.is_of(&tenant("calm")).unwrap();
+        for _ in 0..HTTP2_STREAMS_MAX {
+            stranger.leave();
+            proxy.leave();
+        }
+        assert!(stranger.leaves.is_cancelled() && proxy.leaves.is_cancelled());
+        assert!(!stranger.gives_way.is_cancelled(), "these were on their way");
+        for _ in 0..2 {
+            stranger.leave();
+            proxy.leave();
+        }
+        assert!(stranger.gives_way.is_cancelled() && !proxy.gives_way.is_cancelled());
+        assert_eq!(all.lock().count, 1, "it is counted no more");
+        drop((stranger, asked, proxy));
+        assert_eq!(all.lock().count, 0);
+        assert!(all.lock().quiet.is_empty());
     }
 
     #[test]

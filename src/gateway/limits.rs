@@ -137,16 +137,16 @@ pub const REQUESTS_PER_SECOND: u32 = 50_000;
 /// are forgotten first.
 pub const TENANTS_MAX: usize = 10_000;
 
-/// Requests of strangers under way at once, those included that are told late that there are too many.
-/// Each costs as much memory as one of a tenant.
+/// Requests of strangers under way at once, those included that are told late that there are too many; and
+/// beside them one of each connection that is told so. Each costs as much memory as one of a tenant.
 pub const STRANGERS_MAX: usize = 1_024;
 
 /// Requests a second of all strangers together, and as a burst: documents, and requests whose token is
-/// missing or bad. Many clients that begin at the same moment do not meet it, and the documents that it
-/// lets through are some tens of MB a second. Health and metrics are not counted.
+/// missing or bad or whose head is too long. Many clients that begin at the same moment do not meet it, and
+/// the documents that it lets through are some tens of MB a second. Health and metrics are not counted.
 pub const STRANGERS_PER_SECOND: u32 = 1_000;
 
-/// When strangers are told that they have used up their rate.
+/// When strangers are told that they have used up their rate, or that there is no place.
 pub const STRANGER_REFUSED_AFTER: Duration = Duration::from_secs(1);
 
 /// Requests at once that wait for their token's check beside the first of each connection, shared among

@@ -43,7 +43,6 @@ use crate::{
     },
     problems::{self, ProblemKind},
     shared::Shared,
-    strangers::Peer,
 };
 
 /// Longest time for a refused connection to ask and to read the refusal.
@@ -126,7 +125,6 @@ async fn converse(
     server: &auto::Builder<TokioExecutor>,
     closing: CancellationToken,
 ) {
-    let Ok(peer) = stream.peer_addr().map(Peer) else { return };
     // Answers are small and whole: waiting to fill a segment only delays them.
     let _ = stream.set_nodelay(true);
     let mut first = [0];
@@ -144,22 +142,32 @@ async fn converse(
         stream,
         service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(known.clone());
-            request.extensions_mut().insert(peer);
             router.call(request)
         }),
     );
     tokio::pin!(conversation);
-    let ended = tokio::select! {
-        ended = conversation.as_mut() => ended,
-        // It has no request under way, so that nothing is lost.
-        () = connection.gives_way() => return,
-        () = closing.cancelled() => {
-            conversation.as_mut().graceful_shutdown();
-            conversation.await
+    let mut leaves = false;
+    let ended = loop {
+        tokio::select! {
+            ended = conversation.as_mut() => break ended,
+            // It has no request of a tenant under way, so that nothing is lost.
+            () = connection.gives_way() => return,
+            () = leave(&connection, &closing), if !leaves => {
+                leaves = true;
+                conversation.as_mut().graceful_shutdown();
+            }
         }
     };
     if let Err(error) = ended {
         tracing::debug!(%error, "a connection broke");
+    }
+}
+
+/// Returns when a connection is to end once it has answered what is under way.
+async fn leave(connection: &Connection, closing: &CancellationToken) {
+    tokio::select! {
+        () = connection.leaves() => {}
+        () = closing.cancelled() => {}
     }
 }
 

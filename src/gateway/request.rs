@@ -22,14 +22,14 @@ use uuid::Uuid;
 
 use crate::{
     admission::Rate,
-    connections::UnderWay,
+    connections::{Connection, UnderWay},
     error::Problem,
     extract::Findings,
     limits::{ANSWER_TIMEOUT, HEADERS_BYTES_MAX, URI_BYTES_MAX},
     problems,
     route::Route,
     shared::Shared,
-    strangers::{Peer, StrangerPlace},
+    strangers::StrangerPlace,
 };
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -74,8 +74,8 @@ async fn answer(
         Some(route) => route.needs.is_some(),
         None => request.uri().path().starts_with("/v1/"),
     };
-    let (peer, head) = (Peer::of(&request), (request.uri(), request.headers()));
-    let admitted = admit(shared, route, protected, peer, head).await;
+    let head = (request.uri(), request.headers());
+    let admitted = admit(shared, route, protected, under_way.connection(), head).await;
     let Admitted { identity, rate, place: _place } = match admitted {
         Ok(admitted) => admitted,
         Err(problem) => {
@@ -139,19 +139,28 @@ async fn admit(
     shared: &Shared,
     route: Option<&Route>,
     protected: bool,
-    peer: Peer,
+    connection: &Connection,
     (uri, headers): (&Uri, &HeaderMap),
 ) -> Result<Admitted, Problem> {
-    fits(uri, headers)?;
+    let strangers = &shared.strangers;
+    if let Err(problem) = fits(uri, headers) {
+        return Err(strangers.refuse(connection, problem).await);
+    }
     if protected {
-        let identity = identify(shared, peer, headers).await?;
+        let identity = match identify(shared, connection, headers).await {
+            Ok(identity) => identity,
+            Err(Unidentified::Stranger(problem)) => {
+                return Err(strangers.refuse(connection, problem).await);
+            }
+            Err(Unidentified::Expired(problem)) => return Err(problem),
+        };
         let rate = shared.admission.rate(&identity.tenant)?;
         return Ok(Admitted { identity: Some(identity), rate: Some(rate), place: None });
     }
     if route.is_some_and(Route::is_probe) {
         return Ok(Admitted::default());
     }
-    let place = shared.strangers.enter().await?;
+    let place = strangers.enter(connection).await?;
     Ok(Admitted { place: Some(place), ..Admitted::default() })
 }
 
@@ -172,44 +181,55 @@ fn fits(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Who sends the request, by its bearer token (RFC 6750). One whose token is missing or bad is a
-/// stranger, and told so as far as strangers are let in.
+/// A sender of whom nobody knows who it is, and the answer.
+enum Unidentified {
+    /// Told so as far as strangers are let in.
+    Stranger(Problem),
+    /// Whoever had a good token learns in any case that its time is over, and gets another.
+    Expired(Problem),
+}
+
+impl From<Problem> for Unidentified {
+    fn from(problem: Problem) -> Self {
+        Self::Stranger(problem)
+    }
+}
+
+/// Who sends the request, by its bearer token (RFC 6750).
 async fn identify(
     shared: &Shared,
-    peer: Peer,
+    connection: &Connection,
     headers: &HeaderMap,
-) -> Result<Arc<Identity>, Problem> {
+) -> Result<Arc<Identity>, Unidentified> {
     let value = crate::extract::single(headers, &header::AUTHORIZATION)?;
     let token = value.and_then(|value| {
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
     });
     let Some(token) = token else {
-        drop(shared.strangers.enter().await?);
         let detail = "send Authorization: Bearer TOKEN";
-        return Err(Problem::new(&problems::UNAUTHENTICATED, detail).header(
-            header::WWW_AUTHENTICATE,
-            HeaderValue::from_static("Bearer realm=\"flexcore\""),
-        ));
+        let problem = Problem::new(&problems::UNAUTHENTICATED, detail);
+        let challenge = HeaderValue::from_static("Bearer realm=\"flexcore\"");
+        return Err(problem.header(header::WWW_AUTHENTICATE, challenge).into());
     };
     if let Some(identity) = shared.verifier.remembered(token, now_s()) {
         return Ok(identity);
     }
     let check = || shared.verifier.verify(token, now_s());
-    let error = match shared.strangers.check(peer, check).await? {
+    let error = match shared.strangers.check(connection, check).await? {
         Ok(identity) => return Ok(identity),
         Err(error) => error,
     };
-    // Whoever had a good one learns in any case that its time is over, and gets another.
-    if error != auth::Error::Expired {
-        drop(shared.strangers.enter().await?);
-    }
     let challenge = format!(
         "Bearer realm=\"flexcore\", error=\"invalid_token\", error_description=\"{error}\""
     );
     let challenge = HeaderValue::try_from(challenge).expect("BUG: errors are plain ASCII");
-    Err(Problem::new(&problems::UNAUTHENTICATED, error.to_string())
-        .header(header::WWW_AUTHENTICATE, challenge))
+    let problem = Problem::new(&problems::UNAUTHENTICATED, error.to_string())
+        .header(header::WWW_AUTHENTICATE, challenge);
+    Err(match error {
+        auth::Error::Expired => Unidentified::Expired(problem),
+        _ => Unidentified::Stranger(problem),
+    })
 }
 
 pub(crate) fn now_s() -> u64 {

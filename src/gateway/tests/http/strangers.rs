@@ -6,10 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flexcore_gateway::Settings;
+use flexcore_gateway::{Settings, limits};
 use futures::future::join_all;
 
-use crate::support::{Answer, Gateway, settings, start, token};
+use crate::support::{Answer, Gateway, bearer, settings, start, token};
 
 /// Strangers at once, each with a connection of its own.
 const FLOOD: usize = 16;
@@ -83,11 +83,20 @@ async fn a_flood_of_bad_tokens_is_told_so_and_nobody_else_is_refused() {
 async fn documents_and_missing_tokens_count_as_strangers_do() {
     let strangers_per_second = NonZeroU32::new(20).unwrap();
     let gateway = start(Settings { strangers_per_second, ..settings() }).await;
-    for path in ["/openapi.json", "/v1/events", "/nothing"] {
-        let asked = (0..60).map(|_| gateway.send("GET", path, "", ""));
+    let twice = bearer().repeat(2);
+    let long = format!("/{}", "a".repeat(limits::URI_BYTES_MAX));
+    for (path, headers) in [
+        ("/openapi.json", ""),
+        ("/v1/events", ""),
+        ("/nothing", ""),
+        // These were told so as fast as they could ask.
+        ("/v1/events", twice.as_str()),
+        (long.as_str(), ""),
+    ] {
+        let asked = (0..60).map(|_| gateway.send("GET", path, headers, ""));
         let answers = join_all(asked).await;
         let limited = answers.iter().filter(|answer| answer.status == 429);
-        assert!(limited.count() > 0, "{path}: 60 at once are over a rate of 20 a second");
+        assert!(limited.count() > 0, "{path:.20}: 60 at once are over a rate of 20 a second");
     }
     // One whose time is over is told so, whatever strangers do.
     let brief = authorization(&token("acme", Duration::from_secs(1)));
