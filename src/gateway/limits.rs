@@ -143,7 +143,7 @@ pub const STRANGERS_MAX: usize = 1_024;
 
 /// Requests a second of all strangers together, and as a burst: documents, and requests whose token is
 /// missing or bad or whose head is too long. Many clients that begin at the same moment do not meet it, and
-/// the documents that it lets through are some tens of MB a second. Health and metrics are not counted.
+/// the documents that it lets through are some tens of MB a second. Health, metrics and keys are not counted.
 pub const STRANGERS_PER_SECOND: u32 = 1_000;
 
 /// When strangers are told that they have used up their rate, or that there is no place.

@@ -157,7 +157,7 @@ async fn admit(
         let rate = shared.admission.rate(&identity.tenant)?;
         return Ok(Admitted { identity: Some(identity), rate: Some(rate), place: None });
     }
-    if route.is_some_and(Route::is_probe) {
+    if route.is_some_and(Route::is_always_answered) {
         return Ok(Admitted::default());
     }
     let place = strangers.enter(connection).await?;

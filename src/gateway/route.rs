@@ -28,9 +28,10 @@ impl Route {
         on_path.find(|route| route.takes(request.method())).or(first)
     }
 
-    /// Whoever runs the gateway asks by it how the gateway is: it is answered whatever strangers do.
-    pub(crate) fn is_probe(&self) -> bool {
-        matches!(self.path, LIVEZ | READYZ | STARTUPZ | METRICS)
+    /// It is answered whatever strangers do: whoever runs the gateway asks by it how the gateway is, or other
+    /// services by which keys they know a good token. Neither costs much.
+    pub(crate) fn is_always_answered(&self) -> bool {
+        matches!(self.path, LIVEZ | READYZ | STARTUPZ | METRICS | "/.well-known/jwks.json")
     }
 
     fn takes(&self, method: &Method) -> bool {

@@ -151,10 +151,10 @@ mod tests {
     }
 
     #[test]
-    fn health_and_metrics_are_answered_whatever_strangers_do() {
-        let probes = ROUTES.iter().filter(|route| route.is_probe()).map(|route| route.path);
-        let probes: Vec<&str> = probes.collect();
-        assert_eq!(probes, [LIVEZ, READYZ, STARTUPZ, METRICS]);
+    fn health_metrics_and_keys_are_answered_whatever_strangers_do() {
+        let always = ROUTES.iter().filter(|route| route.is_always_answered());
+        let always: Vec<&str> = always.map(|route| route.path).collect();
+        assert_eq!(always, ["/.well-known/jwks.json", LIVEZ, READYZ, STARTUPZ, METRICS]);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Requests of strangers: without a token, with one that is not good, or with a head that is too long for
 //! anybody to look for one. All of them together have so many places and a rate, apart from those of tenants.
-//! Whoever asks how the gateway is, is none of them.
+//! Whoever asks how the gateway is, or for its keys, is none of them.
 //!
 //! Who is told a refusal at once comes again at once. So whatever a stranger is told counts, and what is
 //! beyond the rate or finds no place is told late. Each connection may hold one refusal without a place; one

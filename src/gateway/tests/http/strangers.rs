@@ -36,8 +36,8 @@ async fn floods(gateway: &Gateway, bad: &str, others: &Mutex<Vec<Answer>>) {
     }
 }
 
-/// A tenant with a token that the gateway knows, one with new ones each time, and whoever looks how the
-/// gateway is.
+/// A tenant with a token that the gateway knows, one with new ones each time, whoever looks how the gateway
+/// is, and services that look for its keys.
 async fn are_answered(gateway: &Gateway) {
     for _ in 0..30 {
         let answer = gateway.command("depart", "", "{}").await;
@@ -47,9 +47,9 @@ async fn are_answered(gateway: &Gateway) {
         let answer = gateway.send("GET", path, &new, "").await;
         assert_eq!(answer.status, 200, "{answer:?}");
         assert!(asked.elapsed() < Duration::from_secs(2), "{:?}", asked.elapsed());
-        for probe in ["/livez", "/readyz", "/metrics"] {
-            let answer = gateway.send("GET", probe, "", "").await;
-            assert_eq!(answer.status, 200, "{probe}: {answer:?}");
+        for always in ["/livez", "/readyz", "/metrics", "/.well-known/jwks.json"] {
+            let answer = gateway.send("GET", always, "", "").await;
+            assert_eq!(answer.status, 200, "{always}: {answer:?}");
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
