@@ -117,26 +117,39 @@ impl EventStore {
         if !is_due(looks.last, Instant::now(), AGAIN_EVERY) {
             return Ok(());
         }
-        let found = read(self, PLACE).await;
-        // Also of one that failed: those who wait behind it would each wait as long.
+        let is_new = self.read_secret(held, &mut looks).await?;
         let now = Instant::now();
-        looks.last = Some(now);
-        let before = held.now();
-        match found?.0 {
-            Some(secret) if secret != before => {
-                *held.now.write().unwrap_or_else(PoisonError::into_inner) = secret;
-                tracing::warn!("the secret that seals senders is another one now");
-            }
-            _ if is_due(looks.told, now, TOLD_EVERY) => {
-                looks.told = Some(now);
-                tracing::error!(
-                    "the seal of a command does not fit the secret: a gateway or a worker goes on \
-                     with another one, and should be started again, or somebody forges seals"
-                );
-            }
-            _ => {}
+        if !is_new && is_due(looks.told, now, TOLD_EVERY) {
+            looks.told = Some(now);
+            tracing::error!(
+                "the seal of a command does not fit the secret: a gateway or a worker goes on \
+                 with another one, and should be started again, or somebody forges seals"
+            );
         }
         Ok(())
+    }
+
+    /// Reads the secret again, since whoever only stores commands hears nothing of their seals. A secret
+    /// that was deleted goes on until there is another. Fails when the broker is away.
+    pub async fn follow_secret(&self) -> Result<(), Error> {
+        let Some(held) = &self.secret else { return Ok(()) };
+        let mut looks = held.looks.lock().await;
+        self.read_secret(held, &mut looks).await.map(drop)
+    }
+
+    /// Returns true if it is another one now.
+    async fn read_secret(&self, held: &Held, looks: &mut Looks) -> Result<bool, Error> {
+        let found = read(self, PLACE).await;
+        // Also of one that failed: those who wait behind it would each wait as long.
+        looks.last = Some(Instant::now());
+        match found?.0 {
+            Some(secret) if secret != held.now() => {
+                *held.now.write().unwrap_or_else(PoisonError::into_inner) = secret;
+                tracing::warn!("the secret that seals senders is another one now");
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
     }
 }
 

@@ -26,6 +26,7 @@ mod route;
 mod router;
 mod routes;
 mod schema;
+mod secret;
 mod shared;
 mod strangers;
 
@@ -74,6 +75,8 @@ pub struct Settings {
     pub connections_max: usize,
     /// Commands under way at once, of which the first tenant has a half.
     pub commands_max: usize,
+    /// Between two looks at the secret that seals senders.
+    pub secret_every: std::time::Duration,
 }
 
 impl Default for Settings {
@@ -85,6 +88,7 @@ impl Default for Settings {
                 .expect("BUG: the default rate is not zero"),
             connections_max: limits::CONNECTIONS_MAX,
             commands_max: limits::COMMANDS_MAX,
+            secret_every: limits::SECRET_EVERY,
         }
     }
 }
@@ -116,6 +120,7 @@ pub async fn serve(
         tokio::spawn(health::serve(listener, render, ready, drained));
     }
     tokio::spawn(routes::health::watch(shared.clone()));
+    tokio::spawn(secret::watch(shared.clone()));
     let router = router::of(shared.clone());
     listen::run(listeners.http, router, shared, shutdown).await
 }

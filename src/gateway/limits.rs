@@ -164,6 +164,10 @@ pub const WRONG_TOKEN_KEEPS: Duration = Duration::from_millis(2);
 /// to three seconds.
 pub const CHECK_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Time between two looks at the secret that seals senders, one question to the broker each: where another
+/// one was made, workers put aside what a gateway stores meanwhile.
+pub const SECRET_EVERY: Duration = Duration::from_secs(2);
+
 /// Time for which an answer about readiness is good, so that asking often costs nothing.
 pub const READINESS_AGE: Duration = Duration::from_millis(500);
 

@@ -44,6 +44,7 @@ const LOOPS: &[(&str, usize, &str)] = &[
     ("src/gateway/routes/commands.rs", 2, "the time that the client waits"),
     ("src/gateway/routes/events.rs", 1, READS),
     ("src/gateway/routes/health.rs", 1, LOOKS),
+    ("src/gateway/secret.rs", 1, LOOKS),
     (
         "src/gateway/strangers.rs",
         3,

@@ -19,7 +19,7 @@ use flexcore_auth::Identity;
 use flexcore_definition::Catalog;
 use flexcore_domain::{
     AggregateId, AggregateKey, AggregateName, CommandId, CommandName, Outcome, Position,
-    Provenance, Tenant, Vouched, WRONG_SEAL, command::header as field, json,
+    Provenance, Tenant, Vouched, command::header as field, json,
 };
 use flexcore_eventstore as eventstore;
 use flexcore_resilience::{Backoff, Deadline, HeldPlace};
@@ -33,6 +33,7 @@ use crate::{
     extract::{self, Call, Preferences},
     limits, problems,
     question::Question,
+    secret::heed,
     shared::Shared,
 };
 
@@ -146,20 +147,6 @@ async fn do_now(shared: &Shared, asked: &Asked, payload: Bytes) -> Result<Respon
     let outcome = question.ask(shared).await.map_err(|problem| or_full(shared, problem))?;
     heed(shared, &outcome).await;
     accepted(outcome, asked)
-}
-
-/// Where a worker says that the seal does not fit, the secret here may be old: it is read again for the next
-/// command.
-async fn heed(shared: &Shared, outcome: &Outcome) {
-    let (Outcome::Unavailable { message: said } | Outcome::Dead { reason: said }) = outcome else {
-        return;
-    };
-    if said != WRONG_SEAL {
-        return;
-    }
-    if let Err(error) = shared.store.read_secret_again().await {
-        tracing::debug!(%error, "the secret that seals senders cannot be read again");
-    }
 }
 
 /// Where nobody has taken a command up, and the broker cannot write, that is why: no worker can keep its

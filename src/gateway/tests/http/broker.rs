@@ -6,12 +6,13 @@ use async_nats::{Message, Subscriber, connection::State};
 use flexcore_cluster::{Member, drain, look};
 use flexcore_domain::{Outcome, Position, Slot, command::header};
 use flexcore_eventstore::EventStore;
+use flexcore_gateway::Settings;
 use futures::StreamExt;
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use crate::{
     JSON,
-    support::{COMMANDS, bearer, read, serve, settings, start},
+    support::{COMMANDS, Gateway, bearer, read, serve, settings, start},
 };
 
 const QUEUE: &str = "FLEX_COMMANDS";
@@ -25,21 +26,44 @@ async fn next(messages: &mut Subscriber) -> Message {
     tokio::time::timeout(PATIENCE, messages.next()).await.expect("a message").unwrap()
 }
 
-/// It would go on with seals that no worker takes.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_gateway_with_an_old_secret_hears_so_from_a_worker() {
-    let gateway = start(settings()).await;
-    let former = gateway.store.secret();
-    // The secret is deleted, and a worker starts, which makes another one.
+/// The secret is deleted, and a worker starts, which makes another one.
+async fn made_anew(gateway: &Gateway) -> EventStore {
     let jetstream = gateway.store.jetstream();
     jetstream.publish("$KV.flex_secrets.seal", "".into()).await.unwrap().await.unwrap();
     let client = async_nats::connect(gateway.servers.nats_url()).await.unwrap();
-    let worker = EventStore::open(client, gateway.store.settings().clone()).await.unwrap();
+    EventStore::open(client, gateway.store.settings().clone()).await.unwrap()
+}
+
+/// It would go on with seals that no worker takes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_with_an_old_secret_hears_so_from_a_worker() {
+    let secret_every = Duration::from_secs(3_600);
+    let gateway = start(Settings { secret_every, ..settings() }).await;
+    let former = gateway.store.secret();
+    let worker = made_anew(&gateway).await;
     assert_eq!(gateway.command("depart", "", "{}").await.status, 200);
     assert_eq!(gateway.store.secret(), former);
     gateway.command("wrong_seal", "", "{}").await.problem(503, "outcome-unknown");
     assert_ne!(gateway.store.secret(), former);
     assert_eq!(gateway.store.secret(), worker.secret());
+    gateway.servers.stop().await;
+}
+
+/// Workers put aside all that it stored, and nobody told it: it asks for no outcome.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_only_stores_commands_reads_a_new_secret_by_itself() {
+    let secret_every = Duration::from_millis(100);
+    let gateway = start(Settings { secret_every, ..settings() }).await;
+    let former = gateway.store.secret();
+    let worker = made_anew(&gateway).await;
+    assert_ne!(worker.secret(), former);
+    let began = Instant::now();
+    while gateway.store.secret() != worker.secret() {
+        assert!(began.elapsed() < PATIENCE, "it goes on with the old one");
+        let stored = gateway.command("depart", "Prefer: respond-async\r\n", "{}").await;
+        assert_eq!(stored.status, 202, "{stored:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     gateway.servers.stop().await;
 }
 
