@@ -4,9 +4,10 @@ use std::{fmt::Write, sync::Arc};
 
 use axum::{extract::State, http::StatusCode, response::Response};
 use flexcore_definition::{Catalog, QueryDefinition, ReadModelDefinition};
-use flexcore_domain::{Name, Tenant};
+use flexcore_domain::{Name, Position, Tenant};
 use flexcore_readmodel::{Explained, ReadModels, Select};
 use flexcore_resilience::Deadline;
+use tokio::time::Instant;
 
 use super::{JSON, answer};
 use crate::{
@@ -68,11 +69,9 @@ pub(crate) async fn named(
     let (positions, wait) = parameters.take_wait()?;
     let client = extract::clients_deadline(&call.headers)?;
     let _place = shared.admission.read(call.tenant()).await?;
-    if !positions.is_empty() {
-        postgres::wait(&shared, call.tenant(), client, &query.reads, &positions, wait).await?;
-    }
     let (tenant, parameters) = (call.tenant(), &parameters.rest());
-    let asked = Asked { shared: &shared, tenant, client, parameters };
+    let (positions, waits) = (&positions, Deadline::after(wait));
+    let asked = Asked { shared: &shared, tenant, client, parameters, positions, waits };
     let rows = asked.rows(&catalog, query).await?;
     Ok(answer(StatusCode::OK, JSON, format!("{{\"rows\":{rows}}}")))
 }
@@ -83,6 +82,9 @@ struct Asked<'a> {
     tenant: &'a Tenant,
     client: Option<Deadline>,
     parameters: &'a [(String, String)],
+    /// What is read has to have passed these, and may take so long to get there.
+    positions: &'a [Position],
+    waits: Deadline,
 }
 
 impl Asked<'_> {
@@ -110,10 +112,16 @@ impl Asked<'_> {
         }
     }
 
+    /// The rows by this declaration, once what it reads has passed the positions: a former one may read
+    /// other read models.
     async fn run(&self, query: &QueryDefinition) -> Result<String, Problem> {
-        let run =
-            async |rows: ReadModels| rows.run_query(self.tenant, query, self.parameters).await;
-        postgres::read(self.shared, self.tenant, self.client, run).await
+        let Self { shared, tenant, client, parameters, positions, waits } = *self;
+        if !positions.is_empty() {
+            let left = waits.remaining(Instant::now());
+            postgres::wait(shared, tenant, client, &query.reads, positions, left).await?;
+        }
+        let run = async |rows: ReadModels| rows.run_query(tenant, query, parameters).await;
+        postgres::read(shared, tenant, client, run).await
     }
 }
 

@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flexcore_readmodel::ReadModels;
+use flexcore_definition::{Application, Catalog, SourceFile};
+use flexcore_domain::{ActorName, Name};
+use flexcore_eventstore::catalog::{deploy, deployment};
+use flexcore_readmodel::{Ahead, ReadModels};
 use flexcore_servers::Want;
 use sqlx::Connection as _;
 
@@ -127,6 +130,75 @@ async fn read_models_that_cannot_be_changed_and_dropped_ones_are_told() {
     told(&gateway, "degraded", "their tables were dropped").await;
     assert!(rows.make_anew().await.unwrap());
     told(&gateway, "ready", "").await;
+    gateway.servers.stop().await;
+}
+
+/// What was deployed before what the gateway has: its query reads one read model more.
+const FORMER: &str = r#"
+aggregate: flight
+description: One.
+commands:
+  depart:
+    description: Leaves.
+    decide: |
+      () => [{ event: "departed", data: {} }]
+events:
+  departed:
+    evolve: |
+      (state) => state
+---
+read_model: flights
+description: Rows.
+columns: { id: text, delay: integer }
+key: [id]
+on:
+  flight.departed:
+    key: { id: $id }
+    add: { delay: 1 }
+---
+read_model: gates
+description: Rows.
+columns: { id: text, used: integer }
+key: [id]
+on:
+  flight.departed:
+    key: { id: $id }
+    add: { used: 1 }
+---
+query: delays
+description: Delays.
+reads: [flights, gates]
+parameters: { most: integer }
+sql: |
+  select f.id, g.used from rm.flights f join rm.gates g on g.id = f.id where f.delay <= :most
+"#;
+
+/// Only what the new declaration reads was waited for, and a client did not find its own write.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_by_its_former_declaration_waits_for_what_that_reads() {
+    let gateway = start_on(settings(), Want::Both).await;
+    let files = vec![SourceFile { path: "app.yaml".to_owned(), text: FORMER.to_owned() }];
+    let former = Application::read(Name::parse("flights").unwrap(), files).unwrap();
+    let before = deployment(&gateway.store, &former.name).await.unwrap();
+    let actor = ActorName::parse("apply").unwrap();
+    deploy(&gateway.store, &former, &before, &actor, 0).await.unwrap();
+    let url = gateway.servers.postgres_url().unwrap();
+    let rows = ReadModels::connect(&url, flexcore_readmodel::Settings::default()).await.unwrap();
+    let mut catalog = Catalog::default();
+    catalog.put(former);
+    for version in rows.versions(&catalog, &|_: &_, _| Some(1)).await.unwrap().run {
+        assert!(rows.promote(&version, &mut Ahead::default()).await.unwrap());
+    }
+    let mut admin = sqlx::PgConnection::connect(&url).await.unwrap();
+    let asked = "/v1/queries/delays?most=9&min_position=1-7-9&wait_ms=300";
+    let comes = "update flexcore.checkpoints set seen = 9 where projection_id = \
+                 (select id from flexcore.projections where read_model = $1)";
+    for read_model in ["flights", "gates"] {
+        let late = gateway.get(asked).await.problem(503, "position-not-reached");
+        assert!(late["detail"].as_str().unwrap().contains(read_model), "{late}");
+        sqlx::query(comes).bind(read_model).execute(&mut admin).await.unwrap();
+    }
+    assert_eq!(gateway.get(asked).await.body, r#"{"rows":[]}"#);
     gateway.servers.stop().await;
 }
 
