@@ -24,7 +24,7 @@ use serde_json::{json, value::RawValue};
 use crate::{
     config::Config,
     out,
-    publish::{LINE_BYTES_MAX, Outgoing, not_taken, publish, random_id},
+    publish::{LINE_BYTES_MAX, Outgoing, Publish, not_taken, publish, random_id},
 };
 
 /// Commands that are published and not acknowledged yet: enough to keep the broker busy while it
@@ -34,13 +34,12 @@ const IN_FLIGHT_MAX: usize = 1_024;
 pub(crate) async fn run(
     config: &Config,
     path: &Path,
-    actor: &ActorName,
-    json: bool,
+    args: &Publish,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
-    let tenant = config.tenant()?;
+    let (tenant, run) = (config.tenant()?, args.run.clone().unwrap_or_else(random_id));
     let jetstream = jetstream::new(config.connect().await?);
-    let (mut input, length): (Box<dyn BufRead>, u64) = if path == Path::new("-") {
+    let (input, length): (Box<dyn BufRead>, u64) = if path == Path::new("-") {
         (Box::new(BufReader::new(io::stdin())), 0)
     } else {
         let file = File::open(path).with_context(|| format!("reading {}", path.display()))?;
@@ -50,10 +49,11 @@ pub(crate) async fn run(
     let bar = out::progress(length, "publish");
     let started = Instant::now();
     let read = |bytes| bar.inc(bytes);
-    let stored = publish_all(&jetstream, &mut input, &tenant, actor, read).await;
+    let mut lines = Lines::new(input, &tenant, &run);
+    let stored = publish_all(&jetstream, &mut lines, &args.actor, read).await;
     bar.finish_and_clear();
     let (stored, seconds) = (stored?, started.elapsed().as_secs_f64());
-    if json {
+    if args.json {
         out::json(out, &json!({"published": stored, "seconds": seconds}))?;
     } else {
         let rate = stored as f64 / seconds.max(f64::EPSILON);
@@ -67,16 +67,14 @@ pub(crate) async fn run(
 /// are. `read` is told the bytes of each line.
 async fn publish_all(
     jetstream: &jetstream::Context,
-    input: &mut impl BufRead,
-    tenant: &Tenant,
+    lines: &mut Lines<'_, impl BufRead>,
     actor: &ActorName,
     read: impl Fn(u64),
 ) -> anyhow::Result<u64> {
-    let (mut text, mut number, mut sent) = (Vec::new(), 0, Sent::default());
+    let mut sent = Sent::default();
     let stopped = loop {
-        number += 1;
-        let next = next(input, &mut text, tenant);
-        read(text.len() as u64);
+        let next = lines.next();
+        read(lines.text.len() as u64);
         let published = match next {
             Ok(Next::Command(outgoing)) => publish(jetstream, &outgoing, actor).await,
             Ok(Next::Blank) => continue,
@@ -84,18 +82,18 @@ async fn publish_all(
             Err(error) => Err(error),
         };
         match published {
-            Ok(answer) => sent.under_way.push_back((number, answer)),
-            Err(error) => break Some((number, error)),
+            Ok(answer) => sent.under_way.push_back((lines.number, answer)),
+            Err(error) => break Some((lines.number, error)),
         }
         if !sent.have_room().await {
             break None;
         }
     };
     sent.settle_all().await;
-    sent.result(stopped)
+    sent.result(stopped, lines.has_unnamed.then_some(lines.run))
 }
 
-/// The lines that were published, and the broker's answers.
+/// The lines that were published, and the broker's answers, which come in the order of the lines.
 #[derive(Default)]
 struct Sent {
     /// With their numbers.
@@ -103,8 +101,11 @@ struct Sent {
     stored: u64,
     /// The first that is not stored, and why.
     unstored: Option<(u64, anyhow::Error)>,
-    /// How many more are not.
+    /// How many behind it are not.
     others: u64,
+    /// How many behind it are, and the last one.
+    behind: u64,
+    last: u64,
 }
 
 impl Sent {
@@ -130,7 +131,8 @@ impl Sent {
 
     fn settle(&mut self, number: u64, answer: Result<PublishAck, PublishError>) {
         match answer {
-            Ok(_) => self.stored += 1,
+            Ok(_) if self.unstored.is_none() => self.stored += 1,
+            Ok(_) => (self.behind, self.last) = (self.behind + 1, number),
             Err(error) if self.unstored.is_none() => {
                 self.unstored = Some((number, not_taken(error)));
             }
@@ -138,23 +140,35 @@ impl Sent {
         }
     }
 
-    /// How many are stored, when all are and no line stopped the reading.
-    fn result(self, stopped: Option<(u64, anyhow::Error)>) -> anyhow::Result<u64> {
-        let Self { stored, unstored, others, .. } = self;
+    /// How many are stored, when all are and no line stopped the reading. `run` names the ids of lines that
+    /// have none.
+    fn result(
+        self,
+        stopped: Option<(u64, anyhow::Error)>,
+        run: Option<&CommandId>,
+    ) -> anyhow::Result<u64> {
+        let Self { stored, unstored, others, behind, last, .. } = self;
         let stopped_at =
             |number: u64| format!("line {number} is not published, nor is any behind it");
+        let before = format!("the {stored} commands before it are stored");
+        let again =
+            |run: &CommandId| format!("; to do nothing twice publish all lines with --run {run}");
+        let again = run.map(again).unwrap_or_default();
         match (unstored, stopped) {
             (None, None) => Ok(stored),
             (None, Some((number, error))) => {
-                let before = format!("the {stored} commands before it are stored");
-                Err(error.context(format!("{}; {before}", stopped_at(number))))
+                Err(error.context(format!("{}; {before}{again}", stopped_at(number))))
             }
             (Some((first, error)), stopped) => {
                 let mut said = format!("line {first} is not stored");
                 if others > 0 {
                     said += &format!(", nor are {others} behind it");
                 }
-                said += &format!("; {stored} commands are stored");
+                said += &format!("; {before}");
+                if behind > 0 {
+                    said += &format!(", and {behind} behind it, the last one in line {last}");
+                }
+                said += &again;
                 if let Some((number, error)) = stopped {
                     said += &format!("; {}: {error:#}", stopped_at(number));
                 }
@@ -171,21 +185,55 @@ enum Next {
     End,
 }
 
-/// Reads the next line. Fails when it is no command, or longer than one can be.
-fn next(input: &mut impl BufRead, text: &mut Vec<u8>, tenant: &Tenant) -> anyhow::Result<Next> {
-    text.clear();
-    input.by_ref().take(LINE_BYTES_MAX + 1).read_until(b'\n', text)?;
-    if text.is_empty() {
-        return Ok(Next::End);
+/// A file of commands, which is read line by line.
+struct Lines<'a, R> {
+    input: R,
+    tenant: &'a Tenant,
+    /// Names the ids of lines that have none: published again under this name they have the same ones.
+    run: &'a CommandId,
+    /// True if such a line was read.
+    has_unnamed: bool,
+    text: Vec<u8>,
+    /// Of the last line that was read.
+    number: u64,
+}
+
+impl<'a, R: BufRead> Lines<'a, R> {
+    fn new(input: R, tenant: &'a Tenant, run: &'a CommandId) -> Self {
+        Self { input, tenant, run, has_unnamed: false, text: Vec::new(), number: 0 }
     }
-    if text.len() as u64 > LINE_BYTES_MAX {
-        bail!("it is longer than {LINE_BYTES_MAX} bytes");
+
+    /// Reads the next line. Fails when it is no command, or longer than one can be.
+    fn next(&mut self) -> anyhow::Result<Next> {
+        self.text.clear();
+        self.number += 1;
+        self.input.by_ref().take(LINE_BYTES_MAX + 1).read_until(b'\n', &mut self.text)?;
+        if self.text.is_empty() {
+            return Ok(Next::End);
+        }
+        if self.text.len() as u64 > LINE_BYTES_MAX {
+            bail!("it is longer than {LINE_BYTES_MAX} bytes");
+        }
+        let text = std::str::from_utf8(&self.text).context("it is not UTF-8")?;
+        if text.trim().is_empty() {
+            return Ok(Next::Blank);
+        }
+        let line: Line = serde_json::from_str(text).context("it is no command")?;
+        let id = match line.command_id {
+            Some(id) => id,
+            None => {
+                self.has_unnamed = true;
+                let made = CommandId::parse(&format!("{}-{}", self.run, self.number));
+                made.context("the name of the run is too long")?
+            }
+        };
+        Ok(Next::Command(Outgoing {
+            key: AggregateKey::new(self.tenant.clone(), line.aggregate, line.id),
+            name: line.command,
+            id,
+            payload: line.payload,
+        }))
     }
-    let text = std::str::from_utf8(text).context("it is not UTF-8")?;
-    if text.trim().is_empty() {
-        return Ok(Next::Blank);
-    }
-    Ok(Next::Command(parse(text, tenant).context("it is no command")?))
 }
 
 /// A line of a file.
@@ -199,25 +247,28 @@ struct Line {
     command_id: Option<CommandId>,
 }
 
-fn parse(text: &str, tenant: &Tenant) -> anyhow::Result<Outgoing> {
-    let line: Line = serde_json::from_str(text)?;
-    Ok(Outgoing {
-        key: AggregateKey::new(tenant.clone(), line.aggregate, line.id),
-        name: line.command,
-        id: line.command_id.unwrap_or_else(random_id),
-        payload: line.payload,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const GOOD: &str = r#"{"aggregate":"flight","id":"UA1","command":"depart","payload":{"a":1}}"#;
+
+    /// The commands of a text, in a run of this name.
+    fn read(text: &[u8], run: &str) -> anyhow::Result<Vec<Outgoing>> {
+        let (tenant, run) = (Tenant::parse("demo").unwrap(), CommandId::parse(run).unwrap());
+        let (mut lines, mut all) = (Lines::new(text, &tenant, &run), Vec::new());
+        loop {
+            match lines.next()? {
+                Next::Command(outgoing) => all.push(outgoing),
+                Next::Blank => {}
+                Next::End => return Ok(all),
+            }
+        }
+    }
+
     #[test]
     fn a_line_is_checked_before_it_is_published() {
-        let tenant = Tenant::parse("demo").unwrap();
-        let good = r#"{"aggregate":"flight","id":"UA1","command":"depart","payload":{"a":1}}"#;
-        let outgoing = parse(good, &tenant).unwrap();
+        let outgoing = read(GOOD.as_bytes(), "r").unwrap().remove(0);
         assert_eq!(outgoing.key.to_string(), "demo/flight/UA1");
         assert_eq!(outgoing.payload.get(), r#"{"a":1}"#);
         for bad in [
@@ -226,20 +277,30 @@ mod tests {
             r#"{"aggregate":"flight","id":"a","command":"depart","payload":{},"more":1}"#,
             "not JSON",
         ] {
-            assert!(parse(bad, &tenant).is_err(), "{bad}");
+            assert!(read(bad.as_bytes(), "r").is_err(), "{bad}");
         }
     }
 
     #[test]
+    fn a_line_without_an_id_has_the_same_one_in_each_run_of_a_name() {
+        let named = GOOD.replace("}}", r#"},"command_id":"own"}"#);
+        let text = format!("{GOOD}\n\n{named}\n{GOOD}\n");
+        let ids = |run| {
+            let all = read(text.as_bytes(), run).unwrap();
+            all.iter().map(|outgoing| outgoing.id.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(ids("r"), ["r-1", "own", "r-4"]);
+        assert_eq!(ids("s"), ["s-1", "own", "s-4"]);
+        assert!(read(text.as_bytes(), &"r".repeat(127)).is_err(), "no id is so long");
+    }
+
+    #[test]
     fn a_line_is_as_long_as_a_command_can_be_and_no_longer() {
-        let tenant = Tenant::parse("demo").unwrap();
-        let good = r#"{"aggregate":"flight","id":"UA1","command":"depart","payload":{}}"#;
         let most = usize::try_from(LINE_BYTES_MAX).unwrap();
         for (bytes, is_taken) in [(most - 1, true), (most, true), (most + 1, false)] {
-            let line = good.to_owned() + &" ".repeat(bytes - good.len());
-            let read = next(&mut line.as_bytes(), &mut Vec::new(), &tenant);
-            assert_eq!(read.is_ok(), is_taken, "{bytes}");
+            let line = GOOD.to_owned() + &" ".repeat(bytes - GOOD.len());
+            assert_eq!(read(line.as_bytes(), "r").is_ok(), is_taken, "{bytes}");
         }
-        assert!(next(&mut &b"\xff\n"[..], &mut Vec::new(), &tenant).is_err());
+        assert!(read(b"\xff\n", "r").is_err());
     }
 }

@@ -87,7 +87,7 @@ async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow
         Command::Apply(args) => apply::run(config, &args, &mut out).await,
         Command::Test(args) => apptest::run(&args.folder, args.json, &mut out),
         Command::Publish(args) => match args.lines.clone() {
-            Some(file) => lines::run(config, &file, &args.actor, args.json, &mut out).await,
+            Some(file) => lines::run(config, &file, &args, &mut out).await,
             None => publish::run(config, args, &mut out).await,
         },
         Command::Query(args) => query::run(config, &args, &mut out).await,

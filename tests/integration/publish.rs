@@ -1,5 +1,8 @@
 //! A file of commands on its way to the broker.
 
+use std::collections::BTreeMap;
+
+use flexcore_domain::command::header;
 use flexcore_eventstore::{EventStore, Profile, Settings, topology};
 use flexcore_servers::{Options, Servers, Sync, Want};
 
@@ -27,19 +30,38 @@ fn line(number: usize, bytes: usize) -> String {
     format!(r#"{{"aggregate":"a","id":"{number}","command":"c","payload":"{payload}"}}"#)
 }
 
-/// What publishing these lines says of its failure, and how many commands the queue has got by then.
-async fn failed(servers: &Servers, store: &EventStore, lines: &[String]) -> (String, u64) {
-    let queue = store.jetstream().get_stream(topology::COMMANDS).await.unwrap();
+/// Publishes these lines; returns what it says, and true when all are stored.
+async fn published(servers: &Servers, lines: &[String], more: &[&str]) -> (String, bool) {
     let place = folder();
     let file = place.path().join("commands.ndjson");
     std::fs::write(&file, lines.join("\n")).unwrap();
     let (mut publish, url) = (flexcore(), servers.nats_url());
-    publish.args(["publish", "--tenant", "t", "--nats", &url, "--lines"]).arg(&file);
+    publish.args(["publish", "--tenant", "t", "--nats", &url, "--lines"]).arg(&file).args(more);
     let output = tokio::task::spawn_blocking(move || publish.output().unwrap()).await.unwrap();
     let (out, err) = texts(&output);
-    assert!(!output.status.success(), "{out}{err}");
+    (out + &err, output.status.success())
+}
+
+/// What publishing these lines says of its failure, and how many commands the queue has got by then.
+async fn failed(servers: &Servers, store: &EventStore, lines: &[String]) -> (String, u64) {
+    let queue = store.jetstream().get_stream(topology::COMMANDS).await.unwrap();
+    let (said, all) = published(servers, lines, &[]).await;
+    assert!(!all, "{said}");
     let before = queue.cached_info().state.messages;
-    (err, queue.get_info().await.unwrap().state.messages - before)
+    (said, queue.get_info().await.unwrap().state.messages - before)
+}
+
+/// The ids of the commands in the queue from a place on, by aggregate.
+async fn ids(store: &EventStore, from: u64) -> BTreeMap<String, Vec<String>> {
+    let queue = store.jetstream().get_stream(topology::COMMANDS).await.unwrap();
+    let mut all: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for sequence in from..=queue.cached_info().state.last_sequence {
+        let stored = queue.get_raw_message(sequence).await.unwrap();
+        let id = stored.headers.get(header::OWN_COMMAND_ID).unwrap().to_string();
+        let aggregate = stored.subject.rsplit('.').nth(1).unwrap();
+        all.entry(aggregate.to_owned()).or_default().push(id);
+    }
+    all
 }
 
 /// Those that were on their way were dropped with the process, and nobody heard what the broker said
@@ -54,15 +76,27 @@ async fn what_is_before_a_bad_line_is_stored_or_told() {
     assert!(said.contains("line 1002 is not published"), "{said}");
     assert!(said.contains("the 1000 commands before it are stored"), "{said}");
 
-    let lines = [line(1, 10), line(2, 3_000), line(3, 10), line(4, 3_000), "5".to_owned()];
+    let mut lines = [line(1, 10), line(2, 3_000), line(3, 10), line(4, 3_000), "5".to_owned()];
     let (said, stored) = failed(&servers, &store, &lines).await;
     assert_eq!(stored, 2, "{said}");
     for part in [
-        "line 2 is not stored, nor are 1 behind it; 2 commands are stored",
+        "line 2 is not stored, nor are 1 behind it; the 1 commands before it are stored, \
+         and 1 behind it, the last one in line 3",
         "line 5 is not published",
         "message size exceeds maximum",
     ] {
         assert!(said.contains(part), "{said}");
+    }
+    // Lines without an id had another random one each time, and what was stored was done twice.
+    let (_, run) = said.split_once("--run ").expect("it says how to go on");
+    let run = run.split([';', ':', ' ', '\n']).next().unwrap();
+    (lines[1], lines[3], lines[4]) = (line(2, 10), line(4, 10), line(5, 10));
+    let (said, all) = published(&servers, &lines, &["--run", run]).await;
+    assert!(all, "{said}");
+    let ids = ids(&store, 1_001).await;
+    assert_eq!(ids.values().map(Vec::len).collect::<Vec<_>>(), [2, 1, 2, 1, 1], "{ids:?}");
+    for same in ids.values().filter(|ids| ids.len() == 2) {
+        assert_eq!(same[0], same[1]);
     }
     servers.stop().await;
 }
