@@ -71,6 +71,8 @@ pub struct Settings {
     pub requests_per_second: std::num::NonZeroU32,
     /// Requests a second of all together who send no good token, and as a burst.
     pub strangers_per_second: std::num::NonZeroU32,
+    /// Requests of theirs under way at once.
+    pub strangers_max: usize,
     /// Connections at once, of which the first tenant has a half for its requests.
     pub connections_max: usize,
     /// Commands under way at once, of which the first tenant has a half.
@@ -86,6 +88,7 @@ impl Default for Settings {
                 .expect("BUG: the default rate is not zero"),
             strangers_per_second: std::num::NonZeroU32::new(limits::STRANGERS_PER_SECOND)
                 .expect("BUG: the default rate is not zero"),
+            strangers_max: limits::STRANGERS_MAX,
             connections_max: limits::CONNECTIONS_MAX,
             commands_max: limits::COMMANDS_MAX,
             secret_every: limits::SECRET_EVERY,

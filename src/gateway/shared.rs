@@ -55,7 +55,7 @@ impl Shared {
         let policies = Policies::default();
         Arc::new(Self {
             admission: Admission::new(&parts.settings, parts.read_models.connections_max()),
-            strangers: Strangers::new(parts.settings.strangers_per_second),
+            strangers: Strangers::new(&parts.settings),
             publisher: parts.store.command_publisher(),
             store: parts.store,
             owners: parts.owners,

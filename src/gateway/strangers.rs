@@ -21,12 +21,12 @@ use tokio::{
 };
 
 use crate::{
+    Settings,
     admission::shed,
     connections::Connection,
     error::Problem,
     limits::{
-        CHECK_PATIENCE, CHECKS_AT_ONCE_MAX, STRANGER_REFUSED_AFTER, STRANGERS_MAX, UNKNOWN_MAX,
-        WRONG_TOKEN_KEEPS,
+        CHECK_PATIENCE, CHECKS_AT_ONCE_MAX, STRANGER_REFUSED_AFTER, UNKNOWN_MAX, WRONG_TOKEN_KEEPS,
     },
     problems,
 };
@@ -48,12 +48,12 @@ pub(crate) struct Strangers {
 pub(crate) type StrangerPlace = OwnedSemaphorePermit;
 
 impl Strangers {
-    /// All of them together may send so many requests a second, and as a burst.
-    pub(crate) fn new(per_second: NonZeroU32) -> Self {
+    pub(crate) fn new(settings: &Settings) -> Self {
+        let per_second = settings.strangers_per_second;
         Self {
             rate: RateLimiter::direct(Quota::per_second(per_second)),
             per_second,
-            under_way: Arc::new(Semaphore::new(STRANGERS_MAX)),
+            under_way: Arc::new(Semaphore::new(settings.strangers_max)),
             refusals: Shares::limited(usize::MAX, 1, 1),
             first: Shares::limited(usize::MAX, 1, 1),
             unknown: Shares::new(UNKNOWN_MAX, 1),
@@ -131,10 +131,14 @@ mod tests {
     use tokio::time::Instant;
 
     use super::*;
-    use crate::{connections::Connections, limits::HTTP2_STREAMS_MAX};
+    use crate::{
+        connections::Connections,
+        limits::{HTTP2_STREAMS_MAX, STRANGERS_MAX},
+    };
 
     fn strangers(per_second: u32) -> Arc<Strangers> {
-        Arc::new(Strangers::new(NonZeroU32::new(per_second).unwrap()))
+        let strangers_per_second = NonZeroU32::new(per_second).unwrap();
+        Arc::new(Strangers::new(&Settings { strangers_per_second, ..Settings::default() }))
     }
 
     fn connections<const N: usize>() -> [Arc<Connection>; N] {

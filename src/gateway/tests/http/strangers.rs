@@ -6,8 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use flexcore_gateway::{Settings, limits};
 use futures::future::join_all;
+use http_body_util::Empty;
+use hyper::{Request, client::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
 
 use crate::support::{Answer, Gateway, bearer, settings, start, token};
 
@@ -106,5 +111,30 @@ async fn documents_and_missing_tokens_count_as_strangers_do() {
         let told = answer.problem(401, "unauthenticated");
         assert_eq!(told["detail"], "the token has expired");
     }
+    gateway.servers.stop().await;
+}
+
+/// Every request without a place was refused as fast as it was sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_of_http2_that_asks_on_without_a_place_has_to_leave() {
+    let strangers_per_second = NonZeroU32::new(1).unwrap();
+    let few = Settings { strangers_per_second, strangers_max: 4, ..settings() };
+    let gateway = start(few).await;
+    let stream = TokioIo::new(TcpStream::connect(gateway.address).await.unwrap());
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let asked = (0..32).map(|_| {
+        let mut sender = sender.clone();
+        async move {
+            let request = Request::get("http://x/v1/events").body(Empty::<Bytes>::new()).unwrap();
+            // Those that it could not send any more have no answer.
+            sender.send_request(request).await.map_or(0, |answer| answer.status().as_u16())
+        }
+    });
+    let told = join_all(asked).await;
+    assert!(told.contains(&429) && told.contains(&503), "{told:?}");
+    let ended = tokio::time::timeout(Duration::from_secs(10), connection).await;
+    assert!(ended.is_ok(), "it has to leave");
+    drop(sender);
     gateway.servers.stop().await;
 }
