@@ -120,7 +120,10 @@ pub(crate) async fn run(
         Over::Nats => {
             let client = config.connect().await?;
             let jetstream = jetstream::new(client.clone());
-            publish(&jetstream, &outgoing, &args.actor).await?.await.map_err(not_taken)?;
+            let stored = publish(&jetstream, &outgoing, &args.actor).await?.await;
+            // A random one is known to nobody else.
+            let told = || format!("publishing the command {}", outgoing.id);
+            stored.map_err(not_taken).with_context(told)?;
             match args.wait {
                 Some(seconds) => {
                     let outcome = wait(&client, &outgoing, Duration::from_secs(seconds)).await?;
@@ -271,13 +274,14 @@ async fn over_http(
         headers: &[("idempotency-key", outgoing.id.as_str())],
         body: Some(outgoing.payload.get().to_owned()),
     };
-    let answer = gateways::call(config.http()?, call).await?;
+    let told = || format!("sending the command {}", outgoing.id);
+    let answer = gateways::call(config.http()?, call).await.with_context(told)?;
     let accepted = answer.status.is_success();
     if json {
         out.write_all(&answer.body)?;
         writeln!(out)?;
     } else {
-        let body = answer.success()?;
+        let body = answer.success().with_context(told)?;
         writeln!(out, "accepted: version {}, position {}", body["version"], body["position"])?;
     }
     Ok(accepted)

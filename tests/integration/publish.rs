@@ -64,6 +64,22 @@ async fn ids(store: &EventStore, from: u64) -> BTreeMap<String, Vec<String>> {
     all
 }
 
+/// It was to be sent again with the same id, a random one that nobody was told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_is_not_stored_is_told_with_its_id() {
+    let (servers, _store) = start().await;
+    let (mut publish, url) = (flexcore(), servers.nats_url());
+    publish.args(["publish", "--tenant", "t", "--nats", &url, "a", "1", "c"]);
+    publish.arg(format!("\"{}\"", "x".repeat(3_000)));
+    let output = tokio::task::spawn_blocking(move || publish.output().unwrap()).await.unwrap();
+    let (out, err) = texts(&output);
+    assert!(!output.status.success(), "{out}{err}");
+    let (_, told) = err.split_once("publishing the command ").expect("it says which");
+    let id = told.split([':', '\n', ' ']).next().unwrap();
+    assert_eq!(id.len(), "01890a5d-ac96-774b-bcce-b302099a8057".len(), "{err}");
+    servers.stop().await;
+}
+
 /// Those that were on their way were dropped with the process, and nobody heard what the broker said
 /// of them. Blank lines were not counted.
 #[tokio::test(flavor = "multi_thread")]
