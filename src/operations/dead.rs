@@ -75,7 +75,7 @@ impl Letters {
         }
         // One that came without an id would be put aside again.
         if headers.get(header::OWN_COMMAND_ID).is_none() {
-            headers.insert(header::COMMAND_ID, format!("requeue:{number}"));
+            headers.insert(header::COMMAND_ID, dead.made_id());
         }
         let jetstream = self.store.jetstream();
         let refused = |error: PublishError, or: fn(PublishError) -> Error| {
@@ -99,6 +99,12 @@ impl Letter {
     pub fn since(&self) -> String {
         let time = self.0.time.replace_nanosecond(0).unwrap_or(self.0.time);
         time.format(&Rfc3339).unwrap_or_default()
+    }
+
+    /// The id with which it is requeued if it has none. Numbers begin anew with the list, when the stream is
+    /// deleted and made anew.
+    fn made_id(&self) -> String {
+        format!("requeue:{}:{}", self.since(), self.number())
     }
 
     /// Its kind: `command`, or `projection.<read model>.<slot>`.
@@ -198,4 +204,26 @@ fn is_too_large(error: &PublishError) -> bool {
 /// Text that a stranger wrote must not steer the terminal.
 pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use flexcore_domain::CommandId;
+    use time::{Duration, OffsetDateTime};
+
+    use super::*;
+
+    /// The second one was taken for the first, sent again.
+    #[test]
+    fn two_letters_without_an_id_that_have_one_number_get_two_ids() {
+        let of = |seconds| {
+            let time = OffsetDateTime::UNIX_EPOCH + Duration::seconds(seconds);
+            let (subject, headers) = ("dead.command".into(), HeaderMap::new());
+            let letter = StreamMessage { subject, sequence: 7, headers, payload: "".into(), time };
+            Letter(letter).made_id()
+        };
+        assert_eq!(of(0), "requeue:1970-01-01T00:00:00Z:7");
+        assert_ne!(of(0), of(3));
+        assert!(CommandId::parse(&of(3)).is_ok());
+    }
 }

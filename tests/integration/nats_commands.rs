@@ -384,15 +384,17 @@ async fn a_requeue_that_is_too_large_is_final() {
     }
 }
 
-/// Its number in the list makes its id.
+/// When it was put aside, and its number in the list, make its id.
 #[tokio::test]
 async fn a_dead_command_without_an_id_gets_one_when_it_is_requeued() {
     let dev = Dev::shared();
     let (queue, http) = (Queue::of(&dev).await, dev.http("unnamed"));
     queue.put("cmd.unnamed.account.a-1.open", &[], r#"{"owner":"Ann","team":"red"}"#).await;
-    let number = dead_of(&dev, "unnamed", 1).await[0]["number"].to_string();
+    let letter = dead_of(&dev, "unnamed", 1).await.remove(0);
+    let number = letter["number"].to_string();
     dev.succeed(&["dead", "requeue", &number]);
-    let done = outcome(&http, "account", "a-1", &format!("requeue:{number}")).await;
+    let made = format!("requeue:{}:{number}", letter["time"].as_str().unwrap());
+    let done = outcome(&http, "account", "a-1", &made).await;
     assert_eq!(done["status"], json!("accepted"), "{done}");
 }
 
