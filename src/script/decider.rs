@@ -70,7 +70,8 @@ impl ScriptDecider {
             if left.is_zero() {
                 return Err(called.exhausted(&out_of_time()));
             }
-            let text = self.run(&called, (now.data.get(),), DECIDE_MAX.min(left))?;
+            let within = Within { time: DECIDE_MAX.min(left), limit: DECIDE_MAX };
+            let text = self.run(&called, (now.data.get(),), within)?;
             let Returned::Folded(data) = self.read(&called, &text)? else {
                 return Err(called.faulty("no answer"));
             };
@@ -87,7 +88,7 @@ impl ScriptDecider {
         &mut self,
         called: &Called<'_>,
         arguments: A,
-        within: Duration,
+        Within { time, limit }: Within,
     ) -> Result<String, Refusal>
     where
         A: for<'js> rquickjs::function::IntoArgs<'js>,
@@ -101,15 +102,16 @@ impl ScriptDecider {
             })?);
         }
         let sandbox = self.sandbox.as_ref().expect("BUG: just made");
-        let marked = mark::begin(within, &called.function.place, called.id.key());
-        let broken = match sandbox.call(&called.id, arguments, within, &marked) {
+        let marked = mark::begin(time, &called.function.place, called.id.key());
+        let broken = match sandbox.call(&called.id, arguments, time, &marked) {
             Ok(text) => return Ok(text),
             Err(broken) => broken,
         };
         self.sandbox = None;
         Err(match broken {
-            Broken::Late(within) => {
-                let why = format!("used more than {} ms of processor time", within.as_millis());
+            Broken::Late if time < DECIDE_MAX => called.exhausted(&out_of_time()),
+            Broken::Late => {
+                let why = format!("used more than {} ms of processor time", limit.as_millis());
                 called.exhausted(&why)
             }
             Broken::Memory => called.exhausted(&out_of_memory()),
@@ -169,7 +171,8 @@ impl Decider for ScriptDecider {
         let called = Called { id: FunctionId::Decide(command.clone()), function: &declared.decide };
         let context = context_json(context);
         let arguments = (state.as_str(), payload.as_str(), context.as_str());
-        let text = self.run(&called, arguments, DECIDE_MAX)?;
+        let within = Within { time: DECIDE_MAX, limit: DECIDE_MAX };
+        let text = self.run(&called, arguments, within)?;
         match self.read(&called, &text)? {
             Returned::Decided { events, state } => {
                 let events = new_events(&definition, &events, &called)?;
@@ -185,7 +188,8 @@ impl Decider for ScriptDecider {
         let mut after = state.clone();
         for some in events.chunks(FOLD_EVENTS_MAX) {
             let share = EVOLVE_MAX * u32::try_from(some.len()).expect("BUG: a chunk is small");
-            let until = processor_time() + FOLD_MAX.min(DECIDE_MAX + share);
+            let limit = FOLD_MAX.min(DECIDE_MAX + share);
+            let until = processor_time() + limit;
             let mut text = String::from("[");
             for event in some {
                 let current = if declared(&definition, event)?.version == event.schema_version {
@@ -206,7 +210,8 @@ impl Decider for ScriptDecider {
             if left.is_zero() {
                 return Err(called.exhausted(&out_of_time()));
             }
-            let folded = self.run(&called, (after.as_str(), text.as_str()), left)?;
+            let within = Within { time: left, limit };
+            let folded = self.run(&called, (after.as_str(), text.as_str()), within)?;
             let Returned::Folded(state) = self.read(&called, &folded)? else {
                 return Err(called.faulty("no answer"));
             };
@@ -214,6 +219,13 @@ impl Decider for ScriptDecider {
         }
         Ok(after)
     }
+}
+
+/// The processor time of a call, and the limit that its author knows: a call may have less when others have
+/// used some of it.
+struct Within {
+    time: Duration,
+    limit: Duration,
 }
 
 /// The function that is called.

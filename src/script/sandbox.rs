@@ -39,7 +39,7 @@ type Compiled = Persistent<rquickjs::Function<'static>>;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Broken {
     /// It has used more processor time than it may.
-    Late(Duration),
+    Late,
     /// No memory, or a failure inside the engine.
     Memory,
     /// It left a promise behind.
@@ -103,7 +103,7 @@ impl Sandbox {
         }
         match returned {
             // Too much work in too few steps to be stopped is refused all the same.
-            _ if late > Duration::ZERO => Err(Broken::Late(within)),
+            _ if late > Duration::ZERO => Err(Broken::Late),
             Err(_) => Err(Broken::Memory),
             Ok(_) if self.runtime.is_job_pending() => Err(Broken::Asynchronous),
             Ok(text) => Ok(text),
