@@ -259,39 +259,40 @@ mod tests {
     /// So many tokens wait at most, and whoever sends them leaves places for others.
     #[tokio::test]
     async fn a_connection_that_sends_bad_tokens_without_end_leaves_places_to_another() {
-        let strangers = strangers(1);
+        let (strangers, [one, other]) = (strangers(1), connections());
         let mut sent: Vec<_> = (0..UNKNOWN_MAX)
-            .map(|_| Box::pin(strangers.check(peer(0), || Err::<(), ()>(()))))
+            .map(|_| Box::pin(strangers.check(&one, || Err::<(), ()>(()))))
             .collect();
         let told: Vec<_> = sent.iter_mut().filter_map(futures::FutureExt::now_or_never).collect();
-        assert_eq!(strangers.unknown.taken(), UNKNOWN_MAX / 2);
+        assert_eq!(strangers.waiting(), UNKNOWN_MAX / 2 + 1);
         let (checked, refused): (Vec<_>, Vec<_>) = told.into_iter().partition(Result::is_ok);
         assert_eq!(checked.len(), CHECKS_AT_ONCE_MAX / 2);
         let statuses = refused.into_iter().map(|refused| refused.unwrap_err().status().as_u16());
         assert_eq!(
             statuses.filter(|status| *status == 503).count(),
-            sent.len() / 2 - checked.len()
+            sent.len() / 2 - 1 - checked.len()
         );
-        let other = strangers.check(peer(1), || Ok::<(), ()>(()));
+        let other = strangers.check(&other, || Ok::<(), ()>(()));
         let other = futures::FutureExt::now_or_never(other).expect("it waits for none of them");
         assert_eq!(other.expect("it has a place"), Ok(()));
         drop(sent);
-        assert_eq!(strangers.unknown.taken(), 0, "who hangs up waits no more");
+        assert_eq!(strangers.waiting(), 0, "who hangs up waits no more");
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_check_whose_turn_does_not_come_is_given_up() {
         let strangers = strangers(1);
-        let places = (0..).map_while(|port| strangers.checks.enter(&peer(port)));
+        let [late_one, holders @ ..] = connections::<{ CHECKS_AT_ONCE_MAX + 2 }>();
+        let places = holders.iter().map_while(|it| strangers.checks.enter(&it.number()));
         let held: Vec<_> = places.collect();
         assert_eq!(held.len(), CHECKS_AT_ONCE_MAX, "one for each connection");
         let asked = Instant::now();
-        let late = strangers.check(peer(1_000), || Ok::<(), ()>(())).await;
+        let late = strangers.check(&late_one, || Ok::<(), ()>(())).await;
         assert_eq!(late.unwrap_err().status(), 503);
         assert_eq!(asked.elapsed(), CHECK_PATIENCE);
-        assert_eq!(strangers.unknown.taken(), 0);
+        assert_eq!(strangers.waiting(), 0);
         drop(held);
-        assert!(strangers.check(peer(1_000), || Ok::<(), ()>(())).await.is_ok());
+        assert!(strangers.check(&late_one, || Ok::<(), ()>(())).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

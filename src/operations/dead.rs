@@ -12,7 +12,7 @@ use async_nats::{
         stream::{DirectGetErrorKind, RawMessageErrorKind, Stream},
     },
 };
-use flexcore_domain::{command::header, limits::QUEUED_BYTES_MAX};
+use flexcore_domain::command::header;
 use flexcore_eventstore::{EventStore, commands::published_subject, topology};
 use serde_json::{Value, json};
 use time::format_description::well_known::Rfc3339;

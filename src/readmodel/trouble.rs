@@ -72,9 +72,11 @@ impl ReadModels {
     /// The same, but for the login of queries. Migrations alone do not do it: they are noted as done
     /// in another schema.
     pub(crate) async fn make_whole(&self) -> Result<bool, Error> {
-        if !is_missing(&mut self.pool.acquire().await?).await? {
+        let mut sql = self.pool.acquire().await?;
+        if !is_missing(&mut sql).await? {
             return Ok(false);
         }
+        drop(sql);
         // Held until all is there: another process that looks meanwhile would drop what is half made.
         let mut alone = self.alone().await?;
         let was_missing = is_missing(&mut alone).await?;

@@ -149,14 +149,23 @@ async fn a_deployment_is_in_force_for_all_when_the_first_call_after_it_is_refuse
         AggregateName::parse("bad").unwrap(),
         AggregateId::parse("b1").unwrap(),
     );
-    let ran_away = ask(client, epochs, hostile.clone()).await;
-    assert!(matches!(ran_away, Outcome::Faulty { .. }), "{ran_away:?}");
+    let is_refused = |message: &str| message.contains("far more time than it may");
+    let mut calls = 0;
+    loop {
+        // One that comes back late is forgiven, a second one is not.
+        let ran_away = ask(client, epochs, hostile.clone()).await;
+        let Outcome::Faulty { message } = &ran_away else { panic!("{ran_away:?}") };
+        if is_refused(message) {
+            break;
+        }
+        calls += 1;
+        assert!(calls < 5, "{message}");
+    }
     let before = ask(client, epochs, key_of("calm", 1)).await;
     assert!(matches!(before, Outcome::Accepted { position: Some(_), .. }), "{before:?}");
 
     running.deploy(application(2, "counter", "() => []", KEEP)).await;
     let refused = ask(client, epochs, hostile).await;
-    let is_refused = |message: &str| message.contains("far more time than it may");
     assert!(matches!(&refused, Outcome::Faulty { message } if is_refused(message)), "{refused:?}");
     let after = ask(client, epochs, key_of("calm", 2)).await;
     assert!(matches!(after, Outcome::Accepted { position: None, .. }), "{after:?}");
