@@ -30,10 +30,12 @@ use crate::{
 /// The tenant. Of its aggregate `blob` two ids are known whose subjects have one hash under a known key.
 pub(crate) const TENANT: &str = "demo";
 const TWINS: [&str; 2] = ["85eec3d2c784313e", "00c0dce69a15679a"];
+/// A debug build does a quarter of the work, and the harness is one, too: the tenant asks for a quarter.
+const PART: u32 = if cfg!(debug_assertions) { 4 } else { 1 };
 /// Commands that are stored each second.
-const STORED_A_SECOND: u32 = 400;
+const STORED_A_SECOND: u32 = 400 / PART;
 /// Clients that wait for answers, and ask again at once.
-const CLIENTS: usize = 32;
+const CLIENTS: u32 = 32 / PART;
 /// Aggregates whose only event is to be brought to another version later.
 const RELICS: u32 = 20;
 /// Event streams that are opened and not read.
@@ -94,10 +96,15 @@ impl Hostile {
         tasks.spawn(malformed::publish(place.nats.clone(), done.clone()));
         let place = Arc::new(place.clone());
         for number in 0..CLIENTS {
-            let seed = seed ^ number as u64;
+            let seed = seed ^ u64::from(number);
+            let number = number as usize;
             tasks.spawn(ask(place.clone(), token.to_owned(), number, seed, done.clone()));
         }
-        tasks.spawn(ask_what_is_not_stopped(place.clone(), token.to_owned()));
+        // It takes one of two processors from all others, whatever they are: in a debug build nothing of
+        // ours could be told from that.
+        if !cfg!(debug_assertions) {
+            tasks.spawn(ask_what_is_not_stopped(place.clone(), token.to_owned()));
+        }
         tasks.spawn(hold_streams(place, token.to_owned()));
         Self { tasks, done }
     }

@@ -56,11 +56,8 @@ pub(crate) async fn run(seed: u64, extent: Extent) -> Section {
     rig.finish().await
 }
 
-/// Both stretches, with a load of their own, so that their times compare wherever they are. They come last
-/// on a cluster: what the tenant has stored and deployed is there afterwards, too.
-pub(crate) async fn faults(rig: &mut Rig, extent: Extent) {
-    rig.unload().await;
-    rig.load(Pace::steady(RATE)).await;
+/// Both stretches.
+async fn faults(rig: &mut Rig, extent: Extent) {
     tokio::time::sleep(WARM_UP).await;
     let token = rig.cluster.token(TENANT);
     let quiet_ns = rig.fault("nothing yet");

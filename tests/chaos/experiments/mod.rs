@@ -33,7 +33,7 @@ pub(crate) const NAMES: [&str; 9] = [
     "control",
 ];
 /// Those of a slice.
-pub(crate) const SLICE: [&str; 3] = ["together", "powercut", "some controls"];
+pub(crate) const SLICE: [&str; 4] = ["together", "powercut", "hostile", "some controls"];
 
 /// The size of the run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,15 +100,14 @@ pub(crate) async fn run(name: &str, seed: u64, extent: Extent, report: &mut Repo
     say(&format!("{name}: {:.0} s", started.elapsed().as_secs_f64()));
 }
 
-/// Kill, partition, election and a hostile tenant on one cluster: a slice has no time for four.
+/// Kill, partition and election on one cluster: a slice has no time for three.
 async fn together(seed: u64) -> Section {
     let shape = Shape { lease: SHORT_LEASE, ..Shape::default() };
-    let name = "kill, partition, election, hostile";
+    let name = "kill, partition, election";
     let mut rig = Rig::start(name, seed, shape, pace(Extent::Slice)).await;
     kill::faults(&mut rig, Extent::Slice).await;
     partition::faults(&mut rig, Extent::Slice, seed).await;
     election::faults(&mut rig, Extent::Slice).await;
-    hostile::faults(&mut rig, Extent::Slice).await;
     rig.finish().await
 }
 
