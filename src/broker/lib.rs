@@ -7,6 +7,7 @@ mod clock;
 pub mod ephemeral;
 pub mod inbox;
 pub mod leader;
+pub mod memory;
 pub mod monitoring;
 pub mod publish;
 mod refusal;

@@ -5,6 +5,8 @@
 //!
 //! A disk that is full before that is worse: the server stops to write its streams, and answers nothing
 //! that would have to be written, until it is started again. Its health says so.
+//!
+//! Who looks at the room sees the servers' memory, too (`memory.rs`).
 
 use std::{
     sync::{
@@ -17,7 +19,11 @@ use std::{
 use serde_json::Value;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{Error, monitoring};
+use crate::{
+    Error,
+    memory::{Alarm, Memory},
+    monitoring,
+};
 
 /// Between two looks. Writes in between take far less than is left free.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -52,31 +58,37 @@ struct Seen {
     missed: AtomicU32,
     /// Too few servers are left that can write.
     stuck: AtomicBool,
+    memory: Alarm,
 }
 
 /// The last look at the servers.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Look {
     /// Bytes used and the most of the fullest one, which refuses first; `None`: none answers.
     fullest: Option<(u64, u64)>,
     /// Servers that write nothing more.
     stuck: usize,
     servers: usize,
+    /// The memory of each that answers.
+    memory: Vec<Memory>,
 }
 
 impl Look {
     /// Without those whose disk is full there are not enough to agree.
-    fn is_stuck(self) -> bool {
+    fn is_stuck(&self) -> bool {
         self.stuck > 0 && 2 * (self.servers - self.stuck) <= self.servers
     }
 }
 
 impl Seen {
     /// Keeps what a look found. Returns whether it is full; `None`: as it was.
-    fn keep(&self, look: Look) -> Option<bool> {
+    fn keep(&self, look: &Look) -> Option<bool> {
         let answered = look.fullest.is_some() || look.stuck > 0;
         let missed = if answered { 0 } else { self.missed.load(Ordering::Relaxed) + 1 };
         self.missed.store(missed.min(MISSED_MAX), Ordering::Relaxed);
+        if !look.memory.is_empty() || missed >= MISSED_MAX {
+            self.memory.keep(&look.memory);
+        }
         let (used, most) = match look.fullest {
             Some(room) => room,
             None if answered || missed >= MISSED_MAX => (0, 0),
@@ -100,7 +112,7 @@ impl Room {
     /// Looks once where nobody watches: for tools, which are soon gone.
     pub async fn look(&self, monitor_urls: &[String]) {
         if self.looking.is_none() {
-            self.seen.keep(look(monitor_urls).await);
+            self.seen.keep(&look(monitor_urls).await);
         }
     }
 
@@ -119,6 +131,12 @@ impl Room {
         }
         Ok(())
     }
+
+    /// Whether one of the servers nears the limit of its memory.
+    #[must_use]
+    pub fn memory_is_near(&self) -> bool {
+        self.seen.memory.is_on()
+    }
 }
 
 /// True if no more than the reserve is left.
@@ -134,10 +152,10 @@ async fn watch(monitor_urls: Vec<String>, seen: Arc<Seen>) {
             tracing::error!(servers = look.stuck, "{STUCK}");
         }
         were_stuck = look.stuck;
-        if let Some(full) = seen.keep(look) {
+        if let Some(full) = seen.keep(&look) {
             metrics::gauge!("flexcore_broker_full").set(u8::from(full));
             if full != was_full {
-                tell(full, look);
+                tell(full, &look);
             }
             was_full = full;
         }
@@ -145,7 +163,7 @@ async fn watch(monitor_urls: Vec<String>, seen: Arc<Seen>) {
     }
 }
 
-fn tell(full: bool, look: Look) {
+fn tell(full: bool, look: &Look) {
     if full {
         tracing::error!(
             ?look,
@@ -164,7 +182,8 @@ async fn look(monitor_urls: &[String]) -> Look {
     let rooms = answers.iter().filter_map(|(varz, _)| room(varz.as_ref().ok()?));
     let fullest = rooms.min_by_key(|(used, most)| most.saturating_sub(*used));
     let stuck = answers.iter().filter(|(_, health)| health.as_ref().is_ok_and(is_stuck));
-    Look { fullest, stuck: stuck.count(), servers: monitor_urls.len() }
+    let memory = answers.iter().filter_map(|(varz, _)| Memory::of(varz.as_ref().ok()?)).collect();
+    Look { fullest, stuck: stuck.count(), servers: monitor_urls.len(), memory }
 }
 
 fn is_stuck(health: &Value) -> bool {
@@ -206,19 +225,33 @@ mod tests {
     fn what_was_seen_last_counts_for_some_looks_and_not_for_ever() {
         let (room, none) = (Room::default(), Look { servers: 1, ..Look::default() });
         for full in [
-            Look { fullest: Some((1_000, 1_000)), ..none },
-            Look { fullest: Some((0, 1_000)), stuck: 1, ..none },
-            Look { stuck: 1, ..none },
+            Look { fullest: Some((1_000, 1_000)), ..none.clone() },
+            Look { fullest: Some((0, 1_000)), stuck: 1, ..none.clone() },
+            Look { stuck: 1, ..none.clone() },
         ] {
-            assert_eq!(room.seen.keep(full), Some(true));
+            assert_eq!(room.seen.keep(&full), Some(true));
             for _ in 1..MISSED_MAX {
-                assert_eq!(room.seen.keep(none), None);
+                assert_eq!(room.seen.keep(&none), None);
                 assert!(matches!(room.check(), Err(Error::NoRoom(_))));
             }
-            assert_eq!(room.seen.keep(none), Some(false));
+            assert_eq!(room.seen.keep(&none), Some(false));
             assert!(room.check().is_ok());
-            assert_eq!(room.seen.keep(none), Some(false));
+            assert_eq!(room.seen.keep(&none), Some(false));
         }
+    }
+
+    #[test]
+    fn memory_that_was_seen_last_counts_for_as_many_looks() {
+        let (room, none) = (Room::default(), Look { servers: 1, ..Look::default() });
+        let of = |bytes| vec![Memory { bytes, bytes_max: 1_000 }];
+        room.seen.keep(&Look { memory: of(900), ..none.clone() });
+        for _ in 1..MISSED_MAX {
+            assert!(room.memory_is_near());
+            room.seen.keep(&none);
+        }
+        assert!(room.memory_is_near() && room.check().is_ok());
+        room.seen.keep(&none);
+        assert!(!room.memory_is_near());
     }
 
     #[test]
@@ -226,7 +259,7 @@ mod tests {
         for (stuck, servers, full) in
             [(0, 1, false), (1, 1, true), (1, 3, false), (2, 3, true), (2, 5, false), (3, 5, true)]
         {
-            let look = Look { fullest: Some((0, 1_000)), stuck, servers };
+            let look = Look { fullest: Some((0, 1_000)), stuck, servers, memory: vec![] };
             assert_eq!(look.is_stuck(), full, "{stuck} of {servers}");
         }
         let said =

@@ -1,6 +1,6 @@
 //! The size of the log, and its cost for the broker's servers.
 
-use flexcore_broker::monitoring;
+use flexcore_broker::{memory::Memory, monitoring};
 
 use crate::{Error, EventStore, topology, unavailable};
 
@@ -20,6 +20,8 @@ pub struct ServerUse {
     pub server: String,
     /// Its process's memory, in bytes.
     pub memory_bytes: u64,
+    /// The limit that it has for it (`GOMEMLIMIT`); 0: none.
+    pub memory_bytes_max: u64,
     /// Bytes of the disk that its streams take.
     pub store_bytes: u64,
     /// Bytes that they may take (`max_file_store`).
@@ -45,10 +47,11 @@ impl EventStore {
 
 /// Reads a server's `/varz`; `None` when JetStream is off there.
 fn server_use(varz: &serde_json::Value) -> Option<ServerUse> {
-    let jetstream = &varz["jetstream"];
+    let (jetstream, memory) = (&varz["jetstream"], Memory::of(varz)?);
     Some(ServerUse {
         server: varz["server_name"].as_str()?.to_owned(),
-        memory_bytes: varz["mem"].as_u64()?,
+        memory_bytes: memory.bytes,
+        memory_bytes_max: memory.bytes_max,
         store_bytes: jetstream["stats"]["storage"].as_u64()?,
         store_bytes_max: jetstream["config"]["max_storage"].as_u64()?,
     })

@@ -408,6 +408,13 @@ impl EventStore {
         Ok(self.room.check()?)
     }
 
+    /// Whether one of the broker's servers, as it was seen a few seconds ago, nears the limit of its memory.
+    /// False where no monitoring address is known, or no limit.
+    #[must_use]
+    pub fn broker_memory_is_near(&self) -> bool {
+        self.room.memory_is_near()
+    }
+
     /// Whether there is room for a commit, and it is within what the log keeps and the broker takes.
     /// Its size is that of the whole envelope, and its headers those that it is sent with.
     fn takes_commit(&self, encoded: &Encoded) -> Result<(), Error> {

@@ -34,6 +34,8 @@ pub(crate) struct Plan<'a> {
     /// The program and its arguments.
     pub(crate) program: &'a Path,
     pub(crate) arguments: Vec<String>,
+    /// What its environment has beside ours.
+    pub(crate) environment: Vec<(&'static str, String)>,
     /// Whom it runs as; `None` = as we do.
     pub(crate) account: Option<Account>,
     /// The locked file that takes its standard error.
@@ -64,6 +66,7 @@ impl Guarded {
             .arg(plan.remove.unwrap_or_default())
             .arg(plan.program)
             .args(&plan.arguments)
+            .envs(plan.environment)
             // Ours may be a folder that the account cannot enter.
             .current_dir("/")
             // Ctrl-C on the terminal is for flexcore, which then ends its servers in order.

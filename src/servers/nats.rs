@@ -35,6 +35,8 @@ pub struct Nats {
     folder: PathBuf,
     ports: Ports,
     peer: Option<Peer>,
+    /// The limit of its memory, where it has one.
+    memory_bytes: Option<u64>,
     remove: Option<PathBuf>,
     process: Option<Guarded>,
 }
@@ -99,7 +101,8 @@ impl Nats {
         let config = config(&folder.join("store"), sync)?;
         std::fs::write(folder.join("nats.conf"), config).map_err(io_error("write nats.conf"))?;
         let ports = Ports { clients: port.unwrap_or(0), monitor: 0 };
-        let mut nats = Self { program, folder, ports, peer, remove, process: None };
+        let memory_bytes = None;
+        let mut nats = Self { program, folder, ports, peer, memory_bytes, remove, process: None };
         nats.run().await?;
         Ok(nats)
     }
@@ -149,6 +152,13 @@ impl Nats {
     pub async fn start_again_with_room(&mut self, file_bytes: u64) -> Result<(), Error> {
         self.stop().await;
         self.write_room(file_bytes)?;
+        self.start_again().await
+    }
+
+    /// Starts it again with this limit of its memory, which is told and not kept. For tests of one that is
+    /// near.
+    pub async fn start_again_with_memory(&mut self, memory_bytes: u64) -> Result<(), Error> {
+        self.memory_bytes = Some(memory_bytes);
         self.start_again().await
     }
 
@@ -205,9 +215,11 @@ impl Nats {
         let in_cluster = self.peer.as_ref().map(Peer::arguments).unwrap_or_default();
         let arguments =
             arguments.into_iter().map(str::to_owned).chain(in_cluster).collect::<Vec<_>>();
+        let limit = self.memory_bytes.map(|bytes| ("GOMEMLIMIT", bytes.to_string()));
         let mut process = Guarded::start(Plan {
             program: &self.program,
             arguments,
+            environment: limit.into_iter().collect(),
             account: None,
             stderr: self.stderr(),
             last_signal: "KILL",

@@ -158,6 +158,7 @@ impl Postgres {
         let mut process = Guarded::start(Plan {
             program: &program,
             arguments,
+            environment: Vec::new(),
             account: self.account,
             stderr: self.log(),
             // SIGKILL would leave its shared memory behind.

@@ -106,6 +106,12 @@ const METRICS: &[(&str, MetricKind, Unit, &str)] = &[
         "Memory of a server of the broker",
     ),
     (
+        "flexcore_broker_memory_limit_bytes",
+        Kind::Gauge,
+        Unit::Bytes,
+        "Limit of a server's memory, its GOMEMLIMIT; 0: it has none",
+    ),
+    (
         "flexcore_broker_store_bytes",
         MetricKind::Gauge,
         Unit::Bytes,

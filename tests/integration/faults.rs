@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{
     Http,
-    cluster::Cluster,
+    cluster::{Cluster, free_address},
     eventually,
     load::{self, Load},
     process::{Process, cache, flexcore, folder, texts},
@@ -111,6 +111,38 @@ async fn a_full_store_is_told_by_health_and_metrics_until_there_is_room() {
     cluster.servers.nats.raise_room(64 << 30).unwrap();
     cluster.readiness("ready", "").await;
     alarm("0").await;
+}
+
+/// The names of the log's aggregates fill it, until the kernel kills the server.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_nears_the_limit_of_its_memory_is_told_by_health_metrics_and_log() {
+    let mut cluster = Cluster::new().await;
+    let metrics = free_address();
+    cluster.start("gateway", "gateway");
+    cluster.start_with("worker", "worker", &["--metrics-http", &metrics]);
+    cluster.readiness("ready", "").await;
+    // It takes more than three quarters of this as soon as it runs.
+    cluster.servers.nats.start_again_with_memory(16 << 20).await.unwrap();
+    cluster.readiness("degraded", "memory").await;
+    let worker = Http::new(&metrics, "");
+    let told = async |is_near: u8| {
+        let alarm = format!("flexcore_capacity_alarm{{limit=\"memory\"}} {is_near}");
+        eventually("the alarm", async || {
+            let answer = worker.try_send("GET", "/metrics", &[], "").await?;
+            let text = String::from_utf8_lossy(&answer.body).into_owned();
+            if text.lines().any(|line| line == alarm) { Ok(text) } else { Err(text) }
+        })
+        .await
+    };
+    assert!(told(1).await.contains("} 16777216"), "the server's limit");
+    eventually("the worker's word on it", async || {
+        let log = cluster.roles[1].log();
+        if log.contains("a server nears the limit of its memory") { Ok(()) } else { Err(log) }
+    })
+    .await;
+    cluster.servers.nats.start_again_with_memory(8 << 30).await.unwrap();
+    cluster.readiness("ready", "").await;
+    told(0).await;
 }
 
 /// It once went on by what had been deployed so far, beside others that knew better.

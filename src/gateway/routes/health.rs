@@ -32,8 +32,11 @@ const READ_MODELS: &str = "read models";
 const HELD: &str = "the log is broken in an aggregate, whose events are held back from there on";
 const DEPLOYMENTS: &str = "deployments";
 const STORAGE: &str = "storage";
+const MEMORY: &str = "memory";
+const NEAR: &str =
+    "a nats-server nears the limit of its memory: give the servers more before one is killed";
 /// Without these a gateway is of use: one that a balancer leaves does nothing at all.
-const DEGRADES: [&str; 4] = [POSTGRES, READ_MODELS, DEPLOYMENTS, STORAGE];
+const DEGRADES: [&str; 5] = [POSTGRES, READ_MODELS, DEPLOYMENTS, STORAGE, MEMORY];
 
 /// Looks at what is needed until the gateway drains, whether anybody asks for it or not.
 pub(crate) async fn watch(shared: Arc<Shared>) {
@@ -111,9 +114,13 @@ async fn look(shared: &Shared) -> Arc<[Missing]> {
     });
     let full = shared.store.check_room().err();
     let full = full.map(|error| Missing { what: STORAGE, why: error.to_string().into() });
-    let missing = log.into_iter().chain(rows).chain(told).chain(unread).chain(full);
+    let near = shared.store.broker_memory_is_near();
+    let near = near.then_some(Missing { what: MEMORY, why: NEAR.into() });
+    let missing = log.into_iter().chain(rows).chain(told).chain(unread).chain(full).chain(near);
     let missing: Arc<[Missing]> = missing.collect();
-    if missing.iter().all(|missing| [READ_MODELS, DEPLOYMENTS, STORAGE].contains(&missing.what)) {
+    // All that degrades but Postgres, without which nothing can be asked for.
+    let starts = |missing: &Missing| missing.what != POSTGRES && DEGRADES.contains(&missing.what);
+    if missing.iter().all(starts) {
         shared.readiness.started.store(true, Ordering::Relaxed);
     }
     *found = Some((Instant::now(), missing.clone()));

@@ -24,6 +24,7 @@ async fn the_logs_size_and_its_servers_are_known() {
     let used = store.servers_use().await;
     let [server] = used.as_slice() else { panic!("{used:?}") };
     assert!(server.memory_bytes > 1 << 20, "{server:?}");
+    assert_eq!(server.memory_bytes_max, 0, "it has no limit: {server:?}");
     assert!(server.store_bytes >= first.bytes, "{server:?}");
     assert_eq!(server.store_bytes_max, 64 << 30, "max_file_store of nats.conf");
 }
