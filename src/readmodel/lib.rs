@@ -152,7 +152,15 @@ impl ReadModels {
     /// is kept waiting for long behind it: fails with [`Error::Unavailable`] when a lock is not to be
     /// had, and with [`Error::Misconfigured`] when there is no such login and it cannot be made.
     pub async fn migrate(&self) -> Result<(), Error> {
-        self.run_migrations().await?;
+        match self.run_migrations().await {
+            // Another start may drop what is left of them at this moment. It goes first.
+            Err(Error::Database(_)) => {
+                let alone = self.alone().await?;
+                self.run_migrations().await?;
+                alone.commit().await?;
+            }
+            done => done?,
+        }
         self.make_whole().await?;
         self.sessions.open().await
     }
