@@ -105,9 +105,12 @@ impl ReadModels {
 
 /// True if a part of what migrations have made is not there.
 async fn is_missing(connection: &mut PgConnection) -> Result<bool, Error> {
+    // Of the catalogues as they are now: `to_regclass` may say what this session found before it waited.
     let row = sqlx::query(
-        "select to_regnamespace('rm') is null or bool_or(to_regclass('flexcore.' || name) is null) \
-         from unnest($1::text[]) as name",
+        "select not exists (select from pg_namespace where nspname = 'rm') \
+                or (select count(*) from pg_class \
+                    join pg_namespace on pg_namespace.oid = relnamespace \
+                    where nspname = 'flexcore' and relname = any($1)) < cardinality($1)",
     )
     .bind(INTERNALS.as_slice())
     .fetch_one(connection)

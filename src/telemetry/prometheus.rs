@@ -107,7 +107,7 @@ const METRICS: &[(&str, MetricKind, Unit, &str)] = &[
     ),
     (
         "flexcore_broker_memory_limit_bytes",
-        Kind::Gauge,
+        MetricKind::Gauge,
         Unit::Bytes,
         "Limit of a server's memory, its GOMEMLIMIT; 0: it has none",
     ),

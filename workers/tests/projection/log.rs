@@ -62,14 +62,14 @@ async fn rows_of_another_log_are_left_alone_until_it_is_taken_on() {
 }
 
 /// Everything of ours, and the login of queries.
-const ALL: &str = "drop schema rm, flexcore cascade; drop owned by login; drop role login";
+const ALL: &str = "drop schema rm, flexcore cascade; drop owned by LOGIN; drop role LOGIN";
 
-/// Somebody drops this, where `login` stands for the login of queries.
+/// Somebody drops this, where `LOGIN` stands for the login of queries.
 async fn drop_from(url: &str, sql: &str) {
     let mut admin = PgConnection::connect(url).await.unwrap();
     let login = "select name from flexcore.query_login";
     let login: String = sqlx::query_scalar(login).fetch_one(&mut admin).await.unwrap();
-    let sql = sql.replace("login", &login);
+    let sql = sql.replace("LOGIN", &login);
     sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut admin).await.unwrap();
 }
 
