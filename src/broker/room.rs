@@ -244,7 +244,8 @@ mod tests {
     fn memory_that_was_seen_last_counts_for_as_many_looks() {
         let (room, none) = (Room::default(), Look { servers: 1, ..Look::default() });
         let of = |bytes| vec![Memory { bytes, bytes_max: 1_000 }];
-        room.seen.keep(&Look { memory: of(900), ..none.clone() });
+        let near = Look { fullest: Some((0, 1_000)), memory: of(900), ..none.clone() };
+        room.seen.keep(&near);
         for _ in 1..MISSED_MAX {
             assert!(room.memory_is_near());
             room.seen.keep(&none);

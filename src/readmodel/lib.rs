@@ -152,16 +152,22 @@ impl ReadModels {
     /// is kept waiting for long behind it: fails with [`Error::Unavailable`] when a lock is not to be
     /// had, and with [`Error::Misconfigured`] when there is no such login and it cannot be made.
     pub async fn migrate(&self) -> Result<(), Error> {
-        match self.run_migrations().await {
+        let migrated = match self.run_migrations().await {
             // Another start may drop what is left of them at this moment. It goes first.
             Err(Error::Database(_)) => {
                 let alone = self.alone().await?;
                 self.run_migrations().await?;
-                alone.commit().await?;
+                Ok(alone.commit().await?)
             }
-            done => done?,
+            done => done,
+        };
+        // What a later migration changes may have been dropped.
+        if !matches!(migrated, Ok(()) | Err(Error::Gone(_))) {
+            return migrated;
         }
-        self.make_whole().await?;
+        if !self.make_whole().await? && migrated.is_err() {
+            self.run_migrations().await?;
+        }
         self.sessions.open().await
     }
 

@@ -189,7 +189,7 @@ impl Decider for ScriptDecider {
         for some in events.chunks(FOLD_EVENTS_MAX) {
             let share = EVOLVE_MAX * u32::try_from(some.len()).expect("BUG: a chunk is small");
             let limit = FOLD_MAX.min(DECIDE_MAX + share);
-            let until = processor_time() + limit;
+            let until = processor_time() + FOLD_MAX;
             let mut text = String::from("[");
             for event in some {
                 let current = if declared(&definition, event)?.version == event.schema_version {
@@ -210,7 +210,7 @@ impl Decider for ScriptDecider {
             if left.is_zero() {
                 return Err(called.exhausted(&out_of_time()));
             }
-            let within = Within { time: left, limit };
+            let within = Within { time: limit.min(left), limit };
             let folded = self.run(&called, (after.as_str(), text.as_str()), within)?;
             let Returned::Folded(state) = self.read(&called, &folded)? else {
                 return Err(called.faulty("no answer"));

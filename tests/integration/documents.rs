@@ -343,8 +343,8 @@ fn the_limits_in_the_readme_are_those_of_the_code() {
         (
             "`evolve` of a commit's events when a state is loaded",
             format!(
-                "{decide} ms of processor time and {evolve} ms for each event, {fold} ms at most \
-                 with their `upcast`, {memory}"
+                "{decide} ms of processor time and {evolve} ms for each event, at most {fold} ms, and \
+                 {fold} ms in all with their `upcast`; {memory}"
             ),
         ),
         (

@@ -135,7 +135,10 @@ impl LaneThread {
             loop {
                 self.sort(&mut receiver).await;
                 let went_on = self.go_on().await;
-                self.sort(&mut receiver).await;
+                // Otherwise what is taken in here would wait for the next message.
+                if went_on {
+                    self.sort(&mut receiver).await;
+                }
                 if !self.begin_next().await && !went_on {
                     break;
                 }

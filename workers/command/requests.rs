@@ -190,7 +190,7 @@ impl Answerer {
             None => (State::none(), (0, 0)),
         };
         // The log is read as fast as it is folded, a page ahead.
-        let (pages, mut events) = mpsc::channel::<Vec<Event>>(1);
+        let (pages, mut events) = mpsc::channel::<Vec<Vec<Event>>>(1);
         let (answer, folded) = oneshot::channel();
         let of = Of { key: key.clone(), definition: Some(definition) };
         let fold = |scripts| async move {
@@ -240,16 +240,17 @@ impl Answerer {
         key: &AggregateKey,
         from: (u64, u64),
         version: u64,
-        pages: mpsc::Sender<Vec<Event>>,
+        pages: mpsc::Sender<Vec<Vec<Event>>>,
     ) -> Result<u64, Error> {
         let (mut sequence, mut last) = from;
         while last < version {
             // Each commit has an event at least.
             let left = usize::try_from(version - last).unwrap_or(usize::MAX);
             let page = self.store.read_page(key, sequence, left).await?;
-            let mut events = Vec::new();
+            let mut commits = Vec::new();
             for recorded in page.commits {
                 sequence = recorded.sequence;
+                let mut events = Vec::new();
                 for event in recorded.commit.events {
                     if event.version != last + 1 {
                         return Err(Error::Gap {
@@ -264,12 +265,13 @@ impl Answerer {
                     last = event.version;
                     events.push(event);
                 }
+                commits.push(events);
                 if last == version {
                     break;
                 }
             }
             // Who folds has given up when it takes no more, and says why.
-            if pages.send(events).await.is_err() || !page.more {
+            if pages.send(commits).await.is_err() || !page.more {
                 break;
             }
         }
@@ -320,15 +322,16 @@ impl Answerer {
     }
 }
 
-/// Folds pages of events onto a state as they come. Fails with why they have no state.
+/// Folds pages of commits onto a state as they come: one commit in a call, as the limits are those of one.
+/// Fails with why they have no state.
 async fn fold(
     scripts: Scripts<Option<ScriptDecider>>,
     of: Of,
     mut state: State,
-    pages: &mut mpsc::Receiver<Vec<Event>>,
+    pages: &mut mpsc::Receiver<Vec<Vec<Event>>>,
 ) -> Result<State, String> {
-    while let Some(events) = pages.recv().await {
-        let (before, definition) = (state, of.definition.clone());
+    while let Some(commits) = pages.recv().await {
+        let (mut after, definition) = (state, of.definition.clone());
         let job = move |made: &mut Option<ScriptDecider>| {
             if made.is_none()
                 && let Some(definition) = definition
@@ -339,7 +342,10 @@ async fn fold(
                 *made = Some(decider);
             }
             let decider = made.as_mut().ok_or("no such aggregate")?;
-            decider.evolve(&before, &events).map_err(|refusal| refusal.to_string())
+            for events in &commits {
+                after = decider.evolve(&after, events).map_err(|refusal| refusal.to_string())?;
+            }
+            Ok::<_, String>(after)
         };
         let folded = scripts.call(of.clone(), job).await;
         state = folded.map_err(|refusal| refusal.to_string())??;

@@ -19,9 +19,13 @@ pub fn run(scenario: &Scenario) -> Result<(), Failure> {
         failure(&scenario.place, "functions that compile", said)
     })?;
     let mut version = scenario.given.len() as u64;
-    let mut state = decider
-        .evolve(&State::none(), &scenario.given)
-        .map_err(|refusal| failure(&scenario.place, "`given` to be folded", refusal.to_string()))?;
+    let mut state = State::none();
+    for event in &scenario.given {
+        // Each may be a commit of its own, and has the time of one.
+        state = decider.evolve(&state, std::slice::from_ref(event)).map_err(|refusal| {
+            failure(&scenario.place, "`given` to be folded", refusal.to_string())
+        })?;
+    }
     for step in &scenario.commands {
         let decision = decide(&mut decider, &state, step, version).map_err(|refusal| {
             failure(&step.place, "the command to be accepted", said(&refusal))

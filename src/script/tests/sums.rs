@@ -7,9 +7,10 @@ mod support;
 
 use std::time::Duration;
 
+use flexcore_definition::SourceFile;
 use flexcore_domain::{Decider as _, Event, State};
-use flexcore_script::{clock::processor_time, limits::FOLD_MAX};
-use support::{decider, event, faulty, run};
+use flexcore_script::{clock::processor_time, limits::FOLD_MAX, scenario};
+use support::{application, decider, event, faulty, run};
 
 /// Events of one commit.
 const EVENTS: usize = 256;
@@ -89,4 +90,62 @@ fn the_upcasts_of_a_commits_events_share_a_time() {
         "(data) => { let dust = 0; for (let i = 0; i < 2e5; i++) dust += i % 7; return data; }";
     let told = folded("(state) => state", some);
     assert!(told.contains("a commit's events used more than 500 ms"), "{told}");
+}
+
+/// Its upcasts share the time of a commit, and its fold has its own: an old event of many versions has what each
+/// of its steps may take.
+#[test]
+fn an_old_event_has_time_for_each_of_its_upcasts() {
+    // About so many rounds of a loop take 40 ms here.
+    let loops = |rounds: u64| {
+        format!(
+            "(data) => {{ let dust = 0; for (let i = 0; i < {rounds}; i++) dust += i % 7; return data; }}"
+        )
+    };
+    let steps = |rounds: u64, steps: u32| {
+        let upcasts =
+            (1..=steps).map(|step| format!("      {step}: |\n        {}\n", loops(rounds)));
+        decider(&format!(
+            "aggregate: thing
+commands:
+  go: {{ decide: '() => []' }}
+events:
+  gone:
+    version: {}
+    data: {{ type: object }}
+    evolve: |
+      (state) => state ?? 1
+    upcast:
+{}",
+            steps + 1,
+            upcasts.collect::<String>()
+        ))
+    };
+    let before = processor_time();
+    steps(100_000, 1).upcast(&event("gone", 1, 1, "{}")).unwrap();
+    let each = (processor_time() - before).as_nanos() as u64 / 100_000;
+    let rounds = 40_000_000 / each.max(1);
+    let folded = steps(rounds, 5).evolve(&State::none(), &[event("gone", 1, 1, "{}")]).unwrap();
+    assert_eq!(folded.as_str(), "1");
+}
+
+/// What a test of an application has given may be many commits.
+#[test]
+fn what_is_given_has_the_time_of_a_commit_each() {
+    let application = application(
+        "aggregate: thing
+commands:
+  go: { decide: '() => []' }
+events:
+  gone:
+    data: { type: object }
+    evolve: |
+      (state) => { let dust = 0; for (let i = 0; i < 30000; i++) dust += i % 7; return (state ?? 0) + 1; }
+",
+    );
+    let given = "  - { gone: {} }\n".repeat(500);
+    let text = format!("test: many\ngiven:\n{given}when: {{ go: {{}} }}\nthen: []\nstate: 500\n");
+    let file = SourceFile { path: "t.yaml".to_owned(), text };
+    let scenarios = scenario::read(&application, &file).unwrap();
+    assert_eq!(scenario::run(&scenarios[0]), Ok(()));
 }

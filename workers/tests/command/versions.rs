@@ -17,6 +17,17 @@ events:
   added: { data: { type: object }, evolve: '(state) => (state ?? 0) + 1' }
 ";
 
+/// Folds that take a while for each event, and whose states are the number of events all the same.
+const SLOW: &str = "aggregate: counter
+commands:
+  add: { decide: \"() => []\" }
+events:
+  added:
+    data: { type: object }
+    evolve: |
+      (state) => { let dust = 0; for (let i = 0; i < 30000; i++) dust += i % 7; return (state ?? 0) + 1; }
+";
+
 impl Rig {
     /// Appends the commits up to this version.
     pub(crate) async fn append_to(&self, version: u64, mut last: Expected, from: u64) {
@@ -88,6 +99,19 @@ async fn a_state_at_a_version_costs_what_lies_between_a_snapshot_and_that_versio
     let early = rig.read_for_state(epoch, 10).await;
     // It looks if the snapshot is of use: it is of a later version.
     assert!(early < log_bytes / 3, "{early} bytes of the log's {log_bytes} for version 10");
+    stop.cancel();
+    rig.servers.stop().await;
+}
+
+/// Many commits were folded in one call, which has the time of one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_at_a_version_has_the_time_of_each_of_its_commits() {
+    const FOLDED: u64 = 500;
+    let rig = Rig::start().await;
+    rig.append_to(FOLDED, Expected::default(), 0).await;
+    let (catalog, settings) = (deployed(SLOW), command::Settings::default());
+    let (epochs, stop) = rig.work_alone(catalog, settings).await;
+    rig.read_for_state(epochs[&rig.key.slot().number()], FOLDED - 1).await;
     stop.cancel();
     rig.servers.stop().await;
 }

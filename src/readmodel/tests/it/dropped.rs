@@ -17,6 +17,7 @@ async fn whatever_was_dropped_is_there_again_after_the_next_start() {
     database.serving(&model).await;
     for dropped in [
         "drop schema rm, flexcore cascade; drop owned by LOGIN; drop role LOGIN",
+        "drop schema rm, flexcore cascade; delete from public._sqlx_migrations where version = 11",
         "drop schema flexcore cascade",
         "drop schema rm cascade",
         "drop table flexcore.query_login cascade",
