@@ -15,7 +15,8 @@ use async_nats::jetstream::{
     publish::PublishAck,
 };
 use flexcore_domain::{
-    ActorName, AggregateId, AggregateKey, AggregateName, CommandId, CommandName, Tenant,
+    ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, CommandName,
+    Tenant,
 };
 use futures::future::join_all;
 use serde::Deserialize;
@@ -189,7 +190,8 @@ enum Next {
 struct Lines<'a, R> {
     input: R,
     tenant: &'a Tenant,
-    /// Names the ids of lines that have none: published again under this name they have the same ones.
+    /// Names the ids of lines that have none: a line that is published again under this name, and has the
+    /// same number, has the same one.
     run: &'a CommandId,
     /// True if such a line was read.
     has_unnamed: bool,
@@ -223,7 +225,9 @@ impl<'a, R: BufRead> Lines<'a, R> {
             Some(id) => id,
             None => {
                 self.has_unnamed = true;
-                let made = CommandId::parse(&format!("{}-{}", self.run, self.number));
+                // The line is in it: one of another file, or one that was corrected, is another command.
+                let hash = CommandHash::of("line", text.trim()).to_string();
+                let made = CommandId::parse(&format!("{}-{}-{hash:.8}", self.run, self.number));
                 made.context("the name of the run is too long")?
             }
         };
@@ -266,6 +270,11 @@ mod tests {
         }
     }
 
+    fn ids(text: &str, run: &str) -> Vec<String> {
+        let all = read(text.as_bytes(), run).unwrap();
+        all.iter().map(|outgoing| outgoing.id.to_string()).collect()
+    }
+
     #[test]
     fn a_line_is_checked_before_it_is_published() {
         let outgoing = read(GOOD.as_bytes(), "r").unwrap().remove(0);
@@ -285,13 +294,19 @@ mod tests {
     fn a_line_without_an_id_has_the_same_one_in_each_run_of_a_name() {
         let named = GOOD.replace("}}", r#"},"command_id":"own"}"#);
         let text = format!("{GOOD}\n\n{named}\n{GOOD}\n");
-        let ids = |run| {
-            let all = read(text.as_bytes(), run).unwrap();
-            all.iter().map(|outgoing| outgoing.id.to_string()).collect::<Vec<_>>()
-        };
-        assert_eq!(ids("r"), ["r-1", "own", "r-4"]);
-        assert_eq!(ids("s"), ["s-1", "own", "s-4"]);
+        assert_eq!(ids(&text, "r"), ["r-1-c5b2fc86", "own", "r-4-c5b2fc86"]);
+        assert_eq!(ids(&text, "s"), ["s-1-c5b2fc86", "own", "s-4-c5b2fc86"]);
+        assert_eq!(ids(&text.replace('\n', " \r\n"), "r"), ids(&text, "r"), "the same lines");
         assert!(read(text.as_bytes(), &"r".repeat(127)).is_err(), "no id is so long");
+    }
+
+    /// It was taken for the line of that number in the file before, and nothing was done.
+    #[test]
+    fn another_line_is_another_command_in_a_run_of_the_same_name() {
+        let text = format!("{GOOD}\n{GOOD}\n");
+        let other = text.replacen(r#""a":1"#, r#""a":2"#, 1);
+        assert_eq!(ids(&other, "r"), ["r-1-9c95bd20", "r-2-c5b2fc86"]);
+        assert_eq!(ids(&text, "r"), ["r-1-c5b2fc86", "r-2-c5b2fc86"]);
     }
 
     #[test]

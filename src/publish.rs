@@ -35,8 +35,8 @@ Examples:
   flexcore publish --lines commands.jsonl
 
 A line of --lines is {\"aggregate\":…,\"id\":…,\"command\":…,\"payload\":…}, and optionally
-\"command_id\". The same command id sent again is recognised: repeating a publish is safe. Lines without one
-have the same ids again with the same --run.")]
+\"command_id\". The same command id sent again is recognised: repeating a publish is safe. A line without one
+has the same id again with the same --run, as long as neither its text nor its number changes.")]
 pub(crate) struct Publish {
     /// The kind of aggregate, such as flight
     #[arg(required_unless_present = "lines")]
@@ -66,8 +66,8 @@ pub(crate) struct Publish {
     /// Publish every line of this file, in order (`-`: standard input); nats only
     #[arg(long, value_name = "FILE", conflicts_with_all = ["aggregate", "id", "wait", "over"])]
     pub(crate) lines: Option<PathBuf>,
-    /// Names the ids of lines that have no command_id: with the same name, published again, they have
-    /// the same ids [default: a random one]
+    /// Names the ids of lines that have no command_id: the same file, published again with the same
+    /// name, has the same ids. Another file needs another name [default: a random one]
     #[arg(long, value_name = "NAME", requires = "lines")]
     pub(crate) run: Option<CommandId>,
     /// Answer in JSON
