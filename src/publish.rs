@@ -67,7 +67,8 @@ pub(crate) struct Publish {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["aggregate", "id", "wait", "over"])]
     pub(crate) lines: Option<PathBuf>,
     /// Names the ids of lines that have no command_id: the same file, published again with the same
-    /// name, has the same ids. Another file needs another name [default: a random one]
+    /// name, has the same ids. Another file needs another name. At most 100 characters [default: a
+    /// random one]
     #[arg(long, value_name = "NAME", requires = "lines")]
     pub(crate) run: Option<CommandId>,
     /// Answer in JSON

@@ -118,3 +118,18 @@ async fn what_is_before_a_bad_line_is_stored_or_told() {
     assert!(one[0] == one[1] && three[0] == three[1] && one[1] != one[2], "{ids:?}");
     servers.stop().await;
 }
+
+/// Lines 1 to 9 of such a run were stored before line 10 had an id that was too long.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_name_is_too_long_publishes_nothing() {
+    let (servers, store) = start().await;
+    let lines = [line(1, 10)];
+    let (said, all) = published(&servers, &lines, &["--run", &"r".repeat(101)]).await;
+    assert!(!all && said.contains("more than 100 characters"), "{said}");
+    let mut queue = store.jetstream().get_stream(topology::COMMANDS).await.unwrap();
+    assert_eq!(queue.info().await.unwrap().state.messages, 0);
+    let (said, all) = published(&servers, &lines, &["--run", &"r".repeat(100)]).await;
+    assert!(all, "{said}");
+    assert_eq!(queue.info().await.unwrap().state.messages, 1);
+    servers.stop().await;
+}
