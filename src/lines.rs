@@ -54,7 +54,16 @@ pub(crate) async fn run(
     };
     let bar = out::progress(length, "publish");
     let started = Instant::now();
-    let read = |bytes| bar.inc(bytes);
+    let mut is_told = args.run.is_some();
+    let read = |bytes, has_unnamed: bool| {
+        bar.inc(bytes);
+        // Before the first is sent: who ends this hears no error that says it.
+        if has_unnamed && !is_told {
+            is_told = true;
+            let what = "lines have no command_id; to do nothing twice publish all again with";
+            bar.suspend(|| out::note(&format!("{what} --run {run}")));
+        }
+    };
     let mut lines = Lines::new(input, &tenant, &run);
     let stored = publish_all(&jetstream, &mut lines, &args.actor, read).await;
     bar.finish_and_clear();
@@ -70,17 +79,17 @@ pub(crate) async fn run(
 
 /// Publishes every line, up to the first that is no command or was not stored. Returns how many are
 /// stored, once the broker has said so of each; fails with the line that stopped it, and says how many
-/// are. `read` is told the bytes of each line.
+/// are. `read` is told the bytes of each line, and whether some line so far has no id.
 async fn publish_all(
     jetstream: &jetstream::Context,
     lines: &mut Lines<'_, impl BufRead>,
     actor: &ActorName,
-    read: impl Fn(u64),
+    mut read: impl FnMut(u64, bool),
 ) -> anyhow::Result<u64> {
     let mut sent = Sent::default();
     let stopped = loop {
         let next = lines.next();
-        read(lines.text.len() as u64);
+        read(lines.text.len() as u64, lines.has_unnamed);
         let published = match next {
             Ok(Next::Command(outgoing)) => publish(jetstream, &outgoing, actor).await,
             Ok(Next::Blank) => continue,

@@ -34,6 +34,12 @@ pub fn progress(total: u64, what: &'static str) -> ProgressBar {
     ProgressBar::new(total).with_style(style).with_message(what)
 }
 
+/// Prints a line beside the output, on standard error.
+pub fn note(text: &str) {
+    // Without a place to say it, nothing is said.
+    let _ = io::stderr().write_all(format!("{text}\n").as_bytes());
+}
+
 /// Prints an error and what caused it as one block on standard error.
 pub fn report(error: &anyhow::Error) {
     let mut text = format!("error: {error}\n");

@@ -133,3 +133,23 @@ async fn a_run_whose_name_is_too_long_publishes_nothing() {
     assert_eq!(queue.info().await.unwrap().state.messages, 1);
     servers.stop().await;
 }
+
+/// Only an error told the name: who ended it, and published the file again, had everything done twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_tells_its_name_also_when_nothing_fails() {
+    let (servers, store) = start().await;
+    let lines = [line(1, 10)];
+    let (said, all) = published(&servers, &lines, &[]).await;
+    assert!(all, "{said}");
+    let (_, run) = said.split_once("--run ").expect("it says its name");
+    let run = run.split_whitespace().next().unwrap();
+    let (said, all) = published(&servers, &lines, &["--run", run]).await;
+    assert!(all && !said.contains("--run"), "its user knows that name: {said}");
+    let ids = ids(&store, 1).await;
+    assert!(ids["1"].len() == 2 && ids["1"][0] == ids["1"][1], "{ids:?}");
+
+    let named = line(2, 10).replace('}', r#","command_id":"own"}"#);
+    let (said, all) = published(&servers, &[named], &[]).await;
+    assert!(all && !said.contains("--run"), "no id hangs on it: {said}");
+    servers.stop().await;
+}
