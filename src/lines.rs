@@ -25,7 +25,7 @@ use serde_json::{json, value::RawValue};
 use crate::{
     config::Config,
     out,
-    publish::{LINE_BYTES_MAX, Outgoing, Publish, not_taken, publish, random_id},
+    publish::{LINE_BYTES_MAX, Outgoing, Publish, is_refused, not_taken, publish, random_id},
 };
 
 /// Commands that are published and not acknowledged yet: enough to keep the broker busy while it
@@ -114,10 +114,12 @@ struct Sent {
     /// With their numbers.
     under_way: VecDeque<(u64, PublishAckFuture)>,
     stored: u64,
-    /// The first that is not stored, and why.
+    /// The first that the broker has not confirmed, and why.
     unstored: Option<(u64, anyhow::Error)>,
-    /// How many behind it are not.
+    /// How many behind it are not confirmed either.
     others: u64,
+    /// True if the broker did not answer for some: these may be stored.
+    in_doubt: bool,
     /// How many behind it are, and the last one.
     behind: u64,
     last: u64,
@@ -145,6 +147,7 @@ impl Sent {
     }
 
     fn settle(&mut self, number: u64, answer: Result<PublishAck, PublishError>) {
+        self.in_doubt |= answer.as_ref().is_err_and(|error| !is_refused(error));
         match answer {
             Ok(_) if self.unstored.is_none() => self.stored += 1,
             Ok(_) => (self.behind, self.last) = (self.behind + 1, number),
@@ -162,7 +165,7 @@ impl Sent {
         stopped: Option<(u64, anyhow::Error)>,
         run: Option<&CommandId>,
     ) -> anyhow::Result<u64> {
-        let Self { stored, unstored, others, behind, last, .. } = self;
+        let Self { stored, unstored, others, in_doubt, behind, last, .. } = self;
         let stopped_at =
             |number: u64| format!("line {number} is not published, nor is any behind it");
         let before = format!("the {stored} commands before it are stored");
@@ -175,7 +178,8 @@ impl Sent {
                 Err(error.context(format!("{}; {before}{again}", stopped_at(number))))
             }
             (Some((first, error)), stopped) => {
-                let mut said = format!("line {first} is not stored");
+                let what = if in_doubt { "confirmed" } else { "stored" };
+                let mut said = format!("line {first} is not {what}");
                 if others > 0 {
                     said += &format!(", nor are {others} behind it");
                 }
@@ -267,6 +271,8 @@ struct Line {
 
 #[cfg(test)]
 mod tests {
+    use async_nats::jetstream::context::PublishErrorKind;
+
     use super::*;
 
     const GOOD: &str = r#"{"aggregate":"flight","id":"UA1","command":"depart","payload":{"a":1}}"#;
@@ -320,6 +326,30 @@ mod tests {
         let other = text.replacen(r#""a":1"#, r#""a":2"#, 1);
         assert_eq!(ids(&other, "r"), ["r-1-9c95bd20", "r-2-c5b2fc86"]);
         assert_eq!(ids(&text, "r"), ["r-1-c5b2fc86", "r-2-c5b2fc86"]);
+    }
+
+    /// All were called "not stored" while the broker was away, and some were stored.
+    #[test]
+    fn what_the_broker_did_not_answer_is_not_confirmed_and_what_it_refused_is_not_stored() {
+        let refused = || {
+            let said = r#"{"code":400,"err_code":10054,"description":"message size exceeds"}"#;
+            let said: jetstream::Error = serde_json::from_str(said).unwrap();
+            PublishError::with_source(PublishErrorKind::Other, said)
+        };
+        let unanswered = || PublishError::new(PublishErrorKind::TimedOut);
+        let said = |answers: [PublishError; 2]| {
+            let mut sent = Sent::default();
+            for (number, error) in (1..).zip(answers) {
+                sent.settle(number, Err(error));
+            }
+            sent.result(None, None).unwrap_err().to_string()
+        };
+        let stored = said([refused(), refused()]);
+        assert!(stored.starts_with("line 1 is not stored, nor are 1 behind it"), "{stored}");
+        for answers in [[unanswered(), unanswered()], [refused(), unanswered()]] {
+            let told = said(answers);
+            assert!(told.starts_with("line 1 is not confirmed, nor are 1 behind it"), "{told}");
+        }
     }
 
     #[test]

@@ -173,11 +173,16 @@ pub(crate) async fn publish(
     Ok(jetstream.publish_with_headers(subject, headers, body).await?)
 }
 
+/// True if the broker has stored nothing for certain, whatever is sent again.
+pub(crate) fn is_refused(error: &PublishError) -> bool {
+    // An answer of the stream's.
+    let answered = error.kind() == PublishErrorKind::Other
+        && std::error::Error::source(error).is_some_and(|cause| cause.is::<jetstream::Error>());
+    answered || error.kind() == PublishErrorKind::MaxPayloadExceeded
+}
+
 pub(crate) fn not_taken(error: PublishError) -> anyhow::Error {
-    // An answer of the stream's: it has stored nothing, whatever is sent again.
-    let refused = error.kind() == PublishErrorKind::Other
-        && std::error::Error::source(&error).is_some_and(|cause| cause.is::<jetstream::Error>());
-    let advice = if refused || error.kind() == PublishErrorKind::MaxPayloadExceeded {
+    let advice = if is_refused(&error) {
         "the broker does not take the command; nothing was stored"
     } else {
         "the broker did not confirm the command; send it again with the same id"
