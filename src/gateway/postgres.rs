@@ -68,6 +68,10 @@ fn of_client(error: resilience::Error<Error>, hasty: bool) -> resilience::Error<
     }
 }
 
+fn is_over(client: Option<Deadline>) -> bool {
+    client.is_some_and(|client| client.is_over(Instant::now()))
+}
+
 fn until(client: Option<Deadline>) -> Deadline {
     let longest = Deadline::after(READ_TIMEOUT);
     client.map_or(longest, |client| client.min(longest))
@@ -88,7 +92,8 @@ pub(crate) async fn wait(
     let wait = client.map_or(wait, |client| wait.min(client.remaining(Instant::now()) * 9 / 10));
     let waits = Deadline::after(wait);
     let look = shared.read_models.look(read_models, positions);
-    let deadline = until(client).within(look_timeout(wait));
+    let longest = look_timeout(wait);
+    let deadline = until(client).within(longest);
     let looked = {
         let _place = place(shared, tenant, deadline).await?;
         call(shared, client, deadline, look).await
@@ -97,8 +102,10 @@ pub(crate) async fn wait(
         Ok(None) => return Ok(()),
         Ok(Some(unreached)) => unreached,
         // The wait that was asked for is over, and not the time in which the client hears of it.
-        Err(resilience::Error::TimedOut { .. }) if wait == asked && wait < READ_TIMEOUT => {
-            return Err(Error::Timeout(wait).into());
+        Err(resilience::Error::TimedOut { .. })
+            if wait == asked && longest < READ_TIMEOUT && !is_over(client) =>
+        {
+            return Err(Error::Timeout(longest).into());
         }
         Err(error) => return Err(error.into()),
     };

@@ -15,6 +15,9 @@ use crate::{Error, ReadModels};
 /// Between two looks at the checkpoints, while somebody waits.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
+/// Least time for one look, which is no part of the wait: Postgres may be a network away, and busy.
+const LOOK_LEAST: Duration = Duration::from_millis(500);
+
 /// Most requests that wait at once: beyond it something is stuck, and waiting longer cures nothing.
 pub const WAITERS_MAX: usize = 10_000;
 
@@ -54,8 +57,9 @@ impl ReadModels {
         positions: &[Position],
         timeout: Duration,
     ) -> Result<(), Error> {
-        let look = tokio::time::timeout(look_timeout(timeout), self.look(read_models, positions));
-        let Some(unreached) = look.await.map_err(|_| Error::Timeout(timeout))?? else {
+        let longest = look_timeout(timeout);
+        let look = tokio::time::timeout(longest, self.look(read_models, positions));
+        let Some(unreached) = look.await.map_err(|_| Error::Timeout(longest))?? else {
             return Ok(());
         };
         if unreached.reached(timeout).await? {
@@ -89,10 +93,11 @@ impl ReadModels {
     }
 }
 
-/// Longest time for one look for a caller that waits this long: a wait of 0 ms asks once, too.
+/// Longest time for one look for a caller that waits this long: a wait of 0 ms, or one that is used up,
+/// asks once, too, and what is there is found.
 #[must_use]
 pub fn look_timeout(wait: Duration) -> Duration {
-    wait.max(POLL_INTERVAL)
+    wait.max(LOOK_LEAST)
 }
 
 impl Unreached {

@@ -173,10 +173,8 @@ sql: |
   select f.id, g.used from rm.flights f join rm.gates g on g.id = f.id where f.delay <= :most
 "#;
 
-/// Only what the new declaration reads was waited for, and a client did not find its own write.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_query_by_its_former_declaration_waits_for_what_that_reads() {
-    let gateway = start_on(settings(), Want::Both).await;
+/// Has the read models of [`FORMER`] built and serving. Returns the database's URL.
+async fn built(gateway: &Gateway) -> String {
     let files = vec![SourceFile { path: "app.yaml".to_owned(), text: FORMER.to_owned() }];
     let former = Application::read(Name::parse("flights").unwrap(), files).unwrap();
     let before = deployment(&gateway.store, &former.name).await.unwrap();
@@ -189,8 +187,38 @@ async fn a_query_by_its_former_declaration_waits_for_what_that_reads() {
     for version in rows.versions(&catalog, &|_: &_, _| Some(1)).await.unwrap().run {
         assert!(rows.promote(&version, &mut Ahead::default()).await.unwrap());
     }
+    url
+}
+
+/// A look had 5 ms then: what was busy for longer was answered 504, not to be asked again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_whose_wait_is_used_up_is_looked_at_all_the_same() {
+    let gateway = start_on(settings(), Want::Both).await;
+    let url = built(&gateway).await;
     let mut admin = sqlx::PgConnection::connect(&url).await.unwrap();
-    let asked = "/v1/queries/delays?most=9&min_position=1-7-9&wait_ms=300";
+    let busy = "begin; lock table flexcore.checkpoints in access exclusive mode";
+    sqlx::raw_sql(busy).execute(&mut admin).await.unwrap();
+    let path = "/v1/query/flights?min_position=1-7-9&wait_ms=0";
+    let hasty = format!("{}Flexcore-Timeout-Ms: 200\r\n", bearer());
+    gateway.send("GET", path, &hasty, "").await.problem(503, "unavailable");
+    let asked = gateway.get(path);
+    let rests = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        sqlx::raw_sql("rollback").execute(&mut admin).await.unwrap();
+    };
+    let (answer, ()) = tokio::join!(asked, rests);
+    let late = answer.problem(503, "position-not-reached");
+    assert!(late["detail"].as_str().unwrap().contains("flights"), "{late}");
+    gateway.servers.stop().await;
+}
+
+/// Only what the new declaration reads was waited for, and a client did not find its own write.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_query_by_its_former_declaration_waits_for_what_that_reads() {
+    let gateway = start_on(settings(), Want::Both).await;
+    let url = built(&gateway).await;
+    let mut admin = sqlx::PgConnection::connect(&url).await.unwrap();
+    let asked = "/v1/queries/delays?most=9&min_position=1-7-9&wait_ms=2000";
     let comes = "update flexcore.checkpoints set seen = 9 where projection_id = \
                  (select id from flexcore.projections where read_model = $1)";
     for read_model in ["flights", "gates"] {
