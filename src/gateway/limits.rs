@@ -28,6 +28,10 @@ pub const REFUSALS_MAX: usize = 256;
 /// Requests at once on one HTTP/2 connection: what a browser or a proxy uses, not a flood.
 pub const HTTP2_STREAMS_MAX: u32 = 256;
 
+/// Time for which an HTTP/2 connection of strangers that was told to leave may bring requests: a proxy is a
+/// network away, and all its streams may be on their way.
+pub const LEAVES_WITHIN: Duration = Duration::from_secs(2);
+
 /// Streams that an HTTP/2 client may open and reset before they are taken up: the "rapid reset"
 /// attack is exactly more than this.
 pub const HTTP2_RESETS_MAX: usize = 32;
