@@ -7,10 +7,13 @@ use std::{fs, path::PathBuf};
 /// that always wants them, work takes twice as long.
 pub(crate) const BESIDE_HOSTILE_TIMES: f64 = 2.0;
 /// A quiet p99 is some ten milliseconds. It holds no wait for a function that runs until its limit, and a
-/// lane may be held for a second beyond that (ARCHITECTURE.md, the invariants): so it is a second. A debug
-/// build has 5 s. Each part of the cluster and the harness itself take several times as long there, and all
-/// share CI's two cores. A client waits longer for its answer, so that the bound can fail.
-pub(crate) const BESIDE_HOSTILE_MS: f64 = if cfg!(debug_assertions) { 5_000.0 } else { 1_000.0 };
+/// lane may be held for a second beyond that (ARCHITECTURE.md, the invariants): so it is a second. In a debug
+/// build each part of the cluster and the harness itself take several times as long, and all share CI's two
+/// cores: p99 is held there only as far as a client waits at all, which is 8 s.
+pub(crate) const BESIDE_HOSTILE_MS: f64 = if cfg!(debug_assertions) { 7_500.0 } else { 1_000.0 };
+/// Of so many commands of the others beside it one may be turned away, in a debug build: a worker begins none
+/// after three quarters of its client's time, and all takes several times as long there.
+pub(crate) const TURNED_AWAY_OF: usize = if cfg!(debug_assertions) { 20 } else { usize::MAX };
 
 /// A control group of one process, removed with it by clean.sh.
 pub(crate) struct MemoryLimit {

@@ -1,6 +1,6 @@
 //! One tenant floods, sends the largest and the malformed, and has deployed functions that never end,
-//! while the others go on: their invariants hold, nobody turns them away, and their p99 keeps a bound that
-//! a stretch of the same run without it gives.
+//! while the others go on: their invariants hold, nobody turns them away (of a debug build's commands a few
+//! may be), and their p99 keeps a bound that a stretch of the same run without it gives.
 
 use std::{
     fs,
@@ -13,9 +13,9 @@ use super::Extent;
 use crate::{
     checker::{Verdict, commands},
     cluster::Shape,
-    history::{Call, Read},
+    history::{Call, Read, Told},
     hostile::{Hostile, TENANT},
-    limits::{BESIDE_HOSTILE_MS, BESIDE_HOSTILE_TIMES},
+    limits::{BESIDE_HOSTILE_MS, BESIDE_HOSTILE_TIMES, TURNED_AWAY_OF},
     load::Pace,
     report::{Section, quantile},
     rig::Rig,
@@ -47,6 +47,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// The others' load, in requests a second, and how long it runs before the first stretch.
 const RATE: u64 = 60;
 const WARM_UP: Duration = Duration::from_secs(2);
+/// Name of the second stretch.
+const BESIDE_IT: &str = "beside it";
 
 pub(crate) async fn run(seed: u64, extent: Extent) -> Section {
     let mut rig = Rig::start("hostile", seed, Shape::default(), Pace::steady(RATE)).await;
@@ -86,7 +88,7 @@ async fn faults(rig: &mut Rig, extent: Extent) {
     section.notes.push(format!("{runaways} calls into the engine ran on"));
     section.notes.push(format!("{unstopped} queries ran on at once that Postgres did not stop"));
     let quiet = judge(section, &calls, &reads, "without it", quiet_ns..hostile_ns);
-    let beside = judge(section, &calls, &reads, "beside it", hostile_ns..end_ns);
+    let beside = judge(section, &calls, &reads, BESIDE_IT, hostile_ns..end_ns);
     section.verdicts.push(bounded(&quiet, &beside));
 }
 
@@ -135,8 +137,8 @@ fn at_work(
     verdict
 }
 
-/// Holds that each of the others' commands of a stretch was answered. Gives the times of those that
-/// were sent to a gateway, in milliseconds.
+/// Holds that each of the others' commands of a stretch was answered; beside the tenant a few may be turned
+/// away, see [`TURNED_AWAY_OF`]. Gives the times of those that were sent to a gateway, in milliseconds.
 fn judge(
     section: &mut Section,
     calls: &[Call],
@@ -146,8 +148,13 @@ fn judge(
 ) -> Vec<f64> {
     let mut verdict = Verdict::new(0, "the others' commands are answered, and not turned away");
     let mut times = Vec::new();
-    for call in calls.iter().filter(|call| stretch.contains(&call.start_ns)) {
-        verdict.hold(call.told.is_known(), || format!("{when}: {call:?}"));
+    let sent: Vec<&Call> = calls.iter().filter(|c| stretch.contains(&c.start_ns)).collect();
+    let is_turned_away = |call: &Call| matches!(call.told, Told::TurnedAway { .. });
+    let turned_away = sent.iter().filter(|call| is_turned_away(call)).count();
+    let few = when == BESIDE_IT && turned_away.saturating_mul(TURNED_AWAY_OF) <= sent.len();
+    for call in &sent {
+        let holds = call.told.is_known() || (few && is_turned_away(call));
+        verdict.hold(holds, || format!("{when}: {call:?}"));
         if call.gateway > 0 {
             times.push((call.end_ns - call.start_ns) as f64 / 1e6);
         }
@@ -160,9 +167,10 @@ fn judge(
     let asked: Vec<&Read> = reads.iter().filter(|r| stretch.contains(&r.start_ns)).collect();
     let open = asked.iter().filter(|read| read.seen.is_passing()).count();
     section.notes.push(format!(
-        "{when}: {} commands of the others at gateways, p50 {p50:.0} ms, p99 {p99:.0} ms; {} of \
-         their questions, {open} without an answer",
+        "{when}: {} commands of the others at gateways, p50 {p50:.0} ms, p99 {p99:.0} ms; {turned_away} \
+         of all {} turned away; {} of their questions, {open} without an answer",
         times.len(),
+        sent.len(),
         asked.len()
     ));
     times
@@ -188,7 +196,7 @@ fn bounded(quiet: &[f64], beside: &[f64]) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::history::{Told, Wanted, Way};
+    use crate::history::{Wanted, Way};
 
     fn call(start_ns: u64, way: Way, told: Told) -> Call {
         let (account, key) = ("a".to_owned(), "k".to_owned());
@@ -220,11 +228,34 @@ mod tests {
         ] {
             let calls = [5, 10, 20].map(|at| call(at, way, told.clone()));
             let mut section = Section::new("s");
-            let times = judge(&mut section, &calls, &[], "beside it", 10..20);
+            let times = judge(&mut section, &calls, &[], BESIDE_IT, 10..20);
             // What an acknowledgement of the broker takes is no time of a gateway.
             assert_eq!(times, vec![2.0; usize::from(way == Way::Wait)]);
             let verdict = &section.verdicts[0];
             assert_eq!((verdict.n, verdict.violations.len()), (1, violations), "{verdict:?}");
+        }
+    }
+
+    #[test]
+    fn beside_a_hostile_tenant_few_are_turned_away_in_a_debug_build_and_none_in_another() {
+        let shed = || Told::TurnedAway { status: 503, code: String::new(), retry_after: true };
+        let lost = || Told::NoAnswer { why: "no acknowledgement".to_owned() };
+        let few = if cfg!(debug_assertions) { 0 } else { 5 };
+        for (when, told, count, violations) in [
+            (BESIDE_IT, shed(), 5, few),
+            (BESIDE_IT, shed(), 6, 6),
+            ("without it", shed(), 1, 1),
+            // Nobody knows what came of it.
+            (BESIDE_IT, lost(), 1, 1),
+        ] {
+            let others = (count..100).map(|_| call(10, Way::Wait, Told::Queued));
+            let calls = (0..count).map(|_| call(10, Way::Wait, told.clone())).chain(others);
+            let calls: Vec<Call> = calls.collect();
+            let mut section = Section::new("s");
+            judge(&mut section, &calls, &[], when, 10..20);
+            let verdict = &section.verdicts[0];
+            let found = (verdict.n, verdict.violations.len());
+            assert_eq!(found, (100, violations), "{count} {told:?} {when}");
         }
     }
 
@@ -266,8 +297,10 @@ mod tests {
 
     #[test]
     fn the_bound_is_reached_before_clients_give_up() {
+        // A quiet p99 of a debug build on a slow machine.
+        let most_ms = 200.0 * BESIDE_HOSTILE_TIMES + BESIDE_HOSTILE_MS;
         let within_ms = Pace::steady(RATE).within.as_secs_f64() * 1e3;
-        assert!(BESIDE_HOSTILE_MS < within_ms, "{BESIDE_HOSTILE_MS} of {within_ms}");
+        assert!(most_ms < within_ms, "{most_ms} of {within_ms}");
     }
 
     #[test]
