@@ -78,7 +78,7 @@ impl Done {
         let served = u64::from((200..300).contains(&answer.status));
         self.served.fetch_add(served, Ordering::Relaxed);
         let retry_after = answer.header("retry-after").is_some();
-        if !is_of_use(answer.status, retry_after, true) {
+        if !is_of_use(answer.status, retry_after, is_query(ask)) {
             let told = format!("{TENANT}: {} {}: {}", ask.method, ask.path, answer.status);
             self.inside.lock().unwrap().push(told);
         }
@@ -322,11 +322,14 @@ mod tests {
         for status in [200, 400, 422, 500, 504] {
             done.answer(&ask, &answer(status));
         }
+        // A state does not take too long, nor does a command.
+        for path in ["/v1/aggregates/blob/one", "/v1/commands/blob/one/put"] {
+            done.answer(&Ask::get(path, ""), &answer(504));
+        }
         let verdict = done.nothing_failed_inside();
-        assert_eq!(
-            (verdict.n, verdict.violations),
-            (5, vec!["demo: GET /v1/query/blobs: 500".to_owned()])
-        );
+        let found = ["query/blobs: 500", "aggregates/blob/one: 504", "commands/blob/one/put: 504"];
+        let found = found.map(|what| format!("demo: GET /v1/{what}"));
+        assert_eq!((verdict.n, verdict.violations), (7, found.to_vec()));
         assert_eq!(done.served.load(Ordering::Relaxed), 1);
     }
 }

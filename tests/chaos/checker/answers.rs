@@ -58,7 +58,9 @@ pub(crate) fn nothing_failed_inside(calls: &[Call], reads: &[Read]) -> Verdict {
     for call in calls.iter().filter(|call| call.gateway > 0) {
         let holds = match call.told {
             Told::NotSent | Told::NoAnswer { .. } => continue,
-            Told::Accepted { .. } | Told::Queued | Told::Refused { .. } => true,
+            Told::Accepted { .. } | Told::Queued => true,
+            // It has none of the types that a gateway gives for too much.
+            Told::Refused { status, .. } => status != 429,
             Told::TurnedAway { status, retry_after, .. }
             | Told::Unknown { status, retry_after, .. } => {
                 status >= 400 && is_of_use(status, retry_after, false)
@@ -174,6 +176,7 @@ mod tests {
         for (told, n, violations) in [
             (accepted(1, 1), 1, 0),
             (refused(404), 1, 0),
+            (refused(429), 1, 1),
             (shed(true), 1, 0),
             (shed(false), 1, 1),
             (full(true), 1, 0),
