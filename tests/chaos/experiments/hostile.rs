@@ -85,7 +85,7 @@ async fn faults(rig: &mut Rig, extent: Extent) {
     section.verdicts.extend([at_work(deployed, done, ran_on), answers]);
     let [published, answered, served, malformed] = done;
     let told = format!(
-        "it published {published} commands, and {malformed} with headers that nobody can read; gateways \
+        "it published {published} commands; {malformed} were stored whose headers nobody can read; gateways \
          answered it {answered} times, {served} times with 2xx"
     );
     section.notes.push(told);
@@ -144,7 +144,7 @@ fn at_work(
     let mut verdict = Verdict::new(0, "a hostile tenant deploys, and floods over NATS and HTTP");
     verdict.hold(deployed.is_ok(), || format!("its definitions were refused: {deployed:?}"));
     verdict.hold(published > 0, || "it published nothing".to_owned());
-    verdict.hold(malformed > 0, || "no broker took what no client could have sent".to_owned());
+    verdict.hold(malformed > 0, || "no broker stored what no client could have sent".to_owned());
     verdict.hold(served > 0, || "no gateway did anything for it".to_owned());
     if let Some([runaways, unstopped]) = ran_on {
         verdict.hold(runaways > 0.0, || "no call into the engine ran on".to_owned());
