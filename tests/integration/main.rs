@@ -1,7 +1,7 @@
 //! The executable as its users meet it: real processes, a real nats-server and a real Postgres.
 //!
 //! Tests that need no process of their own share one `flexcore dev` and are kept apart by tenant.
-//! A randomised test prints its seed; `FLEXCORE_TEST_SEED` repeats it.
+//! A randomised test prints its seed; `FLEXCORE_TEST_SEED` repeats it (`random`: a new one).
 #![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
 
 mod support;
