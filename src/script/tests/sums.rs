@@ -15,8 +15,8 @@ use support::{application, decider, event, faulty, run};
 /// Events of one commit.
 const EVENTS: usize = 256;
 
-/// The limit, and what passes until it is noticed, without optimisation.
-const BOUNDED: Duration = FOLD_MAX.saturating_add(Duration::from_millis(500));
+/// The limit, and what passes until it is noticed, without optimisation: nothing stops one check.
+const BOUNDED: Duration = FOLD_MAX.saturating_add(Duration::from_secs(2));
 
 fn commit(schema_version: u32) -> Vec<Event> {
     (1..=EVENTS as u64).map(|version| event("gone", version, schema_version, "{}")).collect()
