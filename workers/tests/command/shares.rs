@@ -193,7 +193,7 @@ async fn the_first_command_of_whoever_comes_stands_behind_few_calls() {
     let meanwhile = begun.load(Ordering::Relaxed) - before;
     assert!(is_accepted(&outcome), "{outcome:?}");
     // A command's own time, loading and appending it, is long on a busy machine.
-    assert!(meanwhile < THEIRS / 4, "{meanwhile} calls");
+    assert!(meanwhile < 40, "{meanwhile} calls");
     assert!(before + meanwhile < THEIRS, "the flood was over");
     stop.cancel();
     rig.servers.stop().await;
