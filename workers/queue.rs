@@ -205,7 +205,9 @@ impl<H: Handler> PlaceReader<H> {
         let (to, mut outcomes) = mpsc::unbounded_channel::<(u64, H::Outcome)>();
         let first = claim.first_begun();
         let (settled, last_before) = (claim.settled(), claim.last_before());
-        let mut settling = Settling::<Queued>::new(Found { settled, last_before, first });
+        let in_doubt_to = claim.in_doubt_to();
+        let found = Found { settled, last_before, in_doubt_to, first };
+        let mut settling = Settling::<Queued>::new(found);
         let Messages { mut stream, reader } = messages;
         let mut claim = Some(claim);
         let mut performing = FuturesUnordered::<BoxFuture<'_, Performed>>::new();

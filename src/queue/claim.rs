@@ -41,6 +41,10 @@ pub(crate) struct Progress {
     /// many as the broker keeps, where it is started again before it deletes them itself.
     #[serde(default)]
     reader: String,
+    /// Stream sequence up to which any message may be done: an owner found no record of those before it,
+    /// who may have had many more done than one leaves in doubt.
+    #[serde(default)]
+    in_doubt_to: u64,
 }
 
 impl Progress {
@@ -66,8 +70,9 @@ impl Progress {
         let made_ns = queue.made_ns;
         let same = first.is_some() && first == self.first && made_ns == self.made_ns;
         let (begun, begun_by) = if same { (self.begun, self.begun_by) } else { (0, 0) };
-        let reader = String::new();
-        let claimed = Self { epoch, made_ns, settled, first, begun, begun_by, reader };
+        let (reader, is_unknown) = (String::new(), self.epoch == 0);
+        let in_doubt_to = if is_unknown { queue.last } else { self.in_doubt_to };
+        let claimed = Self { epoch, made_ns, settled, first, begun, begun_by, reader, in_doubt_to };
         (self.epoch <= epoch).then_some(claimed)
     }
 
@@ -161,6 +166,12 @@ impl Claim {
     #[must_use]
     pub fn last_before(&self) -> u64 {
         self.last
+    }
+
+    /// Stream sequence up to which any message may be done, however many were read before it.
+    #[must_use]
+    pub fn in_doubt_to(&self) -> u64 {
+        self.progress.in_doubt_to
     }
 
     /// The first message that was not settled, and how many owners have begun with it and were not
@@ -313,6 +324,7 @@ mod tests {
             begun: u32::MAX,
             begun_by: u64::MAX,
             reader,
+            in_doubt_to: u64::MAX,
         };
         let bytes = serde_json::to_vec(&fullest).unwrap().len();
         assert!(bytes < 1_000, "{bytes}");
@@ -330,6 +342,16 @@ mod tests {
         let claimed = second.claimed(9, QUEUE, 0, Some(9)).unwrap();
         assert_eq!(claimed.begun, 2, "claimed, and not begun with");
         assert_eq!(begun(&claimed, 10, 9).begun, 3);
+    }
+
+    /// The record was deleted, or cannot be read: however many owners come before all that is seen to.
+    #[test]
+    fn whoever_finds_no_record_leaves_word_that_all_is_in_doubt() {
+        let first = begun(&Progress::default(), 5, 9);
+        assert_eq!(first.in_doubt_to, QUEUE.last);
+        let later = End { last: 90, ..QUEUE };
+        let second = first.claimed(8, later, 20, Some(30)).unwrap();
+        assert_eq!(second.in_doubt_to, QUEUE.last, "an earlier owner's record bounds the rest");
     }
 
     #[test]

@@ -26,6 +26,8 @@ pub struct Found {
     pub settled: u64,
     /// The last message that an earlier owner may have begun with.
     pub last_before: u64,
+    /// Sequence up to which any message may be done: nobody knows how far earlier owners had come.
+    pub in_doubt_to: u64,
     /// The first that is not settled, and how many owners have begun with it, this one included.
     pub first: Option<(u64, u32)>,
 }
@@ -245,7 +247,8 @@ impl<M> Settling<M> {
         }
         // A replica that does not have the next one yet may begin before it.
         let is_settled = sequence <= self.found.settled;
-        let in_doubt = sequence <= self.found.last_before && next < IN_DOUBT_MAX as u64;
+        let in_doubt = sequence <= self.found.in_doubt_to
+            || sequence <= self.found.last_before && next < IN_DOUBT_MAX as u64;
         let is_done = if is_settled { Some(true) } else { (!in_doubt).then_some(false) };
         self.waiting.push_back(Waiting { message, sequence, is_done });
         if is_done.is_none() {

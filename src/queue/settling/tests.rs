@@ -24,6 +24,33 @@ fn what_was_in_doubt_is_looked_up_before_it_is_done() {
     assert_eq!(settling.message(2), (&3, 6));
 }
 
+/// An owner leaves a thousand in doubt at most. Where its record is gone, so is that bound: the rest was done anew.
+#[test]
+fn without_a_record_of_earlier_owners_everything_is_in_doubt() {
+    let now = Instant::now();
+    let all = IN_DOUBT_MAX as u64 + 500;
+    for (in_doubt_to, looked_up) in [(2 * all, all), (0, IN_DOUBT_MAX as u64)] {
+        let found = Found { last_before: 2 * all, in_doubt_to, ..Found::default() };
+        let (mut settling, mut looks) = (Settling::new(found), 0);
+        for number in 1..=all {
+            let mut actions = settling.on(read(number), now);
+            while let Some(action) = actions.pop() {
+                let follows = match action {
+                    Action::LookUp(number) => {
+                        looks += 1;
+                        settling.on(Event::LookedUp(number, Some(true)), now)
+                    }
+                    Action::Do(number) => settling.on(Event::Done(number), now),
+                    Action::Write(_) => settling.on(Event::Written(true), now),
+                    Action::DoneBefore(_) | Action::Ask => Vec::new(),
+                };
+                actions.extend(follows);
+            }
+        }
+        assert_eq!(looks, looked_up);
+    }
+}
+
 #[test]
 fn behind_what_cannot_be_looked_up_nothing_is_begun() {
     let now = Instant::now();
@@ -156,7 +183,7 @@ fn nothing_is_settled_that_is_not_done_whatever_the_order_of_what_happens() {
         let settled = 2 * chance.below(4) as u64;
         let first = (seed % 3 == 0).then_some((settled + 2, 1 + chance.below(6) as u32));
         let last_before = settled + chance.below(200) as u64;
-        let found = Found { settled, last_before, first };
+        let found = Found { settled, last_before, first, ..Found::default() };
         let (mut settling, mut world) = (Settling::new(found), World::default());
         let (mut now, mut next) = (Instant::now(), 1);
         for step in 0.. {
