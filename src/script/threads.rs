@@ -140,10 +140,11 @@ impl<L: 'static> Scripts<L> {
             }));
         }
         poll_fn(|_| {
-            if let Some(answer) = locked(&answer).take() {
-                return Poll::Ready(Ok(answer));
+            // First: a call that was left behind may come back a moment later, and is left all the same.
+            if let Some(refusal) = self.0.lock().failed.take() {
+                return Poll::Ready(Err(refusal));
             }
-            self.0.lock().failed.take().map_or(Poll::Pending, |refusal| Poll::Ready(Err(refusal)))
+            locked(&answer).take().map_or(Poll::Pending, |answer| Poll::Ready(Ok(answer)))
         })
         .await
     }

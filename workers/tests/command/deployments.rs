@@ -140,7 +140,7 @@ async fn a_deployment_is_in_force_for_all_when_the_first_call_after_it_is_refuse
     const KEEP: &str = "(state) => state ?? null";
     // A few steps of milliseconds each: the engine looks at the time every 10,000.
     const HOSTILE: &str = "() => { const s = 'a'.repeat(1e3).repeat(1e4), t = s.slice(1) + 'a'; \
-                           for (let n = 0; n < 1500; n++) { s === t; } return []; }";
+                           for (let n = 0; n < 4000; n++) { s === t; } return []; }";
     let accepts = "() => [{ event: 'added', data: {} }]";
     let applications =
         [application(1, "counter", accepts, KEEP), application(1, "bad", HOSTILE, KEEP)];
