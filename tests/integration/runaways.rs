@@ -129,8 +129,9 @@ async fn a_hostile_application_holds_up_no_other() {
         let all = paths.iter().map(|path| command(&bad, path, &turns));
         for (status, body) in futures::future::join_all(all).await {
             assert_eq!(status, 422, "{body}");
-            let said = body.contains("was left behind") || body.contains("used far more time");
-            assert!(said, "{status} {body}");
+            // Where nobody looks in time, the engine stops it at its next look.
+            let says = ["was left behind", "used far more time", "used more than 100 ms"];
+            assert!(says.iter().any(|said| body.contains(said)), "{status} {body}");
         }
     };
     let longest = rings(&good, 200, spins).await;
@@ -143,8 +144,11 @@ async fn a_hostile_application_holds_up_no_other() {
     };
     // Two are its tenant's share; both lanes may have begun with one more by then.
     assert!(matches!(count(&metrics), Some(2..=4)), "{:?}, {longest:?}", count(&metrics));
-    let dead = dev.succeed(&["dead", "list", "--limit", "100", "--json"]);
-    assert_eq!(dead.matches("hog").count().min(4), 4, "the stored ones are put aside: {dead}");
+    eventually("the stored ones to be put aside", async || {
+        let dead = dev.succeed(&["dead", "list", "--limit", "100", "--json"]);
+        if dead.matches("hog").count() >= 4 { Ok(()) } else { Err(dead) }
+    })
+    .await;
 
     // The same where projections call functions.
     app::deploy(&dev, &hog.with("  spun:\n", UPCAST));
