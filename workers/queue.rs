@@ -290,6 +290,7 @@ impl<H: Handler> PlaceReader<H> {
             let written = match record {
                 Record::Begins => claim.begin().await,
                 Record::LivesOn => claim.survive().await,
+                Record::GivesBack => claim.give_back().await,
                 Record::Settled(sequence) => claim.settle(sequence).await,
             };
             if let Err(error) = &written {

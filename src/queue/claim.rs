@@ -82,6 +82,13 @@ impl Progress {
         let anew = self.first.is_some() && self.begun_by != self.epoch;
         anew.then(|| Self { begun: self.begun + 1, begun_by: self.epoch, ..self.clone() })
     }
+
+    /// The value that an owner writes that leaves before the first message is done: it has begun with
+    /// it, and has not died of it. Owners before it still count. `None` when it has not begun.
+    fn giving_back(&self) -> Option<Self> {
+        let has_begun = self.begun_by == self.epoch;
+        has_begun.then(|| Self { begun: self.begun.saturating_sub(1), begun_by: 0, ..self.clone() })
+    }
 }
 
 /// A place's messages in the hand of one owner. Another owner's claim ends it: it can record nothing
@@ -200,6 +207,14 @@ impl Claim {
     /// and does not kill its workers. Returns the claim as it goes on; fails like [`Self::settle`].
     pub async fn survive(mut self) -> Result<Self, Error> {
         self.progress.begun = 0;
+        self.written().await
+    }
+
+    /// Records that this owner leaves the first message to the next one, and lives on: it does not count
+    /// among those that have begun with it. Returns the claim as it goes on; fails like [`Self::settle`].
+    pub async fn give_back(mut self) -> Result<Self, Error> {
+        let Some(progress) = self.progress.giving_back() else { return Ok(self) };
+        self.progress = progress;
         self.written().await
     }
 
@@ -342,6 +357,19 @@ mod tests {
         let claimed = second.claimed(9, QUEUE, 0, Some(9)).unwrap();
         assert_eq!(claimed.begun, 2, "claimed, and not begun with");
         assert_eq!(begun(&claimed, 10, 9).begun, 3);
+    }
+
+    #[test]
+    fn an_owner_that_gives_the_first_message_back_does_not_count() {
+        let killed = begun(&Progress::default(), 5, 9);
+        let claimed = killed.claimed(8, QUEUE, 0, Some(9)).unwrap();
+        assert_eq!(claimed.giving_back(), None, "it has not begun");
+        let left = claimed.beginning().unwrap().giving_back().unwrap();
+        assert_eq!((left.epoch, left.begun), (8, 1), "the one that was killed still counts");
+        assert_eq!(begun(&left, 8, 9).begun, 2, "the same owner begins anew");
+        assert_eq!(begun(&left, 9, 9).begun, 2);
+        let survived = Progress { begun: 0, ..killed };
+        assert_eq!(survived.giving_back().unwrap().begun, 0, "it had lived on before");
     }
 
     /// The record was deleted, or cannot be read: however many owners come before all that is seen to.

@@ -56,8 +56,11 @@ pub enum Event<M> {
     HandedOut(Option<u64>),
     /// Nothing has come for a while.
     Idle,
-    /// The place is to be left. The work under way is settled.
+    /// The place is to be left: nothing more is begun with. What is under way is settled or given back.
     Leave,
+    /// What is under way, and not done by now, is left to the next owner: of it nothing more is told. Comes
+    /// after [`Event::Leave`].
+    GivenBack,
     /// It is time: see [`Settling::wakes_at`].
     Time,
 }
@@ -84,6 +87,8 @@ pub enum Record {
     Begins,
     /// The owner has begun with the first message, and lives on.
     LivesOn,
+    /// The owner has recorded that it begins with the first message, and ends well without having done it.
+    GivesBack,
     /// Every message up to this sequence is settled.
     Settled(u64),
 }
@@ -119,7 +124,7 @@ pub struct Settling<M> {
     is_writing: bool,
     /// A write has failed: this owner can record nothing more.
     is_over: bool,
-    /// When to write that the first message does not kill its owner.
+    /// When to write that the first message does not kill its owner; `None`: nothing says that it may.
     lives_on_at: Option<Instant>,
     is_asking: bool,
     lost: Lost,
@@ -179,7 +184,7 @@ impl<M> Settling<M> {
         due.into_iter().flatten().min().filter(|_| writes)
     }
 
-    /// Messages that were begun with so far.
+    /// Messages that were begun with so far, without those that were given back.
     #[must_use]
     pub fn begun(&self) -> u64 {
         self.under_way.taken()
@@ -229,6 +234,10 @@ impl<M> Settling<M> {
                 actions.push(Action::Ask);
             }
             Event::Leave => self.close(),
+            Event::GivenBack => {
+                self.close();
+                self.under_way.give_back();
+            }
             Event::Idle | Event::Time => {}
         }
         self.begin(now, &mut actions);
@@ -318,13 +327,17 @@ impl<M> Settling<M> {
         if self.is_writing || self.is_over {
             return;
         }
-        if let Some(sequence) = self.under_way.take_due(now, !self.is_open()) {
-            actions.push(Action::Write(Record::Settled(sequence)));
-        } else if self.lives_on_at.is_some_and(|at| at <= now) {
-            actions.push(Action::Write(Record::LivesOn));
+        let record = if let Some(sequence) = self.under_way.take_due(now, !self.is_open()) {
+            Record::Settled(sequence)
         } else {
-            return;
-        }
+            match self.lives_on_at {
+                Some(at) if at <= now => Record::LivesOn,
+                // Otherwise ten owners that leave in good order would have the message put aside.
+                Some(_) if !self.is_open() && self.under_way.is_empty() => Record::GivesBack,
+                _ => return,
+            }
+        };
+        actions.push(Action::Write(record));
         self.lives_on_at = None;
         self.is_writing = true;
     }

@@ -103,6 +103,70 @@ fn whoever_cannot_write_begins_with_nothing_more() {
     assert_eq!(settling.begun(), 0);
 }
 
+/// For an owner that has begun with the first message that it found.
+fn begun_with_the_first(now: Instant) -> Settling<u64> {
+    let mut settling = Settling::new(Found { first: Some((2, 1)), ..Found::default() });
+    assert_eq!(settling.on(read(1), now), [Action::Write(Record::Begins)]);
+    assert_eq!(settling.on(Event::Written(true), now), [Action::Do(0)]);
+    settling
+}
+
+#[test]
+fn what_is_given_back_is_not_waited_for_and_has_killed_nobody() {
+    let now = Instant::now();
+    let mut settling = begun_with_the_first(now);
+    assert_eq!(settling.on(read(2), now), [Action::Do(1)]);
+    assert_eq!(settling.on(Event::Done(1), now), []);
+    assert_eq!(settling.on(Event::Leave, now), [], "the first may be done yet");
+    assert!(!settling.has_ended());
+    assert_eq!(settling.on(Event::GivenBack, now), [Action::Write(Record::GivesBack)]);
+    assert!(!settling.has_ended());
+    assert_eq!(settling.on(Event::Written(true), now), []);
+    assert!(settling.has_ended());
+}
+
+#[test]
+fn whoever_leaves_records_what_is_settled_before_what_it_gives_back() {
+    let now = Instant::now();
+    let mut settling = begun_with_the_first(now);
+    assert_eq!(settling.on(read(2), now), [Action::Do(1)]);
+    assert_eq!(settling.on(Event::Leave, now), []);
+    assert_eq!(settling.on(Event::Done(0), now), [], "the second is under way");
+    assert_eq!(settling.on(Event::GivenBack, now), [Action::Write(Record::Settled(2))]);
+    assert_eq!(settling.on(Event::Written(true), now), [], "the first is done");
+    assert!(settling.has_ended());
+    // While something else is written, too.
+    let mut settling = begun_with_the_first(now);
+    let lives = settling.on(Event::Time, now + SURVIVED);
+    assert_eq!(lives, [Action::Write(Record::LivesOn)]);
+    assert_eq!(settling.on(Event::Leave, now), []);
+    assert_eq!(settling.on(Event::GivenBack, now), []);
+    assert!(!settling.has_ended());
+    assert_eq!(settling.on(Event::Written(true), now), [], "it has lived on");
+    assert!(settling.has_ended());
+}
+
+/// It counted as a death, although nothing had been begun with.
+#[test]
+fn a_leave_while_the_beginning_is_recorded_is_no_death() {
+    let now = Instant::now();
+    for is_written in [true, false] {
+        let mut settling = Settling::new(Found { first: Some((2, 1)), ..Found::default() });
+        assert_eq!(settling.on(read(1), now), [Action::Write(Record::Begins)]);
+        assert_eq!(settling.on(Event::Leave, now), []);
+        assert!(!settling.has_ended());
+        let follows = settling.on(Event::Written(is_written), now);
+        if is_written {
+            assert_eq!(follows, [Action::Write(Record::GivesBack)]);
+            assert_eq!(settling.on(Event::Written(true), now), []);
+        } else {
+            assert_eq!(follows, [], "another owner has come, or nobody knows");
+        }
+        assert!(settling.has_ended());
+        assert_eq!(settling.begun(), 0);
+    }
+}
+
 #[test]
 fn a_reader_that_lost_messages_is_given_up() {
     let now = Instant::now();
@@ -129,6 +193,8 @@ struct World {
     writing: Option<Record>,
     began: Option<u64>,
     settled: u64,
+    /// It is recorded that the owner begins with the first, and nothing since says that it lives.
+    may_die: bool,
 }
 
 impl World {
@@ -157,6 +223,10 @@ impl World {
                     assert_eq!(open, 0, "{sequence} is settled, and not done");
                     self.settled = sequence;
                 }
+                if record == Record::GivesBack {
+                    assert!(self.may_die && self.doing.is_empty(), "nothing is given back");
+                }
+                self.may_die = record == Record::Begins;
                 self.writing = Some(record);
             }
             Action::Ask => {}
@@ -186,6 +256,7 @@ fn nothing_is_settled_that_is_not_done_whatever_the_order_of_what_happens() {
         let found = Found { settled, last_before, first, ..Found::default() };
         let (mut settling, mut world) = (Settling::new(found), World::default());
         let (mut now, mut next) = (Instant::now(), 1);
+        let (gives_back, mut leaves, mut fails) = (seed % 2 == 0, false, false);
         for step in 0.. {
             assert!(step < 20_000, "seed {seed}: it does not end");
             let event = match chance.below(6) {
@@ -203,8 +274,19 @@ fn nothing_is_settled_that_is_not_done_whatever_the_order_of_what_happens() {
                     world.done.insert(number);
                     Event::Done(number)
                 }
-                4 if world.writing.take().is_some() => Event::Written(chance.below(300) > 0),
-                5 if next > 600 => Event::Leave,
+                4 if world.writing.take().is_some() => {
+                    let is_written = chance.below(300) > 0;
+                    fails |= !is_written;
+                    Event::Written(is_written)
+                }
+                5 if leaves && gives_back && chance.below(50) == 0 => {
+                    world.doing.clear();
+                    Event::GivenBack
+                }
+                5 if next > 600 => {
+                    leaves = true;
+                    Event::Leave
+                }
                 _ => {
                     now += Duration::from_millis(chance.below(30) as u64);
                     Event::Time
@@ -218,5 +300,6 @@ fn nothing_is_settled_that_is_not_done_whatever_the_order_of_what_happens() {
             }
         }
         assert!(world.doing.is_empty(), "seed {seed}: what was begun is heard of");
+        assert!(!world.may_die || fails, "seed {seed}: it ended well, and counts as dead");
     }
 }

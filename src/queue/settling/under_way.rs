@@ -110,6 +110,12 @@ impl<M> UnderWay<M> {
         self.record_at = Some(self.record_at.map_or(at, |earlier| earlier.min(at)));
     }
 
+    /// Drops what is under way. What was settled before the first of it counts; the rest is for a next
+    /// owner, who looks up what is settled of that.
+    pub(super) fn give_back(&mut self) {
+        self.messages.clear();
+    }
+
     /// The time at which progress is to be recorded; `None`: it is.
     pub(super) fn record_at(&self) -> Option<Instant> {
         self.record_at
@@ -176,6 +182,18 @@ mod tests {
         under_way.take_up((), 7);
         under_way.settle(0, now);
         assert_eq!(under_way.take_due(now, true), Some(7));
+    }
+
+    #[test]
+    fn what_is_settled_behind_a_hole_is_not_recorded_when_the_rest_is_given_back() {
+        let now = Instant::now();
+        let mut under_way = filled(None);
+        under_way.settle(0, now);
+        under_way.settle(2, now);
+        under_way.give_back();
+        assert!(under_way.is_empty());
+        assert_eq!(under_way.take_due(now, true), Some(10));
+        assert_eq!(under_way.take_due(now, true), None);
     }
 
     #[test]
