@@ -193,6 +193,15 @@ impl Lanes {
         Self { lanes: self.lanes.clone(), epoch }
     }
 
+    /// Gives back what is stored for a slot and not begun, and begins no more of that. Returns when that is
+    /// so. Clients of the slot still get their answers.
+    pub(crate) async fn give_back(&self, slot: Slot) {
+        let (done, given_back) = oneshot::channel();
+        let _ = self.of_slot(slot).inputs.send(ToLane::GiveBack { slot, done });
+        // A lane that has ended begins nothing either.
+        let _ = given_back.await;
+    }
+
     /// Leaves a slot: nothing of it is begun any more, what is under way has no further effect than
     /// it has had, and what is kept of its aggregates is dropped. Returns when that is so.
     pub(crate) async fn leave(&self, slot: Slot) {

@@ -2,6 +2,7 @@
 //! done next (`flexcore_queue::settling`); this does it, and has a [`Handler`] do what the messages ask for.
 //! Beside that the whole queue is purged, and somebody looks whether its claims still hold.
 
+mod outcomes;
 mod progress;
 mod purge;
 
@@ -22,6 +23,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::places::ServedPlace;
+use outcomes::Outcomes;
 pub use progress::{ProgressMade, watch_progress};
 pub use purge::purge;
 
@@ -52,7 +54,7 @@ pub trait Handler: Send + Sync {
 
     /// Begins with a message. What comes of it is sent to `to` with the message's number, now or later.
     /// Messages are begun with in order: those behind it wait until this returns. One that `kills` has seen
-    /// [`BEGUN_MAX`] owners die, and is not done.
+    /// [`BEGUN_MAX`] owners die, and is not done. Clones of `to` are dropped with what they were made for.
     fn begin(
         &self,
         number: u64,
@@ -60,6 +62,13 @@ pub trait Handler: Send + Sync {
         kills: bool,
         to: &mpsc::UnboundedSender<(u64, Self::Outcome)>,
     ) -> impl Future<Output = ()> + Send;
+
+    /// The place is to be left. Returns when nothing more is begun: messages that had to wait have been
+    /// dropped, with their clones of `to`, and the next owner does them. From then on what is under way has a
+    /// second. By default nothing waits.
+    fn give_back(&self) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 
     /// Returns whether an earlier owner, who may have begun with a message, has done it. Fails when nobody
     /// can say now.
@@ -108,8 +117,8 @@ fn is_lost(error: &Error, behind: &mut Option<Instant>, now: Instant) -> bool {
 }
 
 impl<H: Handler> PlaceReader<H> {
-    /// Reads until the place is to be left; what is under way then is settled. A broker that is away
-    /// is waited for.
+    /// Reads until the place is to be left; what is under way then has a moment to be settled, and the rest
+    /// is given back. A broker that is away is waited for.
     pub async fn run(self) {
         let (mut failures, mut singly, mut behind) = (0_u32, false, None);
         let (stop, mut progress_made) = (self.place.leave.clone(), self.progress_made.clone());
@@ -193,8 +202,8 @@ impl<H: Handler> PlaceReader<H> {
         Ok((claim, messages))
     }
 
-    /// Works until the stream breaks, the claim has gone or the place is to be left; what is under way is
-    /// settled either way. Returns how many messages were taken up.
+    /// Works until the stream breaks, the claim has gone or the place is to be left. What is under way is
+    /// settled, or given back where the place is to be left. Returns how many messages were taken up.
     async fn read(
         &self,
         claim: Claim,
@@ -202,32 +211,33 @@ impl<H: Handler> PlaceReader<H> {
         progress_made: &mut ProgressMade,
         stop: &CancellationToken,
     ) -> u64 {
-        let (to, mut outcomes) = mpsc::unbounded_channel::<(u64, H::Outcome)>();
-        let first = claim.first_begun();
-        let (settled, last_before) = (claim.settled(), claim.last_before());
-        let in_doubt_to = claim.in_doubt_to();
-        let found = Found { settled, last_before, in_doubt_to, first };
+        let mut outcomes = Outcomes::<H::Outcome>::new();
+        let found = found(&claim);
         let mut settling = Settling::<Queued>::new(found);
         let Messages { mut stream, reader } = messages;
         let mut claim = Some(claim);
         let mut performing = FuturesUnordered::<BoxFuture<'_, Performed>>::new();
+        let mut keeping = FuturesUnordered::<BoxFuture<'_, u64>>::new();
         let mut look = tokio::time::interval(LOOK_EVERY);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !settling.has_ended() {
+            let all_kept = keeping.is_empty();
             let event = tokio::select! {
-                () = stop.cancelled(), if settling.is_open() => Event::Leave,
+                () = stop.cancelled(), if outcomes.is_open() => {
+                    outcomes.end(self.handler.give_back());
+                    Event::Leave
+                }
                 next = stream.next(), if settling.reads() => self.next(next),
-                Some((number, outcome)) = outcomes.recv() => {
-                    if !self.handler.hear(&outcome) {
+                heard = outcomes.next(all_kept) => match heard {
+                    Some((number, outcome)) if self.handler.hear(&outcome) => Event::Done(number),
+                    Some((number, outcome)) => {
                         let message = settling.message(number).0.clone();
-                        performing.push(Box::pin(async move {
-                            let done = self.keep_at_last(number, message, outcome).await;
-                            Performed::from(Event::Done(done))
-                        }));
+                        keeping.push(Box::pin(self.keep_at_last(number, message, outcome)));
                         continue;
                     }
-                    Event::Done(number)
-                }
+                    None => Event::GivenBack,
+                },
+                Some(number) = keeping.next() => Event::Done(number),
                 Some(performed) = performing.next() => {
                     claim = performed.claim.or(claim);
                     performed.event
@@ -240,7 +250,7 @@ impl<H: Handler> PlaceReader<H> {
                 match action {
                     Action::LookUp(number) => {
                         let (message, sequence) = settling.message(number);
-                        let (message, kills) = (message.clone(), kills(first, sequence));
+                        let (message, kills) = (message.clone(), kills(found.first, sequence));
                         performing.push(Box::pin(async move {
                             let is_done = self.look_up(message, kills).await;
                             Performed::from(Event::LookedUp(number, is_done))
@@ -248,7 +258,8 @@ impl<H: Handler> PlaceReader<H> {
                     }
                     Action::Do(number) => {
                         let (message, sequence) = settling.message(number);
-                        self.handler.begin(number, message, kills(first, sequence), &to).await;
+                        let (kills, to) = (kills(found.first, sequence), outcomes.sender());
+                        self.handler.begin(number, message, kills, to).await;
                     }
                     Action::DoneBefore(_) => self.handler.was_done(),
                     Action::Write(record) => performing.extend(self.write(record, claim.take())),
@@ -344,6 +355,16 @@ struct Performed {
 impl From<Event<Queued>> for Performed {
     fn from(event: Event<Queued>) -> Self {
         Self { event, claim: None }
+    }
+}
+
+/// What an owner has found that makes this claim.
+fn found(claim: &Claim) -> Found {
+    Found {
+        settled: claim.settled(),
+        last_before: claim.last_before(),
+        in_doubt_to: claim.in_doubt_to(),
+        first: claim.first_begun(),
     }
 }
 

@@ -33,7 +33,7 @@ use super::{
     outside::{decided, keep, load},
     pieces::Pieces,
     responder::Responder,
-    turns::Turns,
+    turns::{Class, Turns},
 };
 
 /// Inputs of a lane's thread.
@@ -42,6 +42,9 @@ pub(super) enum ToLane {
     Ask { key: AggregateKey, work: Work, ticket: Ticket, to: Responder, epoch: u64 },
     /// The slot is ours from now on, under this epoch.
     Enter { slot: Slot, epoch: u64 },
+    /// The slot is to be left: what is stored for it and not begun is for its next owner. To be answered
+    /// when nothing of that is begun any more.
+    GiveBack { slot: Slot, done: oneshot::Sender<()> },
     /// The slot is not ours any more; to be answered when that is in force.
     Leave { slot: Slot, done: oneshot::Sender<()> },
     /// The result of an action, or news.
@@ -62,6 +65,14 @@ struct Asked {
     epoch: u64,
 }
 
+/// A slot that is ours.
+struct Entered {
+    /// Of the ownership.
+    epoch: u64,
+    /// Stored commands are for the next owner.
+    gives_back: bool,
+}
+
 pub(super) struct LaneThread {
     lane: Lane,
     store: EventStore,
@@ -71,8 +82,8 @@ pub(super) struct LaneThread {
     /// Tenants that a wake-up is under way for.
     woken: HashSet<Tenant>,
     owed: HashMap<Ticket, (Responder, Instant, AggregateKey)>,
-    /// The slots that are ours, with the epochs.
-    entered: HashMap<Slot, u64>,
+    /// The slots that are ours.
+    entered: HashMap<Slot, Entered>,
     depth: Arc<AtomicUsize>,
     guard: Guard,
     clock: Clock,
@@ -179,7 +190,11 @@ impl LaneThread {
             ToLane::Told(input) => self.told(input).await,
             ToLane::Rested(tenant) => self.rested(tenant),
             ToLane::Enter { slot, epoch } => {
-                self.entered.insert(slot, epoch);
+                self.entered.insert(slot, Entered { epoch, gives_back: false });
+            }
+            ToLane::GiveBack { slot, done } => {
+                self.give_back(slot);
+                let _ = done.send(());
             }
             ToLane::Leave { slot, done } => {
                 self.leave(slot);
@@ -228,7 +243,10 @@ impl LaneThread {
     /// Begins with what was asked of an aggregate, unless that is of no use any more.
     async fn begin(&mut self, key: AggregateKey, asked: Asked) {
         let Asked { work, ticket, to, epoch } = asked;
-        let refused = if self.entered.get(&key.slot()) != Some(&epoch) {
+        let own = self.entered.get(&key.slot()).filter(|own| own.epoch == epoch);
+        // It may have stood next already when the slot was to be left, or come after that.
+        let is_for_next = |own: &Entered| own.gives_back && to.class() == Class::Stored;
+        let refused = if own.is_none_or(is_for_next) {
             Some(ANOTHER_OWNER)
         } else if to.has_given_up() {
             Some("its time was over before it began")
@@ -264,6 +282,16 @@ impl LaneThread {
         if let Some(until) = self.turns.used(&tenant, time, Instant::now()) {
             self.wake(tenant, until);
         }
+    }
+
+    /// What is stored for the slot and not begun is dropped: its next owner reads it again. What is under
+    /// way goes on, and clients are still answered.
+    fn give_back(&mut self, slot: Slot) {
+        if let Some(own) = self.entered.get_mut(&slot) {
+            own.gives_back = true;
+        }
+        let dropped = self.turns.take_stored(slot, Instant::now());
+        self.depth.fetch_sub(dropped.len(), Ordering::Relaxed);
     }
 
     /// Clients that wait for something of the slot are told to ask its next owner. From now on

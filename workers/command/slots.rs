@@ -44,7 +44,7 @@ async fn serve(
     let (epoch, leave) = (place.epoch, &place.leave);
     answerer.lanes = answerer.lanes.own(slot, epoch);
     let queue = answerer.store.command_queue().clone();
-    let handler = Stored { store: answerer.store.clone(), lanes: answerer.lanes.clone() };
+    let handler = Stored { store: answerer.store.clone(), lanes: answerer.lanes.clone(), slot };
     let reader = PlaceReader { queue, handler, progress_made, guard, place: place.clone() };
     let answering = async {
         while let Err(error) = requests::serve(&answerer, slot, epoch, leave).await {

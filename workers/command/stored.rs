@@ -1,6 +1,6 @@
 //! What the command worker does with the messages of FLEX_COMMANDS: asynchronous commands.
 
-use flexcore_domain::{AggregateKey, CommandId, Outcome};
+use flexcore_domain::{AggregateKey, CommandId, Outcome, Slot};
 use flexcore_eventstore::{
     Error, EventStore,
     commands::{published_subject, stored_part},
@@ -16,6 +16,7 @@ use crate::queue::{BEGUN_MAX, Handler};
 pub(super) struct Stored {
     pub(super) store: EventStore,
     pub(super) lanes: Lanes,
+    pub(super) slot: Slot,
 }
 
 impl Handler for Stored {
@@ -53,6 +54,11 @@ impl Handler for Stored {
         };
         // The receiver is the caller's own.
         let _ = to.send((number, outcome));
+    }
+
+    /// A tenant that rests has commands in the lane for much longer than a slot may take to be left.
+    async fn give_back(&self) {
+        self.lanes.give_back(self.slot).await;
     }
 
     /// A command that was refused must not be decided a second time: the aggregate may have moved on. Of

@@ -6,10 +6,11 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    mem,
     time::{Duration, Instant},
 };
 
-use flexcore_domain::{AggregateKey, Tenant};
+use flexcore_domain::{AggregateKey, Slot, Tenant};
 use flexcore_resilience::Beside;
 
 use super::rests::Rests;
@@ -239,6 +240,35 @@ impl<T> Turns<T> {
                 self.line_up(who, now);
             }
         }
+    }
+
+    /// Takes out what is stored for a slot and waits for a turn, or in an aggregate under way. What stands
+    /// next in its aggregate stays there: its turn has come.
+    pub(super) fn take_stored(&mut self, slot: Slot, now: Instant) -> Vec<T> {
+        let (mut taken, mut tenants) = (Vec::new(), Vec::new());
+        for ((tenant, class), queue) in &mut self.queues {
+            let is_theirs = |(key, _): &(AggregateKey, T)| key.slot() == slot;
+            if *class == Class::Stored && queue.iter().any(is_theirs) {
+                let (theirs, rest): (VecDeque<_>, VecDeque<_>) =
+                    mem::take(queue).into_iter().partition(is_theirs);
+                *queue = rest;
+                taken.extend(theirs.into_iter().map(|(_, asked)| asked));
+                tenants.push(tenant.clone());
+            }
+        }
+        for (key, under_way) in &mut self.under_way {
+            if key.slot() == slot {
+                taken.extend(under_way.behind.stored.drain(..));
+            }
+        }
+        // Who has nothing left lines up again with what comes next.
+        self.queues.retain(|_, queue| !queue.is_empty());
+        self.order.retain(|who| self.queues.contains_key(who));
+        self.held.retain(|who| self.queues.contains_key(who));
+        for tenant in tenants {
+            self.note(&tenant, now);
+        }
+        taken
     }
 
     /// The aggregate has nothing under way any more.

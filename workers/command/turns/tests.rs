@@ -209,3 +209,54 @@ fn whoever_has_used_much_rests_beside_others_and_then_goes_on() {
     let rest: Vec<_> = std::iter::from_fn(|| turns.next(until)).collect();
     assert_eq!(rest.len(), 2, "one for each aggregate that has nothing under way");
 }
+
+/// A number above 0 of an aggregate that is in the slot of the tenant's number 0, or is not.
+fn in_slot_of_the_first(tenant: &str, is_in: bool) -> usize {
+    let slot = key(tenant, 0).slot();
+    (1..).find(|id| (key(tenant, *id).slot() == slot) == is_in).unwrap()
+}
+
+#[test]
+fn what_is_stored_for_a_slot_that_is_left_is_taken_out_and_all_else_goes_on() {
+    let mut turns = turns(1);
+    let slot = key("acme", 0).slot();
+    let (same, other) = (in_slot_of_the_first("acme", true), in_slot_of_the_first("acme", false));
+    turns.push(key("acme", 0), Class::Stored, "begun", at());
+    turns.push(key("acme", 0), Class::Stored, "behind it", at());
+    assert_eq!(begun(&mut turns), ["begun"]);
+    turns.push(key("acme", same), Class::Stored, "waits", at());
+    turns.push(key("acme", other), Class::Stored, "elsewhere", at());
+    turns.push(key("acme", 0), Class::Waiting, "client", at());
+    assert!(begun(&mut turns).is_empty());
+    let mut taken = turns.take_stored(slot, at());
+    taken.sort_unstable();
+    assert_eq!(taken, ["behind it", "waits"]);
+    assert!(turns.take_stored(slot, at()).is_empty());
+    turns.ended(&key("acme", 0), at());
+    assert_eq!(begun(&mut turns), ["client"]);
+    turns.ended(&key("acme", 0), at());
+    assert_eq!(begun(&mut turns), ["elsewhere"]);
+    turns.ended(&key("acme", other), at());
+    assert!(turns.under_way.is_empty() && turns.aggregates.is_empty());
+    assert!(turns.queues.is_empty() && turns.order.is_empty() && turns.held.is_empty());
+}
+
+/// Left where they stood, they would have had two turns for one, or none.
+#[test]
+fn whoever_has_nothing_left_of_a_slot_lines_up_anew() {
+    let mut turns = turns(1);
+    let slot = key("acme", 0).slot();
+    let same = in_slot_of_the_first("acme", true);
+    turns.push(key("acme", 0), Class::Stored, "in the order", at());
+    assert_eq!(turns.take_stored(slot, at()), ["in the order"]);
+    assert!(turns.order.is_empty() && turns.queues.is_empty());
+    turns.push(key("acme", 0), Class::Stored, "begun", at());
+    assert_eq!(begun(&mut turns), ["begun"]);
+    turns.push(key("acme", same), Class::Stored, "held", at());
+    assert!(begun(&mut turns).is_empty());
+    assert_eq!(turns.take_stored(slot, at()), ["held"]);
+    assert!(turns.held.is_empty());
+    turns.push(key("acme", same), Class::Stored, "the next owner's", at());
+    turns.ended(&key("acme", 0), at());
+    assert_eq!(begun(&mut turns), ["the next owner's"]);
+}
