@@ -165,14 +165,15 @@ async fn a_second_queue_is_read_in_order_settled_and_purged() {
     servers.stop().await;
 }
 
-/// Reads the first place under this epoch.
+/// Reads the first place under this epoch, until the token is cancelled.
 fn owner(
     queue: &Queue,
     handler: &Deliver,
     member: &Member,
     epoch: u64,
+    leave: &CancellationToken,
 ) -> tokio::task::JoinHandle<()> {
-    let (leave, lost) = (CancellationToken::new(), CancellationToken::new());
+    let (leave, lost) = (leave.clone(), CancellationToken::new());
     let (queue, handler, guard) = (queue.clone(), handler.clone(), member.guard());
     let (_, progress_made) = watch::channel(None);
     let place = ServedPlace { number: 0, epoch, leave, lost };
@@ -185,15 +186,58 @@ async fn the_next_owner_in_a_second_queue_does_what_is_left() {
     put(&store, &["parcel.0.a", "parcel.0.b", "parcel.0.c"]).await;
     let member = join(&store).await;
     let first = Deliver { silent: &["parcel.0.b"], ..Deliver::default() };
-    let killed = owner(&queue, &first, &member, 1);
+    let stays = CancellationToken::new();
+    let killed = owner(&queue, &first, &member, 1, &stays);
     until(async || first.delivered.lock().unwrap().len() == 2).await;
     killed.abort();
     assert!(killed.await.unwrap_err().is_cancelled());
     assert!(queue.depth().await.unwrap() > 0);
     let next = Deliver { begun: Arc::default(), silent: &[], ..first.clone() };
-    let reading = owner(&queue, &next, &member, 2);
+    let reading = owner(&queue, &next, &member, 2, &stays);
     until(async || queue.depth().await.unwrap() == 0).await;
     assert_eq!(*next.begun.lock().unwrap(), ["parcel.0.b"]);
     reading.abort();
+    servers.stop().await;
+}
+
+/// Ten that had left in good order had a message put aside as if it had killed them.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_leaves_waits_for_nothing_and_has_not_died_of_it() {
+    let (servers, store, queue) = start().await;
+    put(&store, &["parcel.0.a", "parcel.0.b"]).await;
+    let member = join(&store).await;
+    let first = Deliver { silent: &["parcel.0.a"], ..Deliver::default() };
+    let leave = CancellationToken::new();
+    let left = owner(&queue, &first, &member, 1, &leave);
+    until(async || first.delivered.lock().unwrap().len() == 1).await;
+    leave.cancel();
+    let left = tokio::time::timeout(Duration::from_secs(5), left).await;
+    left.expect("it waits for what it never hears of").unwrap();
+    let claim = queue.claim(0, 2).await.unwrap();
+    assert_eq!(claim.first(), Some((1, 0)), "nobody has died");
+    let next = Deliver { begun: Arc::default(), silent: &[], ..first.clone() };
+    let reading = owner(&queue, &next, &member, 3, &CancellationToken::new());
+    until(async || queue.depth().await.unwrap() == 0).await;
+    assert_eq!(*next.begun.lock().unwrap(), ["parcel.0.a"], "the other one was delivered");
+    reading.abort();
+    servers.stop().await;
+}
+
+/// It records nothing any more, and is not waited for either.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_leaves_after_another_one_has_come_changes_nothing() {
+    let (servers, store, queue) = start().await;
+    put(&store, &["parcel.0.a"]).await;
+    let member = join(&store).await;
+    let first = Deliver { silent: &["parcel.0.a"], ..Deliver::default() };
+    let leave = CancellationToken::new();
+    let left = owner(&queue, &first, &member, 1, &leave);
+    until(async || !first.begun.lock().unwrap().is_empty()).await;
+    let second = queue.claim(0, 2).await.unwrap().begin().await.unwrap();
+    assert_eq!(second.first(), Some((1, 2)), "both have begun with it");
+    leave.cancel();
+    let left = tokio::time::timeout(Duration::from_secs(5), left).await;
+    left.expect("it waits for what it never hears of").unwrap();
+    assert_eq!(queue.claim(0, 3).await.unwrap().first(), Some((1, 2)));
     servers.stop().await;
 }

@@ -20,7 +20,7 @@ type Decided = Result<Decision, NoDecision>;
 
 /// A worker of one lane, so that who holds up the lane holds up all. This answers the nth question that
 /// its decider is asked.
-fn decided_by<F>(
+pub(crate) fn decided_by<F>(
     answer: impl Fn(usize, ToDecide) -> F + Send + std::marker::Sync + 'static,
 ) -> Settings
 where
@@ -34,7 +34,7 @@ where
     Settings { lanes: 1, native, later, ..Settings::default() }
 }
 
-fn accept(asked: &ToDecide) -> Decided {
+pub(crate) fn accept(asked: &ToDecide) -> Decided {
     let ToDecide { state, command, context } = asked;
     let decided = Accepts(1).decide(state, &command.name, &command.payload, context);
     decided.map_err(NoDecision::Refused)

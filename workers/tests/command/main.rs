@@ -5,6 +5,7 @@
 mod clocks;
 mod deciders;
 mod deployments;
+mod handover;
 mod later;
 mod malformed;
 mod remade;

@@ -148,7 +148,7 @@ async fn a_tenant_whose_functions_take_long_leaves_the_lane_to_others() {
 }
 
 /// Keys of an aggregate of its own, of one tenant.
-fn hog(id: usize) -> AggregateKey {
+pub(crate) fn hog(id: usize) -> AggregateKey {
     let (tenant, name) = (Tenant::parse("hostile").unwrap(), AggregateName::parse("hog").unwrap());
     AggregateKey::new(tenant, name, AggregateId::parse(&format!("h{id}")).unwrap())
 }
@@ -161,7 +161,7 @@ async fn append_to(rig: &Rig, key: AggregateKey, last: Expected, version: u64) -
 }
 
 /// Waits until so many calls were begun.
-async fn reaches(begun: &AtomicUsize, count: usize) {
+pub(crate) async fn reaches(begun: &AtomicUsize, count: usize) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while begun.load(Ordering::Relaxed) < count {
         assert!(tokio::time::Instant::now() < deadline, "{begun:?} of {count}");
