@@ -121,6 +121,27 @@ impl Rig {
                 break;
             }
         }
+        if verdict.violations.iter().any(|violation| violation.contains("consumers")) {
+            verdict.violations.push(self.readers().await);
+        }
         verdict
+    }
+
+    /// The readers that each broker has, by name, which says whose they are: of several of one slot
+    /// only the one with the greatest epoch is in use.
+    async fn readers(&self) -> String {
+        let mut all = Vec::new();
+        for node in ["nats-1", "nats-2", "nats-3"] {
+            let jsz = self.monitor(node, "/jsz?consumers=true").await.unwrap_or_default();
+            let streams = jsz.pointer("/account_details/0/stream_detail").and_then(Value::as_array);
+            for stream in streams.into_iter().flatten() {
+                let of = stream["name"].as_str().unwrap_or_default();
+                let readers = stream["consumer_detail"].as_array().into_iter().flatten();
+                let names = readers.filter_map(|reader| reader["name"].as_str());
+                all.extend(names.map(|name| format!("{of} {name} at {node}")));
+            }
+        }
+        all.sort();
+        all.join(", ")
     }
 }
