@@ -15,6 +15,7 @@ use crate::{
     global::Global,
     healthcheck::Healthcheck,
     members::Cluster,
+    plugins::Plugins,
     publish::Publish,
     query::Query,
     rebuild::Rebuild,
@@ -63,6 +64,8 @@ pub(crate) enum Command {
     Verify(Verify),
     Cluster(Cluster),
     Token(Token),
+    #[command(subcommand)]
+    Plugin(Plugins),
     Doctor(Doctor),
     Healthcheck(Healthcheck),
     Bench(flexcore_bench::Args),
@@ -86,6 +89,7 @@ impl Command {
             | Self::Verify(_)
             | Self::Cluster(_)
             | Self::Token(_)
+            | Self::Plugin(_)
             | Self::Doctor(_)
             | Self::Healthcheck(_)
             | Self::Bench(_)

@@ -8,11 +8,14 @@ mod config;
 mod dead;
 mod dev;
 mod doctor;
+mod echo;
 mod gateways;
 mod global;
 mod healthcheck;
 mod lines;
 mod members;
+mod plugins;
+mod program;
 mod publish;
 mod query;
 mod rebuild;
@@ -37,6 +40,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const TELEMETRY_SHUTDOWN_MAX: Duration = Duration::from_secs(3);
 
 fn main() -> ExitCode {
+    // The guard of a plugin is this executable, too, and has to be one before anything else begins.
+    if let Some(code) = flexcore_plugin::guard::entered() {
+        return code;
+    }
+    // Plugins are of this process's user, and its settings are secrets. It runs as well without.
+    drop(flexcore_plugin::guard::be_private());
     match cli::command_line().and_then(start) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -96,6 +105,7 @@ async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow
         Command::Verify(args) => verify::run(config, args, &mut out).await,
         Command::Cluster(args) => members::run(config, &args, &mut out).await,
         Command::Token(args) => token::run(config, &args, &mut out),
+        Command::Plugin(command) => plugins::run(command, &mut out).await,
         Command::Healthcheck(args) => healthcheck::run(&args, &mut out).await,
         Command::Doctor(args) => doctor::run(config, args.json, &mut out).await,
         Command::Bench(args) => flexcore_bench::run(&config.bench(metrics), &args, &mut out).await,

@@ -15,9 +15,12 @@ use flexcore_readmodel as readmodel;
 use flexcore_script::limits as script;
 use serde_json::{Value, json};
 
-use crate::support::{
-    Dev, eventually,
-    process::{Process, cache, flexcore, folder, texts, wait_until},
+use crate::{
+    plugins,
+    support::{
+        Dev, eventually,
+        process::{Process, cache, flexcore, folder, texts, wait_until},
+    },
 };
 
 const README: (&str, &str) = ("README.md", include_str!("../../README.md"));
@@ -123,6 +126,7 @@ fn as_built() -> tempfile::TempDir {
     let release = place.path().join("target/release");
     fs::create_dir_all(&release).unwrap();
     symlink(env!("CARGO_BIN_EXE_flexcore"), release.join("flexcore")).unwrap();
+    symlink(plugins::transform(), release.join("flexcore-plugin-transform")).unwrap();
     let schemas = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas");
     symlink(schemas, place.path().join("schemas")).unwrap();
     place
@@ -172,6 +176,12 @@ fn run_the_readme() {
                 let (page, stream) = said.split_once(']').unwrap();
                 for event in ["flight.scheduled", "flight.departed", "flight.arrived"] {
                     assert!(page.contains(event) && stream.contains(event), "{event}: {said}");
+                }
+            }
+            "sh" if block.begins_with("flexcore plugin inspect ") => {
+                let said = block.run(place.path());
+                for expected in ["flexcore.lab.v1.Transform/ApplyStream", "serving", "SEVMTE8="] {
+                    assert!(said.contains(expected), "{}: {said}", block.place);
                 }
             }
             "sh" if block.begins_with("deploy/secrets.sh && deploy/image.sh\n") => {

@@ -18,6 +18,7 @@ mod http_commands;
 mod kill;
 mod nats_commands;
 mod pauses;
+mod plugins;
 mod publish;
 mod queries;
 mod read_models;

@@ -30,8 +30,16 @@ const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
         "env::var",
         &["src", "workers"],
         // Defects are switched on where no setting of a release may reach, in test builds alone; tests
-        // of every crate find the servers by one function.
-        &["src/config.rs", "src/cli.rs", "src/readmodel/defects.rs", "src/servers/lib.rs"],
+        // of every crate find the servers by one function; a plugin hears of its host by nothing else,
+        // gets its environment by way of its guard, and is told how much to log.
+        &[
+            "src/config.rs",
+            "src/cli.rs",
+            "src/plugin/guard/launch.rs",
+            "src/plugin/serve.rs",
+            "src/readmodel/defects.rs",
+            "src/servers/lib.rs",
+        ],
         "read it in src/config.rs and hand it in",
     ),
     (
@@ -78,7 +86,13 @@ const BANNED: &[(&str, &[&str], &[&str], &str)] = &[
     // One client, with its limits. Where hyper has no words, the gateway has its own.
     ("HTTP/1.", &["src", "workers"], &["src/gateway/listen.rs"], "flexcore_http::ask"),
     ("hyper::client", &["src", "workers"], &[], "flexcore_http::ask"),
-    ("client::conn", &["src", "workers"], &["src/http/client.rs"], "flexcore_http::ask"),
+    (
+        "client::conn",
+        &["src", "workers"],
+        // Plugins speak gRPC, over sockets.
+        &["src/http/client.rs", "src/plugin/connection.rs"],
+        "flexcore_http::ask",
+    ),
     ("server::conn::http1", &["src", "workers"], &["src/http/health.rs"], "flexcore_http::health"),
     ("\"degraded\"", &["src", "workers"], &["src/http/health.rs"], "flexcore_http::health"),
     // One backoff, one source of jitter.

@@ -58,6 +58,7 @@ const WRITES: &[(&str, usize, &str, &str)] = &[
     ("src/operations/dead.rs", 1, "what the stream does not take is told as final", REQUEUES),
     ("src/demo/lib.rs", 1, "by the publisher of commands", "sizes::commands"),
     ("src/http/client.rs", 1, "over HTTP: nothing goes to the broker", QUESTION),
+    ("src/plugin/connection.rs", 1, "gRPC to a plugin: nothing goes to the broker", QUESTION),
     ("src/publish.rs", 1, "its user is told what the stream says", "sizes::commands"),
 ];
 

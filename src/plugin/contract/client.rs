@@ -1,0 +1,162 @@
+//! Calling a plugin of the contract.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use tokio::time::timeout;
+use tonic::{Code, Request, codegen::http::uri::PathAndQuery};
+use tonic_prost::ProstCodec;
+
+use super::{
+    batches::Batches,
+    check,
+    decide::Decider,
+    exchange::failed,
+    messages::{
+        CALL, CONFIGURE, CallOutcome, CallRequest, CallResponse, ConfigureRequest,
+        ConfigureResponse, Context, DESCRIBE, DescribeRequest, Description, Failure,
+    },
+};
+use crate::{
+    Connection, Error,
+    limits::{
+        CALL_WAIT_MAX, CONTROL_BYTES_MAX, DESCRIBE_WAIT, DESCRIPTION_BYTES_MAX, ENVELOPE_BYTES_MAX,
+        OUTPUT_BYTES_MAX,
+    },
+};
+
+/// A plugin of the contract, for callers. A cheap clone.
+///
+/// Its errors: [`Error::TooLarge`] is the caller's fault, and nothing was sent. [`Error::Contract`]
+/// is the plugin's: it said what the contract does not allow. With [`Error::Status`] the plugin, or
+/// the connection to it, refused. [`is_unknown`] tells whether something may have been done.
+#[derive(Clone, Debug)]
+pub struct Client {
+    connection: Connection,
+}
+
+impl Client {
+    /// Nothing is sent until it is asked.
+    #[must_use]
+    pub fn new(connection: &Connection) -> Self {
+        Self { connection: connection.clone() }
+    }
+
+    /// What the plugin can do, within [`DESCRIBE_WAIT`].
+    pub async fn describe(&self) -> Result<Description, Error> {
+        let (within, answer_max) = (DESCRIBE_WAIT, DESCRIPTION_BYTES_MAX);
+        let description: Description =
+            self.unary(DESCRIBE, DescribeRequest {}, within, answer_max).await?;
+        let fault = description.fault();
+        fault.map_or(Ok(description), |fault| Err(faulty("Describe", &fault)))
+    }
+
+    /// Gives a tenant's configuration, which is JSON; `null` takes it away. The inner error is the
+    /// plugin's: it cannot work with it.
+    pub async fn configure(
+        &self,
+        tenant: &str,
+        configuration: Bytes,
+        within: Duration,
+    ) -> Result<Result<(), Failure>, Error> {
+        let request = ConfigureRequest { tenant: tenant.to_owned(), configuration };
+        request.check()?;
+        let answer_max = CONTROL_BYTES_MAX + ENVELOPE_BYTES_MAX;
+        let answer: ConfigureResponse = self.unary(CONFIGURE, request, within, answer_max).await?;
+        let Some(failure) = answer.failure else { return Ok(Ok(())) };
+        check::taken(failure).map(Err).map_err(|fault| faulty("Configure", &fault))
+    }
+
+    /// Calls a function once, and tells the plugin how long its answer is waited for. The inner
+    /// error is the plugin's answer that it was not done.
+    pub async fn call(&self, request: CallRequest, within: Duration) -> Result<CallOutcome, Error> {
+        let limited = CallRequest { context: Some(request.context.unwrap_or_default()), ..request };
+        limited.check()?;
+        self.call_unchecked(limited, within).await
+    }
+
+    /// As [`Client::call`], but sends what breaks a limit, too: for tests of plugins.
+    pub async fn call_unchecked(
+        &self,
+        mut request: CallRequest,
+        within: Duration,
+    ) -> Result<CallOutcome, Error> {
+        let within = within.min(CALL_WAIT_MAX);
+        request.context.get_or_insert_default().timeout_ms = milliseconds(within);
+        let answer_max = OUTPUT_BYTES_MAX + ENVELOPE_BYTES_MAX;
+        let answer: CallResponse = self.unary(CALL, request, within, answer_max).await?;
+        answer.taken().map_err(|fault| faulty("Call", &fault))
+    }
+
+    /// Begins many calls of a function, which all have to be done within this time.
+    #[must_use]
+    pub fn stream(&self, mut context: Context, function: &str, within: Duration) -> Batches {
+        let within = within.min(CALL_WAIT_MAX);
+        context.timeout_ms = milliseconds(within);
+        Batches::open(&self.connection, context, function, within)
+    }
+
+    /// For decisions. All callers should share one, so that their questions go together.
+    #[must_use]
+    pub fn decider(&self) -> Decider {
+        Decider::new(&self.connection)
+    }
+
+    async fn unary<Q, A>(
+        &self,
+        path: &'static str,
+        question: Q,
+        limit: Duration,
+        answer_bytes_max: usize,
+    ) -> Result<A, Error>
+    where
+        Q: Message + 'static,
+        A: Message + Default + 'static,
+    {
+        let called = async {
+            let mut grpc = self.connection.grpc().max_decoding_message_size(answer_bytes_max);
+            grpc.ready().await?;
+            let mut request = Request::new(question);
+            request.set_timeout(limit);
+            let path = PathAndQuery::from_static(path);
+            grpc.unary(request, path, ProstCodec::<Q, A>::default()).await
+        };
+        let late = Error::Late { what: "the plugin's answer", limit };
+        match timeout(limit, called).await {
+            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Err(status)) if status.code() == Code::DeadlineExceeded => Err(late),
+            Ok(Err(status)) => Err(failed(path, status)),
+            Err(_) => Err(late),
+        }
+    }
+}
+
+/// True if the plugin may have done what was asked of it: it was late, it ended, or it answered
+/// with something that is no answer. False if it, or this side, refused to begin.
+#[must_use]
+pub fn is_unknown(error: &Error) -> bool {
+    let refused = [
+        Code::InvalidArgument,
+        Code::NotFound,
+        Code::Unimplemented,
+        Code::ResourceExhausted,
+        Code::FailedPrecondition,
+        Code::PermissionDenied,
+        Code::Unauthenticated,
+    ];
+    match error {
+        Error::TooLarge { .. } => false,
+        Error::Status { status, .. } => !refused.contains(&status.code()),
+        _ => true,
+    }
+}
+
+fn faulty(method: &str, fault: &str) -> Error {
+    Error::Contract(format!("the plugin's answer to {method}: {fault}"))
+}
+
+/// At least one: with none the plugin need not begin.
+fn milliseconds(within: Duration) -> u64 {
+    u64::try_from(within.as_millis()).unwrap_or(u64::MAX).max(1)
+}

@@ -1,0 +1,3 @@
+#!/bin/sh
+# It prints nothing and stays.
+exec sleep 1000

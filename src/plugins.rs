@@ -1,0 +1,336 @@
+//! `flexcore plugin`: starts an executable that speaks HashiCorp's go-plugin over gRPC, looks at it or
+//! calls it, and ends it. Needs no broker, and nothing is installed.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use flexcore_plugin::{Address, Error, Method, Reflection, limits::JSON_BYTES_MAX};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::task::spawn_blocking;
+
+use crate::{
+    out,
+    program::{Program, Running, shown, told, with_plugin},
+};
+
+/// Start a plugin of HashiCorp's go-plugin over gRPC, look at it or call it, and end it
+#[derive(Debug, clap::Subcommand)]
+#[command(after_help = "\
+Examples:
+  flexcore plugin inspect ./my-plugin
+  flexcore plugin inspect ./terraform-provider-x --protocol-version 5 --protocol-version 6 \\
+    --cookie TF_PLUGIN_MAGIC_COOKIE=…
+  flexcore plugin call ./my-plugin my.v1.Greeter/Greet '{\"name\": \"Ann\"}'
+
+What the plugin prints goes to standard error. It gets none of your environment: see --env.")]
+pub(crate) enum Plugins {
+    Inspect(Inspect),
+    Call(Call),
+}
+
+/// Check that a plugin starts and is well, and show its methods
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit code 0: it starts, and is well; 1: it does not, or is not. A plugin shows its methods by gRPC
+reflection, which go-plugin has from version 1.2.0 on.")]
+pub(crate) struct Inspect {
+    #[command(flatten)]
+    program: Program,
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Call a method of a plugin with JSON
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  flexcore plugin call ./my-plugin my.v1.Greeter/Greet '{\"name\": \"Ann\"}'
+  flexcore plugin call ./my-plugin Greet @request.json
+  flexcore plugin call ./my-plugin GreetAll '[{\"name\": \"Ann\"}, {\"name\": \"Bob\"}]'
+
+A stream of messages is a list, either way. Bytes are base64, whole numbers of 64 bits are texts. Exit
+code 0: it has answered; 1: it has not, or with an error.")]
+pub(crate) struct Call {
+    #[command(flatten)]
+    program: Program,
+    /// package.Service/Method, or its end where one method alone ends so
+    method: String,
+    /// What it takes, as JSON; @FILE reads a file, and - standard input
+    #[arg(default_value = "{}", value_name = "JSON")]
+    input: String,
+    /// The answer on one line
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(command: Plugins, out: &mut dyn Write) -> anyhow::Result<bool> {
+    match command {
+        Plugins::Inspect(args) => inspect(&args, out).await,
+        Plugins::Call(args) => call(args, out).await,
+    }
+}
+
+async fn inspect(args: &Inspect, out: &mut dyn Write) -> anyhow::Result<bool> {
+    let program = &args.program;
+    let found =
+        with_plugin(program, async |running: &Running| anyhow::Ok(look(program, running).await))
+            .await?;
+    if args.json {
+        out::json(out, &found)?;
+    } else {
+        written(&found, out)?;
+    }
+    Ok(found.is_well)
+}
+
+async fn call(args: Call, out: &mut dyn Write) -> anyhow::Result<bool> {
+    let Call { program, method, input, json } = args;
+    let input = spawn_blocking(move || read(&input)).await??;
+    let within = Duration::from_secs(program.timeout);
+    let answer = with_plugin(&program, async move |running: &Running| {
+        ask(running, &method, input, within).await
+    })
+    .await?;
+    if json {
+        out::json(out, &answer)?;
+    } else {
+        writeln!(out, "{answer:#}")?;
+    }
+    Ok(true)
+}
+
+async fn ask(
+    running: &Running,
+    method: &str,
+    input: Value,
+    within: Duration,
+) -> anyhow::Result<Value> {
+    let connection = running.plugin.connection();
+    let unknown = || format!("its methods are not known; {REFLECTION}");
+    let reflection = Reflection::load(connection).await.map_err(told).with_context(unknown)?;
+    let services = offered(&reflection).map_err(told)?;
+    let methods: Vec<Method> = services.into_iter().flat_map(|of| of.methods).collect();
+    let method = chosen(&methods, method)?;
+    let called = reflection.call(connection, &method.name, input, within).await;
+    called.map_err(|error| {
+        let is_late = matches!(error, Error::Late { .. });
+        let error = told(error);
+        if is_late { error.context("no answer; raise --timeout if it needs longer") } else { error }
+    })
+}
+
+/// The advice where a plugin does not tell what it offers.
+const REFLECTION: &str = "go-plugin has gRPC reflection from version 1.2.0 on; a plugin without \
+                          go-plugin adds it to its gRPC server";
+
+/// The JSON that is sent: the text itself, or what the file or standard input has.
+fn read(text: &str) -> anyhow::Result<Value> {
+    let from: Box<dyn Read + '_> = match text.strip_prefix('@') {
+        Some(path) => Box::new(File::open(path).with_context(|| format!("reading {path}"))?),
+        None if text == "-" => Box::new(io::stdin()),
+        None => Box::new(text.as_bytes()),
+    };
+    let mut json = Vec::new();
+    from.take(JSON_BYTES_MAX as u64 + 1).read_to_end(&mut json).context("reading the input")?;
+    ensure!(json.len() <= JSON_BYTES_MAX, "the input has more than {JSON_BYTES_MAX} bytes");
+    serde_json::from_slice(&json).context("the input is not JSON")
+}
+
+/// The method that is meant: by its name, or by the end of it.
+fn chosen<'a>(methods: &'a [Method], asked: &str) -> anyhow::Result<&'a Method> {
+    let asked = asked.trim_start_matches('/');
+    if let Some(found) = methods.iter().find(|method| method.name == asked) {
+        return Ok(found);
+    }
+    let is_meant = |method: &&Method| {
+        let before = method.name.strip_suffix(asked);
+        before.is_some_and(|before| before.ends_with(['.', '/']))
+    };
+    let meant: Vec<&Method> = methods.iter().filter(is_meant).collect();
+    let names = |of: &[&Method]| {
+        of.iter().map(|method| method.name.as_str()).collect::<Vec<_>>().join(", ")
+    };
+    match meant[..] {
+        [one] => Ok(one),
+        [] => {
+            let all: Vec<&Method> = methods.iter().collect();
+            bail!("the plugin has no method {asked:?}; it has: {}", names(&all))
+        }
+        _ => bail!("{asked:?} may be any of {}: give its whole name", names(&meant)),
+    }
+}
+
+/// What was found of a plugin.
+#[derive(Serialize)]
+struct Inspected {
+    #[serde(rename = "ok")]
+    is_well: bool,
+    file: String,
+    sha256: String,
+    first_answer_ms: u64,
+    version: u32,
+    network: &'static str,
+    tls: bool,
+    multiplexed: bool,
+    health: String,
+    services: Vec<Offered>,
+    /// Why the services are not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    services_unknown: Option<String>,
+}
+
+/// A service of a plugin.
+#[derive(Serialize)]
+struct Offered {
+    service: String,
+    methods: Vec<Method>,
+}
+
+fn offered(reflection: &Reflection) -> Result<Vec<Offered>, Error> {
+    let names = reflection.services().iter();
+    names
+        .map(|service| {
+            let methods = reflection.methods(service)?;
+            Ok(Offered { service: service.clone(), methods })
+        })
+        .collect()
+}
+
+async fn look(program: &Program, running: &Running) -> Inspected {
+    let Running { plugin, file, start_took } = running;
+    let loaded = Reflection::load(plugin.connection()).await;
+    let (services, services_unknown) = match loaded.and_then(|loaded| offered(&loaded)) {
+        Ok(services) => (services, None),
+        Err(error) => (Vec::new(), Some(shown(&error.to_string()))),
+    };
+    // Behind that, since it may have been too much for it.
+    let check = plugin.check().await;
+    let network = match plugin.address() {
+        Address::Unix(_) => "unix",
+        Address::Tcp(_) => "tcp",
+    };
+    Inspected {
+        is_well: check.is_ok(),
+        file: file.path().display().to_string(),
+        sha256: file.sha256().iter().map(|byte| format!("{byte:02x}")).collect(),
+        first_answer_ms: u64::try_from(start_took.as_millis()).unwrap_or(u64::MAX),
+        version: plugin.version(),
+        network,
+        tls: !program.no_tls,
+        multiplexed: program.multiplex,
+        health: check.map_or_else(|error| shown(&error.to_string()), |()| "serving".to_owned()),
+        services,
+        services_unknown,
+    }
+}
+
+fn written(found: &Inspected, out: &mut dyn Write) -> anyhow::Result<()> {
+    let mut transport = vec![if found.network == "unix" { "Unix socket" } else { "TCP" }];
+    transport.push(if found.tls { "TLS, both sides pinned (AutoMTLS)" } else { "no TLS" });
+    transport.extend(found.multiplexed.then_some("multiplexed"));
+    let file = shown(&found.file);
+    let mut table = out::table(["plugin", &file]);
+    table
+        .add_row(["SHA-256", &found.sha256])
+        .add_row(["start to first answer", &format!("{} ms", found.first_answer_ms)])
+        .add_row(["version", &found.version.to_string()])
+        .add_row(["transport", &transport.join(", ")])
+        .add_row(["health", &found.health]);
+    writeln!(out, "{table}")?;
+    if let Some(reason) = &found.services_unknown {
+        writeln!(out, "\nNo methods: {reason}.\n{REFLECTION}.")?;
+        return Ok(());
+    }
+    let mut table = out::table(["method", "takes", "answers with"]);
+    let message = |is_stream: bool, name: &str| {
+        if is_stream { format!("stream of {name}") } else { name.to_owned() }
+    };
+    for method in found.services.iter().flat_map(|of| &of.methods) {
+        let takes = message(method.takes_stream, &method.input);
+        let answers = message(method.answers_stream, &method.output);
+        table.add_row([&method.name, &takes, &answers]);
+    }
+    writeln!(out, "\n{table}")?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn method(name: &str) -> Method {
+        let of = || "x.Message".to_owned();
+        Method {
+            name: name.to_owned(),
+            input: of(),
+            output: of(),
+            takes_stream: false,
+            answers_stream: false,
+        }
+    }
+
+    #[test]
+    fn a_method_is_known_by_the_end_of_its_name() {
+        let methods = ["a.v1.One/Get", "a.v1.One/GetAll", "a.v1.Two/Get", "z.a.v1.Two/Get"];
+        let methods = methods.map(method);
+        let chosen = |asked| chosen(&methods, asked).map(|found| found.name.as_str());
+        for (asked, meant) in [
+            ("GetAll", "a.v1.One/GetAll"),
+            ("One/Get", "a.v1.One/Get"),
+            ("/a.v1.Two/Get", "a.v1.Two/Get"),
+        ] {
+            assert_eq!(chosen(asked).unwrap(), meant);
+        }
+        for (asked, said) in [
+            ("Get", "give its whole name"),
+            ("All", "the plugin has no method \"All\"; it has: a.v1.One/Get, "),
+            ("", "has no method"),
+        ] {
+            let error = chosen(asked).unwrap_err().to_string();
+            assert!(error.contains(said), "{asked}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_plugin_without_reflection_is_shown_with_what_to_do() {
+        let found = Inspected {
+            is_well: true,
+            file: "/opt/x".to_owned(),
+            sha256: "00ff".to_owned(),
+            first_answer_ms: 12,
+            version: 3,
+            network: "tcp",
+            tls: false,
+            multiplexed: false,
+            health: "serving".to_owned(),
+            services: Vec::new(),
+            services_unknown: Some("it has none".to_owned()),
+        };
+        let mut said = Vec::new();
+        written(&found, &mut said).unwrap();
+        let said = String::from_utf8(said).unwrap();
+        for part in ["/opt/x", "00ff", "12 ms", "TCP, no TLS", "No methods: it has none.\ngo-plug"]
+        {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
+
+    #[test]
+    fn the_input_is_a_text_or_a_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "[1]\n").unwrap();
+        assert_eq!(read("{}").unwrap(), serde_json::json!({}));
+        let named = format!("@{}", file.path().display());
+        assert_eq!(read(&named).unwrap(), serde_json::json!([1]));
+        for (wrong, said) in [("{", "not JSON"), ("", "not JSON"), ("@/nowhere/x", "reading /n")] {
+            let error = read(wrong).unwrap_err().to_string();
+            assert!(error.contains(said), "{wrong}: {error}");
+        }
+    }
+}
