@@ -14,6 +14,7 @@ pub(crate) const EDGES: &[(&str, &[&str], &str)] = &[
     ("broker", &["http", "resilience"], "it publishes and reads, whatever a stream holds"),
     ("queue", &["broker"], "it hands out messages and records what is settled, whatever they mean"),
     ("plugin", &[], "it hosts plugins, whatever these are for, and plugins are built on it"),
+    ("sdk", &["plugin"], "plugins are written with it, whatever they do"),
     ("cluster", &["broker", "resilience"], "leases and slots are about members, whatever these do"),
     ("resilience", &[], "everybody may use it, so it may use nobody"),
     (

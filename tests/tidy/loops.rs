@@ -95,6 +95,7 @@ const LOOPS: &[(&str, usize, &str)] = &[
     ("src/script/sandbox.rs", 1, READS),
     ("src/script/threads.rs", 2, "the task's end"),
     ("src/script/threads/watch.rs", 2, LOOKS),
+    ("src/sdk/testing/running.rs", 1, "a time"),
     ("src/servers/fetch.rs", 1, READS),
     ("src/servers/guard.rs", 5, "a time, or the end of a process that was killed"),
     ("src/servers/nats.rs", 2, "a number of ports, and a time"),

@@ -1,0 +1,92 @@
+//! A plugin's schemas, as the host holds it to them.
+
+use flexcore_plugin::contract::Description;
+use jsonschema::{Draft, Validator};
+use serde_json::Value;
+
+/// Reasons that are told of one value.
+const REASONS_MAX: usize = 5;
+
+/// All schemas of a plugin. None where any JSON fits.
+pub(super) struct Schemas {
+    functions: Vec<(String, Option<Validator>, Option<Validator>)>,
+    configuration: Option<Validator>,
+}
+
+impl Schemas {
+    /// # Panics
+    /// If a schema is none.
+    pub(super) fn of(description: &Description) -> Self {
+        let functions = description.functions.iter().map(|function| {
+            let name = &function.name;
+            let input = compiled(&format!("the input of {name:?}"), &function.input_schema);
+            let output = compiled(&format!("the output of {name:?}"), &function.output_schema);
+            (name.clone(), input, output)
+        });
+        let configuration = compiled("the configuration", &description.configuration_schema);
+        Self { functions: functions.collect(), configuration }
+    }
+
+    pub(super) fn input(&self, function: &str, input: &Value) -> Result<(), String> {
+        let found = self.functions.iter().find(|(name, ..)| name == function);
+        found.map_or(Ok(()), |(_, schema, _)| fits(schema.as_ref(), input))
+    }
+
+    pub(super) fn output(&self, function: &str, output: &Value) -> Result<(), String> {
+        let found = self.functions.iter().find(|(name, ..)| name == function);
+        found.map_or(Ok(()), |(.., schema)| fits(schema.as_ref(), output))
+    }
+
+    pub(super) fn configuration(&self, configuration: &Value) -> Result<(), String> {
+        fits(self.configuration.as_ref(), configuration)
+    }
+}
+
+fn compiled(what: &str, schema: &str) -> Option<Validator> {
+    if schema.is_empty() {
+        return None;
+    }
+    let json: Value = serde_json::from_str(schema)
+        .unwrap_or_else(|error| panic!("the schema of {what} is no JSON: {error}"));
+    let options = jsonschema::options()
+        .with_draft(Draft::Draft202012)
+        .should_validate_formats(true)
+        .should_ignore_unknown_formats(false);
+    let built = options.build(&json);
+    Some(built.unwrap_or_else(|error| panic!("the schema of {what} is none: {error}")))
+}
+
+fn fits(schema: Option<&Validator>, value: &Value) -> Result<(), String> {
+    let Some(schema) = schema else { return Ok(()) };
+    let reasons: Vec<_> = schema
+        .iter_errors(value)
+        .take(REASONS_MAX)
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect();
+    if reasons.is_empty() { Ok(()) } else { Err(reasons.join("; ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use flexcore_plugin::contract::Function;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn values_are_held_to_their_schemas() {
+        let function = Function {
+            name: "greet".to_owned(),
+            input_schema: json!({"type": "object", "required": ["name"]}).to_string(),
+            output_schema: json!({"type": "string"}).to_string(),
+            ..Function::default()
+        };
+        let schemas = Schemas::of(&Description { functions: vec![function], ..Default::default() });
+        schemas.input("greet", &json!({"name": 1})).unwrap();
+        assert!(schemas.input("greet", &json!({})).unwrap_err().contains("name"));
+        schemas.output("greet", &json!("x")).unwrap();
+        schemas.output("greet", &json!(1)).unwrap_err();
+        schemas.input("other", &json!(1)).unwrap();
+        schemas.configuration(&json!(1)).unwrap();
+    }
+}
