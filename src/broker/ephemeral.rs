@@ -12,12 +12,21 @@ use async_nats::jetstream::{
     stream::{ConsumerError, ConsumerErrorKind},
 };
 
+use flexcore_resilience::Backoff;
+
 use crate::{Error, unavailable};
 
 /// Time between the server's heartbeats; two missed mean a new consumer.
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Time for which the server keeps the consumer of a reader that has gone away.
 const INACTIVE_MAX: Duration = Duration::from_secs(30);
+/// Pauses between two tries to delete a consumer.
+const DELETE_PAUSES: Backoff =
+    Backoff { first: Duration::from_millis(500), longest: Duration::from_secs(5) };
+/// Time for which the deletion of a consumer is tried. The leader of all streams has to do it, which a
+/// broken network costs for some 20 s. A server that nobody told asks that leader itself, but only after 30 to
+/// 60 s, and then after twice that each time.
+const DELETE_TRIED: Duration = Duration::from_secs(120);
 /// Fewest bytes of a pull request that any message fits into: the broker's limit of 1 MiB, and what
 /// comes with it. With a smaller one a large message would never be handed out.
 pub const PULL_BYTES_MIN: usize = (1 << 20) + (16 << 10);
@@ -68,17 +77,32 @@ pub fn unique(jetstream: &jetstream::Context, begin: &str) -> String {
     format!("{begin}_{}", inbox.rsplit('.').next().unwrap_or(&inbox))
 }
 
-/// Begins to delete a consumer. It may be gone already; one that cannot be deleted is left to the server,
-/// which does so after [`INACTIVE_MAX`].
+/// Begins to delete a consumer. It may be gone already; one that cannot be deleted for two minutes is left to the
+/// server, which does so some time after [`INACTIVE_MAX`].
 pub fn delete(jetstream: &jetstream::Context, stream: &'static str, name: String) {
     // A reader may be dropped when the process, and with it the runtime, ends.
     let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
     let jetstream = jetstream.clone();
     runtime.spawn(async move {
-        if let Err(error) = jetstream.delete_consumer_from_stream(name, stream).await {
-            tracing::debug!(%error, "a reader's consumer is left to the server");
+        let (began, mut failures) = (Instant::now(), 0);
+        while let Err(error) = jetstream.delete_consumer_from_stream(&name, stream).await {
+            if is_gone(&error) {
+                return;
+            }
+            if began.elapsed() > DELETE_TRIED {
+                tracing::debug!(%error, name, "a reader's consumer is left to the server");
+                return;
+            }
+            failures += 1;
+            tokio::time::sleep(DELETE_PAUSES.jittered(failures)).await;
         }
     });
+}
+
+/// True if there is nothing to delete.
+fn is_gone(error: &ConsumerError) -> bool {
+    let gone = [ErrorCode::CONSUMER_NOT_FOUND, ErrorCode::STREAM_NOT_FOUND];
+    code(error).is_some_and(|code| gone.contains(&code))
 }
 
 fn code(error: &ConsumerError) -> Option<ErrorCode> {

@@ -219,7 +219,8 @@ impl Claim {
     }
 
     /// The messages that are left, in order, as long as the broker keeps the reader. Nothing is
-    /// acknowledged to it: [`Self::settle`] says how far they are done.
+    /// acknowledged to it: [`Self::settle`] says how far they are done. Fails with [`Error::Conflict`] when
+    /// another owner has come, and with [`Error::Unavailable`] when the broker is away.
     pub async fn messages(&self, batch: usize) -> Result<Messages, Error> {
         let config = pull::Config {
             deliver_policy: DeliverPolicy::ByStartSequence {
@@ -230,6 +231,11 @@ impl Claim {
         };
         let (stream, name) = (self.queue.described.stream, self.progress.reader.clone());
         let (kept, consumer) = Ephemeral::create(&self.queue.reading, stream, name, config).await?;
+        // A later owner may have deleted this one's reader before it was made.
+        let (now, _) = self.queue.progress_of(self.place).await?;
+        if (now.epoch, &now.reader) != (self.progress.epoch, &self.progress.reader) {
+            return Err(Error::Conflict);
+        }
         let stream = ephemeral::messages(&consumer, batch, PULL_BYTES_MIN).await?;
         let reader = KeptReader { consumer: Some((Arc::new(consumer), kept)) };
         Ok(Messages { stream: pulled(stream).boxed(), reader })

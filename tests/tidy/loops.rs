@@ -21,6 +21,7 @@ const PAUSES: &[&str] = &[
 /// stopped by whoever runs them.
 const LOOPS: &[(&str, usize, &str)] = &[
     ("src/broker/acknowledged.rs", 1, READS),
+    ("src/broker/ephemeral.rs", 1, "a time, and that there is nothing to delete"),
     ("src/broker/leader.rs", 5, "the time for one request; an error of the connection at once"),
     ("src/broker/publish.rs", 1, READS),
     ("src/broker/room.rs", 2, LOOKS),

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use async_nats::HeaderMap;
-use flexcore_broker::Error as Unsettled;
+use async_nats::{HeaderMap, jetstream};
+use flexcore_broker::{Error as Unsettled, ephemeral};
 use flexcore_domain::{AggregateKey, CommandId, CommandName, Slot, command::header};
 use flexcore_eventstore::{Error, EventStore, topology};
 use flexcore_queue::Claim;
@@ -136,6 +136,44 @@ async fn whoever_comes_next_deletes_the_reader_of_an_owner_that_was_killed() {
         }
         // A killed process gives nothing back.
         std::mem::forget(messages.reader);
+    }
+    servers.stop().await;
+}
+
+/// Its reader was deleted before it was made, and would be read beside the next owner's.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_makes_no_reader_after_the_next_one_has_come() {
+    let (servers, store) = start().await;
+    let slot = key("c1").slot();
+    let late = claimed(&store, slot, 1).await.unwrap();
+    let _next = claimed(&store, slot, 2).await.unwrap();
+    assert!(matches!(late.messages(10).await.err(), Some(Unsettled::Conflict)));
+    servers.stop().await;
+}
+
+/// Nobody else knows the name of a reader that was given back while no server could delete it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_is_deleted_as_soon_as_somebody_can() {
+    let (servers, store) = start().await;
+    let client = store.jetstream().client();
+    let mut asked = client.subscribe("lame.CONSUMER.DELETE.*.*").await.unwrap();
+    let lame = jetstream::with_prefix(client.clone(), "lame");
+    let error = |status: u16, code: u16| {
+        format!(r#"{{"error":{{"code":{status},"err_code":{code},"description":"no"}}}}"#)
+    };
+    for (name, answers) in [
+        ("r1", [error(503, 10008), error(503, 10008), r#"{"success":true}"#.to_owned()].as_slice()),
+        ("r2", [error(503, 10008), error(404, 10014)].as_slice()),
+        ("r3", [error(404, 10059)].as_slice()),
+    ] {
+        ephemeral::delete(&lame, topology::COMMANDS, name.to_owned());
+        for answer in answers {
+            let request = tokio::time::timeout(PATIENCE, asked.next()).await.unwrap().unwrap();
+            assert!(request.subject.ends_with(name), "{}", request.subject);
+            client.publish(request.reply.unwrap(), answer.clone().into()).await.unwrap();
+        }
+        let more = tokio::time::timeout(Duration::from_secs(1), asked.next()).await;
+        assert!(more.is_err(), "{name} is deleted, and asked for again");
     }
     servers.stop().await;
 }
