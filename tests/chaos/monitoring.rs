@@ -128,7 +128,7 @@ impl Rig {
     }
 
     /// The readers that each broker has, by name, which says whose they are: of several of one slot
-    /// only the one with the greatest epoch is in use.
+    /// only the one with the greatest epoch is in use. Somebody reads those with something pulled.
     async fn readers(&self) -> String {
         let mut all = Vec::new();
         for node in ["nats-1", "nats-2", "nats-3"] {
@@ -137,8 +137,10 @@ impl Rig {
             for stream in streams.into_iter().flatten() {
                 let of = stream["name"].as_str().unwrap_or_default();
                 let readers = stream["consumer_detail"].as_array().into_iter().flatten();
-                let names = readers.filter_map(|reader| reader["name"].as_str());
-                all.extend(names.map(|name| format!("{of} {name} at {node}")));
+                all.extend(readers.map(|reader| {
+                    let (name, pulled) = (&reader["name"], &reader["num_waiting"]);
+                    format!("{of} {name} at {node}, {pulled} pulled")
+                }));
             }
         }
         all.sort();
