@@ -177,8 +177,11 @@ async fn without_room_stored_commands_wait_and_go_on_in_order_when_there_is_some
         Arc::new(|_| Some(Box::new(Accepts(1)))),
         CancellationToken::new(),
     );
-    let epoch = everything(&member).await[&rig.key.slot().number()];
-    let subject = Command::request_subject(epoch, &rig.key, &CommandName::parse("add").unwrap());
+    // A client of the same aggregate may come behind what is stored for it, and waits with that.
+    let id = AggregateId::parse("other").unwrap();
+    let other = AggregateKey::new(rig.key.tenant().clone(), rig.key.aggregate().clone(), id);
+    let epoch = everything(&member).await[&other.slot().number()];
+    let subject = Command::request_subject(epoch, &other, &CommandName::parse("add").unwrap());
     let mut headers = HeaderMap::new();
     headers.insert(header::COMMAND_ID, "waits");
     let told = until(async || {
