@@ -63,9 +63,9 @@ pub trait Handler: Send + Sync {
         to: &mpsc::UnboundedSender<(u64, Self::Outcome)>,
     ) -> impl Future<Output = ()> + Send;
 
-    /// The place is to be left. Returns when nothing more is begun: messages that had to wait have been
-    /// dropped, with their clones of `to`, and the next owner does them. From then on what is under way has a
-    /// second. By default nothing waits.
+    /// The place has been left for a moment, and not all is done. Returns when nothing more is begun: messages
+    /// that had to wait have been dropped, with their clones of `to`, and the next owner does them. What is
+    /// under way has half a second then. By default nothing waits.
     fn give_back(&self) -> impl Future<Output = ()> + Send {
         std::future::ready(())
     }

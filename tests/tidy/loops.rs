@@ -124,7 +124,7 @@ const LOOPS: &[(&str, usize, &str)] = &[
     ("workers/projection/readers.rs", 1, "a reader that failed rests; one that is refused stops"),
     ("workers/projection/upcast.rs", 1, "a number of tries, and every error but a used-up limit"),
     ("workers/queue.rs", 7, "an error that does not pass is told, and tried now and then"),
-    ("workers/queue/outcomes.rs", 1, "once: when the place is to be left"),
+    ("workers/queue/outcomes.rs", 2, "once: when the place is to be left"),
     ("workers/queue/progress.rs", 2, LOOKS),
     ("workers/queue/purge.rs", 2, LOOKS),
 ];

@@ -9,11 +9,14 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+/// Time for what the handler was given, once the place is to be left. As a rule all of it is done by then, and
+/// the next owner finds nothing to do twice.
+const DONE_WAITED: Duration = Duration::from_secs(1);
 /// Longest time for a handler to say that it begins nothing more.
 const GIVE_BACK_MAX: Duration = Duration::from_secs(1);
 /// Time from then on for what is under way. The rest is given back: somebody else may have to wait for the
 /// place, and nobody waits for a stored message.
-const UNDER_WAY_WAITED: Duration = Duration::from_secs(1);
+const UNDER_WAY_WAITED: Duration = Duration::from_millis(500);
 
 /// The outcomes of one reader's messages, with the messages' numbers.
 pub(super) struct Outcomes<'a, O> {
@@ -43,12 +46,13 @@ impl<'a, O> Outcomes<'a, O> {
         self.ends.is_none()
     }
 
-    /// The place is to be left: what is under way has a moment yet, from when its handler says that it
-    /// begins nothing more.
+    /// The place is to be left: what was begun with has a moment yet, and what is under way when the handler
+    /// begins nothing more another one.
     pub(super) fn end(&mut self, gives_back: impl Future<Output = ()> + Send + 'a) {
         // Nobody listens to this one. So the other one ends with what was begun.
         self.to = mpsc::unbounded_channel().0;
         self.ends = Some(Box::pin(async move {
+            sleep(DONE_WAITED).await;
             // A handler that does not answer has no more to say in the next second either.
             let _ = timeout(GIVE_BACK_MAX, gives_back).await;
             sleep(UNDER_WAY_WAITED).await;

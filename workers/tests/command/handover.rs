@@ -148,9 +148,10 @@ async fn a_slot_that_is_to_be_left_answers_its_clients_and_begins_nothing_that_i
         rig.put(id).await;
     }
     // Until they wait in the lane. The decider has two seconds in all.
-    sleep(Duration::from_millis(300)).await;
+    sleep(Duration::from_millis(150)).await;
     stop.cancel();
-    sleep(Duration::from_millis(300)).await;
+    // Until the lane begins no more of them.
+    sleep(Duration::from_millis(1_200)).await;
     assert!(!worker.is_finished(), "an answer is owed");
     goes_on.notify_one();
     let answer = timeout(PATIENCE, answers.next()).await.unwrap().unwrap();
