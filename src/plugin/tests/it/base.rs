@@ -177,6 +177,14 @@ pub(crate) fn parent(pid: u32) -> Option<(String, u32)> {
     Some((name.to_owned(), parent))
 }
 
+/// A process's session, as its first process's number: 0, if that one is outside of what this process
+/// can see, as in a container. Nothing, if the process has ended meanwhile.
+pub(crate) fn session(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(") ")?;
+    rest.split(' ').nth(3)?.parse().ok()
+}
+
 /// Children of this process, those that have ended and were not asked how included.
 fn children() -> Vec<(u32, String)> {
     let own = std::process::id();

@@ -3,11 +3,11 @@
 
 use std::{collections::BTreeSet, fs, path::PathBuf, process};
 
-use rustix::process::{Pid, Signal, getsid, kill_process};
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     PATIENCE,
-    base::{MARK, mark, nothing_is_left, parent, run},
+    base::{MARK, mark, nothing_is_left, parent, run, session},
     fixtures,
     harness::{How, Started, start, within},
 };
@@ -65,10 +65,8 @@ fn a_plugin_has_a_guard_a_session_of_its_own_and_no_way_to_more_privileges() {
         let plugin = started.plugin.pid();
         let guard = guard_of(&started);
         assert_eq!(parent(guard).unwrap().1, process::id());
-        let session = |pid: Option<Pid>| getsid(pid).unwrap();
-        let number = Pid::from_raw(i32::try_from(plugin).unwrap());
-        assert_eq!(Some(session(number)), number);
-        assert_ne!(session(number), session(None));
+        assert_eq!(session(plugin), Some(plugin));
+        assert_ne!(session(process::id()).unwrap(), plugin);
         assert_eq!(status(plugin, "NoNewPrivs"), 1);
         let score = |pid| -> i32 {
             fs::read_to_string(proc(pid, "oom_score_adj")).unwrap().trim().parse().unwrap()
