@@ -207,14 +207,13 @@ impl<H: Handler> PlaceReader<H> {
     async fn read(
         &self,
         claim: Claim,
-        messages: Messages,
+        mut messages: Messages,
         progress_made: &mut ProgressMade,
         stop: &CancellationToken,
     ) -> u64 {
         let mut outcomes = Outcomes::<H::Outcome>::new();
         let found = found(&claim);
         let mut settling = Settling::<Queued>::new(found);
-        let Messages { mut stream, reader } = messages;
         let mut claim = Some(claim);
         let mut performing = FuturesUnordered::<BoxFuture<'_, Performed>>::new();
         let mut keeping = FuturesUnordered::<BoxFuture<'_, u64>>::new();
@@ -224,10 +223,11 @@ impl<H: Handler> PlaceReader<H> {
             let all_kept = keeping.is_empty();
             let event = tokio::select! {
                 () = stop.cancelled(), if outcomes.is_open() => {
+                    messages.end();
                     outcomes.end(self.handler.give_back());
                     Event::Leave
                 }
-                next = stream.next(), if settling.reads() => self.next(next),
+                next = messages.stream.next(), if settling.reads() => self.next(next),
                 heard = outcomes.next(all_kept) => match heard {
                     Some((number, outcome)) if self.handler.hear(&outcome) => Event::Done(number),
                     Some((number, outcome)) => {
@@ -264,7 +264,7 @@ impl<H: Handler> PlaceReader<H> {
                     Action::DoneBefore(_) => self.handler.was_done(),
                     Action::Write(record) => performing.extend(self.write(record, claim.take())),
                     Action::Ask => {
-                        let asked = reader.handed_out();
+                        let asked = messages.reader.handed_out();
                         performing.push(Box::pin(async move {
                             Performed::from(Event::HandedOut(asked.await.ok()))
                         }));

@@ -27,6 +27,9 @@ const DELETE_PAUSES: Backoff =
 /// broken network costs for some 20 s. A server that nobody told asks that leader itself, but only after 30 to
 /// 60 s, and then after twice that each time.
 const DELETE_TRIED: Duration = Duration::from_secs(120);
+/// How often a server says that there is no such consumer before that is believed of one whose creation had no
+/// answer: it may be made just after it was to be deleted. With the pauses these are some 5 s.
+const GONE_SAID: u32 = 5;
 /// Fewest bytes of a pull request that any message fits into: the broker's limit of 1 MiB, and what
 /// comes with it. With a smaller one a large message would never be handed out.
 pub const PULL_BYTES_MIN: usize = (1 << 20) + (16 << 10);
@@ -38,6 +41,8 @@ pub struct Ephemeral {
     jetstream: jetstream::Context,
     stream: &'static str,
     name: String,
+    /// Nobody has said whether it was made.
+    in_doubt: bool,
 }
 
 impl Ephemeral {
@@ -50,7 +55,8 @@ impl Ephemeral {
         config: pull::Config,
     ) -> Result<(Self, Consumer<pull::Config>), Error> {
         // Before it is made: when the answer is lost it may be there all the same.
-        let reader = Self { jetstream: jetstream.clone(), stream, name: name.clone() };
+        let mut reader =
+            Self { jetstream: jetstream.clone(), stream, name: name.clone(), in_doubt: true };
         let config = pull::Config {
             name: Some(name),
             ack_policy: AckPolicy::None,
@@ -60,8 +66,12 @@ impl Ephemeral {
             ..config
         };
         match jetstream.create_consumer_on_stream(config, stream).await {
-            Ok(consumer) => Ok((reader, consumer)),
+            Ok(consumer) => {
+                reader.in_doubt = false;
+                Ok((reader, consumer))
+            }
             Err(error) => {
+                reader.in_doubt = code(&error).is_none();
                 if code(&error) == Some(ErrorCode::MAXIMUM_CONSUMERS_LIMIT) {
                     say_full(stream);
                 }
@@ -80,13 +90,24 @@ pub fn unique(jetstream: &jetstream::Context, begin: &str) -> String {
 /// Begins to delete a consumer. It may be gone already; one that cannot be deleted for two minutes is left to the
 /// server, which does so some time after [`INACTIVE_MAX`].
 pub fn delete(jetstream: &jetstream::Context, stream: &'static str, name: String) {
+    delete_until(jetstream, stream, name, 1);
+}
+
+/// The same, until it was said so often that there is no such consumer.
+fn delete_until(
+    jetstream: &jetstream::Context,
+    stream: &'static str,
+    name: String,
+    gone_said: u32,
+) {
     // A reader may be dropped when the process, and with it the runtime, ends.
     let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
     let jetstream = jetstream.clone();
     runtime.spawn(async move {
-        let (began, mut failures) = (Instant::now(), 0);
+        let (began, mut failures, mut gone) = (Instant::now(), 0, 0);
         while let Err(error) = jetstream.delete_consumer_from_stream(&name, stream).await {
-            if is_gone(&error) {
+            gone += u32::from(is_gone(&error));
+            if gone >= gone_said {
                 return;
             }
             if began.elapsed() > DELETE_TRIED {
@@ -170,7 +191,9 @@ impl Lost {
 
 impl Drop for Ephemeral {
     fn drop(&mut self) {
-        delete(&self.jetstream, self.stream, std::mem::take(&mut self.name));
+        let name = std::mem::take(&mut self.name);
+        let gone_said = if self.in_doubt { GONE_SAID } else { 1 };
+        delete_until(&self.jetstream, self.stream, name, gone_said);
     }
 }
 

@@ -13,7 +13,10 @@ use flexcore_broker::{
     ephemeral::{self, Ephemeral, PULL_BYTES_MIN},
     unavailable,
 };
-use futures::{StreamExt as _, stream::BoxStream};
+use futures::{
+    StreamExt as _,
+    stream::{self, BoxStream},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -118,11 +121,14 @@ impl Queue {
         let mut progress = before.claimed(epoch, end, settled, first).ok_or(Error::Conflict)?;
         progress.reader = ephemeral::unique(&self.reading, &format!("slot_{place}_{epoch}"));
         let claim = Claim { queue: self.clone(), place, progress, revision, last: 0 };
-        let claim = claim.written().await?;
-        if !before.reader.is_empty() {
+        let written = claim.written().await;
+        // Without an answer the claim may be recorded all the same, and then nobody else knows that reader.
+        let may_be = matches!(written, Ok(_) | Err(Error::Unavailable(_)));
+        if may_be && !before.reader.is_empty() {
             // Not waited for: the server that has it may be away for long.
             ephemeral::delete(&self.reading, self.described.stream, before.reader);
         }
+        let claim = written?;
         // A later command may be handed to an earlier owner's reader, too, but tells nothing: its
         // lease has ended.
         let last = stream.get_info().await.map_err(unavailable)?.state.last_sequence;
@@ -283,6 +289,14 @@ pub struct Messages {
     pub stream: BoxStream<'static, Result<Queued, Error>>,
     /// To be kept as long as they are read.
     pub reader: KeptReader,
+}
+
+impl Messages {
+    /// No more are read: the reader is given back now, while those that were read are still under way.
+    pub fn end(&mut self) {
+        self.stream = stream::empty().boxed();
+        self.reader = KeptReader { consumer: None };
+    }
 }
 
 /// The reader of a place's messages, as the broker knows it; given back when this is dropped.

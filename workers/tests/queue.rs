@@ -44,6 +44,10 @@ struct Deliver {
     delivered: Arc<Mutex<BTreeSet<u64>>>,
     /// Subjects of those on which it never hears more.
     silent: &'static [&'static str],
+    /// Subjects of those that take long.
+    slow: &'static [&'static str],
+    /// Where those would say that they are delivered.
+    under_way: Arc<Mutex<Vec<mpsc::UnboundedSender<(u64, ())>>>>,
 }
 
 impl Handler for Deliver {
@@ -57,6 +61,9 @@ impl Handler for Deliver {
         to: &mpsc::UnboundedSender<(u64, ())>,
     ) {
         self.begun.lock().unwrap().push(message.subject.clone());
+        if self.slow.contains(&message.subject.as_str()) {
+            return self.under_way.lock().unwrap().push(to.clone());
+        }
         if !self.silent.contains(&message.subject.as_str()) {
             to.send((number, ())).unwrap();
         }
@@ -239,5 +246,28 @@ async fn an_owner_that_leaves_after_another_one_has_come_changes_nothing() {
     let left = tokio::time::timeout(Duration::from_secs(5), left).await;
     left.expect("it waits for what it never hears of").unwrap();
     assert_eq!(queue.claim(0, 3).await.unwrap().first(), Some((1, 2)));
+    servers.stop().await;
+}
+
+/// A process that ends just after it has left its places may have no time to have its readers deleted.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_leaves_gives_its_reader_back_while_something_is_under_way() {
+    let (servers, store, queue) = start().await;
+    put(&store, &["parcel.0.a"]).await;
+    let member = join(&store).await;
+    let handler = Deliver { slow: &["parcel.0.a"], ..Deliver::default() };
+    let leave = CancellationToken::new();
+    let leaving = owner(&queue, &handler, &member, 1, &leave);
+    let readers = async || {
+        let stream = store.jetstream().get_stream(STORED.stream).await.unwrap();
+        stream.cached_info().state.consumer_count
+    };
+    until(async || !handler.begun.lock().unwrap().is_empty()).await;
+    assert_eq!(readers().await, 1);
+    leave.cancel();
+    until(async || readers().await == 0).await;
+    assert!(!leaving.is_finished(), "it waits for what is under way");
+    let left = tokio::time::timeout(Duration::from_secs(5), leaving).await;
+    left.expect("it waits for too long").unwrap();
     servers.stop().await;
 }

@@ -2,8 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use async_nats::{HeaderMap, jetstream};
-use flexcore_broker::{Error as Unsettled, ephemeral};
+use async_nats::{
+    HeaderMap,
+    jetstream::{self, consumer::pull},
+};
+use flexcore_broker::{
+    Error as Unsettled,
+    ephemeral::{self, Ephemeral},
+};
 use flexcore_domain::{AggregateKey, CommandId, CommandName, Slot, command::header};
 use flexcore_eventstore::{Error, EventStore, topology};
 use flexcore_queue::Claim;
@@ -125,19 +131,51 @@ async fn whoever_comes_next_deletes_the_reader_of_an_owner_that_was_killed() {
     for epoch in 1..=5 {
         let claim = claimed(&store, counter.slot(), epoch).await.unwrap();
         let messages = claim.messages(10).await.unwrap();
-        let readers = async || {
-            let stream = store.jetstream().get_stream(topology::COMMANDS).await.unwrap();
-            stream.cached_info().state.consumer_count
-        };
-        let began = Instant::now();
-        while readers().await != 1 {
-            assert!(began.elapsed() < PATIENCE, "epoch {epoch}: {} readers", readers().await);
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until_one_reader(&store, epoch).await;
         // A killed process gives nothing back.
         std::mem::forget(messages.reader);
     }
     servers.stop().await;
+}
+
+/// Waits until the queue has one reader, that of the owner of this epoch.
+async fn until_one_reader(store: &EventStore, epoch: u64) {
+    let readers = async || {
+        let stream = store.jetstream().get_stream(topology::COMMANDS).await.unwrap();
+        stream.cached_info().state.consumer_count
+    };
+    let began = Instant::now();
+    while readers().await != 1 {
+        assert!(began.elapsed() < PATIENCE, "epoch {epoch}: {} readers", readers().await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// The claim was recorded, and nobody knew the reader of the owner before any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_without_an_answer_deletes_the_reader_of_the_owner_before() {
+    let (servers, store) = start().await;
+    let slot = key("c1").slot();
+    let killed = claimed(&store, slot, 1).await.unwrap();
+    let messages = killed.messages(10).await.unwrap();
+    std::mem::forget(messages.reader);
+    acknowledges_progress(&store, false).await;
+    let unheard = claimed(&store, slot, 2).await.err();
+    assert!(matches!(unheard, Some(Error::Unavailable(_))), "{unheard:?}");
+    acknowledges_progress(&store, true).await;
+    assert!(matches!(killed.settle(1).await, Err(Unsettled::Conflict)), "it was recorded");
+    let next = claimed(&store, slot, 2).await.unwrap();
+    let _messages = next.messages(10).await.unwrap();
+    until_one_reader(&store, 2).await;
+    servers.stop().await;
+}
+
+/// Whether the broker says that it has stored how far the places are settled.
+async fn acknowledges_progress(store: &EventStore, is_so: bool) {
+    let progress = store.jetstream().get_stream(topology::PROGRESS).await.unwrap();
+    let mut config = progress.cached_info().config.clone();
+    config.no_ack = !is_so;
+    store.jetstream().update_stream(config).await.unwrap();
 }
 
 /// Its reader was deleted before it was made, and would be read beside the next owner's.
@@ -175,6 +213,30 @@ async fn a_reader_is_deleted_as_soon_as_somebody_can() {
         let more = tokio::time::timeout(Duration::from_secs(1), asked.next()).await;
         assert!(more.is_err(), "{name} is deleted, and asked for again");
     }
+    servers.stop().await;
+}
+
+/// Its creation took effect after its deletion: it stayed as long as the broker keeps a reader that nobody
+/// reads.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_may_yet_be_made_is_deleted_again() {
+    let (servers, store) = start().await;
+    let client = store.jetstream().client();
+    let mut made = client.subscribe("lame.CONSUMER.CREATE.>").await.unwrap();
+    let mut deleted = client.subscribe("lame.CONSUMER.DELETE.*.*").await.unwrap();
+    let mut lame = jetstream::with_prefix(client.clone(), "lame");
+    lame.set_timeout(Duration::from_secs(1));
+    let config = pull::Config::default();
+    let created = Ephemeral::create(&lame, topology::COMMANDS, "r1".to_owned(), config).await;
+    assert!(matches!(created.err(), Some(Unsettled::Unavailable(_))));
+    assert!(made.next().await.is_some(), "it was asked for");
+    let none = r#"{"error":{"code":404,"err_code":10014,"description":"no"}}"#;
+    for answer in [none, r#"{"success":true}"#] {
+        let request = tokio::time::timeout(PATIENCE, deleted.next()).await.unwrap().unwrap();
+        client.publish(request.reply.unwrap(), answer.into()).await.unwrap();
+    }
+    let more = tokio::time::timeout(Duration::from_secs(1), deleted.next()).await;
+    assert!(more.is_err(), "it is deleted, and asked for again");
     servers.stop().await;
 }
 
