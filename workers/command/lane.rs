@@ -306,6 +306,7 @@ impl Lane {
                 self.fold(&turn.key, (base, in_force), loaded).await
             }
             Err(Error::Unavailable(message)) => return self.not_loaded(turn, base, message),
+            Err(Error::NoRoom(why)) => return self.no_room_and_not_loaded(turn, base, why),
             Err(broken) => Err(broken),
         };
         match folded {

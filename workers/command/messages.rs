@@ -161,6 +161,8 @@ pub(super) enum Action {
         fingerprint: Fingerprint,
         /// The time to wait first.
         pause: Duration,
+        /// A client's command waits for it: while the broker has no room, not for long.
+        for_client: bool,
     },
     /// Go on with the rest of what was loaded, when others have had their turns.
     GoOn {

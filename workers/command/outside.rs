@@ -1,6 +1,6 @@
 //! What a lane has others do for it: the log's loads and snapshots, and decisions that come later.
 
-use std::{panic::AssertUnwindSafe, sync::Once, time::Duration};
+use std::{panic::AssertUnwindSafe, pin::pin, sync::Once, time::Duration};
 
 use flexcore_domain::{AggregateKey, Decision, Refusal};
 use flexcore_eventstore::{Error, EventStore, Expected, snapshot::Snapshot};
@@ -81,4 +81,28 @@ pub(super) async fn load(
         }
     }
     Ok(Loaded { snapshot, commits: page.commits, more: page.more })
+}
+
+/// Time for a load while the broker has no room, with the wait for its turn among other loads. A client's
+/// command is begun when a quarter of its time is left at least: 1.5 s of a gateway's 6 s.
+const LOADED_WITHIN: Duration = Duration::from_secs(1);
+
+/// As [`load`], for a client's command. While the broker has no room nothing can come of one that is new: a
+/// load that takes long then, or fails, ends with [`Error::NoRoom`].
+pub(super) async fn load_while_there_is_room(
+    store: &EventStore,
+    key: &AggregateKey,
+    after: Expected,
+    fingerprint: &Fingerprint,
+) -> Result<Loaded, Error> {
+    let mut loading = pin!(load(store, key, after, fingerprint));
+    loop {
+        let result = tokio::time::timeout(LOADED_WITHIN, &mut loading).await;
+        if matches!(result, Err(_) | Ok(Err(Error::Unavailable(_)))) {
+            store.check_room()?;
+        }
+        if let Ok(result) = result {
+            return result;
+        }
+    }
 }

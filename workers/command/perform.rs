@@ -30,7 +30,7 @@ use super::{
     deciders::{Deciders, LaterDeciders, Made, ToDecide},
     lane::Lane,
     messages::{Action, Input, Ticket, Work},
-    outside::{decided, keep, load},
+    outside::{decided, keep, load, load_while_there_is_room},
     pieces::Pieces,
     responder::Responder,
     turns::{Class, Turns},
@@ -312,11 +312,15 @@ impl LaneThread {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::Load { key, after, fingerprint, pause } => {
+            Action::Load { key, after, fingerprint, pause, for_client } => {
                 let store = self.store.clone();
                 self.tell(async move {
                     tokio::time::sleep(pause).await;
-                    let result = load(&store, &key, after, &fingerprint).await;
+                    let result = if for_client {
+                        load_while_there_is_room(&store, &key, after, &fingerprint).await
+                    } else {
+                        load(&store, &key, after, &fingerprint).await
+                    };
                     Input::Loaded { key, result }
                 });
             }

@@ -154,9 +154,21 @@ impl Answerer {
         let until = deadline(message.headers.as_ref());
         let answer = self.lanes.command(command, until, place);
         let answer = tracing::Instrument::instrument(answer, span);
-        until.timeout("lane", answer).await.unwrap_or_else(|_| Outcome::Unavailable {
+        let outcome = until.timeout("lane", answer).await;
+        self.or_full(outcome.unwrap_or_else(|_| Outcome::Unavailable {
             message: "the log did not answer in time".to_owned(),
-        })
+        }))
+    }
+
+    /// A command that was not begun in time may stand behind stored ones of its aggregate. Where these wait
+    /// for room, its sender is told so.
+    fn or_full(&self, outcome: Outcome) -> Outcome {
+        if matches!(outcome, Outcome::Overloaded { .. })
+            && let Err(Error::NoRoom(message)) = self.store.check_room()
+        {
+            return Outcome::NoRoom { message };
+        }
+        outcome
     }
 
     async fn state(&self, rest: &str, message: &Message) -> StateReply {

@@ -6,7 +6,7 @@ use flexcore_domain::AggregateKey;
 use flexcore_eventstore::Expected;
 use flexcore_resilience::Backoff;
 
-use super::{Action, Entry, Lane, Phase, Turn};
+use super::{Action, Entry, Lane, Phase, Turn, unstored::is_new_of_client};
 
 /// Before the log is asked again after it did not answer.
 const PAUSE: Backoff =
@@ -33,7 +33,8 @@ impl Lane {
     ) -> Vec<Action> {
         let after = base.as_ref().map_or_else(Expected::default, |base| base.expected);
         let fingerprint = self.deciders.fingerprint(turn.key.aggregate());
-        let action = Action::Load { key: turn.key.clone(), after, fingerprint, pause };
+        let for_client = turn.waiting.iter().any(|work| is_new_of_client(work, base.as_deref()));
+        let action = Action::Load { key: turn.key.clone(), after, fingerprint, pause, for_client };
         let phase = Phase::Loading { base };
         self.wait_for(turn, phase, action)
     }

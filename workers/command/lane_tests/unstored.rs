@@ -102,3 +102,54 @@ fn a_command_in_doubt_is_not_called_undone_for_lack_of_room() {
     let told = outcomes(&lane.handle(refused(&Error::NoRoom(String::new())), 0));
     assert!(matches!(told[..], [(1, Outcome::Unavailable { .. })]), "{told:?}");
 }
+
+/// A load that is given up for lack of room.
+fn not_loaded() -> Input {
+    let full = Error::NoRoom("a tenth is kept free".to_owned());
+    Input::Loaded { key: key(), result: Err(full) }
+}
+
+/// True if the load is one that is given up for lack of room.
+fn is_for_client(actions: &[Action]) -> bool {
+    let Some(Action::Load { for_client, .. }) = actions.last() else { panic!("{actions:?}") };
+    *for_client
+}
+
+/// It waited behind other loads until its time was over, and its outcome was called unknown.
+#[test]
+fn without_room_a_client_does_not_wait_for_a_load_and_all_others_do() {
+    let mut lane = lane();
+    assert!(is_for_client(&lane.handle(up("a", 1, 1, false), 0)));
+    lane.handle(up("b", 2, 2, true), 0);
+    lane.handle(Input::Work { key: key(), work: Work::State { ticket: 3 } }, 0);
+    let actions = lane.handle(not_loaded(), 0);
+    let told = outcomes(&actions);
+    assert!(matches!(told[..], [(1, Outcome::NoRoom { .. })]), "{told:?}");
+    assert!(!is_for_client(&actions), "a stored command and a question wait for it");
+    assert!(matches!(actions.last(), Some(Action::Load { pause, .. }) if !pause.is_zero()));
+    let (commit, _) = append(lane.handle(loaded(vec![]), 0));
+    assert_eq!(commit.command_id.as_str(), "b");
+}
+
+#[test]
+fn without_room_a_repeated_command_waits_for_its_outcome() {
+    let (mut lane, _) = started();
+    append(lane.handle(up("b", 2, 1, false), 0));
+    lane.handle(up("a", 1, 2, false), 0);
+    assert!(is_for_client(&lane.handle(refused(&Error::Conflict), 0)));
+    let actions = lane.handle(not_loaded(), 0);
+    let told = outcomes(&actions);
+    assert!(matches!(told[..], [(1, Outcome::NoRoom { .. })]), "{told:?}");
+    assert!(!is_for_client(&actions), "its outcome is known already, or nearly");
+    let told = outcomes(&lane.handle(loaded(vec![]), 0));
+    assert!(matches!(told[..], [(2, Outcome::Accepted { replayed: true, .. })]), "{told:?}");
+}
+
+#[test]
+fn a_command_in_doubt_is_not_called_undone_when_there_is_no_room_to_load() {
+    let (mut lane, _) = started();
+    append(lane.handle(up("b", 2, 1, false), 0));
+    lane.handle(refused(&unavailable()), 0);
+    let told = outcomes(&lane.handle(not_loaded(), 0));
+    assert!(matches!(told[..], [(1, Outcome::Unavailable { .. })]), "{told:?}");
+}

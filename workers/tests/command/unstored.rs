@@ -160,14 +160,7 @@ async fn without_room_stored_commands_wait_and_go_on_in_order_when_there_is_some
     let mut rig = Rig::start().await;
     let member = rig.member(LEASE_MIN).await;
     let guard = member.guard();
-    // A tenth of it is kept free, and the existing content is more than the rest.
-    rig.store.append(&filler(&rig), Expected::default()).await.unwrap();
-    rig.servers.nats.start_again_with_room(980_000).await.unwrap();
-    let full = until(async || match rig.store.append(&filler(&rig), Expected::default()).await {
-        Err(flexcore_eventstore::Error::NoRoom(why)) => Some(why),
-        _ => None,
-    });
-    let why = full.await;
+    let why = fill(&mut rig).await;
     assert!(why.contains("of 980000 bytes are taken"), "{why}");
     for id in ["a", "b", "c"] {
         put_as_a_client(&rig, id).await;
@@ -177,30 +170,82 @@ async fn without_room_stored_commands_wait_and_go_on_in_order_when_there_is_some
         Arc::new(|_| Some(Box::new(Accepts(1)))),
         CancellationToken::new(),
     );
-    // A client of the same aggregate may come behind what is stored for it, and waits with that.
-    let id = AggregateId::parse("other").unwrap();
-    let other = AggregateKey::new(rig.key.tenant().clone(), rig.key.aggregate().clone(), id);
-    let epoch = everything(&member).await[&other.slot().number()];
-    let subject = Command::request_subject(epoch, &other, &CommandName::parse("add").unwrap());
-    let mut headers = HeaderMap::new();
-    headers.insert(header::COMMAND_ID, "waits");
-    let told = until(async || {
-        let client = rig.store.client();
-        let asked =
-            client.request_with_headers(subject.clone(), headers.clone(), "{}".into()).await;
-        Some(serde_json::from_slice::<Outcome>(&asked.ok()?.payload).unwrap())
-    });
-    let told = told.await;
+    let told = ask_to_add(&rig, &member, &other(&rig)).await;
     assert!(matches!(told, Outcome::NoRoom { .. }), "{told:?}");
     // Longer than a lease: it is renewed all the same.
     tokio::time::sleep(LEASE_MIN + Duration::from_secs(1)).await;
     assert!(guard.holds(), "the leases have ended");
+    // A client of the same aggregate comes behind what is stored for it, and waits with that.
+    let told = ask_to_add(&rig, &member, &rig.key).await;
+    assert!(matches!(told, Outcome::NoRoom { .. }), "{told:?}");
     assert_eq!((rig.store.queue_depth().await.unwrap(), rig.recorded().await.len()), (3, 1));
     rig.servers.nats.raise_room(64 << 30).unwrap();
     rig.settled().await;
     assert_eq!(rig.recorded().await, ["filler", "a", "b", "c"]);
     worker.abort();
     rig.servers.stop().await;
+}
+
+/// Its load waited behind others until its time was over, and its outcome was called unknown.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_room_a_client_does_not_wait_for_a_load_that_does_not_come() {
+    let mut rig = Rig::start().await;
+    let member = rig.member(LEASE).await;
+    let log = rig.store.jetstream().get_stream(topology::EVENTS).await.unwrap();
+    let mut config = log.cached_info().config.clone();
+    config.allow_direct = false;
+    rig.store.jetstream().update_stream(config).await.unwrap();
+    fill(&mut rig).await;
+    // From now on this one is asked in place of the log, and does not answer.
+    let asked = format!("$JS.API.DIRECT.GET.{}", topology::EVENTS);
+    let mut silent = rig.store.client().subscribe(asked).await.unwrap();
+    rig.store.client().flush().await.unwrap();
+    let worker = rig.work_as(
+        member.clone(),
+        Arc::new(|_| Some(Box::new(Accepts(1)))),
+        CancellationToken::new(),
+    );
+    let told = ask_to_add(&rig, &member, &other(&rig)).await;
+    assert!(matches!(told, Outcome::NoRoom { .. }), "{told:?}");
+    assert!(silent.next().await.is_some(), "it was loaded");
+    worker.abort();
+    rig.servers.stop().await;
+}
+
+/// Leaves no room in the broker: a tenth of it is kept free, and the existing content is more than the rest.
+/// Returns what is said of that.
+async fn fill(rig: &mut Rig) -> String {
+    rig.store.append(&filler(rig), Expected::default()).await.unwrap();
+    rig.servers.nats.start_again_with_room(980_000).await.unwrap();
+    let rig = &*rig;
+    let full = until(async || match rig.store.append(&filler(rig), Expected::default()).await {
+        Err(flexcore_eventstore::Error::NoRoom(why)) => Some(why),
+        _ => None,
+    });
+    full.await
+}
+
+/// An aggregate for which nothing is stored.
+fn other(rig: &Rig) -> AggregateKey {
+    let id = AggregateId::parse("other").unwrap();
+    AggregateKey::new(rig.key.tenant().clone(), rig.key.aggregate().clone(), id)
+}
+
+/// The answer of the slot's owner to a client, who waits for less time than an answer of the broker may take.
+async fn ask_to_add(rig: &Rig, member: &Member, key: &AggregateKey) -> Outcome {
+    let epoch = everything(member).await[&key.slot().number()];
+    let subject = Command::request_subject(epoch, key, &CommandName::parse("add").unwrap());
+    let mut headers = HeaderMap::new();
+    headers.insert(header::COMMAND_ID, "waits");
+    headers.insert(flexcore_resilience::HEADER, "3000");
+    let told = until(async || {
+        let client = rig.store.client();
+        let asked =
+            client.request_with_headers(subject.clone(), headers.clone(), "{}".into()).await;
+        // Until the worker has subscribed, nobody answers.
+        Some(serde_json::from_slice::<Outcome>(&asked.ok()?.payload).unwrap())
+    });
+    told.await
 }
 
 /// A client of the queue does not know how much room there is.
