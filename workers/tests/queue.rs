@@ -35,6 +35,9 @@ const STORED: Descriptor = Descriptor {
     places: PARCELS.places,
 };
 
+/// Where it is said of a message's number that it is delivered.
+type Told = mpsc::UnboundedSender<(u64, ())>;
+
 /// Delivers parcels.
 #[derive(Clone, Default)]
 struct Deliver {
@@ -47,7 +50,7 @@ struct Deliver {
     /// Subjects of those that take long.
     slow: &'static [&'static str],
     /// Where those would say that they are delivered.
-    under_way: Arc<Mutex<Vec<mpsc::UnboundedSender<(u64, ())>>>>,
+    under_way: Arc<Mutex<Vec<Told>>>,
 }
 
 impl Handler for Deliver {
