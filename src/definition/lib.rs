@@ -9,6 +9,7 @@ mod expression;
 mod fields;
 mod index;
 mod notes;
+mod plugin;
 mod problem;
 mod query;
 mod read;
@@ -36,6 +37,7 @@ pub use self::{
     column::{Cell, Column, ColumnType, Scalar},
     compare::{Comparison, compare},
     index::{INDEX_COLUMNS_MAX, INDEX_TEXT_BYTES_MAX, INDEX_TEXTS_MAX, INDEXES_MAX, Index},
+    plugin::{PLUGIN_CALL_S, PluginContract, PluginLimits, PluginManifest, PluginSandbox, Wish},
     problem::Problem,
     sql::with_parameters,
 };
