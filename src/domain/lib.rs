@@ -9,6 +9,7 @@ pub mod json;
 pub mod limits;
 pub mod log;
 pub mod names;
+pub mod plugin;
 pub mod position;
 mod seal;
 pub mod slot;
@@ -22,6 +23,9 @@ pub use json::{Payload, Violation};
 pub use names::{
     ActorName, AggregateId, AggregateKey, AggregateName, CommandId, CommandName, EventName,
     InvalidName, Name, Tenant,
+};
+pub use plugin::{
+    PluginDescription, PluginFunction, PluginRefusal, PluginReply, PluginReport, PluginStatus,
 };
 pub use position::Position;
 pub use seal::{Vouched, WRONG_SEAL};

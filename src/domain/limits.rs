@@ -32,3 +32,7 @@ pub const STATE_BYTES_MAX: usize = 512 * 1024;
 /// Largest integer in a payload, and in what a decider returns, either way from zero: 2^53 − 1.
 /// Deciders reckon in doubles, and a double beyond may stand for several integers.
 pub const INTEGER_EXACT_MAX: u64 = (1 << 53) - 1;
+
+/// Largest file of an installed plugin, in bytes: a static executable with its debug information has
+/// some 100 MiB, and every worker fetches it and keeps it on its disk.
+pub const PLUGIN_FILE_BYTES_MAX: u64 = 256 << 20;
