@@ -1,0 +1,136 @@
+//! A call of a group, from its place to its outcome.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use flexcore_resilience::Verdict;
+use serde_json::Value;
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    error::PoolError,
+    group::Group,
+    run::{Broken, CallPlace},
+    spec::PoolCall,
+};
+
+/// The time that a call has.
+#[derive(Clone, Copy, Debug)]
+struct Limit {
+    until: Instant,
+    /// It is as long as a call of this plugin may take: whoever is late then is at fault.
+    is_full: bool,
+}
+
+impl Limit {
+    fn new(within: Duration, call_max: Duration) -> Self {
+        Self { until: Instant::now() + within.min(call_max), is_full: within >= call_max }
+    }
+
+    /// What is left of it. Fails when nothing is.
+    fn left(self) -> Result<Duration, PoolError> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(PoolError::Late) } else { Ok(left) }
+    }
+}
+
+/// Calls a function of the contract. One that may be repeated is called once more if the instance
+/// ended under the call.
+pub(crate) async fn call(
+    group: &Group,
+    call: &PoolCall,
+    within: Duration,
+) -> Result<Bytes, PoolError> {
+    let limit = Limit::new(within, group.spec.call_max);
+    let place = group.place()?;
+    let is_idempotent = place.is_idempotent(&call.function)?;
+    let broken = match attempt(group, place, call, limit).await {
+        Ok(output) => return Ok(output),
+        Err(broken) => broken,
+    };
+    if !(broken.died && is_idempotent) {
+        return Err(broken.error);
+    }
+    let Ok(Ok(place)) = timeout_at(limit.until, group.place_soon()).await else {
+        return Err(broken.error);
+    };
+    attempt(group, place, call, limit).await.map_err(|again| match again.error {
+        // The first one may have been done all the same.
+        PoolError::Away(_) | PoolError::Late => broken.error,
+        error => error,
+    })
+}
+
+/// Calls a method of a foreign plugin, once.
+pub(crate) async fn call_method(
+    group: &Group,
+    method: &str,
+    input: Value,
+    within: Duration,
+) -> Result<Value, PoolError> {
+    let limit = Limit::new(within, group.spec.call_max);
+    let place = group.place()?;
+    let admitted = group.admit()?;
+    let called = place.call_method(method, input, limit.left()?).await;
+    admitted.leave(verdict(&called, limit));
+    called.map_err(|broken| broken.error)
+}
+
+async fn attempt(
+    group: &Group,
+    place: CallPlace,
+    call: &PoolCall,
+    limit: Limit,
+) -> Result<Bytes, Broken> {
+    let admitted = group.admit().map_err(Broken::not_made)?;
+    let left = limit.left().map_err(Broken::not_made)?;
+    let called = place.call(call, left).await;
+    admitted.leave(verdict(&called, limit));
+    called
+}
+
+/// What the call says of the plugin. One whose caller had less time than there is says nothing when
+/// it is late: else callers in a hurry could have it left alone by all.
+fn verdict<T>(called: &Result<T, Broken>, limit: Limit) -> Verdict {
+    match called {
+        Ok(_) => Verdict::Success,
+        Err(Broken { is_fault: true, error: PoolError::Late, .. }) if !limit.is_full => {
+            Verdict::Neutral
+        }
+        Err(Broken { is_fault: true, .. }) => Verdict::Failure,
+        Err(Broken { error: PoolError::Failed(_) | PoolError::UnknownFunction, .. }) => {
+            Verdict::Success
+        }
+        Err(_) => Verdict::Neutral,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flexcore_plugin::contract::Failure;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_the_plugins_fault_counts_against_it() {
+        let second = Duration::from_secs(1);
+        let (full, short) = (Limit::new(second * 9, second), Limit::new(second / 2, second));
+        let broken = |error, died, is_fault| Err::<(), _>(Broken { error, died, is_fault });
+        let late = || broken(PoolError::Late, false, true);
+        assert_eq!(verdict(&late(), full), Verdict::Failure);
+        assert_eq!(verdict(&late(), short), Verdict::Neutral);
+        let gone = || PoolError::Unknown("gone".to_owned());
+        assert_eq!(verdict(&broken(gone(), true, false), full), Verdict::Neutral);
+        assert_eq!(verdict(&broken(gone(), false, true), short), Verdict::Failure);
+        let failed = PoolError::Failed(Failure::new("no", "as asked"));
+        assert_eq!(verdict(&broken(failed, false, false), full), Verdict::Success);
+        assert_eq!(verdict(&Ok(()), full), Verdict::Success);
+    }
+
+    #[test]
+    fn no_call_has_more_time_than_the_plugin() {
+        let second = Duration::from_secs(1);
+        assert!(Limit::new(second * 9, second).left().unwrap() <= second);
+        assert_eq!(Limit::new(Duration::ZERO, second).left(), Err(PoolError::Late));
+    }
+}

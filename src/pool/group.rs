@@ -1,0 +1,179 @@
+//! The instances of one [`Spec`]: which of them takes a call, and whether they are worth one.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use flexcore_resilience::{
+    Verdict,
+    circuit::{Circuit, Ticket},
+    jitter,
+    policy::BreakerPolicy,
+};
+use tokio::time::Instant;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{
+    error::PoolError,
+    figures::Figures,
+    instance::{Instance, Seen, supervise},
+    lifecycle::Stage,
+    locked::locked,
+    run::{CallPlace, Run},
+    spec::Spec,
+};
+
+/// The instances of one spec, for whoever calls them.
+pub(crate) struct Group {
+    pub(crate) spec: Arc<Spec>,
+    pub(crate) figures: Arc<Figures>,
+    instances: Vec<Arc<Instance>>,
+    /// Of all instances together. Calls under which one ended say nothing: it is started anew.
+    circuit: Mutex<Circuit>,
+}
+
+impl Group {
+    /// All instances, as they are now.
+    pub(crate) fn seen(&self) -> Vec<Seen> {
+        self.instances.iter().map(|instance| instance.seen()).collect()
+    }
+
+    /// What takes calls now.
+    pub(crate) fn runs(&self) -> Vec<Arc<Run>> {
+        let runs = self.seen().into_iter().filter_map(|seen| seen.run);
+        runs.filter(|run| run.takes_calls()).collect()
+    }
+
+    /// Nothing will be ready any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.seen().iter().all(|seen| matches!(seen.stage, Stage::Failed | Stage::Gone))
+    }
+
+    /// Why it takes no calls.
+    pub(crate) fn away(&self) -> PoolError {
+        let reason = self.seen().into_iter().find_map(|seen| seen.reason);
+        PoolError::Away(reason.unwrap_or_else(|| "it is being started".to_owned()))
+    }
+
+    /// A place at the instance with the fewest calls. Fails with [`PoolError::Away`] and
+    /// [`PoolError::Busy`].
+    pub(crate) fn place(&self) -> Result<CallPlace, PoolError> {
+        let mut runs = self.runs();
+        runs.sort_by_key(|run| run.under_way());
+        let place = runs.iter().find_map(Run::place);
+        // The last one may have ended meanwhile.
+        place.ok_or_else(|| if self.runs().is_empty() { self.away() } else { PoolError::Busy })
+    }
+
+    /// As [`Group::place`], but waits until an instance is ready. Nothing waits without a time.
+    pub(crate) async fn place_soon(&self) -> Result<CallPlace, PoolError> {
+        let mut changes = self.figures.changes();
+        loop {
+            match self.place() {
+                Err(PoolError::Away(_)) if !self.is_over() => {}
+                placed => return placed,
+            }
+            // Its other end is here.
+            let _ = changes.changed().await;
+        }
+    }
+
+    /// Waits until all instances are ready. Fails when one of them could not be started, or has
+    /// ended.
+    pub(crate) async fn all_ready(&self) -> Result<(), PoolError> {
+        let mut changes = self.figures.changes();
+        loop {
+            let seen = self.seen();
+            if seen.iter().all(|seen| seen.stage == Stage::Ready) {
+                return Ok(());
+            }
+            if seen.iter().any(|seen| seen.reason.is_some()) {
+                return Err(self.away());
+            }
+            let _ = changes.changed().await;
+        }
+    }
+
+    /// The right to make a call, as far as the breaker is concerned.
+    pub(crate) fn admit(&self) -> Result<Admitted<'_>, PoolError> {
+        let decided = locked(&self.circuit).decide(Instant::now());
+        let ticket = decided.map_err(|pause| {
+            let pause_ms = pause.as_millis();
+            PoolError::Away(format!("calls of it fail; it is called again in {pause_ms} ms"))
+        })?;
+        Ok(Admitted { group: self, ticket: Some(ticket) })
+    }
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group").field("spec", &self.spec).finish_non_exhaustive()
+    }
+}
+
+/// A call that the breaker has let through. Dropped, it says nothing.
+pub(crate) struct Admitted<'a> {
+    group: &'a Group,
+    ticket: Option<Ticket>,
+}
+
+impl Admitted<'_> {
+    /// With what the call says of the plugin.
+    pub(crate) fn leave(mut self, verdict: Verdict) {
+        self.give_back(verdict);
+    }
+
+    fn give_back(&mut self, verdict: Verdict) {
+        let Some(ticket) = self.ticket.take() else { return };
+        locked(&self.group.circuit).on_result(ticket, verdict, Instant::now(), chance());
+    }
+}
+
+impl Drop for Admitted<'_> {
+    fn drop(&mut self) {
+        self.give_back(Verdict::Neutral);
+    }
+}
+
+/// A number in 0..1: what [`jitter`] takes away, which is half of the whole at most.
+fn chance() -> f64 {
+    2.0 - 2.0 * jitter(Duration::from_secs(1)).as_secs_f64()
+}
+
+/// A group, and the tasks that run it. When it is dropped, its processes are killed.
+#[derive(Debug)]
+pub(crate) struct Supervised {
+    pub(crate) group: Arc<Group>,
+    unwanted: CancellationToken,
+    tasks: Vec<AbortOnDropHandle<()>>,
+}
+
+impl Supervised {
+    /// Begins at once, in the runtime of the caller.
+    pub(crate) fn begin(spec: Arc<Spec>, figures: &Arc<Figures>) -> Self {
+        // Slow is what takes longer than a call may, and that is late.
+        let policy = BreakerPolicy { slow_call: Duration::MAX, ..BreakerPolicy::default() };
+        let unwanted = CancellationToken::new();
+        let instances: Vec<Arc<Instance>> = (0..spec.instances()).map(|_| Arc::default()).collect();
+        let task = |instance: &Arc<Instance>| {
+            let (instance, spec) = (Arc::clone(instance), Arc::clone(&spec));
+            let run = supervise(instance, spec, Arc::clone(figures), unwanted.clone());
+            AbortOnDropHandle::new(tokio::spawn(run))
+        };
+        let tasks = instances.iter().map(task).collect();
+        let circuit = Mutex::new(Circuit::new(policy));
+        let group = Group { spec, figures: Arc::clone(figures), instances, circuit };
+        Self { group: Arc::new(group), unwanted, tasks }
+    }
+
+    /// Ends all instances, each when its calls under way have ended, or their time is over.
+    pub(crate) async fn drain(self) {
+        self.unwanted.cancel();
+        for task in self.tasks {
+            // One that panicked has killed its process.
+            drop(task.await);
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! One life of an instance: a process that takes calls.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use flexcore_plugin::{
+    Connection, Error, Plugin, Reflection,
+    contract::{CallOutcome, CallRequest, Client, Description, is_unknown},
+    guard::MeasureState,
+};
+use futures::FutureExt as _;
+use serde_json::Value;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::spawn_blocking,
+    time::timeout,
+};
+
+use crate::{
+    error::PoolError,
+    limits::{DEATH_WAIT, DRAIN_WAIT},
+    measure::{CountedCall, CountedReady},
+    memory,
+    spec::{PoolCall, Spec},
+};
+
+/// A process that takes calls. It does not keep the process: whoever supervises it does.
+pub(crate) struct Run {
+    name: String,
+    connection: Connection,
+    spoken: Spoken,
+    places: Arc<Semaphore>,
+    places_max: usize,
+    memory_bytes: AtomicU64,
+    /// What of its sandbox was asked for, by name: whether it holds.
+    pub(crate) sandbox: Vec<(String, String)>,
+    _counted: CountedReady,
+}
+
+/// What a plugin is called in.
+enum Spoken {
+    Contract(Client, Arc<Description>),
+    /// By reflection, or why not.
+    Own(Result<Reflection, String>),
+}
+
+impl Run {
+    /// Asks a plugin that has just been started what it can do. Fails where it does not say so, or
+    /// says what the contract does not allow. A foreign one need not say anything.
+    pub(crate) async fn begin(plugin: &Plugin, spec: &Spec, name: &str) -> Result<Self, Error> {
+        let connection = plugin.connection().clone();
+        let spoken = if spec.contract {
+            let client = Client::new(&connection);
+            let description = client.describe().await?;
+            Spoken::Contract(client, Arc::new(description))
+        } else {
+            Spoken::Own(Reflection::load(&connection).await.map_err(|error| error.to_string()))
+        };
+        let asked = plugin.sandbox().iter().filter(|(_, held)| **held != MeasureState::NotAsked);
+        let places_max = spec.concurrency();
+        let run = Self {
+            name: name.to_owned(),
+            connection,
+            spoken,
+            places: Arc::new(Semaphore::new(places_max)),
+            places_max,
+            memory_bytes: AtomicU64::new(0),
+            sandbox: asked.map(|(measure, held)| (measure.to_string(), held.to_string())).collect(),
+            _counted: CountedReady::new(name),
+        };
+        run.weigh(plugin.pid()).await;
+        Ok(run)
+    }
+
+    /// Looks how much memory the process and all that it has started take.
+    pub(crate) async fn weigh(&self, pid: u32) {
+        if let Ok(bytes) = spawn_blocking(move || memory::of_tree(pid)).await {
+            self.memory_bytes.store(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// As of the last look.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.memory_bytes.load(Ordering::Relaxed)
+    }
+
+    /// What the plugin says of itself; none of a foreign one.
+    pub(crate) fn description(&self) -> Option<&Arc<Description>> {
+        match &self.spoken {
+            Spoken::Contract(_, description) => Some(description),
+            Spoken::Own(_) => None,
+        }
+    }
+
+    /// Calls under way.
+    pub(crate) fn under_way(&self) -> usize {
+        self.places_max.saturating_sub(self.places.available_permits())
+    }
+
+    /// It can take no more calls now.
+    pub(crate) fn is_full(&self) -> bool {
+        self.places.available_permits() == 0
+    }
+
+    /// False once its process or its connection has ended, and once it is being ended.
+    pub(crate) fn takes_calls(&self) -> bool {
+        !self.places.is_closed() && self.connection.closed().now_or_never().is_none()
+    }
+
+    /// A place for one call, if there is one.
+    pub(crate) fn place(self: &Arc<Self>) -> Option<CallPlace> {
+        let permit = Arc::clone(&self.places).try_acquire_owned().ok()?;
+        let counted = CountedCall::new(&self.name);
+        Some(CallPlace { run: Arc::clone(self), _permit: permit, _counted: counted })
+    }
+
+    /// Waits until no call is under way, for [`DRAIN_WAIT`] at most. No call begins from then on.
+    pub(crate) async fn drained(&self) {
+        let all = u32::try_from(self.places_max).unwrap_or(u32::MAX);
+        let free = timeout(DRAIN_WAIT, self.places.acquire_many(all)).await;
+        // While all places are held.
+        self.places.close();
+        drop(free);
+    }
+}
+
+impl fmt::Debug for Run {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Run").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// The right to make one call of an instance, which goes back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct CallPlace {
+    run: Arc<Run>,
+    _permit: OwnedSemaphorePermit,
+    _counted: CountedCall,
+}
+
+/// A call that was made and has no output.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    /// For its caller.
+    pub(crate) error: PoolError,
+    /// The instance has ended during the call.
+    pub(crate) died: bool,
+    /// The instance lives, and did not answer, or answered that it cannot now.
+    pub(crate) is_fault: bool,
+}
+
+impl CallPlace {
+    /// Whether a call of this function may be repeated. Fails where there is none such.
+    pub(crate) fn is_idempotent(&self, function: &str) -> Result<bool, PoolError> {
+        let Some(description) = self.run.description() else {
+            return Err(PoolError::UnknownFunction);
+        };
+        let found = description.functions.iter().find(|told| told.name == function);
+        found.map(|told| told.idempotent).ok_or(PoolError::UnknownFunction)
+    }
+
+    /// Calls a function of the contract.
+    pub(crate) async fn call(self, call: &PoolCall, within: Duration) -> Result<Bytes, Broken> {
+        let Spoken::Contract(client, _) = &self.run.spoken else {
+            return Err(Broken::not_made(PoolError::UnknownFunction));
+        };
+        let PoolCall { function, context, input } = call.clone();
+        let request = CallRequest { context: Some(context), function, input };
+        let called: Result<CallOutcome, Error> = client.call(request, within).await;
+        match called {
+            Ok(Ok(output)) => Ok(output),
+            Ok(Err(failure)) => Err(Broken::not_made(PoolError::Failed(failure))),
+            Err(error) => {
+                let died = self.died(&error).await;
+                let is_fault = matches!(error, Error::Late { .. }) || is_refusal(&error);
+                let error = PoolError::of_call(&error);
+                Err(Broken { error, died, is_fault: is_fault && !died })
+            }
+        }
+    }
+
+    /// Calls a method of a foreign plugin.
+    pub(crate) async fn call_method(
+        self,
+        method: &str,
+        input: Value,
+        within: Duration,
+    ) -> Result<Value, Broken> {
+        let reflection = match &self.run.spoken {
+            Spoken::Own(Ok(reflection)) => reflection,
+            Spoken::Own(Err(reason)) => {
+                let fault = format!("it does not tell its methods: {reason}");
+                return Err(Broken::not_made(PoolError::Faulty(fault)));
+            }
+            Spoken::Contract(..) => return Err(Broken::not_made(PoolError::UnknownFunction)),
+        };
+        if !has_method(reflection, method) {
+            return Err(Broken::not_made(PoolError::UnknownFunction));
+        }
+        let called = reflection.call(&self.run.connection, method, input, within).await;
+        let error = match called {
+            Ok(output) => return Ok(output),
+            Err(error) => error,
+        };
+        let died = self.died(&error).await;
+        let is_fault = matches!(error, Error::Late { .. });
+        let error = PoolError::of_method(&error, died);
+        Err(Broken { error, died, is_fault: is_fault && !died })
+    }
+
+    /// Whether the call has this error because its process has ended.
+    async fn died(&self, error: &Error) -> bool {
+        let may_be =
+            matches!(error, Error::Ended | Error::Unreachable { .. } | Error::Status { .. })
+                && is_unknown(error);
+        may_be && timeout(DEATH_WAIT, self.run.connection.closed()).await.is_ok()
+    }
+}
+
+impl Broken {
+    /// It says nothing against the instance.
+    pub(crate) fn not_made(error: PoolError) -> Self {
+        Self { error, died: false, is_fault: false }
+    }
+}
+
+/// A status that says that it cannot now.
+fn is_refusal(error: &Error) -> bool {
+    matches!(error, Error::Status { .. }) && is_unknown(error)
+}
+
+fn has_method(reflection: &Reflection, name: &str) -> bool {
+    let Some((service, _)) = name.split_once('/') else { return false };
+    let methods = reflection.methods(service);
+    methods.is_ok_and(|methods| methods.iter().any(|method| method.name == name))
+}

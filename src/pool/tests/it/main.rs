@@ -1,0 +1,7 @@
+//! A pool with real processes of a plugin.
+
+#![expect(clippy::unwrap_used, reason = "a test fails where it finds something unexpected")]
+
+mod calls;
+mod harness;
+mod versions;
