@@ -11,6 +11,7 @@ mod dead;
 mod deployed;
 mod direct;
 mod errors;
+mod files;
 mod find;
 pub mod folded;
 mod growth;
@@ -22,6 +23,7 @@ mod links;
 mod load;
 mod lookup;
 mod outcomes;
+pub mod plugins;
 mod profile;
 mod recognise;
 mod remade;
@@ -154,6 +156,12 @@ pub enum Error {
     /// The server or a stream contradicts the settings.
     #[error("{0}")]
     Misconfigured(String),
+    /// A plugin's file is not stored, or is not what its name says: the text says what to do.
+    #[error("{0}")]
+    PluginFile(String),
+    /// A file on this machine's disk cannot be read or written.
+    #[error("{0}")]
+    LocalFile(String),
     /// Rows were folded from another log.
     #[error(transparent)]
     OtherLog(#[from] flexcore_domain::log::OtherLog),
@@ -168,12 +176,14 @@ impl Error {
             | Self::NoRoom(_)
             | Self::TooMuch(_)
             | Self::Conflict
+            | Self::LocalFile(_)
             | Self::QueueBehind { .. } => true,
             Self::TooLarge(_)
             | Self::Gap { .. }
             | Self::BrokenChain { .. }
             | Self::Corrupt { .. }
             | Self::Misconfigured(_)
+            | Self::PluginFile(_)
             | Self::OtherLog(_) => false,
         }
     }

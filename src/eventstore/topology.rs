@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use async_nats::jetstream::{
-    self,
+    self, ErrorCode,
+    context::{CreateStreamError, CreateStreamErrorKind},
     stream::{
         Config, DiscardPolicy, PersistenceMode, RetentionPolicy, Source, StorageType,
         SubjectTransform,
@@ -11,7 +12,7 @@ use async_nats::jetstream::{
 };
 use flexcore_broker::{
     monitoring::varz,
-    stream::{check, narrowed},
+    stream::{check, found, narrowed},
 };
 use flexcore_domain::limits::{COMMIT_BYTES_MAX, QUEUED_BYTES_MAX};
 
@@ -36,6 +37,11 @@ pub const PROGRESS: &str = "KV_flex_queue";
 pub const SECRETS: &str = "KV_flex_secrets";
 /// Snapshots of aggregates, laid out as a KV bucket named `flex_snapshots`.
 pub const SNAPSHOTS: &str = "KV_flex_snapshots";
+/// Files of plugins, laid out as an object store named [`FILES_BUCKET`]. It is made when the first one is
+/// stored, since the broker reserves what it may take.
+pub const FILES: &str = "OBJ_flex_plugins";
+/// Its name as an object store.
+pub const FILES_BUCKET: &str = "flex_plugins";
 
 /// Most bytes of commands that wait. More are refused with an error to the publisher.
 const COMMANDS_BYTES_MAX: i64 = 1 << 30;
@@ -43,6 +49,8 @@ const COMMANDS_BYTES_MAX: i64 = 1 << 30;
 const DEAD_BYTES_MAX: i64 = 256 << 20;
 /// Most bytes of outcomes; then the oldest go.
 const OUTCOMES_BYTES_MAX: i64 = 256 << 20;
+/// Most bytes of plugins' files: sixteen of the largest, and many more of usual ones. More are refused.
+pub const FILES_BYTES_MAX: i64 = 4 << 30;
 /// Time for which an outcome that is not in the log can be asked for.
 const OUTCOMES_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Shortest window that the broker takes, for streams that only we write to, without `Nats-Msg-Id`.
@@ -151,44 +159,90 @@ pub(crate) async fn create(
     settings: &Settings,
 ) -> Result<(), Error> {
     let mut log: Option<String> = None;
-    for mut wanted in streams(settings) {
-        let name = wanted.name.clone();
-        wanted.metadata = identity::metadata(&log.clone().unwrap_or_else(identity::fresh));
-        let stream = match jetstream.get_or_create_stream(wanted.clone()).await {
-            Ok(stream) => stream,
-            // Made by another process meanwhile, with another identity.
-            Err(error) => jetstream
-                .get_stream(&name)
-                .await
-                .map_err(|_| unavailable(format!("creating stream {name}: {error}")))?,
-        };
-        let info = stream.cached_info();
-        let found = &info.config;
-        check(&wanted, found).map_err(|(what, wanted, found)| {
-            Error::Misconfigured(format!(
-                "stream {name} has {what} {found} where the profile {} needs {wanted}; \
-                 change the stream with `nats stream edit {name}`, or start with an empty store",
-                settings.profile
-            ))
-        })?;
-        let narrowed = narrowed(&wanted, found);
-        if let Some(narrowed) = &narrowed
-            && let Err(error) = jetstream.update_stream(narrowed).await
-        {
-            // A message that is put aside is cut to fit all the same.
-            tracing::warn!(stream = name, %error, "the stream takes larger messages than it should");
-        }
-        let log = log.get_or_insert_with(|| identity::of_log(info));
-        match identity::named(found) {
-            None => {
-                let found = narrowed.unwrap_or_else(|| found.clone());
-                identity::write(jetstream, found, log).await;
-            }
-            Some(named) if named == log => {}
-            Some(named) => return Err(of_another_log(&name, named, log)),
-        }
+    for wanted in streams(settings) {
+        let kept = format!("the profile {} needs", settings.profile);
+        log = Some(create_one(jetstream, wanted, log, &kept).await?);
     }
     Ok(())
+}
+
+/// Creates the stream of plugins' files, or checks the one that is there. It has as many replicas as the log:
+/// tools do not know how many these are. Fails with [`Error::NoRoom`] where the broker cannot reserve what it
+/// may take.
+pub(crate) async fn create_files(jetstream: &jetstream::Context) -> Result<(), Error> {
+    let log = found(jetstream, EVENTS).await?;
+    let log = log.ok_or_else(|| unavailable(format!("there is no stream {EVENTS}")))?;
+    let wanted = files(log.config.num_replicas);
+    create_one(jetstream, wanted, Some(identity::of_log(&log)), "is needed:").await.map(drop)
+}
+
+fn files(num_replicas: usize) -> Config {
+    Config {
+        name: FILES.to_owned(),
+        subjects: ["C", "M"].map(|part| format!("$O.{FILES_BUCKET}.{part}.>")).to_vec(),
+        num_replicas,
+        storage: StorageType::File,
+        retention: RetentionPolicy::Limits,
+        duplicate_window: DUPLICATE_WINDOW,
+        discard: DiscardPolicy::New,
+        max_bytes: FILES_BYTES_MAX,
+        allow_rollup: true,
+        allow_direct: true,
+        ..Config::default()
+    }
+}
+
+/// Creates a stream, or checks the one that is there. Returns the log that it belongs to, which is the one
+/// that is given, if one is.
+async fn create_one(
+    jetstream: &jetstream::Context,
+    mut wanted: Config,
+    log: Option<String>,
+    needs: &str,
+) -> Result<String, Error> {
+    let name = wanted.name.clone();
+    wanted.metadata = identity::metadata(&log.clone().unwrap_or_else(identity::fresh));
+    let stream = match jetstream.get_or_create_stream(wanted.clone()).await {
+        Ok(stream) => stream,
+        // Made by another process meanwhile, with another identity.
+        Err(error) => jetstream.get_stream(&name).await.map_err(|_| uncreated(&name, &error))?,
+    };
+    let info = stream.cached_info();
+    let found = &info.config;
+    check(&wanted, found).map_err(|(what, wanted, found)| {
+        Error::Misconfigured(format!(
+            "stream {name} has {what} {found} where {needs} {wanted}; \
+             change the stream with `nats stream edit {name}`, or start with an empty store"
+        ))
+    })?;
+    let narrowed = narrowed(&wanted, found);
+    if let Some(narrowed) = &narrowed
+        && let Err(error) = jetstream.update_stream(narrowed).await
+    {
+        // A message that is put aside is cut to fit all the same.
+        tracing::warn!(stream = name, %error, "the stream takes larger messages than it should");
+    }
+    let log = log.unwrap_or_else(|| identity::of_log(info));
+    match identity::named(found) {
+        None => {
+            let found = narrowed.unwrap_or_else(|| found.clone());
+            identity::write(jetstream, found, &log).await;
+        }
+        Some(named) if named == log => {}
+        Some(named) => return Err(of_another_log(&name, named, &log)),
+    }
+    Ok(log)
+}
+
+fn uncreated(name: &str, error: &CreateStreamError) -> Error {
+    let said = format!("creating stream {name}: {error}");
+    let full = [ErrorCode::INSUFFICIENT_RESOURCES, ErrorCode::STORAGE_RESOURCES_EXCEEDED];
+    match error.kind() {
+        CreateStreamErrorKind::JetStream(cause) if full.contains(&cause.error_code()) => {
+            Error::NoRoom(said)
+        }
+        _ => unavailable(said),
+    }
 }
 
 fn of_another_log(name: &str, named: &str, log: &str) -> Error {
@@ -325,6 +379,17 @@ mod tests {
             let said = check(&wanted, &found).map_err(|(what, ..)| what);
             assert_eq!(said, Err(what), "{name}");
         }
+    }
+
+    /// Else the broker's own tools would not find them.
+    #[test]
+    fn plugins_files_lie_as_in_any_object_store() {
+        let wanted = files(3);
+        assert_eq!(wanted.name, format!("OBJ_{FILES_BUCKET}"));
+        assert_eq!(wanted.subjects, ["$O.flex_plugins.C.>", "$O.flex_plugins.M.>"]);
+        assert!(wanted.allow_rollup && wanted.allow_direct);
+        let said = check(&wanted, &files(1)).map_err(|(what, ..)| what);
+        assert_eq!(said, Err("replicas"));
     }
 
     #[test]

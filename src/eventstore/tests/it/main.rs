@@ -5,12 +5,14 @@
 mod broken;
 mod broker;
 mod catalog;
+mod files;
 mod folded;
 mod growth;
 mod interest;
 mod kept;
 mod leaders;
 mod origins;
+mod plugins;
 mod queue;
 mod reading;
 mod replicas;

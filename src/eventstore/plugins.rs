@@ -1,0 +1,414 @@
+//! Installed plugins, stored in the log and followed by every running process, as deployed applications
+//! are. Each event of a plugin carries all that counts, so that its last one says what is in force.
+
+use std::{
+    collections::BTreeMap,
+    future::ready,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+};
+
+use flexcore_definition::{PluginManifest, SourceFile};
+use flexcore_domain::{
+    ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit, Event,
+    EventName, Name, Provenance, Tenant,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::{
+    Aggregates, Error, EventStore, Expected, Recorded,
+    folded::{Fold, States},
+    unavailable,
+};
+
+/// The aggregate of the platform's tenant whose commits are installations: no application may have one
+/// of this name, or its commands would write to the same subjects.
+pub const AGGREGATE: &str = "plugin";
+const INSTALLED: &str = "installed";
+const RESTARTED: &str = "restarted";
+const REMOVED: &str = "removed";
+/// Most plugins that are listed as unreadable. Of more the log of the process tells.
+const UNREADABLE_MAX: usize = 1_000;
+
+/// An installed plugin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InstalledPlugin {
+    /// What is started, and who may call it.
+    pub manifest: PluginManifest,
+    /// Number of the event that says this, among all of this plugin's, from 1.
+    pub number: u32,
+    /// Number of the last restart since it was installed first; 0: none.
+    pub restarts: u32,
+    /// The file's SHA-256: 64 digits in lower case, its name in the store of files.
+    pub sha256: String,
+    /// The file's length.
+    pub bytes: u64,
+}
+
+/// The plugins that are in force.
+#[derive(Clone, Debug, Default)]
+pub struct InstalledPlugins {
+    /// By name.
+    pub installed: BTreeMap<Name, Arc<InstalledPlugin>>,
+    /// Those whose last event this executable cannot read, and why. A process that could read the one
+    /// before goes on with that.
+    pub unreadable: BTreeMap<Name, String>,
+}
+
+/// A plugin as it is, and where its next event goes.
+#[derive(Clone, Debug)]
+pub struct PluginBefore {
+    /// `None`: it was never installed, or is removed.
+    pub installed: Option<InstalledPlugin>,
+    /// Number of its last event, also when that is its removal; 0: none.
+    pub number: u32,
+    /// What its subject ends with.
+    pub expected: Expected,
+    /// When the last event was recorded, in milliseconds since 1970-01-01 UTC.
+    pub time_ms: i64,
+}
+
+/// Data of the events `plugin.installed` and `plugin.restarted`.
+#[derive(Serialize, Deserialize)]
+struct Installation {
+    number: u32,
+    restarts: u32,
+    manifest: SourceFile,
+    sha256: String,
+    bytes: u64,
+}
+
+/// Data of the event `plugin.removed`.
+#[derive(Serialize, Deserialize)]
+struct Removal {
+    number: u32,
+}
+
+/// What the last event of a plugin says.
+struct LastEvent {
+    number: u32,
+    installed: Option<InstalledPlugin>,
+}
+
+fn tenant() -> Tenant {
+    Tenant::parse(Tenant::PLATFORM).expect("BUG: a valid tenant")
+}
+
+fn aggregate() -> AggregateName {
+    AggregateName::parse(AGGREGATE).expect("BUG: a valid aggregate")
+}
+
+fn key(name: &Name) -> AggregateKey {
+    let id = AggregateId::parse(name.as_str()).expect("BUG: every name is an id");
+    AggregateKey::new(tenant(), aggregate(), id)
+}
+
+/// The plugin as it is now. Fails when the broker is away, and with [`Error::Corrupt`] when its last event
+/// cannot be read here.
+pub async fn installed(store: &EventStore, name: &Name) -> Result<PluginBefore, Error> {
+    let Some(recorded) = store.last_deployed(&key(name)).await? else {
+        let (expected, time_ms) = (Expected::default(), i64::MIN);
+        return Ok(PluginBefore { installed: None, number: 0, expected, time_ms });
+    };
+    let LastEvent { number, installed } = read(&recorded)?;
+    let expected = Expected { sequence: recorded.sequence, hash: recorded.hash };
+    Ok(PluginBefore { installed, number, expected, time_ms: recorded.commit.time_ms })
+}
+
+/// Records that a plugin is installed, in place of what was there before. The file has to be stored, and
+/// should be stored once more when this has returned: whoever removed another plugin with the same file may
+/// not have seen this one. A file that no plugin needs any more is deleted. Returns the event's number.
+/// Fails with [`Error::Conflict`] when another event of this plugin came first, and with
+/// [`Error::TooLarge`] when its manifest takes more than one message.
+pub async fn install(
+    store: &EventStore,
+    manifest: &PluginManifest,
+    sha256: &str,
+    bytes: u64,
+    before: &PluginBefore,
+    actor: &ActorName,
+    now_ms: i64,
+) -> Result<u32, Error> {
+    let former = before.installed.as_ref();
+    let installation = Installation {
+        number: before.next(),
+        restarts: former.map_or(0, |former| former.restarts),
+        manifest: manifest.source.clone(),
+        sha256: sha256.to_owned(),
+        bytes,
+    };
+    let event = (INSTALLED, &installation);
+    append(store, &manifest.name, event, before, actor, now_ms).await?;
+    if let Some(former) = former.filter(|former| former.sha256 != sha256) {
+        forget(store, &former.sha256).await;
+    }
+    Ok(installation.number)
+}
+
+/// Records that every process is to start the plugin anew. Returns the event's number. Fails with
+/// [`Error::Conflict`] when another event of this plugin came first, and when it is not installed.
+pub async fn restart(
+    store: &EventStore,
+    name: &Name,
+    before: &PluginBefore,
+    actor: &ActorName,
+    now_ms: i64,
+) -> Result<u32, Error> {
+    let installed = before.installed.as_ref().ok_or(Error::Conflict)?;
+    let number = before.next();
+    let installation = Installation {
+        number,
+        restarts: number,
+        manifest: installed.manifest.source.clone(),
+        sha256: installed.sha256.clone(),
+        bytes: installed.bytes,
+    };
+    append(store, name, (RESTARTED, &installation), before, actor, now_ms).await?;
+    Ok(number)
+}
+
+/// Records that a plugin is removed, and deletes its file unless another one needs it. Returns the event's
+/// number. Fails with [`Error::Conflict`] when another event of this plugin came first, and when it is not
+/// installed.
+pub async fn remove(
+    store: &EventStore,
+    name: &Name,
+    before: &PluginBefore,
+    actor: &ActorName,
+    now_ms: i64,
+) -> Result<u32, Error> {
+    let installed = before.installed.as_ref().ok_or(Error::Conflict)?;
+    let removal = Removal { number: before.next() };
+    append(store, name, (REMOVED, &removal), before, actor, now_ms).await?;
+    forget(store, &installed.sha256).await;
+    Ok(removal.number)
+}
+
+impl PluginBefore {
+    /// The number of the event after it.
+    fn next(&self) -> u32 {
+        self.number.saturating_add(1)
+    }
+}
+
+/// Appends an event, given by its name and data, to those of a plugin.
+async fn append(
+    store: &EventStore,
+    name: &Name,
+    (event, data): (&str, &impl Serialize),
+    before: &PluginBefore,
+    actor: &ActorName,
+    now_ms: i64,
+) -> Result<(), Error> {
+    let data = serde_json::value::to_raw_value(data).map_err(unavailable)?;
+    let number = before.next();
+    let commit = Commit {
+        key: key(name),
+        command_id: CommandId::parse(&format!("{event}-{number}")).expect("BUG: a valid id"),
+        command_hash: CommandHash::of(event, data.get()),
+        provenance: Provenance::of(actor.clone()),
+        // As with every aggregate, hosts' clocks differ.
+        time_ms: now_ms.max(before.time_ms),
+        events: vec![Event {
+            event: EventName::parse(event).expect("BUG: a valid event name"),
+            version: u64::from(number),
+            schema_version: 1,
+            data,
+        }],
+    };
+    let (subject, expected) = (crate::subject(&commit.key), &before.expected);
+    let appended = store.append_among(&commit, &subject, expected.sequence, &expected.hash).await;
+    appended.map(drop).map_err(|error| match error {
+        Error::TooLarge(why) => {
+            Error::TooLarge(format!("a plugin's manifest is one message of the log: {why}"))
+        }
+        other => other,
+    })
+}
+
+/// Deletes a file that no plugin needs any more. Where that fails the file takes room in vain, and the event
+/// stands all the same.
+async fn forget(store: &EventStore, sha256: &str) {
+    if let Err(error) = delete_unneeded(store, sha256).await {
+        tracing::warn!(%error, sha256, "a plugin's file is not deleted, though none needs it");
+    }
+}
+
+async fn delete_unneeded(store: &EventStore, sha256: &str) -> Result<(), Error> {
+    if is_needed(store, sha256).await? {
+        return Ok(());
+    }
+    let Some(marked) = store.mark_plugin_file(sha256).await? else { return Ok(()) };
+    // A plugin may have been installed with it between the look and the mark. Whoever installs one later
+    // finds the mark, and stores the file once more.
+    match is_needed(store, sha256).await {
+        Ok(false) => {
+            store.delete_plugin_file(&marked).await;
+            Ok(())
+        }
+        Ok(true) => store.restore_plugin_file(&marked).await,
+        Err(error) => {
+            store.restore_plugin_file(&marked).await?;
+            Err(error)
+        }
+    }
+}
+
+/// Whether a plugin in force has this file, or may have it.
+async fn is_needed(store: &EventStore, sha256: &str) -> Result<bool, Error> {
+    let plugins = watch(store).await?.borrow().clone();
+    let has_it = |plugin: &Arc<InstalledPlugin>| plugin.sha256 == sha256;
+    Ok(!plugins.unreadable.is_empty() || plugins.installed.values().any(has_it))
+}
+
+/// Reads a plugin's event. Fails when this executable cannot read it. The reader of manifests is kept from
+/// ending the task that follows all of them.
+fn read(recorded: &Recorded) -> Result<LastEvent, Error> {
+    let caught = catch_unwind(AssertUnwindSafe(|| read_event(recorded)));
+    let read = caught.unwrap_or_else(|_| Err("reading it panicked".to_owned()));
+    read.map_err(|reason| Error::Corrupt {
+        subject: crate::subject(&recorded.commit.key),
+        sequence: recorded.sequence,
+        reason,
+    })
+}
+
+fn read_event(recorded: &Recorded) -> Result<LastEvent, String> {
+    let event = recorded.commit.events.last().ok_or_else(|| "no event".to_owned())?;
+    let data = event.data.get();
+    match event.event.as_str() {
+        REMOVED => {
+            let removal: Removal = serde_json::from_str(data).map_err(|it| it.to_string())?;
+            Ok(LastEvent { number: removal.number, installed: None })
+        }
+        INSTALLED | RESTARTED => {
+            let stored: Installation = serde_json::from_str(data).map_err(|it| it.to_string())?;
+            let manifest = PluginManifest::read(stored.manifest).map_err(|problems| {
+                problems.first().map(ToString::to_string).unwrap_or_default()
+            })?;
+            if manifest.name.as_str() != recorded.commit.key.id().as_str() {
+                return Err(format!("its manifest is that of plugin {}", manifest.name));
+            }
+            let Installation { number, restarts, sha256, bytes, .. } = stored;
+            let installed = InstalledPlugin { manifest, number, restarts, sha256, bytes };
+            Ok(LastEvent { number, installed: Some(installed) })
+        }
+        other => Err(format!("an event `{other}`, of a later version maybe")),
+    }
+}
+
+/// The plugins as a state that a process follows: what is installed now, and every change after it. An
+/// event that this executable cannot read is logged, and its plugin is listed as unreadable.
+#[must_use]
+pub fn fold() -> Fold<InstalledPlugins> {
+    Fold {
+        name: "the installed plugins",
+        of: Aggregates { tenant: Some(tenant()), name: aggregate() },
+        put,
+        unreadable,
+        complete: |_, _| Box::pin(ready(Ok(()))),
+    }
+}
+
+/// Follows the plugins alone, for tools. Ends when every receiver is gone. Fails when the broker is away.
+pub async fn watch(store: &EventStore) -> Result<watch::Receiver<Arc<InstalledPlugins>>, Error> {
+    let mut states = States::default();
+    let plugins = states.add(fold());
+    Ok(plugins.whole(&states.follow(store).await?))
+}
+
+fn put(plugins: &mut InstalledPlugins, recorded: &Recorded) {
+    // Any other id was not written by an installation.
+    let Ok(name) = Name::parse(recorded.commit.key.id().as_str()) else { return };
+    match read(recorded) {
+        Ok(LastEvent { number, installed }) => {
+            tracing::info!(plugin = %name, number, is_installed = installed.is_some(), "in force");
+            plugins.unreadable.remove(&name);
+            match installed {
+                Some(installed) => plugins.installed.insert(name, Arc::new(installed)),
+                None => plugins.installed.remove(&name),
+            };
+        }
+        Err(error) => unreadable(plugins, &recorded.commit.key, error.to_string()),
+    }
+}
+
+/// An event that cannot be read leaves the one before it in force.
+fn unreadable(plugins: &mut InstalledPlugins, key: &AggregateKey, reason: String) {
+    let Ok(name) = Name::parse(key.id().as_str()) else { return };
+    tracing::error!(plugin = %name, reason, "a plugin's last event cannot be read here");
+    if plugins.unreadable.len() < UNREADABLE_MAX || plugins.unreadable.contains_key(&name) {
+        plugins.unreadable.insert(name, reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flexcore_domain::Hash;
+
+    use super::*;
+
+    const SHA256: &str = "ab";
+
+    fn recorded(id: &str, event: &str, data: &str) -> Recorded {
+        let key = AggregateKey::new(tenant(), aggregate(), AggregateId::parse(id).unwrap());
+        let commit = Commit {
+            key,
+            command_id: CommandId::parse("c-1").unwrap(),
+            command_hash: CommandHash::of(event, data),
+            provenance: Provenance::of(ActorName::parse("test").unwrap()),
+            time_ms: 0,
+            events: vec![Event {
+                event: EventName::parse(event).unwrap(),
+                version: 1,
+                schema_version: 1,
+                data: serde_json::value::RawValue::from_string(data.to_owned()).unwrap(),
+            }],
+        };
+        Recorded { sequence: 1, hash: Hash::ZERO, body: bytes::Bytes::new(), commit }
+    }
+
+    fn installation(name: &str, number: u32, restarts: u32) -> String {
+        let text = format!("name: {name}\nversion: a\nfile: f\n");
+        let manifest = SourceFile { path: "plugin.yaml".to_owned(), text };
+        let sha256 = SHA256.to_owned();
+        let installation = Installation { number, restarts, manifest, sha256, bytes: 7 };
+        serde_json::to_string(&installation).unwrap()
+    }
+
+    #[test]
+    fn the_last_event_says_all_that_counts() {
+        let name = Name::parse("a").unwrap();
+        let mut plugins = InstalledPlugins::default();
+        put(&mut plugins, &recorded("a", RESTARTED, &installation("a", 3, 3)));
+        let plugin = &plugins.installed[&name];
+        assert_eq!((plugin.number, plugin.restarts, plugin.bytes), (3, 3, 7));
+        put(&mut plugins, &recorded("a", INSTALLED, &installation("a", 4, 3)));
+        assert_eq!((plugins.installed[&name].number, plugins.installed.len()), (4, 1));
+        put(&mut plugins, &recorded("a", REMOVED, r#"{"number":5}"#));
+        assert!(plugins.installed.is_empty() && plugins.unreadable.is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_read_leaves_the_one_before_in_force_until_something_can() {
+        let name = Name::parse("a").unwrap();
+        let mut plugins = InstalledPlugins::default();
+        put(&mut plugins, &recorded("a", INSTALLED, &installation("a", 1, 0)));
+        for (event, data) in [
+            (INSTALLED, "{}".to_owned()),
+            (INSTALLED, installation("b", 2, 0)),
+            (INSTALLED, installation("a", 2, 0).replace("file", "pile")),
+            (REMOVED, "[]".to_owned()),
+            ("moved", "{}".to_owned()),
+        ] {
+            put(&mut plugins, &recorded("a", event, &data));
+            assert!(plugins.unreadable.contains_key(&name), "{event} {data}");
+            assert_eq!(plugins.installed[&name].number, 1, "{event} {data}");
+        }
+        put(&mut plugins, &recorded("a", INSTALLED, &installation("a", 3, 0)));
+        assert_eq!((plugins.installed[&name].number, plugins.unreadable.len()), (3, 0));
+        put(&mut plugins, &recorded("Not-A-Name", INSTALLED, &installation("a", 4, 0)));
+        assert_eq!(plugins.installed.len(), 1);
+    }
+}
