@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 
 use flexcore_definition::{Application, Problem, SourceFile};
 use flexcore_domain::Name;
-use flexcore_eventstore::catalog;
+use flexcore_eventstore::{catalog, plugins};
 
 use crate::Error;
 
@@ -31,8 +31,10 @@ pub fn read(
     let name =
         Name::parse(name).map_err(|source| Error::FolderName { name: name.to_owned(), source })?;
     let application = Application::read(name, files).map_err(Error::Refused)?;
-    if application.aggregates.keys().any(|name| name.as_str() == catalog::AGGREGATE) {
-        return Err(Error::Reserved);
+    let reserved = [catalog::AGGREGATE, plugins::AGGREGATE];
+    let mut taken = reserved.into_iter().filter(|name| application.aggregates.contains_key(*name));
+    if let Some(name) = taken.next() {
+        return Err(Error::Reserved(name));
     }
     check(&application).map_err(Error::Refused)?;
     Ok(application)

@@ -8,8 +8,8 @@ use async_nats::jetstream::{
 };
 use flexcore_cluster as cluster;
 use flexcore_definition::Problem;
-use flexcore_domain::{InvalidName, limits::QUEUED_BYTES_MAX};
-use flexcore_eventstore::{self as eventstore, catalog};
+use flexcore_domain::{InvalidName, Name, limits::QUEUED_BYTES_MAX};
+use flexcore_eventstore as eventstore;
 use flexcore_readmodel as readmodel;
 
 /// Said where the queries of an application could not be checked.
@@ -38,8 +38,8 @@ pub enum Error {
         source: InvalidName,
     },
     /// The application declares an aggregate of the platform's.
-    #[error("aggregate `{}` is the platform's own: choose another name", catalog::AGGREGATE)]
-    Reserved,
+    #[error("aggregate `{0}` is the platform's own: choose another name")]
+    Reserved(&'static str),
     /// The application has mistakes, or takes names of others. Displays one a line.
     #[error("{}", listed(.0))]
     Refused(Vec<Problem>),
@@ -139,6 +139,21 @@ pub enum Error {
     /// Somebody else has taken the dead letter off the list.
     #[error("{0} was taken off the list meanwhile, by somebody else")]
     TakenOff(u64),
+    /// No plugin of this name is installed.
+    #[error("no plugin {0} is installed: `flexcore plugin list` shows those that are")]
+    NoPlugin(Name),
+    /// The file cannot be a plugin's.
+    #[error("{0}")]
+    PluginFile(String),
+    /// Somebody else installed, restarted or removed the plugin between the look and the deed.
+    #[error("somebody else changed plugin {0} first: look at it and try again")]
+    PluginOvertaken(Name),
+    /// The workers could not be asked.
+    #[error("the workers cannot be asked: {0}")]
+    WorkersUnasked(String),
+    /// A worker answered with something that is no answer.
+    #[error("a worker's answer does not parse: {0}")]
+    WorkerGarbled(String),
     /// The log did not do what was asked.
     #[error(transparent)]
     Log(#[from] eventstore::Error),
@@ -166,11 +181,12 @@ impl Error {
             | Self::NotEverywhere { .. }
             | Self::NotSent(_)
             | Self::NotRequeued(_)
-            | Self::StillListed(_) => true,
+            | Self::StillListed(_)
+            | Self::WorkersUnasked(_) => true,
             Self::File { .. }
             | Self::Folder(_)
             | Self::FolderName { .. }
-            | Self::Reserved
+            | Self::Reserved(_)
             | Self::Refused(_)
             | Self::Incompatible { .. }
             | Self::Clock(_)
@@ -182,6 +198,10 @@ impl Error {
             | Self::NoCommand(_)
             | Self::TooLarge(_)
             | Self::NotWhole(_)
+            | Self::NoPlugin(_)
+            | Self::PluginFile(_)
+            | Self::PluginOvertaken(_)
+            | Self::WorkerGarbled(_)
             | Self::TakenOff(_) => false,
         }
     }

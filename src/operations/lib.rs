@@ -1,5 +1,5 @@
-//! Operation of an installation: deploy an application, look at the cluster and at dead messages,
-//! drain a member, rebuild read models. The command line and the gateway call it.
+//! Operation of an installation: deploy an application, install plugins and call them, look at the cluster
+//! and at dead messages, drain a member, rebuild read models. The command line and the gateway call it.
 //!
 //! Nothing here prints or answers: the caller shows the results.
 
@@ -8,6 +8,7 @@ pub mod dead;
 pub mod deploy;
 pub mod drain;
 mod error;
+pub mod plugins;
 pub mod report;
 pub mod rows;
 
