@@ -5,11 +5,13 @@ pub mod command;
 #[cfg(feature = "defects")]
 mod defects;
 pub mod places;
+pub mod plugin;
 pub mod projection;
 pub mod queue;
 
 use std::time::Duration;
 
+use async_nats::{Message, Subject};
 use flexcore_cluster::WorkKind;
 use flexcore_domain::{PORTIONS, SLOTS};
 
@@ -26,3 +28,13 @@ pub const ALL_WORK: [WorkKind; 2] = [COMMANDS, PROJECTIONS];
 /// and answering requests. A leader takes a twentieth of it; when it is the leader that stops,
 /// another must be found first.
 const TOLD_MAX: Duration = Duration::from_secs(2);
+
+/// How the reply subjects begin that get an answer: inboxes, and what the broker puts in place of one between
+/// accounts. We may publish where a sender may not, so an answer to any other could get into the log.
+const INBOXES: [&str; 2] = ["_INBOX.", "_R_."];
+
+/// Where the answer to a question goes; `None`: it gets none.
+pub(crate) fn inbox(message: &Message) -> Option<Subject> {
+    let is_inbox = |reply: &Subject| INBOXES.iter().any(|begin| reply.starts_with(begin));
+    message.reply.clone().filter(is_inbox)
+}

@@ -2,7 +2,7 @@
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
-use async_nats::{HeaderMap, Message, Subject, Subscriber};
+use async_nats::{HeaderMap, Message, Subscriber};
 use bytes::Bytes;
 use flexcore_definition::Catalog;
 use flexcore_domain::{
@@ -29,10 +29,6 @@ use super::{Lanes, deciders::Fingerprint, perform::ANSWER_WITHIN, reading::read_
 /// about the same time as we do; a question on its way when we stop listening would be lost, and
 /// its sender in doubt.
 const LISTENS_ON: Duration = Duration::from_millis(100);
-
-/// How the reply subjects begin that get an answer: inboxes, and what the broker puts in place of one between
-/// accounts. We may publish where a sender may not, so an answer to any other could get into the log.
-const INBOXES: [&str; 2] = ["_INBOX.", "_R_."];
 
 /// States at a version that are folded at once, each on a thread of its own and in an interpreter of its
 /// own. A tenant takes at most as many as are left for others, and waits for more.
@@ -113,8 +109,7 @@ impl Answerer {
     }
 
     fn receive(&self, message: Message, tasks: &TaskTracker) {
-        let is_inbox = |reply: &Subject| INBOXES.iter().any(|begin| reply.starts_with(begin));
-        let Some(reply) = message.reply.clone().filter(is_inbox) else { return };
+        let Some(reply) = crate::inbox(&message) else { return };
         let answerer = self.clone();
         tasks.spawn(async move {
             let subject = message.subject.as_str();

@@ -1,0 +1,346 @@
+//! Calls of one plugin: taken while it is ready, checked, and answered.
+
+use std::{
+    pin::pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use async_nats::{Message, Subscriber};
+use bytes::Bytes;
+use flexcore_definition::PluginContract;
+use flexcore_domain::{
+    Name, PluginRefusal, PluginReply, Tenant,
+    plugin::{QUEUE_GROUP, call_subjects},
+};
+use flexcore_eventstore::{EventStore, plugins::InstalledPlugin};
+use flexcore_pool::{Pool, PoolCall};
+use flexcore_resilience::{HeldPlace, Shares};
+use futures::StreamExt;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+use tokio::{
+    sync::watch,
+    task::spawn_blocking,
+    time::{Instant, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    functions::{Functions, Takes, fits},
+    reply,
+    request::{self, Asked},
+};
+
+/// Calls of one tenant that are under way at a plugin on one worker: so many times as many as are left for
+/// others.
+const CALLS_TIMES: usize = 3;
+
+/// Longest wait for a plugin that is not ready, before this looks again whether it is to stop.
+const READY_WAIT: Duration = Duration::from_secs(1);
+
+/// Time between two looks whether a plugin still has a ready instance.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Time without a ready instance after which other workers get the calls. A crash is over by then, and calls
+/// meanwhile are told that the plugin is away.
+const AWAY_MAX: Duration = Duration::from_secs(3);
+
+/// Pause before calls are taken again: after a refused subscription, and where the plugin has failed for good.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// What is in service.
+pub(super) struct InForce {
+    pub(super) installed: Arc<InstalledPlugin>,
+    /// Places for calls under way.
+    places: Shares<Tenant>,
+    /// Known as soon as an instance was ready.
+    functions: OnceLock<Functions>,
+}
+
+impl InForce {
+    pub(super) fn new(installed: Arc<InstalledPlugin>) -> Self {
+        let manifest = &installed.manifest;
+        let places = manifest.instances.saturating_mul(manifest.concurrency);
+        Self { places: Shares::new(places, CALLS_TIMES), functions: OnceLock::new(), installed }
+    }
+
+    /// Reads what the plugin says about itself, if it has said so and that was not read before.
+    pub(super) async fn learn(self: &Arc<Self>, pool: &Pool) {
+        if self.functions.get().is_some() {
+            return;
+        }
+        let (this, pool) = (self.clone(), pool.clone());
+        let learnt = spawn_blocking(move || {
+            if let Some(description) = pool.status().description {
+                this.functions.get_or_init(|| Functions::of(&description));
+            }
+        });
+        if let Err(error) = learnt.await {
+            tracing::error!(%error, "a plugin's description cannot be read");
+        }
+    }
+
+    fn is_for(&self, tenant: &Tenant) -> bool {
+        self.installed.manifest.tenants.as_ref().is_none_or(|tenants| tenants.contains(tenant))
+    }
+}
+
+/// A plugin as its calls are answered. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Calls {
+    pub(super) store: EventStore,
+    pub(super) name: Name,
+    pub(super) pool: Pool,
+    pub(super) in_force: watch::Receiver<Arc<InForce>>,
+}
+
+impl Calls {
+    /// Takes calls while the plugin is ready, until the token is cancelled. Then it answers what had come, and
+    /// returns.
+    pub(super) async fn serve(self, stop: CancellationToken) {
+        let tasks = TaskTracker::new();
+        while !stop.is_cancelled() {
+            if stop.run_until_cancelled(self.ready()).await.is_none() {
+                break;
+            }
+            let in_force = self.now();
+            in_force.learn(&self.pool).await;
+            let group = QUEUE_GROUP.to_owned();
+            let client = self.store.client();
+            match client.queue_subscribe(call_subjects(&self.name), group).await {
+                Ok(subscription) => self.answer(subscription, &tasks, &stop).await,
+                Err(error) => {
+                    tracing::warn!(plugin = %self.name, %error, "calls cannot be taken");
+                }
+            }
+            stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
+        }
+        tasks.close();
+        tasks.wait().await;
+    }
+
+    fn now(&self) -> Arc<InForce> {
+        self.in_force.borrow().clone()
+    }
+
+    /// Returns when an instance is ready.
+    async fn ready(&self) {
+        while self.pool.ready(READY_WAIT).await.is_err() {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Returns when no instance has been ready for a while.
+    async fn away(&self) {
+        tokio::time::sleep(LOOK_EVERY).await;
+        while self.pool.ready(AWAY_MAX).await.is_ok() {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Answers calls until the plugin is away or to be stopped, and then those that had come.
+    async fn answer(
+        &self,
+        mut subscription: Subscriber,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) {
+        let mut over = pin!(stop.run_until_cancelled(self.away()));
+        loop {
+            let message = tokio::select! {
+                _ = &mut over => None,
+                message = subscription.next() => message,
+            };
+            let Some(message) = message else { break };
+            self.receive(message, tasks);
+        }
+        let _ = subscription.drain().await;
+        while let Some(message) = subscription.next().await {
+            self.receive(message, tasks);
+        }
+    }
+
+    fn receive(&self, message: Message, tasks: &TaskTracker) {
+        let Some(to) = crate::inbox(&message) else { return };
+        let calls = self.clone();
+        tasks.spawn(async move {
+            let reply = calls.reply(message).await.shortened();
+            let body = serde_json::to_vec(&reply).expect("BUG: replies serialise");
+            // The sender learns from its own timeout when the connection is gone.
+            let _ = calls.store.client().publish(to, body.into()).await;
+        });
+    }
+
+    async fn reply(&self, message: Message) -> PluginReply {
+        let in_force = self.now();
+        let manifest = &in_force.installed.manifest;
+        let (headers, now) = (message.headers.as_ref(), Instant::now());
+        let subject = message.subject.as_str();
+        let bytes = message.payload.len();
+        let asked = match request::read(subject, headers, bytes, manifest.call, now) {
+            Ok(asked) => asked,
+            Err(reply) => return reply,
+        };
+        if !in_force.is_for(&asked.tenant) {
+            let message = format!("the plugin {} is not for this tenant", self.name);
+            return PluginReply::refused(PluginRefusal::NotForTenant, message);
+        }
+        let Some(place) = in_force.places.enter(&asked.tenant) else {
+            let message = "the tenant has as many calls under way as it may have".to_owned();
+            return PluginReply::refused(PluginRefusal::Busy, message);
+        };
+        let span = tracing::info_span!("plugin call", otel.kind = "consumer", plugin = %self.name);
+        flexcore_telemetry::link(&span, &asked.context.traceparent);
+        let called = self.call(&in_force, asked, message.payload, Arc::new(place));
+        tracing::Instrument::instrument(called, span).await
+    }
+
+    /// Checks the input, calls, and waits for what comes of it.
+    async fn call(
+        &self,
+        in_force: &Arc<InForce>,
+        asked: Asked,
+        input: Bytes,
+        place: Arc<HeldPlace<Tenant>>,
+    ) -> PluginReply {
+        if in_force.installed.manifest.contract == PluginContract::None {
+            return self.call_method(asked, &input).await;
+        }
+        in_force.learn(&self.pool).await;
+        let Some(functions) = in_force.functions.get() else {
+            let message = "the plugin has not said yet what it can do";
+            return PluginReply::refused(PluginRefusal::Away, message);
+        };
+        let Some(takes) = functions.takes(&asked.function) else {
+            let message = format!("the plugin {} has no such function", self.name);
+            return PluginReply::refused(PluginRefusal::UnknownFunction, message);
+        };
+        let checked = check(takes, input.clone(), place.clone());
+        match timeout_at(asked.until, checked).await {
+            Ok(Ok(())) => {}
+            Ok(Err(refused)) => return refused,
+            Err(_) => {
+                let message = "the input could not be checked in time, and nothing was done";
+                return PluginReply::refused(PluginRefusal::Busy, message);
+            }
+        }
+        let within = asked.until.saturating_duration_since(Instant::now());
+        let call = PoolCall { function: asked.function, context: asked.context, input };
+        let called = self.pool.call(call, within).await;
+        // Taken for as long as the call is under way.
+        drop(place);
+        called.map_or_else(reply::of_error, |output| reply::of_output(&output))
+    }
+
+    /// Calls a method of a foreign plugin, whose messages say what they take.
+    async fn call_method(&self, asked: Asked, input: &[u8]) -> PluginReply {
+        let input = match serde_json::from_slice::<Value>(input) {
+            Ok(input) => input,
+            Err(error) => return no_json(&error),
+        };
+        let within = asked.until.saturating_duration_since(Instant::now());
+        let called = self.pool.call_method(&asked.function, input, within).await;
+        called.map_or_else(reply::of_method_error, |output| reply::of_value(&output))
+    }
+}
+
+fn no_json(error: &serde_json::Error) -> PluginReply {
+    PluginReply::refused(PluginRefusal::InvalidInput, format!("the input is no JSON: {error}"))
+}
+
+/// Checks an input. Fails with the answer to give. A check may run on when nobody waits for it any more, as the
+/// schema is the plugin's; it keeps the caller's place for so long.
+async fn check(
+    takes: &Takes,
+    input: Bytes,
+    place: Arc<HeldPlace<Tenant>>,
+) -> Result<(), PluginReply> {
+    let schema = match takes {
+        Takes::Any => {
+            let read = serde_json::from_slice::<IgnoredAny>(&input);
+            return read.map(|_| ()).map_err(|error| no_json(&error));
+        }
+        Takes::Unclear(reason) => {
+            let message = format!("the plugin's schema of the input is none: {reason}");
+            return Err(PluginReply::refused(PluginRefusal::Faulty, message));
+        }
+        Takes::Fitting(schema) => schema.clone(),
+    };
+    let checked = spawn_blocking(move || {
+        let _place = place;
+        let value: Value = serde_json::from_slice(&input).map_err(|error| no_json(&error))?;
+        let fits = fits(&schema, &value);
+        fits.map_err(|reasons| PluginReply::refused(PluginRefusal::InvalidInput, reasons))
+    });
+    checked.await.unwrap_or_else(|error| {
+        let message = format!("the input could not be checked: {error}");
+        Err(PluginReply::refused(PluginRefusal::Faulty, message))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use flexcore_definition::PluginManifest;
+    use flexcore_plugin::contract::{Description, Function};
+
+    use super::{super::change::plugin, *};
+
+    fn tenant(name: &str) -> Tenant {
+        Tenant::parse(name).unwrap()
+    }
+
+    async fn checked(schema: &str, input: &'static str) -> Option<(PluginRefusal, String)> {
+        let (name, input_schema) = ("f".to_owned(), schema.to_owned());
+        let function = Function { name, input_schema, ..Function::default() };
+        let functions =
+            Functions::of(&Description { functions: vec![function], ..Description::default() });
+        let place = Shares::new(1, 1).enter(&tenant("acme")).unwrap();
+        let input = Bytes::from_static(input.as_bytes());
+        match check(functions.takes("f").unwrap(), input, Arc::new(place)).await {
+            Ok(()) => None,
+            Err(PluginReply::Refused { refusal, message }) => Some((refusal, message)),
+            Err(other) => panic!("not refused: {other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn only_what_fits_goes_to_the_plugin() {
+        assert_eq!(checked("", "[1]").await, None);
+        assert_eq!(checked(r#"{"type": "object"}"#, "{}").await, None);
+        for (schema, input, expected) in [
+            ("", "", PluginRefusal::InvalidInput),
+            ("", "{} {}", PluginRefusal::InvalidInput),
+            (r#"{"type": "object"}"#, "[]", PluginRefusal::InvalidInput),
+            (r#"{"type": "object"}"#, "{", PluginRefusal::InvalidInput),
+            (r#"{"type": "strin"}"#, "{}", PluginRefusal::Faulty),
+        ] {
+            let (refusal, message) = checked(schema, input).await.unwrap();
+            assert_eq!(refusal, expected, "{schema} {input}: {message}");
+        }
+    }
+
+    fn in_force(change: impl FnOnce(&mut PluginManifest)) -> InForce {
+        let mut installed = Arc::into_inner(plugin(1, 0, "a")).unwrap();
+        change(&mut installed.manifest);
+        InForce::new(Arc::new(installed))
+    }
+
+    #[test]
+    fn a_plugin_is_for_the_tenants_that_its_manifest_names() {
+        assert!(in_force(|_| ()).is_for(&tenant("acme")));
+        let acmes = in_force(|manifest| manifest.tenants = Some(BTreeSet::from([tenant("acme")])));
+        assert!(acmes.is_for(&tenant("acme")) && !acmes.is_for(&tenant("globex")));
+    }
+
+    #[test]
+    fn a_flood_of_calls_leaves_places_for_others() {
+        let in_force = in_force(|manifest| (manifest.instances, manifest.concurrency) = (2, 8));
+        let (flood, calm) = (tenant("flood"), tenant("calm"));
+        let held: Vec<_> = (0..40).filter_map(|_| in_force.places.enter(&flood)).collect();
+        assert_eq!(held.len(), 12);
+        assert!(in_force.places.enter(&calm).is_some());
+    }
+}

@@ -1,0 +1,113 @@
+//! A plugin for tests of the plugin worker, and its guard. Its functions:
+//!
+//! | function | what it does |
+//! | --- | --- |
+//! | `greet` | answers with `{"text": …}` for `{"name": …}`, and says on whose behalf |
+//! | `version` | answers with its first argument; may be repeated |
+//! | `crash` | ends the process |
+//!
+//! With the argument `ends` it ends at once, with status 3.
+
+use std::{
+    io::{self, Write as _},
+    process::{ExitCode, exit},
+};
+
+use flexcore_plugin::{
+    contract::{
+        self, CallRequest, CallResponse, CallResult, ConfigureRequest, DecideRequest,
+        DecideResponse, Description, Failure, Function, Messages, Serving, StreamRequest,
+        StreamResponse,
+    },
+    guard, serve,
+};
+use futures::stream;
+use serde_json::{Value, json};
+use tonic::Status;
+
+fn main() -> ExitCode {
+    if let Some(code) = guard::entered() {
+        return code;
+    }
+    let argument = std::env::args().nth(1).unwrap_or_default();
+    if argument == "ends" {
+        say("no luck today");
+        return ExitCode::from(3);
+    }
+    match run(argument) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&error.to_string());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Nobody is left to be told where this fails.
+fn say(line: &str) {
+    drop(writeln!(io::stderr(), "{line}"));
+}
+
+#[tokio::main]
+async fn run(argument: String) -> Result<(), flexcore_plugin::Error> {
+    serve(contract::plugin(Lab { argument })).await
+}
+
+#[derive(Clone)]
+struct Lab {
+    argument: String,
+}
+
+impl Serving for Lab {
+    fn describe(&self) -> Description {
+        let function = |name: &str| Function { name: name.to_owned(), ..Function::default() };
+        let schema = json!({
+            "type": "object",
+            "required": ["name"],
+            "properties": {"name": {"type": "string"}},
+        });
+        let greet = Function { input_schema: schema.to_string(), ..function("greet") };
+        let version = Function { idempotent: true, ..function("version") };
+        Description {
+            name: "greeter".to_owned(),
+            version: self.argument.clone(),
+            functions: vec![greet, version, function("crash")],
+            ..Description::default()
+        }
+    }
+
+    async fn configure(&self, _: ConfigureRequest) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn call(&self, request: CallRequest) -> Result<CallResponse, Status> {
+        let CallRequest { context, function, input } = request;
+        let output = match &*function {
+            "greet" => {
+                let input: Value = serde_json::from_slice(&input).unwrap_or_default();
+                let context = context.unwrap_or_default();
+                let name = input["name"].as_str().unwrap_or_default();
+                say(&format!("[INFO] greeting {name}"));
+                if name.is_empty() {
+                    let failure = Failure::new("no_name", "Nobody can be greeted.");
+                    return Ok(CallResponse { result: Some(CallResult::Failure(failure)) });
+                }
+                let text = format!("Hello, {name}!");
+                json!({"text": text, "for": context.tenant, "by": context.actor})
+            }
+            "version" => json!(self.argument),
+            "crash" => exit(7),
+            other => return Err(Status::not_found(format!("there is no {other}"))),
+        };
+        let output = CallResult::Output(output.to_string().into());
+        Ok(CallResponse { result: Some(output) })
+    }
+
+    fn stream(&self, _: Messages<StreamRequest>) -> Messages<StreamResponse> {
+        Messages::new(stream::empty())
+    }
+
+    fn decide(&self, _: Messages<DecideRequest>) -> Messages<DecideResponse> {
+        Messages::new(stream::empty())
+    }
+}
