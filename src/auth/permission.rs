@@ -15,6 +15,8 @@ pub enum Permission {
     RunQueries,
     /// Follow the events of the tenant.
     ReadEvents,
+    /// Call the functions of installed plugins, and see which there are.
+    CallPlugins,
     /// See the cluster: members, lag, servers.
     SeeCluster,
 }
@@ -28,7 +30,8 @@ impl Identity {
             Permission::SendCommands
             | Permission::ReadAggregates
             | Permission::RunQueries
-            | Permission::ReadEvents => true,
+            | Permission::ReadEvents
+            | Permission::CallPlugins => true,
             Permission::SeeCluster => self.tenant.as_str() == Tenant::PLATFORM,
         }
     }

@@ -31,6 +31,7 @@ pub(crate) struct Admission {
     commands: Shares<Tenant>,
     aggregates: Shares<AggregateKey>,
     reads: Shares<Tenant>,
+    calls: Shares<Tenant>,
     under_way: Shares<Tenant>,
     turned_away: Shares<Tenant>,
     queries: Shares<Tenant>,
@@ -70,6 +71,7 @@ impl Admission {
             commands: Shares::new(settings.commands_max, 1),
             aggregates: Shares::limited(usize::MAX, 1, limits::COMMANDS_PER_AGGREGATE_MAX),
             reads: Shares::new(limits::READS_MAX, 1),
+            calls: Shares::new(limits::CALLS_MAX, 1),
             under_way: Shares::new(usize::MAX, 1).beside(requests),
             turned_away: Shares::new(limits::TURNED_AWAY_MAX, 1),
             queries: Shares::new(connections, limits::QUERIES_TIMES).beside(queries),
@@ -136,6 +138,20 @@ impl Admission {
         shed("reads");
         let problem = Problem::new(&problems::OVERLOADED, "too many reads are under way");
         Err(self.refuse(tenant, problem, Deadline::after(limits::ANSWER_TIMEOUT)).await)
+    }
+
+    /// A place for a call of a plugin. Fails when the tenant has its share.
+    pub(crate) async fn call(
+        &self,
+        tenant: &Tenant,
+        deadline: Deadline,
+    ) -> Result<HeldPlace<Tenant>, Problem> {
+        if let Some(place) = self.calls.enter(tenant) {
+            return Ok(place);
+        }
+        shed("calls");
+        let detail = "too many calls of plugins are under way; nothing was done";
+        Err(self.refuse(tenant, Problem::new(&problems::OVERLOADED, detail), deadline).await)
     }
 
     /// Waits until the tenant may have one more question for the workers under way. Fails when half of
@@ -251,6 +267,12 @@ mod tests {
             futures::FutureExt::now_or_never(admission.read(tenant)).expect("it is told at once")
         };
         assert_eq!(flood(read), (limits::READS_MAX / 2, true));
+        let call = |tenant: &Tenant| {
+            let soon = Deadline::after(Duration::from_secs(10));
+            let call = admission.call(tenant, soon);
+            futures::FutureExt::now_or_never(call).expect("it is told at once")
+        };
+        assert_eq!(flood(call), (limits::CALLS_MAX / 2, true));
         assert_eq!(flood(|tenant| admission.stream(tenant)), (32, true));
         let flood = tenant("flood");
         let mut held = Vec::new();

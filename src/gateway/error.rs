@@ -8,7 +8,8 @@ use axum::{
     http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use flexcore_domain::{InvalidName, Outcome};
+use flexcore_domain::{InvalidName, Outcome, PluginRefusal, PluginReply};
+use flexcore_operations as operations;
 use flexcore_readmodel as readmodel;
 use flexcore_resilience as resilience;
 use serde_json::{Value, json};
@@ -86,10 +87,14 @@ impl Problem {
     /// the log, and a line for each request that was not made would bury them.
     fn resting(target: &str, retry_after: Duration) -> Self {
         let detail = format!("{target} is failing and not retried for now; nothing was done");
-        // Rounded up: earlier is in vain.
-        let wait_s = retry_after.as_millis().div_ceil(1_000).max(1);
+        Self::new(&problems::UNAVAILABLE, detail).after(retry_after)
+    }
+
+    /// Not to be sent again before this time, rounded up to seconds.
+    fn after(self, pause: Duration) -> Self {
+        let wait_s = pause.as_millis().div_ceil(1_000).max(1);
         let wait = HeaderValue::try_from(wait_s.to_string()).expect("BUG: digits are ASCII");
-        Self::new(&problems::UNAVAILABLE, detail).header(header::RETRY_AFTER, wait)
+        self.header(header::RETRY_AFTER, wait)
     }
 
     /// The broker has no room; nothing was done.
@@ -199,6 +204,54 @@ pub(crate) fn refused(outcome: Outcome, if_match: bool) -> Problem {
     }
 }
 
+/// Said where nobody knows what a plugin has done.
+const MAYBE_DONE: &str = "the plugin may or may not have done it: if the function is idempotent, send it \
+                          again with the same Idempotency-Key";
+
+/// What came of a call of a plugin that has no output.
+pub(crate) fn not_returned(reply: PluginReply) -> Problem {
+    match reply {
+        PluginReply::Output(_) => Problem::internal(&"an output is no failure"),
+        PluginReply::Failed { code, message, temporary, retry_after_ms, details } => {
+            let problem = match temporary {
+                true => Problem::new(&problems::PLUGIN_FAILED_FOR_NOW, message)
+                    .after(Duration::from_millis(retry_after_ms)),
+                false => Problem::new(&problems::PLUGIN_FAILED, message),
+            };
+            let details = details.and_then(|raw| serde_json::from_str::<Value>(raw.get()).ok());
+            let problem = problem.with("code", code);
+            match details {
+                Some(details) => problem.with("details", details),
+                None => problem,
+            }
+        }
+        PluginReply::Refused { refusal, message } => plugin_refused(refusal, message),
+    }
+}
+
+fn plugin_refused(refusal: PluginRefusal, message: String) -> Problem {
+    match refusal {
+        PluginRefusal::NotInstalled => Problem::new(&problems::UNKNOWN_PLUGIN, message),
+        PluginRefusal::UnknownFunction => Problem::new(&problems::UNKNOWN_FUNCTION, message),
+        PluginRefusal::InvalidInput => Problem::new(&problems::INVALID_INPUT, message),
+        PluginRefusal::TooLarge => Problem::new(&problems::PAYLOAD_TOO_LARGE, message),
+        PluginRefusal::NotForTenant => Problem::new(&problems::FORBIDDEN, message),
+        PluginRefusal::Busy => {
+            let detail = "too many calls of this plugin are under way; nothing was done";
+            Problem::new(&problems::OVERLOADED, detail)
+        }
+        PluginRefusal::Away => Problem::unavailable(&message),
+        PluginRefusal::Late => Problem::new(&problems::PLUGIN_TIMEOUT, MAYBE_DONE).caused(&message),
+        PluginRefusal::Unknown => {
+            Problem::new(&problems::OUTCOME_UNKNOWN, MAYBE_DONE).caused(&message)
+        }
+        PluginRefusal::Faulty => {
+            let detail = "what came is in the log, under this trace id";
+            Problem::new(&problems::PLUGIN_FAULTY, detail).caused(&message)
+        }
+    }
+}
+
 pub(crate) fn violations_json(violations: &[flexcore_domain::Violation]) -> Value {
     let json = |v: &flexcore_domain::Violation| json!({"field": v.field, "reason": v.reason});
     violations.iter().map(json).collect()
@@ -249,6 +302,12 @@ impl<E: Into<Problem>> From<resilience::Error<E>> for Problem {
     }
 }
 
+impl From<operations::Error> for Problem {
+    fn from(error: operations::Error) -> Self {
+        if error.is_passing() { Self::unavailable(&error) } else { Self::internal(&error) }
+    }
+}
+
 impl From<flexcore_eventstore::Error> for Problem {
     fn from(error: flexcore_eventstore::Error) -> Self {
         match error {
@@ -259,6 +318,70 @@ impl From<flexcore_eventstore::Error> for Problem {
                 Self::new(&problems::PAYLOAD_TOO_LARGE, why)
             }
             other => Self::internal(&other),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers_and_body(problem: Problem) -> (u16, Option<String>, Value) {
+        let response = problem.render(None);
+        let after = response.headers().get(header::RETRY_AFTER);
+        let after = after.map(|value| value.to_str().unwrap().to_owned());
+        let status = response.status().as_u16();
+        let body = axum::body::to_bytes(response.into_body(), 9_999);
+        let body = futures::FutureExt::now_or_never(body).unwrap().unwrap();
+        (status, after, serde_json::from_slice(&body).unwrap())
+    }
+
+    fn failed(temporary: bool, retry_after_ms: u64) -> PluginReply {
+        let details = serde_json::value::to_raw_value(&json!({"queue": 3})).unwrap();
+        PluginReply::Failed {
+            code: "no_name".to_owned(),
+            message: "It has no name.".to_owned(),
+            temporary,
+            retry_after_ms,
+            details: Some(details),
+        }
+    }
+
+    #[test]
+    fn a_plugins_failure_is_told_in_its_words() {
+        let (status, after, body) = headers_and_body(not_returned(failed(false, 0)));
+        assert_eq!((status, after), (409, None));
+        assert_eq!(body["code"], "no_name");
+        assert_eq!(body["detail"], "It has no name.");
+        assert_eq!(body["details"]["queue"], 3);
+        for (retry_after_ms, said) in [(0, "1"), (1_001, "2"), (3_000, "3")] {
+            let problem = not_returned(failed(true, retry_after_ms));
+            let (status, after, body) = headers_and_body(problem);
+            assert_eq!((status, after.as_deref()), (503, Some(said)));
+            assert_eq!(body["type"], "/problems/plugin-failed-for-now");
+        }
+    }
+
+    #[test]
+    fn each_refusal_of_a_call_has_its_problem() {
+        use PluginRefusal as R;
+        for (refusal, status, code, is_told) in [
+            (R::NotInstalled, 404, "unknown-plugin", true),
+            (R::UnknownFunction, 404, "unknown-function", true),
+            (R::InvalidInput, 422, "invalid-input", true),
+            (R::TooLarge, 413, "payload-too-large", true),
+            (R::NotForTenant, 403, "forbidden", true),
+            (R::Busy, 503, "overloaded", false),
+            (R::Away, 503, "unavailable", false),
+            (R::Late, 504, "plugin-timeout", false),
+            (R::Unknown, 503, "outcome-unknown", false),
+            (R::Faulty, 502, "plugin-faulty", false),
+        ] {
+            let reply = PluginReply::refused(refusal, "secret host");
+            let (found, after, body) = headers_and_body(not_returned(reply));
+            assert_eq!((found, &body["type"]), (status, &format!("/problems/{code}").into()));
+            assert_eq!(after.is_some(), status == 503, "{code}");
+            assert_eq!(body["detail"] == "secret host", is_told, "{code}");
         }
     }
 }

@@ -11,9 +11,7 @@ use axum::{
 use bytes::{Bytes, BytesMut};
 use flexcore_auth::Identity;
 use flexcore_definition::taken::{MIN_POSITION, WAIT_MS};
-use flexcore_domain::{
-    AggregateKey, CommandId, InvalidName, Position, Tenant, TraceParent, limits::PAYLOAD_BYTES_MAX,
-};
+use flexcore_domain::{AggregateKey, CommandId, InvalidName, Position, Tenant, TraceParent};
 use flexcore_resilience::Deadline;
 use futures::FutureExt;
 use http_body_util::BodyExt;
@@ -96,27 +94,24 @@ impl Call {
         Parameters::parse(self.uri.query().unwrap_or_default())
     }
 
-    /// The body, which must be JSON by its type; its text is not looked at.
-    pub(crate) async fn json_body(&mut self) -> Result<Bytes, Problem> {
+    /// The body, which must be JSON by its type, of so many bytes at most; its text is not looked at.
+    pub(crate) async fn json_body(&mut self, bytes_max: usize) -> Result<Bytes, Problem> {
         check_media_type(&self.headers)?;
         let announced = self.headers.get(header::CONTENT_LENGTH);
         let announced = announced.and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-        if announced.is_some_and(|length| length > PAYLOAD_BYTES_MAX) {
-            return Err(too_large());
+        if announced.is_some_and(|length| length > bytes_max) {
+            return Err(too_large(bytes_max));
         }
-        read(&mut self.body).await
+        read(&mut self.body, bytes_max).await
     }
 }
 
-fn too_large() -> Problem {
-    Problem::new(
-        &problems::PAYLOAD_TOO_LARGE,
-        format!("a payload has at most {PAYLOAD_BYTES_MAX} bytes"),
-    )
+fn too_large(bytes_max: usize) -> Problem {
+    Problem::new(&problems::PAYLOAD_TOO_LARGE, format!("this body has at most {bytes_max} bytes"))
 }
 
 /// Reads the body within its limits. Most bodies are there with their head, and cost no timer.
-async fn read(body: &mut Body) -> Result<Bytes, Problem> {
+async fn read(body: &mut Body, bytes_max: usize) -> Result<Bytes, Problem> {
     let late = |_| Problem::new(&problems::REQUEST_TIMEOUT, "the body did not arrive in time");
     let mut first: Option<Bytes> = None;
     let mut more: Option<BytesMut> = None;
@@ -145,8 +140,8 @@ async fn read(body: &mut Body) -> Result<Bytes, Problem> {
             (Some(joined), _) => joined.extend_from_slice(&data),
         }
         let length = more.as_ref().map_or(0, BytesMut::len) + first.as_ref().map_or(0, Bytes::len);
-        if length > PAYLOAD_BYTES_MAX {
-            return Err(too_large());
+        if length > bytes_max {
+            return Err(too_large(bytes_max));
         }
     }
     Ok(more.map(BytesMut::freeze).or(first).unwrap_or_default())

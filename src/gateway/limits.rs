@@ -69,6 +69,18 @@ pub const COMMANDS_PER_AGGREGATE_MAX: usize = 32;
 /// Postgres has a few connections, and requests that wait for a position need a place to wait in.
 pub const READS_MAX: usize = 2_048;
 
+/// Calls of plugins under way at once; shared among tenants as [`COMMANDS_MAX`]. Input and output of one
+/// have up to 960 KiB each, so that all together may take 500 MB.
+pub const CALLS_MAX: usize = 256;
+
+/// Longest wait for a plugin where the client does not say: as long as a call may take by default. A client
+/// that says how long it waits may wait longer, [`flexcore_resilience::TIMEOUT_MAX`] at most.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Time for which an answer about installed plugins is good: each look asks all workers, and waits for the
+/// last of them.
+pub const PLUGINS_AGE: Duration = Duration::from_secs(1);
+
 /// Requests that tenants have under way at the workers while there are several: their shares are
 /// equal parts of it. One that wants n times its share has an n-th part of it under way beside
 /// those that want less than theirs: with two tenants and 320 requests of the one, 3. Alone it has

@@ -2,6 +2,7 @@
 //! payload, each read model with typed filters, each query with its parameters.
 
 mod explain;
+mod plugins;
 
 use flexcore_definition::{
     Catalog, ColumnType, Parameter, QueryDefinition, ReadModelDefinition,
@@ -36,6 +37,7 @@ pub(crate) fn value(catalog: &Catalog) -> Value {
         paths.insert(format!("/v1/queries/{}", query.name), named_query(query));
     }
     explain::paths(&mut paths);
+    plugins::paths(&mut paths);
     paths.insert("/v1/events".to_owned(), events());
     paths.insert("/v1/cluster".to_owned(), cluster());
     open_paths(&mut paths);
@@ -44,8 +46,8 @@ pub(crate) fn value(catalog: &Catalog) -> Value {
         "info": {
             "title": "FlexCore",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "Commands, states, events and queries of the deployed applications. \
-                            The tenant is the token's.",
+            "description": "Commands, states, events and queries of the deployed applications, and \
+                            calls of installed plugins. The tenant is the token's.",
         },
         "servers": [{"url": "/"}],
         "security": [{"bearer": []}],
@@ -387,8 +389,8 @@ fn shared_parameters() -> Value {
     json!({
         "id": {"name": "id", "in": "path", "required": true, "schema": id_schema()},
         "Idempotency-Key": header("Idempotency-Key", command_id.clone(),
-            "Makes the command the same command when it is sent again. Without one, one is made \
-             and answered."),
+            "Makes the command, or the call of a plugin, the same one when it is sent again. Without one, \
+             one is made and answered."),
         "If-Match": header("If-Match", json!({"type": "string", "pattern": "^\"[0-9]+\"$"}),
             "The version that the aggregate must have, as its ETag; \"0\": it must not exist yet."),
         "If-None-Match": header("If-None-Match", text.clone(), "Answer 304 at this version."),
@@ -400,9 +402,10 @@ fn shared_parameters() -> Value {
         (field::CAUSATION_ID): header(field::CAUSATION_ID, command_id,
             "What caused the command."),
         (TIMEOUT): header(TIMEOUT, json!({"type": "integer", "minimum": 1}),
-            "How long the client waits, in milliseconds; more than 15000 (queries: 45000) counts as \
-             that. Work that has not begun by then never begins. A worker works on a waiting client's \
-             command for 8000 at most. With Prefer: respond-async it bounds the storing only."),
+            "How long the client waits, in milliseconds; more than 15000 (queries, and calls of \
+             plugins: 45000) counts as that. Work that has not begun by then never begins. A worker \
+             works on a waiting client's command for 8000 at most. With Prefer: respond-async it \
+             bounds the storing only."),
         MIN_POSITION: query(MIN_POSITION, false, &text,
             "Answer from this position or later (repeatable, or with commas between)."),
         WAIT_MS: query(WAIT_MS, false, &wait, "How long to wait for min_position."),
@@ -455,7 +458,8 @@ fn shared_schemas() -> Value {
                 "status": {"type": "integer"},
                 "detail": {"type": "string"},
                 "trace_id": {"type": "string"},
-                "code": {"type": "string", "description": "Of a rejection."},
+                "code": {"type": "string", "description": "Of a rejection, or a plugin's failure."},
+                "details": {"description": "Of a plugin's failure: more for programs."},
                 "version": {"type": "integer", "description": "The aggregate's."},
                 "known": {"type": "array", "items": {"type": "string"}},
                 "errors": {"type": "array", "items": {

@@ -44,10 +44,13 @@ kinds! {
     UNKNOWN_COMMAND "unknown-command" NOT_FOUND 0 "The aggregate has no such command"
     UNKNOWN_READ_MODEL "unknown-read-model" NOT_FOUND 0 "No deployed application has this read model"
     UNKNOWN_QUERY "unknown-query" NOT_FOUND 0 "No deployed application has this query"
+    UNKNOWN_PLUGIN "unknown-plugin" NOT_FOUND 0 "No plugin of this name is installed"
+    UNKNOWN_FUNCTION "unknown-function" NOT_FOUND 0 "The plugin has no such function"
     METHOD_NOT_ALLOWED "method-not-allowed" METHOD_NOT_ALLOWED 0 "The method is not allowed here"
     REQUEST_TIMEOUT "request-timeout" REQUEST_TIMEOUT 0 "The body did not arrive in time"
     REJECTED "rejected" CONFLICT 0 "The rules say no"
     CONFLICT "conflict" CONFLICT 0 "The aggregate was changed meanwhile"
+    PLUGIN_FAILED "plugin-failed" CONFLICT 0 "The plugin says that it failed"
     VERSION_MISMATCH "version-mismatch" PRECONDITION_FAILED 0 "The aggregate has another version"
     PAYLOAD_TOO_LARGE "payload-too-large" PAYLOAD_TOO_LARGE 0 "The body is too long"
     URI_TOO_LONG "uri-too-long" URI_TOO_LONG 0 "Path and query are too long"
@@ -59,15 +62,21 @@ kinds! {
         "The idempotency key belongs to another command"
     FAULTY_DECIDER "faulty-decider" UNPROCESSABLE_ENTITY 0 "The application's rules failed"
     FAULTY_QUERY "faulty-query" UNPROCESSABLE_ENTITY 0 "The query's statement failed"
+    INVALID_INPUT "invalid-input" UNPROCESSABLE_ENTITY 0
+        "The input does not match the function's schema"
     RATE_LIMITED "rate-limited" TOO_MANY_REQUESTS 1 "Too many requests"
     HEADERS_TOO_LARGE "headers-too-large" REQUEST_HEADER_FIELDS_TOO_LARGE 0 "The headers are too long"
     INTERNAL "internal" INTERNAL_SERVER_ERROR 0 "Something failed here"
+    PLUGIN_FAULTY "plugin-faulty" BAD_GATEWAY 0 "The plugin broke its contract"
     OVERLOADED "overloaded" SERVICE_UNAVAILABLE 1 "Too much is going on"
     UNAVAILABLE "unavailable" SERVICE_UNAVAILABLE 1 "A needed service does not answer"
-    OUTCOME_UNKNOWN "outcome-unknown" SERVICE_UNAVAILABLE 1 "The command's outcome is unknown"
+    OUTCOME_UNKNOWN "outcome-unknown" SERVICE_UNAVAILABLE 1 "The outcome is unknown"
+    PLUGIN_FAILED_FOR_NOW "plugin-failed-for-now" SERVICE_UNAVAILABLE 1
+        "The plugin says that it failed for now"
     READ_MODEL_BUILDING "read-model-building" SERVICE_UNAVAILABLE 2 "The read model is being built"
     POSITION_NOT_REACHED "position-not-reached" SERVICE_UNAVAILABLE 1 "The read model is not there yet"
     QUERY_TIMEOUT "query-timeout" GATEWAY_TIMEOUT 0 "The query took too long"
+    PLUGIN_TIMEOUT "plugin-timeout" GATEWAY_TIMEOUT 0 "The plugin did not answer in time"
     STORAGE_FULL "storage-full" INSUFFICIENT_STORAGE 10 "The broker's storage is full"
 }
 
@@ -128,6 +137,7 @@ mod tests {
     fn limits_in_the_advice_are_the_limits() {
         let says = |kind: &ProblemKind, limit: usize| kind.advice().contains(&limit.to_string());
         assert!(says(&PAYLOAD_TOO_LARGE, flexcore_domain::limits::PAYLOAD_BYTES_MAX));
+        assert!(says(&PAYLOAD_TOO_LARGE, flexcore_domain::plugin::INPUT_BYTES_MAX));
         assert!(says(&MALFORMED_JSON, flexcore_domain::limits::JSON_DEPTH_MAX));
         assert!(says(&URI_TOO_LONG, crate::limits::URI_BYTES_MAX));
         assert!(says(&HEADERS_TOO_LARGE, crate::limits::HEADERS_BYTES_MAX));

@@ -14,7 +14,7 @@ use crate::{
     error::Problem,
     problems, request,
     route::Route,
-    routes::{aggregates, cluster, commands, documents, events, health, queries},
+    routes::{aggregates, cluster, commands, documents, events, health, plugins, queries},
     shared::Shared,
 };
 
@@ -50,6 +50,9 @@ pub(crate) static ROUTES: &[Route] = routes! {
     get  "/v1/queries/{name}"                      RunQueries     queries::named;
     get  "/v1/queries/{name}/explain"              RunQueries     queries::explain_named;
     get  "/v1/events"                              ReadEvents     events::stream;
+    get  "/v1/plugins"                             CallPlugins    plugins::list;
+    get  "/v1/plugins/{plugin}"                    CallPlugins    plugins::show;
+    post "/v1/plugins/{plugin}/{function}"         CallPlugins    plugins::call;
     get  "/v1/cluster"                             SeeCluster     cluster::view;
     get  "/"                                       none           documents::index;
     get  "/openapi.json"                           none           documents::openapi;

@@ -22,7 +22,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    Parts, admission::Admission, former::Former, readiness::Readiness, strangers::Strangers,
+    Parts, admission::Admission, former::Former, installed::InstalledSeen, readiness::Readiness,
+    strangers::Strangers,
 };
 
 pub(crate) struct Shared {
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) readiness: Readiness,
     pub(crate) documents: Documents,
     pub(crate) former: Former,
+    pub(crate) installed: InstalledSeen,
     /// Cancelled when draining begins: readiness turns false, streams end.
     pub(crate) shutdown: CancellationToken,
     draining: AtomicBool,
@@ -70,6 +72,7 @@ impl Shared {
             readiness: Readiness::default(),
             documents: Documents::default(),
             former: Former::default(),
+            installed: InstalledSeen::default(),
             shutdown,
             draining: AtomicBool::new(false),
             durations: RwLock::default(),

@@ -19,7 +19,7 @@ use flexcore_auth::Identity;
 use flexcore_definition::Catalog;
 use flexcore_domain::{
     AggregateId, AggregateKey, AggregateName, CommandId, CommandName, Outcome, Position,
-    Provenance, Tenant, Vouched, command::header as field, json,
+    Provenance, Tenant, Vouched, command::header as field, json, limits::PAYLOAD_BYTES_MAX,
 };
 use flexcore_eventstore as eventstore;
 use flexcore_resilience::{Backoff, Deadline, HeldPlace};
@@ -37,7 +37,7 @@ use crate::{
     shared::Shared,
 };
 
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+pub(super) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
 /// Pauses between two looks at a queued command's outcome.
 const LOOKS: Backoff =
@@ -113,7 +113,7 @@ pub(crate) async fn send(
             return Err(shared.admission.refuse(call.tenant(), problem, asked.deadline).await);
         }
     };
-    let payload = call.json_body().await?;
+    let payload = call.json_body(PAYLOAD_BYTES_MAX).await?;
     let turn = shared.admission.turn(call.tenant(), asked.deadline).await?;
     json::check(&payload).map_err(|violations| {
         Problem::new(&problems::MALFORMED_JSON, "errors says where it goes wrong")
@@ -198,11 +198,13 @@ pub(crate) async fn outcome(
     }
 }
 
-fn new_id() -> CommandId {
+/// The id of a command whose sender gives none.
+pub(super) fn new_id() -> CommandId {
     CommandId::parse(&Uuid::now_v7().to_string()).expect("BUG: a UUID is a command id")
 }
 
-fn value(text: &str) -> HeaderValue {
+/// The value of a header that names something.
+pub(super) fn value(text: &str) -> HeaderValue {
     HeaderValue::try_from(text).expect("BUG: names are ASCII")
 }
 

@@ -6,6 +6,7 @@ pub(crate) mod commands;
 pub(crate) mod documents;
 pub(crate) mod events;
 pub(crate) mod health;
+pub(crate) mod plugins;
 pub(crate) mod queries;
 
 use axum::{

@@ -5,6 +5,7 @@
 mod broker;
 mod connections;
 mod numbers;
+mod plugins;
 mod postgres;
 mod strangers;
 mod support;

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use crate::{
-    commit,
+    commit, plugins,
     support::{Gateway, bearer, settings, start},
     until,
 };
@@ -68,6 +68,8 @@ const NAMES: &[(&str, &str)] = &[
     ("read_model", "flights"),
     ("name", "delays"),
     ("code", "not-found"),
+    ("plugin", "greeter"),
+    ("function", "greet"),
 ];
 /// What goes with a parameter: a wait needs a position, and a position a short wait.
 const BESIDE: &[(&str, &str)] = &[("min_position", "wait_ms=1"), ("wait_ms", "min_position=1-0-1")];
@@ -192,8 +194,9 @@ fn a_new_number_of_the_document_has_a_place() {
 
 /// The status of the answer; 0 when the gateway hung up, as it does when a request panics.
 async fn status(gateway: &Gateway, path: &str, header: &str) -> u16 {
-    let command = path.starts_with("/v1/commands/flight/");
-    let (method, body) = if command { ("POST", "{}") } else { ("GET", "") };
+    let done = ["/v1/commands/flight/", "/v1/plugins/greeter/"];
+    let is_done = done.iter().any(|prefix| path.starts_with(prefix));
+    let (method, body) = if is_done { ("POST", "{}") } else { ("GET", "") };
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
     let request = format!(
         "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n\
@@ -221,6 +224,7 @@ fn is_answer(number: &str, status: u16) -> bool {
 async fn no_number_that_a_client_sends_is_more_than_a_bad_request() {
     let gateway = start(settings()).await;
     gateway.store.append(&commit("acme", "UA1", 1..=2), Expected::default()).await.unwrap();
+    plugins::install(&gateway, "greeter", "").await;
     // As schemas/openapi.json, of the application that is deployed here.
     let places = places(&gateway.get("/openapi.json").await.json());
     assert!(places.len() > 40, "{places:#?}");
