@@ -24,6 +24,9 @@ const READY_FILE: &str = "dev.json";
 /// File in the data folder with the key that signs tokens.
 const SIGNING_KEY_FILE: &str = "signing_key.pem";
 
+/// Folder in the cache with the files of installed plugins.
+const PLUGIN_FILES_FOLDER: &str = "plugins";
+
 /// The tenant that `dev` and `demo` mint a token for, unless another is given.
 const DEV_TENANT: &str = "demo";
 
@@ -175,8 +178,14 @@ impl Config {
                 .into_iter()
                 .chain(ready_file.map(Path::to_owned))
                 .collect(),
+            plugin_files: self.plugin_files(),
             metrics,
         })
+    }
+
+    /// Where a worker keeps the files of installed plugins, each under its SHA-256.
+    pub(crate) fn plugin_files(&self) -> PathBuf {
+        self.cache.join(PLUGIN_FILES_FOLDER)
     }
 
     /// The base of benches.

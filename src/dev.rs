@@ -2,10 +2,11 @@
 
 use std::{io::Write, path::PathBuf};
 
+use anyhow::ensure;
 use flexcore_installation::{self as installation, Ready, RenderMetrics, stop_at_signals};
 use tokio_util::sync::CancellationToken;
 
-use crate::{config::Config, out};
+use crate::{config::Config, out, plugin_folders};
 
 /// Serve everything from one process, with its own nats-server and Postgres
 #[derive(Debug, clap::Args)]
@@ -13,6 +14,7 @@ use crate::{config::Config, out};
 Examples:
   flexcore dev
   flexcore dev --data /var/tmp/flexcore --http 127.0.0.1:8080 --ready-file ready.json
+  flexcore dev --plugins plugins     each folder in it with a plugin.yaml is installed
 
 The ready file is JSON, written once it serves: http, nats, nats_monitor, postgres (URLs), tenant,
 token, signing_key (a path). SIGTERM drains and exits 0.")]
@@ -20,6 +22,9 @@ pub(crate) struct Dev {
     /// Write where everything is to this file once it serves, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) ready_file: Option<PathBuf>,
+    /// Install the plugins whose folders are in this one, and again what changes there
+    #[arg(long, value_name = "DIR")]
+    pub(crate) plugins: Option<PathBuf>,
 }
 
 pub(crate) async fn run(
@@ -28,6 +33,9 @@ pub(crate) async fn run(
     metrics: RenderMetrics,
     out: &mut dyn Write,
 ) -> anyhow::Result<bool> {
+    if let Some(folder) = &args.plugins {
+        ensure!(folder.is_dir(), "--plugins: {} is no folder", folder.display());
+    }
     let stop = CancellationToken::new();
     stop_at_signals(&stop)?;
     let dev =
@@ -41,5 +49,10 @@ pub(crate) async fn run(
         writeln!(out, "{table}\n\nTenant {tenant}, token:\n{token}\n")?;
         writeln!(out, "Next, in another terminal:\n  flexcore apply schemas/flights\n")?;
     }
-    dev.serve().await
+    let Some(folder) = &args.plugins else { return dev.serve().await };
+    let store = dev.installation.store.clone();
+    tokio::select! {
+        served = dev.serve() => served,
+        never = plugin_folders::follow(&store, folder) => match never {},
+    }
 }

@@ -71,7 +71,8 @@ pub(crate) struct Global {
         default_value = ".flexcore"
     )]
     pub(crate) data: PathBuf,
-    /// Where downloaded servers and data sets are kept [default: flexcore in the user's cache folder]
+    /// Where downloaded servers, data sets and plugins are kept [default: flexcore in the user's cache
+    /// folder]
     #[arg(long, global = true, env = "FLEXCORE_CACHE", value_name = "DIR")]
     pub(crate) cache: Option<PathBuf>,
     /// The promise of an acknowledgement: power-loss (synced to disk) or relaxed (may be lost)

@@ -1,5 +1,5 @@
-//! `flexcore plugin`: starts an executable that speaks HashiCorp's go-plugin over gRPC, looks at it or
-//! calls it, and ends it. Needs no broker, and nothing is installed.
+//! `flexcore plugin`: its verbs, and those that start an executable which speaks HashiCorp's go-plugin over
+//! gRPC, look at it or call it, and end it. These need no broker.
 
 use std::{
     fs::File,
@@ -8,27 +8,44 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use flexcore_domain::{ActorName, CommandId, Name};
+use flexcore_operations::plugins::PluginCall;
 use flexcore_plugin::{Address, Error, Method, Reflection, limits::JSON_BYTES_MAX};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::task::spawn_blocking;
 
 use crate::{
+    config::Config,
+    installed::{self, Install, List, Logs, Remove, Restart, Show},
+    new_plugin::{self, NewPlugin},
     out,
     program::{Program, Running, shown, told, with_plugin},
+    publish::random_id,
 };
 
-/// Start a plugin of HashiCorp's go-plugin over gRPC, look at it or call it, and end it
+/// Install plugins of HashiCorp's go-plugin over gRPC, and call them; or try one that is not installed
 #[derive(Debug, clap::Subcommand)]
 #[command(after_help = "\
 Examples:
+  flexcore plugin new greeter
+  flexcore plugin install greeter
+  flexcore plugin call greeter greet '{\"name\": \"Ann\"}'
   flexcore plugin inspect ./my-plugin
   flexcore plugin inspect ./terraform-provider-x --protocol-version 5 --protocol-version 6 \\
     --cookie TF_PLUGIN_MAGIC_COOKIE=…
   flexcore plugin call ./my-plugin my.v1.Greeter/Greet '{\"name\": \"Ann\"}'
 
-What the plugin prints goes to standard error. It gets none of your environment: see --env.")]
+What a plugin prints that is tried here goes to standard error. It gets none of your environment: see
+--env.")]
 pub(crate) enum Plugins {
+    New(NewPlugin),
+    Install(Install),
+    List(List),
+    Show(Show),
+    Logs(Logs),
+    Restart(Restart),
+    Remove(Remove),
     Inspect(Inspect),
     Call(Call),
 }
@@ -46,33 +63,55 @@ pub(crate) struct Inspect {
     json: bool,
 }
 
-/// Call a method of a plugin with JSON
+/// Call a function of an installed plugin, or a method of a file, with JSON
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
+  flexcore plugin call greeter greet '{\"name\": \"Ann\"}'
   flexcore plugin call ./my-plugin my.v1.Greeter/Greet '{\"name\": \"Ann\"}'
   flexcore plugin call ./my-plugin Greet @request.json
   flexcore plugin call ./my-plugin GreetAll '[{\"name\": \"Ann\"}, {\"name\": \"Bob\"}]'
 
-A stream of messages is a list, either way. Bytes are base64, whole numbers of 64 bits are texts. Exit
-code 0: it has answered; 1: it has not, or with an error.")]
+A first argument without a `/` is the name of an installed plugin, which is called on a worker for the
+tenant; what follows is its function. One with a `/` is a file, which is started here. Of a file a stream of
+messages is a list, either way, bytes are base64, and whole numbers of 64 bits are texts. Exit code 0: it has
+answered; 1: it has not, or with an error.")]
 pub(crate) struct Call {
     #[command(flatten)]
     program: Program,
-    /// package.Service/Method, or its end where one method alone ends so
+    /// An installed plugin's function; of a file package.Service/Method, or its end where one method alone
+    /// ends so
     method: String,
     /// What it takes, as JSON; @FILE reads a file, and - standard input
     #[arg(default_value = "{}", value_name = "JSON")]
     input: String,
+    /// Of an installed plugin: the call's id. With the same id the plugin knows a call that is sent again
+    /// [default: a random one]
+    #[arg(long, value_name = "KEY")]
+    id: Option<CommandId>,
+    /// Of an installed plugin: the caller's name
+    #[arg(long, default_value = "cli")]
+    actor: ActorName,
     /// The answer on one line
     #[arg(long)]
     json: bool,
 }
 
-pub(crate) async fn run(command: Plugins, out: &mut dyn Write) -> anyhow::Result<bool> {
+pub(crate) async fn run(
+    config: &Config,
+    command: Plugins,
+    out: &mut dyn Write,
+) -> anyhow::Result<bool> {
     match command {
+        Plugins::New(args) => new_plugin::run(&args, out),
+        Plugins::Install(args) => installed::install(config, args, out).await,
+        Plugins::List(args) => installed::list(config, &args, out).await,
+        Plugins::Show(args) => installed::show(config, &args, out).await,
+        Plugins::Logs(args) => installed::logs(config, &args, out).await,
+        Plugins::Restart(args) => installed::restart(config, &args, out).await,
+        Plugins::Remove(args) => installed::remove(config, &args, out).await,
         Plugins::Inspect(args) => inspect(&args, out).await,
-        Plugins::Call(args) => call(args, out).await,
+        Plugins::Call(args) => call(config, args, out).await,
     }
 }
 
@@ -89,20 +128,48 @@ async fn inspect(args: &Inspect, out: &mut dyn Write) -> anyhow::Result<bool> {
     Ok(found.is_well)
 }
 
-async fn call(args: Call, out: &mut dyn Write) -> anyhow::Result<bool> {
-    let Call { program, method, input, json } = args;
+async fn call(config: &Config, args: Call, out: &mut dyn Write) -> anyhow::Result<bool> {
+    let Call { program, method, input, id, actor, json } = args;
     let input = spawn_blocking(move || read(&input)).await??;
     let within = Duration::from_secs(program.timeout);
-    let answer = with_plugin(&program, async move |running: &Running| {
-        ask(running, &method, input, within).await
-    })
-    .await?;
+    let answer = if let Some(plugin) = installed_name(&program)? {
+        let call = PluginCall {
+            plugin,
+            function: method,
+            tenant: config.tenant()?,
+            actor,
+            key: id.unwrap_or_else(random_id),
+            input: serde_json::to_vec(&input)?.into(),
+            within,
+            trace: None,
+        };
+        installed::call(config, call).await?
+    } else {
+        with_plugin(&program, async move |running: &Running| {
+            ask(running, &method, input, within).await
+        })
+        .await?
+    };
     if json {
         out::json(out, &answer)?;
     } else {
         writeln!(out, "{answer:#}")?;
     }
     Ok(true)
+}
+
+/// The installed plugin that is meant; `None`: a file, whose path has a `/`.
+fn installed_name(program: &Program) -> anyhow::Result<Option<Name>> {
+    let Some(text) = program.file.to_str().filter(|text| !text.contains('/')) else {
+        return Ok(None);
+    };
+    let advice = || format!("a file's path has a `/` in it, such as ./{text}");
+    let name = Name::parse(text).with_context(advice)?;
+    ensure!(
+        program.is_plain(),
+        "{name} is installed, and started as its plugin.yaml says: the options of a start are for files"
+    );
+    Ok(Some(name))
 }
 
 async fn ask(
@@ -262,7 +329,35 @@ fn written(found: &Inspected, out: &mut dyn Write) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser as _;
+
     use super::*;
+
+    #[derive(clap::Parser)]
+    struct Given {
+        #[command(flatten)]
+        call: Call,
+    }
+
+    #[test]
+    fn a_first_argument_without_a_slash_is_an_installed_plugin() {
+        let named = |line: &[&str]| {
+            let line = [&["flexcore"][..], line].concat();
+            installed_name(&Given::try_parse_from(line).unwrap().call.program)
+        };
+        let name = named(&["greeter", "greet"]).unwrap();
+        assert_eq!(name, Some(Name::parse("greeter").unwrap()));
+        for file in ["./greeter", "/opt/greeter", "bin/greeter"] {
+            assert_eq!(named(&[file, "Greet", "--no-tls"]).unwrap(), None, "{file}");
+        }
+        for (line, said) in [
+            (&["my-plugin", "greet"][..], "such as ./my-plugin"),
+            (&["greeter", "greet", "--no-tls"], "the options of a start are for files"),
+        ] {
+            let error = format!("{:#}", named(line).unwrap_err());
+            assert!(error.contains(said), "{line:?}: {error}");
+        }
+    }
 
     fn method(name: &str) -> Method {
         let of = || "x.Message".to_owned();

@@ -23,7 +23,7 @@ use crate::echo::Echo;
 /// A plugin, and how it is started.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Program {
-    /// The plugin's executable
+    /// The plugin's executable; for a call the name of an installed plugin, too
     pub(crate) file: PathBuf,
     /// The magic cookie by which it knows its host [default: that of FlexCore's own plugins]
     #[arg(long, value_name = "KEY=VALUE", value_parser = cookie)]
@@ -159,6 +159,17 @@ impl Program {
             sandbox: Sandbox::default(),
             output: Arc::new(move |printed| echo.take(printed)),
         }
+    }
+
+    /// True if no option says how it is started.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.cookie.is_none()
+            && self.protocol_version == [1]
+            && !self.no_tls
+            && !self.multiplex
+            && self.env.is_empty()
+            && self.arg.is_empty()
+            && self.sha256.is_none()
     }
 
     fn not_started(&self, error: Error) -> anyhow::Error {

@@ -34,6 +34,7 @@ Examples:
   flexcore worker             every role
   flexcore worker command
   flexcore worker projection
+  flexcore worker plugin
 
 Start as many as you like: the cluster's leader, one of them, shares the slots out among those that
 are there. SIGTERM hands over what the worker has and exits 0.")]
@@ -53,6 +54,8 @@ pub(crate) enum Role {
     Command,
     /// Keeps read models.
     Projection,
+    /// Runs the installed plugins.
+    Plugin,
 }
 
 /// The port that the gateway listens on unless an address is given.
@@ -106,6 +109,9 @@ pub(crate) async fn worker(
     }
     if has(Role::Projection) {
         roles.projections(&installation);
+    }
+    if has(Role::Plugin) {
+        roles.plugins(&installation, config.plugin_files());
     }
     if let Some(address) = &args.metrics_http {
         roles.metrics(&installation, listen(address).await?, metrics);

@@ -40,6 +40,8 @@ pub struct Settings {
     pub signing_key: PathBuf,
     /// Where it says that it serves.
     pub ready_files: Vec<PathBuf>,
+    /// Folder in which the files of installed plugins are kept.
+    pub plugin_files: PathBuf,
     /// Renders `/metrics`.
     pub metrics: RenderMetrics,
 }
@@ -85,6 +87,7 @@ impl Dev {
         let mut roles = Roles::new(stop);
         roles.commands(&installation, flexcore_workers::command::Settings::default());
         roles.projections(&installation);
+        roles.plugins(&installation, settings.plugin_files);
         roles.resignation(&installation);
         let verifier = tokens::verifier(vec![key.public().clone()]);
         roles.gateway(&installation, listener, None, verifier, settings.metrics);

@@ -6,7 +6,9 @@ use anyhow::Context;
 use flexcore_cluster::{self as cluster, Member, Owners};
 use flexcore_definition::Catalog;
 use flexcore_domain::AggregateKey;
-use flexcore_eventstore::{self as eventstore, EventStore, Profile, folded::States};
+use flexcore_eventstore::{
+    self as eventstore, EventStore, Profile, folded::States, plugins::InstalledPlugins,
+};
 use flexcore_readmodel::{self as readmodel, ReadModels};
 use flexcore_workers::COMMANDS;
 use tokio::sync::watch;
@@ -29,8 +31,8 @@ pub struct Endpoints {
     pub postgres_query: Option<String>,
 }
 
-/// An installation: the log is open and checked, the read models are migrated, what is deployed is
-/// followed.
+/// An installation: the log is open and checked, the read models are migrated, what is deployed and
+/// installed is followed.
 #[derive(Clone)]
 pub struct Installation {
     /// The log.
@@ -39,6 +41,8 @@ pub struct Installation {
     pub read_models: ReadModels,
     /// The deployed applications.
     pub catalog: watch::Receiver<Arc<Catalog>>,
+    /// The installed plugins.
+    pub plugins: watch::Receiver<Arc<InstalledPlugins>>,
     /// This process in the cluster.
     pub member: Member,
 }
@@ -77,10 +81,11 @@ impl Installation {
         // All of them have one reader: another state is added here.
         let mut states = States::default();
         let catalog = states.add(eventstore::catalog::fold());
+        let plugins = states.add(eventstore::plugins::fold());
         let whole = states.follow(&store).await?;
-        let catalog = catalog.whole(&whole);
+        let (catalog, plugins) = (catalog.whole(&whole), plugins.whole(&whole));
         let member = Member::join(store.client(), membership.clone()).await?;
-        Ok(Self { store, read_models, catalog, member })
+        Ok(Self { store, read_models, catalog, plugins, member })
     }
 
     /// Opens as soon as the servers are there, saying meanwhile what is missing. Fails when the

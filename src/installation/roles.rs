@@ -1,6 +1,6 @@
 //! The roles that serve from an open installation until they are told to stop.
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Context, bail};
 use flexcore_auth::Verifier;
@@ -78,13 +78,28 @@ impl Roles {
 
     /// The projection worker.
     pub fn projections(&mut self, installation: &Installation) {
-        let Installation { store, read_models, catalog, member } = installation.clone();
+        let Installation { store, read_models, catalog, member, .. } = installation.clone();
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             let settings = workers::projection::Settings::default();
             let running =
                 workers::projection::run(store, read_models, catalog, member, settings, stop);
             running.await.context("the projection worker stopped")
+        });
+    }
+
+    /// The plugin worker. The plugins' files are kept in this folder.
+    pub fn plugins(&mut self, installation: &Installation, files: PathBuf) {
+        let Installation { store, plugins, member, .. } = installation.clone();
+        let settings = workers::plugin::Settings {
+            folder: files,
+            member: member.id().to_string(),
+            guard: workers::plugin::GUARD.into(),
+        };
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            let running = workers::plugin::run(store, plugins, settings, stop);
+            running.await.context("the plugin worker stopped")
         });
     }
 

@@ -313,6 +313,36 @@ const METRICS: &[(&str, MetricKind, Unit, &str)] = &[
         "Calls that their deadline ended, by target",
     ),
     ("flexcore_http_connections", MetricKind::Gauge, Unit::Count, "Open HTTP connections"),
+    (
+        "flexcore_plugin_calls_total",
+        MetricKind::Counter,
+        Unit::Count,
+        "Calls of a plugin's functions, by outcome",
+    ),
+    (
+        "flexcore_plugin_call_seconds",
+        MetricKind::Histogram(SECONDS),
+        Unit::Seconds,
+        "Time of a call of a plugin's function, with its wait for an instance",
+    ),
+    (
+        "flexcore_plugin_instances_ready",
+        MetricKind::Gauge,
+        Unit::Count,
+        "Instances of a plugin that take calls",
+    ),
+    (
+        "flexcore_plugin_restarts_total",
+        MetricKind::Counter,
+        Unit::Count,
+        "Instances of a plugin that were started again",
+    ),
+    (
+        "flexcore_plugin_under_way",
+        MetricKind::Gauge,
+        Unit::Count,
+        "Calls of a plugin's functions that are under way",
+    ),
 ];
 
 /// The metrics of this process. Cheap to clone.

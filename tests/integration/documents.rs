@@ -4,12 +4,13 @@
 use std::{
     collections::BTreeSet,
     fs,
-    os::unix::fs::symlink,
+    os::unix::fs::{PermissionsExt as _, symlink},
     path::Path,
     process::{Command, Stdio},
 };
 
-use flexcore_domain::limits as domain;
+use flexcore_definition::{PluginManifest, SourceFile};
+use flexcore_domain::{limits as domain, plugin};
 use flexcore_gateway::limits as gateway;
 use flexcore_readmodel as readmodel;
 use flexcore_script::limits as script;
@@ -54,8 +55,14 @@ impl Block {
 
     /// Runs it with a shell, which must succeed; returns its output.
     fn run(&self, place: &Path) -> String {
+        self.run_after("", place)
+    }
+
+    /// The same, after lines of another block, in whose shell it goes on.
+    fn run_after(&self, lines: &str, place: &Path) -> String {
         let mut shell = Command::new("sh");
-        shell.args(["-eu", "-c", self.text]).current_dir(place).stdin(Stdio::null());
+        let text = format!("{lines}\n{}", self.text);
+        shell.args(["-eu", "-c", &text]).current_dir(place).stdin(Stdio::null());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("FLEXCORE_") {
                 shell.env_remove(name);
@@ -127,6 +134,16 @@ fn as_built() -> tempfile::TempDir {
     fs::create_dir_all(&release).unwrap();
     symlink(env!("CARGO_BIN_EXE_flexcore"), release.join("flexcore")).unwrap();
     symlink(plugins::transform(), release.join("flexcore-plugin-transform")).unwrap();
+    // A new plugin takes minutes to build. This package has what is written as an executable of its own.
+    let built = plugins::transform().with_file_name("greeter");
+    assert!(built.is_file(), "{} is not there: build all packages", built.display());
+    let build = format!("mkdir -p target/release\ncp {} target/release/\n", built.display());
+    let build =
+        format!("#!/bin/sh -e\ntest \"$*\" = 'build --release'\ntest -f Cargo.toml\n{build}");
+    fs::write(release.join("cargo"), build).unwrap();
+    fs::set_permissions(release.join("cargo"), fs::Permissions::from_mode(0o755)).unwrap();
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    symlink(sources, place.path().join("src")).unwrap();
     let schemas = Path::new(env!("CARGO_MANIFEST_DIR")).join("schemas");
     symlink(schemas, place.path().join("schemas")).unwrap();
     place
@@ -184,6 +201,12 @@ fn run_the_readme() {
                     assert!(said.contains(expected), "{}: {said}", block.place);
                 }
             }
+            "sh" if block.begins_with("flexcore plugin new greeter ") => {
+                let said = block.run_after(&the_two_lines_for_curl(), place.path());
+                for expected in ["greeter is in", "installed", "Hello, Ann!\"}", "ready"] {
+                    assert!(said.contains(expected), "{}: {said}", block.place);
+                }
+            }
             "sh" if block.begins_with("deploy/secrets.sh && deploy/image.sh\n") => {
                 block.runs_elsewhere("docker compose", &compose());
             }
@@ -191,6 +214,13 @@ fn run_the_readme() {
         }
     }
     serving.expect("the document says how to serve").terminate();
+}
+
+/// The lines of the document that say where HTTP is, and by which token.
+fn the_two_lines_for_curl() -> String {
+    let all = blocks(README);
+    let block = all.iter().find(|block| block.begins_with("http=$(")).expect("it says so before");
+    block.text.lines().take(2).map(|line| format!("{line}\n")).collect()
 }
 
 /// The test that runs the demo.
@@ -256,6 +286,10 @@ async fn every_example_of_the_reference_works() {
         let file = match (block.language, kind) {
             ("yaml", "aggregate" | "read_model" | "query") => format!("{kind}.yaml"),
             ("yaml", "test") => "tests/flight.yaml".to_owned(),
+            ("yaml", "name") => {
+                is_a_manifest(&block);
+                continue;
+            }
             (language, _) => panic!("{}: nothing runs this block ({language})", block.place),
         };
         let file = application.join(file);
@@ -303,6 +337,24 @@ async fn every_example_of_the_reference_works() {
     }
     let explained = dev.succeed(&["query", "delays_by_carrier", "--explain"]);
     assert!(explained.starts_with("carriers: "), "{explained}");
+}
+
+/// It is read, and what may be left out has the value that stands there, but for these keys.
+fn is_a_manifest(block: &Block) {
+    let read = |text: String| {
+        let source = SourceFile { path: "plugin.yaml".to_owned(), text };
+        PluginManifest::read(source).unwrap_or_else(|problems| panic!("{problems:?}"))
+    };
+    let mut whole = read(block.text.to_owned());
+    assert!(whole.tenants.is_some() && whole.cookie.is_some() && whole.summary.is_some());
+    assert_ne!((whole.limits, whole.sandbox), Default::default());
+    let needed =
+        |line: &&str| ["name:", "version:", "file:"].iter().any(|key| line.starts_with(key));
+    let short = read(block.text.lines().filter(needed).map(|line| format!("{line}\n")).collect());
+    (whole.tenants, whole.cookie, whole.summary) = (None, None, None);
+    (whole.limits, whole.sandbox) = Default::default();
+    whole.source = short.source.clone();
+    assert_eq!(whole, short);
 }
 
 /// The rows of the table under this heading.
@@ -357,11 +409,26 @@ fn of_functions() -> [(&'static str, String); 3] {
     ]
 }
 
+/// The rows of the limits of plugins.
+fn of_plugins() -> [(&'static str, String); 3] {
+    assert_eq!(plugin::INPUT_BYTES_MAX, plugin::OUTPUT_BYTES_MAX);
+    let words = kib(plugin::INPUT_BYTES_MAX);
+    let file = domain::PLUGIN_FILE_BYTES_MAX >> 20;
+    let files = flexcore_eventstore::topology::FILES_BYTES_MAX >> 30;
+    let call_s = flexcore_definition::PLUGIN_CALL_S;
+    [
+        ("input and output of a plugin's function", format!("{words} each")),
+        ("a plugin's file; files of all plugins", format!("{file} MiB; {files} GiB")),
+        ("a call of a plugin", format!("{call_s} s, unless its manifest says otherwise")),
+    ]
+}
+
 #[test]
 fn the_limits_in_the_readme_are_those_of_the_code() {
     let deep = format!("nested {} levels", domain::JSON_DEPTH_MAX);
     let commit = kib(domain::COMMIT_BYTES_MAX);
     let [decide, evolve, checks] = of_functions();
+    let [words, file, call] = of_plugins();
     let query_s = readmodel::Settings::default().statement_timeout.as_secs();
     assert_eq!(gateway::WAIT_MAX.as_secs(), 30, "positions and outcomes alike");
     let expected = [
@@ -416,6 +483,9 @@ fn the_limits_in_the_readme_are_those_of_the_code() {
             format!("{} at each gateway", gateway::COMMANDS_PER_AGGREGATE_MAX),
         ),
         ("a wait for a position, or for an outcome", "30 s".to_owned()),
+        words,
+        file,
+        call,
     ];
     let expected = expected.map(|(what, most)| (what.to_owned(), most));
     assert_eq!(table(README.1, "### Limits"), expected);

@@ -15,6 +15,7 @@ mod faults;
 mod flights;
 mod hostile;
 mod http_commands;
+mod installed_plugins;
 mod kill;
 mod nats_commands;
 mod pauses;

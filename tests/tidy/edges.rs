@@ -15,6 +15,7 @@ pub(crate) const EDGES: &[(&str, &[&str], &str)] = &[
     ("queue", &["broker"], "it hands out messages and records what is settled, whatever they mean"),
     ("plugin", &[], "it hosts plugins, whatever these are for, and plugins are built on it"),
     ("sdk", &["plugin"], "plugins are written with it, whatever they do"),
+    ("pool", &["plugin", "resilience"], "it keeps plugins running, whoever installed them"),
     ("cluster", &["broker", "resilience"], "leases and slots are about members, whatever these do"),
     ("resilience", &[], "everybody may use it, so it may use nobody"),
     (
@@ -40,7 +41,7 @@ pub(crate) const EDGES: &[(&str, &[&str], &str)] = &[
     ("auth", &["domain"], "identity has to be usable alone"),
     (
         "operations",
-        &["cluster", "definition", "domain", "eventstore", "readmodel"],
+        &["cluster", "definition", "domain", "eventstore", "readmodel", "resilience"],
         "command line and gateway call it, so it neither prints nor answers, and runs no script",
     ),
     (
@@ -67,6 +68,8 @@ pub(crate) const EDGES: &[(&str, &[&str], &str)] = &[
             "definition",
             "domain",
             "eventstore",
+            "plugin",
+            "pool",
             "queue",
             "readmodel",
             "resilience",

@@ -8,8 +8,17 @@ use crate::{none, sources};
 const DOCUMENT: &str = "deploy/README.md";
 
 /// Labels whose values are names, numbers, or true and false: the document lists none.
-const NAMES: &[&str] =
-    &["application", "found", "lane", "method", "read_model", "route", "server", "status"];
+const NAMES: &[&str] = &[
+    "application",
+    "found",
+    "lane",
+    "method",
+    "plugin",
+    "read_model",
+    "route",
+    "server",
+    "status",
+];
 
 /// The other labels whose values do not stand in the call of the macro: metric, label, the file and the
 /// function where the values are (none: all files), and the text that each of them follows. After
@@ -28,6 +37,7 @@ const VALUES: &[(&str, &str, &str, &str)] = &[
     ("flexcore_failovers_total", "target", "", "Endpoints::new(\""),
     ("flexcore_http_shed_total", "reason", "", "shed(\""),
     ("flexcore_kept_trimmed_total", "stream", "", ".wrote(topology::"),
+    ("flexcore_plugin_calls_total", "outcome", "src/pool/measure.rs outcome", "=> \""),
     ("flexcore_retries_total", "target", "", "Retry::new(\""),
     ("flexcore_retry_budget_exhausted_total", "target", "", "Retry::new(\""),
     ("flexcore_streams_remade_total", "stream", "src/eventstore/remade.rs lost_with", "topology::"),

@@ -27,7 +27,7 @@ const WRITES: &[(&str, usize, &str, &str)] = &[
         "src/eventstore/lib.rs",
         2,
         "commits: by bytes, before they are sent",
-        "sizes::commits sizes::deployments",
+        "sizes::commits sizes::deployments plugins::the_largest_manifest_is_one_message",
     ),
     ("src/eventstore/dead.rs", 1, "it is cut to fit", "sizes::what_is_put_aside"),
     ("src/eventstore/outcomes.rs", 1, "it is cut to fit", "sizes::outcomes"),
@@ -36,6 +36,7 @@ const WRITES: &[(&str, usize, &str, &str)] = &[
     ("src/broker/inbox.rs", 2, "questions: a subject and numbers", QUESTION),
     ("src/broker/clock.rs", 1, "a question without a body", QUESTION),
     ("src/eventstore/deployed.rs", 1, "a question for one subject", QUESTION),
+    ("src/eventstore/files.rs", 3, "chunks of one size, a record of one name, a question", FILES),
     ("src/eventstore/find.rs", 1, "a question for one subject", QUESTION),
     ("src/eventstore/kept.rs", 2, "questions for one tenant, and for one number each", QUESTION),
     ("src/broker/leader.rs", 1, "a question for one subject", QUESTION),
@@ -55,6 +56,9 @@ const WRITES: &[(&str, usize, &str, &str)] = &[
     ("src/gateway/routes/commands.rs", 1, "by the publisher of commands", "sizes::commands"),
     ("workers/command/requests.rs", 1, "answers: texts are cut, a state is bounded", ANSWERS),
     ("src/operations/deploy.rs", 1, "a question for one name", QUESTION),
+    ("src/operations/plugins.rs", 2, "calls: an input has a limit of its own; a question", INPUTS),
+    ("workers/plugin/calls.rs", 1, "answers: texts are cut, an output is bounded", CALLED),
+    ("workers/plugin/reports.rs", 1, "reports and lines: cut to fit", REPORTS),
     ("src/operations/dead.rs", 1, "what the stream does not take is told as final", REQUEUES),
     ("src/demo/lib.rs", 1, "by the publisher of commands", "sizes::commands"),
     ("src/http/client.rs", 1, "over HTTP: nothing goes to the broker", QUESTION),
@@ -69,6 +73,12 @@ const REQUEUES: &str = "nats_commands::a_requeue_that_is_too_large_is_final";
 const SNAPSHOTS: &str = "sizes::snapshots sizes::full_blocks_of_fingerprints";
 const RECORDS: &str =
     "size::whatever_members_are_called_no_record_is_larger_than_the_broker_was_asked_for";
+const INPUTS: &str =
+    "installed_plugins::the_largest_input_fits_a_message_and_a_larger_one_is_refused";
+const FILES: &str = "files::a_file_is_read_in_chunks_of_one_length \
+                     files::a_file_comes_back_as_it_was_and_may_be_executed";
+const CALLED: &str = "plugin::a_reply_about_a_call_fits_a_message_whatever_it_quotes";
+const REPORTS: &str = "plugin::a_report_fits_a_message_and_small_plugins_stay_whole";
 const ANSWERS: &str = "command::a_reply_about_a_state_fits_a_message_whatever_it_quotes";
 
 #[test]

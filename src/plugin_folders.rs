@@ -1,0 +1,156 @@
+//! `flexcore dev --plugins DIR`: the plugins in a folder are installed, and again when they change.
+
+use std::{
+    collections::BTreeMap,
+    convert::Infallible,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use flexcore_eventstore::EventStore;
+use flexcore_operations::plugins;
+use tokio::{task::spawn_blocking, time::sleep};
+
+use crate::plugin_files::{self, PluginFiles};
+
+/// Time between two looks at the folder.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Most folders that are looked at, in the order of their names: more is another folder, named by
+/// mistake.
+const FOLDERS_MAX: usize = 200;
+
+/// When a file was written, and its size in bytes. `None`: it is not there.
+type Written = Option<(SystemTime, u64)>;
+
+/// The manifest and the executable of a plugin's folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    manifest: Written,
+    file: Written,
+}
+
+/// The folders, as they were at the last look.
+#[derive(Default)]
+struct Looked {
+    last: BTreeMap<PathBuf, Stamp>,
+    /// What was installed, or was tried: it is not tried again until it changes.
+    done: BTreeMap<PathBuf, Stamp>,
+}
+
+impl Looked {
+    /// Takes up what is there now. Returns what has changed since it was installed, and rests since the
+    /// last look: a file that is still being written would be half a file.
+    fn look(&mut self, now: BTreeMap<PathBuf, Stamp>) -> Vec<PathBuf> {
+        self.done.retain(|folder, _| now.contains_key(folder));
+        let is_due = |(folder, stamp): &(&PathBuf, &Stamp)| {
+            self.last.get(*folder) == Some(*stamp) && self.done.get(*folder) != Some(*stamp)
+        };
+        let due: Vec<_> = now.iter().filter(is_due).map(|(f, s)| (f.clone(), *s)).collect();
+        self.done.extend(due.iter().cloned());
+        self.last = now;
+        due.into_iter().map(|(folder, _)| folder).collect()
+    }
+}
+
+/// Installs what is in the folder and what changes there, and logs what came of it. A plugin whose folder
+/// goes away stays installed.
+pub(crate) async fn follow(store: &EventStore, folder: &Path) -> Infallible {
+    let mut looked = Looked::default();
+    loop {
+        let place = folder.to_owned();
+        // Its own panic is the only error, and would be told; the next look is a new one.
+        let now = spawn_blocking(move || stamps(&place)).await.unwrap_or_default();
+        for due in looked.look(now) {
+            match install(store, due.clone()).await {
+                Ok(installed) => tracing::info!(
+                    plugin = installed.name,
+                    number = installed.number,
+                    trouble = installed.trouble,
+                    "plugin installed"
+                ),
+                Err(error) => tracing::error!(
+                    folder = %due.display(),
+                    error = format!("{error:#}"),
+                    "plugin not installed; it is tried again when its files change"
+                ),
+            }
+        }
+        sleep(LOOK_EVERY).await;
+    }
+}
+
+async fn install(store: &EventStore, folder: PathBuf) -> anyhow::Result<plugins::Installed> {
+    let PluginFiles { manifest, file } =
+        spawn_blocking(move || plugin_files::read(&folder)).await??;
+    Ok(plugins::install(store, &manifest, &file).await?)
+}
+
+/// The plugins' folders in this one.
+fn stamps(folder: &Path) -> BTreeMap<PathBuf, Stamp> {
+    let mut found: Vec<PathBuf> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.join(plugin_files::MANIFEST).is_file())
+        .collect();
+    found.sort();
+    found.truncate(FOLDERS_MAX);
+    found.into_iter().map(|path| (path.clone(), stamp(&path))).collect()
+}
+
+fn stamp(folder: &Path) -> Stamp {
+    let file = plugin_files::read(folder).ok().and_then(|found| written(&found.file));
+    Stamp { manifest: written(&plugin_files::manifest_of(folder)), file }
+}
+
+fn written(file: &Path) -> Written {
+    let metadata = fs::metadata(file).ok()?;
+    Some((metadata.modified().ok()?, metadata.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(size: u64) -> Stamp {
+        let written = Some((SystemTime::UNIX_EPOCH, size));
+        Stamp { manifest: written, file: written }
+    }
+
+    #[test]
+    fn what_has_changed_and_rests_is_installed_once() {
+        let (a, b) = (PathBuf::from("a"), PathBuf::from("b"));
+        let at = |sizes: &[(&PathBuf, u64)]| -> BTreeMap<PathBuf, Stamp> {
+            sizes.iter().map(|(folder, size)| ((*folder).clone(), of(*size))).collect()
+        };
+        let mut looked = Looked::default();
+        let mut look = |sizes: &[(&PathBuf, u64)]| looked.look(at(sizes));
+        assert!(look(&[(&a, 1)]).is_empty(), "it may still be written");
+        assert!(look(&[(&a, 2), (&b, 1)]).is_empty(), "it was");
+        assert_eq!(look(&[(&a, 2), (&b, 1)]), [a.clone(), b.clone()]);
+        assert!(look(&[(&a, 2), (&b, 1)]).is_empty(), "nothing has changed");
+        assert!(look(&[(&b, 3)]).is_empty());
+        assert_eq!(look(&[(&a, 2), (&b, 3)]), std::slice::from_ref(&b));
+        assert_eq!(look(&[(&a, 2), (&b, 3)]), std::slice::from_ref(&a), "it was gone meanwhile");
+    }
+
+    #[test]
+    fn a_folder_without_a_manifest_is_none_of_a_plugin() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["plugin", "other"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let plugin = folder.path().join("plugin");
+        let text = "name: x\nversion: 0.1.0\nfile: x\n";
+        fs::write(plugin.join(plugin_files::MANIFEST), text).unwrap();
+        let found = stamps(folder.path());
+        assert_eq!(found.keys().collect::<Vec<_>>(), [&plugin]);
+        assert_eq!(found[&plugin].file, None, "its executable is not there");
+        fs::write(plugin.join("x"), "#!").unwrap();
+        assert_eq!(stamps(folder.path())[&plugin].file.map(|(_, size)| size), Some(2));
+        assert!(stamps(&folder.path().join("nowhere")).is_empty());
+    }
+}
