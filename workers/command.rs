@@ -258,6 +258,7 @@ impl Lanes {
 /// Serves the commands of the slots that the member is assigned until the token is cancelled; then
 /// answers what it has taken on and returns. Fails when the broker refuses a subscription at the
 /// start, when a lane has panicked, and when deployments are not followed any more.
+#[boxed::async_recursion]
 pub async fn run(
     store: EventStore,
     mut catalog: watch::Receiver<Arc<Catalog>>,

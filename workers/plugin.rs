@@ -63,6 +63,7 @@ type Wanted = watch::Receiver<Option<Arc<InstalledPlugin>>>;
 /// Runs what is installed, and answers calls and questions, until the token is cancelled. Then it ends the
 /// plugins and returns. Fails when the broker refuses a subscription at the start, and when what is installed
 /// is not followed any more.
+#[boxed::async_recursion]
 pub async fn run(
     store: EventStore,
     mut installed: watch::Receiver<Arc<InstalledPlugins>>,

@@ -67,6 +67,7 @@ impl Default for Settings {
 /// Keeps the read models of its shares up to date until the token is cancelled; then finishes the
 /// batch at hand. Outages of the broker or of Postgres are waited out. `read_models` is migrated.
 /// Fails when deployments are not followed any more.
+#[boxed::async_recursion]
 pub async fn run(
     store: EventStore,
     read_models: ReadModels,

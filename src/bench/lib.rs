@@ -195,6 +195,7 @@ pub(crate) fn round(value: f64) -> f64 {
 }
 
 /// Runs the benches and prints their figures. Returns whether there were no errors.
+#[boxed::async_recursion(?Send)]
 pub async fn run(settings: &Settings, args: &Args, out: &mut dyn Write) -> anyhow::Result<bool> {
     let run = Run { settings, quick: args.quick, events: args.events };
     let mut figures = Vec::with_capacity(args.benches.len());

@@ -111,6 +111,7 @@ pub struct Acknowledged {
 
 impl Acknowledged {
     /// Publishes over this connection. Fails when the subscription to the acknowledgements is refused.
+    #[boxed::async_recursion]
     pub async fn open(client: &async_nats::Client) -> Result<Self, Error> {
         let prefix = client.new_inbox();
         let replies = client.subscribe(format!("{prefix}.*")).await.map_err(unavailable)?;
@@ -139,6 +140,7 @@ impl Acknowledged {
 
     /// Publishes a message. Returns its stream sequence when it is stored; fails like
     /// [`Self::publish`].
+    #[boxed::async_recursion]
     pub async fn store(
         &self,
         subject: String,
@@ -154,6 +156,7 @@ impl Acknowledged {
 
     /// Hands a message over, in order with those before it. One that is too large is not sent. A caller
     /// that waits is told [`Unstored::Unknown`] at the latest half a second after [`REQUEST_TIMEOUT`].
+    #[boxed::async_recursion]
     pub async fn publish(&self, message: Outgoing) {
         let Outgoing { subject, headers, body, told } = message;
         if let Err(why) = size::check(&headers, body.len(), self.client.max_payload()) {

@@ -51,6 +51,7 @@ pub struct Bucket {
 impl Bucket {
     /// A key's last message; `None`: there is none. Fails when the leader does not answer, and when there
     /// is no such stream.
+    #[boxed::async_recursion]
     pub async fn read(&self, key: &str) -> Result<Option<Entry>, LastRawMessageError> {
         let stream = self.jetstream.get_stream_no_info(self.stream).await;
         let stream = stream.map_err(|error| {

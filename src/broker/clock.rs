@@ -22,6 +22,7 @@ struct Info {
 impl Inbox {
     /// The clock of a broker's server, in milliseconds since 1970-01-01 UTC: of the server that
     /// leads this stream. Fails with [`Error::Unavailable`] when none answers at once.
+    #[boxed::async_recursion]
     pub async fn time_ms(&self, stream: &str) -> Result<i64, Error> {
         let to = format!("$JS.API.STREAM.INFO.{stream}");
         let until = Instant::now() + ANSWER_MAX;

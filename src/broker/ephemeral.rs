@@ -48,6 +48,7 @@ pub struct Ephemeral {
 impl Ephemeral {
     /// Makes one of this name, filter and start. Fails with [`Error::Unavailable`], which a broker that
     /// keeps no more of them is, too.
+    #[boxed::async_recursion]
     pub async fn create(
         jetstream: &jetstream::Context,
         stream: &'static str,
@@ -147,6 +148,7 @@ fn say_full(stream: &'static str) {
 }
 
 /// A consumer's messages, pulled so many at a time, and so many bytes of them.
+#[boxed::async_recursion]
 pub async fn messages(
     consumer: &Consumer<pull::Config>,
     messages_max: usize,

@@ -38,6 +38,7 @@ pub struct Replies {
 
 impl Inbox {
     /// Asks over this connection. Fails when the subscription to the replies is refused.
+    #[boxed::async_recursion]
     pub async fn open(client: &async_nats::Client) -> Result<Self, Error> {
         let prefix = client.new_inbox();
         let mut replies = client.subscribe(format!("{prefix}.*")).await.map_err(unavailable)?;
@@ -66,6 +67,7 @@ impl Inbox {
     }
 
     /// Sends a request. Returns its replies as they come; fails when the connection does not take it.
+    #[boxed::async_recursion]
     pub async fn request(
         &self,
         subject: String,
@@ -90,6 +92,7 @@ impl Inbox {
 
 impl Replies {
     /// The next reply. Fails when none comes within the request timeout.
+    #[boxed::async_recursion]
     pub async fn next(&mut self) -> Result<Message, Error> {
         match tokio::time::timeout(crate::REQUEST_TIMEOUT, self.receiver.recv()).await {
             Ok(Some(message)) => Ok(message),

@@ -66,6 +66,7 @@ impl Leaders {
     /// Stream sequence of the last message on these subjects, at least `least`; 0: there is none.
     /// Fails with [`Error::Unavailable`] when there is no answer in time. A deposed leader answers
     /// from its own copy until it hears of that, a second or so after it is back.
+    #[boxed::async_recursion]
     pub async fn last_on(&self, stream: &str, subjects: &str, least: u64) -> Result<u64, Error> {
         let _place = self.asking.acquire().await.map_err(unavailable)?;
         let deadline = Instant::now() + REQUEST_TIMEOUT;
@@ -86,6 +87,7 @@ impl Leaders {
     /// Stream sequence of the first message on these subjects at this sequence or behind it; `None`:
     /// there is none. Fails as [`Self::last_on`] does. The leader goes through all messages from there,
     /// so each time that there was no answer it has twice as long for the next.
+    #[boxed::async_recursion]
     pub async fn next_on(
         &self,
         stream: &str,

@@ -11,12 +11,14 @@ use crate::{Error, REQUEST_TIMEOUT, unavailable};
 const LIMITS: Limits = Limits { within: REQUEST_TIMEOUT, bytes_max: 1 << 20 };
 
 /// A server's general state. Fails with [`Error::Unavailable`] when the server does not tell it.
+#[boxed::async_recursion]
 pub async fn varz(url: &str) -> Result<Value, Error> {
     page(url, "/varz", |status| status.is_success()).await
 }
 
 /// A server's health, also when it says that something is wrong. Fails with [`Error::Unavailable`] when
 /// the server does not tell it.
+#[boxed::async_recursion]
 pub async fn healthz(url: &str) -> Result<Value, Error> {
     page(url, "/healthz", |status| status.is_success() || status.is_server_error()).await
 }

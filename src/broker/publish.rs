@@ -106,6 +106,7 @@ impl Publisher {
 
     /// Hands a message over when there is a place, in order with those before it, and does not wait
     /// until it is stored.
+    #[boxed::async_recursion]
     pub async fn send(
         &self,
         subject: String,
@@ -131,6 +132,7 @@ pub struct Sent {
 
 impl Sent {
     /// Its stream sequence, once it is stored.
+    #[boxed::async_recursion]
     pub async fn stored(self) -> Result<u64, Error> {
         Ok(self.answered.await.map_err(|_| unknown("shutting down"))??)
     }

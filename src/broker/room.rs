@@ -110,6 +110,7 @@ impl Room {
     }
 
     /// Looks once where nobody watches: for tools, which are soon gone.
+    #[boxed::async_recursion]
     pub async fn look(&self, monitor_urls: &[String]) {
         if self.looking.is_none() {
             self.seen.keep(&look(monitor_urls).await);

@@ -9,6 +9,7 @@ use async_nats::jetstream::{
 use crate::{Error, unavailable};
 
 /// A stream as it is now; `None`: there is none of this name. Fails with [`Error::Unavailable`].
+#[boxed::async_recursion]
 pub async fn found(jetstream: &jetstream::Context, name: &str) -> Result<Option<Info>, Error> {
     let error = match jetstream.get_stream(name).await {
         Ok(stream) => return Ok(Some(stream.cached_info().clone())),

@@ -32,6 +32,7 @@ pub struct Member {
 impl Member {
     /// Joins. Returns when the member's record is stored. Fails when the broker does not answer, or
     /// takes no message as large as a record may get, and when the member's own would be too large.
+    #[boxed::async_recursion]
     pub async fn join(client: &async_nats::Client, settings: Settings) -> Result<Self, Error> {
         size::check_broker(&settings.shared_out, client.max_payload())?;
         let bucket = Bucket::open(client, settings.replicas, settings.lease / RENEWALS).await?;
@@ -110,6 +111,7 @@ impl Member {
 
     /// True if nobody else is there to serve a kind, or nobody says so: then the places that this
     /// member leaves have no new owner to wait for.
+    #[boxed::async_recursion]
     pub async fn is_alone(&self, kind: WorkKind) -> bool {
         let Ok(members) = self.bucket.entries(MEMBER).await else { return true };
         let serves = |entry: &Entry| {
@@ -127,6 +129,7 @@ impl Member {
 
     /// Leaves: gives the leadership up, then the record. Its former places are given to others. To
     /// be called when it serves nothing any more.
+    #[boxed::async_recursion]
     pub async fn leave(&self) {
         self.leaving.cancel();
         self.gone.cancelled().await;

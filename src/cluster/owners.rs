@@ -76,6 +76,7 @@ impl Owners {
     }
 
     /// For a process that is no member, such as a tool. Fails when the broker does not answer.
+    #[boxed::async_recursion]
     pub async fn attach(kind: WorkKind, client: &Client) -> Result<Self, Error> {
         let bucket = Bucket::attach(client).await?;
         let (tell, map) = watch::channel(read(&bucket).await?.unwrap_or_default());

@@ -44,6 +44,7 @@ pub struct View {
 }
 
 /// Looks at the cluster. Fails when the broker does not answer.
+#[boxed::async_recursion]
 pub async fn look(client: &async_nats::Client) -> Result<View, Error> {
     let bucket = Bucket::attach(client).await?;
     let leader = bucket.read(LEADER).await?;
@@ -87,6 +88,7 @@ fn owned(map: &Map, kind: &str, by: Option<&MemberId>) -> Vec<u16> {
 
 /// Asks that a member serves nothing any more; it stays a member. Fails with
 /// [`Error::UnknownMember`].
+#[boxed::async_recursion]
 pub async fn drain(client: &async_nats::Client, id: &str) -> Result<(), Error> {
     let bucket = Bucket::attach(client).await?;
     let known = names(&bucket, MEMBER).await?;
@@ -97,6 +99,7 @@ pub async fn drain(client: &async_nats::Client, id: &str) -> Result<(), Error> {
 }
 
 /// Takes [`drain`] back.
+#[boxed::async_recursion]
 pub async fn undrain(client: &async_nats::Client, id: &str) -> Result<(), Error> {
     let bucket = Bucket::attach(client).await?;
     let known = names(&bucket, DRAIN).await?;
@@ -116,6 +119,7 @@ fn stored(written: Written) -> Result<(), Error> {
 }
 
 /// Forgets every member: for the one process that owns the broker, when it starts.
+#[boxed::async_recursion]
 pub async fn reset(client: &async_nats::Client, replicas: usize) -> Result<(), Error> {
     Bucket::open(client, replicas, REQUEST_TIMEOUT).await?.clear().await
 }

@@ -73,6 +73,7 @@ pub struct Args {
 
 /// Runs it, and serves on until it is told to stop. Returns whether every number equals the data set's
 /// own.
+#[boxed::async_recursion(?Send)]
 pub async fn run(
     settings: dev::Settings,
     args: &Args,

@@ -86,6 +86,7 @@ async fn last(store: &EventStore) -> Result<u64, Error> {
 
 /// The application as it is deployed now. Fails when the broker is away or the stored files no
 /// longer read.
+#[boxed::async_recursion]
 pub async fn deployment(store: &EventStore, name: &Name) -> Result<Deployment, Error> {
     // First: what is deployed after this was read makes `deploy` fail.
     let last = last(store).await?;
@@ -102,6 +103,7 @@ pub async fn deployment(store: &EventStore, name: &Name) -> Result<Deployment, E
 /// [`Error::Conflict`] when another deployment came first, also of another application: it may have
 /// taken a name that this one declares. Fails with [`Error::TooLarge`] when its files take more than
 /// one message.
+#[boxed::async_recursion]
 pub async fn deploy(
     store: &EventStore,
     application: &Application,
@@ -171,6 +173,7 @@ fn read_files(recorded: &Recorded) -> Result<Application, Error> {
 /// The application's read models with these fingerprints, as it declares them or did: for versions of
 /// read models that still go by former declarations. Deployments are read from the last one back,
 /// until all are found. Fails when the broker is away.
+#[boxed::async_recursion]
 pub async fn declarations(
     store: &EventStore,
     name: &Name,
@@ -192,6 +195,7 @@ pub async fn declarations(
 /// The application's query of this name as it was declared last over read models that serve: they
 /// are given by name, each with its fingerprint. `None`: in none of the last 32 deployments. Fails when
 /// the broker is away.
+#[boxed::async_recursion]
 pub async fn former_query(
     store: &EventStore,
     name: &Name,
@@ -246,6 +250,7 @@ pub fn fold() -> Fold<Catalog> {
 
 /// Follows the deployments alone, for tools. Ends when every receiver is gone. Fails when the broker is
 /// away.
+#[boxed::async_recursion]
 pub async fn watch(store: &EventStore) -> Result<watch::Receiver<Arc<Catalog>>, Error> {
     let mut states = States::default();
     let catalog = states.add(fold());

@@ -81,6 +81,7 @@ pub struct SentCommand {
 impl SentCommand {
     /// Returns when the broker has it: then it will be processed. Fails with
     /// [`Error::Unavailable`] when that is unknown.
+    #[boxed::async_recursion]
     pub async fn stored(self) -> Result<(), Error> {
         self.on_its_way.stored(self.sent.stored().await?);
         Ok(())
@@ -107,6 +108,7 @@ impl EventStore {
     }
 
     /// How many commands have no outcome yet: [`Queue::depth`].
+    #[boxed::async_recursion]
     pub async fn queue_depth(&self) -> Result<u64, Error> {
         Ok(self.queue.depth().await?)
     }
@@ -114,6 +116,7 @@ impl EventStore {
     /// Whether a command of this id is stored for the aggregate and has no outcome yet; also true where
     /// very many wait for the aggregate and it was not among the first. What is under way may be said to
     /// wait for a moment after it has its outcome.
+    #[boxed::async_recursion]
     pub async fn waits(&self, key: &AggregateKey, id: &CommandId) -> Result<bool, Error> {
         let mut after = self.queue.settled(key.slot().number()).await?;
         let subjects = subjects::stored_of(key);

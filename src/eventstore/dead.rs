@@ -10,6 +10,7 @@ impl EventStore {
     /// Puts a message aside. `kind` is `command` or `projection.<read model>.<slot>`; `reason`
     /// becomes one line. A message that is too large is cut, and headers say so. Returns when the
     /// broker has it.
+    #[boxed::async_recursion]
     pub async fn bury(
         &self,
         kind: &str,

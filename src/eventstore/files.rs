@@ -131,6 +131,7 @@ impl EventStore {
     /// is there is replaced, and the path never has half of one. Fails with [`Error::PluginFile`] when it is
     /// not stored, when it has another SHA-256, and when it has more or fewer bytes than these; with
     /// [`Error::LocalFile`] when it cannot be written; and with [`Error::Unavailable`].
+    #[boxed::async_recursion]
     pub async fn fetch_plugin_file(
         &self,
         sha256: &str,

@@ -110,6 +110,7 @@ impl EventStore {
     /// A place in the aggregate's commits from which on every event after this version follows, and at
     /// most some hundred before it; the end of its commits when there are no later ones. Fails with
     /// [`Error::Unavailable`] when the broker is away.
+    #[boxed::async_recursion]
     pub async fn before_version(&self, key: &AggregateKey, after: u64) -> Result<Before, Error> {
         if after < NEAR_ENOUGH {
             return Ok(Before::default());

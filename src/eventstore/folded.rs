@@ -64,6 +64,7 @@ impl States {
 
     /// Reads the states until they are whole, and goes on reading until every receiver is gone. Fails
     /// when the broker is away.
+    #[boxed::async_recursion]
     pub async fn follow(mut self, store: &EventStore) -> Result<Whole, Error> {
         let all: Vec<_> = self.all.iter().map(|state| state.of().clone()).collect();
         let mut subscription = store.subscribe(Filter::LastOf(all.clone()), 1).await?;

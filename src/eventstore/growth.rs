@@ -30,6 +30,7 @@ pub struct ServerUse {
 
 impl EventStore {
     /// The size of the log now. Fails with [`Error::Unavailable`] when the broker does not answer.
+    #[boxed::async_recursion]
     pub async fn growth(&self) -> Result<Growth, Error> {
         let stream = self.jetstream.get_stream(topology::EVENTS).await.map_err(unavailable)?;
         let state = &stream.cached_info().state;
@@ -38,6 +39,7 @@ impl EventStore {
 
     /// Usage of each server whose monitoring address the settings name. One that does not answer is
     /// left out.
+    #[boxed::async_recursion]
     pub async fn servers_use(&self) -> Vec<ServerUse> {
         let asked = self.settings.monitor_urls.iter().map(|url| monitoring::varz(url));
         let answers = futures::future::join_all(asked).await;

@@ -283,6 +283,7 @@ pub struct EventStore {
 impl EventStore {
     /// Checks the server against the profile, creates the streams that are missing and checks those
     /// that are there. Fails with [`Error::Misconfigured`] when one contradicts the settings.
+    #[boxed::async_recursion]
     pub async fn open(client: async_nats::Client, settings: Settings) -> Result<Self, Error> {
         topology::check_profile(&client, &settings).await?;
         let jetstream = jetstream::new(client.clone());
@@ -296,6 +297,7 @@ impl EventStore {
 
     /// A handle on a log that another process has opened, for tools: nothing is created or checked,
     /// so it may have more replicas than the settings say.
+    #[boxed::async_recursion]
     pub async fn attach(client: async_nats::Client, settings: Settings) -> Result<Self, Error> {
         let jetstream = context(&client);
         let inbox = inbox::Inbox::open(&client).await?;
@@ -338,6 +340,7 @@ impl EventStore {
     /// streams over the next, stored commands over the last. The broker cuts a connection off whose
     /// reader is too slow for what it asks for, and the client drops one over which a stored command
     /// comes that it cannot read: nothing else must be on it. Fails when a subscription is refused.
+    #[boxed::async_recursion]
     pub async fn read_over(
         self,
         pages: &async_nats::Client,
@@ -371,6 +374,7 @@ impl EventStore {
     /// with [`Error::Conflict`] when the aggregate does not end with `expected`, with
     /// [`Error::TooLarge`] or [`Error::NoRoom`] when nothing was stored for that reason, and with
     /// [`Error::Unavailable`] when the outcome is unknown.
+    #[boxed::async_recursion]
     pub async fn append(&self, commit: &Commit, expected: Expected) -> Result<Appended, Error> {
         let (answer, answered) = tokio::sync::oneshot::channel();
         // A caller that has gone away does not need the answer.
@@ -461,11 +465,13 @@ impl EventStore {
 
     /// The clock of a broker's server, in milliseconds since 1970-01-01 UTC: of the server that
     /// leads a small stream. Fails with [`Error::Unavailable`] when none answers at once.
+    #[boxed::async_recursion]
     pub async fn broker_time_ms(&self) -> Result<i64, Error> {
         Ok(self.inbox.time_ms(topology::PROGRESS).await?)
     }
 
     /// Stream sequence of the log's last message; 0 when it is empty.
+    #[boxed::async_recursion]
     pub async fn last_sequence(&self) -> Result<u64, Error> {
         Ok(self.log().await?.last_sequence)
     }

@@ -68,6 +68,7 @@ impl EventStore {
     /// of the log that has just been deposed and does not know. Fails with
     /// [`Error::Gap`], [`Error::BrokenChain`] or [`Error::Corrupt`] when they do not follow one
     /// another, and with [`Error::Unavailable`] when the broker is away or its stream has no leader.
+    #[boxed::async_recursion]
     pub async fn load(
         &self,
         key: &AggregateKey,
@@ -86,12 +87,14 @@ impl EventStore {
 
     /// The first commits of [`Self::load`], for a command: callers go on after the last of them, or
     /// from a snapshot, when there is more. They are not yet checked against one another.
+    #[boxed::async_recursion]
     pub async fn load_page(&self, key: &AggregateKey, after: u64) -> Result<Page, Error> {
         self.page(&self.quick, key, after, LOAD_COMMITS_MAX).await
     }
 
     /// The same for everybody else, and at most so many commits: over a connection that commands do not
     /// need. A tenant that reads more than its share waits.
+    #[boxed::async_recursion]
     pub async fn read_page(
         &self,
         key: &AggregateKey,

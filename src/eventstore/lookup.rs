@@ -15,6 +15,7 @@ impl EventStore {
     /// The outcome of a command when its commit is the first one at these stream sequences; `None`:
     /// it is at none of them. Reads one message at a time, and no more than these. Fails with
     /// [`Error::Corrupt`] where the aggregate has no commit there.
+    #[boxed::async_recursion]
     pub async fn command_at(
         &self,
         key: &AggregateKey,
@@ -32,6 +33,7 @@ impl EventStore {
 
     /// The outcome of a command: reads the aggregate's log from its beginning, a page at a time.
     /// For when nothing else can be trusted, such as a worker that the aggregate may kill.
+    #[boxed::async_recursion]
     pub async fn command_anywhere(
         &self,
         key: &AggregateKey,

@@ -11,6 +11,7 @@ use crate::{Error, EventStore, topology, unavailable};
 impl EventStore {
     /// Keeps the outcome of an asynchronous command that left nothing in the log, with its texts cut:
     /// see [`Outcome::kept`]. `sequence` is its own in the queue.
+    #[boxed::async_recursion]
     pub async fn save_outcome(
         &self,
         key: &AggregateKey,
@@ -28,6 +29,7 @@ impl EventStore {
     }
 
     /// The outcome that [`Self::save_outcome`] kept; `None` when nothing, or no longer.
+    #[boxed::async_recursion]
     pub async fn outcome(
         &self,
         key: &AggregateKey,
@@ -40,6 +42,7 @@ impl EventStore {
     /// True if the command that the queue has at this sequence has an outcome there. One of an
     /// earlier command of the same id does not count: that one was put aside and requeued, or sent
     /// again.
+    #[boxed::async_recursion]
     pub async fn has_outcome(
         &self,
         key: &AggregateKey,

@@ -106,6 +106,7 @@ fn key(name: &Name) -> AggregateKey {
 
 /// The plugin as it is now. Fails when the broker is away, and with [`Error::Corrupt`] when its last event
 /// cannot be read here.
+#[boxed::async_recursion]
 pub async fn installed(store: &EventStore, name: &Name) -> Result<PluginBefore, Error> {
     let Some(recorded) = store.last_deployed(&key(name)).await? else {
         let (expected, time_ms) = (Expected::default(), i64::MIN);
@@ -121,6 +122,7 @@ pub async fn installed(store: &EventStore, name: &Name) -> Result<PluginBefore, 
 /// not have seen this one. A file that no plugin needs any more is deleted. Returns the event's number.
 /// Fails with [`Error::Conflict`] when another event of this plugin came first, and with
 /// [`Error::TooLarge`] when its manifest takes more than one message.
+#[boxed::async_recursion]
 pub async fn install(
     store: &EventStore,
     manifest: &PluginManifest,
@@ -148,6 +150,7 @@ pub async fn install(
 
 /// Records that every process is to start the plugin anew. Returns the event's number. Fails with
 /// [`Error::Conflict`] when another event of this plugin came first, and when it is not installed.
+#[boxed::async_recursion]
 pub async fn restart(
     store: &EventStore,
     name: &Name,
@@ -171,6 +174,7 @@ pub async fn restart(
 /// Records that a plugin is removed, and deletes its file unless another one needs it. Returns the event's
 /// number. Fails with [`Error::Conflict`] when another event of this plugin came first, and when it is not
 /// installed.
+#[boxed::async_recursion]
 pub async fn remove(
     store: &EventStore,
     name: &Name,
@@ -312,6 +316,7 @@ pub fn fold() -> Fold<InstalledPlugins> {
 }
 
 /// Follows the plugins alone, for tools. Ends when every receiver is gone. Fails when the broker is away.
+#[boxed::async_recursion]
 pub async fn watch(store: &EventStore) -> Result<watch::Receiver<Arc<InstalledPlugins>>, Error> {
     let mut states = States::default();
     let plugins = states.add(fold());

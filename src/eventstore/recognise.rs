@@ -12,6 +12,7 @@ use crate::{Error, EventStore, identity, topology, unavailable};
 
 impl EventStore {
     /// The log's identity and its end. Fails when the broker is away.
+    #[boxed::async_recursion]
     pub async fn log(&self) -> Result<LogEnd, Error> {
         let stream = self.jetstream.get_stream(topology::EVENTS).await.map_err(unavailable)?;
         let info = stream.cached_info();
@@ -21,6 +22,7 @@ impl EventStore {
     /// Checks that rows with these marks were folded from this log; returns its identity and its end.
     /// Fails with [`Error::OtherLog`] when they were not, and when the broker is away. A leader that
     /// was deposed and does not know yet ends earlier than it should, for a second or so.
+    #[boxed::async_recursion]
     pub async fn recognise(&self, marks: &LogMarks) -> Result<LogEnd, Error> {
         let end = self.log().await?;
         let mut found = BTreeMap::new();

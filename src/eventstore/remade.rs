@@ -27,6 +27,7 @@ impl EventStore {
     /// Makes anew those streams without which stored commands stop, if they are gone. Fails when the
     /// broker is away, and with [`Error::Misconfigured`] when one is gone and cannot be made; the others
     /// are looked after all the same.
+    #[boxed::async_recursion]
     pub async fn remake_streams(&self) -> Result<(), Error> {
         let mut all = Ok(());
         for wanted in topology::streams(&self.settings) {

@@ -111,6 +111,7 @@ impl EventStore {
     /// Reads the secret again, since a seal does not fit it: another process may have made another one.
     /// Within a second of the last time nothing is read. A secret that was deleted goes on until there is
     /// another. Fails when the broker is away.
+    #[boxed::async_recursion]
     pub async fn read_secret_again(&self) -> Result<(), Error> {
         let Some(held) = &self.secret else { return Ok(()) };
         let mut looks = held.looks.lock().await;
@@ -131,6 +132,7 @@ impl EventStore {
 
     /// Reads the secret again, since whoever only stores commands hears nothing of their seals. A secret
     /// that was deleted goes on until there is another. Fails when the broker is away.
+    #[boxed::async_recursion]
     pub async fn follow_secret(&self) -> Result<(), Error> {
         let Some(held) = &self.secret else { return Ok(()) };
         let mut looks = held.looks.lock().await;

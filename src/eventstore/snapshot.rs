@@ -110,6 +110,7 @@ fn block_subject(key: &AggregateKey, number: usize) -> String {
 impl EventStore {
     /// Keeps a snapshot, after those of its blocks that the broker does not have. Fails with
     /// [`Error::TooLarge`] when it is larger than a message, and when the broker is away or has no room.
+    #[boxed::async_recursion]
     pub async fn save_snapshot(
         &self,
         key: &AggregateKey,
@@ -131,6 +132,7 @@ impl EventStore {
     }
 
     /// The aggregate's snapshot; `None` when there is none that can be read whole.
+    #[boxed::async_recursion]
     pub async fn snapshot(&self, key: &AggregateKey) -> Result<Option<Snapshot>, Error> {
         let Some(mut snapshot) = self.get::<Snapshot>(subject(key)).await? else { return Ok(None) };
         let secret = snapshot.older.secret;

@@ -214,6 +214,7 @@ impl Source {
 impl EventStore {
     /// The commits that the filter names, from this stream sequence on (0 and 1: from the first),
     /// and then as they come. Fails when the broker is away.
+    #[boxed::async_recursion]
     pub async fn subscribe(
         &self,
         filter: Filter,
@@ -266,6 +267,7 @@ impl Subscription {
     /// for what needs a person: with [`Error::Gap`] when messages are missing, and with
     /// [`Error::Misconfigured`] when the log is another one than before. The failing message comes
     /// again on the next call.
+    #[boxed::async_recursion]
     pub async fn next_batch(&mut self, max: usize, wait: Duration) -> Result<Read, Error> {
         if let Some(broken) = self.next.take() {
             return Ok(Read::Broken(broken));

@@ -108,6 +108,7 @@ pub struct Listeners {
 /// Serves until `shutdown` is cancelled, then drains: readiness turns false, a moment later no more
 /// connections are taken, streams end, requests under way are finished. Fails when the listener is
 /// of no use.
+#[boxed::async_recursion]
 pub async fn serve(
     listeners: Listeners,
     parts: Parts,

@@ -90,6 +90,7 @@ impl Broker {
 
     /// A connection with these options. Fails with [`eventstore::Error::Misconfigured`] when the
     /// broker refuses the login: waiting mends that never.
+    #[boxed::async_recursion]
     pub async fn connect(&self, options: ConnectOptions) -> anyhow::Result<Client> {
         let options = match self.login.clone() {
             Login::None => options,
@@ -152,6 +153,7 @@ fn server(url: &str) -> io::Result<(ServerAddr, Login)> {
 
 /// A connection to the broker that comes back by itself, with backoff and jitter. Fails as
 /// [`Broker::connect`] does.
+#[boxed::async_recursion]
 pub async fn connect(broker: &Broker) -> anyhow::Result<Client> {
     let troubles = AtomicU32::new(0);
     let options = ConnectOptions::new()

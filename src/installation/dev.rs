@@ -59,6 +59,7 @@ pub struct Dev {
 
 impl Dev {
     /// Starts the servers and every role. Fails when one of them can't be had.
+    #[boxed::async_recursion]
     pub async fn start(settings: Settings, stop: CancellationToken) -> anyhow::Result<Self> {
         let options = Options {
             data: Some(settings.data.clone()),
@@ -110,6 +111,7 @@ impl Dev {
     }
 
     /// Serves until it is told to stop, then drains and ends its servers.
+    #[boxed::async_recursion]
     pub async fn serve(self) -> anyhow::Result<bool> {
         let result = self.roles.ended().await;
         for path in &self.ready_files {

@@ -49,6 +49,7 @@ pub struct Installation {
 
 impl Installation {
     /// Opens once. Fails when a server is away or contradicts the profile.
+    #[boxed::async_recursion]
     pub async fn open(
         endpoints: &Endpoints,
         profile: Profile,
@@ -91,6 +92,7 @@ impl Installation {
     /// Opens as soon as the servers are there, saying meanwhile what is missing. Fails when the
     /// token is cancelled first, and when the servers contradict the profile or refuse what is asked:
     /// waiting mends that never.
+    #[boxed::async_recursion]
     pub async fn open_when_there(
         endpoints: &Endpoints,
         profile: Profile,

@@ -130,6 +130,7 @@ impl Roles {
 
     /// Waits until every role has ended. A role that fails stops the others, and is what this
     /// fails with.
+    #[boxed::async_recursion]
     pub async fn ended(mut self) -> anyhow::Result<()> {
         let mut result = Ok(());
         while let Some(ended) = self.tasks.join_next().await {
@@ -167,6 +168,7 @@ pub fn stop_at_signals(stop: &CancellationToken) -> anyhow::Result<JoinHandle<()
 }
 
 /// Listens on this address. Fails when it is taken, and says so.
+#[boxed::async_recursion]
 pub async fn listen(address: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
 }

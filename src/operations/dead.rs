@@ -30,12 +30,14 @@ pub struct Letter(StreamMessage);
 
 impl Letters {
     /// Those beside this log. Asks the broker for nothing yet.
+    #[boxed::async_recursion]
     pub async fn of(store: EventStore) -> Self {
         let stream = store.jetstream().get_stream_no_info(topology::DEAD).await;
         Self { stream: stream.expect("BUG: the stream has a valid name"), store }
     }
 
     /// The oldest one behind this number; `None`: there is none.
+    #[boxed::async_recursion]
     pub async fn after(&self, number: u64) -> Result<Option<Letter>, Error> {
         let subjects = topology::DEAD_SUBJECTS;
         match self.stream.direct_get_next_for_subject(subjects, Some(number + 1)).await {
@@ -46,6 +48,7 @@ impl Letters {
     }
 
     /// The one of this number. Fails when there is none.
+    #[boxed::async_recursion]
     pub async fn get(&self, number: u64) -> Result<Letter, Error> {
         // The leader is asked: another replica may lack the last ones, and still have requeued
         // ones.
@@ -63,6 +66,7 @@ impl Letters {
     /// Publishes a dead command to its first subject and takes it off the list. Fails when it is none,
     /// not whole, or too large for the queue.
     // A crash between the two has it sent twice. The command id that travels with it has it done once.
+    #[boxed::async_recursion]
     pub async fn requeue(&self, number: u64) -> Result<(), Error> {
         let dead = self.get(number).await?;
         let subject = published_subject(&dead.subject()).ok_or(Error::NoCommand(number))?;

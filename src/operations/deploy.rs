@@ -33,6 +33,7 @@ const ASK_EVERY: Duration = Duration::from_millis(20);
 
 /// Has Postgres prepare the queries, against the columns that the deployment will have. Fails with
 /// all problems that were found, and when Postgres cannot be asked.
+#[boxed::async_recursion]
 pub async fn check_queries(postgres: &str, application: &Application) -> Result<(), Error> {
     let read_models = ReadModels::connect(postgres, Settings::default()).await?;
     let problems = read_models.check_queries(application).await;
@@ -42,6 +43,7 @@ pub async fn check_queries(postgres: &str, application: &Application) -> Result<
 }
 
 /// Deploys an application if it differs from the one in force, and waits until a worker has it.
+#[boxed::async_recursion]
 pub async fn deploy(store: &EventStore, application: &Application) -> Result<Deployed, Error> {
     let mut deployments = 0;
     let (version, changes) = loop {
@@ -73,6 +75,7 @@ pub async fn deploy(store: &EventStore, application: &Application) -> Result<Dep
 
 /// The result that a deployment would have, with the version in force now; 0: none is. Fails with the
 /// reasons when a change is incompatible or a name belongs to another application.
+#[boxed::async_recursion]
 pub async fn dry_run(store: &EventStore, application: &Application) -> Result<Deployed, Error> {
     let (before, changes) = compared(store, application).await?;
     let (name, version) = (application.name.to_string(), before.version());

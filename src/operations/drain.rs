@@ -13,6 +13,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Waits until a member serves nothing. Returns how long that took. Fails when it is the only one
 /// that could.
+#[boxed::async_recursion]
 pub async fn drained(client: &async_nats::Client, member: &str) -> Result<Duration, Error> {
     let started = Instant::now();
     loop {

@@ -133,6 +133,7 @@ pub struct PluginCall {
 /// Installs a plugin with the executable in this file, unless the same is in force, and waits until a worker
 /// has taken it up. Fails when the file cannot be read or is too large, when the broker is away or has no
 /// room, and when somebody else changed the plugin meanwhile.
+#[boxed::async_recursion]
 pub async fn install(
     store: &EventStore,
     manifest: &PluginManifest,
@@ -168,6 +169,7 @@ pub async fn install(
 
 /// Has every worker start the plugin anew. Returns the number of the restart. Fails when it is not installed,
 /// when the broker is away, and when somebody else changed the plugin meanwhile.
+#[boxed::async_recursion]
 pub async fn restart(store: &EventStore, name: &Name) -> Result<u32, Error> {
     let before = plugins::installed(store, name).await?;
     if before.installed.is_none() {
@@ -179,6 +181,7 @@ pub async fn restart(store: &EventStore, name: &Name) -> Result<u32, Error> {
 
 /// Has every worker end the plugin, and takes it off the list. Fails when it is not installed, when the broker
 /// is away, and when somebody else changed the plugin meanwhile.
+#[boxed::async_recursion]
 pub async fn remove(store: &EventStore, name: &Name) -> Result<(), Error> {
     let before = plugins::installed(store, name).await?;
     if before.installed.is_none() {
@@ -189,6 +192,7 @@ pub async fn remove(store: &EventStore, name: &Name) -> Result<(), Error> {
 }
 
 /// All installed plugins, by name, each with what every worker reports of it. Fails when the broker is away.
+#[boxed::async_recursion]
 pub async fn view(store: &EventStore) -> Result<Vec<PluginView>, Error> {
     let reports = reports(store).await?;
     let following = plugins::watch(store).await?;
@@ -198,6 +202,7 @@ pub async fn view(store: &EventStore) -> Result<Vec<PluginView>, Error> {
 
 /// What each worker that runs plugins reports, by its name. Those that do not answer within two seconds are not
 /// in it. Fails when the broker is away.
+#[boxed::async_recursion]
 pub async fn reports(store: &EventStore) -> Result<Vec<PluginReport>, Error> {
     let answers = gathered(store, REPORTS_SUBJECT.to_owned()).await?;
     let mut reports: Vec<PluginReport> = parsed(&answers);
@@ -207,6 +212,7 @@ pub async fn reports(store: &EventStore) -> Result<Vec<PluginReport>, Error> {
 
 /// The last lines that the plugin has printed or logged, one worker's behind another's. Fails when it is not
 /// installed, and when the broker is away.
+#[boxed::async_recursion]
 pub async fn logs(store: &EventStore, name: &Name) -> Result<Vec<String>, Error> {
     if plugins::installed(store, name).await?.installed.is_none() {
         return Err(Error::NoPlugin(name.clone()));
@@ -218,6 +224,7 @@ pub async fn logs(store: &EventStore, name: &Name) -> Result<Vec<String>, Error>
 /// Has one of the workers call a function. Returns what came of it, which may be that nobody knows. Fails when
 /// the worker's answer does not parse, and when nobody runs the plugin and the log cannot tell if it is
 /// installed.
+#[boxed::async_recursion]
 pub async fn call(store: &EventStore, call: PluginCall) -> Result<PluginReply, Error> {
     let refused = |refusal, message: &str| Ok(PluginReply::refused(refusal, message));
     if call.input.len() > INPUT_BYTES_MAX {

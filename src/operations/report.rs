@@ -88,6 +88,7 @@ pub struct Replica {
 }
 
 /// Looks at the cluster. Fails when the broker does not answer at all.
+#[boxed::async_recursion]
 pub async fn report(
     store: &EventStore,
     read_models: &ReadModels,

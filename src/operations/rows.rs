@@ -64,6 +64,7 @@ pub async fn rebuild(
 
 /// Drops rows of another log; the workers build them anew from this one. Returns this log's identity,
 /// and the names of the read models that were dropped.
+#[boxed::async_recursion]
 pub async fn adopt(
     store: &EventStore,
     read_models: &ReadModels,
@@ -75,6 +76,7 @@ pub async fn adopt(
 
 /// Why the rows in Postgres are not of this log; `None`: they are, or Postgres is away, so that
 /// nothing is known.
+#[boxed::async_recursion]
 pub async fn other_log(store: &EventStore, postgres: &str) -> Result<Option<String>, Error> {
     let read_models = ReadModels::connect(postgres, Settings::default()).await?;
     let Ok(marks) = read_models.marks().await else { return Ok(None) };

@@ -110,6 +110,7 @@ impl Queue {
     /// Claims a place for the owner of this epoch. Fails with [`Error::Conflict`] when there is a later
     /// owner (or one has just written), with [`Error::Unavailable`] when the broker is away, with
     /// [`crate::Error::Behind`], and with [`Error::Misconfigured`] when a person has to mend the queue.
+    #[boxed::async_recursion]
     pub async fn claim(&self, place: u16, epoch: u64) -> Result<Claim, crate::Error> {
         let stream = self.jetstream.get_stream_no_info(self.described.stream).await;
         let stream = stream.map_err(unavailable)?;
@@ -203,6 +204,7 @@ impl Claim {
 
     /// Records that this owner begins with the first message. Returns the claim as it goes on; fails
     /// like [`Self::settle`].
+    #[boxed::async_recursion]
     pub async fn begin(mut self) -> Result<Self, Error> {
         let Some(progress) = self.progress.beginning() else { return Ok(self) };
         self.progress = progress;
@@ -211,6 +213,7 @@ impl Claim {
 
     /// Records that this owner has begun with the first message and lives on: it waits for something,
     /// and does not kill its workers. Returns the claim as it goes on; fails like [`Self::settle`].
+    #[boxed::async_recursion]
     pub async fn survive(mut self) -> Result<Self, Error> {
         self.progress.begun = 0;
         self.written().await
@@ -218,6 +221,7 @@ impl Claim {
 
     /// Records that this owner leaves the first message to the next one, and lives on: it does not count
     /// among those that have begun with it. Returns the claim as it goes on; fails like [`Self::settle`].
+    #[boxed::async_recursion]
     pub async fn give_back(mut self) -> Result<Self, Error> {
         let Some(progress) = self.progress.giving_back() else { return Ok(self) };
         self.progress = progress;
@@ -227,6 +231,7 @@ impl Claim {
     /// The messages that are left, in order, as long as the broker keeps the reader. Nothing is
     /// acknowledged to it: [`Self::settle`] says how far they are done. Fails with [`Error::Conflict`] when
     /// another owner has come, and with [`Error::Unavailable`] when the broker is away.
+    #[boxed::async_recursion]
     pub async fn messages(&self, batch: usize) -> Result<Messages, Error> {
         let config = pull::Config {
             deliver_policy: DeliverPolicy::ByStartSequence {
@@ -266,6 +271,7 @@ impl Claim {
     /// Records that every message up to this stream sequence is settled. Returns the claim as
     /// it goes on. Fails with [`Error::Conflict`] when another owner has come, and with
     /// [`Error::Unavailable`] when the outcome is unknown: claim the place again.
+    #[boxed::async_recursion]
     pub async fn settle(mut self, sequence: u64) -> Result<Self, Error> {
         // A replica that is behind may hand out again what was settled before.
         let settled = sequence.max(self.progress.settled);

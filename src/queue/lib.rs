@@ -91,6 +91,7 @@ impl Queue {
     /// Looks how many messages wait, and removes those of the first `seen` that are settled in every
     /// place, if the broker lets it. Of those that are stored in between a leader that was deposed knows
     /// nothing, and says that none are left.
+    #[boxed::async_recursion]
     pub async fn purge(&self, seen: u64) -> Result<Purged, Error> {
         let (stream, end, first_left) = self.first_left().await?;
         let first_kept = end.first_to_keep(first_left, seen);
@@ -107,6 +108,7 @@ impl Queue {
 
     /// Messages that are not settled: 0 exactly when there are none, and otherwise at most so many, since
     /// some behind the first of them may be. Fails when the broker is away.
+    #[boxed::async_recursion]
     pub async fn depth(&self) -> Result<u64, Error> {
         let (_, end, first_left) = self.first_left().await?;
         Ok(end.from(first_left))
@@ -114,6 +116,7 @@ impl Queue {
 
     /// Stream sequence up to which a place is settled, as the bucket's leader has it. Fails when the
     /// broker is away, and with [`Error::Behind`].
+    #[boxed::async_recursion]
     pub async fn settled(&self, place: u16) -> Result<u64, Error> {
         let stream = self.jetstream.get_stream_no_info(self.described.stream).await;
         let stream = stream.map_err(unavailable)?;
@@ -125,6 +128,7 @@ impl Queue {
 
     /// When the stream was made that holds how far each place is settled, in nanoseconds since 1970; `None`:
     /// it is gone. At another time all claims of places are void. Fails when the broker is away.
+    #[boxed::async_recursion]
     pub async fn progress_made_ns(&self) -> Result<Option<i128>, flexcore_broker::Error> {
         let found = found(&self.jetstream, self.described.progress).await?;
         Ok(found.map(|info| info.created.unix_timestamp_nanos()))
@@ -132,6 +136,7 @@ impl Queue {
 
     /// The first message on these subjects after this sequence, as the stream's leader has it. Fails when
     /// the broker is away.
+    #[boxed::async_recursion]
     pub async fn next_on(
         &self,
         subjects: &str,

@@ -49,6 +49,7 @@ impl ReadModels {
     /// file and line: what Postgres says of a statement, functions that are not allowed, and
     /// relations that `reads` does not name. Nothing stays of it in the database, and nothing waits
     /// for it. Fails when Postgres is away or does not let us make tables.
+    #[boxed::async_recursion]
     pub async fn check_queries(&self, application: &Application) -> Result<Vec<Problem>, Error> {
         if application.queries.is_empty() {
             return Ok(Vec::new());

@@ -20,6 +20,7 @@ impl ReadModels {
     /// Notes that up to this stream sequence there is nothing that the versions follow, beyond the
     /// commits that they have. Where another writer has moved the checkpoint or taken over, nothing
     /// is noted.
+    #[boxed::async_recursion]
     pub async fn mark(&self, marks: &[Mark<'_>], seen: u64) -> Result<(), Error> {
         let epoch = |mark: &Mark<'_>| mark.version.portions.epoch_of(Portions::row(mark.portion));
         let sql = "update flexcore.checkpoints c set seen = $1 \
@@ -39,6 +40,7 @@ impl ReadModels {
     }
 
     /// The stream sequence up to which a version has all that it follows, in all its portions.
+    #[boxed::async_recursion]
     pub async fn reached(&self, version: &Version) -> Result<u64, Error> {
         let row = sqlx::query("select coalesce(min(place), 0) from flexcore.reached($1)")
             .bind(version.id)
@@ -50,6 +52,7 @@ impl ReadModels {
     /// The checkpoints of the portions of a version that are owned, by slot, taken over: from now on a
     /// writer with an older epoch is refused. Those of other slots are 0. Fails with [`Error::Fenced`]
     /// when a portion has a later owner.
+    #[boxed::async_recursion]
     pub async fn take_over(&self, version: &Version) -> Result<Vec<u64>, Error> {
         let portions = &version.portions;
         let (numbers, epochs): (Vec<i16>, Vec<i64>) =

@@ -43,6 +43,7 @@ pub struct Explained {
 
 impl ReadModels {
     /// The way in which the rows of a query string are found. Fails as [`ReadModels::query`] does.
+    #[boxed::async_recursion]
     pub async fn explain(
         &self,
         declared: &ReadModelDefinition,
@@ -59,6 +60,7 @@ impl ReadModels {
     /// The way in which the statement of a named query finds the rows of each read model, as
     /// Postgres would run it with the rows that exist now. `models` are those that it reads. Fails
     /// as [`ReadModels::run_query`] does.
+    #[boxed::async_recursion]
     pub async fn explain_query(
         &self,
         tenant: &Tenant,

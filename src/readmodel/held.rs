@@ -11,6 +11,7 @@ use crate::{Error, ReadModels, version::Version};
 impl ReadModels {
     /// The aggregates whose commits the version takes no more of, since a break that it came to. A
     /// version that is built anew starts with none.
+    #[boxed::async_recursion]
     pub async fn held(&self, version: &Version) -> Result<HashSet<AggregateKey>, Error> {
         let rows = sqlx::query(
             "select distinct tenant, aggregate, aggregate_id from flexcore.parked \
@@ -32,6 +33,7 @@ impl ReadModels {
     }
 
     /// Number of aggregates that are held back, over all read models that serve or are built.
+    #[boxed::async_recursion]
     pub async fn held_in_all(&self) -> Result<u64, Error> {
         let row = sqlx::query(
             "select count(distinct (k.tenant, k.aggregate, k.aggregate_id)) \

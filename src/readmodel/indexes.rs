@@ -64,6 +64,7 @@ impl Version {
 impl ReadModels {
     /// Versions whose indexes are not as they are declared, each with how many are to be made or
     /// dropped.
+    #[boxed::async_recursion]
     pub async fn unindexed(&self, versions: &[&Version]) -> Result<BTreeMap<i64, usize>, Error> {
         let rows = sqlx::query(
             "select c.relname, i.indisvalid from pg_index i join pg_class c on c.oid = i.indexrelid \
@@ -94,6 +95,7 @@ impl ReadModels {
     /// would stand in theirs, too. The rest of a failed build is dropped, where nobody holds the
     /// table. An error that is passing says that Postgres is away, and any other one nothing about
     /// when the index can be made.
+    #[boxed::async_recursion]
     pub async fn index(&self, version: &Version) -> Result<bool, Error> {
         if self.unindexed(&[version]).await?.is_empty() {
             return Ok(true);

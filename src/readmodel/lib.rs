@@ -125,6 +125,7 @@ impl ReadModels {
     /// A handle on the database at this URL. Connections are made when they are needed, so that a
     /// Postgres that is down is found by [`ReadModels::ping`] and by queries. Fails when the URL is
     /// malformed.
+    #[boxed::async_recursion]
     pub async fn connect(url: &str, settings: Settings) -> Result<Self, Error> {
         let options = options(url)?;
         let queries = settings.query_url.as_deref().map(self::options).transpose()?;
@@ -151,6 +152,7 @@ impl ReadModels {
     /// what somebody dropped since they were made. Safe when several processes do it at once. Nobody
     /// is kept waiting for long behind it: fails with [`Error::Unavailable`] when a lock is not to be
     /// had, and with [`Error::Misconfigured`] when there is no such login and it cannot be made.
+    #[boxed::async_recursion]
     pub async fn migrate(&self) -> Result<(), Error> {
         let migrated = match self.run_migrations().await {
             // Another start may drop what is left of them at this moment. It goes first.
@@ -190,6 +192,7 @@ impl ReadModels {
     /// Checks that the login of queries owns nothing and can become nobody else. Fails with
     /// [`Error::Misconfigured`] when it could see more than one tenant's rows. Before queries are
     /// answered it is checked again and again.
+    #[boxed::async_recursion]
     pub async fn check_login(&self) -> Result<(), Error> {
         let nobody = Tenant::parse("nobody").expect("BUG: a tenant's name");
         self.read_as(&nobody).await?.end().await;
@@ -199,6 +202,7 @@ impl ReadModels {
     /// Checks that what Postgres acknowledges survives a power cut. Fails with
     /// [`Error::Misconfigured`] when a setting of the server contradicts that: a checkpoint that is
     /// lost with its rows is read again, one that survives them is not.
+    #[boxed::async_recursion]
     pub async fn check_durable(&self) -> Result<(), Error> {
         let lax: Vec<(String, String)> = sqlx::query_as(
             "select name, setting from pg_settings \
@@ -240,12 +244,14 @@ impl ReadModels {
     }
 
     /// Asks Postgres whether it answers.
+    #[boxed::async_recursion]
     pub async fn ping(&self) -> Result<(), Error> {
         sqlx::query("select 1").execute(&self.pool).await?;
         Ok(())
     }
 
     /// Closes every connection, after the statements that run on them.
+    #[boxed::async_recursion]
     pub async fn close(&self) {
         self.sessions.close().await;
         self.pool.close().await;

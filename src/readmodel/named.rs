@@ -20,6 +20,7 @@ impl ReadModels {
     /// parameter is unknown, missing or of another type, with [`Error::NotBuilt`], with
     /// [`Error::Timeout`], with [`Error::TooManyRows`], and with [`Error::QueryFailed`] when the
     /// statement itself is at fault.
+    #[boxed::async_recursion]
     pub async fn run_query(
         &self,
         tenant: &Tenant,

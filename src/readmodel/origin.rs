@@ -15,6 +15,7 @@ const ADOPT_LOCK_TIMEOUT_MS: u32 = 6_000;
 
 impl ReadModels {
     /// The rows' marks of the log that they came from.
+    #[boxed::async_recursion]
     pub async fn marks(&self) -> Result<LogMarks, Error> {
         let identity = sqlx::query("select identity from flexcore.log")
             .fetch_optional(&self.pool)
@@ -47,6 +48,7 @@ impl ReadModels {
     }
 
     /// Notes the log that rows are folded from, when none is noted yet; returns the one that is.
+    #[boxed::async_recursion]
     pub async fn claim_log(&self, identity: &str) -> Result<String, Error> {
         sqlx::query("insert into flexcore.log (identity) values ($1) on conflict do nothing")
             .bind(identity)
@@ -59,6 +61,7 @@ impl ReadModels {
     /// Drops every read model and notes this log as the one that they are built from anew; the
     /// workers do that. Returns which there were. Fails when something that depends on a view
     /// stands in the way, or when a view is in use for long.
+    #[boxed::async_recursion]
     pub async fn adopt_log(&self, identity: &str) -> Result<Vec<Name>, Error> {
         let mut transaction = self.alone().await?;
         let rows = sqlx::query("select read_model, version from flexcore.projections")

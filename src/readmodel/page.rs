@@ -60,6 +60,7 @@ impl ReadModels {
     /// The rows of one tenant that the selection asks for. Fails when the selection does not fit
     /// the declaration, with [`Error::NotBuilt`] while no version with these columns serves, with
     /// [`Error::Timeout`] and with [`Error::Unavailable`].
+    #[boxed::async_recursion]
     pub async fn select(
         &self,
         tenant: &Tenant,
@@ -82,6 +83,7 @@ impl ReadModels {
 
     /// Postgres' plan for a selection, without costs and numbers of rows. Not for a tenant, since a
     /// plan depends on the rows of all. Fails as [`ReadModels::select`] does.
+    #[boxed::async_recursion]
     pub async fn plan(
         &self,
         tenant: &Tenant,

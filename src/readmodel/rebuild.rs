@@ -37,6 +37,7 @@ pub struct Requests(PgListener);
 impl Requests {
     /// Returns when a rebuild was asked for. A request made while Postgres was away may go
     /// unnoticed here, so look from time to time as well. Fails when the connection is lost.
+    #[boxed::async_recursion]
     pub async fn next(&mut self) -> Result<(), Error> {
         Ok(self.0.recv().await.map(|_| ())?)
     }
@@ -44,6 +45,7 @@ impl Requests {
 
 impl ReadModels {
     /// Listens for rebuilds that are asked for, over a connection of its own.
+    #[boxed::async_recursion]
     pub async fn rebuild_requests(&self) -> Result<Requests, Error> {
         let mut listener = PgListener::connect_with(&self.pool).await?;
         listener.listen(REBUILDS).await?;
@@ -51,6 +53,7 @@ impl ReadModels {
     }
 
     /// Asks for a rebuild; returns the request's number. Fails with [`Error::UnknownReadModel`].
+    #[boxed::async_recursion]
     pub async fn request_rebuild(&self, name: &str) -> Result<i64, Error> {
         let status = self.status().await?;
         if !status.iter().any(|version| version.read_model.as_str() == name) {
@@ -71,6 +74,7 @@ impl ReadModels {
     }
 
     /// Progress of a request.
+    #[boxed::async_recursion]
     pub async fn rebuild(&self, request: i64) -> Result<Rebuild, Error> {
         let row = sqlx::query("select read_model, version from flexcore.rebuilds where id = $1")
             .bind(request)
@@ -95,6 +99,7 @@ impl ReadModels {
     }
 
     /// The read models that there are.
+    #[boxed::async_recursion]
     pub async fn names(&self) -> Result<Vec<Name>, Error> {
         let mut names: Vec<Name> =
             self.status().await?.into_iter().map(|version| version.read_model).collect();

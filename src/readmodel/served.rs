@@ -38,6 +38,7 @@ impl ReadModels {
     /// The rows of one tenant that a query string asks for, from the version that serves and by its
     /// columns. Fails as [`Select::parse`] and [`ReadModels::select`] do, and with
     /// [`Error::ColumnNotBuilt`] when a column is declared, but not there yet.
+    #[boxed::async_recursion]
     pub async fn query(
         &self,
         tenant: &Tenant,
@@ -72,6 +73,7 @@ impl ReadModels {
 
     /// Checks a query string before anybody waits for a position: against the declaration, and when it
     /// does not fit that, against what serves. Fails as [`Select::parse`] does.
+    #[boxed::async_recursion]
     pub async fn check(
         &self,
         declared: &ReadModelDefinition,

@@ -73,6 +73,7 @@ pub struct Serving {
 
 impl ReadModels {
     /// Every version that serves, with the facts that are cheap to ask for.
+    #[boxed::async_recursion]
     pub async fn serving(&self) -> Result<Vec<Serving>, Error> {
         let rows = sqlx::query(
             "select p.read_model, p.fingerprint, \
@@ -95,6 +96,7 @@ impl ReadModels {
     }
 
     /// Every version of every read model, retired ones included.
+    #[boxed::async_recursion]
     pub async fn status(&self) -> Result<Vec<Status>, Error> {
         let rows = sqlx::query(
             "select p.read_model, p.version, p.state, p.fingerprint, \

@@ -14,6 +14,7 @@ const INTERNALS: [&str; 7] =
 
 impl ReadModels {
     /// Read models that cannot be managed, each with the reason.
+    #[boxed::async_recursion]
     pub async fn troubles(&self) -> Result<BTreeMap<String, String>, Error> {
         let rows = sqlx::query("select read_model, what from flexcore.troubles")
             .fetch_all(&self.pool)
@@ -61,6 +62,7 @@ impl ReadModels {
     /// Makes the schemas `flexcore` and `rm` anew when a part of them was dropped. The rest of them
     /// goes, since without checkpoints nobody can say which events the rows hold: every read model
     /// is built from the log again. Returns whether anything was missing.
+    #[boxed::async_recursion]
     pub async fn make_anew(&self) -> Result<bool, Error> {
         let was_missing = self.make_whole().await?;
         if was_missing {

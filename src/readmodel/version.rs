@@ -197,6 +197,7 @@ impl ReadModels {
     /// stands in the way: try again, with the same `ahead`. Queries go on, and never see an earlier
     /// state than before. The serving version stands still only while every portion of the version
     /// is on its way.
+    #[boxed::async_recursion]
     pub async fn promote(&self, version: &Version, ahead: &mut Ahead) -> Result<bool, Error> {
         if !self.has_come(version, ahead).await? {
             return Ok(false);

@@ -51,6 +51,7 @@ pub struct Unreached {
 impl ReadModels {
     /// Waits until the serving version of each read model has passed each position. Fails with
     /// [`Error::NotYet`] after the timeout, with [`Error::NotBuilt`] when none serves.
+    #[boxed::async_recursion]
     pub async fn wait(
         &self,
         read_models: &[Name],
@@ -70,6 +71,7 @@ impl ReadModels {
 
     /// Looks once whether the serving version of each read model has passed each position; `None`:
     /// all have. Fails with [`Error::NotBuilt`] when none serves.
+    #[boxed::async_recursion]
     pub async fn look(
         &self,
         read_models: &[Name],
@@ -103,6 +105,7 @@ pub fn look_timeout(wait: Duration) -> Duration {
 impl Unreached {
     /// Waits until all are passed; `false`: not in time. Asks Postgres nothing itself, one poller
     /// does for all. Fails with [`Error::TooManyWaiters`], and when the poller ends.
+    #[boxed::async_recursion]
     pub async fn reached(&self, timeout: Duration) -> Result<bool, Error> {
         let waiters = Arc::clone(&self.models.waiters);
         let done = waiters.join(self.models.pool.clone(), self.wants.clone())?;
@@ -114,6 +117,7 @@ impl Unreached {
     }
 
     /// Looks again, and names the missing slots: [`Error::NotYet`], or why Postgres cannot tell.
+    #[boxed::async_recursion]
     pub async fn missing(&self) -> Error {
         let wants = &self.wants;
         let found = match passed(&self.models.pool, wants.keys().cloned().collect()).await {

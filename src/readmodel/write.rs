@@ -79,6 +79,7 @@ impl ReadModels {
     /// a checkpoint is not where the part says, with [`Error::Locked`] when somebody keeps a part's
     /// table locked, and with [`Error::Unappliable`] when values fit their columns but not the table:
     /// leave those changes out, and apply the rest.
+    #[boxed::async_recursion]
     pub async fn apply(&self, parts: &[Part]) -> Result<(), Error> {
         let mut transaction = transaction::begin_by(&self.pool, start()).await?;
         move_checkpoints(&mut transaction, parts).await?;

@@ -17,6 +17,7 @@ pub type ProgressMade = watch::Receiver<Option<i128>>;
 /// Tells a worker's readers, until the token is cancelled, when the claims of their places have gone with the
 /// stream that held them: a place in which nothing happens would not notice, and what was settled there would
 /// count as waiting.
+#[boxed::async_recursion]
 pub async fn watch_progress(
     queue: Queue,
     made: watch::Sender<Option<i128>>,

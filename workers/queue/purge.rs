@@ -14,6 +14,7 @@ const PURGE_EVERY: Duration = Duration::from_secs(5);
 
 /// Has a queue purged of what all its places have settled, until the token is cancelled. One worker does it
 /// for all, the owner of the first place of this kind. Its gauge says how many messages wait.
+#[boxed::async_recursion]
 pub async fn purge(
     queue: Queue,
     member: Member,
