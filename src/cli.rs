@@ -65,7 +65,7 @@ pub(crate) enum Command {
     Cluster(Cluster),
     Token(Token),
     #[command(subcommand)]
-    Plugin(Plugins),
+    Plugin(Box<Plugins>),
     Doctor(Doctor),
     Healthcheck(Healthcheck),
     Bench(flexcore_bench::Args),

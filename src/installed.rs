@@ -1,13 +1,17 @@
 //! `flexcore plugin install` and the other verbs for plugins that the workers of an installation run.
 
-use std::{io::Write, path::PathBuf};
+use std::{collections::BTreeSet, io::Write, path::PathBuf};
 
 use anyhow::{Context, bail};
-use flexcore_definition::{PluginContract, PluginManifest};
+use flexcore_definition::{PluginContract, PluginManifest, Wish};
 use flexcore_domain::{Name, plugin::PluginReply};
 use flexcore_installation::stop_at_signals;
 use flexcore_operations::plugins::{self, Installed, PluginCall, PluginView};
-use flexcore_plugin::{Cookie, Reflection, contract::Client};
+use flexcore_plugin::{
+    Checked, Cookie, Reflection,
+    contract::Client,
+    guard::{Bounds, Files, Measure, Sandbox, User},
+};
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -26,9 +30,11 @@ Examples:
   flexcore plugin install .
   flexcore plugin install plugins/greeter/plugin.yaml --json
 
-It is started once here, to see that it starts. Every worker with the role `plugin` gets the file and starts
-it, with no restart. Where a version runs already, it goes on until the new one is ready, and when that
-does not start. Exit code 0: it is installed; 1: it is not, or no worker can run it.")]
+It is started once here as workers start it, within its limits and its sandbox, to see that it starts. Where
+this machine does not have what its sandbox demands, --unchecked installs it all the same. Every worker with the
+role `plugin` gets the file and starts it, with no restart of FlexCore. Where a version runs already, it goes on
+until the new one is ready, and when that does not start. What is installed already is started anew where a worker
+does not run it. Exit code 0: it is installed; 1: it is not, or no worker can run it.")]
 pub(crate) struct Install {
     /// The plugin's folder with its plugin.yaml, or such a file
     place: PathBuf,
@@ -114,9 +120,13 @@ pub(crate) async fn install(
         out::json(out, &installed)?;
         return Ok(runs);
     }
-    let Installed { name, number, is_new, picked_up_ms, trouble, .. } = &installed;
+    let Installed { name, number, is_new, is_restarted, picked_up_ms, trouble, .. } = &installed;
     let version = &manifest.version;
-    let done = if *is_new { "installed as number" } else { "nothing changed; in force is number" };
+    let done = match (*is_new, *is_restarted) {
+        (true, _) => "installed as number",
+        (false, true) => "it was in force and did not run everywhere; started anew as number",
+        (false, false) => "nothing changed; in force is number",
+    };
     let came_of_it = match (trouble, picked_up_ms) {
         (Some(trouble), _) => format!("; it does not run: {}", shown(trouble)),
         (None, Some(ms)) => format!(", at a worker after {ms} ms"),
@@ -126,10 +136,17 @@ pub(crate) async fn install(
     Ok(runs)
 }
 
+/// The user of a plugin that is tried, where its manifest asks for one of its own: none of those that workers
+/// give, so that it is alone.
+const USER: u32 = 65_520;
+
 /// Starts the plugin as its manifest says, asks what it can do, and ends it. Fails where it would not
 /// serve.
 async fn tried(manifest: &PluginManifest, file: PathBuf) -> anyhow::Result<()> {
-    let program = started_by(manifest, file);
+    let path = file.clone();
+    let checked = spawn_blocking(move || Checked::open(&path, None)).await?.map_err(told)?;
+    let program = started_by(manifest, file, checked.sha256());
+    drop(checked);
     let is_ours = matches!(manifest.contract, PluginContract::Flexcore);
     with_plugin(&program, async move |running: &Running| asked(running, is_ours).await).await
 }
@@ -149,8 +166,9 @@ async fn asked(running: &Running, is_ours: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The start of a plugin as its manifest says it. Bounds and sandbox are the workers'.
-fn started_by(manifest: &PluginManifest, file: PathBuf) -> Program {
+/// The start of a plugin as its manifest says it, and as workers do it (`workers/plugin/start.rs`). With a hash a
+/// copy of the file runs there, too, which finds nothing beside itself, and which a user of its own may read.
+fn started_by(manifest: &PluginManifest, file: PathBuf, sha256: [u8; 32]) -> Program {
     let cookie = manifest.cookie.clone().map(|(key, value)| Cookie { key, value });
     let env = manifest.environment.iter().map(|(name, value)| (name.clone(), value.clone()));
     Program {
@@ -161,8 +179,36 @@ fn started_by(manifest: &PluginManifest, file: PathBuf) -> Program {
         multiplex: manifest.multiplex,
         env: env.collect(),
         arg: manifest.arguments.iter().map(Into::into).collect(),
-        sha256: None,
+        sha256: Some(sha256),
         timeout: manifest.start.as_secs().max(1),
+        bounds: Bounds {
+            memory_bytes: manifest.limits.memory_bytes,
+            cpu_s: manifest.limits.cpu_s,
+            files: manifest.limits.files,
+            processes: manifest.limits.processes,
+        },
+        sandbox: sandbox(manifest),
+    }
+}
+
+fn sandbox(manifest: &PluginManifest) -> Sandbox {
+    let wishes = &manifest.sandbox;
+    let demanded: BTreeSet<Measure> = [
+        (wishes.own_user, Measure::User),
+        (wishes.network, Measure::Network),
+        (wishes.files, Measure::Files),
+        (wishes.processes, Measure::Processes),
+    ]
+    .into_iter()
+    .filter_map(|(wish, measure)| (wish == Some(Wish::Demand)).then_some(measure))
+    .collect();
+    Sandbox {
+        user: wishes.own_user.map(|_| User { uid: USER, gid: USER }),
+        no_network: wishes.network.is_some(),
+        files: wishes.files.map(|_| Files::default()),
+        own_processes: wishes.processes.is_some(),
+        demanded,
+        ..Sandbox::default()
     }
 }
 
@@ -342,5 +388,44 @@ pub(crate) async fn call(config: &Config, call: PluginCall) -> anyhow::Result<Va
             bail!("{}", shown(&format!("{code}: {message}{again}{details}")))
         }
         PluginReply::Refused { message, .. } => bail!("{}", shown(&message)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flexcore_definition::SourceFile;
+
+    use super::*;
+
+    fn program(text: &str) -> Program {
+        let text = format!("name: greeter\nversion: 0.1.0\nfile: greeter\n{text}");
+        let source = SourceFile { path: "plugin.yaml".to_owned(), text };
+        started_by(&PluginManifest::read(source).unwrap(), "greeter".into(), [7; 32])
+    }
+
+    #[test]
+    fn a_plugin_is_tried_with_the_limits_and_the_sandbox_of_its_manifest() {
+        let plain = program("");
+        assert_eq!((plain.bounds, plain.sandbox), (Bounds::default(), Sandbox::default()));
+        assert_eq!(plain.sha256, Some([7; 32]), "a copy runs, as on a worker");
+        let bound = program(
+            "limits: {memory: 1GiB, processor: 60s, files: 256, processes: 64}\n\
+             sandbox: {own_user: ask, network: demand, files: ask, processes: demand}\n",
+        );
+        let bounds = Bounds {
+            memory_bytes: Some(1 << 30),
+            cpu_s: Some(60),
+            files: Some(256),
+            processes: Some(64),
+        };
+        let sandbox = Sandbox {
+            user: Some(User { uid: USER, gid: USER }),
+            no_network: true,
+            files: Some(Files::default()),
+            own_processes: true,
+            demanded: BTreeSet::from([Measure::Network, Measure::Processes]),
+            ..Sandbox::default()
+        };
+        assert_eq!((bound.bounds, bound.sandbox), (bounds, sandbox));
     }
 }

@@ -109,7 +109,7 @@ async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow
         Command::Verify(args) => verify::run(config, args, &mut out).await,
         Command::Cluster(args) => members::run(config, &args, &mut out).await,
         Command::Token(args) => token::run(config, &args, &mut out),
-        Command::Plugin(command) => plugins::run(config, command, &mut out).await,
+        Command::Plugin(command) => plugins::run(config, *command, &mut out).await,
         Command::Healthcheck(args) => healthcheck::run(&args, &mut out).await,
         Command::Doctor(args) => doctor::run(config, args.json, &mut out).await,
         Command::Bench(args) => flexcore_bench::run(&config.bench(metrics), &args, &mut out).await,

@@ -9,13 +9,16 @@ use std::{
 };
 
 use flexcore_eventstore::EventStore;
-use flexcore_operations::plugins;
+use flexcore_operations::{self as operations, plugins};
 use tokio::{task::spawn_blocking, time::sleep};
 
 use crate::plugin_files::{self, PluginFiles};
 
 /// Time between two looks at the folder.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Time until the next look where a plugin could not be installed for now: the broker is away, or has no room.
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// Most folders that are looked at, in the order of their names: more is another folder, named by
 /// mistake.
@@ -35,7 +38,7 @@ struct Stamp {
 #[derive(Default)]
 struct Looked {
     last: BTreeMap<PathBuf, Stamp>,
-    /// What was installed, or was tried: it is not tried again until it changes.
+    /// What was installed, or was tried in vain: it is not tried again until it changes.
     done: BTreeMap<PathBuf, Stamp>,
 }
 
@@ -52,6 +55,11 @@ impl Looked {
         self.last = now;
         due.into_iter().map(|(folder, _)| folder).collect()
     }
+
+    /// Has the next look return this folder again, though nothing has changed there.
+    fn forget(&mut self, folder: &Path) {
+        self.done.remove(folder);
+    }
 }
 
 /// Installs what is in the folder and what changes there, and logs what came of it. A plugin whose folder
@@ -62,23 +70,39 @@ pub(crate) async fn follow(store: &EventStore, folder: &Path) -> Infallible {
         let place = folder.to_owned();
         // Its own panic is the only error, and would be told; the next look is a new one.
         let now = spawn_blocking(move || stamps(&place)).await.unwrap_or_default();
+        let mut pause = LOOK_EVERY;
         for due in looked.look(now) {
-            match install(store, due.clone()).await {
-                Ok(installed) => tracing::info!(
-                    plugin = installed.name,
-                    number = installed.number,
-                    trouble = installed.trouble,
-                    "plugin installed"
-                ),
-                Err(error) => tracing::error!(
-                    folder = %due.display(),
-                    error = format!("{error:#}"),
-                    "plugin not installed; it is tried again when its files change"
-                ),
+            if !is_done(store, &due).await {
+                looked.forget(&due);
+                pause = AGAIN_AFTER;
             }
         }
-        sleep(LOOK_EVERY).await;
+        sleep(pause).await;
     }
+}
+
+/// Installs what is in this folder; false: it is to be tried again, though nothing changes there.
+async fn is_done(store: &EventStore, folder: &Path) -> bool {
+    let error = match install(store, folder.to_owned()).await {
+        Ok(installed) => {
+            let (plugin, number) = (installed.name, installed.number);
+            tracing::info!(plugin, number, trouble = installed.trouble, "plugin installed");
+            return true;
+        }
+        Err(error) => error,
+    };
+    let (folder, told) = (folder.display(), format!("{error:#}"));
+    if is_passing(&error) {
+        tracing::warn!(%folder, error = told, "a plugin cannot be installed now; it is tried again");
+        return false;
+    }
+    tracing::error!(%folder, error = told, "plugin not installed; it is tried again when its files change");
+    true
+}
+
+/// Whether the same files may be installed later without anybody's help.
+fn is_passing(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<operations::Error>().is_some_and(operations::Error::is_passing)
 }
 
 async fn install(store: &EventStore, folder: PathBuf) -> anyhow::Result<plugins::Installed> {
@@ -135,6 +159,23 @@ mod tests {
         assert!(look(&[(&b, 3)]).is_empty());
         assert_eq!(look(&[(&a, 2), (&b, 3)]), std::slice::from_ref(&b));
         assert_eq!(look(&[(&a, 2), (&b, 3)]), std::slice::from_ref(&a), "it was gone meanwhile");
+    }
+
+    #[test]
+    fn what_could_not_be_installed_for_now_is_tried_again() {
+        let folder = PathBuf::from("a");
+        let now = || BTreeMap::from([(folder.clone(), of(1))]);
+        let mut looked = Looked::default();
+        assert!(looked.look(now()).is_empty());
+        assert_eq!(looked.look(now()), std::slice::from_ref(&folder));
+        looked.forget(&folder);
+        assert_eq!(looked.look(now()), std::slice::from_ref(&folder));
+        assert!(looked.look(now()).is_empty(), "it is installed");
+        let away = operations::Error::WorkersUnasked("not connected to the broker".to_owned());
+        assert!(is_passing(&anyhow::Error::new(away).context("installing")));
+        let wrong = operations::Error::PluginFile("it is a folder".to_owned());
+        assert!(!is_passing(&anyhow::Error::new(wrong)));
+        assert!(!is_passing(&anyhow::anyhow!("reading plugin.yaml")));
     }
 
     #[test]

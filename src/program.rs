@@ -54,6 +54,12 @@ pub(crate) struct Program {
         value_parser = clap::value_parser!(u64).range(1..=3_600)
     )]
     pub(crate) timeout: u64,
+    /// The most that it may use: no option, but what a manifest says.
+    #[arg(skip)]
+    pub(crate) bounds: Bounds,
+    /// What it is kept from: no option, but what a manifest says.
+    #[arg(skip)]
+    pub(crate) sandbox: Sandbox,
 }
 
 /// The running executable as a plugin's guard: the very file, even if another has taken its place.
@@ -155,8 +161,8 @@ impl Program {
             multiplex: self.multiplex,
             start_wait: Duration::from_secs(self.timeout),
             answer_bytes_max: ANSWER_BYTES_MAX,
-            bounds: Bounds::default(),
-            sandbox: Sandbox::default(),
+            bounds: self.bounds,
+            sandbox: self.sandbox.clone(),
             output: Arc::new(move |printed| echo.take(printed)),
         }
     }
@@ -180,12 +186,17 @@ impl Program {
     /// What to change on the command line.
     fn advice(&self, error: &Error) -> Option<String> {
         let advice = match error {
+            Error::EndedEarly { .. } if self.bounds != Bounds::default() => {
+                "perhaps the `limits` of its manifest are too narrow, or its `cookie` is another"
+            }
             Error::EndedEarly { .. } if self.cookie.is_none() => {
                 "a plugin ends at once where the cookie is not its own: give --cookie KEY=VALUE, as \
                  its host's source has it"
             }
             Error::EndedEarly { .. } => "check --cookie; perhaps it needs an --env or --arg, too",
             Error::Silent { .. } => "raise --timeout if it needs longer",
+            // Manifests alone demand something.
+            Error::Sandbox { .. } => "the workers' machines may have what is missing here",
             Error::Version { chosen, .. } => {
                 return Some(format!("give --protocol-version {chosen}"));
             }
@@ -265,5 +276,20 @@ mod tests {
         assert!(advice(&["--multiplex"], handshake(line)).contains("without --multiplex"));
         assert!(!advice(&[], handshake("hello")).contains("--no-tls"));
         assert!(advice(&["--no-tls"], handshake(line)).contains("without --no-tls"));
+    }
+
+    #[test]
+    fn a_start_has_the_limits_and_the_sandbox_that_were_set() {
+        let mut parsed = program(&[]).unwrap();
+        let file = Checked::open(&std::env::current_exe().unwrap(), None).unwrap();
+        let echo = Arc::new(Echo::new(&parsed.file));
+        let start = parsed.start(file.clone(), &echo);
+        assert_eq!((start.bounds, start.sandbox), (Bounds::default(), Sandbox::default()));
+        parsed.bounds.files = Some(16);
+        parsed.sandbox.no_network = true;
+        let early = Error::EndedEarly { status: "exit status: 1".into(), said: "no".into() };
+        assert!(format!("{:#}", parsed.not_started(early)).contains("are too narrow"));
+        let start = parsed.start(file, &echo);
+        assert_eq!((start.bounds, start.sandbox), (parsed.bounds, parsed.sandbox));
     }
 }

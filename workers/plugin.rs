@@ -30,6 +30,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use reports::Board;
+use start::Users;
 
 /// The running executable as the guard of plugins: the very file, even if another has taken its place.
 pub const GUARD: &str = "/proc/self/exe";
@@ -47,14 +48,26 @@ pub struct Settings {
 }
 
 /// Longest time for the plugins to end once the worker is told to stop: their calls have
-/// [`kept::DRAIN_MAX`], and a process that does not end is killed some seconds later.
+/// [`kept::DRAIN_MAX`], and a process that does not end is killed some seconds later. A test adds them up.
 const STOP_MAX: Duration = Duration::from_secs(20);
 
 /// What the tasks of all plugins have in common.
 struct Shared {
     store: EventStore,
     settings: Settings,
+    installed: watch::Receiver<Arc<InstalledPlugins>>,
+    users: Users,
     board: Board,
+}
+
+impl Shared {
+    /// The SHA-256 of every file that a plugin has, be it installed or in service.
+    fn needed(&self) -> BTreeSet<String> {
+        let installed = self.installed.borrow().clone();
+        let mut needed = self.board.files();
+        needed.extend(installed.installed.values().map(|plugin| plugin.sha256.clone()));
+        needed
+    }
 }
 
 /// The installation of one plugin that is wanted; `None`: it was removed.
@@ -70,14 +83,17 @@ pub async fn run(
     settings: Settings,
     stop: CancellationToken,
 ) -> Result<(), Error> {
-    let shared = Arc::new(Shared { store, settings, board: Board::default() });
+    let (users, board) = (Users::default(), Board::default());
+    let shared = Arc::new(Shared { store, settings, installed: installed.clone(), users, board });
     let (tasks, questions) = (TaskTracker::new(), CancellationToken::new());
     // Also when this is dropped or fails.
     let _no_more_questions = questions.clone().drop_guard();
     reports::serve(&shared, installed.clone(), &tasks, &questions).await?;
+    files::clean(&shared).await;
     let mut followed = BTreeMap::new();
     loop {
         let now = installed.borrow_and_update().clone();
+        shared.users.hold(now.installed.keys());
         hand_out(&now, &mut followed, |name, wanted| {
             tasks.spawn(kept::keep(shared.clone(), name, wanted));
         });
@@ -112,17 +128,21 @@ fn hand_out(
         let wanted = now.installed.get(&name).cloned();
         let sender = followed.entry(name.clone()).or_insert_with(|| {
             let (sender, receiver) = watch::channel(None);
-            begin(name, receiver);
+            begin(name.clone(), receiver);
             sender
         });
-        let number = |of: &Option<Arc<InstalledPlugin>>| of.as_ref().map(|plugin| plugin.number);
-        sender.send_if_modified(|held| {
-            let is_news = number(held) != number(&wanted);
+        let number_of = |of: &Option<Arc<InstalledPlugin>>| of.as_ref().map(|plugin| plugin.number);
+        let number = number_of(&wanted);
+        let is_news = sender.send_if_modified(|held| {
+            let is_news = number_of(held) != number;
             if is_news {
                 *held = wanted;
             }
             is_news
         });
+        if is_news {
+            tracing::info!(plugin = %name, number, is_installed = number.is_some(), "in force");
+        }
     }
 }
 

@@ -145,10 +145,12 @@ pub enum PluginRefusal {
     Away,
     /// The plugin did not answer in time. It may have done what was asked.
     Late,
-    /// The plugin ended during the call. It may have done what was asked.
-    Unknown,
     /// The plugin broke its contract. It may have done what was asked.
     Faulty,
+    /// The plugin ended during the call, or nobody understands what came back, such as a word of a later
+    /// version. It may have done what was asked.
+    #[serde(other)]
+    Unknown,
 }
 
 impl PluginReply {
@@ -411,6 +413,21 @@ mod tests {
         }
         let refused = serde_json::to_string(&PluginReply::refused(PluginRefusal::Busy, "x"));
         assert_eq!(refused.unwrap(), r#"{"refused":{"refusal":"busy","message":"x"}}"#);
+    }
+
+    /// Gateways and workers of two versions run side by side during an upgrade.
+    #[test]
+    fn a_refusal_of_a_later_version_leaves_open_what_was_done() {
+        let read =
+            |word: &str| serde_json::from_str::<PluginRefusal>(&format!("\"{word}\"")).unwrap();
+        assert_eq!(read("moved"), PluginRefusal::Unknown);
+        assert_eq!(read("unknown"), PluginRefusal::Unknown);
+        assert_eq!(read("faulty"), PluginRefusal::Faulty);
+        let later = r#"{"refused":{"refusal":"moved","message":"x"}}"#;
+        let later: PluginReply = serde_json::from_str(later).unwrap();
+        assert!(matches!(later, PluginReply::Refused { refusal: PluginRefusal::Unknown, .. }));
+        let written = serde_json::to_string(&PluginRefusal::Unknown).unwrap();
+        assert_eq!(written, "\"unknown\"");
     }
 
     #[test]

@@ -20,12 +20,15 @@ use tokio::sync::watch;
 use crate::{
     Aggregates, Error, EventStore, Expected, Recorded,
     folded::{Fold, States},
-    topology, unavailable,
+    plugins, topology, unavailable,
 };
 
 /// The aggregate of that tenant whose commits are the deployments: no application may have one of this
 /// name, or its commands would write to the same subjects.
 pub const AGGREGATE: &str = "application";
+/// The aggregates of that tenant to which the platform itself writes: no application may have one of these
+/// names.
+pub const RESERVED: [&str; 2] = [AGGREGATE, plugins::AGGREGATE];
 const DEPLOYED: &str = "deployed";
 /// Most applications that are listed as unreadable: looking up what was in force takes a question each.
 /// Of more the log of the process tells.
@@ -59,6 +62,13 @@ impl Deployment {
     pub fn version(&self) -> u32 {
         self.application.as_ref().map_or(0, |application| application.version)
     }
+}
+
+/// True if the platform alone writes to it. No command goes to such an aggregate, also where an application
+/// has one of this name from before it was reserved.
+#[must_use]
+pub fn is_reserved(key: &AggregateKey) -> bool {
+    key.tenant().as_str() == Tenant::PLATFORM && RESERVED.contains(&key.aggregate().as_str())
 }
 
 fn tenant() -> Tenant {

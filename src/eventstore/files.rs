@@ -42,18 +42,19 @@ const MODE: u32 = 0o700;
 
 /// What is said of a stored file, in the words of object stores.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Record {
+pub(crate) struct Record {
     name: String,
     bucket: String,
-    /// The name under which its chunks lie.
-    nuid: String,
+    /// The name under which its chunks lie. A deleted file's record still says so: whoever deletes it may die
+    /// before they are gone.
+    pub(crate) nuid: String,
     /// In bytes.
     size: u64,
     chunks: u64,
     #[serde(default)]
     digest: String,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    deleted: bool,
+    pub(crate) deleted: bool,
 }
 
 impl Record {
@@ -101,6 +102,7 @@ impl EventStore {
         {
             return Ok(());
         }
+        self.sweep_plugin_files().await;
         let nuid = Uuid::new_v4().simple().to_string();
         let record = match self.send_chunks(file, &hash, &nuid).await {
             Ok(record) => record,
@@ -223,7 +225,8 @@ impl EventStore {
         Ok(chunks == record.chunks)
     }
 
-    /// Frees the room that chunks take. Where that fails they take room in vain: nothing names them.
+    /// Frees the room that chunks take. Where that fails they take room in vain, until somebody sends a file
+    /// an hour later.
     async fn purge_chunks(&self, nuid: &str) {
         let purged = async {
             let stream = self.jetstream.get_stream_no_info(topology::FILES).await;
@@ -367,7 +370,7 @@ fn parsed(sha256: &str) -> Result<Hash, Error> {
     hash.ok_or_else(|| Error::PluginFile("a SHA-256 has 64 digits, 0 to 9 and a to f".to_owned()))
 }
 
-fn chunks_subject(nuid: &str) -> String {
+pub(crate) fn chunks_subject(nuid: &str) -> String {
     format!("$O.{FILES_BUCKET}.C.{nuid}")
 }
 

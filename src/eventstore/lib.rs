@@ -32,6 +32,7 @@ mod seen;
 pub mod snapshot;
 mod subjects;
 mod subscribe;
+mod swept;
 pub mod topology;
 pub mod verify;
 

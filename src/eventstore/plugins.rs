@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     future::ready,
+    iter::once,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
@@ -51,6 +52,9 @@ pub struct InstalledPlugin {
 pub struct InstalledPlugins {
     /// By name.
     pub installed: BTreeMap<Name, Arc<InstalledPlugin>>,
+    /// Of each, the SHA-256 of the file before its own, which is kept until the next one comes: the new file may
+    /// start nowhere, and what runs is then the former one.
+    pub former: BTreeMap<Name, String>,
     /// Those whose last event this executable cannot read, and why. A process that could read the one
     /// before goes on with that.
     pub unreadable: BTreeMap<Name, String>,
@@ -61,6 +65,8 @@ pub struct InstalledPlugins {
 pub struct PluginBefore {
     /// `None`: it was never installed, or is removed.
     pub installed: Option<InstalledPlugin>,
+    /// The SHA-256 of the file before that one's, which is still stored.
+    pub former_sha256: Option<String>,
     /// Number of its last event, also when that is its removal; 0: none.
     pub number: u32,
     /// What its subject ends with.
@@ -77,6 +83,9 @@ struct Installation {
     manifest: SourceFile,
     sha256: String,
     bytes: u64,
+    /// The file before, which is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    former_sha256: Option<String>,
 }
 
 /// Data of the event `plugin.removed`.
@@ -89,6 +98,7 @@ struct Removal {
 struct LastEvent {
     number: u32,
     installed: Option<InstalledPlugin>,
+    former_sha256: Option<String>,
 }
 
 fn tenant() -> Tenant {
@@ -109,17 +119,24 @@ fn key(name: &Name) -> AggregateKey {
 #[boxed::async_recursion]
 pub async fn installed(store: &EventStore, name: &Name) -> Result<PluginBefore, Error> {
     let Some(recorded) = store.last_deployed(&key(name)).await? else {
-        let (expected, time_ms) = (Expected::default(), i64::MIN);
-        return Ok(PluginBefore { installed: None, number: 0, expected, time_ms });
+        return Ok(PluginBefore {
+            installed: None,
+            former_sha256: None,
+            number: 0,
+            expected: Expected::default(),
+            time_ms: i64::MIN,
+        });
     };
-    let LastEvent { number, installed } = read(&recorded)?;
+    let LastEvent { number, installed, former_sha256 } = read(&recorded)?;
     let expected = Expected { sequence: recorded.sequence, hash: recorded.hash };
-    Ok(PluginBefore { installed, number, expected, time_ms: recorded.commit.time_ms })
+    let time_ms = recorded.commit.time_ms;
+    Ok(PluginBefore { installed, former_sha256, number, expected, time_ms })
 }
 
 /// Records that a plugin is installed, in place of what was there before. The file has to be stored, and
 /// should be stored once more when this has returned: whoever removed another plugin with the same file may
-/// not have seen this one. A file that no plugin needs any more is deleted. Returns the event's number.
+/// not have seen this one. The file of the installation before is kept until the next one; an earlier one
+/// that no plugin needs any more is deleted. Returns the event's number.
 /// Fails with [`Error::Conflict`] when another event of this plugin came first, and with
 /// [`Error::TooLarge`] when its manifest takes more than one message.
 #[boxed::async_recursion]
@@ -132,18 +149,19 @@ pub async fn install(
     actor: &ActorName,
     now_ms: i64,
 ) -> Result<u32, Error> {
-    let former = before.installed.as_ref();
     let installation = Installation {
         number: before.next(),
-        restarts: former.map_or(0, |former| former.restarts),
+        restarts: before.installed.as_ref().map_or(0, |former| former.restarts),
         manifest: manifest.source.clone(),
         sha256: sha256.to_owned(),
         bytes,
+        former_sha256: before.former_after(sha256),
     };
     let event = (INSTALLED, &installation);
     append(store, &manifest.name, event, before, actor, now_ms).await?;
-    if let Some(former) = former.filter(|former| former.sha256 != sha256) {
-        forget(store, &former.sha256).await;
+    let kept = installation.former_sha256.as_deref();
+    if let Some(earlier) = before.former_sha256.as_deref().filter(|file| kept != Some(*file)) {
+        forget(store, earlier).await;
     }
     Ok(installation.number)
 }
@@ -166,12 +184,13 @@ pub async fn restart(
         manifest: installed.manifest.source.clone(),
         sha256: installed.sha256.clone(),
         bytes: installed.bytes,
+        former_sha256: before.former_sha256.clone(),
     };
     append(store, name, (RESTARTED, &installation), before, actor, now_ms).await?;
     Ok(number)
 }
 
-/// Records that a plugin is removed, and deletes its file unless another one needs it. Returns the event's
+/// Records that a plugin is removed, and deletes its files unless another one needs them. Returns the event's
 /// number. Fails with [`Error::Conflict`] when another event of this plugin came first, and when it is not
 /// installed.
 #[boxed::async_recursion]
@@ -185,7 +204,9 @@ pub async fn remove(
     let installed = before.installed.as_ref().ok_or(Error::Conflict)?;
     let removal = Removal { number: before.next() };
     append(store, name, (REMOVED, &removal), before, actor, now_ms).await?;
-    forget(store, &installed.sha256).await;
+    for sha256 in once(&installed.sha256).chain(&before.former_sha256) {
+        forget(store, sha256).await;
+    }
     Ok(removal.number)
 }
 
@@ -193,6 +214,12 @@ impl PluginBefore {
     /// The number of the event after it.
     fn next(&self) -> u32 {
         self.number.saturating_add(1)
+    }
+
+    /// The file that is kept beside this one once it is installed.
+    fn former_after(&self, sha256: &str) -> Option<String> {
+        let now = self.installed.as_ref()?;
+        if now.sha256 == sha256 { self.former_sha256.clone() } else { Some(now.sha256.clone()) }
     }
 }
 
@@ -259,11 +286,12 @@ async fn delete_unneeded(store: &EventStore, sha256: &str) -> Result<(), Error> 
     }
 }
 
-/// Whether a plugin in force has this file, or may have it.
+/// Whether a plugin in force has this file, had it before, or may have it.
 async fn is_needed(store: &EventStore, sha256: &str) -> Result<bool, Error> {
     let plugins = watch(store).await?.borrow().clone();
     let has_it = |plugin: &Arc<InstalledPlugin>| plugin.sha256 == sha256;
-    Ok(!plugins.unreadable.is_empty() || plugins.installed.values().any(has_it))
+    let is_former = plugins.former.values().any(|former| former == sha256);
+    Ok(is_former || !plugins.unreadable.is_empty() || plugins.installed.values().any(has_it))
 }
 
 /// Reads a plugin's event. Fails when this executable cannot read it. The reader of manifests is kept from
@@ -284,7 +312,7 @@ fn read_event(recorded: &Recorded) -> Result<LastEvent, String> {
     match event.event.as_str() {
         REMOVED => {
             let removal: Removal = serde_json::from_str(data).map_err(|it| it.to_string())?;
-            Ok(LastEvent { number: removal.number, installed: None })
+            Ok(LastEvent { number: removal.number, installed: None, former_sha256: None })
         }
         INSTALLED | RESTARTED => {
             let stored: Installation = serde_json::from_str(data).map_err(|it| it.to_string())?;
@@ -294,9 +322,9 @@ fn read_event(recorded: &Recorded) -> Result<LastEvent, String> {
             if manifest.name.as_str() != recorded.commit.key.id().as_str() {
                 return Err(format!("its manifest is that of plugin {}", manifest.name));
             }
-            let Installation { number, restarts, sha256, bytes, .. } = stored;
+            let Installation { number, restarts, sha256, bytes, former_sha256, .. } = stored;
             let installed = InstalledPlugin { manifest, number, restarts, sha256, bytes };
-            Ok(LastEvent { number, installed: Some(installed) })
+            Ok(LastEvent { number, installed: Some(installed), former_sha256 })
         }
         other => Err(format!("an event `{other}`, of a later version maybe")),
     }
@@ -327,9 +355,12 @@ fn put(plugins: &mut InstalledPlugins, recorded: &Recorded) {
     // Any other id was not written by an installation.
     let Ok(name) = Name::parse(recorded.commit.key.id().as_str()) else { return };
     match read(recorded) {
-        Ok(LastEvent { number, installed }) => {
-            tracing::info!(plugin = %name, number, is_installed = installed.is_some(), "in force");
+        Ok(LastEvent { installed, former_sha256, .. }) => {
             plugins.unreadable.remove(&name);
+            match former_sha256 {
+                Some(former) => plugins.former.insert(name.clone(), former),
+                None => plugins.former.remove(&name),
+            };
             match installed {
                 Some(installed) => plugins.installed.insert(name, Arc::new(installed)),
                 None => plugins.installed.remove(&name),
@@ -377,9 +408,50 @@ mod tests {
     fn installation(name: &str, number: u32, restarts: u32) -> String {
         let text = format!("name: {name}\nversion: a\nfile: f\n");
         let manifest = SourceFile { path: "plugin.yaml".to_owned(), text };
-        let sha256 = SHA256.to_owned();
-        let installation = Installation { number, restarts, manifest, sha256, bytes: 7 };
+        let (sha256, former_sha256) = (SHA256.to_owned(), None);
+        let installation =
+            Installation { number, restarts, manifest, sha256, bytes: 7, former_sha256 };
         serde_json::to_string(&installation).unwrap()
+    }
+
+    /// What is known of plugin `a` after an event.
+    fn before(data: &str, former: Option<&str>) -> PluginBefore {
+        let LastEvent { number, installed, .. } = read(&recorded("a", INSTALLED, data)).unwrap();
+        PluginBefore {
+            installed,
+            former_sha256: former.map(str::to_owned),
+            number,
+            expected: Expected::default(),
+            time_ms: 0,
+        }
+    }
+
+    /// A second version that starts nowhere had the file of the first one deleted, which still ran.
+    #[test]
+    fn the_file_before_is_kept_until_another_one_is_installed() {
+        let first = before(&installation("a", 1, 0), None);
+        assert_eq!(first.former_after("cd").as_deref(), Some(SHA256));
+        assert_eq!(first.former_after(SHA256), None, "the same file with another manifest");
+        let second = before(&installation("a", 2, 0), Some("cd"));
+        assert_eq!(second.former_after(SHA256).as_deref(), Some("cd"));
+        assert_eq!(second.former_after("cd").as_deref(), Some(SHA256), "back to the one before");
+        let removed = PluginBefore { installed: None, former_sha256: None, ..second };
+        assert_eq!(removed.former_after("cd"), None);
+    }
+
+    #[test]
+    fn the_file_before_is_known_until_the_plugin_is_removed() {
+        let (name, mut plugins) = (Name::parse("a").unwrap(), InstalledPlugins::default());
+        let with = |number, former: &str| {
+            let text = installation("a", number, 0);
+            text.replacen('{', &format!("{{\"former_sha256\":\"{former}\","), 1)
+        };
+        put(&mut plugins, &recorded("a", INSTALLED, &with(2, "cd")));
+        assert_eq!(plugins.former.get(&name).map(String::as_str), Some("cd"));
+        put(&mut plugins, &recorded("a", INSTALLED, &with(3, "ef")));
+        assert_eq!(plugins.former.get(&name).map(String::as_str), Some("ef"));
+        put(&mut plugins, &recorded("a", REMOVED, r#"{"number":4}"#));
+        assert!(plugins.former.is_empty());
     }
 
     #[test]

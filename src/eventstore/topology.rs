@@ -49,7 +49,8 @@ const COMMANDS_BYTES_MAX: i64 = 1 << 30;
 const DEAD_BYTES_MAX: i64 = 256 << 20;
 /// Most bytes of outcomes; then the oldest go.
 const OUTCOMES_BYTES_MAX: i64 = 256 << 20;
-/// Most bytes of plugins' files: sixteen of the largest, and many more of usual ones. More are refused.
+/// Most bytes of plugins' files: sixteen of the largest, and many more of usual ones. A plugin that was installed
+/// in two versions has two. More are refused.
 pub const FILES_BYTES_MAX: i64 = 4 << 30;
 /// Time for which an outcome that is not in the log can be asked for.
 const OUTCOMES_AGE_MAX: Duration = Duration::from_secs(7 * 24 * 3600);

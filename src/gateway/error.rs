@@ -229,13 +229,17 @@ pub(crate) fn not_returned(reply: PluginReply) -> Problem {
     }
 }
 
+/// Said of a plugin that is not for the tenant, too: what others have is nobody's business.
+const NO_PLUGIN: &str = "no plugin of this name is installed, or it is not for your tenant";
+
 fn plugin_refused(refusal: PluginRefusal, message: String) -> Problem {
     match refusal {
-        PluginRefusal::NotInstalled => Problem::new(&problems::UNKNOWN_PLUGIN, message),
+        PluginRefusal::NotInstalled | PluginRefusal::NotForTenant => {
+            Problem::new(&problems::UNKNOWN_PLUGIN, NO_PLUGIN)
+        }
         PluginRefusal::UnknownFunction => Problem::new(&problems::UNKNOWN_FUNCTION, message),
         PluginRefusal::InvalidInput => Problem::new(&problems::INVALID_INPUT, message),
         PluginRefusal::TooLarge => Problem::new(&problems::PAYLOAD_TOO_LARGE, message),
-        PluginRefusal::NotForTenant => Problem::new(&problems::FORBIDDEN, message),
         PluginRefusal::Busy => {
             let detail = "too many calls of this plugin are under way; nothing was done";
             Problem::new(&problems::OVERLOADED, detail)
@@ -366,11 +370,11 @@ mod tests {
     fn each_refusal_of_a_call_has_its_problem() {
         use PluginRefusal as R;
         for (refusal, status, code, is_told) in [
-            (R::NotInstalled, 404, "unknown-plugin", true),
+            (R::NotInstalled, 404, "unknown-plugin", false),
+            (R::NotForTenant, 404, "unknown-plugin", false),
             (R::UnknownFunction, 404, "unknown-function", true),
             (R::InvalidInput, 422, "invalid-input", true),
             (R::TooLarge, 413, "payload-too-large", true),
-            (R::NotForTenant, 403, "forbidden", true),
             (R::Busy, 503, "overloaded", false),
             (R::Away, 503, "unavailable", false),
             (R::Late, 504, "plugin-timeout", false),
@@ -383,5 +387,17 @@ mod tests {
             assert_eq!(after.is_some(), status == 503, "{code}");
             assert_eq!(body["detail"] == "secret host", is_told, "{code}");
         }
+    }
+
+    /// The answers to a call told a tenant which plugins others have.
+    #[test]
+    fn a_plugin_of_others_is_as_unknown_as_one_that_is_not_installed() {
+        let [none, others] =
+            [PluginRefusal::NotInstalled, PluginRefusal::NotForTenant].map(|why| {
+                let (status, _, body) =
+                    headers_and_body(not_returned(PluginReply::refused(why, "x")));
+                (status, body)
+            });
+        assert_eq!(none, others);
     }
 }

@@ -2,30 +2,36 @@
 
 use std::{sync::Arc, time::Instant};
 
-use flexcore_eventstore::EventStore;
+use flexcore_eventstore::{EventStore, plugins::InstalledPlugins};
 use flexcore_operations::plugins::{self, PluginView};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use crate::{error::Problem, limits::PLUGINS_AGE};
 
 /// What was found last, and when.
-#[derive(Default)]
 pub(crate) struct InstalledSeen {
+    /// As the process follows it in any case: a look reads nothing from the log.
+    installed: watch::Receiver<Arc<InstalledPlugins>>,
     found: Mutex<Option<(Instant, Arc<[PluginView]>)>>,
 }
 
 impl InstalledSeen {
-    /// Asks the log and the workers, unless they were asked just now. One look at a time, whoever asks.
-    /// Fails when the broker is away.
+    pub(crate) fn new(installed: watch::Receiver<Arc<InstalledPlugins>>) -> Self {
+        Self { installed, found: Mutex::default() }
+    }
+
+    /// Asks the workers, unless they were asked just now. One look at a time, whoever asks. Fails when the
+    /// broker is away.
     pub(crate) async fn look(&self, store: &EventStore) -> Result<Arc<[PluginView]>, Problem> {
         let mut found = self.found.lock().await;
-        if let Some((at, installed)) = &*found
+        if let Some((at, views)) = &*found
             && at.elapsed() < PLUGINS_AGE
         {
-            return Ok(installed.clone());
+            return Ok(views.clone());
         }
-        let installed: Arc<[PluginView]> = plugins::view(store).await?.into();
-        *found = Some((Instant::now(), installed.clone()));
-        Ok(installed)
+        let installed = self.installed.borrow().clone();
+        let views: Arc<[PluginView]> = plugins::on_workers(store, &installed).await?.into();
+        *found = Some((Instant::now(), views.clone()));
+        Ok(views)
     }
 }

@@ -36,7 +36,7 @@ use std::sync::Arc;
 use flexcore_auth::Verifier;
 use flexcore_cluster::Owners;
 use flexcore_definition::Catalog;
-use flexcore_eventstore::EventStore;
+use flexcore_eventstore::{EventStore, plugins::InstalledPlugins};
 use flexcore_http::health::{self, RenderMetrics};
 use flexcore_readmodel::ReadModels;
 use tokio::{net::TcpListener, sync::watch};
@@ -57,6 +57,8 @@ pub struct Parts {
     pub read_models: ReadModels,
     /// What is deployed.
     pub catalog: watch::Receiver<Arc<Catalog>>,
+    /// What is installed.
+    pub plugins: watch::Receiver<Arc<InstalledPlugins>>,
     /// Accepts tokens.
     pub verifier: Arc<Verifier>,
     /// How it serves.

@@ -72,7 +72,7 @@ impl Shared {
             readiness: Readiness::default(),
             documents: Documents::default(),
             former: Former::default(),
-            installed: InstalledSeen::default(),
+            installed: InstalledSeen::new(parts.plugins),
             shutdown,
             draining: AtomicBool::new(false),
             durations: RwLock::default(),

@@ -49,19 +49,24 @@ impl Roles {
             ),
             read_models: installation.read_models.clone(),
             catalog: installation.catalog.clone(),
+            plugins: installation.plugins.clone(),
             verifier: Arc::new(verifier),
             settings: gateway::Settings::default(),
             metrics,
         };
         let listeners = gateway::Listeners { http, metrics: metrics_apart };
-        let (stop, mut deployed) = (self.stop.clone(), installation.catalog.clone());
+        let stop = self.stop.clone();
+        let (mut deployed, mut installed) =
+            (installation.catalog.clone(), installation.plugins.clone());
         self.tasks.spawn(async move {
-            let followed = async { while deployed.changed().await.is_ok() {} };
+            let deployments = async { while deployed.changed().await.is_ok() {} };
+            let installations = async { while installed.changed().await.is_ok() {} };
             tokio::select! {
                 served = gateway::serve(listeners, parts, stop) => {
                     served.context("the gateway stopped")
                 }
-                () = followed => bail!("deployments are not followed any more"),
+                () = deployments => bail!("deployments are not followed any more"),
+                () = installations => bail!("what is installed is not followed any more"),
             }
         });
     }

@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 
 use flexcore_definition::{Application, Problem, SourceFile};
 use flexcore_domain::Name;
-use flexcore_eventstore::{catalog, plugins};
+use flexcore_eventstore::catalog;
 
 use crate::Error;
 
@@ -31,8 +31,8 @@ pub fn read(
     let name =
         Name::parse(name).map_err(|source| Error::FolderName { name: name.to_owned(), source })?;
     let application = Application::read(name, files).map_err(Error::Refused)?;
-    let reserved = [catalog::AGGREGATE, plugins::AGGREGATE];
-    let mut taken = reserved.into_iter().filter(|name| application.aggregates.contains_key(*name));
+    let is_taken = |name: &&str| application.aggregates.contains_key(*name);
+    let mut taken = catalog::RESERVED.into_iter().filter(is_taken);
     if let Some(name) = taken.next() {
         return Err(Error::Reserved(name));
     }

@@ -151,9 +151,6 @@ pub enum Error {
     /// The workers could not be asked.
     #[error("the workers cannot be asked: {0}")]
     WorkersUnasked(String),
-    /// A worker answered with something that is no answer.
-    #[error("a worker's answer does not parse: {0}")]
-    WorkerGarbled(String),
     /// The log did not do what was asked.
     #[error(transparent)]
     Log(#[from] eventstore::Error),
@@ -201,7 +198,6 @@ impl Error {
             | Self::NoPlugin(_)
             | Self::PluginFile(_)
             | Self::PluginOvertaken(_)
-            | Self::WorkerGarbled(_)
             | Self::TakenOff(_) => false,
         }
     }

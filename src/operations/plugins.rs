@@ -2,6 +2,8 @@
 //!
 //! What is installed stands in the log. The workers with the role `plugin` run it, and are asked over NATS.
 
+mod call;
+
 use std::{
     collections::BTreeSet,
     fs,
@@ -11,21 +13,18 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use async_nats::{HeaderMap, Request, RequestErrorKind, StatusCode, connection};
+use async_nats::{StatusCode, connection};
 use bytes::Bytes;
 use flexcore_definition::PluginManifest;
 use flexcore_domain::{
-    ActorName, CommandId, Hash, Name, PluginRefusal, PluginReply, PluginReport, PluginStatus,
-    Tenant, TraceParent,
-    command::header as field,
+    ActorName, Hash, Name, PluginReport, PluginStatus, Tenant,
     limits::PLUGIN_FILE_BYTES_MAX,
-    plugin::{INPUT_BYTES_MAX, REPORTS_SUBJECT, call_subject, header, logs_subject},
+    plugin::{REPORTS_SUBJECT, logs_subject},
 };
 use flexcore_eventstore::{
     self as eventstore, EventStore,
-    plugins::{self, InstalledPlugin, InstalledPlugins},
+    plugins::{self, InstalledPlugin, InstalledPlugins, PluginBefore},
 };
-use flexcore_resilience::{self as resilience, Deadline};
 use futures::StreamExt;
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest as _, Sha256};
@@ -37,6 +36,8 @@ use tokio::{
 };
 
 use crate::Error;
+
+pub use call::{PluginCall, call};
 
 /// Who is recorded as the sender of what is done here.
 const ACTOR: &str = "plugin";
@@ -54,6 +55,8 @@ const WORKERS_MAX: usize = 1_000;
 const FAILED: &str = "failed";
 /// Said where workers run, and none has taken the installation up in time.
 const NOT_YET: &str = "no worker has taken it up yet";
+/// Said where workers go on with the version before, as this one does not start.
+const FORMER_RUNS: &str = "a worker that starts from now on does not run the version before";
 
 /// The result of an installation.
 #[derive(Debug, Serialize)]
@@ -62,8 +65,10 @@ pub struct Installed {
     pub name: String,
     /// The number of the installation in force now.
     pub number: u32,
-    /// False: the same was in force already, and nothing was recorded.
+    /// False: the same was in force already.
     pub is_new: bool,
+    /// The same was in force already, a worker said that it did not run, and a restart was recorded.
+    pub is_restarted: bool,
     /// The SHA-256 of its file, in hexadecimal digits.
     pub sha256: String,
     /// The size of its file.
@@ -109,30 +114,10 @@ pub struct OfWorker {
     pub status: PluginStatus,
 }
 
-/// A call of a function.
-#[derive(Clone, Debug)]
-pub struct PluginCall {
-    /// The plugin.
-    pub plugin: Name,
-    /// Its function, or the method of a foreign plugin as `package.Service/Method`.
-    pub function: String,
-    /// Whose call it is.
-    pub tenant: Tenant,
-    /// Who calls.
-    pub actor: ActorName,
-    /// What makes it the same call when it is sent again.
-    pub key: CommandId,
-    /// JSON.
-    pub input: Bytes,
-    /// How long the caller waits.
-    pub within: Duration,
-    /// The trace that it is part of.
-    pub trace: Option<TraceParent>,
-}
-
 /// Installs a plugin with the executable in this file, unless the same is in force, and waits until a worker
-/// has taken it up. Fails when the file cannot be read or is too large, when the broker is away or has no
-/// room, and when somebody else changed the plugin meanwhile.
+/// has taken it up. Where the same is in force and does not run on some worker, every worker starts it anew.
+/// Fails when the file cannot be read or is too large, when the broker is away or has no room, and when
+/// somebody else changed the plugin meanwhile.
 #[boxed::async_recursion]
 pub async fn install(
     store: &EventStore,
@@ -149,8 +134,9 @@ pub async fn install(
     let same = in_force.filter(|plugin| is_same(plugin, manifest, &sha256));
     let mut file = File::from_std(file);
     store.put_plugin_file(&mut file, &sha256).await?;
-    let (number, is_new) = if let Some(plugin) = same {
-        (plugin.number, false)
+    let (number, is_new, is_restarted) = if let Some(plugin) = same {
+        let anew = restarted_if_troubled(store, plugin, &before).await?;
+        (anew.unwrap_or(plugin.number), false, anew.is_some())
     } else {
         let (actor, now_ms) = (actor(), now_ms()?);
         let recorded =
@@ -160,11 +146,34 @@ pub async fn install(
         let source = |error: std::io::Error| Error::PluginFile(error.to_string());
         file.rewind().await.map_err(source)?;
         store.put_plugin_file(&mut file, &sha256).await?;
-        (number, true)
+        (number, true, false)
     };
     let PickedUp { after_ms, trouble } = picked_up(store, &manifest.name, number).await;
-    let name = manifest.name.to_string();
-    Ok(Installed { name, number, is_new, sha256, bytes, picked_up_ms: after_ms, trouble })
+    Ok(Installed {
+        name: manifest.name.to_string(),
+        number,
+        is_new,
+        is_restarted,
+        sha256,
+        bytes,
+        picked_up_ms: after_ms,
+        trouble,
+    })
+}
+
+/// Has every worker start the plugin anew if one says that it does not run there: that worker may lack the
+/// file that was just stored, and tries no more by itself. Returns the number of the restart.
+async fn restarted_if_troubled(
+    store: &EventStore,
+    plugin: &InstalledPlugin,
+    before: &PluginBefore,
+) -> Result<Option<u32>, Error> {
+    let name = &plugin.manifest.name;
+    if !is_troubled(&reports(store).await?, name, plugin.number) {
+        return Ok(None);
+    }
+    let restarted = plugins::restart(store, name, before, &actor(), now_ms()?).await;
+    restarted.map(Some).map_err(overtaken(name))
 }
 
 /// Has every worker start the plugin anew. Returns the number of the restart. Fails when it is not installed,
@@ -194,10 +203,19 @@ pub async fn remove(store: &EventStore, name: &Name) -> Result<(), Error> {
 /// All installed plugins, by name, each with what every worker reports of it. Fails when the broker is away.
 #[boxed::async_recursion]
 pub async fn view(store: &EventStore) -> Result<Vec<PluginView>, Error> {
-    let reports = reports(store).await?;
     let following = plugins::watch(store).await?;
     let installed = following.borrow().clone();
-    Ok(merged(&installed, &reports))
+    on_workers(store, &installed).await
+}
+
+/// These plugins, by name, each with what every worker reports of it: for a process that follows what is
+/// installed in any case. Fails when the broker is away.
+#[boxed::async_recursion]
+pub async fn on_workers(
+    store: &EventStore,
+    installed: &InstalledPlugins,
+) -> Result<Vec<PluginView>, Error> {
+    Ok(merged(installed, &reports(store).await?))
 }
 
 /// What each worker that runs plugins reports, by its name. Those that do not answer within two seconds are not
@@ -219,68 +237,6 @@ pub async fn logs(store: &EventStore, name: &Name) -> Result<Vec<String>, Error>
     }
     let answers = gathered(store, logs_subject(name)).await?;
     Ok(parsed::<Vec<String>>(&answers).concat())
-}
-
-/// Has one of the workers call a function. Returns what came of it, which may be that nobody knows. Fails when
-/// the worker's answer does not parse, and when nobody runs the plugin and the log cannot tell if it is
-/// installed.
-#[boxed::async_recursion]
-pub async fn call(store: &EventStore, call: PluginCall) -> Result<PluginReply, Error> {
-    let refused = |refusal, message: &str| Ok(PluginReply::refused(refusal, message));
-    if call.input.len() > INPUT_BYTES_MAX {
-        let message = format!("an input has at most {INPUT_BYTES_MAX} bytes");
-        return refused(PluginRefusal::TooLarge, &message);
-    }
-    let Some(subject) = call_subject(&call.plugin, &call.function) else {
-        return refused(PluginRefusal::UnknownFunction, "this is no name of a function");
-    };
-    let client = store.client();
-    if client.connection_state() != connection::State::Connected {
-        return refused(PluginRefusal::Away, "not connected to the broker; nothing was done");
-    }
-    let headers = headers(&call);
-    let request = Request::new().headers(headers).payload(call.input).timeout(Some(call.within));
-    let error = match client.send_request(subject, request).await {
-        Ok(message) => {
-            let reply = serde_json::from_slice(&message.payload);
-            return reply.map_err(|error| Error::WorkerGarbled(error.to_string()));
-        }
-        Err(error) => error,
-    };
-    match error.kind() {
-        RequestErrorKind::NoResponders => nobody(store, &call.plugin).await,
-        RequestErrorKind::TimedOut => {
-            refused(PluginRefusal::Late, "there was no answer in time; it may have been done")
-        }
-        RequestErrorKind::MaxPayloadExceeded | RequestErrorKind::InvalidSubject => {
-            refused(PluginRefusal::TooLarge, &error.to_string())
-        }
-        RequestErrorKind::Other => refused(PluginRefusal::Unknown, &error.to_string()),
-    }
-}
-
-/// Why nobody takes calls of a plugin.
-async fn nobody(store: &EventStore, name: &Name) -> Result<PluginReply, Error> {
-    if plugins::installed(store, name).await?.installed.is_some() {
-        let message = format!("no worker runs plugin {name} now; nothing was done");
-        return Ok(PluginReply::refused(PluginRefusal::Away, message));
-    }
-    let message = format!("no plugin {name} is installed");
-    Ok(PluginReply::refused(PluginRefusal::NotInstalled, message))
-}
-
-fn headers(call: &PluginCall) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    headers.insert(header::TENANT, call.tenant.as_str());
-    headers.insert(field::ACTOR, call.actor.as_str());
-    headers.insert(field::OWN_COMMAND_ID, call.key.as_str());
-    if let Some(trace) = &call.trace {
-        headers.insert(field::TRACEPARENT, trace.as_str());
-    }
-    let now = Instant::now();
-    let left = Deadline::at(now, call.within).encode(now).unwrap_or_else(|| "1".to_owned());
-    headers.insert(resilience::HEADER, left);
-    headers
 }
 
 /// Asks all workers, and returns their answers: those that come until it has been quiet for a while.
@@ -374,6 +330,16 @@ fn measured(path: &Path) -> Result<Measured, Error> {
     Ok(Measured { file, sha256, bytes })
 }
 
+/// True if a worker says of this installation, or of a later one, that it does not run there, or not as it
+/// should.
+fn is_troubled(reports: &[PluginReport], name: &Name, number: u32) -> bool {
+    let mut all = reports.iter().flat_map(|report| &report.plugins);
+    all.any(|status| {
+        let is_it = status.name == *name && status.number >= number;
+        is_it && (status.state == FAILED || status.reason.is_some())
+    })
+}
+
 /// What became of an installation.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct PickedUp {
@@ -425,7 +391,10 @@ fn found(reports: &[PluginReport], name: &Name, number: u32) -> Option<Found> {
     // One that is ready and has a reason is the version before: this one does not start.
     let is_final = taken.iter().all(|status| status.state == FAILED || status.ready > 0);
     let trouble = reason.or_else(|| is_final.then(|| first.state.clone()));
-    Some(Found { is_final, trouble })
+    let former_runs = taken.iter().any(|status| status.ready > 0);
+    let told =
+        |reason: String| if former_runs { format!("{reason}; {FORMER_RUNS}") } else { reason };
+    Some(Found { is_final, trouble: trouble.map(told) })
 }
 
 fn actor() -> ActorName {

@@ -1,6 +1,6 @@
 //! A call of a group, from its place to its outcome.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use flexcore_resilience::Verdict;
@@ -35,11 +35,12 @@ impl Limit {
 }
 
 /// Calls a function of the contract. One that may be repeated is called once more if the instance
-/// ended under the call.
+/// ended under the call, by what is in service `now`: the group may have been replaced meanwhile.
 pub(crate) async fn call(
     group: &Group,
     call: &PoolCall,
     within: Duration,
+    now: impl Fn() -> Option<Arc<Group>>,
 ) -> Result<Bytes, PoolError> {
     let limit = Limit::new(within, group.spec.call_max);
     let place = group.place()?;
@@ -51,14 +52,39 @@ pub(crate) async fn call(
     if !(broken.died && is_idempotent) {
         return Err(broken.error);
     }
-    let Ok(Ok(place)) = timeout_at(limit.until, group.place_soon()).await else {
+    let Ok(Some((group, place))) = timeout_at(limit.until, place_soon(group, now)).await else {
         return Err(broken.error);
     };
-    attempt(group, place, call, limit).await.map_err(|again| match again.error {
+    if !place.is_idempotent(&call.function).unwrap_or(false) {
+        // Another version, which thinks otherwise.
+        return Err(broken.error);
+    }
+    attempt(&group, place, call, limit).await.map_err(|again| match again.error {
         // The first one may have been done all the same.
         PoolError::Away(_) | PoolError::Late => broken.error,
         error => error,
     })
+}
+
+/// A place at what is in service, as soon as an instance of it is ready. None when that is not soon.
+/// Nothing waits without a time.
+async fn place_soon(
+    before: &Group,
+    now: impl Fn() -> Option<Arc<Group>>,
+) -> Option<(Arc<Group>, CallPlace)> {
+    // All groups of a pool have the same figures.
+    let mut changes = before.figures.changes();
+    loop {
+        let group = now()?;
+        match group.place() {
+            Ok(place) => return Some((group, place)),
+            Err(PoolError::Away(_)) if !group.is_over() => {}
+            Err(_) => return None,
+        }
+        drop(group);
+        // Its other end is here.
+        let _ = changes.changed().await;
+    }
 }
 
 /// Calls a method of a foreign plugin, once.

@@ -35,6 +35,16 @@ pub enum PoolError {
     Faulty(String),
 }
 
+/// Why a version that was to be put in the place of another is not ready.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{why}")]
+pub struct ChangeError {
+    /// The reason.
+    pub why: PoolError,
+    /// It is in the place of the other all the same, and is tried again as any other.
+    pub in_place: bool,
+}
+
 impl PoolError {
     /// Of a call of the contract.
     pub(crate) fn of_call(error: &Error) -> Self {

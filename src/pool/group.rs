@@ -13,14 +13,16 @@ use flexcore_resilience::{
     policy::BreakerPolicy,
 };
 use tokio::time::Instant;
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     error::PoolError,
     figures::Figures,
     instance::{Instance, Seen, supervise},
     lifecycle::Stage,
+    limits::TRIES_MAX,
     locked::locked,
+    notice::Notice,
     run::{CallPlace, Run},
     spec::Spec,
 };
@@ -46,7 +48,7 @@ impl Group {
         runs.filter(|run| run.takes_calls()).collect()
     }
 
-    /// Nothing will be ready any more.
+    /// Nothing will be ready soon.
     pub(crate) fn is_over(&self) -> bool {
         self.seen().iter().all(|seen| matches!(seen.stage, Stage::Failed | Stage::Gone))
     }
@@ -67,31 +69,17 @@ impl Group {
         place.ok_or_else(|| if self.runs().is_empty() { self.away() } else { PoolError::Busy })
     }
 
-    /// As [`Group::place`], but waits until an instance is ready. Nothing waits without a time.
-    pub(crate) async fn place_soon(&self) -> Result<CallPlace, PoolError> {
-        let mut changes = self.figures.changes();
-        loop {
-            match self.place() {
-                Err(PoolError::Away(_)) if !self.is_over() => {}
-                placed => return placed,
-            }
-            // Its other end is here.
-            let _ = changes.changed().await;
-        }
-    }
-
-    /// Waits until all instances are ready. Fails when one of them could not be started, or has
-    /// ended.
+    /// Waits until all instances are ready. Fails when one of them was given up, is not wanted any
+    /// more, or has failed [`TRIES_MAX`] times.
     pub(crate) async fn all_ready(&self) -> Result<(), PoolError> {
         let mut changes = self.figures.changes();
         loop {
-            let seen = self.seen();
-            if seen.iter().all(|seen| seen.stage == Stage::Ready) {
-                return Ok(());
+            match outlook(&self.seen()) {
+                Outlook::Ready => return Ok(()),
+                Outlook::Dim => return Err(self.away()),
+                Outlook::Open => {}
             }
-            if seen.iter().any(|seen| seen.reason.is_some()) {
-                return Err(self.away());
-            }
+            // Its other end is here.
             let _ = changes.changed().await;
         }
     }
@@ -104,6 +92,32 @@ impl Group {
             PoolError::Away(format!("calls of it fail; it is called again in {pause_ms} ms"))
         })?;
         Ok(Admitted { group: self, ticket: Some(ticket) })
+    }
+}
+
+/// What may become of a version that is being started.
+#[derive(Debug, PartialEq, Eq)]
+enum Outlook {
+    /// It is ready.
+    Ready,
+    /// It may be soon.
+    Open,
+    /// It is not likely to be.
+    Dim,
+}
+
+fn outlook(seen: &[Seen]) -> Outlook {
+    let is_dim = |seen: &Seen| match seen.stage {
+        Stage::Ready => false,
+        Stage::Failed | Stage::Gone => true,
+        _ => seen.failures >= TRIES_MAX,
+    };
+    if seen.iter().all(|seen| seen.stage == Stage::Ready) {
+        Outlook::Ready
+    } else if seen.iter().any(is_dim) {
+        Outlook::Dim
+    } else {
+        Outlook::Open
     }
 }
 
@@ -146,7 +160,7 @@ fn chance() -> f64 {
 #[derive(Debug)]
 pub(crate) struct Supervised {
     pub(crate) group: Arc<Group>,
-    unwanted: CancellationToken,
+    notice: Arc<Notice>,
     tasks: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -155,25 +169,49 @@ impl Supervised {
     pub(crate) fn begin(spec: Arc<Spec>, figures: &Arc<Figures>) -> Self {
         // Slow is what takes longer than a call may, and that is late.
         let policy = BreakerPolicy { slow_call: Duration::MAX, ..BreakerPolicy::default() };
-        let unwanted = CancellationToken::new();
+        let notice = Arc::new(Notice::default());
         let instances: Vec<Arc<Instance>> = (0..spec.instances()).map(|_| Arc::default()).collect();
         let task = |instance: &Arc<Instance>| {
             let (instance, spec) = (Arc::clone(instance), Arc::clone(&spec));
-            let run = supervise(instance, spec, Arc::clone(figures), unwanted.clone());
+            let run = supervise(instance, spec, Arc::clone(figures), notice.heard());
             AbortOnDropHandle::new(tokio::spawn(run))
         };
         let tasks = instances.iter().map(task).collect();
         let circuit = Mutex::new(Circuit::new(policy));
         let group = Group { spec, figures: Arc::clone(figures), instances, circuit };
-        Self { group: Arc::new(group), unwanted, tasks }
+        Self { group: Arc::new(group), notice, tasks }
+    }
+
+    /// For whoever has to say, once this is being drained, that calls have less time.
+    pub(crate) fn notice(&self) -> Arc<Notice> {
+        Arc::clone(&self.notice)
     }
 
     /// Ends all instances, each when its calls under way have ended, or their time is over.
-    pub(crate) async fn drain(self) {
-        self.unwanted.cancel();
+    pub(crate) async fn drain(self, until: Instant) {
+        self.notice.give(until);
         for task in self.tasks {
             // One that panicked has killed its process.
             drop(task.await);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_may_fail_to_start_now_and_then() {
+        let seen = |stage, failures| Seen { stage, failures, ..Seen::default() };
+        let ready = || seen(Stage::Ready, TRIES_MAX);
+        assert_eq!(outlook(&[ready(), ready()]), Outlook::Ready);
+        for stage in [Stage::Starting, Stage::BackingOff] {
+            assert_eq!(outlook(&[ready(), seen(stage, TRIES_MAX - 1)]), Outlook::Open);
+            assert_eq!(outlook(&[seen(stage, TRIES_MAX), ready()]), Outlook::Dim);
+        }
+        for stage in [Stage::Failed, Stage::Gone] {
+            assert_eq!(outlook(&[ready(), seen(stage, 0)]), Outlook::Dim);
         }
     }
 }

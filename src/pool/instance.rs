@@ -7,15 +7,16 @@ use std::{
 };
 
 use flexcore_plugin::{Error, Plugin, Printed};
+use flexcore_resilience::jitter;
 use tokio::time::{Instant, sleep, timeout};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     figures::Figures,
     lifecycle::{Happening, Lifecycle, Stage, Step},
-    limits::{BACKOFF, CHECK_EVERY, DEATH_WAIT},
+    limits::{BACKOFF, CHECK_EVERY, DEATH_WAIT, DRAIN_WAIT, GIVEN_UP_PAUSE},
     lines::Printing,
     locked::locked,
+    notice::Noticed,
     run::Run,
     spec::Spec,
 };
@@ -26,6 +27,8 @@ pub(crate) struct Seen {
     pub(crate) stage: Stage,
     /// Why it is not ready, if it has been tried.
     pub(crate) reason: Option<String>,
+    /// Starts in a row that did not last.
+    pub(crate) failures: u32,
     /// What takes its calls, while it is ready.
     pub(crate) run: Option<Arc<Run>>,
 }
@@ -46,14 +49,14 @@ impl Instance {
     }
 }
 
-/// Runs an instance until `unwanted`. When it is aborted, the process is killed.
+/// Runs an instance until nobody wants it any more. When it is aborted, the process is killed.
 pub(crate) async fn supervise(
     instance: Arc<Instance>,
     spec: Arc<Spec>,
     figures: Arc<Figures>,
-    unwanted: CancellationToken,
+    noticed: Noticed,
 ) {
-    let mut task = Task { spec, figures, unwanted, running: None, starts: 0 };
+    let mut task = Task { spec, figures, noticed, running: None, starts: 0 };
     let mut life = Lifecycle::default();
     let mut next = Some(Step::Start);
     while let Some(step) = next {
@@ -62,7 +65,8 @@ pub(crate) async fn supervise(
         let run = task.running.as_ref().map(|running| Arc::clone(&running.run));
         let run = run.filter(|_| life.stage() == Stage::Ready);
         let reason = life.reason().map(str::to_owned);
-        instance.show(Seen { stage: life.stage(), reason, run });
+        let failures = life.failures();
+        instance.show(Seen { stage: life.stage(), reason, failures, run });
         // A look that found nothing is no change.
         if step != Step::Serve || next != Some(Step::Serve) {
             task.figures.changed();
@@ -73,7 +77,7 @@ pub(crate) async fn supervise(
 struct Task {
     spec: Arc<Spec>,
     figures: Arc<Figures>,
-    unwanted: CancellationToken,
+    noticed: Noticed,
     running: Option<Running>,
     starts: u64,
 }
@@ -90,9 +94,10 @@ impl Task {
             Step::Start => self.start().await,
             Step::Serve => self.serve().await,
             Step::Pause(failures) => self.pause(BACKOFF.jittered(failures)).await,
+            Step::LeaveAlone => self.pause(jitter(GIVEN_UP_PAUSE)).await,
             Step::Close => self.close().await,
             Step::Rest => {
-                self.unwanted.cancelled().await;
+                self.noticed.unwanted().await;
                 Happening::Unwanted
             }
         }
@@ -105,7 +110,7 @@ impl Task {
         self.starts += 1;
         let started = tokio::select! {
             biased;
-            () = self.unwanted.cancelled() => return Happening::Unwanted,
+            () = self.noticed.unwanted() => return Happening::Unwanted,
             started = started(&self.spec, &self.figures) => started,
         };
         match started {
@@ -128,7 +133,7 @@ impl Task {
         };
         let happening = tokio::select! {
             biased;
-            () = self.unwanted.cancelled() => Happening::Unwanted,
+            () = self.noticed.unwanted() => Happening::Unwanted,
             ended = plugin.ended() => Happening::Ended(ended.to_string()),
             () = plugin.connection().closed() => lost(plugin).await,
             looked = looked(plugin, run) => looked,
@@ -150,16 +155,24 @@ impl Task {
     async fn pause(&mut self, pause: Duration) -> Happening {
         tokio::select! {
             biased;
-            () = self.unwanted.cancelled() => Happening::Unwanted,
+            () = self.noticed.unwanted() => Happening::Unwanted,
             () = sleep(pause) => Happening::Rested,
         }
     }
 
-    /// It gets no more calls: nobody sees its run any more.
+    /// It gets no more calls: nobody sees its run any more. Those under way have the time that was
+    /// said when it was not wanted any more; else it is not well.
     async fn close(&mut self) -> Happening {
         if let Some(Running { plugin, run }) = self.running.take() {
+            let (noticed, is_wanted) = (&self.noticed, self.noticed.is_wanted());
+            let over = async {
+                tokio::select! {
+                    () = noticed.over() => {}
+                    () = sleep(DRAIN_WAIT), if is_wanted => {}
+                }
+            };
             tokio::select! {
-                () = run.drained() => {}
+                () = run.drained(over) => {}
                 _ = plugin.ended() => {}
             }
             let ended = plugin.stop().await;

@@ -44,6 +44,8 @@ pub(crate) enum Step {
     Serve,
     /// Wait after so many failures in a row.
     Pause(u32),
+    /// Wait for minutes: it never lasts.
+    LeaveAlone,
     /// Let calls under way end, then end it.
     Close,
     /// Do nothing until nobody wants it any more.
@@ -62,7 +64,7 @@ pub(crate) enum Stage {
     Draining,
     /// It has ended, and will be started anew.
     BackingOff,
-    /// It was given up.
+    /// It was given up: for minutes, or for good.
     Failed,
     /// Nobody wants it any more.
     Gone,
@@ -91,6 +93,11 @@ impl Lifecycle {
     /// Why it is not ready; none while it is, and before its first start has failed.
     pub(crate) fn reason(&self) -> Option<&str> {
         self.reason.as_deref()
+    }
+
+    /// Starts in a row that did not last.
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures
     }
 
     /// Takes what has happened, and returns what to do next; nothing: it is over.
@@ -160,7 +167,7 @@ impl Lifecycle {
     fn next(&mut self, for_good: bool) -> Step {
         if for_good || self.failures >= STARTS_MAX {
             self.stage = Stage::Failed;
-            return Step::Rest;
+            return if for_good { Step::Rest } else { Step::LeaveAlone };
         }
         self.stage = Stage::BackingOff;
         Step::Pause(self.failures)
@@ -201,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn what_never_lasts_is_given_up() {
+    fn what_never_lasts_is_left_alone_and_tried_now_and_then() {
         let now = Instant::now();
         let mut life = Lifecycle::default();
         for failures in 1..STARTS_MAX {
@@ -209,10 +216,18 @@ mod tests {
             assert_eq!(life.on(happening, now), Some(Step::Pause(failures)));
             assert_eq!(life.on(Happening::Rested, now), Some(Step::Start));
         }
-        assert_eq!(life.on(not_started(false), now), Some(Step::Rest));
-        assert_eq!((life.stage(), life.reason()), (Stage::Failed, Some("no")));
-        assert_eq!(life.on(Happening::Unwanted, now), None);
-        assert_eq!(life.stage(), Stage::Gone);
+        for _ in 0..3 {
+            assert_eq!(life.on(not_started(false), now), Some(Step::LeaveAlone));
+            assert_eq!((life.stage(), life.reason()), (Stage::Failed, Some("no")));
+            assert_eq!(life.on(Happening::Rested, now), Some(Step::Start));
+        }
+        // What it needs is back.
+        assert_eq!(life.on(Happening::Started, now), Some(Step::Serve));
+        assert_eq!(life.on(crash(), now + LIFE_MIN), Some(Step::Pause(1)));
+        let mut unwanted = Lifecycle { failures: STARTS_MAX, ..Lifecycle::default() };
+        assert_eq!(unwanted.on(not_started(false), now), Some(Step::LeaveAlone));
+        assert_eq!(unwanted.on(Happening::Unwanted, now), None);
+        assert_eq!(unwanted.stage(), Stage::Gone);
     }
 
     #[test]

@@ -9,9 +9,17 @@ use flexcore_resilience::Backoff;
 pub(crate) const BACKOFF: Backoff =
     Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(30) };
 
-/// Starts in a row of which none led to a life of [`LIFE_MIN`]; then it is given up. 10: with the
-/// pauses between them more than a minute, in which most outages have ended.
+/// Starts in a row of which none led to a life of [`LIFE_MIN`]; then it is given up for
+/// [`GIVEN_UP_PAUSE`]. 10: with the pauses between them most of a minute, in which a crash is over.
 pub(crate) const STARTS_MAX: u32 = 10;
+
+/// The pause before an instance that was given up is started once more, about. 5 min: what it needs
+/// may be back, and what is broken takes next to no time of the machine.
+pub(crate) const GIVEN_UP_PAUSE: Duration = Duration::from_secs(300);
+
+/// Failures of an instance after which its version is not put in the place of another one. 3: a
+/// start may fail by chance, and whoever installs it waits for the answer.
+pub(crate) const TRIES_MAX: u32 = 3;
 
 /// A life that is no failure, however it ends. One minute.
 pub(crate) const LIFE_MIN: Duration = Duration::from_secs(60);
@@ -23,8 +31,13 @@ pub(crate) const CHECK_EVERY: Duration = Duration::from_secs(10);
 /// may be busy for a moment.
 pub(crate) const MISSES_MAX: u32 = 3;
 
-/// Longest time that calls under way have before their instance is ended. 10 s.
+/// Longest time that calls under way have before their instance is ended because it is not well or
+/// cannot be reached. 10 s: they may be answered all the same.
 pub(crate) const DRAIN_WAIT: Duration = Duration::from_secs(10);
+
+/// Time that an instance which was replaced has beyond that of a call. 1 s: for calls that have
+/// just begun, and for their answers.
+pub(crate) const DRAIN_MORE: Duration = Duration::from_secs(1);
 
 /// Most instances of a plugin in one process. 16: more are for more machines.
 pub(crate) const INSTANCES_MAX: usize = 16;

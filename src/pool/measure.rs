@@ -4,6 +4,16 @@ use std::time::Duration;
 
 use crate::error::PoolError;
 
+/// Says how many instances of a plugin are wanted in this process; 0: it is none any more. Before its
+/// pool is there, too: a plugin whose file cannot be fetched has instances that are wanted, and none
+/// that is ready.
+pub fn wanted(plugin: &str, instances: usize) {
+    begin(plugin);
+    let instances = u32::try_from(instances).unwrap_or(u32::MAX);
+    metrics::gauge!("flexcore_plugin_instances_wanted", "plugin" => plugin.to_owned())
+        .set(f64::from(instances));
+}
+
 /// Sets the metrics to zero at the start, so that rates are known from the first event on.
 pub(crate) fn begin(plugin: &str) {
     metrics::counter!("flexcore_plugin_restarts_total", "plugin" => plugin.to_owned()).increment(0);

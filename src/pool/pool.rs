@@ -13,11 +13,13 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     calls,
-    error::PoolError,
+    error::{ChangeError, PoolError},
     figures::Figures,
     group::{Group, Supervised},
     lifecycle::Stage,
+    limits::DRAIN_MORE,
     locked::locked,
+    notice::Notice,
     spec::{PoolCall, Spec},
     status::{PoolState, PoolStatus},
 };
@@ -34,7 +36,13 @@ struct Inner {
     /// Held while a version is put in the place of another.
     changing: tokio::sync::Mutex<()>,
     /// What was replaced and still has calls under way.
-    draining: Mutex<Vec<AbortOnDropHandle<()>>>,
+    draining: Mutex<Vec<Draining>>,
+}
+
+/// A group that was replaced, until its last call has ended.
+struct Draining {
+    notice: Arc<Notice>,
+    task: AbortOnDropHandle<()>,
 }
 
 impl Pool {
@@ -56,15 +64,16 @@ impl Pool {
 
     /// Calls a function of the contract, within this time and [`Spec::call_max`]. Returns its
     /// output, which is JSON; fails as [`PoolError`] says. The input is held to no schema. A
-    /// function that is idempotent is called once more if its instance ended under the call.
+    /// function that is idempotent is called once more if its instance ended under the call, by the
+    /// version that is in service then.
     pub async fn call(&self, call: PoolCall, within: Duration) -> Result<Bytes, PoolError> {
         let (began, group) = (Instant::now(), self.group());
         let mut called = match &group {
-            Some(group) => calls::call(group, &call, within).await,
+            Some(group) => calls::call(group, &call, within, || self.group()).await,
             None => Err(stopped()),
         };
         if let Some(group) = self.instead(group.as_ref(), &called) {
-            called = calls::call(&group, &call, within).await;
+            called = calls::call(&group, &call, within, || self.group()).await;
         }
         self.0.figures.called(&called, began.elapsed());
         called
@@ -115,20 +124,23 @@ impl Pool {
 
     /// Puts another version, or the same in another way, in the place of this one: starts it,
     /// waits until all its instances are ready, gives it all further calls, and ends the old one
-    /// when its calls under way have ended. Returns without waiting for that.
+    /// when its calls under way have ended, each within its [`Spec::call_max`]. Returns without
+    /// waiting for that; until then both take memory.
     ///
-    /// Fails when one of its instances does not start. The old one stays in service then, unless it
-    /// was given up: in that case the new one is tried again as any other.
-    pub async fn upgrade(&self, spec: Spec) -> Result<(), PoolError> {
+    /// Fails when one of its instances does not start, and has been tried three times unless that
+    /// is in vain. The old one stays in service then, unless it was given up: in that case the new
+    /// one is in its place and tried again as any other, and [`ChangeError::in_place`] says so.
+    /// Dropped before it returns, it leaves the old one in service.
+    pub async fn upgrade(&self, spec: Spec) -> Result<(), ChangeError> {
         let _turn = self.0.changing.lock().await;
         self.replace(Arc::new(spec)).await
     }
 
     /// Starts all instances anew, as [`Pool::upgrade`] does. Where none is ready, the new ones take
     /// the place of the old ones at once, and are tried again as any other when this fails.
-    pub async fn restart(&self) -> Result<(), PoolError> {
+    pub async fn restart(&self) -> Result<(), ChangeError> {
         let _turn = self.0.changing.lock().await;
-        let group = self.group().ok_or_else(stopped)?;
+        let group = self.group().ok_or_else(not_changed)?;
         let spec = Arc::clone(&group.spec);
         if !group.runs().is_empty() {
             return self.replace(spec).await;
@@ -136,19 +148,24 @@ impl Pool {
         let new = Supervised::begin(spec, &self.0.figures);
         let group = Arc::clone(&new.group);
         self.swap(new)?;
-        group.all_ready().await
+        group.all_ready().await.map_err(|why| ChangeError { why, in_place: true })
     }
 
-    /// Ends all instances: calls under way get 10 s. Returns when all processes have ended. Later
-    /// calls, and what waits for a place, fail with [`PoolError::Away`].
-    pub async fn stop(&self) {
+    /// Ends all instances, those of versions that were replaced included. Calls under way have this
+    /// time; then the processes have some seconds. Returns when all of them have ended. Later calls,
+    /// and what waits for a place, fail with [`PoolError::Away`].
+    pub async fn stop(&self, within: Duration) {
+        let until = Instant::now() + within;
         let supervised = locked(&self.0.in_service).take();
         self.0.figures.changed();
         let draining = mem::take(&mut *locked(&self.0.draining));
-        if let Some(supervised) = supervised {
-            supervised.drain().await;
+        for Draining { notice, .. } in &draining {
+            notice.give(until);
         }
-        for task in draining {
+        if let Some(supervised) = supervised {
+            supervised.drain(until).await;
+        }
+        for Draining { task, .. } in draining {
             drop(task.await);
         }
     }
@@ -202,33 +219,37 @@ impl Pool {
         (!Arc::ptr_eq(&now, group?)).then_some(now)
     }
 
-    async fn replace(&self, spec: Arc<Spec>) -> Result<(), PoolError> {
-        let old = self.group().ok_or_else(stopped)?;
+    async fn replace(&self, spec: Arc<Spec>) -> Result<(), ChangeError> {
+        let old = self.group().ok_or_else(not_changed)?;
         let new = Supervised::begin(spec, &self.0.figures);
         let checked = new.group.all_ready().await;
-        if checked.is_err() && !old.is_over() {
-            return checked;
+        let in_place = checked.is_ok() || old.is_over();
+        if in_place {
+            self.swap(new)?;
         }
-        self.swap(new)?;
-        checked
+        checked.map_err(|why| ChangeError { why, in_place })
     }
 
-    /// Gives all further calls to another group, and lets the old one end. Fails if the pool was
-    /// stopped.
-    fn swap(&self, new: Supervised) -> Result<(), PoolError> {
+    /// Gives all further calls to another group, and lets the old one end when its calls have. Fails
+    /// if the pool was stopped.
+    fn swap(&self, new: Supervised) -> Result<(), ChangeError> {
+        // Held until the old one is among those that a stop waits for.
+        let mut draining = locked(&self.0.draining);
         let old = {
             let mut in_service = locked(&self.0.in_service);
             if in_service.is_none() {
-                return Err(stopped());
+                return Err(not_changed());
             }
             in_service.replace(new)
         };
         if let Some(old) = old {
-            let ended = AbortOnDropHandle::new(tokio::spawn(old.drain()));
-            let mut draining = locked(&self.0.draining);
-            draining.retain(|task| !task.is_finished());
-            draining.push(ended);
+            let (notice, call_max) = (old.notice(), old.group.spec.call_max);
+            let until = Instant::now() + call_max + DRAIN_MORE;
+            let task = AbortOnDropHandle::new(tokio::spawn(old.drain(until)));
+            draining.retain(|draining| !draining.task.is_finished());
+            draining.push(Draining { notice, task });
         }
+        drop(draining);
         self.0.figures.changed();
         Ok(())
     }
@@ -242,4 +263,9 @@ impl fmt::Debug for Pool {
 
 fn stopped() -> PoolError {
     PoolError::Away("it was stopped".to_owned())
+}
+
+/// A change of a pool that was stopped.
+fn not_changed() -> ChangeError {
+    ChangeError { why: stopped(), in_place: false }
 }

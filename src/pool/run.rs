@@ -25,7 +25,7 @@ use tokio::{
 
 use crate::{
     error::PoolError,
-    limits::{DEATH_WAIT, DRAIN_WAIT},
+    limits::DEATH_WAIT,
     measure::{CountedCall, CountedReady},
     memory,
     spec::{PoolCall, Spec},
@@ -38,6 +38,7 @@ pub(crate) struct Run {
     spoken: Spoken,
     places: Arc<Semaphore>,
     places_max: usize,
+    output_bytes_max: usize,
     memory_bytes: AtomicU64,
     /// What of its sandbox was asked for, by name: whether it holds.
     pub(crate) sandbox: Vec<(String, String)>,
@@ -71,6 +72,7 @@ impl Run {
             spoken,
             places: Arc::new(Semaphore::new(places_max)),
             places_max,
+            output_bytes_max: spec.output_bytes_max,
             memory_bytes: AtomicU64::new(0),
             sandbox: asked.map(|(measure, held)| (measure.to_string(), held.to_string())).collect(),
             _counted: CountedReady::new(name),
@@ -121,10 +123,13 @@ impl Run {
         Some(CallPlace { run: Arc::clone(self), _permit: permit, _counted: counted })
     }
 
-    /// Waits until no call is under way, for [`DRAIN_WAIT`] at most. No call begins from then on.
-    pub(crate) async fn drained(&self) {
+    /// Waits until no call is under way, or their time is over. No call begins from then on.
+    pub(crate) async fn drained(&self, over: impl Future<Output = ()>) {
         let all = u32::try_from(self.places_max).unwrap_or(u32::MAX);
-        let free = timeout(DRAIN_WAIT, self.places.acquire_many(all)).await;
+        let free = tokio::select! {
+            free = self.places.acquire_many(all) => free.ok(),
+            () = over => None,
+        };
         // While all places are held.
         self.places.close();
         drop(free);
@@ -173,7 +178,9 @@ impl CallPlace {
         };
         let PoolCall { function, context, input } = call.clone();
         let request = CallRequest { context: Some(context), function, input };
-        let called: Result<CallOutcome, Error> = client.call(request, within).await;
+        let output_max = self.run.output_bytes_max;
+        let called: Result<CallOutcome, Error> =
+            client.call_within(request, within, output_max).await;
         match called {
             Ok(Ok(output)) => Ok(output),
             Ok(Err(failure)) => Err(Broken::not_made(PoolError::Failed(failure))),

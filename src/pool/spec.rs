@@ -21,6 +21,9 @@ pub struct Spec {
     pub start_wait: Duration,
     /// Longest time of one call, whatever its caller says.
     pub call_max: Duration,
+    /// Largest output of a call of the contract, in bytes, with what stands around it. As much is
+    /// in memory for each call under way; a larger one is [`PoolError::Faulty`](crate::PoolError).
+    pub output_bytes_max: usize,
     /// True for a plugin of FlexCore's contract; others are called by reflection.
     pub contract: bool,
     /// The plugin's name: a label of metrics.

@@ -19,7 +19,8 @@ pub enum PoolState {
     Draining,
     /// It has ended, and is started again after a pause.
     BackingOff,
-    /// It was given up, until it is restarted or upgraded.
+    /// It was given up: until it is restarted or upgraded, and where the reason may pass, for some
+    /// five minutes at most.
     Failed,
 }
 

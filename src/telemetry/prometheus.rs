@@ -332,6 +332,12 @@ const METRICS: &[(&str, MetricKind, Unit, &str)] = &[
         "Instances of a plugin that take calls",
     ),
     (
+        "flexcore_plugin_instances_wanted",
+        MetricKind::Gauge,
+        Unit::Count,
+        "Instances of a plugin that should take calls; 0 once it is removed",
+    ),
+    (
         "flexcore_plugin_restarts_total",
         MetricKind::Counter,
         Unit::Count,

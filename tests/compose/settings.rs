@@ -48,6 +48,19 @@ fn every_setting_of_the_deployment_exists() {
     }
 }
 
+/// Docker mounts a `tmpfs` with `noexec` unless its options say otherwise, and a plugin's file that may not be
+/// executed is refused.
+#[test]
+fn files_of_plugins_may_be_executed_where_the_workers_keep_them() {
+    let of = files().into_iter().find(|(path, _)| path.ends_with("docker-compose.yml"));
+    let (_, text) = of.unwrap();
+    let folder = text.lines().find_map(|line| line.trim().strip_prefix("FLEXCORE_CACHE: "));
+    let mount = format!("\"{}:", folder.unwrap());
+    let (_, options) = text.split_once(&mount).unwrap();
+    let (options, _) = options.split_once('"').unwrap();
+    assert!(options.split(',').any(|option| option == "exec"), "{mount}{options}");
+}
+
 /// `image: NAME` of every manifest.
 fn images(under: &str) -> BTreeSet<String> {
     let of = files().into_iter().filter(|(path, _)| path.contains(under));

@@ -418,7 +418,10 @@ fn of_plugins() -> [(&'static str, String); 3] {
     let call_s = flexcore_definition::PLUGIN_CALL_S;
     [
         ("input and output of a plugin's function", format!("{words} each")),
-        ("a plugin's file; files of all plugins", format!("{file} MiB; {files} GiB")),
+        (
+            "a plugin's file; files of all plugins, with the one before of each",
+            format!("{file} MiB; {files} GiB"),
+        ),
         ("a call of a plugin", format!("{call_s} s, unless its manifest says otherwise")),
     ]
 }

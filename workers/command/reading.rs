@@ -5,7 +5,7 @@ use flexcore_domain::{
     AggregateKey, Command, CommandHash, CommandId, CommandName, Outcome, Payload, Provenance,
     Secret, Violation, Vouched, WRONG_SEAL, command::header, names::ActorName,
 };
-use flexcore_eventstore::{EventStore, headers};
+use flexcore_eventstore::{EventStore, catalog, headers};
 
 /// Why a message is no command for a lane.
 #[derive(Debug, PartialEq)]
@@ -60,6 +60,10 @@ fn parse(
     let key = AggregateKey::from_subject_part(part).ok_or_else(|| {
         subject("tenant and aggregate are [a-z][a-z0-9_]{0,39}, id [A-Za-z0-9_-]{1,128}".to_owned())
     })?;
+    if catalog::is_reserved(&key) {
+        let reason = "this aggregate is the platform's own, and takes no commands";
+        return Err(subject(reason.to_owned()));
+    }
     if let Some(name) = headers::doubled(headers) {
         return Err(invalid(name, "it is given more than once".to_owned()));
     }
@@ -107,6 +111,27 @@ mod tests {
     use flexcore_domain::{AggregateId, AggregateName, Tenant};
 
     use super::*;
+
+    /// An application that had an aggregate `plugin` before this name was reserved took commands of the
+    /// platform's tenant, which are events between those of installations.
+    #[test]
+    fn the_platforms_own_aggregates_take_no_commands() {
+        let is_taken = |tenant: &str, aggregate: &str| {
+            let key = AggregateKey::new(
+                Tenant::parse(tenant).unwrap(),
+                AggregateName::parse(aggregate).unwrap(),
+                AggregateId::parse("greeter").unwrap(),
+            );
+            let mut headers = HeaderMap::new();
+            headers.insert(header::COMMAND_ID, "1");
+            parse(None, &format!("{}.add", key.subject_part()), Some(&headers), b"{}").is_ok()
+        };
+        for reserved in catalog::RESERVED {
+            assert!(!is_taken(Tenant::PLATFORM, reserved), "{reserved}");
+            assert!(is_taken("acme", reserved), "{reserved}");
+        }
+        assert!(is_taken(Tenant::PLATFORM, "counter"));
+    }
 
     #[test]
     fn nobody_is_somebody_else_by_saying_so_and_a_wrong_seal_is_no_claim() {

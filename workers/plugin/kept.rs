@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use flexcore_domain::Name;
 use flexcore_eventstore::plugins::InstalledPlugin;
 use flexcore_plugin::Checked;
-use flexcore_pool::{Pool, PoolState};
+use flexcore_pool::{ChangeError, Pool, PoolState, wanted as instances_wanted};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -20,7 +20,7 @@ use super::{
 
 /// Longest time for calls under way once the plugin is to stop; then they are told that it ended. Other workers
 /// have the new ones.
-pub(super) const DRAIN_MAX: Duration = Duration::from_secs(5);
+pub(super) const DRAIN_MAX: Duration = Duration::from_secs(10);
 
 /// Longest time for the last answers once the instances have ended.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
@@ -50,6 +50,7 @@ pub(super) async fn keep(shared: Arc<Shared>, name: Name, mut wanted: Wanted) {
     while wanted.changed().await.is_ok() {
         let now = wanted.borrow_and_update().clone();
         kept.follow(now, &wanted).await;
+        files::clean(&kept.shared).await;
     }
     kept.stop().await;
 }
@@ -58,12 +59,12 @@ impl Kept {
     async fn follow(&mut self, now: Option<Arc<InstalledPlugin>>, wanted: &Wanted) {
         let in_service = self.running.as_ref().map(|running| &*running.installed);
         let next = change(in_service, self.tried, now.as_deref());
-        let Some(now) = now else { return self.removed().await };
+        let Some(now) = now else { return self.stop().await };
         match next {
             Change::Start | Change::Upgrade => self.take_up(now, wanted).await,
             Change::Restart => self.restart(&now, wanted).await,
             Change::Keep => self.keep_as(&now),
-            Change::Stop => self.removed().await,
+            Change::Stop => self.stop().await,
         }
     }
 
@@ -71,14 +72,16 @@ impl Kept {
     /// something else is wanted meanwhile.
     async fn take_up(&mut self, now: Arc<InstalledPlugin>, wanted: &Wanted) {
         self.tell(&now, "fetching", None);
+        let tell = |reason| self.tell(&now, "fetching", Some(reason));
         let fetched = tokio::select! {
-            fetched = files::fetch(&self.shared, &now) => fetched,
+            fetched = files::fetch(&self.shared, &now, tell) => fetched,
             () = something_else(wanted.clone()) => return,
         };
         let taken_up = match fetched {
             Ok(file) => self.run(&now, file, wanted).await,
-            Err(reason) => Err(reason),
+            Err(reason) => Some(Err(reason)),
         };
+        let Some(taken_up) = taken_up else { return };
         self.tried = now.number;
         if let Err(reason) = &taken_up {
             let version = now.manifest.version.as_str();
@@ -87,14 +90,16 @@ impl Kept {
         self.tell(&now, "failed", taken_up.err());
     }
 
-    /// Fails with the reason when an upgrade does not start; the one before stays in service then.
+    /// Fails with the reason when an upgrade does not start and the one before stays in service. Returns nothing
+    /// when something else is wanted meanwhile: that is taken up instead.
     async fn run(
         &mut self,
         now: &Arc<InstalledPlugin>,
         file: Checked,
         wanted: &Wanted,
-    ) -> Result<(), String> {
-        let spec = start::spec(now, file, &self.shared.settings.guard);
+    ) -> Option<Result<(), String>> {
+        let user = self.shared.users.of(&self.name);
+        let spec = start::spec(now, file, &self.shared.settings.guard, user);
         let pool = self.running.as_ref().map(|running| &running.pool);
         if pool.is_some_and(|pool| pool.status().state == PoolState::Failed) {
             // There is nothing to keep in service.
@@ -102,26 +107,30 @@ impl Kept {
         }
         let Some(running) = &mut self.running else {
             self.running = Some(self.started(now, Pool::new(spec)));
-            return Ok(());
+            return Some(Ok(()));
         };
         let upgraded = tokio::select! {
             upgraded = running.pool.upgrade(spec) => upgraded,
-            // What is under way is dropped, and the stop follows.
-            () = nothing(wanted.clone()) => return Ok(()),
+            // What is being started is dropped, and the one before stays.
+            () = something_else(wanted.clone()) => return None,
         };
-        let version = running.installed.manifest.version.as_str();
-        upgraded.map_err(|error| {
+        if let Err(error) = upgraded {
             let new = now.manifest.version.as_str();
-            format!("version {new} does not start: {error}; version {version} stays in service")
-        })?;
+            if !error.in_place {
+                let version = running.installed.manifest.version.as_str();
+                let stays = format!("version {version} stays in service");
+                return Some(Err(format!("version {new} does not start: {error}; {stays}")));
+            }
+            // The pool tries on, and says itself why nothing is ready.
+            tell_late(&self.name, new, &error);
+        }
+        // The pool gives calls to the new version already. For this moment they are held to the rules of the one
+        // before: its tenants, its places, its schemas.
         let in_force = Arc::new(InForce::new(now.clone()));
         in_force.learn(&running.pool).await;
         running.in_force.send_replace(in_force);
-        let before = std::mem::replace(&mut running.installed, now.clone());
-        if before.sha256 != now.sha256 {
-            files::forget(&self.shared.settings.folder, &before.sha256).await;
-        }
-        Ok(())
+        running.installed = now.clone();
+        Some(Ok(()))
     }
 
     fn started(&self, now: &Arc<InstalledPlugin>, pool: Pool) -> Running {
@@ -141,10 +150,11 @@ impl Kept {
         let Some(running) = &mut self.running else { return };
         let restarted = tokio::select! {
             restarted = running.pool.restart() => restarted,
-            () = nothing(wanted.clone()) => return,
+            // It is followed instead, and the restart with it.
+            () = something_else(wanted.clone()) => return,
         };
         // Where nothing is ready, the pool tries on, and says itself why nothing is.
-        let failed = restarted.err().filter(|_| running.pool.status().ready > 0);
+        let failed = restarted.err().filter(|error| !error.in_place);
         let reason = failed.map(|error| format!("it goes on, as it does not start anew: {error}"));
         running.installed = now.clone();
         self.tried = now.number;
@@ -163,19 +173,12 @@ impl Kept {
         self.tell(now, "failed", None);
     }
 
-    /// Ends what runs, forgets the plugin, and removes its file.
-    async fn removed(&mut self) {
-        let file = self.running.as_ref().map(|running| running.installed.sha256.clone());
-        self.stop().await;
-        if let Some(sha256) = file {
-            files::forget(&self.shared.settings.folder, &sha256).await;
-        }
-    }
-
-    /// Ends what runs, and forgets the plugin. Its file stays: the worker itself may be stopping.
+    /// Ends what runs, and forgets the plugin.
     async fn stop(&mut self) {
         self.end().await;
         self.tried = 0;
+        instances_wanted(self.name.as_str(), 0);
+        self.shared.users.give_back(&self.name);
         self.shared.board.remove(&self.name);
     }
 
@@ -184,7 +187,8 @@ impl Kept {
         let Some(Running { pool, stop, mut serving, .. }) = self.running.take() else { return };
         stop.cancel();
         let in_time = timeout(DRAIN_MAX, &mut serving).await.is_ok();
-        pool.stop().await;
+        // Those that are left have had their time.
+        pool.stop(Duration::ZERO).await;
         if !in_time {
             // Calls have failed by now, and are told so.
             let _ = timeout(ANSWER_MAX, &mut serving).await;
@@ -196,9 +200,14 @@ impl Kept {
         let in_service =
             self.running.as_ref().map(|running| (running.installed.clone(), running.pool.clone()));
         let (number, instances) = (self.tried, wanted.manifest.instances);
+        instances_wanted(self.name.as_str(), instances);
         let standing = Standing { number, instances, in_service, word, reason };
         self.shared.board.set(&self.name, standing);
     }
+}
+
+fn tell_late(name: &Name, version: &str, error: &ChangeError) {
+    tracing::warn!(plugin = %name, version, %error, "a plugin does not start yet");
 }
 
 /// Returns when something else is wanted than when this was called, or nobody says any more.
@@ -207,7 +216,15 @@ async fn something_else(mut wanted: Wanted) {
     let _ = wanted.changed().await;
 }
 
-/// Returns when the plugin is not wanted any more.
-async fn nothing(mut wanted: Wanted) {
-    drop(wanted.wait_for(Option::is_none).await);
+#[cfg(test)]
+mod tests {
+    use flexcore_plugin::limits::{KILL_WAIT, SHUTDOWN_WAIT, TERM_WAIT};
+
+    use super::{super::STOP_MAX, *};
+
+    #[test]
+    fn calls_and_processes_end_before_the_worker_does() {
+        let processes = SHUTDOWN_WAIT + TERM_WAIT + KILL_WAIT;
+        assert!(DRAIN_MAX + processes + ANSWER_MAX < STOP_MAX);
+    }
 }

@@ -1,7 +1,7 @@
 //! What this worker has of each plugin, and the answers to whoever asks for that.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -50,6 +50,14 @@ impl Board {
 
     pub(super) fn remove(&self, name: &Name) {
         self.lock().remove(name);
+    }
+
+    /// The SHA-256 of every file that is in service.
+    pub(super) fn files(&self) -> BTreeSet<String> {
+        let in_service = |standing: &Standing| {
+            standing.in_service.as_ref().map(|(installed, _)| installed.sha256.clone())
+        };
+        self.lock().values().filter_map(in_service).collect()
     }
 
     fn lines(&self, name: &Name) -> Vec<String> {

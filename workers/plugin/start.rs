@@ -1,13 +1,18 @@
 //! How a plugin is started, as its manifest says.
 
-use std::{collections::BTreeSet, ffi::OsString, path::Path, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use flexcore_definition::{PluginContract, PluginManifest, Wish};
+use flexcore_domain::{Name, plugin::OUTPUT_BYTES_MAX};
 use flexcore_eventstore::plugins::InstalledPlugin;
 use flexcore_plugin::{
     Checked, Cookie, Start,
     guard::{Bounds, Files, Measure, Sandbox, User},
-    limits::ANSWER_BYTES_MAX,
 };
 use flexcore_pool::Spec;
 
@@ -16,21 +21,35 @@ use flexcore_pool::Spec;
 const USERS_FIRST: u32 = 61_184;
 const USERS: u32 = 4_336;
 
-/// How a pool runs an installed plugin from this file.
-pub(super) fn spec(installed: &Arc<InstalledPlugin>, file: Checked, guard: &Path) -> Spec {
+/// Largest message that is taken from a plugin, in bytes. 5 MiB: its description, and what stands around it. As
+/// much is in memory for a call under way of a foreign one.
+const ANSWER_BYTES_MAX: usize = 5 * 1024 * 1024;
+
+/// What stands around an output, in bytes. 64 KiB: some headers. An output beyond its limit is refused; it need not
+/// be read first.
+const AROUND_BYTES: usize = 64 * 1024;
+
+/// How a pool runs an installed plugin from this file, as this user where its manifest asks for one.
+pub(super) fn spec(
+    installed: &Arc<InstalledPlugin>,
+    file: Checked,
+    guard: &Path,
+    user: User,
+) -> Spec {
     let (of, guard, manifest) = (installed.clone(), guard.to_owned(), &installed.manifest);
     Spec {
-        start: Arc::new(move || start(&of.manifest, file.clone(), &guard)),
+        start: Arc::new(move || start(&of.manifest, file.clone(), &guard, user)),
         instances: manifest.instances,
         concurrency: manifest.concurrency,
         start_wait: manifest.start,
         call_max: manifest.call,
+        output_bytes_max: OUTPUT_BYTES_MAX + AROUND_BYTES,
         contract: manifest.contract == PluginContract::Flexcore,
         name: manifest.name.to_string(),
     }
 }
 
-fn start(manifest: &PluginManifest, file: Checked, guard: &Path) -> Start {
+fn start(manifest: &PluginManifest, file: Checked, guard: &Path, user: User) -> Start {
     let cookie = manifest.cookie.clone().map(|(key, value)| Cookie { key, value });
     let variables = manifest.environment.iter();
     Start {
@@ -50,13 +69,13 @@ fn start(manifest: &PluginManifest, file: Checked, guard: &Path) -> Start {
             files: manifest.limits.files,
             processes: manifest.limits.processes,
         },
-        sandbox: sandbox(manifest),
+        sandbox: sandbox(manifest, user),
         // The pool keeps what is printed.
         output: Arc::new(|_| {}),
     }
 }
 
-fn sandbox(manifest: &PluginManifest) -> Sandbox {
+fn sandbox(manifest: &PluginManifest, user: User) -> Sandbox {
     let wishes = &manifest.sandbox;
     let mut demanded = BTreeSet::new();
     for (wish, measure) in [
@@ -70,7 +89,7 @@ fn sandbox(manifest: &PluginManifest) -> Sandbox {
         }
     }
     Sandbox {
-        user: wishes.own_user.map(|_| user(manifest.name.as_str())),
+        user: wishes.own_user.map(|_| user),
         no_network: wishes.network.is_some(),
         files: wishes.files.map(|_| Files::default()),
         own_processes: wishes.processes.is_some(),
@@ -79,14 +98,50 @@ fn sandbox(manifest: &PluginManifest) -> Sandbox {
     }
 }
 
-/// The user of a plugin: the same on every machine and at every start, so that it can be told from others.
-fn user(name: &str) -> User {
-    // FNV-1a. Two plugins may have one user; they are of one host then, as without this measure.
+/// The users of this worker's plugins: each has its own, as long as it is there.
+#[derive(Debug, Default)]
+pub(super) struct Users(Mutex<BTreeMap<Name, u32>>);
+
+impl Users {
+    /// The plugin's user, from now on until it is given back.
+    pub(super) fn of(&self, name: &Name) -> User {
+        let mut held = self.lock();
+        let number = held.get(name).copied().unwrap_or_else(|| {
+            let taken = held.values().copied().collect();
+            free_number(name.as_str(), &taken)
+        });
+        held.insert(name.clone(), number);
+        User { uid: number, gid: number }
+    }
+
+    /// For all plugins that are there at once: whoever asks in the same order gets the same users.
+    pub(super) fn hold<'n>(&self, names: impl Iterator<Item = &'n Name>) {
+        for name in names {
+            let _ = self.of(name);
+        }
+    }
+
+    /// Nothing of the plugin runs any more.
+    pub(super) fn give_back(&self, name: &Name) {
+        self.lock().remove(name);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Name, u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The number that the plugin's name gives, or the next one that is free: mostly the same on every machine and at
+/// every start.
+fn free_number(name: &str, taken: &BTreeSet<u32>) -> u32 {
+    // FNV-1a.
     let hash = name
         .bytes()
         .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    let number = USERS_FIRST + hash % USERS;
-    User { uid: number, gid: number }
+    let first = hash % USERS;
+    let mut numbers = (first..USERS).chain(0..first).map(|number| USERS_FIRST + number);
+    // No installation has so many plugins that none is free.
+    numbers.find(|number| !taken.contains(number)).unwrap_or(USERS_FIRST + first)
 }
 
 #[cfg(test)]
@@ -104,7 +159,7 @@ mod tests {
 
     fn started(text: &str) -> Start {
         let file = Checked::open(&std::env::current_exe().unwrap(), None).unwrap();
-        start(&manifest(text), file, Path::new("/guard"))
+        start(&manifest(text), file, Path::new("/guard"), User { uid: 7, gid: 7 })
     }
 
     #[test]
@@ -135,7 +190,30 @@ mod tests {
         let sandbox = start.sandbox;
         assert!(sandbox.no_network && !sandbox.own_processes && sandbox.files.is_some());
         assert_eq!(sandbox.demanded, BTreeSet::from([Measure::Network]));
-        let user = sandbox.user.unwrap();
-        assert!((USERS_FIRST..USERS_FIRST + USERS).contains(&user.uid) && user.uid == user.gid);
+        assert_eq!(sandbox.user, Some(User { uid: 7, gid: 7 }));
+    }
+
+    #[test]
+    fn no_two_plugins_have_one_user() {
+        let [one, other] = ["qx", "ald"].map(|name| Name::parse(name).unwrap());
+        let hashed = free_number("qx", &BTreeSet::new());
+        assert_eq!(free_number("ald", &BTreeSet::new()), hashed, "their names give one number");
+        let users = Users::default();
+        users.hold([&one, &other].into_iter());
+        assert_eq!(users.of(&one), User { uid: hashed, gid: hashed });
+        assert_eq!(users.of(&other).uid, hashed + 1);
+        users.give_back(&one);
+        assert_eq!(users.of(&other).uid, hashed + 1, "it runs as that one");
+        assert_eq!(users.of(&one).uid, hashed);
+    }
+
+    #[test]
+    fn numbers_stay_in_their_range() {
+        let all = USERS_FIRST..USERS_FIRST + USERS;
+        let mut taken: BTreeSet<u32> = all.clone().collect();
+        let hashed = free_number("qx", &taken);
+        assert!(all.contains(&hashed), "where none is free, two have one");
+        taken.remove(&(hashed - 1));
+        assert_eq!(free_number("qx", &taken), hashed - 1, "after the last comes the first");
     }
 }

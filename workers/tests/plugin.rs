@@ -46,7 +46,7 @@ struct Rig {
     sha256: String,
     stop: CancellationToken,
     worker: JoinHandle<Result<(), Error>>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Rig {
@@ -72,7 +72,7 @@ impl Rig {
         let running = plugin::run(store.clone(), followed, settings, stop.clone());
         let worker = tokio::spawn(running);
         let sha256 = stored(&store).await;
-        Self { _servers: servers, store, installed, sha256, stop, worker, _folder: folder }
+        Self { _servers: servers, store, installed, sha256, stop, worker, folder }
     }
 
     /// The plugin, started with this argument, is wanted from now on.
@@ -215,5 +215,34 @@ async fn a_file_that_is_not_there_is_told_and_holds_nobody_up() {
     assert!(status.reason.is_some());
     rig.install(2, "v2");
     assert_eq!(until(async || rig.version().await).await, "v2");
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_that_fails_is_told_until_it_works() {
+    let rig = Rig::start().await;
+    let files = rig.folder.path().join("files");
+    std::fs::write(&files, "it is no folder").unwrap();
+    rig.install(1, "v1");
+    let status = until(async || rig.status().await.filter(|status| status.reason.is_some())).await;
+    assert_eq!((&*status.state, status.number), ("fetching", 0));
+    assert!(status.reason.unwrap().contains("files"));
+    std::fs::remove_file(&files).unwrap();
+    assert_eq!(until(async || rig.version().await).await, "v1");
+    assert_eq!(rig.status().await.unwrap().reason, None);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_that_is_slow_to_start_holds_up_none_after_it() {
+    let rig = Rig::start().await;
+    rig.install(1, "v1");
+    assert_eq!(until(async || rig.version().await).await, "v1");
+    rig.install(2, "hangs");
+    // Long enough for its start to begin.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    rig.install(3, "v3");
+    // Three starts of the one before would take a minute.
+    until(async || (rig.version().await? == "v3").then_some(())).await;
     rig.end().await;
 }

@@ -45,7 +45,6 @@ fn show() -> Value {
 fn call() -> Value {
     let kinds = [
         &problems::MALFORMED_JSON,
-        &problems::FORBIDDEN,
         &problems::UNKNOWN_FUNCTION,
         &problems::REQUEST_TIMEOUT,
         &problems::PLUGIN_FAILED,

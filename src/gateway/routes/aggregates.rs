@@ -10,6 +10,7 @@ use axum::{
 };
 use flexcore_definition::Catalog;
 use flexcore_domain::{AggregateKey, AggregateName, Outcome, StateReply, commit::BATCH};
+use flexcore_eventstore::catalog::RESERVED;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -169,7 +170,19 @@ fn missing(catalog: &Catalog, key: &AggregateKey) -> Problem {
 }
 
 pub(crate) fn unknown(catalog: &Catalog) -> Problem {
+    error::refused(Outcome::UnknownAggregate { known: declared(catalog).collect() }, false)
+}
+
+/// It is one of the platform's own, whatever an application calls so.
+pub(crate) fn reserved(catalog: &Catalog) -> Problem {
+    let others = declared(catalog).filter(|name| !RESERVED.contains(&name.as_str()));
+    let detail = "the platform's own aggregates take no commands; known lists those that do";
+    let problem = Problem::new(&problems::UNKNOWN_AGGREGATE, detail);
+    problem.with("known", others.collect::<Vec<_>>())
+}
+
+/// The aggregates of all applications.
+fn declared(catalog: &Catalog) -> impl Iterator<Item = String> {
     let aggregates = catalog.applications.values().flat_map(|app| app.aggregates.keys());
-    let known = aggregates.map(ToString::to_string).collect();
-    error::refused(Outcome::UnknownAggregate { known }, false)
+    aggregates.map(ToString::to_string)
 }

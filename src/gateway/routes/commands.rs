@@ -21,7 +21,7 @@ use flexcore_domain::{
     AggregateId, AggregateKey, AggregateName, CommandId, CommandName, Outcome, Position,
     Provenance, Tenant, Vouched, command::header as field, json, limits::PAYLOAD_BYTES_MAX,
 };
-use flexcore_eventstore as eventstore;
+use flexcore_eventstore::{self as eventstore, catalog::is_reserved};
 use flexcore_resilience::{Backoff, Deadline, HeldPlace};
 use serde::Serialize;
 use tokio::time::Instant;
@@ -107,6 +107,9 @@ pub(crate) async fn send(
     mut call: Call,
 ) -> Result<Response, Problem> {
     let mut asked = Asked::read(&call)?;
+    if is_reserved(&asked.key) {
+        return Err(super::aggregates::reserved(&shared.catalog()));
+    }
     let _places = match places(&shared, &asked) {
         Ok(places) => places,
         Err(problem) => {

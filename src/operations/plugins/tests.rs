@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use flexcore_definition::SourceFile;
 
 use super::*;
@@ -48,7 +46,7 @@ fn report(member: &str, plugins: Vec<PluginStatus>) -> PluginReport {
 fn what_is_installed_is_shown_with_the_workers_that_have_it() {
     let all = [("greeter", "tenants: [acme]\n"), ("lonely", "summary: Nobody runs it.\n")];
     let of = |(name, more)| (Name::parse(name).unwrap(), Arc::new(installed(name, more)));
-    let all = InstalledPlugins { installed: all.map(of).into(), unreadable: BTreeMap::new() };
+    let all = InstalledPlugins { installed: all.map(of).into(), ..InstalledPlugins::default() };
     let reports = [
         report("a", vec![status("greeter", 3, "ready", 1), status("removed", 1, "draining", 0)]),
         report("b", vec![status("greeter", 2, "starting", 0)]),
@@ -85,7 +83,26 @@ fn an_installation_is_taken_up_when_a_worker_says_so() {
     assert_eq!(failed, Found { is_final: true, trouble: reason.clone() });
     let former = PluginStatus { reason: reason.clone(), ..status("greeter", 3, "ready", 1) };
     let former = look(vec![former]).unwrap();
-    assert_eq!(former, Found { is_final: true, trouble: reason }, "the one before runs on");
+    assert!(former.is_final, "the one before runs on");
+    // Else nobody would learn before the next start of a worker.
+    assert_eq!(former.trouble, reason.map(|reason| format!("{reason}; {FORMER_RUNS}")));
+}
+
+/// Who installed the same again, as the advice was, mended nothing: workers had given up.
+#[test]
+fn the_same_is_started_anew_where_a_worker_does_not_run_it() {
+    let name = Name::parse("greeter").unwrap();
+    let is_troubled = |statuses: Vec<PluginStatus>| {
+        let well = report("a", vec![status("greeter", 3, "ready", 1)]);
+        is_troubled(&[well, report("b", statuses)], &name, 3)
+    };
+    assert!(!is_troubled(vec![]), "it has not heard of it yet");
+    assert!(!is_troubled(vec![status("greeter", 3, "starting", 0)]));
+    assert!(is_troubled(vec![status("greeter", 3, "failed", 0)]));
+    assert!(!is_troubled(vec![status("greeter", 2, "failed", 0)]), "the one before");
+    assert!(!is_troubled(vec![status("other", 3, "failed", 0)]));
+    let reason = Some("version 2 does not start".to_owned());
+    assert!(is_troubled(vec![PluginStatus { reason, ..status("greeter", 3, "ready", 1) }]));
 }
 
 #[test]
@@ -114,25 +131,4 @@ fn a_file_is_measured_and_left_at_its_beginning() {
     large.set_len(PLUGIN_FILE_BYTES_MAX + 1).unwrap();
     let refused = measured(&folder.path().join("large"));
     assert!(matches!(refused, Err(Error::PluginFile(_))), "{refused:?}");
-}
-
-#[test]
-fn a_call_says_whose_it_is_and_how_long_it_waits() {
-    let call = PluginCall {
-        plugin: Name::parse("greeter").unwrap(),
-        function: "greet".to_owned(),
-        tenant: Tenant::parse("acme").unwrap(),
-        actor: ActorName::parse("alice").unwrap(),
-        key: CommandId::parse("k-1").unwrap(),
-        input: Bytes::from_static(b"{}"),
-        within: Duration::from_secs(3),
-        trace: None,
-    };
-    let headers = headers(&call);
-    let says = |name: &str| headers.get(name).map(|value| value.as_str().to_owned());
-    assert_eq!(says(header::TENANT).as_deref(), Some("acme"));
-    assert_eq!(says(field::ACTOR).as_deref(), Some("alice"));
-    assert_eq!(says(field::OWN_COMMAND_ID).as_deref(), Some("k-1"));
-    assert_eq!(says(resilience::HEADER).as_deref(), Some("3000"));
-    assert_eq!(says(field::TRACEPARENT), None);
 }

@@ -71,20 +71,39 @@ impl Client {
     /// Calls a function once, and tells the plugin how long its answer is waited for. The inner
     /// error is the plugin's answer that it was not done.
     pub async fn call(&self, request: CallRequest, within: Duration) -> Result<CallOutcome, Error> {
+        self.call_within(request, within, OUTPUT_BYTES_MAX + ENVELOPE_BYTES_MAX).await
+    }
+
+    /// As [`Client::call`], but takes no larger answer than this, with what stands around the output:
+    /// as much is in memory for each call. One that is larger is [`Error::Contract`].
+    pub async fn call_within(
+        &self,
+        request: CallRequest,
+        within: Duration,
+        answer_bytes_max: usize,
+    ) -> Result<CallOutcome, Error> {
         let limited = CallRequest { context: Some(request.context.unwrap_or_default()), ..request };
         limited.check()?;
-        self.call_unchecked(limited, within).await
+        self.called(limited, within, answer_bytes_max).await
     }
 
     /// As [`Client::call`], but sends what breaks a limit, too: for tests of plugins.
     pub async fn call_unchecked(
         &self,
+        request: CallRequest,
+        within: Duration,
+    ) -> Result<CallOutcome, Error> {
+        self.called(request, within, OUTPUT_BYTES_MAX + ENVELOPE_BYTES_MAX).await
+    }
+
+    async fn called(
+        &self,
         mut request: CallRequest,
         within: Duration,
+        answer_max: usize,
     ) -> Result<CallOutcome, Error> {
         let within = within.min(CALL_WAIT_MAX);
         request.context.get_or_insert_default().timeout_ms = milliseconds(within);
-        let answer_max = OUTPUT_BYTES_MAX + ENVELOPE_BYTES_MAX;
         let answer: CallResponse = self.unary(CALL, request, within, answer_max).await?;
         answer.taken().map_err(|fault| faulty("Call", &fault))
     }

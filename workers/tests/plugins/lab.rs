@@ -6,11 +6,12 @@
 //! | `version` | answers with its first argument; may be repeated |
 //! | `crash` | ends the process |
 //!
-//! With the argument `ends` it ends at once, with status 3.
+//! With the argument `ends` it ends at once, with status 3; with `hangs` it does not say anything for minutes.
 
 use std::{
     io::{self, Write as _},
     process::{ExitCode, exit},
+    time::Duration,
 };
 
 use flexcore_plugin::{
@@ -33,6 +34,9 @@ fn main() -> ExitCode {
     if argument == "ends" {
         say("no luck today");
         return ExitCode::from(3);
+    }
+    if argument == "hangs" {
+        std::thread::park_timeout(Duration::from_secs(600));
     }
     match run(argument) {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,10 @@
 //! Files of plugins on a real broker.
 
-use std::{os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use bytes::Bytes;
 use flexcore_domain::limits::PLUGIN_FILE_BYTES_MAX;
@@ -169,6 +173,42 @@ async fn where_there_is_no_room_nothing_is_left_of_a_file() {
     config.max_bytes = 4 << 30;
     store.jetstream().update_stream(&config).await.unwrap();
     put(&store, &content).await.unwrap();
+    servers.stop().await;
+}
+
+/// The time of the host, in seconds, so many hours from now.
+fn in_hours(hours: i64) -> i64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    i64::try_from(now.as_secs()).unwrap() + hours * 3_600
+}
+
+/// Where a sender was interrupted, its chunks stayed for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_that_nothing_names_are_deleted_when_nobody_can_be_at_work_on_them() {
+    let (servers, store) = start().await;
+    let content = content(2 * CHUNK);
+    let name = put(&store, &content).await.unwrap();
+    let whole = chunks(&store).await;
+    let sent = store.jetstream().publish("$O.flex_plugins.C.interrupted", "half".into()).await;
+    sent.unwrap().await.unwrap();
+    store.purge_nobodys_chunks(in_hours(0)).await.unwrap();
+    assert_eq!(chunks(&store).await.len(), 2, "it may still be sent");
+    store.purge_nobodys_chunks(in_hours(2)).await.unwrap();
+    assert_eq!(chunks(&store).await, whole);
+    // Marked as deleted, by somebody who died then.
+    let stream = store.jetstream().get_stream(topology::FILES).await.unwrap();
+    let records = stream.info_with_subjects("$O.flex_plugins.M.>").await.unwrap();
+    let (subject, _) = records.try_collect::<Vec<_>>().await.unwrap().pop().unwrap();
+    let record = stream.get_last_raw_message_by_subject(&subject).await.unwrap();
+    let mut record: serde_json::Value = serde_json::from_slice(&record.payload).unwrap();
+    record["deleted"] = true.into();
+    let sent = store.jetstream().publish(subject, record.to_string().into()).await;
+    sent.unwrap().await.unwrap();
+    store.purge_nobodys_chunks(in_hours(0)).await.unwrap();
+    assert_eq!(chunks(&store).await, whole, "the mark may be taken back");
+    store.purge_nobodys_chunks(in_hours(2)).await.unwrap();
+    assert!(chunks(&store).await.is_empty());
+    assert!(refused(&store, &name, content.len()).await.contains("is not stored"));
     servers.stop().await;
 }
 

@@ -138,13 +138,22 @@ async fn a_file_goes_with_the_last_plugin_that_needs_it() {
     take_off(&store, "a").await;
     assert!(is_stored(&store, &one).await, "b needs it");
     add(&store, "b", &two).await;
-    assert!(!is_stored(&store, &one).await);
+    assert!(is_stored(&store, &one).await, "the one before stays");
     assert!(is_stored(&store, &two).await);
     // The same file with another manifest.
     add(&store, "b", &two).await;
+    assert!(is_stored(&store, &one).await && is_stored(&store, &two).await);
+    let three = content(2_000);
+    add(&store, "b", &three).await;
+    assert!(!is_stored(&store, &one).await, "until the next comes");
     assert!(is_stored(&store, &two).await);
+    // Back to the one before.
+    add(&store, "b", &two).await;
+    assert!(is_stored(&store, &two).await && is_stored(&store, &three).await);
+    let before = installed(&store, &name("b")).await.unwrap();
+    restart(&store, &name("b"), &before, &actor(), 0).await.unwrap();
     take_off(&store, "b").await;
-    assert!(!is_stored(&store, &two).await);
+    assert!(!is_stored(&store, &two).await && !is_stored(&store, &three).await);
     add(&store, "b", &two).await;
     assert!(is_stored(&store, &two).await, "and comes with the next");
     servers.stop().await;

@@ -111,6 +111,21 @@ async fn shows_the_cluster_to_the_platform_alone(gateway: &Gateway) {
     assert_eq!(report["nats"]["healthy"], true);
 }
 
+async fn keeps_commands_from_the_platforms_own_aggregates(gateway: &Gateway) {
+    let platform =
+        format!("Authorization: Bearer {}\r\n", token("flexcore", Duration::from_secs(60)));
+    for aggregate in flexcore_eventstore::catalog::RESERVED {
+        let path = format!("/v1/commands/{aggregate}/x/reject");
+        for prefer in ["", "Prefer: respond-async\r\n"] {
+            let headers = format!("{platform}{JSON}{prefer}");
+            let refused = gateway.send("POST", &path, &headers, "{}").await;
+            refused.problem(404, "unknown-aggregate");
+        }
+        let of_a_tenant = format!("{}{JSON}", bearer());
+        gateway.send("POST", &path, &of_a_tenant, "{}").await.problem(409, "rejected");
+    }
+}
+
 async fn refuses_bad_commands(gateway: &Gateway) {
     let plain = format!("{}Content-Type: text/plain\r\n", bearer());
     let path = "/v1/commands/flight/UA1/depart";
@@ -264,6 +279,7 @@ async fn every_request_gets_its_answer() {
     says_what_came_of_commands(&gateway).await;
     answers_by_the_clients_deadline(&gateway).await;
     shows_the_cluster_to_the_platform_alone(&gateway).await;
+    keeps_commands_from_the_platforms_own_aggregates(&gateway).await;
     refuses_bad_commands(&gateway).await;
     refuses_hostile_paths(&gateway).await;
     needs_a_token(&gateway).await;

@@ -83,9 +83,10 @@ fn reply_to(message: &Message) -> Option<Vec<u8>> {
         "fails" => failed(false, 0),
         "passes" => failed(true, 1_500),
         "garbles" => return Some(b"{".to_vec()),
+        "silent" => return None,
         other => {
-            // Any other does not answer.
-            let refusal: PluginRefusal = serde_json::from_value(json!(other)).ok()?;
+            // Any other word is that of a refusal.
+            let refusal: PluginRefusal = serde_json::from_value(json!(other)).unwrap();
             PluginReply::refused(refusal, "secret host")
         }
     };
@@ -180,13 +181,13 @@ async fn says_what_went_wrong(gateway: &Gateway) {
     for (refusal, status, code) in [
         ("unknown_function", 404, "unknown-function"),
         ("invalid_input", 422, "invalid-input"),
-        ("not_for_tenant", 403, "forbidden"),
+        ("not_for_tenant", 404, "unknown-plugin"),
         ("busy", 503, "overloaded"),
         ("away", 503, "unavailable"),
         ("late", 504, "plugin-timeout"),
         ("unknown", 503, "outcome-unknown"),
         ("faulty", 502, "plugin-faulty"),
-        ("garbles", 500, "internal"),
+        ("garbles", 503, "outcome-unknown"),
     ] {
         let refused = call(gateway, &format!("greeter/{refusal}"), "", "{}").await;
         refused.problem(status, code);
@@ -223,6 +224,10 @@ async fn plugins_are_shown_and_called() {
     let nobody = call(&gateway, "greeter/greet", "", "{}").await;
     nobody.problem(503, "unavailable");
     assert_eq!(nobody.header("retry-after"), Some("1"));
+    // Nor does a tenant learn which plugins others have.
+    let hidden = call(&gateway, "hidden/greet", "", "{}").await.problem(404, "unknown-plugin");
+    let none = call(&gateway, "none/greet", "", "{}").await.problem(404, "unknown-plugin");
+    assert_eq!(hidden["detail"], none["detail"]);
     work(&gateway).await;
     tokio::time::sleep(limits::PLUGINS_AGE).await;
     shows_plugins(&gateway).await;

@@ -28,10 +28,20 @@ async fn a_function_is_called() {
     assert_eq!((status.state, status.instances, status.ready), (PoolState::Ready, 1, 1));
     assert_eq!((status.calls, status.errors, status.restarts), (6, 4, 0));
     assert!(status.memory_bytes > 0 && status.p99 >= status.p50 && status.reason.is_none());
-    assert_eq!(status.description.unwrap().functions.len(), 9);
-    pool.stop().await;
+    assert_eq!(status.description.unwrap().functions.len(), 10);
+    pool.stop(PATIENCE).await;
     let stopped = call(&pool, "echo", "1").await.unwrap_err();
     assert!(matches!(stopped, PoolError::Away(_)), "{stopped}");
+}
+
+#[tokio::test]
+async fn an_output_has_a_limit_of_the_caller() {
+    let pool = ready(Spec { output_bytes_max: 1_024, ..spec("one") }).await;
+    let input = |bytes: usize| format!("\"{}\"", "x".repeat(bytes));
+    call(&pool, "echo", &input(500)).await.unwrap();
+    let large = call(&pool, "echo", &input(1_024)).await.unwrap_err();
+    assert!(matches!(large, PoolError::Faulty(_)), "{large}");
+    call(&pool, "echo", "1").await.unwrap();
 }
 
 #[tokio::test]
@@ -76,6 +86,19 @@ async fn a_call_under_which_the_plugin_ended_is_repeated_only_if_it_may_be() {
 }
 
 #[tokio::test]
+async fn a_call_under_which_a_replaced_version_ended_is_repeated_by_the_new_one() {
+    let pool = ready(spec("one")).await;
+    let old = pid(&pool).await;
+    let replaced = async {
+        until(&pool, "a call", |status| status.under_way == 1).await;
+        pool.upgrade(spec("two")).await.unwrap();
+        kill(old);
+    };
+    let (called, ()) = tokio::join!(call(&pool, "nap", "5000"), replaced);
+    assert_eq!(called.unwrap(), "\"two\"");
+}
+
+#[tokio::test]
 async fn another_instance_takes_the_calls_of_one_that_ended() {
     let pool = ready(Spec { instances: 2, ..spec("one") }).await;
     until(&pool, "both", |status| status.ready == 2).await;
@@ -99,7 +122,7 @@ async fn what_does_not_start_says_why() {
     until(&pool, "more tries", |status| status.restarts >= 2).await;
     let state = pool.status().state;
     assert!(matches!(state, PoolState::Starting | PoolState::BackingOff), "{state}");
-    pool.stop().await;
+    pool.stop(PATIENCE).await;
 }
 
 #[tokio::test]

@@ -29,12 +29,19 @@ pub(crate) fn spec(argument: &'static str) -> Spec {
         concurrency: 8,
         start_wait: PATIENCE,
         call_max: PATIENCE,
+        output_bytes_max: 1 << 20,
         contract: true,
         name: "lab".to_owned(),
     }
 }
 
-fn start(argument: &str) -> Start {
+/// One that is given up at once: it does not speak the version that it is offered.
+pub(crate) fn unfit() -> Spec {
+    let start = || Start { versions: vec![VERSION + 1], ..start("one") };
+    Spec { start: Arc::new(start), ..spec("one") }
+}
+
+pub(crate) fn start(argument: &str) -> Start {
     // It is large in a test build, and started often.
     static FILE: LazyLock<Checked> = LazyLock::new(|| Checked::open(Path::new(LAB), None).unwrap());
     Start {

@@ -6,6 +6,7 @@
 //! | `pid` | answers with its process's number; may be repeated |
 //! | `version` | answers with its first argument |
 //! | `sleep` | waits for so many milliseconds, and answers with its first argument |
+//! | `nap` | as `sleep`; may be repeated |
 //! | `fail` | fails for now |
 //! | `print` | prints a line on standard error |
 //! | `crash` | ends the process |
@@ -35,7 +36,7 @@ use futures::stream;
 use tonic::Status;
 
 /// Functions that may be repeated, and others.
-const IDEMPOTENT: [&str; 3] = ["echo", "pid", "crash_once"];
+const IDEMPOTENT: [&str; 4] = ["echo", "pid", "crash_once", "nap"];
 const OTHERS: [&str; 6] = ["version", "sleep", "fail", "print", "crash", "bad"];
 
 fn main() -> ExitCode {
@@ -102,7 +103,7 @@ impl Serving for Lab {
             "echo" => input,
             "pid" => std::process::id().to_string().into(),
             "version" => version(),
-            "sleep" => {
+            "sleep" | "nap" => {
                 let ms = text(&input).parse().unwrap_or_default();
                 tokio::time::sleep(Duration::from_millis(ms)).await;
                 version()

@@ -87,6 +87,7 @@ pub(crate) async fn start_on(settings: Settings, want: Want) -> Gateway {
         owners,
         read_models,
         catalog,
+        plugins: flexcore_eventstore::plugins::watch(&store).await.unwrap(),
         verifier: Arc::new(verifier),
         settings,
         metrics: Arc::new(|| "# metrics\n".to_owned()),
