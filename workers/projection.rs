@@ -17,6 +17,7 @@ mod origin;
 mod reader;
 mod readers;
 mod share;
+mod standing;
 mod upcast;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
@@ -39,6 +40,7 @@ use origin::Origin;
 use reader::{End, Reader};
 use readers::Readers;
 use share::share;
+use standing::Standing;
 
 /// Before a look, or a reader, that failed begins again.
 const RETRY: Backoff =
@@ -88,6 +90,7 @@ pub async fn run(
         former: Former::default(),
         indexing: Indexing::new(settings.index_pause),
         held_max: settings.held_max,
+        standing: Standing::default(),
     };
     // Its shares have their readers in common, so it does not serve each by a task.
     let mut own = OwnPlaces::of(&worker.member, PROJECTIONS);
@@ -116,6 +119,7 @@ struct Worker {
     former: Former,
     indexing: Indexing,
     held_max: usize,
+    standing: Standing,
 }
 
 impl Worker {
@@ -145,6 +149,7 @@ impl Worker {
                 }
                 Err(error) => {
                     attempt += 1;
+                    self.standing.forget();
                     tell_of_look(&error, attempt);
                     RETRY.jittered(attempt + 1)
                 }
@@ -175,6 +180,7 @@ impl Worker {
         tracing::error!(missing, "read models' tables were dropped, and are made anew");
         readers.start_over();
         self.troubles = None;
+        self.standing.forget();
         if let Err(error) = self.read_models.make_anew().await {
             tracing::error!(%error, "read models' tables cannot be made anew yet");
         }
@@ -188,6 +194,7 @@ impl Worker {
     ) -> Result<(), Error> {
         if epochs.is_empty() {
             self.requests = None;
+            self.standing.forget();
             readers.forget(|_| false);
             return Ok(());
         }
@@ -196,6 +203,7 @@ impl Worker {
         }
         if !self.origin.is_this_log(&self.store, &self.read_models).await? {
             readers.running.values().for_each(|(_, token)| token.cancel());
+            self.standing.forget();
             return Ok(());
         }
         let owned = |name: &Name, portion| {
@@ -216,7 +224,8 @@ impl Worker {
         let unmade = self.indexing.look(&self.read_models, &versions.run, Instant::now()).await?;
         versions.troubles.extend(unmade);
         versions.troubles.extend(readers.locked(&versions.run));
-        self.tell(&versions.troubles, &owned).await?;
+        let stopped = readers.told(&versions.run);
+        self.tell(&versions.troubles, stopped, &owned).await?;
         self.run_readers(readers, &versions.run);
         self.measure(readers, &owned).await;
         self.read_models.sweep(&owned).await
@@ -240,6 +249,7 @@ impl Worker {
                     guard: self.member.guard(),
                     versions: members,
                     held_max: self.held_max,
+                    failures: readers.failures(&group),
                     was_locked,
                 };
                 readers.start(group, reader);
@@ -247,12 +257,20 @@ impl Worker {
         }
     }
 
-    /// Raises the alarm for read models that cannot be managed, where it has changed.
-    async fn tell(&mut self, found: &[(Name, Error)], owned: Owned<'_>) -> Result<(), Error> {
+    /// Raises the alarm for read models that cannot be managed, have stopped or stand still, where it has
+    /// changed.
+    async fn tell(
+        &mut self,
+        found: &[(Name, Error)],
+        stopped: Vec<(String, String)>,
+        owned: Owned<'_>,
+    ) -> Result<(), Error> {
         // One that has another owner by now is no trouble: what is assigned says so soon.
         let found = found.iter().filter(|(_, error)| !matches!(error, Error::Fenced { .. }));
+        let found = found.map(|(name, error)| (name.to_string(), error.to_string()));
+        // Of several, the cause: that it stands still may follow from each of the others.
         let troubles: BTreeMap<String, String> =
-            found.map(|(name, error)| (name.to_string(), error.to_string())).collect();
+            self.standing.told().chain(stopped).chain(found).collect();
         if self.troubles.as_ref() == Some(&troubles) {
             return Ok(());
         }
@@ -269,12 +287,14 @@ impl Worker {
 
     /// Sets the gauges. The broker may be away: then the lag stays as it was. Places of others
     /// count as nothing here, so that a sum over the workers is right.
-    async fn measure(&self, readers: &Readers, owned: Owned<'_>) {
+    async fn measure(&mut self, readers: &Readers, owned: Owned<'_>) {
         let (Ok(last), Ok(all)) =
             (self.store.last_sequence().await, self.read_models.status().await)
         else {
+            self.standing.forget();
             return;
         };
+        self.standing.look(all.iter().filter(|s| owned(&s.read_model, 0).is_some()), last);
         for status in all.iter().filter(|status| owned(&status.read_model, 0).is_some()) {
             let name = status.read_model.to_string();
             gauge!("flexcore_read_model_unmanaged", "read_model" => name)

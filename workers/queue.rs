@@ -141,7 +141,11 @@ impl<H: Handler> PlaceReader<H> {
                     singly = !singly;
                     false
                 }
-                Err(error) => self.is_stuck(&error, &mut behind, failures),
+                Err(error) => {
+                    // One by one they come over another connection.
+                    singly |= self.queue.reading.is_away();
+                    self.is_stuck(&error, &mut behind, failures)
+                }
             };
             failures = failures.saturating_add(1);
             let pause = if is_stuck { RETRY_MENDED } else { RETRY.after(failures) };
@@ -227,7 +231,9 @@ impl<H: Handler> PlaceReader<H> {
                     outcomes.end(self.handler.give_back());
                     Event::Leave
                 }
-                next = messages.stream.next(), if settling.reads() => self.next(next),
+                next = messages.stream.next(), if settling.reads() => {
+                    self.next(next, &mut messages)
+                }
                 heard = outcomes.next(all_kept) => match heard {
                     Some((number, outcome)) if self.handler.hear(&outcome) => Event::Done(number),
                     Some((number, outcome)) => {
@@ -275,18 +281,23 @@ impl<H: Handler> PlaceReader<H> {
         settling.begun()
     }
 
-    /// What the stream says.
-    fn next(&self, next: Option<Result<Queued, impl Display>>) -> Event<Queued> {
+    /// What the stream says. One that has broken is given back at once: over a client that has ended it
+    /// keeps a processor busy.
+    fn next(
+        &self,
+        next: Option<Result<Queued, impl Display>>,
+        messages: &mut Messages,
+    ) -> Event<Queued> {
         match next {
             Some(Ok(message)) => {
-                Event::Read { number: message.number, sequence: message.sequence, message }
+                let Queued { number, sequence, .. } = message;
+                return Event::Read { number, sequence, message };
             }
-            Some(Err(error)) => {
-                self.interrupted(&error);
-                Event::Interrupted
-            }
-            None => Event::Interrupted,
+            Some(Err(error)) => self.interrupted(&error),
+            None => {}
         }
+        messages.end();
+        Event::Interrupted
     }
 
     fn interrupted(&self, error: &impl Display) {

@@ -38,6 +38,7 @@ const EXPIRES: Duration = Duration::from_secs(30);
 
 /// A consumer that is given back when this is dropped.
 pub struct Ephemeral {
+    /// Where it is deleted.
     jetstream: jetstream::Context,
     stream: &'static str,
     name: String,
@@ -55,9 +56,20 @@ impl Ephemeral {
         name: String,
         config: pull::Config,
     ) -> Result<(Self, Consumer<pull::Config>), Error> {
+        Self::create_over(jetstream, jetstream, stream, name, config).await
+    }
+
+    /// The same over a connection whose client may end for good: it is deleted over the other one, which lasts.
+    pub async fn create_over(
+        jetstream: &jetstream::Context,
+        lasting: &jetstream::Context,
+        stream: &'static str,
+        name: String,
+        config: pull::Config,
+    ) -> Result<(Self, Consumer<pull::Config>), Error> {
         // Before it is made: when the answer is lost it may be there all the same.
         let mut reader =
-            Self { jetstream: jetstream.clone(), stream, name: name.clone(), in_doubt: true };
+            Self { jetstream: lasting.clone(), stream, name: name.clone(), in_doubt: true };
         let config = pull::Config {
             name: Some(name),
             ack_policy: AckPolicy::None,

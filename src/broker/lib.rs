@@ -11,6 +11,7 @@ pub mod memory;
 pub mod monitoring;
 pub mod publish;
 mod refusal;
+pub mod renewed;
 pub mod room;
 pub mod size;
 pub mod stream;

@@ -1,7 +1,10 @@
 //! Columns, their types, and the values that they hold. All that there is to say about a type stands
 //! here, but for how its values go over the wire to Postgres (`src/readmodel/cell.rs`).
 
-use std::hash::{Hash, Hasher};
+use std::{
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 use flexcore_domain::{Name, commit::rfc3339, limits::INTEGER_EXACT_MAX};
 use serde::{Deserialize, Serialize};
@@ -139,8 +142,8 @@ impl ColumnType {
 pub enum Cell {
     /// No value.
     Null,
-    /// Without U+0000.
-    Text(Box<str>),
+    /// Without U+0000. Shared: a literal is set by every event.
+    Text(Arc<str>),
     /// 64 bits.
     Integer(i64),
     /// Finite, and not -0.
@@ -218,8 +221,7 @@ impl Cell {
         let text = || rfc3339(ms);
         match column_type {
             ColumnType::Timestamp => {
-                let micros = i128::from(ms) * 1_000 - EPOCH_MICROS;
-                i64::try_from(micros).ok().map(Self::Timestamp)
+                within_years(i128::from(ms) * 1_000 - EPOCH_MICROS).map(Self::Timestamp)
             }
             ColumnType::Date => Self::from_text(column_type, text().get(..10)?),
             ColumnType::Text => Some(Self::Text(text().into())),
@@ -273,10 +275,22 @@ impl Hash for Cell {
 /// Microseconds from 1970 to 2000.
 const EPOCH_MICROS: i128 = 946_684_800_000_000;
 
+/// Microseconds of a day.
+const DAY_MICROS: i64 = 86_400_000_000;
+
 /// Reads RFC 3339; finer digits than microseconds are dropped.
 fn micros(text: &str) -> Option<i64> {
     let nanos = OffsetDateTime::parse(text, &Rfc3339).ok()?.unix_timestamp_nanos();
-    i64::try_from(nanos.div_euclid(1_000) - EPOCH_MICROS).ok()
+    within_years(nanos.div_euclid(1_000) - EPOCH_MICROS)
+}
+
+/// A time in the years 1 to 9999 UTC: Postgres writes others in a way that is no RFC 3339, and the cursor
+/// of a page would not be read again.
+fn within_years(micros: i128) -> Option<i64> {
+    let day = |date: Date| i64::from(date.to_julian_day() - date!(2000 - 01 - 01).to_julian_day());
+    let first = day(date!(0001 - 01 - 01)) * DAY_MICROS;
+    let end = (day(date!(9999 - 12 - 31)) + 1) * DAY_MICROS;
+    i64::try_from(micros).ok().filter(|micros| (first..end).contains(micros))
 }
 
 /// Reads `YYYY-MM-DD`.
@@ -357,6 +371,16 @@ mod tests {
         assert_eq!(micros("2000-01-01T01:00:00.000001+01:00"), Some(1));
         assert_eq!(micros("1999-12-31T23:59:59.9999999Z"), Some(-1));
         assert_eq!(micros("2000-01-01"), None);
+        // A page had them, and its own cursor was refused.
+        for (last, next) in [
+            ("0001-01-01T00:00:00Z", "0000-12-31T23:59:59.999999Z"),
+            ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00+00:01"),
+            ("9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59-23:59"),
+            ("9999-12-31T23:58:59-00:01", "9999-12-31T23:59:00-00:01"),
+        ] {
+            assert!(micros(last).is_some() && micros(next).is_none(), "{last}, {next}");
+        }
+        assert_eq!(micros("0000-06-01T00:00:00Z"), None);
         let at = Cell::from_unix_ms(ColumnType::Timestamp, 946_684_800_001);
         assert_eq!(at, Some(Cell::Timestamp(1_000)));
     }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::slot::Slot;
 
 /// A place in the log: event stream, slot, and sequence in the stream. As text an opaque token,
-/// `<stream>-<slot>-<sequence>`; the stream is always 1 while there is one.
+/// `<stream>-<slot>-<sequence>`; the stream is always 1 while there is one. Each has one text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Position {
@@ -42,10 +42,12 @@ impl FromStr for Position {
         };
         let slot = slot.parse().ok().and_then(Slot::new).ok_or(InvalidPosition)?;
         let sequence = sequence.parse().map_err(|_| InvalidPosition)?;
-        if sequence > SEQUENCE_MAX {
+        let position = Self { slot, sequence };
+        // Numbers may be read from more than one text, such as `+1` and `01`.
+        if sequence > SEQUENCE_MAX || position.to_string() != text {
             return Err(InvalidPosition);
         }
-        Ok(Self { slot, sequence })
+        Ok(position)
     }
 }
 
@@ -76,6 +78,8 @@ mod tests {
         let beyond = [SEQUENCE_MAX + 1, i64::MAX as u64 + 1, u64::MAX];
         let tokens = beyond.map(|sequence| format!("1-0-{sequence}"));
         let others = ["", "1-", "1-0", "1-64-1", "1-0-1-1", "2-0-1", "1-0--1", "1-0-1e3", "1-0-١"];
+        let spelt = ["1-0-+1", "1-0-01", "1-0-00", "1-+0-1", "1-00-1", "1-07-1", "01-0-1"];
+        let others = others.into_iter().chain(spelt);
         for token in tokens.iter().map(String::as_str).chain(others) {
             assert_eq!(token.parse::<Position>(), Err(InvalidPosition), "{token}");
             let json = serde_json::json!(token);

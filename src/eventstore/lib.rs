@@ -44,7 +44,7 @@ use flexcore_domain::{Commit, Hash, Position, Slot, commit::Encoded, limits::COM
 use flexcore_queue::Queue;
 
 pub use find::Before;
-pub use flexcore_broker::REQUEST_TIMEOUT;
+pub use flexcore_broker::{REQUEST_TIMEOUT, renewed};
 pub use growth::{Growth, ServerUse};
 pub use interest::{Aggregates, Interest};
 pub use links::LINKS_MAX;
@@ -312,7 +312,7 @@ impl EventStore {
         let queue = Queue {
             described: commands::STORED,
             jetstream: jetstream.clone(),
-            reading: jetstream.clone(),
+            reading: renewed::Renewed::never(jetstream.clone()),
             acknowledged: acknowledged.clone(),
             inbox: inbox.clone(),
         };
@@ -340,16 +340,17 @@ impl EventStore {
     /// The same log, with reads in bulk over connections of their own: pages of aggregates over one,
     /// streams over the next, stored commands over the last. The broker cuts a connection off whose
     /// reader is too slow for what it asks for, and the client drops one over which a stored command
-    /// comes that it cannot read: nothing else must be on it. Fails when a subscription is refused.
+    /// comes that it cannot read, or ends: nothing else must be on it, and it is made anew. Fails when a
+    /// subscription is refused.
     #[boxed::async_recursion]
     pub async fn read_over(
         self,
         pages: &async_nats::Client,
         streams: &async_nats::Client,
-        commands: &async_nats::Client,
+        commands: renewed::Renewed,
     ) -> Result<Self, Error> {
         let bulk = load::Way::bulk(inbox::Inbox::open(pages).await?);
-        let queue = Queue { reading: context(commands), ..self.queue };
+        let queue = Queue { reading: commands, ..self.queue };
         Ok(Self { bulk, streams: context(streams), queue, ..self })
     }
 

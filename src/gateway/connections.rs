@@ -139,6 +139,11 @@ impl Connection {
         self.gives_way.cancelled().await;
     }
 
+    /// True if a tenant ever asked on it.
+    pub(crate) fn has_tenant(&self) -> bool {
+        self.lock().of.is_some()
+    }
+
     /// Its number, which no other one ever has.
     pub(crate) fn number(&self) -> u64 {
         self.number

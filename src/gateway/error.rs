@@ -279,16 +279,18 @@ impl From<readmodel::Error> for Problem {
             E::UnknownReadModel { known, .. } => {
                 Self::new(&problems::UNKNOWN_READ_MODEL, text).with("known", known)
             }
-            E::QueryFailed { .. } | E::TooManyRows { .. } | E::ResultTooLarge { .. } => {
-                Self::new(&problems::FAULTY_QUERY, text)
-            }
+            E::QueryFailed { .. }
+            | E::TooManyRows { .. }
+            | E::ResultTooLarge { .. }
+            | E::TooMuch(_)
+            | E::ReadOnly(_) => Self::new(&problems::FAULTY_QUERY, text),
             E::NotBuilt(_) | E::ColumnNotBuilt { .. } | E::Gone(_) => {
                 Self::new(&problems::READ_MODEL_BUILDING, text)
             }
             E::NotYet { .. } => Self::new(&problems::POSITION_NOT_REACHED, text),
             E::NoPlace | E::TooManyWaiters => Self::new(&problems::OVERLOADED, text),
             E::Timeout(_) => Self::new(&problems::QUERY_TIMEOUT, text),
-            E::Unavailable(_) | E::Moved => Self::unavailable(&text),
+            E::Unavailable(_) | E::Exhausted(_) | E::Moved => Self::unavailable(&text),
             other => Self::internal(&other),
         }
     }
@@ -364,6 +366,17 @@ mod tests {
             assert_eq!((status, after.as_deref()), (503, Some(said)));
             assert_eq!(body["type"], "/problems/plugin-failed-for-now");
         }
+    }
+
+    #[test]
+    fn a_statement_that_takes_too_much_is_not_tried_again() {
+        let of = |error: fn(String) -> readmodel::Error| {
+            let (status, after, body) = headers_and_body(error("1 GB of files".to_owned()).into());
+            (status, after.is_some(), body["detail"].as_str().unwrap().contains("1 GB of files"))
+        };
+        assert_eq!(of(readmodel::Error::TooMuch), (422, false, true));
+        assert_eq!(of(readmodel::Error::ReadOnly), (422, false, true));
+        assert_eq!(of(readmodel::Error::Exhausted), (503, true, false));
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod extract;
 #[cfg(test)]
 mod fixture;
 mod former;
+mod frames;
 mod installed;
 pub mod limits;
 mod listen;

@@ -36,6 +36,33 @@ pub const LEAVES_WITHIN: Duration = Duration::from_secs(2);
 /// attack is exactly more than this.
 pub const HTTP2_RESETS_MAX: usize = 32;
 
+/// Frames of an HTTP/2 connection that belong to no request (pings, settings, words on windows, empty
+/// pieces), as a burst, and a second: a client has some ten at its beginning, and a proxy that pings has one
+/// now and then. Each costs some 20 µs of a processor. A connection that sends more is closed.
+pub const FRAMES_BURST: u32 = 250;
+/// See [`FRAMES_BURST`].
+pub const FRAMES_PER_SECOND: u32 = 100;
+
+/// What a request adds to those: it may end with an empty piece, and be given up.
+pub const FRAMES_PER_REQUEST: u32 = 2;
+
+/// What the head of an answer adds to those: a proxy says after each, for the stream and for the connection,
+/// how much it has read, and may change a priority.
+pub const FRAMES_PER_ANSWER: u32 = 8;
+
+/// What a piece of an answer to a tenant adds to those at least: twice is said how much was read.
+pub const FRAMES_PER_PIECE: u32 = 2;
+
+/// Bytes of an answer that add one to those. Clients say after 4 KiB and more how much they have read.
+pub const READ_PER_FRAME_BYTES: u32 = 512;
+
+/// Most frames that answers leave to a connection: what a client has read is told late, and much at once.
+pub const FRAMES_EARNED_MAX: u32 = 10_000;
+
+/// Pieces of a body or of a head with fewer bytes belong to no request: hyper has as much to do for each of
+/// them as for a large one.
+pub const FRAME_SMALL_BYTES: u32 = 64;
+
 /// Time between pings of an HTTP/2 connection, and the longest time for the answer.
 pub const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
 /// See [`HTTP2_PING_INTERVAL`].

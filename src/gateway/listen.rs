@@ -36,6 +36,7 @@ use crate::{
     Error,
     admission::shed,
     connections::{Connection, Connections},
+    frames::Frames,
     limits::{
         CONNECTION_IDLE_TIMEOUT, DRAIN_NOTICE, DRAIN_TIMEOUT, HEAD_BUFFER_BYTES, HEADERS_BYTES_MAX,
         HEADERS_TIMEOUT, HTTP2_PING_INTERVAL, HTTP2_PING_TIMEOUT, HTTP2_RESETS_MAX,
@@ -136,7 +137,7 @@ async fn converse(
     if !matches!(first, Ok(Ok(1))) {
         return;
     }
-    let stream = TokioIo::new(Watched::new(stream));
+    let stream = TokioIo::new(Watched::new(stream, connection.clone()));
     let (router, known) = (TowerToHyperService::new(router), connection.clone());
     let conversation = server.serve_connection(
         stream,
@@ -247,9 +248,12 @@ fn gauge(open: usize) {
 }
 
 /// A connection that fails when for [`CONNECTION_IDLE_TIMEOUT`] no byte came in or went out. This
-/// ends readers that do not read, and openings that are no request.
+/// ends readers that do not read, and openings that are no request. It fails, too, when more frames come than
+/// belong to requests.
 struct Watched {
     stream: TcpStream,
+    connection: Arc<Connection>,
+    frames: Frames,
     active: Instant,
     timer: Pin<Box<Sleep>>,
     /// The answer that replaces hyper's, and the part of it that has gone.
@@ -257,10 +261,12 @@ struct Watched {
 }
 
 impl Watched {
-    fn new(stream: TcpStream) -> Self {
+    fn new(stream: TcpStream, connection: Arc<Connection>) -> Self {
         let now = Instant::now();
         Self {
             stream,
+            connection,
+            frames: Frames::new(now),
             active: now,
             timer: Box::pin(sleep_until(now + CONNECTION_IDLE_TIMEOUT)),
             substitute: None,
@@ -282,6 +288,20 @@ impl Watched {
         }
         Poll::Pending
     }
+
+    /// Notes what has gone: so many bytes of these.
+    fn went(&mut self, buffers: &[io::IoSlice<'_>], poll: &Poll<io::Result<usize>>) {
+        let Poll::Ready(Ok(gone)) = poll else { return };
+        if !self.frames.are_there() {
+            return;
+        }
+        let (mut left, to_tenant) = (*gone, self.connection.has_tenant());
+        for buffer in buffers {
+            let part = &buffer[..left.min(buffer.len())];
+            self.frames.went(part, to_tenant);
+            left -= part.len();
+        }
+    }
 }
 
 impl AsyncRead for Watched {
@@ -290,7 +310,14 @@ impl AsyncRead for Watched {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
         let poll = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if let Poll::Ready(Ok(())) = poll
+            && let Err(flood) = self.frames.arrived(&buffer.filled()[before..], Instant::now())
+        {
+            shed("frames");
+            return Poll::Ready(Err(io::Error::other(flood)));
+        }
         self.watch(cx, poll)
     }
 }
@@ -316,6 +343,7 @@ impl AsyncWrite for Watched {
             }
         }
         let poll = Pin::new(&mut this.stream).poll_write(cx, buffer);
+        this.went(&[io::IoSlice::new(buffer)], &poll);
         this.watch(cx, poll)
     }
 
@@ -328,6 +356,7 @@ impl AsyncWrite for Watched {
             return self.poll_write(cx, head);
         }
         let poll = Pin::new(&mut self.stream).poll_write_vectored(cx, buffers);
+        self.went(buffers, &poll);
         self.watch(cx, poll)
     }
 

@@ -116,7 +116,8 @@ pub(crate) async fn wait(
 }
 
 /// True if Postgres did its part. A statement that it ended for its time was too slow, and another
-/// tenant's may be quick: a Postgres that is stuck does not even say so.
+/// tenant's may be quick: a Postgres that is stuck does not even say so. Nor does what a statement takes say
+/// that another one finds no room.
 fn judge<T>(result: &Result<T, Error>) -> Verdict {
     match result {
         Err(Error::Unavailable(_)) => Verdict::Failure,
@@ -147,6 +148,9 @@ mod tests {
         assert_eq!(of(Error::NotBuilt("flights".to_owned())), Verdict::Success);
         assert_eq!(of(Error::Unavailable("no connection in time".to_owned())), Verdict::Failure);
         assert_eq!(of(Error::Timeout(Duration::from_secs(5))), Verdict::Neutral);
+        for of_statement in [Error::TooMuch, Error::Exhausted, Error::ReadOnly] {
+            assert_eq!(of(of_statement("why".to_owned())), Verdict::Neutral);
+        }
         assert_eq!(of(Error::InvalidCursor), Verdict::Neutral);
         assert_eq!(of(Error::TooManyWaiters), Verdict::Neutral);
         assert_eq!(of(Error::NoPlace), Verdict::Neutral);

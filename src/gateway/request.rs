@@ -74,7 +74,7 @@ async fn answer(
         Some(route) => route.needs.is_some(),
         None => request.uri().path().starts_with("/v1/"),
     };
-    let head = (request.uri(), request.headers());
+    let head = (request.version(), request.uri(), request.headers());
     let admitted = admit(shared, route, protected, under_way.connection(), head).await;
     let Admitted { identity, rate, place: _place } = match admitted {
         Ok(admitted) => admitted,
@@ -140,10 +140,10 @@ async fn admit(
     route: Option<&Route>,
     protected: bool,
     connection: &Connection,
-    (uri, headers): (&Uri, &HeaderMap),
+    (version, uri, headers): (Version, &Uri, &HeaderMap),
 ) -> Result<Admitted, Problem> {
     let strangers = &shared.strangers;
-    if let Err(problem) = fits(uri, headers) {
+    if let Err(problem) = fits(uri, headers).and_then(|()| names_host(version, headers)) {
         return Err(strangers.refuse(connection, problem).await);
     }
     if protected {
@@ -179,6 +179,17 @@ fn fits(uri: &Uri, headers: &HeaderMap) -> Result<(), Problem> {
         return Err(Problem::new(&problems::HEADERS_TOO_LARGE, detail));
     }
     Ok(())
+}
+
+/// Fails where the head names several hosts, or none in HTTP/1.1 (RFC 9112, 3.2): whoever stands before the
+/// gateway may have gone by another one.
+fn names_host(version: Version, headers: &HeaderMap) -> Result<(), Problem> {
+    match headers.get_all(header::HOST).iter().count() {
+        1 => Ok(()),
+        // HTTP/2 has a word of its own for it.
+        0 if version != Version::HTTP_11 => Ok(()),
+        _ => Err(Problem::new(&problems::BAD_REQUEST, "send one header Host")),
+    }
 }
 
 /// A sender of whom nobody knows who it is, and the answer.
@@ -345,6 +356,22 @@ mod tests {
         let not_allowed = labels(true, StatusCode::METHOD_NOT_ALLOWED, sent);
         assert_eq!(not_allowed, (OTHER_METHOD, "/v1/cluster"));
         assert_eq!(labels(true, StatusCode::FORBIDDEN, sent), sent);
+    }
+
+    #[test]
+    fn a_request_names_one_host() {
+        let named = |version, hosts: &[&'static str]| {
+            let value = |&host: &&'static str| (header::HOST, HeaderValue::from_static(host));
+            names_host(version, &hosts.iter().map(value).collect()).map_err(|it| it.status())
+        };
+        for version in [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2] {
+            assert_eq!(named(version, &["x"]), Ok(()));
+            assert_eq!(named(version, &["x", "y"]), Err(StatusCode::BAD_REQUEST));
+            assert_eq!(named(version, &["x", "x"]), Err(StatusCode::BAD_REQUEST));
+        }
+        assert_eq!(named(Version::HTTP_11, &[]), Err(StatusCode::BAD_REQUEST));
+        assert_eq!(named(Version::HTTP_10, &[]), Ok(()));
+        assert_eq!(named(Version::HTTP_2, &[]), Ok(()));
     }
 
     #[test]

@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::{Context, bail};
 use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
-use flexcore_eventstore as eventstore;
+use flexcore_eventstore::{
+    self as eventstore,
+    renewed::{Connection, Renewed, watched},
+};
 use flexcore_resilience::Backoff;
 use percent_encoding::percent_decode_str;
 
@@ -155,6 +158,20 @@ fn server(url: &str) -> io::Result<(ServerAddr, Login)> {
 /// [`Broker::connect`] does.
 #[boxed::async_recursion]
 pub async fn connect(broker: &Broker) -> anyhow::Result<Client> {
+    Ok(connection(broker).await?.client)
+}
+
+/// The same, and made anew when its client has ended for good.
+pub(crate) async fn renewed(broker: &Broker) -> anyhow::Result<Renewed> {
+    let (first, broker) = (connection(broker).await?, broker.clone());
+    Ok(Renewed::new(first, move || {
+        let broker = broker.clone();
+        Box::pin(async move { connection(&broker).await.map_err(|error| format!("{error:#}")) })
+    }))
+}
+
+/// The same as [`connect`], and one hears when its client has ended for good.
+pub(crate) async fn connection(broker: &Broker) -> anyhow::Result<Connection> {
     let troubles = AtomicU32::new(0);
     let options = ConnectOptions::new()
         .name("flexcore")
@@ -165,12 +182,9 @@ pub async fn connect(broker: &Broker) -> anyhow::Result<Client> {
         .reconnect_delay_callback(|tries| {
             let tries = u32::try_from(tries).unwrap_or(u32::MAX);
             RETRY.jittered(tries.saturating_add(1))
-        })
-        .event_callback(move |event| {
-            tell(&event, &troubles);
-            async {}
         });
-    broker.connect(options).await
+    let (options, ended) = watched(options, move |event| tell(event, &troubles));
+    Ok(Connection { client: broker.connect(options).await?, ended })
 }
 
 /// Says what the broker refuses, and why the connection does not come back, less and less often. Without

@@ -14,7 +14,7 @@ use flexcore_workers::COMMANDS;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::connect::{Broker, RETRY, connect};
+use crate::connect::{Broker, RETRY, connection, renewed};
 
 /// Where the servers are.
 #[derive(Clone, Debug)]
@@ -45,6 +45,9 @@ pub struct Installation {
     pub plugins: watch::Receiver<Arc<InstalledPlugins>>,
     /// This process in the cluster.
     pub member: Member,
+    /// Cancelled when the client of a connection that is not made anew has ended for good: the first one, that
+    /// for pages, and that for streams.
+    pub ended: [CancellationToken; 3],
 }
 
 impl Installation {
@@ -61,16 +64,18 @@ impl Installation {
                  benches and data that may be lost"
             );
         }
-        let client = connect(&endpoints.nats).await?;
+        let main = connection(&endpoints.nats).await?;
         let settings = eventstore::Settings {
             profile,
             replicas: endpoints.replicas,
             monitor_urls: endpoints.nats_monitors.clone(),
         };
-        let store = EventStore::open(client, settings).await?;
-        let (pages, streams) = (connect(&endpoints.nats).await?, connect(&endpoints.nats).await?);
-        let commands = connect(&endpoints.nats).await?;
-        let store = store.read_over(&pages, &streams, &commands).await?;
+        let store = EventStore::open(main.client, settings).await?;
+        let pages = connection(&endpoints.nats).await?;
+        let streams = connection(&endpoints.nats).await?;
+        let commands = renewed(&endpoints.nats).await?;
+        let store = store.read_over(&pages.client, &streams.client, commands).await?;
+        let ended = [main.ended, pages.ended, streams.ended];
         let query_url = endpoints.postgres_query.clone();
         let settings = readmodel::Settings { query_url, ..readmodel::Settings::default() };
         let read_models = ReadModels::connect(&endpoints.postgres, settings).await?;
@@ -86,7 +91,7 @@ impl Installation {
         let whole = states.follow(&store).await?;
         let (catalog, plugins) = (catalog.whole(&whole), plugins.whole(&whole));
         let member = Member::join(store.client(), membership.clone()).await?;
-        Ok(Self { store, read_models, catalog, plugins, member })
+        Ok(Self { store, read_models, catalog, plugins, member, ended })
     }
 
     /// Opens as soon as the servers are there, saying meanwhile what is missing. Fails when the

@@ -4,7 +4,7 @@ use std::{path::PathBuf, sync::Arc};
 
 use anyhow::{Context, bail};
 use flexcore_auth::Verifier;
-use flexcore_cluster::{Guard, Owners};
+use flexcore_cluster::Owners;
 use flexcore_gateway as gateway;
 use flexcore_http::{
     Response,
@@ -108,13 +108,17 @@ impl Roles {
         });
     }
 
-    /// Resigns at the stop, so that other members take over while this process drains.
+    /// Resigns at the stop, so that other members take over while this process drains. Fails, which stops
+    /// the others, when a connection to the broker has ended for good.
     pub fn resignation(&mut self, installation: &Installation) {
         let (member, stop) = (installation.member.clone(), self.stop.clone());
+        // A client also ends with the last of its handles.
+        let (store, ended) = (installation.store.clone(), installation.ended.clone());
         self.tasks.spawn(async move {
-            stop.cancelled().await;
+            let stopped = until_stopped(&stop, first_of(ended)).await;
+            drop(store);
             member.resign();
-            Ok(())
+            stopped
         });
     }
 
@@ -126,7 +130,8 @@ impl Roles {
         render: RenderMetrics,
     ) {
         let (guard, stop) = (installation.member.guard(), self.stop.clone());
-        let ready = move || std::future::ready(readiness(&guard));
+        let commands = installation.store.command_queue().reading.clone();
+        let ready = move || std::future::ready(readiness(guard.holds(), commands.is_away()));
         self.tasks.spawn(async move {
             health::serve(listener, render, ready, stop).await;
             Ok(())
@@ -149,11 +154,36 @@ impl Roles {
     }
 }
 
-/// A process without a gateway is ready while it is a member.
-fn readiness(guard: &Guard) -> Response<String> {
-    let why = "no member: the broker does not answer".into();
-    let missing = (!guard.holds()).then_some(Missing { what: "nats", why });
-    health::ready(missing.as_slice(), false)
+/// Returns when one of these connections has ended for good.
+async fn first_of([main, pages, streams]: [CancellationToken; 3]) {
+    tokio::select! {
+        () = main.cancelled() => {}
+        () = pages.cancelled() => {}
+        () = streams.cancelled() => {}
+    }
+}
+
+/// Waits for the stop. Fails when a connection has ended first: the process would live on and hear nothing.
+async fn until_stopped(
+    stop: &CancellationToken,
+    ended: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    match stop.run_until_cancelled(ended).await {
+        None => Ok(()),
+        Some(()) => bail!(
+            "a connection to the broker has ended for good: a message came that its client cannot \
+             read, from a login that may publish to FlexCore's own subjects. Start the process anew"
+        ),
+    }
+}
+
+/// A process without a gateway is ready while it is a member, and of use while it cannot read stored commands.
+fn readiness(is_member: bool, is_unread: bool) -> Response<String> {
+    let missing = |why: &'static str| Missing { what: "nats", why: why.into() };
+    let no_member = (!is_member).then(|| missing("no member: the broker does not answer"));
+    let unread = is_unread.then(|| missing("stored commands cannot be read"));
+    let missing: Vec<Missing> = no_member.into_iter().chain(unread).collect();
+    health::ready(&missing, is_member)
 }
 
 /// Cancels the token at SIGTERM or SIGINT.
@@ -176,4 +206,35 @@ pub fn stop_at_signals(stop: &CancellationToken) -> anyhow::Result<JoinHandle<()
 #[boxed::async_recursion]
 pub async fn listen(address: &str) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It lived on, ready, and did nothing.
+    #[tokio::test]
+    async fn a_process_that_hears_nothing_any_more_ends_and_says_so() {
+        let stop = CancellationToken::new();
+        let ended = [(); 3].map(|()| CancellationToken::new());
+        ended[2].cancel();
+        let error = until_stopped(&stop, first_of(ended)).await.unwrap_err();
+        assert!(error.to_string().contains("ended for good"), "{error}");
+        stop.cancel();
+        until_stopped(&stop, std::future::pending()).await.unwrap();
+    }
+
+    #[test]
+    fn a_worker_that_cannot_read_stored_commands_says_so_and_is_of_use() {
+        for (is_member, is_unread, status, said) in [
+            (true, false, 200, "ready"),
+            (true, true, 200, "stored commands cannot be read"),
+            (false, false, 503, "no member"),
+            (false, true, 503, "no member"),
+        ] {
+            let answer = readiness(is_member, is_unread);
+            assert_eq!(answer.status().as_u16(), status);
+            assert!(answer.body().contains(said), "{}", answer.body());
+        }
+    }
 }

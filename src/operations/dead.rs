@@ -50,17 +50,28 @@ impl Letters {
     /// The one of this number. Fails when there is none.
     #[boxed::async_recursion]
     pub async fn get(&self, number: u64) -> Result<Letter, Error> {
-        // The leader is asked: another replica may lack the last ones, and still have requeued
-        // ones.
-        if let Err(error) = self.stream.get_raw_message(number).await {
-            if error.kind() == RawMessageErrorKind::NoMessageFound {
-                return Err(Error::NoLetter(number));
-            }
-            return Err(Error::DeadUnread(error.into()));
+        if !self.is_listed(number).await? {
+            return Err(Error::NoLetter(number));
         }
         // Read from the leader the client library keeps the last of two values of a header alone.
-        let dead = self.stream.direct_get(number).await;
-        dead.map(Letter).map_err(|source| Error::NotEverywhere { number, source })
+        let source = match self.stream.direct_get(number).await {
+            Ok(dead) => return Ok(Letter(dead)),
+            Err(source) => source,
+        };
+        if self.is_listed(number).await? {
+            return Err(Error::NotEverywhere { number, source });
+        }
+        Err(Error::TakenOff(number))
+    }
+
+    /// True if there is one of this number.
+    // The leader is asked: another replica may lack the last ones, and still have requeued ones.
+    async fn is_listed(&self, number: u64) -> Result<bool, Error> {
+        match self.stream.get_raw_message(number).await {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == RawMessageErrorKind::NoMessageFound => Ok(false),
+            Err(error) => Err(Error::DeadUnread(error.into())),
+        }
     }
 
     /// Publishes a dead command to its first subject and takes it off the list. Fails when it is none,
@@ -88,8 +99,16 @@ impl Letters {
         let sent = jetstream.publish_with_headers(subject, headers, dead.0.payload).await;
         let sent = sent.map_err(|error| refused(error, Error::NotSent))?;
         sent.await.map_err(|error| refused(error, Error::NotRequeued))?;
-        let deleted = self.stream.delete_message(number).await.map_err(Error::StillListed)?;
-        if deleted { Ok(()) } else { Err(Error::TakenOff(number)) }
+        let failed = match self.stream.delete_message(number).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => return Err(Error::TakenOff(number)),
+            Err(failed) => failed,
+        };
+        // What is not there cannot be deleted either.
+        match self.is_listed(number).await {
+            Ok(false) => Err(Error::TakenOff(number)),
+            _ => Err(Error::StillListed(failed)),
+        }
     }
 }
 

@@ -120,14 +120,14 @@ impl Queue {
         let settled = before.settled_in(end, self.described.progress)?;
         let first = self.next(place, settled).await?;
         let mut progress = before.claimed(epoch, end, settled, first).ok_or(Error::Conflict)?;
-        progress.reader = ephemeral::unique(&self.reading, &format!("slot_{place}_{epoch}"));
+        progress.reader = ephemeral::unique(&self.jetstream, &format!("slot_{place}_{epoch}"));
         let claim = Claim { queue: self.clone(), place, progress, revision, last: 0 };
         let written = claim.written().await;
         // Without an answer the claim may be recorded all the same, and then nobody else knows that reader.
         let may_be = matches!(written, Ok(_) | Err(Error::Unavailable(_)));
         if may_be && !before.reader.is_empty() {
             // Not waited for: the server that has it may be away for long.
-            ephemeral::delete(&self.reading, self.described.stream, before.reader);
+            ephemeral::delete(&self.jetstream, self.described.stream, before.reader);
         }
         let claim = written?;
         // A later command may be handed to an earlier owner's reader, too, but tells nothing: its
@@ -241,7 +241,10 @@ impl Claim {
             ..pull::Config::default()
         };
         let (stream, name) = (self.queue.described.stream, self.progress.reader.clone());
-        let (kept, consumer) = Ephemeral::create(&self.queue.reading, stream, name, config).await?;
+        let reading = self.queue.reading.context().await?;
+        let lasting = &self.queue.jetstream;
+        let (kept, consumer) =
+            Ephemeral::create_over(&reading, lasting, stream, name, config).await?;
         // A later owner may have deleted this one's reader before it was made.
         let (now, _) = self.queue.progress_of(self.place).await?;
         if (now.epoch, &now.reader) != (self.progress.epoch, &self.progress.reader) {

@@ -12,7 +12,8 @@ pub mod settling;
 
 use async_nats::jetstream::{self, stream::Stream};
 use flexcore_broker::{
-    acknowledged::Acknowledged, bucket::Bucket, inbox::Inbox, stream::found, unavailable,
+    acknowledged::Acknowledged, bucket::Bucket, inbox::Inbox, renewed::Renewed, stream::found,
+    unavailable,
 };
 use futures::{StreamExt as _, TryStreamExt as _};
 
@@ -69,9 +70,9 @@ pub struct Queue {
     pub described: Descriptor,
     /// Where questions are asked.
     pub jetstream: jetstream::Context,
-    /// Where messages are read. A connection may break over one that its client cannot read: nothing
-    /// else should be on it.
-    pub reading: jetstream::Context,
+    /// Where messages are read. A connection may break over one that its client cannot read, or end for
+    /// good: nothing else should be on it.
+    pub reading: Renewed,
     /// Where it is recorded what is settled.
     pub acknowledged: Acknowledged,
     /// Where all places are asked for at once.

@@ -1,7 +1,7 @@
 //! Messages of the queue, also those that a client of the broker cannot read. Publishers may
 //! choose headers and subjects byte for byte: a line that is no header makes the client
-//! drop its connection, and a status in the first line is taken for the broker's own word. Asked
-//! for one by one they come as JSON.
+//! drop its connection, a carriage return within a value ends it for good, and a status in the first line
+//! is taken for the broker's own word. Asked for one by one they come as JSON.
 
 use std::{str::FromStr as _, time::Duration};
 
@@ -42,6 +42,12 @@ pub struct Queued {
 }
 
 impl Queued {
+    /// True if a client drops the connection over which it comes, or ends: its subject may do that, too.
+    fn ends_connections(&self) -> bool {
+        let is_odd = |c: char| c.is_whitespace() || c == char::REPLACEMENT_CHARACTER;
+        self.malformed.is_some() || self.subject.contains(is_odd)
+    }
+
     /// Of a consumer. Fails with the connection's error.
     fn of(message: Result<jetstream::Message, pull::MessagesError>) -> Result<Self, Error> {
         let message = message.map_err(unavailable)?;
@@ -88,7 +94,7 @@ pub(crate) fn singly(
                     tokio::time::sleep(ASK_EVERY).await;
                     continue;
                 };
-                let met = next.malformed.map(|_| Instant::now() + SINGLY_FOR);
+                let met = next.ends_connections().then(|| Instant::now() + SINGLY_FOR);
                 let next = Queued { number: number + 1, ..next };
                 let then = (next.sequence, next.number, met.or(until));
                 return Ok(Some((next, then)));
@@ -175,13 +181,14 @@ fn headers(bytes: &[u8]) -> Result<Option<HeaderMap>, &'static str> {
             continue;
         }
         let (name, value) = line.split_once(':').ok_or("one of its headers has no colon")?;
-        let mut value = value.to_owned();
+        // As a client does it, which ends over a carriage return that is left.
+        let mut value = value.trim_start().to_owned();
         while let Some(more) = lines.next_if(|line| line.starts_with(char::is_whitespace)) {
             value.push_str(more);
         }
         let name =
             HeaderName::from_str(name).map_err(|_| "one of its headers has no proper name")?;
-        let value = HeaderValue::from_str(value.trim());
+        let value = HeaderValue::from_str(value.trim_end());
         headers.append(name, value.map_err(|_| "one of its headers has no proper value")?);
     }
     Ok(Some(headers))
@@ -190,6 +197,20 @@ fn headers(bytes: &[u8]) -> Result<Option<HeaderMap>, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Each of many had the connection made anew.
+    #[test]
+    fn a_message_that_ends_connections_is_known_by_headers_or_subject() {
+        let stored = |subject: &str, headers: &[u8]| {
+            let (subject, hdrs) = (subject.to_owned(), STANDARD.encode(headers));
+            read(Stored { subject, seq: 1, hdrs, data: String::new() }).unwrap()
+        };
+        assert!(!stored("a.b", b"NATS/1.0\r\nA: b\r\n\r\n").ends_connections());
+        assert!(stored("a.b", b"NATS/1.0\r\nA: b\rC: d\r\n\r\n").ends_connections());
+        for subject in ["a.\u{2003}b", "a.\u{fffd}"] {
+            assert!(stored(subject, b"").ends_connections(), "{subject}");
+        }
+    }
 
     #[test]
     fn headers_are_read_as_a_client_reads_them_or_not_at_all() {
@@ -211,6 +232,8 @@ mod tests {
             (b"HTTP/1.1\r\n\r\n", "NATS/1.0"),
             (b"NATS/1.0\r\n\xc3\xa9: b\r\n\r\n", "name"),
             (b"NATS/1.0\r\na b: c\r\n\r\n", "name"),
+            (b"NATS/1.0\r\nA: b\rC: d\r\n\r\n", "value"),
+            (b"NATS/1.0\r\nA:\r\n\rb\r\n\r\n", "value"),
         ] {
             let found = headers(bytes).unwrap_err();
             assert!(found.contains(why), "{bytes:?}: {found}");

@@ -46,7 +46,7 @@ pg_type!(Days, 1082, 1182);
 /// Reads a column of a row.
 pub(crate) fn read(row: &PgRow, at: usize, column_type: ColumnType) -> Result<Cell, sqlx::Error> {
     let cell = match column_type {
-        ColumnType::Text => row.try_get::<Option<Box<str>>, _>(at)?.map(Cell::Text),
+        ColumnType::Text => row.try_get::<Option<&str>, _>(at)?.map(|t| Cell::Text(t.into())),
         ColumnType::Integer => row.try_get::<Option<_>, _>(at)?.map(Cell::Integer),
         ColumnType::Number => row.try_get::<Option<_>, _>(at)?.map(Cell::Number),
         ColumnType::Boolean => row.try_get::<Option<_>, _>(at)?.map(Cell::Boolean),

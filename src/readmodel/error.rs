@@ -128,6 +128,17 @@ pub enum Error {
     /// Postgres does not answer, or not now. A write's outcome is unknown then: read the checkpoint.
     #[error("Postgres is unavailable: {0}")]
     Unavailable(String),
+    /// A statement takes more of Postgres than one may, such as bytes of temporary files: it does each time.
+    #[error("the statement takes more than it may: {0}")]
+    TooMuch(String),
+    /// Postgres is there, and has no memory or no disk for this. What takes less may find some; later this
+    /// may, too.
+    #[error("Postgres has no room for this: {0}")]
+    Exhausted(String),
+    /// A statement would write where nothing can be written. A query never may; a writer's server only reads
+    /// until another one has taken over.
+    #[error("nothing can be written: {0}")]
+    ReadOnly(String),
     /// Somebody keeps a version's table locked, for longer than a batch waits. Nothing was written:
     /// write the other versions without it.
     #[error("somebody has locked its table; it is written when the lock is gone")]
@@ -179,26 +190,22 @@ pub enum Error {
 /// Classes and codes of SQLSTATE that say "not now".
 fn is_passing(code: &str) -> bool {
     // 08 connection, 28 the login is refused, 3D the database is not there, 40 serialisation and
-    // deadlock, 53 resources (too many connections, disk full), 57 shutdown, start and cancelled;
+    // deadlock, 53 resources (too many connections, disk full), but for a limit that the statement meets
+    // each time, 57 shutdown, start and cancelled; 54, limits of Postgres itself, is not among them;
     // 25006 read only, as another server is until it has taken over, 55P03 lock not available, 58030 its
     // disk fails, until it has another one, or another server has taken over; 25P02 a transaction that
     // failed before, 25P03 one that paused for too long.
     let classes = ["08", "28", "3D", "40", "53", "57"];
-    classes.iter().any(|class| code.starts_with(class))
-        || ["25006", "25P02", "25P03", LOCKED, "58030"].contains(&code)
+    let is_of_class = classes.iter().any(|class| code.starts_with(class));
+    is_of_class && code != OVER_LIMIT
+        || [READ_ONLY, "25P02", "25P03", LOCKED, "58030"].contains(&code)
 }
 
 impl From<sqlx::Error> for Error {
     fn from(error: sqlx::Error) -> Self {
         match &error {
             sqlx::Error::Database(inner) => {
-                let (code, message) = (inner.code().unwrap_or_default(), inner.message());
-                match &*code {
-                    // invalid_schema_name.
-                    "3F000" | NO_TABLE => Self::Gone(message.to_owned()),
-                    code if is_passing(code) => Self::Unavailable(message.to_owned()),
-                    _ => Self::Database(message.to_owned()),
-                }
+                Self::raised(&inner.code().unwrap_or_default(), inner.message().to_owned())
             }
             sqlx::Error::PoolTimedOut => Self::Unavailable("no connection in time".to_owned()),
             sqlx::Error::Io(_)
@@ -213,6 +220,19 @@ impl From<sqlx::Error> for Error {
 }
 
 impl Error {
+    /// What Postgres raised, by its SQLSTATE.
+    fn raised(code: &str, message: String) -> Self {
+        match code {
+            // invalid_schema_name.
+            "3F000" | NO_TABLE => Self::Gone(message),
+            OVER_LIMIT => Self::TooMuch(message),
+            DISK_FULL | NO_MEMORY => Self::Exhausted(message),
+            READ_ONLY => Self::ReadOnly(message),
+            code if is_passing(code) => Self::Unavailable(message),
+            _ => Self::Database(message),
+        }
+    }
+
     /// True if a query string is at fault that may fit other columns than those it was held to.
     #[must_use]
     pub fn hangs_on_columns(&self) -> bool {
@@ -222,7 +242,15 @@ impl Error {
     /// True if trying again later may help.
     #[must_use]
     pub fn is_passing(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Moved | Self::Gone(_) | Self::Locked { .. })
+        matches!(
+            self,
+            Self::Unavailable(_)
+                | Self::Exhausted(_)
+                | Self::ReadOnly(_)
+                | Self::Moved
+                | Self::Gone(_)
+                | Self::Locked { .. }
+        )
     }
 }
 
@@ -234,6 +262,14 @@ pub(crate) const LOCKED: &str = "55P03";
 pub(crate) const FORBIDDEN: &str = "42501";
 /// undefined_table.
 pub(crate) const NO_TABLE: &str = "42P01";
+/// read_only_sql_transaction.
+const READ_ONLY: &str = "25006";
+/// disk_full.
+const DISK_FULL: &str = "53100";
+/// out_of_memory.
+const NO_MEMORY: &str = "53200";
+/// configuration_limit_exceeded: here `temp_file_limit`, which the login of queries has.
+const OVER_LIMIT: &str = "53400";
 /// query_canceled: here by its time limit.
 pub(crate) const CANCELLED: &str = "57014";
 
@@ -263,7 +299,7 @@ pub(crate) fn passes(error: &sqlx::Error) -> bool {
 /// True if an error says that Postgres is not there: the connection was lost or refused, the server
 /// starts, ends or only reads, or our objects in it are gone.
 pub(crate) fn is_absent(error: &sqlx::Error) -> bool {
-    let codes = ["57P", "08", "28", "3D", "25006", "3F000", NO_TABLE];
+    let codes = ["57P", "08", "28", "3D", READ_ONLY, "3F000", NO_TABLE];
     code(error).is_none_or(|code| codes.iter().any(|start| code.starts_with(start)))
 }
 
@@ -282,13 +318,31 @@ mod tests {
     #[test]
     fn an_outage_is_waited_out_and_a_mistake_is_not() {
         for code in [
-            "08006", "28P01", "3D000", "40001", "53100", "57P01", "25006", "25P02", "25P03",
-            "55P03", "58030",
+            "08006", "28P01", "3D000", "40001", "53100", "53200", "53300", "57P01", "25006",
+            "25P02", "25P03", "55P03", "58030",
         ] {
             assert!(is_passing(code), "{code}");
         }
-        for code in ["42703", "42501", "22012", "23505", "XX001", "58P01", ""] {
+        for code in ["42703", "42501", "22012", "23505", "53400", "54001", "XX001", "58P01", ""] {
             assert!(!is_passing(code), "{code}");
         }
+    }
+
+    /// One tenant's query that took too many temporary files had everybody's refused.
+    #[test]
+    fn what_a_statement_asks_for_is_told_from_an_outage() {
+        let of = |code| Error::raised(code, "why".to_owned());
+        assert!(matches!(of("53400"), Error::TooMuch(_)));
+        assert!(matches!(of("54001"), Error::Database(_)));
+        assert!(matches!(of("53100"), Error::Exhausted(_)));
+        assert!(matches!(of("53200"), Error::Exhausted(_)));
+        assert!(matches!(of("25006"), Error::ReadOnly(_)));
+        for code in ["53300", "53000", "57P01", "08006"] {
+            assert!(matches!(of(code), Error::Unavailable(_)), "{code}");
+        }
+        for code in ["53100", "53200", "53300", "25006", "57P01", "3F000"] {
+            assert!(of(code).is_passing(), "{code}: writers wait for it");
+        }
+        assert!(!of("53400").is_passing());
     }
 }

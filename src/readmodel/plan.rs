@@ -15,6 +15,10 @@ use serde_json::value::RawValue;
 /// Longest key of a row, in bytes over all its columns: an entry of a Postgres index has 2,704.
 pub const KEY_BYTES_MAX: usize = 2_000;
 
+/// Most that an event may change of a row, in bytes of values: 1 MiB, as a message of the log. A field that
+/// several columns take counts with each, and a commit has 256 events.
+pub const CHANGE_BYTES_MAX: usize = 1 << 20;
+
 /// A read model's expressions, ready to evaluate.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -180,12 +184,33 @@ impl Plan {
         });
         let operations = operations.collect::<Result<Vec<_>, _>>()?;
         let tenant = commit.key.tenant().clone();
-        Ok(Some(Change { tenant, key, delete: rule.delete, operations }))
+        let change = Change { tenant, key, delete: rule.delete, operations };
+        match change.size_bytes() {
+            ..=CHANGE_BYTES_MAX => Ok(Some(change)),
+            bytes => {
+                Err(Unfit(format!("it sets {bytes} bytes of its row; at most {CHANGE_BYTES_MAX}")))
+            }
+        }
     }
 
     fn rule(&self, commit: &Commit, event: &Event) -> Option<&Rule> {
         self.rules.get(commit.key.aggregate())?.get(&event.event)
     }
+}
+
+impl Change {
+    /// The values that it brings to its row, and what it takes in memory, in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        let operands = self.operations.iter().map(|(_, _, operand)| operand);
+        size_of::<Self>() + self.key.iter().chain(operands).map(size_bytes).sum::<usize>()
+    }
+}
+
+/// A value's bytes, as it is sent to Postgres, and no less than it takes in memory beside a text.
+pub(crate) fn size_bytes(cell: &Cell) -> usize {
+    let text = if let Cell::Text(text) = cell { text.len() } else { 0 };
+    size_of::<(usize, Operation, Cell)>() + text
 }
 
 fn check_key(key: &[Cell], layout: &Layout) -> Result<(), Unfit> {
@@ -347,6 +372,23 @@ mod tests {
     use flexcore_definition::ColumnType;
 
     use super::*;
+
+    /// A literal is there once, however many events set it.
+    #[test]
+    fn a_change_counts_its_texts_and_shares_its_literals() {
+        let text = Cell::Text("x".repeat(7_000).into());
+        let change = Change {
+            tenant: Tenant::parse("a").unwrap(),
+            key: vec![Cell::Integer(1)],
+            delete: false,
+            operations: vec![(0, Operation::Set, text.clone()), (1, Operation::Set, text.clone())],
+        };
+        assert!((14_000..15_000).contains(&change.size_bytes()), "{}", change.size_bytes());
+        let (Cell::Text(one), Cell::Text(other)) = (&text, &change.operations[1].2) else {
+            panic!("texts")
+        };
+        assert!(Arc::ptr_eq(one, other));
+    }
 
     #[test]
     fn only_named_fields_are_taken() {

@@ -13,7 +13,7 @@ const INTERNALS: [&str; 7] =
     ["projections", "checkpoints", "rebuilds", "parked", "log", "troubles", "query_login"];
 
 impl ReadModels {
-    /// Read models that cannot be managed, each with the reason.
+    /// Read models that cannot be managed, have stopped or stand still, each with the reason.
     #[boxed::async_recursion]
     pub async fn troubles(&self) -> Result<BTreeMap<String, String>, Error> {
         let rows = sqlx::query("select read_model, what from flexcore.troubles")
@@ -35,7 +35,7 @@ impl ReadModels {
         Ok(())
     }
 
-    /// Notes what keeps a read model from being changed; `None`: nothing any more.
+    /// Notes what keeps a read model from being changed or written; `None`: nothing any more.
     pub(crate) async fn note_trouble(&self, name: &Name, what: Option<&str>) -> Result<(), Error> {
         let Some(what) = what else {
             sqlx::query("delete from flexcore.troubles where read_model = $1")
@@ -54,7 +54,7 @@ impl ReadModels {
         .execute(&self.pool)
         .await?;
         if noted.rows_affected() > 0 {
-            tracing::error!(read_model = %name, what, "a read model cannot be changed");
+            tracing::error!(read_model = %name, what, "a read model is in trouble");
         }
         Ok(())
     }

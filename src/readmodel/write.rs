@@ -2,21 +2,19 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use flexcore_definition::{Cell, Column};
+use flexcore_definition::{Cell, Column, ColumnType};
 use flexcore_domain::{Hash, Name, Slot};
 use futures::future::BoxFuture;
-use sqlx::{
-    Arguments as _, AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction,
-    postgres::PgArguments,
-};
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row as _, Transaction, postgres::PgArguments};
 
 use crate::{
     Error, ReadModels,
-    cell::{bind_all, read},
+    cell::read,
     error::{LOCKED, code},
-    fold::{self, Delta, Fate, Fold, ON_ITS_WAY_MAX, Row},
+    fold::{self, Delta, Fate, Fold, Row},
     plan::{Change, Layout},
     transaction,
+    upsert::{Changed, bind_keys, matches, operation, runs, upsert},
     version::Version,
 };
 
@@ -67,6 +65,9 @@ pub struct Parked {
 /// the swap of a version lock for less, and after 1 s Postgres looks for deadlocks. Whoever locks a table
 /// for longer delays its read model; the batch has others in it, which must not wait as long.
 const LOCK_TIMEOUT_MS: u32 = 2_000;
+
+/// Rows whose old texts are read at once. Each may have a hundred columns.
+const TEXT_ROWS_MAX: usize = 64;
 
 /// The start of every transaction that writes rows: as a role that owns nothing.
 fn start() -> String {
@@ -230,8 +231,8 @@ fn halve<'a>(
     })
 }
 
-/// Folds the changes with these indices and writes the rows: one statement for each set of columns
-/// that they touch, and one for deletions.
+/// Folds the changes with these indices and writes the rows. Where texts are worked out from those that
+/// stand in the rows, a few rows at once: nobody knows how long they are.
 async fn write(
     connection: &mut PgConnection,
     part: &Part,
@@ -239,11 +240,31 @@ async fn write(
 ) -> Result<(), Failure> {
     let layout = &part.version.plan.layout;
     let chosen = indices.iter().map(|index| (*index, &part.changes[*index]));
-    let mut fold = Fold::new(layout.columns.len(), chosen);
-    resolve(connection, part, &mut fold).await?;
+    let rows = Fold::new(layout.columns.len(), chosen).rows;
+    let columns = replayed(layout, &rows);
+    let has_texts = columns.iter().any(|at| layout.columns[*at].column_type == ColumnType::Text);
+    let at_once = if has_texts { TEXT_ROWS_MAX } else { rows.len().max(1) };
+    let turns = rows.len().div_ceil(at_once);
+    let mut rest = rows.into_iter();
+    for _ in 0..turns {
+        let mut rows: Vec<Row<'_>> = rest.by_ref().take(at_once).collect();
+        resolve(connection, part, &columns, &mut rows).await?;
+        write_rows(connection, part, &rows).await?;
+    }
+    Ok(())
+}
+
+/// Writes the rows: for each set of columns that they touch a statement, or several where their values are
+/// long, and one for deletions.
+async fn write_rows(
+    connection: &mut PgConnection,
+    part: &Part,
+    rows: &[Row<'_>],
+) -> Result<(), Failure> {
+    let layout = &part.version.plan.layout;
     let mut deleted = Vec::new();
-    let mut shapes: BTreeMap<Vec<u8>, Vec<(&Row<'_>, &[Delta])>> = BTreeMap::new();
-    for row in &fold.rows {
+    let mut shapes: BTreeMap<Vec<u8>, Vec<Changed<'_>>> = BTreeMap::new();
+    for row in rows {
         match &row.fate {
             Fate::Delete => deleted.push(row),
             Fate::Keep(deltas) => {
@@ -257,49 +278,52 @@ async fn write(
         let mut arguments = PgArguments::default();
         let keys = bind_keys(&mut arguments, layout, deleted.iter().copied());
         let on = matches(layout);
-        let sql = format!("delete from {table} t using {keys} where {on}");
+        let sql = format!("delete from {table} _t using {keys} where {on}");
         sqlx::query_with(AssertSqlSafe(sql), arguments).execute(&mut *connection).await?;
     }
     for (shape, rows) in shapes {
-        let mut arguments = PgArguments::default();
-        let sql = upsert(table, layout, &shape, &rows, &mut arguments);
-        sqlx::query_with(AssertSqlSafe(sql), arguments).execute(&mut *connection).await?;
+        for rows in runs(&rows) {
+            let mut arguments = PgArguments::default();
+            let sql = upsert(table, layout, &shape, rows, &mut arguments);
+            sqlx::query_with(AssertSqlSafe(sql), arguments).execute(&mut *connection).await?;
+        }
     }
     Ok(())
 }
 
-fn operation(delta: &Delta) -> u8 {
-    match delta {
-        Delta::Same => b'-',
-        Delta::Set(_) => b's',
-        Delta::Add(sum) if sum.comes_back() => b'b',
-        Delta::Add(_) => b'a',
-        Delta::Min(_) => b'<',
-        Delta::Max(_) => b'>',
-        Delta::Replay(_) => unreachable!("BUG: replays are resolved before rows are written"),
-    }
+/// The columns of which an operation depends on the old value.
+fn replayed(layout: &Layout, rows: &[Row<'_>]) -> Vec<usize> {
+    let is_replayed = |row: &Row<'_>, at: usize| match &row.fate {
+        Fate::Keep(deltas) => matches!(deltas[at], Delta::Replay(_)),
+        Fate::Delete => false,
+    };
+    let columns = 0..layout.columns.len();
+    columns.filter(|at| rows.iter().any(|row| is_replayed(row, *at))).collect()
 }
 
-/// Turns operations that depend on the old value into the value that they give.
+/// Turns operations that depend on the old value, all of them in these columns, into the value that they
+/// give.
 async fn resolve(
     connection: &mut PgConnection,
     part: &Part,
-    fold: &mut Fold<'_>,
+    columns: &[usize],
+    rows: &mut [Row<'_>],
 ) -> Result<(), Failure> {
     let layout = &part.version.plan.layout;
-    let is_replay = |delta: &Delta| matches!(delta, Delta::Replay(_));
-    let concerned: Vec<usize> = (0..fold.rows.len())
-        .filter(|at| matches!(&fold.rows[*at].fate, Fate::Keep(d) if d.iter().any(is_replay)))
-        .collect();
+    let is_concerned = |row: &Row<'_>| match &row.fate {
+        Fate::Keep(deltas) => columns.iter().any(|at| matches!(deltas[*at], Delta::Replay(_))),
+        Fate::Delete => false,
+    };
+    let concerned: Vec<usize> = (0..rows.len()).filter(|at| is_concerned(&rows[*at])).collect();
     if concerned.is_empty() {
         return Ok(());
     }
     let mut arguments = PgArguments::default();
-    let keys = bind_keys(&mut arguments, layout, concerned.iter().map(|at| &fold.rows[*at]));
-    let names: Vec<String> = layout.columns.iter().map(|c| format!("t.\"{}\"", c.name)).collect();
+    let keys = bind_keys(&mut arguments, layout, concerned.iter().map(|at| &rows[*at]));
+    let name = |at: &usize| format!(", _t.\"{}\"", layout.columns[*at].name);
     let sql = format!(
-        "select k.place, {} from {} t join {keys} on {}",
-        names.join(", "),
+        "select _k._place{} from {} _t join {keys} on {}",
+        columns.iter().map(name).collect::<String>(),
         part.version.table,
         matches(layout)
     );
@@ -310,113 +334,20 @@ async fn resolve(
         by_place[place] = Some(row);
     }
     for (at, old) in concerned.into_iter().zip(by_place) {
-        let Fate::Keep(deltas) = &mut fold.rows[at].fate else { continue };
-        for (index, delta) in deltas.iter_mut().enumerate() {
-            let Delta::Replay(operations) = delta else { continue };
+        let Fate::Keep(deltas) = &mut rows[at].fate else { continue };
+        for (nth, index) in (1..).zip(columns) {
+            let Delta::Replay(operations) = &deltas[*index] else { continue };
+            let Column { name, column_type } = &layout.columns[*index];
             let before = match old {
-                Some(row) => read(row, index + 1, layout.columns[index].column_type)?,
+                Some(row) => read(row, nth, *column_type)?,
                 None => Cell::Null,
             };
-            let column = &layout.columns[index].name;
             let after = fold::replay(before, operations)
-                .map_err(|_| Failure::Unfit(format!("column {column}: out of range")))?;
-            *delta = Delta::Set(after);
+                .map_err(|_| Failure::Unfit(format!("column {name}: out of range")))?;
+            deltas[*index] = Delta::Set(after);
         }
     }
     Ok(())
-}
-
-/// Binds the rows' keys; returns the table `k` of them.
-fn bind_keys<'r, 'a: 'r>(
-    arguments: &mut PgArguments,
-    layout: &Layout,
-    rows: impl Iterator<Item = &'r Row<'a>> + Clone,
-) -> String {
-    let tenants: Vec<&str> = rows.clone().map(|row| row.tenant.as_str()).collect();
-    arguments.add(tenants).expect("BUG: text encodes without fail");
-    let (mut types, mut names) = (vec!["$1::text[]".to_owned()], vec!["tenant".to_owned()]);
-    for (at, column) in layout.key.iter().enumerate() {
-        bind_all(arguments, column.column_type, rows.clone().map(|row| &row.key[at]));
-        types.push(format!("${}::{}[]", at + 2, column.column_type.sql()));
-        names.push(format!("\"{}\"", column.name));
-    }
-    format!("unnest({}) with ordinality as k({}, place)", types.join(", "), names.join(", "))
-}
-
-/// The condition that a row of `t` is the one of `k`.
-fn matches(layout: &Layout) -> String {
-    let equal = |column: &Column| format!(" and t.\"{0}\" = k.\"{0}\"", column.name);
-    format!("t.tenant = k.tenant{}", layout.key.iter().map(equal).collect::<String>())
-}
-
-/// The statement that inserts or changes rows whose deltas touch the same columns the same way.
-fn upsert(
-    table: &str,
-    layout: &Layout,
-    shape: &[u8],
-    rows: &[(&Row<'_>, &[Delta])],
-    arguments: &mut PgArguments,
-) -> String {
-    let tenants: Vec<&str> = rows.iter().map(|(row, _)| row.tenant.as_str()).collect();
-    arguments.add(tenants).expect("BUG: text encodes without fail");
-    let (mut names, mut types) = (vec!["tenant".to_owned()], vec!["$1::text[]".to_owned()]);
-    let mut placed = |column: &Column| {
-        names.push(format!("\"{}\"", column.name));
-        types.push(format!("${}::{}[]", types.len() + 1, column.column_type.sql()));
-    };
-    for (at, column) in layout.key.iter().enumerate() {
-        bind_all(arguments, column.column_type, rows.iter().map(|(row, _)| &row.key[at]));
-        placed(column);
-    }
-    let mut sets = Vec::new();
-    for (at, (column, operation)) in layout.columns.iter().zip(shape).enumerate() {
-        let name = format!("\"{}\"", column.name);
-        sets.push(match operation {
-            b'-' => continue,
-            b's' => format!("{name} = excluded.{name}"),
-            b'a' => format!("{name} = coalesce(t.{name}, 0) + excluded.{name}"),
-            // A value so large may pass 64 bits on the way: refused, it is added to one by one.
-            b'b' => format!(
-                "{name} = coalesce(t.{name}, 0) + excluded.{name} \
-                 + 0 / (coalesce(t.{name}, 0) between -{ON_ITS_WAY_MAX} and {ON_ITS_WAY_MAX})::int"
-            ),
-            b'<' => format!("{name} = least(t.{name}, excluded.{name})"),
-            _ => format!("{name} = greatest(t.{name}, excluded.{name})"),
-        });
-        placed(column);
-        if matches!(operation, b'a' | b'b') {
-            let sums = rows.iter().map(|(_, deltas)| match &deltas[at] {
-                Delta::Add(sum) => sum.total,
-                _ => 0,
-            });
-            arguments.add(sums.collect::<Vec<i64>>()).expect("BUG: integers encode without fail");
-        } else {
-            bind_all(
-                arguments,
-                column.column_type,
-                rows.iter().map(|(_, deltas)| operand(&deltas[at])),
-            );
-        }
-    }
-    let key: Vec<String> = layout.key.iter().map(|c| format!("\"{}\"", c.name)).collect();
-    let action = match sets.as_slice() {
-        [] => "nothing".to_owned(),
-        sets => format!("update set {}", sets.join(", ")),
-    };
-    format!(
-        "insert into {table} as t ({}) select * from unnest({}) \
-         on conflict (tenant, {}) do {action}",
-        names.join(", "),
-        types.join(", "),
-        key.join(", "),
-    )
-}
-
-fn operand(delta: &Delta) -> &Cell {
-    match delta {
-        Delta::Set(cell) | Delta::Min(cell) | Delta::Max(cell) => cell,
-        Delta::Same | Delta::Add(_) | Delta::Replay(_) => &Cell::Null,
-    }
 }
 
 /// Keeps a row for each event that was put aside.

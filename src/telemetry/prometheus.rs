@@ -230,7 +230,7 @@ const METRICS: &[(&str, MetricKind, Unit, &str)] = &[
         "flexcore_read_model_unmanaged",
         MetricKind::Gauge,
         Unit::Count,
-        "1 while a read model cannot be changed or removed, or its table is locked",
+        "1 while a read model cannot be changed or removed, or is not written",
     ),
     (
         "flexcore_read_model_indexes_missing",

@@ -163,7 +163,8 @@ async fn a_gateway_that_hears_of_no_deployment_any_more_ends() {
     let read_models = ReadModels::connect(nowhere, Default::default()).await.unwrap();
     let (deployed, catalog) = tokio::sync::watch::channel(Arc::default());
     let (_installed, plugins) = tokio::sync::watch::channel(Arc::default());
-    let installation = Installation { store, read_models, catalog, plugins, member };
+    let ended = Default::default();
+    let installation = Installation { store, read_models, catalog, plugins, member, ended };
     let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let verifier = Verifier::new(Vec::new(), "flexcore", "flexcore");
     let mut roles = Roles::new(CancellationToken::new());

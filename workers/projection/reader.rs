@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::{
-    batch::{self, Batch, Model},
+    batch::{self, Batch, Model, Upcasted},
     commit::commit,
     failure::Failure,
     indexing::Unindexed,
@@ -26,13 +26,9 @@ use super::{
     upcast::Upcasts,
 };
 
-/// Most commits of a batch: larger ones gain nothing (measured: 183k rows/s at 1,000, 200k at
-/// 5,000) and make a failure dearer.
-const BATCH_COMMITS_MAX: usize = 5_000;
 /// Commits that are decoded in a row before other tasks have their turn.
 const CHUNK_COMMITS: usize = 1_000;
-/// Bytes of commits after which a batch is not read on: what is decoded, folded and sent to Postgres
-/// takes several times as much.
+/// Bytes of commits after which a batch is not read on: what is decoded takes several times as much.
 const BATCH_BYTES_MAX: usize = 16 << 20;
 /// Longest wait for commits, and so for the end of a reader that is told to stop, and for somebody who
 /// waits for a position that nothing follows which is followed here.
@@ -59,6 +55,8 @@ pub(super) struct Reader {
     pub(super) versions: Vec<Arc<Version>>,
     /// Most aggregates that one of them holds back.
     pub(super) held_max: usize,
+    /// How often in a row readers of these have failed that applied nothing.
+    pub(super) failures: u32,
     /// The only version's table was locked: the reader ends when the version has caught up, which
     /// is read with the others again.
     pub(super) was_locked: bool,
@@ -103,6 +101,12 @@ struct Running<'a> {
     subscription: Subscription,
     models: Vec<Model>,
     upcasts: Upcasts,
+    /// Of commits that are still to be folded.
+    upcasted: Upcasted,
+    /// Commits that were read, and are for the next batch.
+    rest: Vec<Recorded>,
+    /// Most commits of a batch for now.
+    commits_max: usize,
     /// The log's end behind the commits that were read last.
     broken: Option<Box<Broken>>,
     /// The batch that Postgres has at hand.
@@ -185,6 +189,9 @@ impl Reader {
             subscription,
             models,
             upcasts: Upcasts::default(),
+            upcasted: Upcasted::new(),
+            rest: Vec::new(),
+            commits_max: batch::first_commits(self.failures),
             broken: None,
             committing: None,
             read_to,
@@ -236,30 +243,29 @@ impl Running<'_> {
     /// Reads what there is, folds it while the batch before is being committed, and has it
     /// committed in turn.
     async fn tick(&mut self, now: Instant) -> Result<Progress, Failure> {
-        let read = match self.broken.take().map(Read::Broken) {
-            Some(read) => read,
-            None => self.subscription.next_batch(CHUNK_COMMITS, WAIT).await?,
+        let chunk = CHUNK_COMMITS.min(self.commits_max);
+        let read = match (self.rest.is_empty(), self.broken.take()) {
+            (false, broken) => {
+                self.broken = broken;
+                Read::Commits(std::mem::take(&mut self.rest))
+            }
+            (true, Some(broken)) => Read::Broken(broken),
+            (true, None) => self.subscription.next_batch(chunk, WAIT).await?,
         };
         let mut commits = match read {
             Read::Commits(commits) => commits,
             Read::Broken(broken) => return self.put_aside(&broken).await,
         };
         self.gather(&mut commits).await?;
-        let (read, full) = (commits.len(), commits.len() >= CHUNK_COMMITS);
+        let (read, full) = (commits.len(), commits.len() >= chunk);
         if read > 0 {
-            let last = commits.last().map_or(0, |last| last.sequence);
-            self.read_to = self.read_to.max(last);
-            let upcasted = self.upcasts.run(&self.models, &commits).await;
-            let batch = batch::make(&mut self.models, commits, &upcasted);
-            self.finish().await?;
-            if batch.parts.iter().any(|part| !part.moves.is_empty()) {
-                self.commit(batch);
-            }
+            self.fold(commits).await?;
         } else {
             self.finish().await?;
             self.mark().await?;
         }
-        if !full && self.is_building() && now >= self.look_at {
+        let is_close = !full && self.rest.is_empty();
+        if is_close && self.is_building() && now >= self.look_at {
             self.finish().await?;
             let began = Instant::now();
             if self.promote(began).await? {
@@ -272,6 +278,25 @@ impl Running<'_> {
             return Ok(Progress::CaughtUp);
         }
         Ok(if read > 0 { Progress::Some } else { Progress::None })
+    }
+
+    /// Folds the commits, as many as a batch may become, and has them committed in turn. The rest is for
+    /// the next one.
+    async fn fold(&mut self, mut commits: Vec<Recorded>) -> Result<(), Failure> {
+        let ready = self.upcasts.run(&self.models, &commits, &mut self.upcasted).await;
+        // At least one: what it lacks is put aside.
+        let mut rest = commits.split_off(ready.clamp(1, commits.len()));
+        let (batch, left) = batch::make(&mut self.models, commits, &self.upcasted);
+        self.rest = left;
+        self.rest.append(&mut rest);
+        let last = batch.commits.last().map_or(0, |last| last.sequence);
+        self.read_to = self.read_to.max(last);
+        self.upcasted.retain(|(sequence, ..), _| *sequence > last);
+        self.finish().await?;
+        if batch.parts.iter().any(|part| !part.moves.is_empty()) {
+            self.commit(batch);
+        }
+        Ok(())
     }
 
     /// Notes how far the log goes on without anything that is followed here. Nothing is written while
@@ -332,11 +357,13 @@ impl Running<'_> {
     /// Reads on while the batch before is being committed: the larger a batch, the less a row costs.
     async fn gather(&mut self, commits: &mut Vec<Recorded>) -> Result<(), Failure> {
         let mut size_bytes = bytes_of(commits);
-        while let Some(committing) = &mut self.committing
-            && commits.len() < BATCH_COMMITS_MAX
+        // What is behind a break comes after it.
+        while self.broken.is_none()
+            && let Some(committing) = &mut self.committing
+            && commits.len() < self.commits_max
             && size_bytes < BATCH_BYTES_MAX
         {
-            let room = CHUNK_COMMITS.min(BATCH_COMMITS_MAX - commits.len());
+            let room = CHUNK_COMMITS.min(self.commits_max - commits.len());
             // Between two chunks, since what was read must not be lost with a future.
             tokio::task::yield_now().await;
             tokio::select! {
@@ -380,6 +407,7 @@ impl Running<'_> {
             false => Error::Unavailable(format!("committing: {error}")),
         })??;
         self.progressed = true;
+        self.commits_max = batch::COMMITS_MAX.min(self.commits_max * 2);
         Ok(())
     }
 

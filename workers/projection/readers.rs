@@ -24,6 +24,10 @@ use super::{
 /// owned.
 pub(super) type Group = BTreeSet<(i64, u16, i64)>;
 
+/// Noted for a read model that has stopped. The reason is in the log: it may name objects of others.
+const STOPPED: &str = "its projection has stopped: the worker's log says why; mend the cause and start \
+                       the worker again";
+
 /// The running readers, and the results of ended ones.
 #[derive(Default)]
 pub(super) struct Readers {
@@ -82,6 +86,12 @@ impl Readers {
         self.locked.iter().map(trouble).collect()
     }
 
+    /// The read models of which a version has stopped, each with that as its trouble.
+    pub(super) fn told(&self, versions: &[Arc<Version>]) -> Vec<(String, String)> {
+        let stopped = versions.iter().filter(|version| self.broken.contains_key(&version.id()));
+        stopped.map(|version| (version.read_model.to_string(), STOPPED.to_owned())).collect()
+    }
+
     /// True if a version's table is locked.
     pub(super) fn is_locked(&self, version: &Version) -> bool {
         self.locked.contains_key(&version.id())
@@ -114,6 +124,11 @@ impl Readers {
         // A version's former reader finishes first: two would refuse each other's checkpoints.
         let ids = ids(group);
         rested && self.running.keys().all(|running| self::ids(running).is_disjoint(&ids))
+    }
+
+    /// How often in a row readers of the group have failed that applied nothing.
+    pub(super) fn failures(&self, group: &Group) -> u32 {
+        self.resting.get(group).map_or(0, |(_, attempt)| *attempt)
     }
 
     pub(super) fn start(&mut self, group: Group, reader: Reader) {
@@ -163,7 +178,7 @@ impl Readers {
 
     /// Has a group wait, each time longer when it has failed before and done nothing since.
     fn failed(&mut self, group: Group, progressed: bool, reason: &str) {
-        let failed = self.resting.get(&group).map_or(0, |(_, attempt)| *attempt);
+        let failed = self.failures(&group);
         self.rest(group, if progressed { 0 } else { failed + 1 }, reason);
     }
 

@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet, hash_map::Entry};
 
 use flexcore_definition::Followed;
-use flexcore_domain::{AggregateKey, Event, Hash, Refusal};
+use flexcore_domain::{AggregateKey, Event, Hash, Refusal, limits::COMMIT_BYTES_MAX};
 use flexcore_eventstore::Recorded;
 use flexcore_readmodel::Reads;
 use flexcore_script::{
@@ -19,6 +19,11 @@ use super::batch::{EventAt, Model, Upcasted};
 
 /// Tries of an upcast that uses up its time or memory before its event is parked.
 const TRIES_MAX: u32 = 4;
+/// Bytes of upcast events after which no further commit's are upcast for a batch: a few bytes in the log may
+/// become many.
+const UPCASTED_BYTES_MAX: usize = 32 << 20;
+/// Largest data that an upcast makes of one event, in bytes: as the largest event that a commit has.
+const EVENT_BYTES_MAX: usize = COMMIT_BYTES_MAX;
 
 /// An event with its place in the batch.
 struct Old {
@@ -28,7 +33,8 @@ struct Old {
     followed: Followed,
 }
 
-type Request = (Vec<Old>, oneshot::Sender<Upcasted>);
+/// Events, in how many bytes they are to fit, and where to.
+type Request = (Vec<Old>, usize, oneshot::Sender<Upcasted>);
 
 /// The deciders that a thread has made, by what they bring events to.
 type Made = HashMap<Hash, ScriptDecider>;
@@ -40,17 +46,31 @@ pub(super) struct Upcasts {
 }
 
 impl Upcasts {
-    /// Upcasts the batch's events that some model needs in a later version, once for all models that
-    /// agree on how.
-    pub(super) async fn run(&mut self, models: &[Model], commits: &[Recorded]) -> Upcasted {
-        let old = old(models, commits);
-        if old.is_empty() {
-            return Upcasted::new();
-        }
+    /// Upcasts the commits' events that some model needs in a later version, once for all models that
+    /// agree on how, until they have so many bytes. Those that were upcast before are not again. Returns
+    /// how many of the commits have what they need.
+    pub(super) async fn run(
+        &mut self,
+        models: &[Model],
+        commits: &[Recorded],
+        upcasted: &mut Upcasted,
+    ) -> usize {
+        let old = old(models, commits, upcasted);
         let all: Vec<_> = old.iter().map(|old| old.at).collect();
+        let room = UPCASTED_BYTES_MAX.saturating_sub(upcasted.values().map(bytes_of).sum());
+        if room > 0 && !old.is_empty() {
+            upcasted.extend(self.ask(old, room, &all).await);
+        }
+        match all.iter().find(|at| !upcasted.contains_key(*at)) {
+            Some((sequence, ..)) => commits.partition_point(|it| it.sequence < *sequence),
+            None => commits.len(),
+        }
+    }
+
+    async fn ask(&mut self, old: Vec<Old>, room: usize, all: &[EventAt]) -> Upcasted {
         let (answer, answered) = oneshot::channel();
         let sent = match self.thread() {
-            Ok(thread) => thread.send((old, answer)).await.is_ok(),
+            Ok(thread) => thread.send((old, room, answer)).await.is_ok(),
             Err(error) => {
                 tracing::error!(%error, "no thread for upcasts");
                 false
@@ -60,7 +80,7 @@ impl Upcasts {
         upcasted.unwrap_or_else(|| {
             self.thread = None;
             let failed = || Err("upcast: the script's thread ended".to_owned());
-            all.into_iter().map(|at| (at, failed())).collect()
+            all.iter().map(|at| (*at, failed())).collect()
         })
     }
 
@@ -74,12 +94,13 @@ impl Upcasts {
     }
 }
 
-/// The events that some model needs in a later version, each once for each way there.
-fn old(models: &[Model], commits: &[Recorded]) -> Vec<Old> {
+/// The events that some model needs in a later version, each once for each way there, in the order of the
+/// log; less those that were upcast before.
+fn old(models: &[Model], commits: &[Recorded], upcasted: &Upcasted) -> Vec<Old> {
     let (mut old, mut seen) = (Vec::new(), HashSet::new());
     for model in models {
         let plan = &model.version.plan;
-        for (nth_commit, recorded) in commits.iter().enumerate() {
+        for recorded in commits {
             if !model.takes(recorded) {
                 continue;
             }
@@ -88,8 +109,8 @@ fn old(models: &[Model], commits: &[Recorded]) -> Vec<Old> {
                     continue;
                 }
                 let Reads::Upcast(followed) = plan.reads(&recorded.commit, event) else { continue };
-                let at = (nth_commit, nth, followed.fingerprint);
-                if seen.insert(at) {
+                let at = (recorded.sequence, nth, followed.fingerprint);
+                if !upcasted.contains_key(&at) && seen.insert(at) {
                     old.push(Old {
                         at,
                         key: recorded.commit.key.clone(),
@@ -100,15 +121,29 @@ fn old(models: &[Model], commits: &[Recorded]) -> Vec<Old> {
             }
         }
     }
+    old.sort_by_key(|old| old.at.0);
     old
 }
 
-/// Upcasts until the reader is gone. A call that does not end is left behind, and the event parked.
+fn bytes_of(upcasted: &Result<Box<RawValue>, String>) -> usize {
+    match upcasted {
+        Ok(data) => data.get().len(),
+        Err(reason) => reason.len(),
+    }
+}
+
+/// Upcasts until the reader is gone. A call that does not end is left behind, and the event parked. Each
+/// answer has the events of whole commits, and of one at least.
 async fn serve(scripts: Scripts<Made>, mut requests: mpsc::Receiver<Request>) {
-    while let Some((old, answer)) = requests.recv().await {
-        let mut upcasted = Upcasted::with_capacity(old.len());
+    while let Some((old, room, answer)) = requests.recv().await {
+        let (mut upcasted, mut bytes, mut last) = (Upcasted::new(), 0, None);
         for old in old {
+            if bytes >= room && last != Some(old.at.0) {
+                break;
+            }
+            last = Some(old.at.0);
             let (at, data) = (old.at, upcast(&scripts, old).await);
+            bytes += bytes_of(&data);
             upcasted.insert(at, data);
         }
         // The reader may have ended meanwhile.
@@ -133,6 +168,10 @@ async fn upcast(scripts: &Scripts<Made>, old: Old) -> Result<Box<RawValue>, Stri
             Ok::<_, String>(decider.upcast(&event))
         };
         match scripts.call(of, job).await.unwrap_or_else(|refusal| Ok(Err(refusal)))? {
+            Ok(newest) if newest.data.get().len() > EVENT_BYTES_MAX => {
+                let bytes = newest.data.get().len();
+                return Err(format!("upcast: {bytes} bytes came of it; at most {EVENT_BYTES_MAX}"));
+            }
             Ok(newest) => return Ok(newest.data),
             Err(Refusal::Exhausted(_)) if tries < TRIES_MAX => tries += 1,
             Err(error) => return Err(format!("upcast: {error}")),

@@ -145,9 +145,9 @@ fn behind(catalog: &Catalog, serving: &[Serving], last: u64) -> Option<String> {
 }
 
 /// What is wrong with the read models: their tables were dropped, they are of another log, they hold
-/// back an aggregate that is broken in the log, one of them cannot be managed, or is old. When Postgres or the
-/// broker is away, nobody can tell. No word of theirs is passed on: Postgres names objects of others, which
-/// strangers need not know.
+/// back an aggregate that is broken in the log, one of them cannot be managed, stands still, or is old. When
+/// Postgres or the broker is away, nobody can tell. No word of theirs is passed on: Postgres names objects of
+/// others, which strangers need not know.
 async fn read_models(shared: &Shared) -> Option<Missing> {
     let compared = async {
         let marks = shared.read_models.marks().await?;
@@ -166,7 +166,7 @@ async fn read_models(shared: &Shared) -> Option<Missing> {
         }
         let troubles = shared.read_models.troubles().await?;
         if let Some(name) = troubles.into_keys().next() {
-            return Ok(Some(format!("{name} cannot be changed: `flexcore cluster` says why")));
+            return Ok(Some(format!("{name} is in trouble: `flexcore cluster` says why")));
         }
         let serving = shared.read_models.serving().await?;
         Ok(recognised.ok().and_then(|end| behind(&shared.catalog(), &serving, end.last_sequence)))

@@ -48,6 +48,12 @@ async fn a_read_model_that_would_hold_back_too_many_aggregates_stops_alone() {
     assert!(rig.read_models.wait(&[name("sums")], &[late], short).await.is_err());
     let row = |count: u32| json!([{"group": "x", "count": count, "total": count}]);
     assert_eq!(rig.rows().await, row(3), "nothing of behind the break");
+    let troubles = async || rig.read_models.troubles().await.unwrap();
+    until("nobody is told", async || {
+        let told = troubles().await;
+        told.len() == 1 && told.get("sums").is_some_and(|what| what.contains("has stopped"))
+    })
+    .await;
     stop.cancel();
     worker.await.unwrap();
 
@@ -55,6 +61,7 @@ async fn a_read_model_that_would_hold_back_too_many_aggregates_stops_alone() {
     passes(&rig, "sums", late).await;
     assert_eq!(rig.rows().await, row(5));
     assert_eq!(rig.read_models.held_in_all().await.unwrap(), 3);
+    until("the trouble is over", async || troubles().await.is_empty()).await;
     stop.cancel();
     worker.await.unwrap();
     rig.servers.stop().await;

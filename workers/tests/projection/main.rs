@@ -4,6 +4,7 @@
 mod broken;
 mod deployments;
 mod indexes;
+mod large;
 mod locked;
 mod log;
 mod owned;

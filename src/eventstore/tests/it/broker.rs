@@ -1,11 +1,17 @@
 //! The log on a real broker that goes away.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::Write as _,
+    net::TcpStream,
+    time::{Duration, Instant},
+};
 
-use async_nats::{HeaderMap, connection::State};
+use async_nats::{ConnectOptions, HeaderMap, connection::State};
 use flexcore_domain::{ActorName, CommandHash, CommandId, Commit, Event, EventName, Provenance};
 use flexcore_eventstore::{
-    Error, EventStore, Expected, Profile, REQUEST_TIMEOUT, Settings, subject, topology,
+    Error, EventStore, Expected, Profile, REQUEST_TIMEOUT, Settings,
+    renewed::{Connection, Renewed, watched},
+    subject, topology,
 };
 use flexcore_servers::Sync;
 use futures::future::join_all;
@@ -126,5 +132,43 @@ async fn a_log_that_keeps_less_than_everything_is_refused() {
     let Err(Error::Misconfigured(why)) = refused else { panic!("it is taken") };
     assert!(why.contains("FLEX_EVENTS has max_msgs_per_subject"), "{why}");
     assert!(why.contains("nats stream edit FLEX_EVENTS"), "{why}");
+    servers.stop().await;
+}
+
+async fn connection(url: &str) -> Result<Connection, String> {
+    let (options, ended) = watched(ConnectOptions::new(), |_| {});
+    let client = options.connect(url).await.map_err(|error| error.to_string())?;
+    Ok(Connection { client, ended })
+}
+
+/// It panics over a carriage return within a value, and from then on every call failed, for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_has_ended_for_good_is_told_and_made_anew() {
+    let (servers, _store) = start().await;
+    let url = servers.nats_url();
+    let first = connection(&url).await.unwrap();
+    let heard = first.client.subscribe("s").await.unwrap();
+    first.client.flush().await.unwrap();
+    assert!(!first.ended.is_cancelled());
+    // No client would send it.
+    let mut stream = TcpStream::connect(url.trim_start_matches("nats://")).unwrap();
+    let connect = r#"{"verbose":false,"headers":true}"#;
+    let headers = "NATS/1.0\r\nA: b\rC: d\r\n\r\n";
+    let size = headers.len();
+    let sent = format!("CONNECT {connect}\r\nHPUB s {size} {size}\r\n{headers}\r\n");
+    stream.write_all(sent.as_bytes()).unwrap();
+    tokio::time::timeout(PATIENCE, first.ended.cancelled()).await.unwrap();
+    first.client.flush().await.unwrap_err();
+    let renewed = Renewed::new(first.clone(), move || {
+        let url = url.clone();
+        Box::pin(async move { connection(&url).await })
+    });
+    renewed.context().await.unwrap().client().flush().await.unwrap();
+    assert!(!renewed.is_away());
+    let away = Renewed::new(first, || {
+        Box::pin(std::future::ready(Err::<Connection, _>("no room".to_owned())))
+    });
+    assert!(away.context().await.is_err() && away.is_away());
+    drop((heard, stream));
     servers.stop().await;
 }

@@ -50,7 +50,8 @@ async fn questions_about_a_large_aggregate_do_not_cut_anybody_off() {
     fill(&store, &small, 2, 1, 10).await;
     let pages_client = async_nats::connect(servers.nats_url()).await.unwrap();
     let streams_client = async_nats::connect(servers.nats_url()).await.unwrap();
-    let store = store.read_over(&pages_client, &streams_client, &streams_client).await.unwrap();
+    let commands = store.command_queue().reading.clone();
+    let store = store.read_over(&pages_client, &streams_client, commands).await.unwrap();
     let flood = join_all((0..32).map(|_| pages(&store, &large)));
     let calm = async {
         for _ in 0..100 {

@@ -1,14 +1,29 @@
-//! Connections: those that one tenant takes, those that say nothing, and more than there are.
+//! Connections: those that one tenant takes, those that say nothing, those that ask for nothing, and more
+//! than there are.
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use flexcore_gateway::Settings;
-use futures::{StreamExt, stream::FuturesUnordered};
-use tokio::{io::AsyncWriteExt, net::TcpStream};
+use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
+use http_body_util::{BodyExt, Empty};
+use hyper::{Request, client::conn::http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 
 use crate::support::{Answer, Gateway, read, settings, start, token};
 
 const ALL: usize = 64;
+
+/// Frames of HTTP/2.
+const PING: &[u8] = b"\0\0\x08\x06\0\0\0\0\012345678";
+const SETTINGS: &[u8] = b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64";
+/// How a client begins, with empty settings.
+const BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 async fn start_small() -> Gateway {
     start(Settings { connections_max: ALL, ..settings() }).await
@@ -92,5 +107,60 @@ async fn where_all_have_requests_a_new_one_is_told_so() {
     silent.write_all(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
     assert_eq!(read(&mut silent).await.status, 503);
     drop(held);
+    gateway.servers.stop().await;
+}
+
+/// Sends this frame of HTTP/2 as fast as it goes, until the gateway closes.
+async fn floods(gateway: &Gateway, frame: &[u8]) {
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    stream.write_all(BEGIN).await.unwrap();
+    let (mut from, mut to) = stream.split();
+    let frames = frame.repeat(1_000);
+    let writes = async { while to.write_all(&frames).await.is_ok() {} };
+    let reads = async {
+        let mut sink = [0; 4_096];
+        while from.read(&mut sink).await.is_ok_and(|read| read > 0) {}
+    };
+    tokio::join!(writes, reads);
+}
+
+/// Four strangers' pings left six answers of a hundred to everybody else.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_frames_that_ask_for_nothing_is_cut_off() {
+    let gateway = start_small().await;
+    for frame in [PING, SETTINGS] {
+        let flood = join_all((0..4).map(|_| floods(&gateway, frame)));
+        let cut_off = timeout(Duration::from_secs(10), flood);
+        let (cut_off, ()) = tokio::join!(cut_off, is_answered_at_once(&gateway));
+        assert!(cut_off.is_ok(), "it goes on: {frame:?}");
+    }
+    gateway.servers.stop().await;
+}
+
+/// One that says often how much it has read, since its windows are small.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_of_http2_with_large_answers_and_many_requests_is_not_cut_off() {
+    let gateway = start_small().await;
+    let stream = TokioIo::new(TcpStream::connect(gateway.address).await.unwrap());
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(4_096_u32).initial_connection_window_size(65_535_u32);
+    let (sender, connection) = builder.handshake(stream).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let ask = |path: &'static str| {
+        let mut sender = sender.clone();
+        async move {
+            let request = Request::get(format!("http://x{path}")).body(Empty::<Bytes>::new());
+            let answer = sender.send_request(request.unwrap()).await.unwrap();
+            assert_eq!(answer.status(), 200, "{path}");
+            answer.into_body().collect().await.unwrap().to_bytes().len()
+        }
+    };
+    let mut bytes = 0;
+    for path in ["/openapi.json", "/livez"].repeat(20) {
+        bytes += join_all((0..20).map(|_| ask(path))).await.iter().sum::<usize>();
+    }
+    assert!(bytes > 4 << 20, "{bytes}");
+    assert!(!connection.is_finished(), "it is one connection for all");
+    drop(sender);
     gateway.servers.stop().await;
 }

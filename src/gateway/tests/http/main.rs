@@ -172,6 +172,10 @@ async fn refuses_hostile_paths(gateway: &Gateway) {
     assert_eq!(refused.json()["type"], "/problems/headers-too-large", "{refused:?}");
     let nonsense = gateway.raw(b"\x00\x01\r\n\r\n").await;
     assert_eq!(nonsense.json()["type"], "/problems/bad-request", "{nonsense:?}");
+    for hosts in ["", "Host: x\r\nHost: y\r\n"] {
+        let request = format!("GET /openapi.json HTTP/1.1\r\n{hosts}Connection: close\r\n\r\n");
+        gateway.raw(request.as_bytes()).await.problem(400, "bad-request");
+    }
     let cookies = format!("{}Cookie: {}\r\n", bearer(), "a".repeat(30_000));
     gateway.send("GET", "/v1/events", &cookies, "").await.problem(431, "headers-too-large");
 }

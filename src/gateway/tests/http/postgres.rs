@@ -121,7 +121,7 @@ async fn read_models_that_cannot_be_changed_and_dropped_ones_are_told() {
     told(&gateway, "ready", "").await;
     let troubles = BTreeMap::from([("flights".to_owned(), "a view hangs on it".to_owned())]);
     rows.note_troubles(&ours, &troubles).await.unwrap();
-    told(&gateway, "degraded", "flights cannot be changed").await;
+    told(&gateway, "degraded", "flights is in trouble").await;
     rows.note_troubles(&ours, &BTreeMap::new()).await.unwrap();
     told(&gateway, "ready", "").await;
     let mut admin = sqlx::PgConnection::connect(&url).await.unwrap();
@@ -262,7 +262,7 @@ async fn strangers_learn_no_word_of_postgres_or_the_broker() {
     let what = "cannot drop view rm.flights: view secret_payroll depends on it";
     let troubles = BTreeMap::from([("flights".to_owned(), what.to_owned())]);
     rows.note_troubles(&|_: &_, _| Some(1), &troubles).await.unwrap();
-    told(&gateway, "degraded", "flights cannot be changed: `flexcore cluster` says why").await;
+    told(&gateway, "degraded", "flights is in trouble: `flexcore cluster` says why").await;
     says_nothing(&gateway).await;
     let platform = token("flexcore", Duration::from_secs(60));
     let platform = format!("Authorization: Bearer {platform}\r\n");

@@ -8,6 +8,8 @@ mod fold;
 mod hostile;
 mod indexes;
 mod isolation;
+mod large;
+mod named_alike;
 mod queries;
 mod reading;
 mod served;
