@@ -1,7 +1,7 @@
 //! A plugin as its author has it: a `plugin.yaml`, and the executable that it names.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::Read as _,
     path::{Path, PathBuf},
 };
@@ -38,6 +38,9 @@ pub(crate) fn read(place: &Path) -> anyhow::Result<PluginFiles> {
         "{shown} is no manifest: give a .yaml file, or a folder in which there is a {MANIFEST}"
     );
     let reading = || format!("reading {shown}");
+    // A named pipe would be waited for, and a device may never end.
+    let is_file = fs::metadata(&path).with_context(reading)?.is_file();
+    ensure!(is_file, "{shown} is no file");
     let manifest = File::open(&path).with_context(reading)?;
     let mut text = String::new();
     let read = manifest.take(MANIFEST_BYTES_MAX as u64 + 1).read_to_string(&mut text);
@@ -57,8 +60,6 @@ pub(crate) fn read(place: &Path) -> anyhow::Result<PluginFiles> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use super::*;
 
     const GREETER: &str = "name: greeter\nversion: 0.1.0\nfile: bin/greeter\n";
@@ -85,6 +86,15 @@ mod tests {
         assert!(said.contains("is no manifest: give a .yaml file"), "{said}");
         let said = refused(&folder.path().join("bin"));
         assert!(said.contains("reading ") && said.contains(MANIFEST), "{said}");
+    }
+
+    #[test]
+    fn only_a_file_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let manifest = folder.path().join(MANIFEST);
+        std::os::unix::fs::symlink("/dev/zero", &manifest).unwrap();
+        let said = refused(&manifest);
+        assert!(said.ends_with("is no file"), "{said}");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `flexcore dev --plugins DIR`: the plugins in a folder are installed, and again when they change.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     convert::Infallible,
     fs,
     path::{Path, PathBuf},
@@ -40,6 +40,8 @@ struct Looked {
     last: BTreeMap<PathBuf, Stamp>,
     /// What was installed, or was tried in vain: it is not tried again until it changes.
     done: BTreeMap<PathBuf, Stamp>,
+    /// Folders that were told to be left out.
+    told: BTreeSet<PathBuf>,
 }
 
 impl Looked {
@@ -56,6 +58,12 @@ impl Looked {
         due.into_iter().map(|(folder, _)| folder).collect()
     }
 
+    /// Of the folders that are left out, those that were not told yet.
+    fn news(&mut self, doubled: BTreeMap<PathBuf, PathBuf>) -> BTreeMap<PathBuf, PathBuf> {
+        self.told.retain(|folder| doubled.contains_key(folder));
+        doubled.into_iter().filter(|(folder, _)| self.told.insert(folder.clone())).collect()
+    }
+
     /// Has the next look return this folder again, though nothing has changed there.
     fn forget(&mut self, folder: &Path) {
         self.done.remove(folder);
@@ -69,9 +77,13 @@ pub(crate) async fn follow(store: &EventStore, folder: &Path) -> Infallible {
     loop {
         let place = folder.to_owned();
         // Its own panic is the only error, and would be told; the next look is a new one.
-        let now = spawn_blocking(move || stamps(&place)).await.unwrap_or_default();
+        let found = spawn_blocking(move || find(&place)).await.unwrap_or_default();
+        for (folder, first) in looked.news(found.doubled) {
+            let (folder, first) = (folder.display(), first.display());
+            tracing::warn!(%folder, %first, "left out: the first folder has a plugin of the same name");
+        }
         let mut pause = LOOK_EVERY;
-        for due in looked.look(now) {
+        for due in looked.look(found.stamps) {
             if !is_done(store, &due).await {
                 looked.forget(&due);
                 pause = AGAIN_AFTER;
@@ -111,8 +123,15 @@ async fn install(store: &EventStore, folder: PathBuf) -> anyhow::Result<plugins:
     Ok(plugins::install(store, &manifest, &file).await?)
 }
 
-/// The plugins' folders in this one.
-fn stamps(folder: &Path) -> BTreeMap<PathBuf, Stamp> {
+/// The plugins' folders in another one.
+#[derive(Default)]
+struct Found {
+    stamps: BTreeMap<PathBuf, Stamp>,
+    /// Those whose plugin has the name of another one, with the first folder of that name.
+    doubled: BTreeMap<PathBuf, PathBuf>,
+}
+
+fn find(folder: &Path) -> Found {
     let mut found: Vec<PathBuf> = fs::read_dir(folder)
         .into_iter()
         .flatten()
@@ -122,12 +141,22 @@ fn stamps(folder: &Path) -> BTreeMap<PathBuf, Stamp> {
         .collect();
     found.sort();
     found.truncate(FOLDERS_MAX);
-    found.into_iter().map(|path| (path.clone(), stamp(&path))).collect()
-}
-
-fn stamp(folder: &Path) -> Stamp {
-    let file = plugin_files::read(folder).ok().and_then(|found| written(&found.file));
-    Stamp { manifest: written(&plugin_files::manifest_of(folder)), file }
+    let (mut all, mut firsts) = (Found::default(), BTreeMap::new());
+    for path in found {
+        // One that cannot be read has no name yet, and is told when it is to be installed.
+        let read = plugin_files::read(&path).ok();
+        if let Some(read) = &read {
+            let first = firsts.entry(read.manifest.name.clone()).or_insert_with(|| path.clone());
+            if *first != path {
+                all.doubled.insert(path, first.clone());
+                continue;
+            }
+        }
+        let file = read.and_then(|read| written(&read.file));
+        let stamp = Stamp { manifest: written(&plugin_files::manifest_of(&path)), file };
+        all.stamps.insert(path, stamp);
+    }
+    all
 }
 
 fn written(file: &Path) -> Written {
@@ -187,11 +216,30 @@ mod tests {
         let plugin = folder.path().join("plugin");
         let text = "name: x\nversion: 0.1.0\nfile: x\n";
         fs::write(plugin.join(plugin_files::MANIFEST), text).unwrap();
-        let found = stamps(folder.path());
+        let found = find(folder.path()).stamps;
         assert_eq!(found.keys().collect::<Vec<_>>(), [&plugin]);
         assert_eq!(found[&plugin].file, None, "its executable is not there");
         fs::write(plugin.join("x"), "#!").unwrap();
-        assert_eq!(stamps(folder.path())[&plugin].file.map(|(_, size)| size), Some(2));
-        assert!(stamps(&folder.path().join("nowhere")).is_empty());
+        assert_eq!(find(folder.path()).stamps[&plugin].file.map(|(_, size)| size), Some(2));
+        assert!(find(&folder.path().join("nowhere")).stamps.is_empty());
+    }
+
+    #[test]
+    fn of_two_folders_of_one_name_the_first_is_taken_and_that_is_told_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| folder.path().join(name));
+        for plugin in [&a, &b] {
+            fs::create_dir(plugin).unwrap();
+            let text = "name: x\nversion: 0.1.0\nfile: x\n";
+            fs::write(plugin.join(plugin_files::MANIFEST), text).unwrap();
+            fs::write(plugin.join("x"), "#!").unwrap();
+        }
+        let found = find(folder.path());
+        assert_eq!(found.stamps.keys().collect::<Vec<_>>(), [&a]);
+        let mut looked = Looked::default();
+        assert_eq!(looked.news(found.doubled.clone()), BTreeMap::from([(b, a)]));
+        assert!(looked.news(found.doubled.clone()).is_empty());
+        assert!(looked.news(BTreeMap::new()).is_empty());
+        assert_eq!(looked.news(found.doubled).len(), 1, "it was mended meanwhile");
     }
 }

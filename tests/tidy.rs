@@ -246,8 +246,9 @@ fn every_dependency_is_used() {
         let named = sources.iter().filter(mine).map(|source| paths::first_names(&source.text));
         let named: BTreeSet<String> = named.flatten().collect();
         for dependency in &package.dependencies {
-            used.insert(dependency.name.clone());
-            if !named.contains(&dependency.name.replace('-', "_")) {
+            let called = dependency.rename.as_ref().unwrap_or(&dependency.name);
+            used.insert(called.clone());
+            if !named.contains(&called.replace('-', "_")) {
                 let (name, manifest) = (&dependency.name, folder.join("Cargo.toml"));
                 findings.push(format!("{manifest}: {name} is not used by the code: remove it"));
             }

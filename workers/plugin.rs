@@ -6,6 +6,7 @@
 
 mod calls;
 mod change;
+mod checks;
 mod files;
 mod functions;
 mod kept;
@@ -29,6 +30,7 @@ use flexcore_eventstore::{
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use checks::Checks;
 use reports::Board;
 use start::Users;
 
@@ -58,6 +60,7 @@ struct Shared {
     installed: watch::Receiver<Arc<InstalledPlugins>>,
     users: Users,
     board: Board,
+    checks: Checks,
 }
 
 impl Shared {
@@ -83,8 +86,10 @@ pub async fn run(
     settings: Settings,
     stop: CancellationToken,
 ) -> Result<(), Error> {
-    let (users, board) = (Users::default(), Board::default());
-    let shared = Arc::new(Shared { store, settings, installed: installed.clone(), users, board });
+    let (users, board, checks) = (Users::default(), Board::default(), Checks::default());
+    let followed = installed.clone();
+    let shared = Shared { store, settings, installed: followed, users, board, checks };
+    let shared = Arc::new(shared);
     let (tasks, questions) = (TaskTracker::new(), CancellationToken::new());
     // Also when this is dropped or fails.
     let _no_more_questions = questions.clone().drop_guard();

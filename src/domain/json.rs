@@ -40,7 +40,7 @@ impl Payload {
     /// As [`Self::parse`]. Returns its canonical text (RFC 8785), too, which is the same for all ways of
     /// writing a value.
     pub fn parse_canonical(bytes: &[u8]) -> Result<(Self, String), Vec<Violation>> {
-        let text = trimmed(bytes)?;
+        let text = trimmed(bytes, PAYLOAD_BYTES_MAX)?;
         let canonical = walk(text, Writer::with_room_for(text.len()))?;
         Ok((Self(text.into()), canonical))
     }
@@ -66,16 +66,21 @@ pub struct Violation {
 /// that JavaScript would take for another integer ([`INTEGER_EXACT_MAX`]). Returns its text without white
 /// space around it. Fails with what is wrong, and where.
 pub fn check(bytes: &[u8]) -> Result<&str, Vec<Violation>> {
-    let text = trimmed(bytes)?;
+    check_within(bytes, PAYLOAD_BYTES_MAX)
+}
+
+/// As [`check`], but for what may have so many bytes.
+pub fn check_within(bytes: &[u8], bytes_max: usize) -> Result<&str, Vec<Violation>> {
+    let text = trimmed(bytes, bytes_max)?;
     walk(text, Writer::none())?;
     Ok(text)
 }
 
 /// The text, if it is not too long.
-fn trimmed(bytes: &[u8]) -> Result<&str, Vec<Violation>> {
-    if bytes.len() > PAYLOAD_BYTES_MAX {
+fn trimmed(bytes: &[u8], bytes_max: usize) -> Result<&str, Vec<Violation>> {
+    if bytes.len() > bytes_max {
         let size = bytes.len();
-        return Err(whole(format!("{size} bytes; at most {PAYLOAD_BYTES_MAX} are accepted")));
+        return Err(whole(format!("{size} bytes; at most {bytes_max} are accepted")));
     }
     let text = std::str::from_utf8(bytes)
         .map_err(|error| whole(format!("not UTF-8 at byte {}", error.valid_up_to())))?;

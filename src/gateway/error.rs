@@ -245,7 +245,8 @@ fn plugin_refused(refusal: PluginRefusal, message: String) -> Problem {
             Problem::new(&problems::OVERLOADED, detail)
         }
         PluginRefusal::Away => Problem::unavailable(&message),
-        PluginRefusal::Late => Problem::new(&problems::PLUGIN_TIMEOUT, MAYBE_DONE).caused(&message),
+        // Its worker has a line about late calls in its log, not one for each.
+        PluginRefusal::Late => Problem::new(&problems::PLUGIN_TIMEOUT, MAYBE_DONE),
         PluginRefusal::Unknown => {
             Problem::new(&problems::OUTCOME_UNKNOWN, MAYBE_DONE).caused(&message)
         }

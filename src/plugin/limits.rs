@@ -312,9 +312,13 @@ pub const HTTP_HEADERS_BYTES_MAX: u32 = 64 * 1024;
 /// Calls of the other side that one main connection serves at once. 512: others wait at their end.
 pub const HTTP_CALLS_MAX: u32 = 512;
 
-/// Calls that were given up and whose late answers are ignored. 1,024, for [`HTTP_RESET_MEMORY`]:
-/// h2 closes a connection after some late answers to calls that it does not remember.
-pub const HTTP_RESETS_MAX: usize = 1_024;
+/// Calls that were given up before the other side began them, for each that it may serve at once; with
+/// more it ends the connection. 4: each is a few hundred bytes.
+pub const HTTP_PENDING_RESETS: u32 = 4;
+
+/// Calls that were given up and whose late answers are ignored, for [`HTTP_RESET_MEMORY`]: h2 closes a
+/// connection after some late answers to calls that it does not remember. 10,240: 1,024 a second.
+pub const HTTP_RESETS_MAX: usize = 10_240;
 
 /// Longest time that a call that was given up is remembered. 10 s: a plugin that is late by more
 /// has been told meanwhile.

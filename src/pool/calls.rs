@@ -9,7 +9,8 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     error::PoolError,
-    group::Group,
+    group::{Admitted, Group},
+    limits::LEFT_MIN,
     run::{Broken, CallPlace},
     spec::PoolCall,
 };
@@ -18,19 +19,26 @@ use crate::{
 #[derive(Clone, Copy, Debug)]
 struct Limit {
     until: Instant,
-    /// It is as long as a call of this plugin may take: whoever is late then is at fault.
+    /// It is nearly as long as a call of this plugin may take: whoever is late then is at fault. Some of
+    /// the time has gone by before the call came here.
     is_full: bool,
 }
 
 impl Limit {
     fn new(within: Duration, call_max: Duration) -> Self {
-        Self { until: Instant::now() + within.min(call_max), is_full: within >= call_max }
+        let is_full = within.saturating_mul(10) >= call_max.saturating_mul(9);
+        Self { until: Instant::now() + within.min(call_max), is_full }
     }
 
-    /// What is left of it. Fails when nothing is.
+    /// What is left of it. Fails when that is not worth a call.
     fn left(self) -> Result<Duration, PoolError> {
         let left = self.until.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(PoolError::Late) } else { Ok(left) }
+        if left < LEFT_MIN { Err(PoolError::Late) } else { Ok(left) }
+    }
+
+    /// The plugin has had all the time that a call may take. It may say itself, too early, that it is late.
+    fn is_used_up(self) -> bool {
+        self.is_full && self.left().is_err()
     }
 }
 
@@ -42,14 +50,17 @@ pub(crate) async fn call(
     within: Duration,
     now: impl Fn() -> Option<Arc<Group>>,
 ) -> Result<Bytes, PoolError> {
-    let limit = Limit::new(within, group.spec.call_max);
+    let (limit, tenant) = (Limit::new(within, group.spec.call_max), &call.context.tenant);
+    limit.left()?;
+    group.may_call(tenant)?;
     let place = group.place()?;
     let is_idempotent = place.is_idempotent(&call.function)?;
     let broken = match attempt(group, place, call, limit).await {
         Ok(output) => return Ok(output),
         Err(broken) => broken,
     };
-    if !(broken.died && is_idempotent) {
+    // Where the death was one too many for this tenant, it is not tried again.
+    if !(broken.died && is_idempotent) || group.may_call(tenant).is_err() {
         return Err(broken.error);
     }
     let Ok(Some((group, place))) = timeout_at(limit.until, place_soon(group, now)).await else {
@@ -90,15 +101,18 @@ async fn place_soon(
 /// Calls a method of a foreign plugin, once.
 pub(crate) async fn call_method(
     group: &Group,
+    tenant: &str,
     method: &str,
     input: Value,
     within: Duration,
 ) -> Result<Value, PoolError> {
     let limit = Limit::new(within, group.spec.call_max);
+    limit.left()?;
+    group.may_call(tenant)?;
     let place = group.place()?;
-    let admitted = group.admit()?;
+    let admitted = group.admit(tenant)?;
     let called = place.call_method(method, input, limit.left()?).await;
-    admitted.leave(verdict(&called, limit));
+    take(group, tenant, admitted, &called, limit);
     called.map_err(|broken| broken.error)
 }
 
@@ -108,11 +122,26 @@ async fn attempt(
     call: &PoolCall,
     limit: Limit,
 ) -> Result<Bytes, Broken> {
-    let admitted = group.admit().map_err(Broken::not_made)?;
+    let tenant = &call.context.tenant;
+    let admitted = group.admit(tenant).map_err(Broken::not_made)?;
     let left = limit.left().map_err(Broken::not_made)?;
     let called = place.call(call, left).await;
-    admitted.leave(verdict(&called, limit));
+    take(group, tenant, admitted, &called, limit);
     called
+}
+
+/// Has the group learn from a call.
+fn take<T>(
+    group: &Group,
+    tenant: &str,
+    admitted: Admitted<'_>,
+    called: &Result<T, Broken>,
+    limit: Limit,
+) {
+    admitted.leave(verdict(called, limit));
+    if matches!(called, Err(Broken { died: true, .. })) {
+        group.died_under(tenant);
+    }
 }
 
 /// What the call says of the plugin. One whose caller had less time than there is says nothing when
@@ -120,7 +149,7 @@ async fn attempt(
 fn verdict<T>(called: &Result<T, Broken>, limit: Limit) -> Verdict {
     match called {
         Ok(_) => Verdict::Success,
-        Err(Broken { is_fault: true, error: PoolError::Late, .. }) if !limit.is_full => {
+        Err(Broken { is_fault: true, error: PoolError::Late, .. }) if !limit.is_used_up() => {
             Verdict::Neutral
         }
         Err(Broken { is_fault: true, .. }) => Verdict::Failure,
@@ -140,11 +169,17 @@ mod tests {
     #[test]
     fn only_what_is_the_plugins_fault_counts_against_it() {
         let second = Duration::from_secs(1);
-        let (full, short) = (Limit::new(second * 9, second), Limit::new(second / 2, second));
+        let used_up = |of: Limit| Limit { until: Instant::now(), ..of };
+        let full = used_up(Limit::new(second * 9, second));
+        let short = used_up(Limit::new(second / 2, second));
         let broken = |error, died, is_fault| Err::<(), _>(Broken { error, died, is_fault });
         let late = || broken(PoolError::Late, false, true);
         assert_eq!(verdict(&late(), full), Verdict::Failure);
         assert_eq!(verdict(&late(), short), Verdict::Neutral);
+        // It said so itself, at once.
+        assert_eq!(verdict(&late(), Limit::new(second, second)), Verdict::Neutral);
+        let raised = broken(PoolError::Unknown("it raised".to_owned()), false, false);
+        assert_eq!(verdict(&raised, full), Verdict::Neutral);
         let gone = || PoolError::Unknown("gone".to_owned());
         assert_eq!(verdict(&broken(gone(), true, false), full), Verdict::Neutral);
         assert_eq!(verdict(&broken(gone(), false, true), short), Verdict::Failure);
@@ -157,6 +192,16 @@ mod tests {
     fn no_call_has_more_time_than_the_plugin() {
         let second = Duration::from_secs(1);
         assert!(Limit::new(second * 9, second).left().unwrap() <= second);
-        assert_eq!(Limit::new(Duration::ZERO, second).left(), Err(PoolError::Late));
+        for none in [Duration::ZERO, LEFT_MIN / 2] {
+            assert_eq!(Limit::new(none, second).left(), Err(PoolError::Late));
+        }
+    }
+
+    /// Some of the time has gone by before a call comes to the pool, and so no lateness ever counted.
+    #[test]
+    fn nearly_all_of_the_time_is_as_good_as_all_of_it() {
+        let second = Duration::from_secs(1);
+        assert!(Limit::new(second * 9 / 10, second).is_full && Limit::new(second, second).is_full);
+        assert!(!Limit::new(second * 8 / 10, second).is_full);
     }
 }

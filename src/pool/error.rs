@@ -27,7 +27,8 @@ pub enum PoolError {
     /// The input or the output is beyond the contract's limit.
     #[error("the input or the output is too large")]
     TooLarge,
-    /// The plugin's answer: it was not done.
+    /// The plugin's answer, or the pool's while calls of the tenant are refused (`ended_under_calls`): it
+    /// was not done.
     #[error("{0}")]
     Failed(Failure),
     /// The plugin said what its contract does not allow; what was asked for may have been done.

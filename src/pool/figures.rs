@@ -9,9 +9,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 
-use crate::{error::PoolError, limits::DURATIONS_MAX, lines::Lines, locked::locked, measure};
+use crate::{
+    error::PoolError,
+    limits::{DURATIONS_MAX, LATE_TOLD_EVERY},
+    lines::Lines,
+    locked::locked,
+    measure,
+};
 
 #[derive(Debug)]
 pub(crate) struct Figures {
@@ -24,6 +30,15 @@ pub(crate) struct Figures {
     /// Of the last calls with an output.
     took: Mutex<VecDeque<Duration>>,
     changes: watch::Sender<()>,
+    late: Mutex<Late>,
+}
+
+/// Calls that were late.
+#[derive(Debug, Default)]
+struct Late {
+    /// Those that were not told yet.
+    untold: u64,
+    told: Option<Instant>,
 }
 
 impl Figures {
@@ -37,6 +52,7 @@ impl Figures {
             restarts: AtomicU64::new(0),
             took: Mutex::default(),
             changes: watch::Sender::new(()),
+            late: Mutex::default(),
         }
     }
 
@@ -46,6 +62,11 @@ impl Figures {
         self.calls.fetch_add(1, Ordering::Relaxed);
         if called.is_err() {
             self.errors.fetch_add(1, Ordering::Relaxed);
+            let is_late = matches!(called, Err(PoolError::Late));
+            let told = is_late.then(|| locked(&self.late).count(Instant::now())).flatten();
+            if let Some(calls) = told {
+                tracing::warn!(plugin = self.name, calls, "a plugin did not answer in time");
+            }
             return;
         }
         let mut last = locked(&self.took);
@@ -88,9 +109,30 @@ impl Figures {
     }
 }
 
+impl Late {
+    /// Takes one more. Returns how many there were since the last line about them, if there is to be another.
+    fn count(&mut self, now: Instant) -> Option<u64> {
+        self.untold += 1;
+        let is_recent = |told| now.saturating_duration_since(told) < LATE_TOLD_EVERY;
+        if self.told.is_some_and(is_recent) {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn late_calls_are_told_once_a_second() {
+        let (mut late, now) = (Late::default(), Instant::now());
+        assert_eq!(late.count(now), Some(1));
+        assert_eq!([late.count(now), late.count(now)], [None, None]);
+        assert_eq!(late.count(now + LATE_TOLD_EVERY), Some(3));
+    }
 
     #[test]
     fn percentiles_are_of_the_last_calls_with_an_output() {

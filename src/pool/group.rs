@@ -6,9 +6,10 @@ use std::{
     time::Duration,
 };
 
+use flexcore_plugin::contract::Failure;
 use flexcore_resilience::{
     Verdict,
-    circuit::{Circuit, Ticket},
+    circuit::{Circuit, CircuitState, Ticket},
     jitter,
     policy::BreakerPolicy,
 };
@@ -25,6 +26,7 @@ use crate::{
     notice::Notice,
     run::{CallPlace, Run},
     spec::Spec,
+    tenants::Tenants,
 };
 
 /// The instances of one spec, for whoever calls them.
@@ -34,6 +36,8 @@ pub(crate) struct Group {
     instances: Vec<Arc<Instance>>,
     /// Of all instances together. Calls under which one ended say nothing: it is started anew.
     circuit: Mutex<Circuit>,
+    /// A version that is put in its place is called by all of them again.
+    tenants: Mutex<Tenants>,
 }
 
 impl Group {
@@ -84,14 +88,29 @@ impl Group {
         }
     }
 
-    /// The right to make a call, as far as the breaker is concerned.
-    pub(crate) fn admit(&self) -> Result<Admitted<'_>, PoolError> {
+    /// Fails while calls of this tenant are refused, since instances ended under them. Nothing was sent.
+    pub(crate) fn may_call(&self, tenant: &str) -> Result<(), PoolError> {
+        let refused = locked(&self.tenants).refused(tenant, Instant::now());
+        refused.map_or(Ok(()), |left| {
+            let message = "the plugin ended under this tenant's last calls: none is made for now";
+            let failure = Failure::passing("ended_under_calls", message).retry_after(left);
+            Err(PoolError::Failed(failure))
+        })
+    }
+
+    /// An instance ended under a call of this tenant.
+    pub(crate) fn died_under(&self, tenant: &str) {
+        locked(&self.tenants).died(tenant, Instant::now());
+    }
+
+    /// The right to make a call for a tenant, as far as the breaker is concerned.
+    pub(crate) fn admit<'a>(&'a self, tenant: &'a str) -> Result<Admitted<'a>, PoolError> {
         let decided = locked(&self.circuit).decide(Instant::now());
         let ticket = decided.map_err(|pause| {
             let pause_ms = pause.as_millis();
             PoolError::Away(format!("calls of it fail; it is called again in {pause_ms} ms"))
         })?;
-        Ok(Admitted { group: self, ticket: Some(ticket) })
+        Ok(Admitted { group: self, tenant, ticket: Some(ticket) })
     }
 }
 
@@ -130,6 +149,7 @@ impl fmt::Debug for Group {
 /// A call that the breaker has let through. Dropped, it says nothing.
 pub(crate) struct Admitted<'a> {
     group: &'a Group,
+    tenant: &'a str,
     ticket: Option<Ticket>,
 }
 
@@ -141,7 +161,22 @@ impl Admitted<'_> {
 
     fn give_back(&mut self, verdict: Verdict) {
         let Some(ticket) = self.ticket.take() else { return };
-        locked(&self.group.circuit).on_result(ticket, verdict, Instant::now(), chance());
+        let now = Instant::now();
+        let mut circuit = locked(&self.group.circuit);
+        let verdict = match verdict {
+            Verdict::Failure => {
+                let is_shared = locked(&self.group.tenants).failed(self.tenant, now);
+                // A probe that fails leaves the circuit open, whoever made it.
+                let counts = is_shared || circuit.state() != CircuitState::Closed;
+                if counts { Verdict::Failure } else { Verdict::Neutral }
+            }
+            Verdict::Success => {
+                locked(&self.group.tenants).answered(self.tenant);
+                verdict
+            }
+            Verdict::Neutral => verdict,
+        };
+        circuit.on_result(ticket, verdict, now, chance());
     }
 }
 
@@ -178,7 +213,8 @@ impl Supervised {
         };
         let tasks = instances.iter().map(task).collect();
         let circuit = Mutex::new(Circuit::new(policy));
-        let group = Group { spec, figures: Arc::clone(figures), instances, circuit };
+        let (figures, tenants) = (Arc::clone(figures), Mutex::default());
+        let group = Group { spec, figures, instances, circuit, tenants };
         Self { group: Arc::new(group), notice, tasks }
     }
 

@@ -134,13 +134,13 @@ impl Task {
         let happening = tokio::select! {
             biased;
             () = self.noticed.unwanted() => Happening::Unwanted,
-            ended = plugin.ended() => Happening::Ended(ended.to_string()),
-            () = plugin.connection().closed() => lost(plugin).await,
+            ended = plugin.ended() => has_ended(ended.to_string(), run),
+            () = plugin.connection().closed() => lost(plugin, run).await,
             looked = looked(plugin, run) => looked,
         };
         let name = &*self.figures.name;
         match &happening {
-            Happening::Ended(reason) => {
+            Happening::Ended { reason, .. } => {
                 tracing::warn!(plugin = name, reason, "an instance of a plugin has ended");
                 self.running = None;
             }
@@ -196,10 +196,14 @@ async fn started(spec: &Spec, figures: &Figures) -> Result<Running, Error> {
     Ok(Running { plugin, run })
 }
 
+fn has_ended(reason: String, run: &Run) -> Happening {
+    Happening::Ended { reason, under_call: run.ended_under_call() }
+}
+
 /// Its connection has ended: with its process, or alone.
-async fn lost(plugin: &Plugin) -> Happening {
+async fn lost(plugin: &Plugin, run: &Run) -> Happening {
     match timeout(DEATH_WAIT, plugin.ended()).await {
-        Ok(ended) => Happening::Ended(ended.to_string()),
+        Ok(ended) => has_ended(ended.to_string(), run),
         Err(_) => Happening::Lost("its connection has ended".to_owned()),
     }
 }

@@ -22,8 +22,10 @@ mod pool;
 mod run;
 mod spec;
 mod status;
+mod tenants;
 
 pub use error::{ChangeError, PoolError};
+pub use limits::{LEFT_MIN, LINGER_MIN};
 pub use measure::wanted;
 pub use pool::Pool;
 pub use spec::{PoolCall, Spec};

@@ -26,7 +26,12 @@ pub(crate) enum Happening {
     /// It did not say that it is well.
     Missed(String),
     /// Its process has ended by itself, or was killed.
-    Ended(String),
+    Ended {
+        /// How.
+        reason: String,
+        /// It had calls under way: one of them may have been the cause, and others are not.
+        under_call: bool,
+    },
     /// It runs, but cannot be reached any more.
     Lost(String),
     /// It has been ended, as [`Step::Close`] says.
@@ -76,6 +81,8 @@ pub(crate) struct Lifecycle {
     stage: Stage,
     /// Starts in a row without a life of [`LIFE_MIN`].
     failures: u32,
+    /// Those of them that ended under a call. They make the pause longer, and it is not given up for them.
+    under_calls: u32,
     /// Questions in a row whether it is well that were not answered well.
     misses: u32,
     ready_since: Option<Instant>,
@@ -129,12 +136,12 @@ impl Lifecycle {
                 Some(self.close(format!("it was not well {MISSES_MAX} times: {reason}")))
             }
             Happening::Lost(reason) => Some(self.close(reason)),
-            Happening::Ended(reason) => {
+            Happening::Ended { reason, under_call } => {
                 self.reason = Some(reason);
-                Some(self.died(now))
+                Some(self.died(now, under_call))
             }
             Happening::Closed if self.unwanted => self.gone(),
-            Happening::Closed => Some(self.died(now)),
+            Happening::Closed => Some(self.died(now, false)),
             Happening::Unwanted => {
                 self.unwanted = true;
                 if self.stage == Stage::Ready {
@@ -156,16 +163,20 @@ impl Lifecycle {
     }
 
     /// Its process is gone: a failure, and the first one if it has lived for long.
-    fn died(&mut self, now: Instant) -> Step {
+    fn died(&mut self, now: Instant, under_call: bool) -> Step {
         let since = self.ready_since.take();
         let lived = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-        self.failures = if lived >= LIFE_MIN { 1 } else { self.failures.saturating_add(1) };
+        if lived >= LIFE_MIN {
+            (self.failures, self.under_calls) = (0, 0);
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.under_calls = self.under_calls.saturating_add(u32::from(under_call));
         self.next(false)
     }
 
     /// After a failure.
     fn next(&mut self, for_good: bool) -> Step {
-        if for_good || self.failures >= STARTS_MAX {
+        if for_good || self.failures.saturating_sub(self.under_calls) >= STARTS_MAX {
             self.stage = Stage::Failed;
             return if for_good { Step::Rest } else { Step::LeaveAlone };
         }
@@ -179,7 +190,7 @@ mod tests {
     use super::*;
 
     fn crash() -> Happening {
-        Happening::Ended("exit status: 7".to_owned())
+        Happening::Ended { reason: "exit status: 7".to_owned(), under_call: false }
     }
 
     fn not_started(for_good: bool) -> Happening {
@@ -228,6 +239,25 @@ mod tests {
         assert_eq!(unwanted.on(not_started(false), now), Some(Step::LeaveAlone));
         assert_eq!(unwanted.on(Happening::Unwanted, now), None);
         assert_eq!(unwanted.stage(), Stage::Gone);
+    }
+
+    /// A tenant whose input ended it took it from all others for minutes.
+    #[test]
+    fn what_ends_under_calls_rests_and_is_not_given_up() {
+        let now = Instant::now();
+        let mut life = ready(now);
+        let under_call = || Happening::Ended { reason: "x".to_owned(), under_call: true };
+        for failures in 1..3 * STARTS_MAX {
+            assert_eq!(life.on(under_call(), now), Some(Step::Pause(failures)));
+            assert_eq!(life.on(Happening::Rested, now), Some(Step::Start));
+            assert_eq!(life.on(Happening::Started, now), Some(Step::Serve));
+        }
+        for _ in 1..STARTS_MAX {
+            assert!(matches!(life.on(crash(), now), Some(Step::Pause(_))));
+            life.on(Happening::Rested, now);
+            life.on(Happening::Started, now);
+        }
+        assert_eq!(life.on(crash(), now), Some(Step::LeaveAlone));
     }
 
     #[test]

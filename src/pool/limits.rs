@@ -9,8 +9,9 @@ use flexcore_resilience::Backoff;
 pub(crate) const BACKOFF: Backoff =
     Backoff { first: Duration::from_millis(100), longest: Duration::from_secs(30) };
 
-/// Starts in a row of which none led to a life of [`LIFE_MIN`]; then it is given up for
-/// [`GIVEN_UP_PAUSE`]. 10: with the pauses between them most of a minute, in which a crash is over.
+/// Starts in a row of which none led to a life of [`LIFE_MIN`], without those that ended under a
+/// call; then it is given up for [`GIVEN_UP_PAUSE`]. 10: with the pauses between them most of a
+/// minute, in which a crash is over.
 pub(crate) const STARTS_MAX: u32 = 10;
 
 /// The pause before an instance that was given up is started once more, about. 5 min: what it needs
@@ -39,6 +40,32 @@ pub(crate) const DRAIN_WAIT: Duration = Duration::from_secs(10);
 /// just begun, and for their answers.
 pub(crate) const DRAIN_MORE: Duration = Duration::from_secs(1);
 
+/// Least time of a call that is sent to an instance. 20 ms: with less it would nearly always be given up.
+pub const LEFT_MIN: Duration = Duration::from_millis(20);
+
+/// Least time for which a call keeps its place, though its caller waits no longer: its answer is dropped
+/// then. 1 s: few calls are given up, which a connection does not bear in numbers.
+pub const LINGER_MIN: Duration = Duration::from_secs(1);
+
+/// Longest time between failures of two tenants that speak against a plugin together. 30 s: as long as
+/// the breaker remembers them.
+pub(crate) const FAILURES_WITHIN: Duration = Duration::from_secs(30);
+
+/// Deaths of instances in a row under calls of one tenant, before its calls are refused. 3: one or two may
+/// be somebody else's.
+pub(crate) const DEATHS_MAX: u32 = 3;
+
+/// Deaths under one tenant's calls within this time count as one: it may have many calls under way. 1 s.
+pub(crate) const DEATHS_APART: Duration = Duration::from_secs(1);
+
+/// Time after which a death says nothing any more. 10 min: the longest of [`DEATHS_REFUSED`].
+pub(crate) const DEATHS_WITHIN: Duration = Duration::from_secs(600);
+
+/// Time for which calls of such a tenant are refused. 1 min first; 10 min at most: what is mended is
+/// noticed soon.
+pub(crate) const DEATHS_REFUSED: Backoff =
+    Backoff { first: Duration::from_secs(60), longest: Duration::from_secs(600) };
+
 /// Most instances of a plugin in one process. 16: more are for more machines.
 pub(crate) const INSTANCES_MAX: usize = 16;
 
@@ -53,6 +80,10 @@ pub(crate) const LINE_BYTES_MAX: usize = 4 * 1024;
 
 /// Last calls whose durations are kept for percentiles. 1,024: ten of them are above the 99th.
 pub(crate) const DURATIONS_MAX: usize = 1_024;
+
+/// Least time between two lines of the log that say that calls of a plugin were late. 1 s: a tenant in a
+/// hurry would fill it otherwise.
+pub(crate) const LATE_TOLD_EVERY: Duration = Duration::from_secs(1);
 
 /// Longest wait for the end of a process whose connection has ended, and the other way round. 100
 /// ms: the kernel closes the one with the other.

@@ -65,7 +65,8 @@ impl Pool {
     /// Calls a function of the contract, within this time and [`Spec::call_max`]. Returns its
     /// output, which is JSON; fails as [`PoolError`] says. The input is held to no schema. A
     /// function that is idempotent is called once more if its instance ended under the call, by the
-    /// version that is in service then.
+    /// version that is in service then. One that is late before [`LINGER_MIN`](crate::LINGER_MIN)
+    /// keeps its place until then; one with less than [`LEFT_MIN`](crate::LEFT_MIN) is late at once.
     pub async fn call(&self, call: PoolCall, within: Duration) -> Result<Bytes, PoolError> {
         let (began, group) = (Instant::now(), self.group());
         let mut called = match &group {
@@ -79,23 +80,24 @@ impl Pool {
         called
     }
 
-    /// Calls a method (`package.Service/Method`) of a foreign plugin by reflection, within this
+    /// Calls a method (`package.Service/Method`) of a foreign plugin by reflection, for a tenant within this
     /// time and [`Spec::call_max`]. Returns its answer; fails as [`PoolError`] says. A status that
     /// it answers with is a failure whose code is the status', such as `not_found`; an input that
     /// does not fit the method is one with the code `invalid_input`.
     pub async fn call_method(
         &self,
+        tenant: &str,
         method: &str,
         input: Value,
         within: Duration,
     ) -> Result<Value, PoolError> {
         let (began, group) = (Instant::now(), self.group());
         let mut called = match &group {
-            Some(group) => calls::call_method(group, method, input.clone(), within).await,
+            Some(group) => calls::call_method(group, tenant, method, input.clone(), within).await,
             None => Err(stopped()),
         };
         if let Some(group) = self.instead(group.as_ref(), &called) {
-            called = calls::call_method(&group, method, input, within).await;
+            called = calls::call_method(&group, tenant, method, input, within).await;
         }
         self.0.figures.called(&called, began.elapsed());
         called

@@ -4,7 +4,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -22,10 +22,11 @@ use tokio::{
     task::spawn_blocking,
     time::timeout,
 };
+use tonic::Code;
 
 use crate::{
     error::PoolError,
-    limits::DEATH_WAIT,
+    limits::{DEATH_WAIT, LINGER_MIN},
     measure::{CountedCall, CountedReady},
     memory,
     spec::{PoolCall, Spec},
@@ -40,6 +41,8 @@ pub(crate) struct Run {
     places_max: usize,
     output_bytes_max: usize,
     memory_bytes: AtomicU64,
+    /// A call has found that the process ended under it.
+    ended_under_call: AtomicBool,
     /// What of its sandbox was asked for, by name: whether it holds.
     pub(crate) sandbox: Vec<(String, String)>,
     _counted: CountedReady,
@@ -74,6 +77,7 @@ impl Run {
             places_max,
             output_bytes_max: spec.output_bytes_max,
             memory_bytes: AtomicU64::new(0),
+            ended_under_call: AtomicBool::new(false),
             sandbox: asked.map(|(measure, held)| (measure.to_string(), held.to_string())).collect(),
             _counted: CountedReady::new(name),
         };
@@ -104,6 +108,11 @@ impl Run {
     /// Calls under way.
     pub(crate) fn under_way(&self) -> usize {
         self.places_max.saturating_sub(self.places.available_permits())
+    }
+
+    /// Of one that has ended: whether calls were under way then.
+    pub(crate) fn ended_under_call(&self) -> bool {
+        self.under_way() > 0 || self.ended_under_call.load(Ordering::Relaxed)
     }
 
     /// It can take no more calls now.
@@ -157,7 +166,7 @@ pub(crate) struct Broken {
     pub(crate) error: PoolError,
     /// The instance has ended during the call.
     pub(crate) died: bool,
-    /// The instance lives, and did not answer, or answered that it cannot now.
+    /// The instance lives, and did not answer in time, or its connection did not carry the call.
     pub(crate) is_fault: bool,
 }
 
@@ -173,20 +182,24 @@ impl CallPlace {
 
     /// Calls a function of the contract.
     pub(crate) async fn call(self, call: &PoolCall, within: Duration) -> Result<Bytes, Broken> {
+        let PoolCall { function, context, input } = call.clone();
+        let request = CallRequest { context: Some(context), function, input };
+        waited(within, async move { self.called(request, within).await }).await
+    }
+
+    async fn called(&self, request: CallRequest, within: Duration) -> Result<Bytes, Broken> {
         let Spoken::Contract(client, _) = &self.run.spoken else {
             return Err(Broken::not_made(PoolError::UnknownFunction));
         };
-        let PoolCall { function, context, input } = call.clone();
-        let request = CallRequest { context: Some(context), function, input };
         let output_max = self.run.output_bytes_max;
         let called: Result<CallOutcome, Error> =
-            client.call_within(request, within, output_max).await;
+            client.call_lingering(request, within, LINGER_MIN, output_max).await;
         match called {
             Ok(Ok(output)) => Ok(output),
             Ok(Err(failure)) => Err(Broken::not_made(PoolError::Failed(failure))),
             Err(error) => {
                 let died = self.died(&error).await;
-                let is_fault = matches!(error, Error::Late { .. }) || is_refusal(&error);
+                let is_fault = matches!(error, Error::Late { .. }) || is_unreached(&error);
                 let error = PoolError::of_call(&error);
                 Err(Broken { error, died, is_fault: is_fault && !died })
             }
@@ -200,6 +213,16 @@ impl CallPlace {
         input: Value,
         within: Duration,
     ) -> Result<Value, Broken> {
+        let (method, limit) = (method.to_owned(), within.max(LINGER_MIN));
+        waited(within, async move { self.method_called(&method, input, limit).await }).await
+    }
+
+    async fn method_called(
+        &self,
+        method: &str,
+        input: Value,
+        limit: Duration,
+    ) -> Result<Value, Broken> {
         let reflection = match &self.run.spoken {
             Spoken::Own(Ok(reflection)) => reflection,
             Spoken::Own(Err(reason)) => {
@@ -211,7 +234,7 @@ impl CallPlace {
         if !has_method(reflection, method) {
             return Err(Broken::not_made(PoolError::UnknownFunction));
         }
-        let called = reflection.call(&self.run.connection, method, input, within).await;
+        let called = reflection.call(&self.run.connection, method, input, limit).await;
         let error = match called {
             Ok(output) => return Ok(output),
             Err(error) => error,
@@ -227,7 +250,11 @@ impl CallPlace {
         let may_be =
             matches!(error, Error::Ended | Error::Unreachable { .. } | Error::Status { .. })
                 && is_unknown(error);
-        may_be && timeout(DEATH_WAIT, self.run.connection.closed()).await.is_ok()
+        let died = may_be && timeout(DEATH_WAIT, self.run.connection.closed()).await.is_ok();
+        if died {
+            self.run.ended_under_call.store(true, Ordering::Relaxed);
+        }
+        died
     }
 }
 
@@ -238,13 +265,55 @@ impl Broken {
     }
 }
 
-/// A status that says that it cannot now.
-fn is_refusal(error: &Error) -> bool {
-    matches!(error, Error::Status { .. }) && is_unknown(error)
+/// The answer to a call, for a caller who waits so long. A call whose caller has left keeps its place and runs
+/// on until its own time is over: a connection on which many calls are given up at once is ended, for all.
+async fn waited<T: Send + 'static>(
+    within: Duration,
+    call: impl Future<Output = Result<T, Broken>> + Send + 'static,
+) -> Result<T, Broken> {
+    match timeout(within, tokio::spawn(call)).await {
+        Ok(Ok(called)) => called,
+        Ok(Err(error)) => Err(Broken::not_made(PoolError::Unknown(error.to_string()))),
+        Err(_) => Err(Broken { error: PoolError::Late, died: false, is_fault: true }),
+    }
+}
+
+/// The connection did not carry the call. Any other status is the answer to this one call.
+fn is_unreached(error: &Error) -> bool {
+    matches!(error, Error::Status { status, .. } if status.code() == Code::Unavailable)
 }
 
 fn has_method(reflection: &Reflection, name: &str) -> bool {
     let Some((service, _)) = name.split_once('/') else { return false };
     let methods = reflection.methods(service);
     methods.is_ok_and(|methods| methods.iter().any(|method| method.name == name))
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Status;
+
+    use super::*;
+
+    /// A function that raised counted against the plugin, and so one tenant took it from all.
+    #[test]
+    fn a_status_of_one_call_says_nothing_against_the_plugin() {
+        for code in (1..=16).map(Code::from_i32) {
+            let status = Box::new(Status::new(code, "as asked"));
+            let error = Error::Status { method: "a.B/C".to_owned(), status };
+            assert_eq!(is_unreached(&error), code == Code::Unavailable, "{code:?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_whose_caller_has_left_runs_on() {
+        let (done, is_done) = tokio::sync::oneshot::channel();
+        let call = async move {
+            tokio::time::sleep(LINGER_MIN).await;
+            done.send(()).map_err(|()| Broken::not_made(PoolError::Late))
+        };
+        let broken = waited(Duration::from_millis(5), call).await.unwrap_err();
+        assert!(broken.error == PoolError::Late && broken.is_fault);
+        is_done.await.unwrap();
+    }
 }

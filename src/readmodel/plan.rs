@@ -15,9 +15,9 @@ use serde_json::value::RawValue;
 /// Longest key of a row, in bytes over all its columns: an entry of a Postgres index has 2,704.
 pub const KEY_BYTES_MAX: usize = 2_000;
 
-/// Most that an event may change of a row, in bytes of values: 1 MiB, as a message of the log. A field that
+/// Most that an event may change of a row, in bytes of values: two of the largest messages of the log. A field that
 /// several columns take counts with each, and a commit has 256 events.
-pub const CHANGE_BYTES_MAX: usize = 1 << 20;
+pub const CHANGE_BYTES_MAX: usize = 2 << 20;
 
 /// A read model's expressions, ready to evaluate.
 #[derive(Clone, Debug)]

@@ -25,6 +25,7 @@ use flexcore_domain::{AggregateKey, Refusal};
 use rustix::{process::Pid, thread::gettid};
 
 use mark::Mark;
+pub use watch::{give_way, used_by};
 
 type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 type Job<L> = Box<dyn FnOnce(&mut L) + Send>;

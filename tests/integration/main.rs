@@ -17,6 +17,7 @@ mod hostile;
 mod http_commands;
 mod installed_plugins;
 mod kill;
+mod limits;
 mod nats_commands;
 mod pauses;
 mod plugins;

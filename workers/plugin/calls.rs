@@ -10,14 +10,13 @@ use async_nats::{Message, Subscriber};
 use bytes::Bytes;
 use flexcore_definition::PluginContract;
 use flexcore_domain::{
-    Name, PluginRefusal, PluginReply, Tenant,
-    plugin::{QUEUE_GROUP, call_subjects},
+    Name, PluginRefusal, PluginReply, Tenant, Violation, json,
+    plugin::{INPUT_BYTES_MAX, QUEUE_GROUP, call_subjects},
 };
 use flexcore_eventstore::{EventStore, plugins::InstalledPlugin};
-use flexcore_pool::{Pool, PoolCall};
+use flexcore_pool::{LEFT_MIN, LINGER_MIN, Pool, PoolCall, PoolError};
 use flexcore_resilience::{HeldPlace, Shares};
 use futures::StreamExt;
-use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokio::{
     sync::watch,
@@ -27,6 +26,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
+    checks::{Checks, Suspects, Unchecked},
     functions::{Functions, Takes, fits},
     reply,
     request::{self, Asked},
@@ -56,13 +56,15 @@ pub(super) struct InForce {
     places: Shares<Tenant>,
     /// Known as soon as an instance was ready.
     functions: OnceLock<Functions>,
+    suspects: Arc<Suspects>,
 }
 
 impl InForce {
     pub(super) fn new(installed: Arc<InstalledPlugin>) -> Self {
         let manifest = &installed.manifest;
         let places = manifest.instances.saturating_mul(manifest.concurrency);
-        Self { places: Shares::new(places, CALLS_TIMES), functions: OnceLock::new(), installed }
+        let (places, functions) = (Shares::new(places, CALLS_TIMES), OnceLock::new());
+        Self { installed, places, functions, suspects: Arc::default() }
     }
 
     /// Reads what the plugin says about itself, if it has said so and that was not read before.
@@ -93,6 +95,7 @@ pub(super) struct Calls {
     pub(super) name: Name,
     pub(super) pool: Pool,
     pub(super) in_force: watch::Receiver<Arc<InForce>>,
+    pub(super) checks: Checks,
 }
 
 impl Calls {
@@ -205,7 +208,7 @@ impl Calls {
         place: Arc<HeldPlace<Tenant>>,
     ) -> PluginReply {
         if in_force.installed.manifest.contract == PluginContract::None {
-            return self.call_method(asked, &input).await;
+            return self.call_method(asked, &input, place).await;
         }
         in_force.learn(&self.pool).await;
         let Some(functions) = in_force.functions.get() else {
@@ -216,7 +219,8 @@ impl Calls {
             let message = format!("the plugin {} has no such function", self.name);
             return PluginReply::refused(PluginRefusal::UnknownFunction, message);
         };
-        let checked = check(takes, input.clone(), place.clone());
+        let of = Of { suspects: &in_force.suspects, tenant: &asked.tenant, place: &place };
+        let checked = check(&self.checks, of, takes, input.clone());
         match timeout_at(asked.until, checked).await {
             Ok(Ok(())) => {}
             Ok(Err(refused)) => return refused,
@@ -228,54 +232,101 @@ impl Calls {
         let within = asked.until.saturating_duration_since(Instant::now());
         let call = PoolCall { function: asked.function, context: asked.context, input };
         let called = self.pool.call(call, within).await;
-        // Taken for as long as the call is under way.
-        drop(place);
+        leave(place, within, &called);
         called.map_or_else(reply::of_error, |output| reply::of_output(&output))
     }
 
     /// Calls a method of a foreign plugin, whose messages say what they take.
-    async fn call_method(&self, asked: Asked, input: &[u8]) -> PluginReply {
-        let input = match serde_json::from_slice::<Value>(input) {
+    async fn call_method(
+        &self,
+        asked: Asked,
+        input: &[u8],
+        place: Arc<HeldPlace<Tenant>>,
+    ) -> PluginReply {
+        let input = match read(input) {
             Ok(input) => input,
-            Err(error) => return no_json(&error),
+            Err(reply) => return reply,
         };
         let within = asked.until.saturating_duration_since(Instant::now());
-        let called = self.pool.call_method(&asked.function, input, within).await;
+        let tenant = asked.tenant.as_str();
+        let called = self.pool.call_method(tenant, &asked.function, input, within).await;
+        leave(place, within, &called);
         called.map_or_else(reply::of_method_error, |output| reply::of_value(&output))
     }
 }
 
-fn no_json(error: &serde_json::Error) -> PluginReply {
-    PluginReply::refused(PluginRefusal::InvalidInput, format!("the input is no JSON: {error}"))
+/// Gives a tenant's place back when the call is not under way any more: one that is late runs on for a while, and
+/// its tenant would have others in its place.
+fn leave<T>(place: Arc<HeldPlace<Tenant>>, within: Duration, called: &Result<T, PoolError>) {
+    let was_made = within >= LEFT_MIN;
+    let runs_on = LINGER_MIN.saturating_sub(within);
+    if was_made && !runs_on.is_zero() && matches!(called, Err(PoolError::Late)) {
+        tokio::spawn(async move {
+            tokio::time::sleep(runs_on).await;
+            drop(place);
+        });
+    }
+}
+
+/// An input's text, which is held to the rules of a command's payload, but for its size.
+fn text(input: &[u8]) -> Result<&str, PluginReply> {
+    let checked = json::check_within(input, INPUT_BYTES_MAX);
+    checked.map_err(|violations| {
+        let reason = |Violation { field, reason }: Violation| match &*field {
+            "" => reason,
+            field => format!("{field}: {reason}"),
+        };
+        let reasons: Vec<String> = violations.into_iter().map(reason).collect();
+        let message = format!("the input is not accepted: {}", reasons.join("; "));
+        PluginReply::refused(PluginRefusal::InvalidInput, message)
+    })
+}
+
+fn read(input: &[u8]) -> Result<Value, PluginReply> {
+    serde_json::from_str(text(input)?).map_err(|error| {
+        let message = format!("the input is no JSON: {error}");
+        PluginReply::refused(PluginRefusal::InvalidInput, message)
+    })
+}
+
+/// Whose input is checked.
+struct Of<'a> {
+    suspects: &'a Arc<Suspects>,
+    tenant: &'a Tenant,
+    place: &'a Arc<HeldPlace<Tenant>>,
 }
 
 /// Checks an input. Fails with the answer to give. A check may run on when nobody waits for it any more, as the
 /// schema is the plugin's; it keeps the caller's place for so long.
 async fn check(
+    checks: &Checks,
+    of: Of<'_>,
     takes: &Takes,
     input: Bytes,
-    place: Arc<HeldPlace<Tenant>>,
 ) -> Result<(), PluginReply> {
     let schema = match takes {
-        Takes::Any => {
-            let read = serde_json::from_slice::<IgnoredAny>(&input);
-            return read.map(|_| ()).map_err(|error| no_json(&error));
-        }
+        Takes::Any => return text(&input).map(|_| ()),
         Takes::Unclear(reason) => {
             let message = format!("the plugin's schema of the input is none: {reason}");
             return Err(PluginReply::refused(PluginRefusal::Faulty, message));
         }
         Takes::Fitting(schema) => schema.clone(),
     };
-    let checked = spawn_blocking(move || {
+    let place = of.place.clone();
+    let checked = checks.check(of.suspects, of.tenant, move || {
         let _place = place;
-        let value: Value = serde_json::from_slice(&input).map_err(|error| no_json(&error))?;
-        let fits = fits(&schema, &value);
+        let fits = fits(&schema, &read(&input)?);
         fits.map_err(|reasons| PluginReply::refused(PluginRefusal::InvalidInput, reasons))
     });
-    checked.await.unwrap_or_else(|error| {
-        let message = format!("the input could not be checked: {error}");
-        Err(PluginReply::refused(PluginRefusal::Faulty, message))
+    checked.await.unwrap_or_else(|unchecked| {
+        Err(match unchecked {
+            // Each of them would be a line in the log as the plugin's fault.
+            Unchecked::Long(why) => PluginReply::refused(PluginRefusal::InvalidInput, why),
+            Unchecked::Failed(error) => {
+                let message = format!("the input could not be checked: {error}");
+                PluginReply::refused(PluginRefusal::Faulty, message)
+            }
+        })
     })
 }
 
@@ -292,14 +343,15 @@ mod tests {
         Tenant::parse(name).unwrap()
     }
 
-    async fn checked(schema: &str, input: &'static str) -> Option<(PluginRefusal, String)> {
+    async fn checked(schema: &str, input: &str) -> Option<(PluginRefusal, String)> {
         let (name, input_schema) = ("f".to_owned(), schema.to_owned());
         let function = Function { name, input_schema, ..Function::default() };
         let functions =
             Functions::of(&Description { functions: vec![function], ..Description::default() });
         let place = Shares::new(1, 1).enter(&tenant("acme")).unwrap();
-        let input = Bytes::from_static(input.as_bytes());
-        match check(functions.takes("f").unwrap(), input, Arc::new(place)).await {
+        let (input, place) = (Bytes::copy_from_slice(input.as_bytes()), Arc::new(place));
+        let of = Of { suspects: &Arc::default(), tenant: &tenant("acme"), place: &place };
+        match check(&Checks::default(), of, functions.takes("f").unwrap(), input).await {
             Ok(()) => None,
             Err(PluginReply::Refused { refusal, message }) => Some((refusal, message)),
             Err(other) => panic!("not refused: {other:?}"),
@@ -310,9 +362,17 @@ mod tests {
     async fn only_what_fits_goes_to_the_plugin() {
         assert_eq!(checked("", "[1]").await, None);
         assert_eq!(checked(r#"{"type": "object"}"#, "{}").await, None);
+        let large = format!("{:?}", "x".repeat(INPUT_BYTES_MAX - 2));
+        for schema in ["", "{}"] {
+            assert_eq!(checked(schema, &large).await, None, "{schema}");
+        }
+        let deep = format!("{}{}", "[".repeat(33), "]".repeat(33));
         for (schema, input, expected) in [
             ("", "", PluginRefusal::InvalidInput),
             ("", "{} {}", PluginRefusal::InvalidInput),
+            ("", r#"{"a": 1, "a": 2}"#, PluginRefusal::InvalidInput),
+            ("", &*deep, PluginRefusal::InvalidInput),
+            ("{}", &*deep, PluginRefusal::InvalidInput),
             (r#"{"type": "object"}"#, "[]", PluginRefusal::InvalidInput),
             (r#"{"type": "object"}"#, "{", PluginRefusal::InvalidInput),
             (r#"{"type": "strin"}"#, "{}", PluginRefusal::Faulty),
@@ -320,6 +380,25 @@ mod tests {
             let (refusal, message) = checked(schema, input).await.unwrap();
             assert_eq!(refusal, expected, "{schema} {input}: {message}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_late_call_that_runs_on_keeps_its_tenants_place() {
+        let (places, rest) = (Shares::new(2, 1), Duration::from_millis(50));
+        let within = LINGER_MIN.saturating_sub(rest);
+        for (within, called, is_kept) in [
+            (within, Ok(()), false),
+            (within, Err(PoolError::Busy), false),
+            (LINGER_MIN, Err(PoolError::Late), false),
+            (LEFT_MIN / 2, Err(PoolError::Late), false),
+            (within, Err(PoolError::Late), true),
+        ] {
+            leave(Arc::new(places.enter(&tenant("acme")).unwrap()), within, &called);
+            let is_free = places.enter(&tenant("acme")).is_some();
+            assert_eq!(is_free, !is_kept, "{within:?} {called:?}");
+        }
+        tokio::time::sleep(rest * 4).await;
+        assert!(places.enter(&tenant("acme")).is_some());
     }
 
     fn in_force(change: impl FnOnce(&mut PluginManifest)) -> InForce {

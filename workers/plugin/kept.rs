@@ -140,6 +140,7 @@ impl Kept {
             name: self.name.clone(),
             pool: pool.clone(),
             in_force: receiver,
+            checks: self.shared.checks.clone(),
         };
         let stop = CancellationToken::new();
         let serving = AbortOnDropHandle::new(tokio::spawn(calls.serve(stop.clone())));

@@ -188,6 +188,10 @@ fn texts_have_limits() {
             assert_eq!(read(&whole).is_ok(), is_taken, "{key} of {length}");
         }
     }
+    for hidden in ['\u{7}', '\u{202a}', '\u{202e}', '\u{2066}', '\u{2069}'] {
+        assert!(read(&format!("{LEAST}summary: 'a{hidden}b'\n")).is_err(), "{hidden:?}");
+        assert!(read(&LEAST.replacen("0.1.0", &format!("'1{hidden}0'"), 1)).is_err(), "{hidden:?}");
+    }
     for (length, is_taken) in [(4_095, true), (4_096, true), (4_097, false)] {
         check(&[
             (format!("arguments: ['{}']\n", x(length)), is_taken),

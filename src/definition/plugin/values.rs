@@ -107,11 +107,16 @@ pub(super) fn line<'n>(
 ) -> Option<&'n str> {
     let text = notes.text(node, what)?;
     let characters = text.chars().count();
-    if !(1..=characters_max).contains(&characters) || text.chars().any(char::is_control) {
+    if !(1..=characters_max).contains(&characters) || text.chars().any(is_hidden) {
         let rule = format!("{what} has 1 to {characters_max} printable characters");
         return notes.add(node.line, rule);
     }
     Some(text)
+}
+
+/// Nothing that is seen: control characters, and those that change the direction of what stands around them.
+fn is_hidden(sign: char) -> bool {
+    sign.is_control() || matches!(sign, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// A text without NUL, of so many bytes at most; it may be empty.

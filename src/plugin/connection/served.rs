@@ -28,7 +28,7 @@ use crate::{
     identity::Tls,
     limits::{
         DIAL_WAIT, HTTP_CALLS_MAX, HTTP_CONNECTION_WINDOW_BYTES, HTTP_HEADERS_BYTES_MAX,
-        HTTP_STREAM_WINDOW_BYTES, PING_EVERY, PING_WAIT,
+        HTTP_PENDING_RESETS, HTTP_STREAM_WINDOW_BYTES, PING_EVERY, PING_WAIT,
     },
     transport::BoxIo,
 };
@@ -87,8 +87,7 @@ pub(crate) async fn serve_secured(
         .initial_connection_window_size(HTTP_CONNECTION_WINDOW_BYTES)
         .max_header_list_size(HTTP_HEADERS_BYTES_MAX)
         .max_concurrent_streams(calls.most)
-        // As many calls may be given up at once.
-        .max_pending_accept_reset_streams(calls.most as usize)
+        .max_pending_accept_reset_streams(calls.most.saturating_mul(HTTP_PENDING_RESETS) as usize)
         .auto_date_header(false)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_WAIT);

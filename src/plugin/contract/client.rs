@@ -82,9 +82,22 @@ impl Client {
         within: Duration,
         answer_bytes_max: usize,
     ) -> Result<CallOutcome, Error> {
+        self.call_lingering(request, within, Duration::ZERO, answer_bytes_max).await
+    }
+
+    /// As [`Client::call_within`], but is late after `lingers` at the earliest. The plugin is told
+    /// `within` all the same. Whoever waits no longer than that and lets the call run on gives up few
+    /// calls: the other side of a connection ends it when many are given up soon after they began.
+    pub async fn call_lingering(
+        &self,
+        request: CallRequest,
+        within: Duration,
+        lingers: Duration,
+        answer_bytes_max: usize,
+    ) -> Result<CallOutcome, Error> {
         let limited = CallRequest { context: Some(request.context.unwrap_or_default()), ..request };
         limited.check()?;
-        self.called(limited, within, answer_bytes_max).await
+        self.called(limited, within, lingers, answer_bytes_max).await
     }
 
     /// As [`Client::call`], but sends what breaks a limit, too: for tests of plugins.
@@ -93,18 +106,21 @@ impl Client {
         request: CallRequest,
         within: Duration,
     ) -> Result<CallOutcome, Error> {
-        self.called(request, within, OUTPUT_BYTES_MAX + ENVELOPE_BYTES_MAX).await
+        let answer_max = OUTPUT_BYTES_MAX + ENVELOPE_BYTES_MAX;
+        self.called(request, within, Duration::ZERO, answer_max).await
     }
 
     async fn called(
         &self,
         mut request: CallRequest,
         within: Duration,
+        lingers: Duration,
         answer_max: usize,
     ) -> Result<CallOutcome, Error> {
         let within = within.min(CALL_WAIT_MAX);
         request.context.get_or_insert_default().timeout_ms = milliseconds(within);
-        let answer: CallResponse = self.unary(CALL, request, within, answer_max).await?;
+        let limit = within.max(lingers);
+        let answer: CallResponse = self.unary(CALL, request, limit, answer_max).await?;
         answer.taken().map_err(|fault| faulty("Call", &fault))
     }
 

@@ -91,9 +91,7 @@ fn leave<L: 'static>(
     seen: &mut Seen,
 ) {
     let Some(generation) = fail(shared, driver, number, used, seen) else { return };
-    if let Err(error) = setpriority_process(Some(driver.thread), NICE) {
-        tracing::warn!(%error, "a thread that was left behind keeps its priority");
-    }
+    give_way(driver.thread);
     if let Err(error) = start(shared, generation) {
         tracing::error!(%error, "no thread to go on with what a call has left");
     }
@@ -130,8 +128,16 @@ fn fail<L>(
     Some(state.generation)
 }
 
+/// Gives a thread that was left behind a low priority.
+pub fn give_way(thread: Pid) {
+    if let Err(error) = setpriority_process(Some(thread), NICE) {
+        tracing::warn!(%error, "a thread that was left behind keeps its priority");
+    }
+}
+
 /// Processor time that a thread of this process has used; `None` where the system does not say.
-fn used_by(thread: Pid) -> Option<Duration> {
+#[must_use]
+pub fn used_by(thread: Pid) -> Option<Duration> {
     let of = format!("/proc/self/task/{}", thread.as_raw_nonzero());
     let text = fs::read_to_string(format!("{of}/schedstat")).unwrap_or_default();
     let nanos = text.split_whitespace().next().and_then(|first| first.parse().ok());

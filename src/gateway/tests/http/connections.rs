@@ -20,7 +20,7 @@ use crate::support::{Answer, Gateway, read, settings, start, token};
 const ALL: usize = 64;
 
 /// Frames of HTTP/2.
-const PING: &[u8] = b"\0\0\x08\x06\0\0\0\0\012345678";
+const PING: &[u8] = b"\0\0\x08\x06\0\0\0\0\x0012345678";
 const SETTINGS: &[u8] = b"\0\0\x06\x04\0\0\0\0\0\0\x03\0\0\0\x64";
 /// How a client begins, with empty settings.
 const BEGIN: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";

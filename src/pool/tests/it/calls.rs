@@ -140,13 +140,13 @@ async fn when_the_last_clone_is_dropped_its_processes_are_killed() {
 async fn a_foreign_plugin_is_called_by_reflection() {
     let pool = ready(Spec { contract: false, ..spec("described") }).await;
     let describe = "flexcore.plugin.v1.Plugin/Describe";
-    let described = pool.call_method(describe, json!({}), PATIENCE).await.unwrap();
+    let described = pool.call_method("test", describe, json!({}), PATIENCE).await.unwrap();
     assert_eq!(described["name"], "lab");
-    let wrong = pool.call_method(describe, json!({ "x": 1 }), PATIENCE).await.unwrap_err();
+    let wrong = pool.call_method("test", describe, json!({ "x": 1 }), PATIENCE).await.unwrap_err();
     let PoolError::Failed(failure) = wrong else { panic!("{wrong}") };
     assert_eq!(failure.code, "invalid_input");
     for other in ["flexcore.plugin.v1.Plugin/None", "None", "x.Y/Z"] {
-        let none = pool.call_method(other, json!({}), PATIENCE).await;
+        let none = pool.call_method("test", other, json!({}), PATIENCE).await;
         assert_eq!(none, Err(PoolError::UnknownFunction), "{other}");
     }
     assert_eq!(call(&pool, "echo", "1").await, Err(PoolError::UnknownFunction));

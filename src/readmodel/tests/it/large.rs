@@ -51,5 +51,5 @@ async fn an_event_that_sets_too_much_of_its_row_does_not_fit() {
     };
     assert!(set(CHANGE_BYTES_MAX / COLUMNS - 100).unwrap().is_some());
     let refused = set(CHANGE_BYTES_MAX / COLUMNS).unwrap_err();
-    assert!(refused.contains("of its row; at most 1048576"), "{refused}");
+    assert!(refused.contains("of its row; at most 2097152"), "{refused}");
 }
