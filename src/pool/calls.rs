@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     error::PoolError,
-    group::{Admitted, Group},
+    group::Group,
     limits::LEFT_MIN,
     run::{Broken, CallPlace},
     spec::PoolCall,
@@ -111,8 +111,8 @@ pub(crate) async fn call_method(
     group.may_call(tenant)?;
     let place = group.place()?;
     let admitted = group.admit(tenant)?;
-    let called = place.call_method(method, input, limit.left()?).await;
-    take(group, tenant, admitted, &called, limit);
+    let called = place.call_method(method, input, limit.left()?, group.on_death(tenant)).await;
+    admitted.leave(verdict(&called, limit));
     called.map_err(|broken| broken.error)
 }
 
@@ -125,23 +125,9 @@ async fn attempt(
     let tenant = &call.context.tenant;
     let admitted = group.admit(tenant).map_err(Broken::not_made)?;
     let left = limit.left().map_err(Broken::not_made)?;
-    let called = place.call(call, left).await;
-    take(group, tenant, admitted, &called, limit);
+    let called = place.call(call, left, group.on_death(tenant)).await;
+    admitted.leave(verdict(&called, limit));
     called
-}
-
-/// Has the group learn from a call.
-fn take<T>(
-    group: &Group,
-    tenant: &str,
-    admitted: Admitted<'_>,
-    called: &Result<T, Broken>,
-    limit: Limit,
-) {
-    admitted.leave(verdict(called, limit));
-    if matches!(called, Err(Broken { died: true, .. })) {
-        group.died_under(tenant);
-    }
 }
 
 /// What the call says of the plugin. One whose caller had less time than there is says nothing when

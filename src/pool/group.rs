@@ -37,7 +37,7 @@ pub(crate) struct Group {
     /// Of all instances together. Calls under which one ended say nothing: it is started anew.
     circuit: Mutex<Circuit>,
     /// A version that is put in its place is called by all of them again.
-    tenants: Mutex<Tenants>,
+    tenants: Arc<Mutex<Tenants>>,
 }
 
 impl Group {
@@ -98,9 +98,11 @@ impl Group {
         })
     }
 
-    /// An instance ended under a call of this tenant.
-    pub(crate) fn died_under(&self, tenant: &str) {
-        locked(&self.tenants).died(tenant, Instant::now());
+    /// For the case that an instance ends under a call of this tenant: the call tells it, even when its caller
+    /// has left.
+    pub(crate) fn on_death(&self, tenant: &str) -> impl FnOnce() + Send + use<> {
+        let (tenants, tenant) = (Arc::clone(&self.tenants), tenant.to_owned());
+        move || locked(&tenants).died(&tenant, Instant::now())
     }
 
     /// The right to make a call for a tenant, as far as the breaker is concerned.
@@ -213,7 +215,7 @@ impl Supervised {
         };
         let tasks = instances.iter().map(task).collect();
         let circuit = Mutex::new(Circuit::new(policy));
-        let (figures, tenants) = (Arc::clone(figures), Mutex::default());
+        let (figures, tenants) = (Arc::clone(figures), Arc::default());
         let group = Group { spec, figures, instances, circuit, tenants };
         Self { group: Arc::new(group), notice, tasks }
     }

@@ -181,10 +181,15 @@ impl CallPlace {
     }
 
     /// Calls a function of the contract.
-    pub(crate) async fn call(self, call: &PoolCall, within: Duration) -> Result<Bytes, Broken> {
+    pub(crate) async fn call(
+        self,
+        call: &PoolCall,
+        within: Duration,
+        on_death: impl FnOnce() + Send + 'static,
+    ) -> Result<Bytes, Broken> {
         let PoolCall { function, context, input } = call.clone();
         let request = CallRequest { context: Some(context), function, input };
-        waited(within, async move { self.called(request, within).await }).await
+        waited(within, on_death, async move { self.called(request, within).await }).await
     }
 
     async fn called(&self, request: CallRequest, within: Duration) -> Result<Bytes, Broken> {
@@ -212,9 +217,11 @@ impl CallPlace {
         method: &str,
         input: Value,
         within: Duration,
+        on_death: impl FnOnce() + Send + 'static,
     ) -> Result<Value, Broken> {
         let (method, limit) = (method.to_owned(), within.max(LINGER_MIN));
-        waited(within, async move { self.method_called(&method, input, limit).await }).await
+        let called = async move { self.method_called(&method, input, limit).await };
+        waited(within, on_death, called).await
     }
 
     async fn method_called(
@@ -269,8 +276,16 @@ impl Broken {
 /// on until its own time is over: a connection on which many calls are given up at once is ended, for all.
 async fn waited<T: Send + 'static>(
     within: Duration,
+    on_death: impl FnOnce() + Send + 'static,
     call: impl Future<Output = Result<T, Broken>> + Send + 'static,
 ) -> Result<T, Broken> {
+    let call = async move {
+        let called = call.await;
+        if matches!(called, Err(Broken { died: true, .. })) {
+            on_death();
+        }
+        called
+    };
     match timeout(within, tokio::spawn(call)).await {
         Ok(Ok(called)) => called,
         Ok(Err(error)) => Err(Broken::not_made(PoolError::Unknown(error.to_string()))),
@@ -312,8 +327,22 @@ mod tests {
             tokio::time::sleep(LINGER_MIN).await;
             done.send(()).map_err(|()| Broken::not_made(PoolError::Late))
         };
-        let broken = waited(Duration::from_millis(5), call).await.unwrap_err();
+        let broken = waited(Duration::from_millis(5), || (), call).await.unwrap_err();
         assert!(broken.error == PoolError::Late && broken.is_fault);
         is_done.await.unwrap();
+    }
+
+    /// A tenant in a hurry was never counted, and took the plugin from all.
+    #[tokio::test(start_paused = true)]
+    async fn a_death_is_told_when_the_caller_has_left() {
+        let (told, is_told) = tokio::sync::oneshot::channel();
+        let call = async move {
+            tokio::time::sleep(LINGER_MIN).await;
+            Err::<(), _>(Broken { error: PoolError::Late, died: true, is_fault: false })
+        };
+        let on_death = || told.send(()).unwrap();
+        let broken = waited(Duration::from_millis(5), on_death, call).await.unwrap_err();
+        assert!(!broken.died);
+        is_told.await.unwrap();
     }
 }
