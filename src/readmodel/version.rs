@@ -326,7 +326,10 @@ impl From<Error> for Failure {
 
 /// True if an error concerns all read models, not one.
 fn is_away(error: &Error) -> bool {
-    matches!(error, Error::Unavailable(_) | Error::Gone(_))
+    matches!(
+        error,
+        Error::Unavailable(_) | Error::Exhausted(_) | Error::ReadOnly(_) | Error::Gone(_)
+    )
 }
 
 /// True if nothing is to be made or dropped.
