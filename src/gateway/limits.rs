@@ -61,7 +61,7 @@ pub const FRAMES_EARNED_MAX: u32 = 10_000;
 
 /// Pieces of a body or of a head with fewer bytes belong to no request: hyper has as much to do for each of
 /// them as for a large one.
-pub const FRAME_SMALL_BYTES: u32 = 64;
+pub const FRAME_SMALL_BYTES: u32 = 16;
 
 /// Time between pings of an HTTP/2 connection, and the longest time for the answer.
 pub const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
