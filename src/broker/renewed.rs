@@ -3,10 +3,7 @@
 //! which anybody's messages come is made anew.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -19,6 +16,8 @@ use crate::{Error, context, unavailable};
 
 /// Time after a failed try in which nobody tries again. Those who have waited for it are told at once.
 const REST: Duration = Duration::from_secs(1);
+/// Time for which a failed try says that a connection is away. Who has something to read tries far more often.
+const AWAY_FOR: Duration = Duration::from_secs(60);
 
 /// A connection to the broker.
 #[derive(Clone)]
@@ -68,7 +67,8 @@ struct Kept {
     /// `None`: it lasts as long as the process does.
     connect: Option<Box<Connect>>,
     now: Mutex<Now>,
-    is_away: AtomicBool,
+    /// When it could not be made anew last; `None`: it is there.
+    away_at: std::sync::Mutex<Option<Instant>>,
 }
 
 struct Now {
@@ -103,31 +103,35 @@ impl Renewed {
     }
 
     fn of(now: Now, connect: Option<Box<Connect>>) -> Self {
-        let is_away = AtomicBool::new(false);
-        Self(Arc::new(Kept { connect, now: Mutex::new(now), is_away }))
+        Self(Arc::new(Kept { connect, now: Mutex::new(now), away_at: Default::default() }))
     }
 
     /// Its JetStream context. When its client has ended, a new one is made first, and all who ask meanwhile
     /// wait for it. Fails with [`Error::Unavailable`] when that cannot be done now.
     pub async fn context(&self) -> Result<jetstream::Context, Error> {
-        let Kept { connect, now, is_away } = &*self.0;
+        let Kept { connect, now, .. } = &*self.0;
         let mut now = now.lock().await;
         if let Some(connect) = connect.as_ref().filter(|_| now.ended.is_cancelled()) {
             if now.failed_at.is_some_and(|at| at.elapsed() < REST) {
                 return Err(unavailable("the connection could not be made anew"));
             }
             let made = connect().await;
-            is_away.store(made.is_err(), Ordering::Relaxed);
             now.failed_at = made.is_err().then(Instant::now);
+            *self.away_at() = now.failed_at;
             *now = Now::of(made.map_err(unavailable)?);
             tracing::warn!("a connection whose client had ended over a message was made anew");
         }
         Ok(now.jetstream.clone())
     }
 
-    /// True while it has ended and could not be made anew.
+    /// True while it has ended and could not be made anew. Who has nothing to read does not try, and it is
+    /// away for nobody after a minute.
     #[must_use]
     pub fn is_away(&self) -> bool {
-        self.0.is_away.load(Ordering::Relaxed)
+        self.away_at().is_some_and(|at| at.elapsed() < AWAY_FOR)
+    }
+
+    fn away_at(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.0.away_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -15,7 +15,10 @@ use flexcore_script::{
 };
 use rustix::{process::Pid, thread::gettid};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::{
+        OwnedSemaphorePermit, Semaphore,
+        oneshot::{self, error::TryRecvError},
+    },
     time::{Instant, timeout},
 };
 
@@ -119,18 +122,20 @@ impl<T: Send + 'static> Running<T> {
         suspects: Arc<Suspects>,
         tenant: Tenant,
     ) -> Result<T, Unchecked> {
-        let ended = |_| Unchecked::Failed("its thread has ended".to_owned());
-        let (began, thread) = (Instant::now(), self.thread.await.map_err(ended)?);
+        let ended = |()| Unchecked::Failed("its thread has ended".to_owned());
+        let (began, thread) = (Instant::now(), self.thread.await.map_err(|_| ended(()))?);
         let mut used = Duration::ZERO;
         while used < CHECK_MAX {
             if let Ok(answer) = timeout(LOOK_EVERY, &mut self.answer).await {
-                return answer.map_err(ended);
+                return answer.map_err(|_| ended(()));
             }
             // Where the system does not say what the thread has used, the time on the wall counts.
             used = used_by(thread).unwrap_or_else(|| began.elapsed());
         }
-        if let Ok(answer) = self.answer.try_recv() {
-            return Ok(answer);
+        match self.answer.try_recv() {
+            Ok(answer) => return Ok(answer),
+            Err(TryRecvError::Closed) => return Err(ended(())),
+            Err(TryRecvError::Empty) => {}
         }
         tracing::error!(%tenant, "a check of a plugin's input does not end, and was left behind");
         give_way(thread);

@@ -29,6 +29,9 @@ const CHANGES_BYTES_MAX: usize = 64 << 20;
 
 /// What an event that is put aside takes in memory, in bytes, or less; its reason comes on top.
 const PARKED_BYTES: usize = 256;
+/// An event that fits nothing counts as so many bytes: each is published by itself, so that of these a batch
+/// has some 8,000.
+const DEAD_BYTES: usize = 8 << 10;
 
 /// A version and where its checkpoints are.
 pub(super) struct Model {
@@ -225,7 +228,7 @@ fn take(
             }
             Ok(None) => {}
             Err(unfit) => {
-                bytes += unfit.0.len() + PARKED_BYTES;
+                bytes += unfit.0.len() + DEAD_BYTES;
                 taken.dead.push((at, nth, unfit.0));
             }
         }

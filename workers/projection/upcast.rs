@@ -2,7 +2,10 @@
 //! successor is built goes on as its own deployment says. JavaScript runs on a thread of its own,
 //! which is started with the first event that needs it.
 
-use std::collections::{HashMap, HashSet, hash_map::Entry};
+use std::{
+    collections::{HashMap, HashSet, hash_map::Entry},
+    time::{Duration, Instant},
+};
 
 use flexcore_definition::Followed;
 use flexcore_domain::{AggregateKey, Event, Hash, Refusal, limits::COMMIT_BYTES_MAX};
@@ -24,6 +27,8 @@ const TRIES_MAX: u32 = 4;
 const UPCASTED_BYTES_MAX: usize = 32 << 20;
 /// Largest data that an upcast makes of one event, in bytes: as the largest event that a commit has.
 const EVENT_BYTES_MAX: usize = COMMIT_BYTES_MAX;
+/// After which no more commits are begun with at once: what is there is written first, so that rows move on.
+const UPCAST_FOR: Duration = Duration::from_secs(5);
 
 /// An event with its place in the batch.
 struct Old {
@@ -137,8 +142,10 @@ fn bytes_of(upcasted: &Result<Box<RawValue>, String>) -> usize {
 async fn serve(scripts: Scripts<Made>, mut requests: mpsc::Receiver<Request>) {
     while let Some((old, room, answer)) = requests.recv().await {
         let (mut upcasted, mut bytes, mut last) = (Upcasted::new(), 0, None);
+        let began = Instant::now();
         for old in old {
-            if bytes >= room && last != Some(old.at.0) {
+            let is_enough = bytes >= room || began.elapsed() >= UPCAST_FOR;
+            if is_enough && last.is_some() && last != Some(old.at.0) {
                 break;
             }
             last = Some(old.at.0);
