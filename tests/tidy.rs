@@ -11,6 +11,8 @@ mod circles;
 mod contracts;
 #[path = "tidy/edges.rs"]
 mod edges;
+#[path = "tidy/futures.rs"]
+mod futures;
 #[path = "tidy/labels.rs"]
 mod labels;
 #[path = "tidy/loops.rs"]

@@ -60,6 +60,7 @@ impl Ephemeral {
     }
 
     /// The same over a connection whose client may end for good: it is deleted over the other one, which lasts.
+    #[boxed::async_recursion]
     pub async fn create_over(
         jetstream: &jetstream::Context,
         lasting: &jetstream::Context,

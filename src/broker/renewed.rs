@@ -108,6 +108,7 @@ impl Renewed {
 
     /// Its JetStream context. When its client has ended, a new one is made first, and all who ask meanwhile
     /// wait for it. Fails with [`Error::Unavailable`] when that cannot be done now.
+    #[boxed::async_recursion]
     pub async fn context(&self) -> Result<jetstream::Context, Error> {
         let Kept { connect, now, .. } = &*self.0;
         let mut now = now.lock().await;
