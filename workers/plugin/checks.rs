@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     thread,
     time::Duration,
 };
@@ -47,13 +47,15 @@ const STACK_BYTES: usize = 16 << 20;
 #[derive(Clone, Debug)]
 pub(super) struct Checks {
     at_once: Arc<Semaphore>,
+    /// Of each tenant that has a check or waits for one: one place at a time.
+    of_tenants: Arc<Mutex<BTreeMap<Tenant, Weak<Semaphore>>>>,
     left: Arc<Semaphore>,
 }
 
 impl Default for Checks {
     fn default() -> Self {
         let places = |places| Arc::new(Semaphore::new(places));
-        Self { at_once: places(AT_ONCE_MAX), left: places(LEFT_MAX) }
+        Self { at_once: places(AT_ONCE_MAX), of_tenants: Arc::default(), left: places(LEFT_MAX) }
     }
 }
 
@@ -67,6 +69,18 @@ pub(super) enum Unchecked {
 }
 
 impl Checks {
+    /// The place of a tenant. It is there while somebody has it, or waits for it.
+    fn of_tenant(&self, tenant: &Tenant) -> Arc<Semaphore> {
+        let mut all = self.of_tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = all.get(tenant).and_then(Weak::upgrade) {
+            return place;
+        }
+        all.retain(|_, place| place.strong_count() > 0);
+        let place = Arc::new(Semaphore::new(1));
+        all.insert(tenant.clone(), Arc::downgrade(&place));
+        place
+    }
+
     /// Makes a check of a tenant's input. Fails when it takes more than [`CHECK_MAX`], and for a while after
     /// that. It runs to its end, or is left behind, when its caller does not wait for that.
     pub(super) async fn check<T: Send + 'static>(
@@ -75,8 +89,9 @@ impl Checks {
         tenant: &Tenant,
         check: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Unchecked> {
-        let place = self.at_once.clone().acquire_owned().await;
-        let place = place.map_err(|error| Unchecked::Failed(error.to_string()))?;
+        // Their own first: who has many waiting keeps nobody from the places of all.
+        let own = place(self.of_tenant(tenant)).await?;
+        let place = CheckPlace { _own: own, _of_all: place(self.at_once.clone()).await? };
         // Now: those that have waited with it may have been left behind.
         suspects.admit(tenant, Instant::now())?;
         let (left, suspects, tenant) = (self.left.clone(), suspects.clone(), tenant.clone());
@@ -92,16 +107,26 @@ impl Checks {
     }
 }
 
+/// The place of a check that runs.
+struct CheckPlace {
+    _own: OwnedSemaphorePermit,
+    _of_all: OwnedSemaphorePermit,
+}
+
+async fn place(of: Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Unchecked> {
+    of.acquire_owned().await.map_err(|error| Unchecked::Failed(error.to_string()))
+}
+
 /// A check that runs.
 struct Running<T> {
-    place: OwnedSemaphorePermit,
+    place: CheckPlace,
     thread: oneshot::Receiver<Pid>,
     answer: oneshot::Receiver<T>,
 }
 
 impl<T: Send + 'static> Running<T> {
     fn begin(
-        place: OwnedSemaphorePermit,
+        place: CheckPlace,
         check: impl FnOnce() -> T + Send + 'static,
     ) -> Result<Self, Unchecked> {
         let (number, thread) = oneshot::channel();
@@ -241,6 +266,35 @@ mod tests {
         }
         checks.check(one, &tenant("other"), || ()).await.unwrap();
         assert_eq!(checks.at_once.available_permits(), AT_ONCE_MAX);
+    }
+
+    /// Inputs that take nearly as long as they may held both places.
+    #[tokio::test]
+    async fn checks_of_one_tenant_leave_a_place_to_others() {
+        let (checks, suspects) = (Checks::default(), Arc::default());
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        let stopped = Arc::new(Mutex::new(stopped));
+        let slow = (0..3).map(|_| {
+            let (checks, suspects) = (checks.clone(), Arc::clone(&suspects));
+            let stopped = stopped.clone();
+            let wait = move || {
+                let _ = stopped.lock().unwrap().recv();
+            };
+            tokio::spawn(async move { checks.check(&suspects, &tenant("acme"), wait).await })
+        });
+        let slow: Vec<_> = slow.collect();
+        while checks.at_once.available_permits() == AT_ONCE_MAX {
+            tokio::task::yield_now().await;
+        }
+        let globex = tenant("globex");
+        let other = checks.check(&suspects, &globex, || ());
+        timeout(Duration::from_secs(10), other).await.unwrap().unwrap();
+        drop(stop);
+        for check in slow {
+            check.await.unwrap().unwrap();
+        }
+        drop(checks.of_tenant(&tenant("other")));
+        assert_eq!(checks.of_tenants.lock().unwrap().len(), 1, "those before are gone");
     }
 
     #[test]
