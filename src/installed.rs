@@ -1,17 +1,14 @@
 //! `flexcore plugin install` and the other verbs for plugins that the workers of an installation run.
 
-use std::{collections::BTreeSet, io::Write, path::PathBuf};
+use std::{io::Write, path::PathBuf};
 
 use anyhow::{Context, bail};
-use flexcore_definition::{PluginContract, PluginManifest, Wish};
+use flexcore_definition::{PluginContract, PluginManifest};
 use flexcore_domain::{Name, plugin::PluginReply};
 use flexcore_installation::stop_at_signals;
 use flexcore_operations::plugins::{self, Installed, PluginCall, PluginView};
-use flexcore_plugin::{
-    Checked, Cookie, Reflection,
-    contract::Client,
-    guard::{Bounds, Files, Measure, Sandbox, User},
-};
+use flexcore_plugin::{Checked, Cookie, Reflection, contract::Client};
+use flexcore_workers::plugin as workers;
 use serde_json::{Value, json};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -136,10 +133,6 @@ pub(crate) async fn install(
     Ok(runs)
 }
 
-/// The user of a plugin that is tried, where its manifest asks for one of its own: none of those that workers
-/// give, so that it is alone.
-const USER: u32 = 65_520;
-
 /// Starts the plugin as its manifest says, asks what it can do, and ends it. Fails where it would not
 /// serve.
 async fn tried(manifest: &PluginManifest, file: PathBuf) -> anyhow::Result<()> {
@@ -181,34 +174,8 @@ fn started_by(manifest: &PluginManifest, file: PathBuf, sha256: [u8; 32]) -> Pro
         arg: manifest.arguments.iter().map(Into::into).collect(),
         sha256: Some(sha256),
         timeout: manifest.start.as_secs().max(1),
-        bounds: Bounds {
-            memory_bytes: manifest.limits.memory_bytes,
-            cpu_s: manifest.limits.cpu_s,
-            files: manifest.limits.files,
-            processes: manifest.limits.processes,
-        },
-        sandbox: sandbox(manifest),
-    }
-}
-
-fn sandbox(manifest: &PluginManifest) -> Sandbox {
-    let wishes = &manifest.sandbox;
-    let demanded: BTreeSet<Measure> = [
-        (wishes.own_user, Measure::User),
-        (wishes.network, Measure::Network),
-        (wishes.files, Measure::Files),
-        (wishes.processes, Measure::Processes),
-    ]
-    .into_iter()
-    .filter_map(|(wish, measure)| (wish == Some(Wish::Demand)).then_some(measure))
-    .collect();
-    Sandbox {
-        user: wishes.own_user.map(|_| User { uid: USER, gid: USER }),
-        no_network: wishes.network.is_some(),
-        files: wishes.files.map(|_| Files::default()),
-        own_processes: wishes.processes.is_some(),
-        demanded,
-        ..Sandbox::default()
+        bounds: workers::bounds(manifest),
+        sandbox: workers::sandbox(manifest, workers::TRIAL_USER),
     }
 }
 
@@ -393,7 +360,10 @@ pub(crate) async fn call(config: &Config, call: PluginCall) -> anyhow::Result<Va
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use flexcore_definition::SourceFile;
+    use flexcore_plugin::guard::{Bounds, Files, Measure, Sandbox};
 
     use super::*;
 
@@ -419,7 +389,7 @@ mod tests {
             processes: Some(64),
         };
         let sandbox = Sandbox {
-            user: Some(User { uid: USER, gid: USER }),
+            user: Some(workers::TRIAL_USER),
             no_network: true,
             files: Some(Files::default()),
             own_processes: true,

@@ -33,6 +33,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use checks::Checks;
 use reports::Board;
 use start::Users;
+pub use start::{TRIAL_USER, bounds, sandbox};
 
 /// The running executable as the guard of plugins: the very file, even if another has taken its place.
 pub const GUARD: &str = "/proc/self/exe";

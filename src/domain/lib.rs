@@ -29,5 +29,5 @@ pub use plugin::{
 };
 pub use position::Position;
 pub use seal::{Vouched, WRONG_SEAL};
-pub use slot::{PORTIONS, SLOTS, Slot};
+pub use slot::{PORTIONS, SLOTS, Slot, fnv1a};
 pub use trace::TraceParent;

@@ -10,6 +10,13 @@ pub const SLOTS: u16 = 64;
 /// are shares of projections to be owned, since more would make nobody faster.
 pub const PORTIONS: u16 = 16;
 
+/// FNV-1a with 32 bits: the same on every machine and in every version. Whoever chooses the bytes can choose
+/// the hash.
+#[must_use]
+pub fn fnv1a(bytes: impl Iterator<Item = u8>) -> u32 {
+    bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
 /// A hash bucket of aggregates, below [`SLOTS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(u16);
@@ -21,10 +28,7 @@ impl Slot {
     /// The slot of an aggregate by its names: FNV-1a 32 over tenant, aggregate and id with nothing
     /// between, modulo [`SLOTS`]; the same function as the broker's `partition(64,1,2,3)` mapping.
     pub(crate) fn of(names: [&str; 3]) -> Self {
-        let hash = names
-            .iter()
-            .flat_map(|name| name.bytes())
-            .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+        let hash = fnv1a(names.iter().flat_map(|name| name.bytes()));
         Self((hash % u32::from(SLOTS)) as u16)
     }
 

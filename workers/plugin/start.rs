@@ -8,7 +8,7 @@ use std::{
 };
 
 use flexcore_definition::{PluginContract, PluginManifest, Wish};
-use flexcore_domain::{Name, plugin::OUTPUT_BYTES_MAX};
+use flexcore_domain::{Name, fnv1a, plugin::OUTPUT_BYTES_MAX};
 use flexcore_eventstore::plugins::InstalledPlugin;
 use flexcore_plugin::{
     Checked, Cookie, Start,
@@ -20,6 +20,10 @@ use flexcore_pool::Spec;
 /// that come and go.
 const USERS_FIRST: u32 = 61_184;
 const USERS: u32 = 4_336;
+
+/// The user of a plugin that is tried before it is installed, where its manifest asks for one of its own: none of
+/// those that a worker gives.
+pub const TRIAL_USER: User = User { uid: USERS_FIRST + USERS, gid: USERS_FIRST + USERS };
 
 /// Largest message that is taken from a plugin, in bytes. 5 MiB: its description, and what stands around it. As
 /// much is in memory for a call under way of a foreign one.
@@ -63,19 +67,27 @@ fn start(manifest: &PluginManifest, file: Checked, guard: &Path, user: User) -> 
         multiplex: manifest.multiplex,
         start_wait: manifest.start,
         answer_bytes_max: ANSWER_BYTES_MAX,
-        bounds: Bounds {
-            memory_bytes: manifest.limits.memory_bytes,
-            cpu_s: manifest.limits.cpu_s,
-            files: manifest.limits.files,
-            processes: manifest.limits.processes,
-        },
+        bounds: bounds(manifest),
         sandbox: sandbox(manifest, user),
         // The pool keeps what is printed.
         output: Arc::new(|_| {}),
     }
 }
 
-fn sandbox(manifest: &PluginManifest, user: User) -> Sandbox {
+/// The most that a plugin may use, as its manifest says.
+#[must_use]
+pub fn bounds(manifest: &PluginManifest) -> Bounds {
+    Bounds {
+        memory_bytes: manifest.limits.memory_bytes,
+        cpu_s: manifest.limits.cpu_s,
+        files: manifest.limits.files,
+        processes: manifest.limits.processes,
+    }
+}
+
+/// What a plugin is kept from, as its manifest says; as this user where it asks for one of its own.
+#[must_use]
+pub fn sandbox(manifest: &PluginManifest, user: User) -> Sandbox {
     let wishes = &manifest.sandbox;
     let mut demanded = BTreeSet::new();
     for (wish, measure) in [
@@ -134,11 +146,7 @@ impl Users {
 /// The number that the plugin's name gives, or the next one that is free: mostly the same on every machine and at
 /// every start.
 fn free_number(name: &str, taken: &BTreeSet<u32>) -> u32 {
-    // FNV-1a.
-    let hash = name
-        .bytes()
-        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    let first = hash % USERS;
+    let first = fnv1a(name.bytes()) % USERS;
     let mut numbers = (first..USERS).chain(0..first).map(|number| USERS_FIRST + number);
     // No installation has so many plugins that none is free.
     numbers.find(|number| !taken.contains(number)).unwrap_or(USERS_FIRST + first)

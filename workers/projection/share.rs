@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use flexcore_domain::Name;
+use flexcore_domain::{Name, fnv1a};
 use flexcore_readmodel::Version;
 
 use crate::PROJECTIONS;
@@ -10,11 +10,8 @@ use crate::PROJECTIONS;
 /// The share that a portion of a read model belongs to. One that is not shared has the first alone, whose
 /// owner manages the read model.
 pub(super) fn share(name: &Name, portion: u16) -> u16 {
-    // FNV-1a, so that every worker counts alike, with every compiler.
-    let hash = name
-        .as_str()
-        .bytes()
-        .fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    // Every worker counts alike, with every compiler.
+    let hash = fnv1a(name.as_str().bytes());
     let places = u32::from(PROJECTIONS.places);
     u16::try_from((hash % places + u32::from(portion)) % places).expect("BUG: places fit")
 }
