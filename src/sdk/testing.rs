@@ -18,7 +18,8 @@
 //! ```
 //!
 //! All of it panics, as tests do, where the plugin or the host does what it must not do. A failure
-//! that the plugin answers with is returned.
+//! that the plugin answers with is returned. [`requirements`], [`without_a_host`] and [`Schemas`] do
+//! not panic: they are for whoever tests plugins of others, as `flexcore plugin check` does.
 
 mod conform;
 mod kit;
@@ -27,9 +28,11 @@ mod schemas;
 
 use std::path::Path;
 
+pub use conform::{Requirement, requirements, without_a_host};
 pub use flexcore_plugin::{Error, Level, Line, contract::Context};
 pub use kit::Kit;
 pub use running::Running;
+pub use schemas::Schemas;
 
 /// Starts the executable of a plugin that is built with this SDK.
 ///

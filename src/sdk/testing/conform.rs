@@ -1,23 +1,51 @@
-//! What every plugin has to do.
+//! What every plugin has to do, whatever it is written in.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    ffi::OsString,
+    io,
+    path::Path,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
 
 use flexcore_plugin::{
-    Cookie, Error,
-    contract::{CallOutcome, CallRequest},
+    Cookie, Error, Plugin,
+    contract::{CallOutcome, CallRequest, Client, Context, Description, Question},
     limits::INPUT_BYTES_MAX,
 };
-use serde_json::Value;
-use tokio::{process::Command, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _},
+    process::Command,
+    time::timeout,
+};
 use tonic::Code;
 
 use super::{
     kit::Kit,
-    running::{PATIENCE, Running},
+    running::{PATIENCE, TEST},
 };
 
 /// A call that is given up is given up so soon.
 const SOON: Duration = Duration::from_millis(1);
+
+/// Most bytes that are read of what a plugin prints that no host has started. 64 KiB: it is a
+/// sentence.
+const SAID_BYTES_MAX: u64 = 64 * 1024;
+
+/// Something that every plugin has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Requirement {
+    /// What it is, to be read behind "it".
+    pub what: &'static str,
+    /// What the plugin did instead; `None`: it does it.
+    pub fault: Option<String>,
+}
+
+type Done = Result<(), String>;
+
+fn requirement(what: &'static str, done: Done) -> Requirement {
+    Requirement { what, fault: done.err() }
+}
 
 impl Kit {
     /// Holds the plugin to what every plugin has to do: describe itself, refuse what the contract
@@ -27,116 +55,208 @@ impl Kit {
     /// # Panics
     /// If it does something else.
     pub async fn conforms(&self) {
-        it_is_not_started_by_hand(self).await;
+        held(&[without_a_host(&self.file, &self.arguments, &self.environment).await]);
         for tls in [true, false] {
             let plugin = self.clone().tls(tls).start().await;
-            it_describes_itself_as_before(&plugin).await;
-            it_refuses_what_it_does_not_have(&plugin).await;
-            it_refuses_what_is_no_json(&plugin).await;
-            it_refuses_what_is_too_large(&plugin).await;
-            it_answers_batches(&plugin).await;
-            it_decides_again_as_before(&plugin).await;
-            it_takes_a_call_that_is_given_up(&plugin).await;
-            it_is_well(&plugin).await;
+            held(&requirements(plugin.plugin()).await);
             plugin.stop().await;
         }
     }
 }
 
-/// People are told what it is, and nothing is on standard output, which is a host's.
-async fn it_is_not_started_by_hand(kit: &Kit) {
-    let mut command = Command::new(&kit.file);
+fn held(requirements: &[Requirement]) {
+    let told = |one: &Requirement| Some(format!("it {}: {}", one.what, one.fault.as_ref()?));
+    let faults: Vec<String> = requirements.iter().filter_map(told).collect();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+/// Starts an executable as a person would, who is to be told what it is; standard output is a
+/// host's. It has to end at once.
+pub async fn without_a_host(
+    file: &Path,
+    arguments: &[OsString],
+    environment: &[(OsString, OsString)],
+) -> Requirement {
+    let mut command = Command::new(file);
+    command.args(arguments).envs(environment.iter().map(|(name, value)| (name, value)));
     command.env_remove(Cookie::flexcore().key).stdin(Stdio::null()).kill_on_drop(true);
-    let ended = timeout(PATIENCE, command.output()).await;
-    let ended = ended.expect("a plugin that no host has started ends at once");
-    let ended = ended.unwrap_or_else(|error| panic!("{}: {error}", kit.file.display()));
-    assert_eq!(ended.status.code(), Some(1), "without a host its exit status is 1");
-    assert!(ended.stdout.is_empty(), "without a host it prints nothing to standard output");
-    assert!(!ended.stderr.is_empty(), "without a host it says so on standard error");
-}
-
-async fn it_describes_itself_as_before(plugin: &Running) {
-    for _ in 0..2 {
-        let described = plugin.client().describe().await.unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(&described, plugin.description(), "it describes itself the same each time");
-    }
-}
-
-async fn it_refuses_what_it_does_not_have(plugin: &Running) {
-    let none = "f".repeat(40);
-    refused("a function that it does not have", call(plugin, &none, "null".into()).await);
-}
-
-async fn it_refuses_what_is_no_json(plugin: &Running) {
-    for function in names(plugin) {
-        for input in ["{", "", "\u{0}"] {
-            let answer = call(plugin, &function, input.into()).await;
-            refused(&format!("{input:?} as an input of {function:?}"), answer);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let done = match timeout(PATIENCE, by_hand(command)).await {
+        Err(_) => Err("a plugin that no host has started ends at once".to_owned()),
+        Ok(Err(error)) => Err(format!("{}: {error}", file.display())),
+        Ok(Ok((status, ..))) if status.code() != Some(1) => {
+            Err(format!("without a host its exit status is 1, and not: {status}"))
         }
-    }
+        Ok(Ok((_, printed, _))) if printed > 0 => {
+            Err("without a host it prints nothing to standard output".to_owned())
+        }
+        Ok(Ok((_, _, 0))) => Err("without a host it says so on standard error".to_owned()),
+        Ok(Ok(_)) => Ok(()),
+    };
+    requirement("is not started by hand", done)
 }
 
-async fn it_refuses_what_is_too_large(plugin: &Running) {
-    for function in names(plugin) {
-        let large = "[".repeat(INPUT_BYTES_MAX + 1);
-        let answer = call(plugin, &function, large).await;
-        refused(&format!("an input of {function:?} over the limit"), answer);
-    }
+/// How it ended, and how many bytes it has printed to standard output and to standard error.
+async fn by_hand(mut command: Command) -> io::Result<(ExitStatus, usize, usize)> {
+    let mut child = command.spawn()?;
+    let (out, err) = (read(child.stdout.take()), read(child.stderr.take()));
+    let (out, err) = tokio::try_join!(out, err)?;
+    Ok((child.wait().await?, out, err))
 }
 
-/// The client holds the numbers of batches and results to those that were asked.
-async fn it_answers_batches(plugin: &Running) {
-    for function in names(plugin) {
-        let stream = plugin.client().stream(plugin.context(), &function, PATIENCE);
-        for number in 1..=2 {
-            let batch = stream.send(vec!["{".into(); 3]).await;
-            let batch = batch.unwrap_or_else(|error| panic!("batch {number}: {error}"));
-            for outcome in batch.results().await.unwrap_or_else(|error| panic!("{error}")) {
-                refused(&format!("what is no JSON in a batch of {function:?}"), Ok(outcome));
+/// Reads to the end, or so far that whoever writes more is ended by it.
+async fn read(stream: Option<impl AsyncRead + Unpin>) -> io::Result<usize> {
+    let Some(stream) = stream else { return Ok(0) };
+    stream.take(SAID_BYTES_MAX).read_to_end(&mut Vec::new()).await
+}
+
+/// Holds a plugin that runs to all but its end.
+pub async fn requirements(plugin: &Plugin) -> Vec<Requirement> {
+    let client = Client::new(plugin.connection());
+    let described = "describes itself the same each time";
+    let description = match client.describe().await {
+        Ok(description) => description,
+        Err(error) => return vec![requirement(described, Err(error.to_string()))],
+    };
+    let under_test = UnderTest { plugin, client, description };
+    vec![
+        requirement(described, under_test.describes_itself_as_before().await),
+        requirement("refuses a function that it has not", under_test.refuses_others().await),
+        requirement("refuses what is no JSON", under_test.refuses_what_is_no_json().await),
+        requirement("refuses what is too large", under_test.refuses_what_is_too_large().await),
+        requirement("answers batches", under_test.answers_batches().await),
+        requirement("decides as before", under_test.decides_as_before().await),
+        requirement("survives calls that are given up", under_test.survives_given_up().await),
+        requirement("is well", under_test.is_well().await),
+    ]
+}
+
+/// A plugin that runs, and what it has said of itself.
+struct UnderTest<'a> {
+    plugin: &'a Plugin,
+    client: Client,
+    description: Description,
+}
+
+impl UnderTest<'_> {
+    async fn describes_itself_as_before(&self) -> Done {
+        for _ in 0..2 {
+            let described = self.client.describe().await.map_err(|error| error.to_string())?;
+            if described != self.description {
+                return Err("it has said something else before".to_owned());
             }
         }
-        stream.finish().await.unwrap_or_else(|error| panic!("the end of a stream: {error}"));
+        Ok(())
+    }
+
+    async fn refuses_others(&self) -> Done {
+        let none = "f".repeat(40);
+        refused("a function that it does not have", self.call(&none, "null".into()).await)
+    }
+
+    async fn refuses_what_is_no_json(&self) -> Done {
+        for function in self.names() {
+            for input in ["{", "", "\u{0}"] {
+                let answer = self.call(function, input.into()).await;
+                refused(&format!("{input:?} as an input of {function:?}"), answer)?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn refuses_what_is_too_large(&self) -> Done {
+        for function in self.names() {
+            let large = "[".repeat(INPUT_BYTES_MAX + 1);
+            let answer = self.call(function, large).await;
+            refused(&format!("an input of {function:?} over the limit"), answer)?;
+        }
+        Ok(())
+    }
+
+    /// The client holds the numbers of batches and results to those that were asked.
+    async fn answers_batches(&self) -> Done {
+        for function in self.names() {
+            let stream = self.client.stream(context(), function, PATIENCE);
+            for number in 1..=2 {
+                let batch = stream.send(vec!["{".into(); 3]).await;
+                let batch = batch.map_err(|error| format!("batch {number}: {error}"))?;
+                for outcome in batch.results().await.map_err(|error| error.to_string())? {
+                    let what = format!("what is no JSON in a batch of {function:?}");
+                    refused(&what, Ok(outcome))?;
+                }
+            }
+            let ended = stream.finish().await;
+            ended.map_err(|error| format!("the end of a stream: {error}"))?;
+        }
+        Ok(())
+    }
+
+    /// A command that it does not know: whatever it says to that.
+    async fn decides_as_before(&self) -> Done {
+        if !self.description.decides {
+            return Ok(());
+        }
+        let question = Question {
+            context: Some(context()),
+            aggregate: TEST.to_owned(),
+            id: TEST.to_owned(),
+            command: "no_such_command".to_owned(),
+            command_id: TEST.to_owned(),
+            state: "null".into(),
+            payload: "null".into(),
+            ..Question::default()
+        };
+        let decider = self.client.decider();
+        let decided =
+            decider.ask(question.clone(), PATIENCE).await.map_err(|error| error.to_string())?;
+        let again = decider.ask(question, PATIENCE).await.map_err(|error| error.to_string())?;
+        if decided == again {
+            Ok(())
+        } else {
+            Err(format!("the same question has two answers: {decided:?}, {again:?}"))
+        }
+    }
+
+    async fn survives_given_up(&self) -> Done {
+        for function in self.names() {
+            let large = "[".repeat(INPUT_BYTES_MAX);
+            // It is given up, or refused by then.
+            let _ = timeout(SOON, self.call(function, large)).await;
+        }
+        self.describes_itself_as_before().await
+    }
+
+    async fn is_well(&self) -> Done {
+        self.plugin.check().await.map_err(|error| format!("its health: {error}"))
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.description.functions.iter().map(|function| function.name.as_str())
+    }
+
+    async fn call(&self, function: &str, input: String) -> Result<CallOutcome, Error> {
+        let (context, function) = (Some(context()), function.to_owned());
+        let request = CallRequest { context, function, input: input.into() };
+        self.client.call_unchecked(request, PATIENCE).await
     }
 }
 
-/// A command that it does not know: whatever it says to that.
-async fn it_decides_again_as_before(plugin: &Running) {
-    if plugin.description().decides {
-        let _ = plugin.decide("no_such_command", &Value::Null, &Value::Null).await;
-    }
-}
-
-async fn it_takes_a_call_that_is_given_up(plugin: &Running) {
-    for function in names(plugin) {
-        let large = "[".repeat(INPUT_BYTES_MAX);
-        // It is given up, or refused by then.
-        let _ = timeout(SOON, call(plugin, &function, large)).await;
-    }
-    it_describes_itself_as_before(plugin).await;
-}
-
-async fn it_is_well(plugin: &Running) {
-    plugin.plugin().check().await.unwrap_or_else(|error| panic!("its health: {error}"));
-}
-
-fn names(plugin: &Running) -> Vec<String> {
-    plugin.description().functions.iter().map(|function| function.name.clone()).collect()
-}
-
-async fn call(plugin: &Running, function: &str, input: String) -> Result<CallOutcome, Error> {
-    let (context, function) = (Some(plugin.context()), function.to_owned());
-    let request = CallRequest { context, function, input: input.into() };
-    plugin.client().call_unchecked(request, PATIENCE).await
+fn context() -> Context {
+    let test = || TEST.to_owned();
+    Context { tenant: test(), actor: test(), idempotency_key: test(), ..Context::default() }
 }
 
 /// A refusal is a failure for good, or a status that says that nothing was done. Libraries have
 /// codes of their own for messages that are too large for them.
-fn refused(what: &str, answer: Result<CallOutcome, Error>) {
+fn refused(what: &str, answer: Result<CallOutcome, Error>) -> Done {
     let codes = [Code::InvalidArgument, Code::NotFound, Code::ResourceExhausted, Code::OutOfRange];
     match answer {
-        Ok(Ok(output)) => panic!("{what} is answered with {output:?}"),
-        Ok(Err(failure)) => assert!(!failure.temporary, "{what} is refused for now: {failure}"),
-        Err(Error::Status { status, .. }) if codes.contains(&status.code()) => {}
-        Err(error) => panic!("{what}: {error}"),
+        Ok(Ok(output)) => Err(format!("{what} is answered with {output:?}")),
+        Ok(Err(failure)) if failure.temporary => {
+            Err(format!("{what} is refused for now: {failure}"))
+        }
+        Ok(Err(_)) => Ok(()),
+        Err(Error::Status { status, .. }) if codes.contains(&status.code()) => Ok(()),
+        Err(error) => Err(format!("{what}: {error}")),
     }
 }

@@ -23,8 +23,8 @@ const LINES_MAX: usize = 10_000;
 pub struct Kit {
     pub(super) file: PathBuf,
     guard: PathBuf,
-    arguments: Vec<OsString>,
-    environment: Vec<(OsString, OsString)>,
+    pub(super) arguments: Vec<OsString>,
+    pub(super) environment: Vec<(OsString, OsString)>,
     tls: bool,
     multiplex: bool,
 }

@@ -23,7 +23,7 @@ use crate::{Failure, Refused};
 pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The tenant, and the actor, of calls in tests.
-const TEST: &str = "test";
+pub(super) const TEST: &str = "test";
 
 /// A plugin that runs. When it is dropped, its process is killed.
 pub struct Running {
@@ -40,7 +40,7 @@ impl Running {
         let client = Client::new(plugin.connection());
         let described = client.describe().await;
         let description = described.unwrap_or_else(|error| panic!("{error}"));
-        let schemas = Schemas::of(&description);
+        let schemas = Schemas::of(&description).unwrap_or_else(|why| panic!("{why}"));
         Self { plugin, client, description, schemas, lines, calls: AtomicU64::new(0) }
     }
 

@@ -7,53 +7,57 @@ use serde_json::Value;
 /// Reasons that are told of one value.
 const REASONS_MAX: usize = 5;
 
-/// All schemas of a plugin. None where any JSON fits.
-pub(super) struct Schemas {
+/// All schemas of a plugin, which the host holds inputs, outputs and configurations to.
+#[derive(Debug)]
+pub struct Schemas {
     functions: Vec<(String, Option<Validator>, Option<Validator>)>,
     configuration: Option<Validator>,
 }
 
 impl Schemas {
-    /// # Panics
-    /// If a schema is none.
-    pub(super) fn of(description: &Description) -> Self {
-        let functions = description.functions.iter().map(|function| {
+    /// Of what a plugin says of itself. Fails where one of them is no schema.
+    pub fn of(description: &Description) -> Result<Self, String> {
+        let mut functions = Vec::new();
+        for function in &description.functions {
             let name = &function.name;
-            let input = compiled(&format!("the input of {name:?}"), &function.input_schema);
-            let output = compiled(&format!("the output of {name:?}"), &function.output_schema);
-            (name.clone(), input, output)
-        });
-        let configuration = compiled("the configuration", &description.configuration_schema);
-        Self { functions: functions.collect(), configuration }
+            let input = compiled(&format!("the input of {name:?}"), &function.input_schema)?;
+            let output = compiled(&format!("the output of {name:?}"), &function.output_schema)?;
+            functions.push((name.clone(), input, output));
+        }
+        let configuration = compiled("the configuration", &description.configuration_schema)?;
+        Ok(Self { functions, configuration })
     }
 
-    pub(super) fn input(&self, function: &str, input: &Value) -> Result<(), String> {
+    /// Fails, with the reasons, where the host would not hand this input to the function.
+    pub fn input(&self, function: &str, input: &Value) -> Result<(), String> {
         let found = self.functions.iter().find(|(name, ..)| name == function);
         found.map_or(Ok(()), |(_, schema, _)| fits(schema.as_ref(), input))
     }
 
-    pub(super) fn output(&self, function: &str, output: &Value) -> Result<(), String> {
+    /// Fails, with the reasons, where the function must not answer with this output.
+    pub fn output(&self, function: &str, output: &Value) -> Result<(), String> {
         let found = self.functions.iter().find(|(name, ..)| name == function);
         found.map_or(Ok(()), |(.., schema)| fits(schema.as_ref(), output))
     }
 
-    pub(super) fn configuration(&self, configuration: &Value) -> Result<(), String> {
+    /// Fails, with the reasons, where the host would not store this configuration.
+    pub fn configuration(&self, configuration: &Value) -> Result<(), String> {
         fits(self.configuration.as_ref(), configuration)
     }
 }
 
-fn compiled(what: &str, schema: &str) -> Option<Validator> {
+fn compiled(what: &str, schema: &str) -> Result<Option<Validator>, String> {
     if schema.is_empty() {
-        return None;
+        return Ok(None);
     }
     let json: Value = serde_json::from_str(schema)
-        .unwrap_or_else(|error| panic!("the schema of {what} is no JSON: {error}"));
+        .map_err(|error| format!("the schema of {what} is no JSON: {error}"))?;
     let options = jsonschema::options()
         .with_draft(Draft::Draft202012)
         .should_validate_formats(true)
         .should_ignore_unknown_formats(false);
     let built = options.build(&json);
-    Some(built.unwrap_or_else(|error| panic!("the schema of {what} is none: {error}")))
+    built.map(Some).map_err(|error| format!("the schema of {what} is none: {error}"))
 }
 
 fn fits(schema: Option<&Validator>, value: &Value) -> Result<(), String> {
@@ -81,12 +85,23 @@ mod tests {
             output_schema: json!({"type": "string"}).to_string(),
             ..Function::default()
         };
-        let schemas = Schemas::of(&Description { functions: vec![function], ..Default::default() });
+        let described = Description { functions: vec![function], ..Default::default() };
+        let schemas = Schemas::of(&described).unwrap();
         schemas.input("greet", &json!({"name": 1})).unwrap();
         assert!(schemas.input("greet", &json!({})).unwrap_err().contains("name"));
         schemas.output("greet", &json!("x")).unwrap();
         schemas.output("greet", &json!(1)).unwrap_err();
         schemas.input("other", &json!(1)).unwrap();
         schemas.configuration(&json!(1)).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_schema_is_told() {
+        for (schema, said) in [("{", "is no JSON"), (r#"{"type": 5}"#, "is none")] {
+            let configuration_schema = schema.to_owned();
+            let described = Description { configuration_schema, ..Default::default() };
+            let why = Schemas::of(&described).unwrap_err();
+            assert!(why.contains("the configuration") && why.contains(said), "{why}");
+        }
     }
 }

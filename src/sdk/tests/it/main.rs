@@ -4,8 +4,10 @@
 
 mod calls;
 mod decisions;
+mod go_template;
 mod kit;
 mod new_plugin;
+mod python;
 
 /// The plugin under test.
 const LAB: &str = env!("CARGO_BIN_EXE_flexcore-sdk-lab");

@@ -13,7 +13,16 @@ use serde_json::{Value, json};
 fn main() -> ExitCode {
     let mut plugin = Plugin::new("lab", env!("CARGO_PKG_VERSION"))
         .summary("For tests.")
-        .configured_by(json!({ "type": "object" }), made)
+        .configured_by(
+            json!({
+                "type": "object",
+                "properties": {
+                    "url": { "type": "string" },
+                    "token": { "type": "string", "writeOnly": true },
+                },
+            }),
+            made,
+        )
         .function(Function::new("echo", echo).summary("As it came.").idempotent())
         .function(Function::new("about", about))
         .function(Function::new("settings", settings))
@@ -152,6 +161,13 @@ fn decide(question: &Question) -> Result<Vec<Event>, Refused> {
             Ok(vec![Event::new("added", &json!({ "by": by }))?])
         }
         "nothing" => Ok(vec![]),
+        // No aggregate declares it.
+        "lie" => Ok(vec![Event::new("stolen", &json!({ "by": 1 }))?]),
+        // Milliseconds.
+        "sleep" => {
+            std::thread::sleep(Duration::from_millis(question.payload()?));
+            Ok(vec![Event::new("added", &json!({ "by": 1 }))?])
+        }
         "panic" => panic!("as asked"),
         other => Err(Failure::new("unknown_command", other).into()),
     }
