@@ -61,6 +61,19 @@ fn report(
     if args.json {
         return out::json(out, deployed);
     }
+    told(args, application, deployed, out)?;
+    for warning in &deployed.warnings {
+        writeln!(out, "warning: {warning}")?;
+    }
+    Ok(())
+}
+
+fn told(
+    args: &Apply,
+    application: &Application,
+    deployed: &Deployed,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
     let name = &application.name;
     if deployed.changes.is_empty() {
         writeln!(out, "{name}: nothing changed; version {} is in force", deployed.version)?;

@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow};
 use flexcore_bench as bench;
 use flexcore_cluster::{self as cluster, WorkKind};
 use flexcore_domain::Tenant;
-use flexcore_eventstore::{EventStore, Profile, Settings};
+use flexcore_eventstore::{EventStore, Profile, Settings, sealed::SecretsKey};
 use flexcore_installation::{Broker, Endpoints, Ready, RenderMetrics, dev};
 use flexcore_telemetry as telemetry;
 use flexcore_workers as workers;
@@ -23,6 +23,9 @@ const READY_FILE: &str = "dev.json";
 
 /// File in the data folder with the key that signs tokens.
 const SIGNING_KEY_FILE: &str = "signing_key.pem";
+
+/// File in the data folder with the key that secrets are sealed with.
+const SECRETS_KEY_FILE: &str = "secrets_key";
 
 /// Folder in the cache with the files of installed plugins.
 const PLUGIN_FILES_FOLDER: &str = "plugins";
@@ -49,6 +52,8 @@ pub(crate) struct Config {
     tenant: Option<Tenant>,
     token: Option<String>,
     signing_key: Option<PathBuf>,
+    secrets_key: Option<global::SecretText>,
+    secrets_key_file: Option<PathBuf>,
 }
 
 impl Config {
@@ -83,6 +88,8 @@ impl Config {
             tenant: options.tenant,
             token: options.token,
             signing_key: options.signing_key,
+            secrets_key: options.secrets_key,
+            secrets_key_file: options.secrets_key_file,
         })
     }
 
@@ -174,6 +181,8 @@ impl Config {
             listen: self.http.clone().unwrap_or_else(|| "127.0.0.1:0".to_owned()),
             tenant: self.tenant.clone().map_or_else(|| Tenant::parse(DEV_TENANT), Ok)?,
             signing_key: self.signing_key.clone().unwrap_or_else(own_key),
+            secrets_key: self.secrets_key_given()?,
+            secrets_key_file: self.data.join(SECRETS_KEY_FILE),
             ready_files: [self.ready_file()]
                 .into_iter()
                 .chain(ready_file.map(Path::to_owned))
@@ -198,6 +207,25 @@ impl Config {
         let of_running = || self.running().ok().map(|ready| ready.signing_key);
         let given = self.signing_key.clone().or_else(of_running);
         given.unwrap_or_else(|| self.data.join(SIGNING_KEY_FILE))
+    }
+
+    /// The key for secrets that was given; `None`: none was. Fails when it is none, or its file cannot be read.
+    pub(crate) fn secrets_key_given(&self) -> anyhow::Result<Option<SecretsKey>> {
+        if let Some(path) = &self.secrets_key_file {
+            return read_secrets_key(path).map(Some);
+        }
+        let Some(global::SecretText(text)) = &self.secrets_key else { return Ok(None) };
+        let read = SecretsKey::parse(text).map_err(anyhow::Error::msg);
+        read.map(Some).context("FLEXCORE_SECRETS_KEY or --secrets-key")
+    }
+
+    /// The key for secrets of a tool: as given, or that of the `dev` whose data folder this is.
+    fn secrets_key(&self) -> anyhow::Result<Option<SecretsKey>> {
+        let path = self.data.join(SECRETS_KEY_FILE);
+        match self.secrets_key_given()? {
+            None if self.nats.is_empty() && path.exists() => read_secrets_key(&path).map(Some),
+            given => Ok(given),
+        }
     }
 
     /// The `dev` or `demo` that serves from the data folder. Fails when none does.
@@ -225,7 +253,8 @@ impl Config {
             replicas: self.replicas,
             monitor_urls: self.nats_monitors.clone(),
         };
-        Ok(EventStore::attach(self.connect().await?, settings).await?)
+        let store = EventStore::attach(self.connect().await?, settings).await?;
+        Ok(store.with_secrets_key(self.secrets_key()?))
     }
 
     fn given_or<T>(
@@ -246,6 +275,12 @@ impl Config {
         };
         Ok(given)
     }
+}
+
+fn read_secrets_key(path: &Path) -> anyhow::Result<SecretsKey> {
+    let said = || format!("the key for secrets in {}", path.display());
+    let text = fs::read_to_string(path).with_context(said)?;
+    SecretsKey::parse(&text).map_err(anyhow::Error::msg).with_context(said)
 }
 
 fn user_cache() -> anyhow::Result<PathBuf> {
@@ -289,6 +324,27 @@ mod tests {
         assert_eq!(found.signing_key(), ready.signing_key);
         let given = config(folder.path(), &["--nats", "nats://other:4222"]);
         assert_eq!(given.nats().unwrap().to_string(), "nats://other:4222");
+    }
+
+    #[test]
+    fn the_key_for_secrets_is_given_or_that_of_the_data_folder_and_is_never_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let digits = |digit: &str| digit.repeat(64);
+        let key_of = |more: &[&str]| {
+            config(folder.path(), more).secrets_key().map(|key| key.map(|key| key.digits()))
+        };
+        assert_eq!(key_of(&[]).unwrap(), None);
+        fs::write(folder.path().join(SECRETS_KEY_FILE), digits("a")).unwrap();
+        assert_eq!(key_of(&[]).unwrap(), Some(digits("a")));
+        assert_eq!(key_of(&["--secrets-key", &digits("b")]).unwrap(), Some(digits("b")));
+        assert_eq!(key_of(&["--nats", "nats://other:4222"]).unwrap(), None, "another installation");
+        let given = config(folder.path(), &["--secrets-key", "5ecret"]);
+        let error = format!("{:#}", given.secrets_key().unwrap_err());
+        assert!(error.contains("64 hexadecimal digits"), "{error}");
+        assert!(!error.contains("5ecret") && !format!("{given:?}").contains("5ecret"), "{error}");
+        let file = folder.path().join("none");
+        let gone = key_of(&["--secrets-key-file", file.to_str().unwrap()]).unwrap_err();
+        assert!(format!("{gone:#}").contains("the key for secrets in"), "{gone:#}");
     }
 
     #[test]

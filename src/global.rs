@@ -1,6 +1,6 @@
 //! The options that every subcommand understands.
 
-use std::path::PathBuf;
+use std::{convert::Infallible, fmt, path::PathBuf, str::FromStr};
 
 use clap::{Args, ValueEnum};
 use flexcore_domain::Tenant;
@@ -124,6 +124,38 @@ pub(crate) struct Global {
     /// The RSA key that signs tokens, PEM [default: that of the data folder]
     #[arg(long, global = true, env = "FLEXCORE_SIGNING_KEY", value_name = "FILE")]
     pub(crate) signing_key: Option<PathBuf>,
+    /// The key that plugins' configurations are sealed with, 64 hexadecimal digits; the same for all
+    /// processes. Better by the variable, or by a file [default: none; that of the data folder for `dev`
+    /// and for tools]
+    #[arg(
+        long,
+        global = true,
+        env = "FLEXCORE_SECRETS_KEY",
+        value_name = "DIGITS",
+        hide_env_values = true
+    )]
+    pub(crate) secrets_key: Option<SecretText>,
+    /// A file with that key, in place of --secrets-key
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) secrets_key_file: Option<PathBuf>,
+}
+
+/// A text that is never shown.
+#[derive(Clone)]
+pub(crate) struct SecretText(pub(crate) String);
+
+impl FromStr for SecretText {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for SecretText {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretText")
+    }
 }
 
 fn replicas(text: &str) -> Result<usize, String> {

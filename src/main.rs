@@ -12,18 +12,23 @@ mod echo;
 mod gateways;
 mod global;
 mod healthcheck;
+mod install_plugin;
 mod installed;
 mod lines;
 mod members;
 mod new_plugin;
+mod plugin_check;
+mod plugin_configure;
 mod plugin_files;
 mod plugin_folders;
+mod plugin_try;
 mod plugins;
 mod program;
 mod publish;
 mod query;
 mod rebuild;
 mod roles;
+mod test_plugins;
 mod token;
 mod verify;
 
@@ -46,6 +51,10 @@ const TELEMETRY_SHUTDOWN_MAX: Duration = Duration::from_secs(3);
 fn main() -> ExitCode {
     // The guard of a plugin is this executable, too, and has to be one before anything else begins.
     if let Some(code) = flexcore_plugin::guard::entered() {
+        return code;
+    }
+    // The benches' own plugin is this executable, too, and has a runtime of its own.
+    if let Some(code) = flexcore_bench::plugin_entered() {
         return code;
     }
     // Plugins are of this process's user, and its settings are secrets. It runs as well without.
@@ -98,7 +107,7 @@ async fn run(command: Command, config: &Config, telemetry: &Telemetry) -> anyhow
         Command::Gateway(args) => roles::gateway(config, &args, metrics).await,
         Command::Worker(args) => roles::worker(config, &args, metrics).await,
         Command::Apply(args) => apply::run(config, &args, &mut out).await,
-        Command::Test(args) => apptest::run(&args.folder, args.json, &mut out),
+        Command::Test(args) => apptest::run(&args, &mut out).await,
         Command::Publish(args) => match args.lines.clone() {
             Some(file) => lines::run(config, &file, &args, &mut out).await,
             None => publish::run(config, args, &mut out).await,

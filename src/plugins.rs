@@ -17,9 +17,13 @@ use tokio::task::spawn_blocking;
 
 use crate::{
     config::Config,
-    installed::{self, Install, List, Logs, Remove, Restart, Show},
+    install_plugin::{self, Install, Upgrade},
+    installed::{self, List, Logs, Remove, Restart, Show},
     new_plugin::{self, NewPlugin},
     out,
+    plugin_check::{self, Check},
+    plugin_configure::{self, Configuration, Configure},
+    plugin_try::{self, Try},
     program::{Program, Running, shown, told, with_plugin},
     publish::random_id,
 };
@@ -28,9 +32,11 @@ use crate::{
 #[derive(Debug, clap::Subcommand)]
 #[command(after_help = "\
 Examples:
-  flexcore plugin new greeter
+  flexcore plugin new greeter --lang python
+  flexcore plugin check greeter
   flexcore plugin install greeter
   flexcore plugin call greeter greet '{\"name\": \"Ann\"}'
+  flexcore plugin configure greeter --tenant acme greeter.json
   flexcore plugin inspect ./my-plugin
   flexcore plugin inspect ./terraform-provider-x --protocol-version 5 --protocol-version 6 \\
     --cookie TF_PLUGIN_MAGIC_COOKIE=…
@@ -40,12 +46,17 @@ What a plugin prints that is tried here goes to standard error. It gets none of 
 --env.")]
 pub(crate) enum Plugins {
     New(NewPlugin),
+    Check(Check),
+    Try(Try),
     Install(Install),
+    Upgrade(Upgrade),
     List(List),
     Show(Show),
     Logs(Logs),
     Restart(Restart),
     Remove(Remove),
+    Configure(Configure),
+    Configuration(Configuration),
     Inspect(Inspect),
     Call(Call),
 }
@@ -104,12 +115,17 @@ pub(crate) async fn run(
 ) -> anyhow::Result<bool> {
     match command {
         Plugins::New(args) => new_plugin::run(&args, out),
-        Plugins::Install(args) => installed::install(config, args, out).await,
+        Plugins::Check(args) => plugin_check::run(&args, out).await,
+        Plugins::Try(args) => plugin_try::run(&args, out).await,
+        Plugins::Install(args) => install_plugin::install(config, args, out).await,
+        Plugins::Upgrade(args) => install_plugin::upgrade(config, args, out).await,
         Plugins::List(args) => installed::list(config, &args, out).await,
         Plugins::Show(args) => installed::show(config, &args, out).await,
         Plugins::Logs(args) => installed::logs(config, &args, out).await,
         Plugins::Restart(args) => installed::restart(config, &args, out).await,
         Plugins::Remove(args) => installed::remove(config, &args, out).await,
+        Plugins::Configure(args) => plugin_configure::configure(config, args, out).await,
+        Plugins::Configuration(args) => plugin_configure::configuration(config, &args, out).await,
         Plugins::Inspect(args) => inspect(&args, out).await,
         Plugins::Call(args) => call(config, args, out).await,
     }

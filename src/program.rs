@@ -65,7 +65,8 @@ pub(crate) struct Program {
 /// The running executable as a plugin's guard: the very file, even if another has taken its place.
 const GUARD: &str = "/proc/self/exe";
 
-fn pair(text: &str) -> Result<(String, String), String> {
+/// NAME=VALUE.
+pub(crate) fn pair(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or("there is no = in it")?;
     if name.is_empty() {
         return Err("there is nothing before the =".to_owned());
@@ -97,24 +98,9 @@ pub(crate) async fn with_plugin<T>(
     program: &Program,
     using: impl AsyncFnOnce(&Running) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let interrupted = || anyhow!("interrupted; the plugin has been ended");
     let stop = CancellationToken::new();
     stop_at_signals(&stop)?;
-    let (path, expected) = (program.file.clone(), program.sha256);
-    let file = spawn_blocking(move || Checked::open(&path, expected)).await?.map_err(told)?;
-    let echo = Arc::new(Echo::new(&program.file));
-    let began = Instant::now();
-    let starting = Plugin::start(program.start(file.clone(), &echo));
-    let started = stop.run_until_cancelled(starting).await.ok_or_else(interrupted)?;
-    let start_took = began.elapsed();
-    let plugin = match started {
-        Ok(plugin) => plugin,
-        Err(error) => {
-            echo.end();
-            return Err(program.not_started(error));
-        }
-    };
-    let running = Running { plugin, file, start_took };
+    let (running, echo) = started(program, &stop).await?;
     let used = match stop.run_until_cancelled(using(&running)).await {
         Some(Ok(used)) => Ok(used),
         Some(Err(error)) => Err(with_end(error, &running.plugin).await),
@@ -123,6 +109,67 @@ pub(crate) async fn with_plugin<T>(
     running.plugin.stop().await;
     echo.end();
     used
+}
+
+/// As [`with_plugin`], with several at once, which are started in their order.
+pub(crate) async fn with_plugins<T>(
+    programs: &[Program],
+    using: impl AsyncFnOnce(&[Running]) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let stop = CancellationToken::new();
+    stop_at_signals(&stop)?;
+    let (mut running, mut echoes) = (Vec::new(), Vec::new());
+    let mut all_started = Ok(());
+    for program in programs {
+        match started(program, &stop).await {
+            Ok((one, echo)) => {
+                running.push(one);
+                echoes.push(echo);
+            }
+            Err(error) => {
+                all_started = Err(error);
+                break;
+            }
+        }
+    }
+    let used = match all_started {
+        Ok(()) => {
+            let used = stop.run_until_cancelled(using(running.as_slice())).await;
+            used.unwrap_or_else(|| Err(interrupted()))
+        }
+        Err(error) => Err(error),
+    };
+    for one in &running {
+        one.plugin.stop().await;
+    }
+    for echo in echoes {
+        echo.end();
+    }
+    used
+}
+
+async fn started(
+    program: &Program,
+    stop: &CancellationToken,
+) -> anyhow::Result<(Running, Arc<Echo>)> {
+    let (path, expected) = (program.file.clone(), program.sha256);
+    let file = spawn_blocking(move || Checked::open(&path, expected)).await?.map_err(told)?;
+    let echo = Arc::new(Echo::new(&program.file));
+    let began = Instant::now();
+    let starting = Plugin::start(program.start(file.clone(), &echo));
+    let started = stop.run_until_cancelled(starting).await.ok_or_else(interrupted)?;
+    let start_took = began.elapsed();
+    match started {
+        Ok(plugin) => Ok((Running { plugin, file, start_took }, echo)),
+        Err(error) => {
+            echo.end();
+            Err(program.not_started(error))
+        }
+    }
+}
+
+fn interrupted() -> anyhow::Error {
+    anyhow!("interrupted; the plugin has been ended")
 }
 
 /// An error that the plugin's end explains, if it has ended. Its last words were printed already.

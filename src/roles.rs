@@ -70,9 +70,11 @@ pub(crate) async fn gateway(
     stop_at_signals(&stop)?;
     let verifier = tokens::verifier(public_keys(config, args)?);
     let endpoints = config.endpoints()?;
+    let secrets_key = config.secrets_key_given()?;
     let membership = config.membership("gateway", []);
     let installation =
         Installation::open_when_there(&endpoints, config.profile, &membership, &stop).await?;
+    let installation = installation.with_secrets_key(secrets_key);
     // Only now: a connection that nobody answers is worse than one that is refused.
     let http = listen(config.listen_given().unwrap_or(GATEWAY_LISTEN)).await?;
     let apart = match &args.metrics_http {
@@ -96,12 +98,14 @@ pub(crate) async fn worker(
     let stop = CancellationToken::new();
     stop_at_signals(&stop)?;
     let endpoints = config.endpoints()?;
+    let secrets_key = config.secrets_key_given()?;
     let has = |role| args.roles.is_empty() || args.roles.contains(&role);
     let kinds = [(Role::Command, workers::COMMANDS), (Role::Projection, workers::PROJECTIONS)];
     let kinds = kinds.into_iter().filter(|(role, _)| has(*role)).map(|(_, kind)| kind);
     let membership = config.membership("worker", kinds);
     let installation =
         Installation::open_when_there(&endpoints, config.profile, &membership, &stop).await?;
+    let installation = installation.with_secrets_key(secrets_key);
     let mut roles = Roles::new(stop);
     roles.resignation(&installation);
     if has(Role::Command) {

@@ -4,6 +4,7 @@
 //! A lane is a thread: JavaScript runs there, away from the network's threads. Slots are spread over
 //! the lanes, so an aggregate's commands meet in one place and keep their order.
 
+mod asked_plugins;
 mod cache;
 mod clock;
 mod deciders;
@@ -53,7 +54,9 @@ use tokio_util::{
     task::{AbortOnDropHandle, TaskTracker},
 };
 
-pub use deciders::{LaterDecider, LaterDeciders, NativeDeciders, NoDecision, ToDecide};
+pub use deciders::{
+    LaterDecider, LaterDeciders, NativeDeciders, NoDecision, Proposals, ProposedEvent, ToDecide,
+};
 
 use crate::{places::LEAVE_MAX, queue};
 use clock::Clock;
@@ -71,7 +74,7 @@ pub struct Settings {
     pub cache_bytes_max: usize,
     /// Deciders written in Rust.
     pub native: NativeDeciders,
-    /// Deciders that answer later, such as those of plugins.
+    /// Deciders that answer later, beside those of the plugins that definitions name.
     pub later: LaterDeciders,
     /// This host's clock, in milliseconds since 1970-01-01 UTC: what deciders see as `now`, unless
     /// it is far ahead of the broker's, or their aggregate's last event is later.
@@ -84,7 +87,7 @@ impl Default for Settings {
             lanes: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(8),
             cache_bytes_max: 128 << 20,
             native: Arc::new(|_| None),
-            later: Arc::new(|_| None),
+            later: Arc::new(|_, _, _| None),
             clock: now_ms,
         }
     }
@@ -263,9 +266,10 @@ pub async fn run(
     store: EventStore,
     mut catalog: watch::Receiver<Arc<Catalog>>,
     member: Member,
-    settings: Settings,
+    mut settings: Settings,
     stop: CancellationToken,
 ) -> Result<(), Error> {
+    settings.later = asked_plugins::with_plugins(settings.later, store.client().clone());
     let now = catalog.borrow_and_update().clone();
     let clock = Clock::new(settings.clock);
     clock.look(&store, &mut false).await;

@@ -7,9 +7,11 @@
 mod calls;
 mod change;
 mod checks;
+mod configurations;
 mod files;
 mod functions;
 mod kept;
+mod masked;
 mod reply;
 mod reports;
 mod request;
@@ -25,10 +27,14 @@ use std::{
 use flexcore_domain::Name;
 use flexcore_eventstore::{
     Error, EventStore,
+    plugin_configurations::ConfigurationNumbers,
     plugins::{InstalledPlugin, InstalledPlugins},
 };
 use tokio::sync::watch;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 use checks::Checks;
 use reports::Board;
@@ -62,6 +68,7 @@ struct Shared {
     users: Users,
     board: Board,
     checks: Checks,
+    configurations: configurations::Known,
 }
 
 impl Shared {
@@ -87,14 +94,21 @@ pub async fn run(
     settings: Settings,
     stop: CancellationToken,
 ) -> Result<(), Error> {
+    // Before any call: a tenant's first one waits for its configuration.
+    let learnt = stop.run_until_cancelled(ConfigurationNumbers::learn(&store)).await;
+    let Some((numbers, changes)) = learnt.transpose()? else { return Ok(()) };
+    let _followed = AbortOnDropHandle::new(tokio::spawn(changes.follow()));
+    let configurations = configurations::Known::new(numbers);
     let (users, board, checks) = (Users::default(), Board::default(), Checks::default());
     let followed = installed.clone();
-    let shared = Shared { store, settings, installed: followed, users, board, checks };
+    let shared =
+        Shared { store, settings, installed: followed, users, board, checks, configurations };
     let shared = Arc::new(shared);
     let (tasks, questions) = (TaskTracker::new(), CancellationToken::new());
     // Also when this is dropped or fails.
     let _no_more_questions = questions.clone().drop_guard();
     reports::serve(&shared, installed.clone(), &tasks, &questions).await?;
+    configurations::serve(&shared, &tasks, &questions).await?;
     files::clean(&shared).await;
     let mut followed = BTreeMap::new();
     loop {

@@ -5,7 +5,7 @@
 //! by slot, of which each belongs to the next share: its rows are, too, each written by one worker
 //! at a time. The serving versions of a worker's shares are read together, from one subscription
 //! into one transaction a batch. A version that is being built has a reader of its own until it has
-//! caught up, takes over, and joins the others.
+//! caught up, takes over, and joins the others; one whose events go through a plugin keeps a reader of its own.
 
 mod batch;
 mod commit;
@@ -18,7 +18,9 @@ mod reader;
 mod readers;
 mod share;
 mod standing;
+mod transform;
 mod upcast;
+mod waiting;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -250,6 +252,7 @@ impl Worker {
                     versions: members,
                     held_max: self.held_max,
                     failures: readers.failures(&group),
+                    waiting: readers.waiting.clone(),
                     was_locked,
                 };
                 readers.start(group, reader);

@@ -17,8 +17,12 @@ pub enum Permission {
     ReadEvents,
     /// Call the functions of installed plugins, and see which there are.
     CallPlugins,
+    /// Configure installed plugins for the tenant.
+    ConfigurePlugins,
     /// See the cluster: members, lag, servers.
     SeeCluster,
+    /// Install, restart and remove plugins, and read what they print: they run on the platform's machines.
+    ManagePlugins,
 }
 
 impl Identity {
@@ -31,8 +35,35 @@ impl Identity {
             | Permission::ReadAggregates
             | Permission::RunQueries
             | Permission::ReadEvents
-            | Permission::CallPlugins => true,
-            Permission::SeeCluster => self.tenant.as_str() == Tenant::PLATFORM,
+            | Permission::CallPlugins
+            | Permission::ConfigurePlugins => true,
+            Permission::SeeCluster | Permission::ManagePlugins => {
+                self.tenant.as_str() == Tenant::PLATFORM
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flexcore_domain::ActorName;
+
+    use super::*;
+
+    #[test]
+    fn what_concerns_all_tenants_is_for_the_platforms_own_alone() {
+        let of = |tenant: &str| Identity {
+            tenant: Tenant::parse(tenant).unwrap(),
+            subject: ActorName::parse("alice").unwrap(),
+            expires_s: 0,
+        };
+        let (acme, platform) = (of("acme"), of(Tenant::PLATFORM));
+        for own in [Permission::SendCommands, Permission::CallPlugins, Permission::ConfigurePlugins]
+        {
+            assert!(acme.may(own) && platform.may(own), "{own:?}");
+        }
+        for all in [Permission::SeeCluster, Permission::ManagePlugins] {
+            assert!(!acme.may(all) && platform.may(all), "{all:?}");
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::Context;
 use flexcore_definition::{Application, ReadModelDefinition, SourceFile};
 use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, CommandName,
@@ -12,6 +13,9 @@ use flexcore_eventstore::EventStore;
 use flexcore_operations::{Error, deploy};
 use flexcore_readmodel::{Filter, Op, ReadModels, Select};
 use serde_json::value::RawValue;
+
+/// The aggregate.
+pub(crate) const COUNTER: &str = "counter";
 
 /// The read model.
 pub(crate) const READ_MODEL: &str = "counters";
@@ -91,6 +95,26 @@ pub(crate) fn read() -> anyhow::Result<Application> {
     Ok(Application::read(name, files).map_err(Error::Refused)?)
 }
 
+/// The aggregate of [`read_with`]: as the counter, but a plugin decides.
+pub(crate) const TALLY: &str = "tally";
+
+/// The same application, with an aggregate more, whose commands this plugin decides.
+pub(crate) fn read_with(plugin: &Name) -> anyhow::Result<Application> {
+    let tally = tally(plugin).context("BUG: the counter has a decider and an event")?;
+    let file = |path: &str, text| SourceFile { path: path.to_owned(), text };
+    let files = vec![file("bench.yaml", TEXT.to_owned()), file("tally.yaml", tally)];
+    Ok(Application::read(Name::parse("bench")?, files).map_err(Error::Refused)?)
+}
+
+/// The counter's text, with another name and another decider.
+fn tally(plugin: &Name) -> Option<String> {
+    let (counter, _) = TEXT.split_once("---")?;
+    let (head, rest) = counter.split_once("    decide: |")?;
+    let (_, events) = rest.split_once("\nevents:")?;
+    let head = head.replace("aggregate: counter", &format!("aggregate: {TALLY}"));
+    Some(format!("{head}    decide: {{ plugin: {plugin} }}\nevents:{events}"))
+}
+
 /// Deploys it; workers that run have it when this returns.
 pub(crate) async fn deploy(store: &EventStore) -> anyhow::Result<()> {
     deploy::deploy(store, &read()?).await?;
@@ -104,7 +128,12 @@ pub(crate) fn tenant() -> Tenant {
 
 /// The aggregate of this number.
 pub(crate) fn key(number: u64) -> AggregateKey {
-    let aggregate = AggregateName::parse("counter").expect("BUG: a valid name");
+    key_of(COUNTER, number)
+}
+
+/// The one of this number and name.
+fn key_of(aggregate: &str, number: u64) -> AggregateKey {
+    let aggregate = AggregateName::parse(aggregate).expect("BUG: a valid name");
     let id = AggregateId::parse(&format!("c{number}")).expect("BUG: a valid id");
     AggregateKey::new(tenant(), aggregate, id)
 }
@@ -138,7 +167,16 @@ pub(crate) fn payload(by: u64) -> String {
 
 /// The aggregate, and the id of its command of this number.
 pub(crate) fn address(aggregate: u64, number: u64) -> anyhow::Result<(AggregateKey, CommandId)> {
-    Ok((key(aggregate), CommandId::parse(&format!("add:{aggregate}:{number}"))?))
+    address_of(COUNTER, aggregate, number)
+}
+
+/// The same for an aggregate of this name.
+pub(crate) fn address_of(
+    name: &str,
+    aggregate: u64,
+    number: u64,
+) -> anyhow::Result<(AggregateKey, CommandId)> {
+    Ok((key_of(name, aggregate), CommandId::parse(&format!("add:{aggregate}:{number}"))?))
 }
 
 /// The command that adds.
@@ -162,6 +200,28 @@ pub(crate) async fn ask(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Else the bench of deciders would compare something else.
+    #[test]
+    fn a_plugin_and_a_function_decide_on_the_same_commands() {
+        let tally = tally(&Name::parse("bench").unwrap()).unwrap();
+        let (counter, _) = TEXT.split_once("---").unwrap();
+        let others = |text: &str| {
+            let is_other = |line: &&str| !line.starts_with("aggregate:");
+            text.lines().filter(is_other).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let (tally, counter) = (others(&tally), others(counter));
+        let at = counter.iter().position(|line| line.contains("decide: |")).unwrap();
+        assert_eq!(tally[..at], counter[..at]);
+        assert_eq!(tally[at], "    decide: { plugin: bench }");
+        let events = |lines: &[String]| {
+            let at = lines.iter().position(|line| line == "events:").unwrap();
+            lines[at..].to_vec()
+        };
+        assert_eq!(events(&tally), events(&counter));
+        let application = read_with(&Name::parse("bench").unwrap()).unwrap();
+        assert_eq!(application.aggregates.len(), 2);
+    }
 
     #[test]
     fn data_has_the_size_that_is_told() {

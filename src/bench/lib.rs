@@ -13,6 +13,7 @@ mod ids;
 mod latency;
 mod load;
 mod overload;
+mod plugin;
 mod processing;
 mod projecting;
 mod projection;
@@ -34,6 +35,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 pub use client::{ClientArgs, run as client};
+pub use plugin::entered as plugin_entered;
 
 /// Measure what FlexCore does a second, beside the raw limit of its servers
 #[derive(Debug, clap::Args)]
@@ -88,6 +90,8 @@ enum Bench {
     Growth,
     /// The hash of a payload's value, and an aggregate with a million command ids
     Ids,
+    /// Calls and starts of a plugin, beside HashiCorp's own host in Go; batches; a plugin that decides
+    Plugin,
 }
 
 /// The base of benches.
@@ -227,6 +231,7 @@ async fn one(bench: Bench, run: &Run<'_>) -> anyhow::Result<Figure> {
         Bench::Scale => scale::run(run).await,
         Bench::Growth => growth::run(run).await,
         Bench::Ids => ids::run(run).await,
+        Bench::Plugin => plugin::run(run).await,
     }
 }
 

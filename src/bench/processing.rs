@@ -7,13 +7,13 @@ use std::{
 
 use anyhow::{bail, ensure};
 use async_nats::HeaderMap;
-use flexcore_domain::command::header;
+use flexcore_domain::{AggregateKey, CommandId, command::header};
 use flexcore_eventstore::{
     EventStore,
     commands::{CommandPublisher, SentCommand},
 };
 
-use crate::counter::{PER_AGGREGATE, address, command, payload};
+use crate::counter::{COUNTER, PER_AGGREGATE, address_of, command, payload};
 
 /// Publishes under way at once.
 pub(crate) const WINDOW: usize = 1_024;
@@ -32,6 +32,16 @@ pub(crate) async fn process(
     first: &mut u64,
     count: u64,
 ) -> anyhow::Result<Processed> {
+    process_of(store, COUNTER, first, count).await
+}
+
+/// The same for aggregates of this name.
+pub(crate) async fn process_of(
+    store: &EventStore,
+    aggregate: &str,
+    first: &mut u64,
+    count: u64,
+) -> anyhow::Result<Processed> {
     let aggregates = count.div_ceil(PER_AGGREGATE);
     let from = *first;
     *first += aggregates;
@@ -46,8 +56,9 @@ pub(crate) async fn process(
         {
             oldest.stored().await?;
         }
-        in_flight
-            .push_back(send(&publisher, from + number % aggregates, number / aggregates).await?);
+        let nth = number / aggregates;
+        let address = address_of(aggregate, from + number % aggregates, nth)?;
+        in_flight.push_back(send(&publisher, address, nth).await?);
     }
     for sent in in_flight {
         sent.stored().await?;
@@ -73,10 +84,9 @@ pub(crate) async fn process(
 
 async fn send(
     publisher: &CommandPublisher,
-    aggregate: u64,
+    (key, id): (AggregateKey, CommandId),
     number: u64,
 ) -> anyhow::Result<SentCommand> {
-    let (key, id) = address(aggregate, number)?;
     let mut headers = HeaderMap::new();
     headers.insert(header::ACTOR, "bench");
     Ok(publisher.send(&key, &command(), &id, headers, payload(number)).await?)

@@ -127,7 +127,7 @@ pub(crate) struct Meter {
 const TICKS_PER_S: f64 = 100.0;
 
 impl Meter {
-    fn new(processes: impl IntoIterator<Item = (&'static str, Option<u32>)>) -> Self {
+    pub(crate) fn new(processes: impl IntoIterator<Item = (&'static str, Option<u32>)>) -> Self {
         let running = |(name, pid): (_, Option<u32>)| pid.map(|pid| (name, pid));
         Self {
             processes: processes.into_iter().filter_map(running).collect(),
@@ -239,10 +239,14 @@ impl Latencies {
 
     /// Milliseconds below which so many per cent are; `None` when there are none.
     pub(crate) fn percentile_ms(&mut self, percent: usize) -> Option<f64> {
+        Some((self.percentile_us(percent)? / 10.0).round() / 100.0)
+    }
+
+    /// The same in microseconds.
+    pub(crate) fn percentile_us(&mut self, percent: usize) -> Option<f64> {
         self.0.sort_unstable();
         let at = (self.0.len() * percent / 100).min(self.0.len().checked_sub(1)?);
-        let micros = f64::from(self.0[at]);
-        Some((micros / 10.0).round() / 100.0)
+        self.0.get(at).copied().map(f64::from)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
-use flexcore_domain::{AggregateName, CommandName, EventName};
+use flexcore_domain::{AggregateName, CommandName, EventName, Name};
 use serde_json::Value;
 
 use super::{
@@ -44,8 +44,26 @@ pub struct CommandDefinition {
     pub description: String,
     /// Schema of the payload.
     pub payload: Schema,
+    /// Its rules.
+    pub decide: Decide,
+}
+
+/// The rules of a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decide {
     /// `(state, command, context) => events`.
-    pub decide: Function,
+    Script(Function),
+    /// An installed plugin has them.
+    Plugin(DecidedByPlugin),
+}
+
+/// The plugin that decides on a command. What it decides is folded by `evolve`, as ever.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecidedByPlugin {
+    /// The name under which the plugin is installed.
+    pub plugin: Name,
+    /// Where it is named.
+    pub place: FileLine,
 }
 
 /// An event.
@@ -104,27 +122,76 @@ impl fmt::Display for FunctionId {
     }
 }
 
+impl Decide {
+    /// Where it stands: the first line of the function, or that of the plugin's name.
+    #[must_use]
+    pub const fn place(&self) -> &FileLine {
+        match self {
+            Self::Script(function) => &function.place,
+            Self::Plugin(by) => &by.place,
+        }
+    }
+
+    /// The function; `None`: a plugin decides.
+    #[must_use]
+    pub const fn function(&self) -> Option<&Function> {
+        match self {
+            Self::Script(function) => Some(function),
+            Self::Plugin(_) => None,
+        }
+    }
+
+    /// The plugin; `None`: a function decides.
+    #[must_use]
+    pub const fn plugin(&self) -> Option<&DecidedByPlugin> {
+        match self {
+            Self::Script(_) => None,
+            Self::Plugin(by) => Some(by),
+        }
+    }
+}
+
 impl AggregateDefinition {
-    /// All its functions.
+    /// All its functions. Commands that a plugin decides have none.
     pub fn functions(&self) -> impl Iterator<Item = (FunctionId, &Function)> {
         let of_events = self.events.iter().flat_map(|(name, event)| {
             let upcast = event.upcast.iter();
             let upcast = upcast.map(|(from, it)| (FunctionId::Upcast(name.clone(), *from), it));
             [(FunctionId::Evolve(name.clone()), &event.evolve)].into_iter().chain(upcast)
         });
-        let of_commands = self.commands.iter();
-        let of_commands =
-            of_commands.map(|(name, it)| (FunctionId::Decide(name.clone()), &it.decide));
+        let of_commands = self.commands.iter().filter_map(|(name, it)| {
+            Some((FunctionId::Decide(name.clone()), it.decide.function()?))
+        });
         of_events.chain(of_commands)
+    }
+
+    /// The commands that plugins decide, each with its plugin.
+    pub fn decided_by_plugins(&self) -> impl Iterator<Item = (&CommandName, &DecidedByPlugin)> {
+        self.commands.iter().filter_map(|(name, it)| Some((name, it.decide.plugin()?)))
     }
 }
 
+/// The decider of commands that name none.
+enum Inherited {
+    /// The aggregate names none either.
+    Nothing,
+    /// It does, with a mistake that is noted already.
+    Mistaken,
+    Plugin(DecidedByPlugin),
+}
+
 pub(super) fn read(node: &Node, notes: &mut Notes) -> Option<AggregateDefinition> {
-    let known = ["aggregate", "description", "commands", "events"];
+    let known = ["aggregate", "description", "decide", "commands", "events"];
     let fields = Fields::of(node, "an aggregate", &known, notes)?;
     let name = fields.required("aggregate", notes)?;
     let text = notes.text(name, "an aggregate's name")?;
     let name = notes.name(AggregateName::parse, text, name.line);
+    let inherited = match fields.get("decide") {
+        None => Inherited::Nothing,
+        Some(node) => by_plugin(node, notes).map_or(Inherited::Mistaken, Inherited::Plugin),
+    };
+    let command =
+        |node: &Node, what: &str, notes: &mut Notes| command(node, what, &inherited, notes);
     let commands = fields
         .required("commands", notes)
         .and_then(|node| members(node, "command", CommandName::parse, command, notes));
@@ -164,15 +231,46 @@ fn members<K: Ord, V, E: std::fmt::Display>(
     Some(found)
 }
 
-fn command(node: &Node, what: &str, notes: &mut Notes) -> Option<CommandDefinition> {
+fn command(
+    node: &Node,
+    what: &str,
+    inherited: &Inherited,
+    notes: &mut Notes,
+) -> Option<CommandDefinition> {
     let fields = Fields::of(node, what, &["description", "payload", "decide"], notes)?;
     let payload = match fields.get("payload") {
         Some(node) => schema::read(node, notes),
         None => Some(schema::empty(notes.place(node.line))),
     };
-    let decide = fields.required("decide", notes).and_then(|node| function(node, notes));
+    let decide = match (fields.get("decide"), inherited) {
+        (None, Inherited::Plugin(by)) => Some(Decide::Plugin(by.clone())),
+        (None, Inherited::Mistaken) => None,
+        _ => fields.required("decide", notes).and_then(|node| decide(node, notes)),
+    };
     let description = fields.text_or_empty("description", notes);
     Some(CommandDefinition { description, payload: payload?, decide: decide? })
+}
+
+/// A function, or the plugin that has the rules.
+fn decide(node: &Node, notes: &mut Notes) -> Option<Decide> {
+    match &node.data {
+        Data::Map(_) => by_plugin(node, notes).map(Decide::Plugin),
+        _ => function(node, notes).map(Decide::Script),
+    }
+}
+
+/// `{plugin: NAME}`.
+fn by_plugin(node: &Node, notes: &mut Notes) -> Option<DecidedByPlugin> {
+    if matches!(&node.data, Data::Scalar(Value::String(_))) {
+        let message = "an aggregate's `decide` names a plugin, as in `decide: { plugin: pricing }`; a \
+                       function stands in its command";
+        return notes.add(node.line, message);
+    }
+    let fields = Fields::of(node, "`decide`", &["plugin"], notes)?;
+    let named = fields.required("plugin", notes)?;
+    let text = notes.text(named, "a plugin's name")?;
+    let plugin = notes.name(Name::parse, text, named.line)?;
+    Some(DecidedByPlugin { plugin, place: notes.place(named.line) })
 }
 
 fn event(node: &Node, what: &str, notes: &mut Notes) -> Option<EventDefinition> {

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, fmt::Display, sync::Arc};
 
 use super::{
-    AggregateDefinition, Application, EventDefinition, FileLine, Index, Parameter, QueryDefinition,
-    ReadModelDefinition, problem::Problem,
+    AggregateDefinition, Application, CommandDefinition, Decide, EventDefinition, FileLine, Index,
+    Parameter, QueryDefinition, ReadModelDefinition, problem::Problem,
 };
 
 /// Changes from one version to the next.
@@ -86,6 +86,33 @@ fn same_query(old: &Arc<QueryDefinition>, new: &Arc<QueryDefinition>) -> bool {
     whole(old) == whole(new)
 }
 
+/// The change of a command, in words.
+fn changed(old: &CommandDefinition, new: &CommandDefinition) -> Option<String> {
+    let payload = old.payload.json != new.payload.json;
+    match (payload, other_rules(&old.decide, &new.decide)) {
+        (true, Some(rules)) => Some(format!("has another payload and {rules}")),
+        (true, None) => Some("has another payload".to_owned()),
+        (false, Some(rules)) => Some(format!("has {rules}")),
+        (false, None) if old.description != new.description => {
+            Some("has another description".to_owned())
+        }
+        (false, None) => None,
+    }
+}
+
+/// The rules that a command gets, in words; `None`: it has them already.
+fn other_rules(old: &Decide, new: &Decide) -> Option<String> {
+    match (old, new) {
+        (Decide::Script(old), Decide::Script(new)) if old.source == new.source => None,
+        (Decide::Script(_), Decide::Script(_)) => Some("other rules".to_owned()),
+        (Decide::Plugin(old), Decide::Plugin(new)) if old.plugin == new.plugin => None,
+        (_, Decide::Plugin(new)) => Some(format!("the rules of plugin {}", new.plugin)),
+        (Decide::Plugin(old), Decide::Script(_)) => {
+            Some(format!("rules of its own in place of those of plugin {}", old.plugin))
+        }
+    }
+}
+
 impl Comparison {
     fn refuse(&mut self, place: &FileLine, message: String) {
         self.refusals.push(Problem { place: place.clone(), message });
@@ -115,20 +142,12 @@ impl Comparison {
         }
         for (name, old, new) in pairs(&old.commands, &new.commands) {
             let change = match (old, new) {
-                (None, _) => "is new",
-                (_, None) => "is removed",
-                (Some(old), Some(new)) => {
-                    match (
-                        old.payload.json != new.payload.json,
-                        old.decide.source != new.decide.source,
-                    ) {
-                        (true, true) => "has another payload and other rules",
-                        (true, false) => "has another payload",
-                        (false, true) => "has other rules",
-                        _ if old.description != new.description => "has another description",
-                        _ => continue,
-                    }
-                }
+                (None, _) => "is new".to_owned(),
+                (_, None) => "is removed".to_owned(),
+                (Some(old), Some(new)) => match changed(old, new) {
+                    Some(change) => change,
+                    None => continue,
+                },
             };
             self.changes.push(format!("command {aggregate}.{name} {change}"));
         }

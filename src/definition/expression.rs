@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{
-    Cell, ColumnType, Expression, Schema,
+    Cell, ColumnType, Expression,
     notes::Notes,
     schema::{self, Found},
     yaml::{Data, Node},
@@ -50,12 +50,12 @@ fn path(text: &str, line: usize, notes: &mut Notes) -> Option<Expression> {
     }
 }
 
-/// Checks an expression against the column that it goes to and the event that it is taken from.
+/// Checks an expression against the column that it goes to and the schema of the data that it is taken from.
 pub(super) fn check(
     expression: &Expression,
     (column, column_type): (&str, ColumnType),
     in_key: bool,
-    data: &Schema,
+    data: &Value,
     (line, notes): (usize, &mut Notes),
 ) {
     let wanted = column_type.describe();
@@ -68,7 +68,7 @@ pub(super) fn check(
         Expression::Id => column_type == ColumnType::Text,
         Expression::Time => Cell::from_unix_ms(column_type, 0).is_some(),
         Expression::Version => Cell::from_version(column_type, 1).is_some(),
-        Expression::Data(path) => match schema::find(&data.json, path) {
+        Expression::Data(path) => match schema::find(data, path) {
             Found::Unknown => true,
             Found::Missing(message) => {
                 notes.add::<()>(line, format!("`$.{}`: {message}", path.join(".")));

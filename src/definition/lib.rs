@@ -17,6 +17,7 @@ mod read_model;
 mod schema;
 mod sql;
 pub mod taken;
+mod transform;
 pub mod yaml;
 
 #[cfg(test)]
@@ -33,7 +34,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::{
-    aggregate::{AggregateDefinition, CommandDefinition, EventDefinition, Function, FunctionId},
+    aggregate::{
+        AggregateDefinition, CommandDefinition, Decide, DecidedByPlugin, EventDefinition, Function,
+        FunctionId,
+    },
     column::{Cell, Column, ColumnType, Scalar},
     compare::{Comparison, compare},
     index::{INDEX_COLUMNS_MAX, INDEX_TEXT_BYTES_MAX, INDEX_TEXTS_MAX, INDEXES_MAX, Index},
@@ -151,12 +155,29 @@ pub struct Followed {
 /// The effect of one event on the row that its key columns name.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RowChange {
+    /// What the event's data go through first; `None`: they are read as they are.
+    pub transform: Option<Transform>,
     /// A value for each key column, in the order of [`ReadModelDefinition::key`].
     pub key: Vec<Expression>,
     /// The row is deleted; there are no other operations then.
     pub delete: bool,
     /// Operations on the other columns, each column at most once.
     pub operations: Vec<(Name, Operation, Expression)>,
+}
+
+/// A plugin's function that stands between an event and its row: what it returns is read where the event's
+/// data would be. The version stands for what it returns: with another one the rows may be others, and so
+/// another version of the read model is built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transform {
+    /// The name under which the plugin is installed.
+    pub plugin: Name,
+    /// Its function.
+    pub function: String,
+    /// The version of the plugin that is asked, as its manifest has it. Another one is not.
+    pub version: String,
+    /// Where the plugin is named.
+    pub place: FileLine,
 }
 
 /// The change of a column's value. A `null` operand leaves `add`, `min` and `max` as they were.
@@ -241,6 +262,27 @@ pub struct Catalog {
     aggregates: BTreeMap<AggregateName, BTreeMap<Name, Arc<AggregateDefinition>>>,
     /// By application, the fingerprints of each deployment whose declarations are remembered, oldest first.
     declared: BTreeMap<Name, VecDeque<Arc<BTreeSet<String>>>>,
+}
+
+impl Application {
+    /// The plugins that decide commands of it, each with the first place that names it.
+    #[must_use]
+    pub fn plugins(&self) -> BTreeMap<&Name, &FileLine> {
+        let mut found: BTreeMap<&Name, &FileLine> = BTreeMap::new();
+        for (_, by) in self.aggregates.values().flat_map(|it| it.decided_by_plugins()) {
+            let first = found.entry(&by.plugin).or_insert(&by.place);
+            if (&by.place.file, by.place.line) < (&first.file, first.line) {
+                *first = &by.place;
+            }
+        }
+        found
+    }
+
+    /// The transformations of its read models.
+    pub fn transforms(&self) -> impl Iterator<Item = &Transform> {
+        let changes = self.read_models.values().flat_map(|model| model.on.values());
+        changes.filter_map(|change| change.transform.as_ref())
+    }
 }
 
 impl Catalog {

@@ -216,9 +216,7 @@ fn manifest(node: &Node, source: SourceFile, notes: &mut Notes) -> Option<Plugin
         let text = notes.text(node, "`name`")?;
         notes.name(Name::parse, text, node.line)
     });
-    let version = fields
-        .required("version", notes)
-        .and_then(|node| line(node, "`version`", VERSION_MAX, notes));
+    let version = fields.required("version", notes).and_then(|node| version(node, notes));
     let summary = or(fields, "summary", None, notes, |node, notes| {
         line(node, "`summary`", SUMMARY_MAX, notes).map(Some)
     });
@@ -299,6 +297,11 @@ fn executable(node: &Node, notes: &mut Notes) -> Option<String> {
         return notes.add(node.line, rule);
     }
     Some(text.to_owned())
+}
+
+/// A plugin's version, as its manifest has it.
+pub(super) fn version<'n>(node: &'n Node, notes: &mut Notes) -> Option<&'n str> {
+    line(node, "`version`", VERSION_MAX, notes)
 }
 
 fn arguments(node: &Node, notes: &mut Notes) -> Option<Vec<String>> {

@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 
 use super::{
     AggregateDefinition, Column, ColumnType, EventDefinition, Expression, Followed, Operation,
-    ReadModelDefinition, RowChange, Schema,
+    ReadModelDefinition, RowChange, Transform,
     documents::{AGGREGATE, Declared},
     expression,
     fields::{Fields, entries},
     index,
     notes::Notes,
     problem::did_you_mean,
-    taken,
+    taken, transform,
     yaml::{Data, Key, Node},
 };
 
@@ -156,7 +156,7 @@ fn named<'a>(
     key: &Key,
     declared: &Declared<'a>,
     notes: &mut Notes,
-) -> Option<((AggregateName, EventName), &'a Schema)> {
+) -> Option<((AggregateName, EventName), &'a Value)> {
     let Some((aggregate, event)) = key.text.split_once('.') else {
         let message = format!("`{}` is no event; write it as in `flight.departed`", key.text);
         return notes.add(key.line, message);
@@ -177,7 +177,7 @@ fn named<'a>(
         return notes
             .add(key.line, format!("aggregate `{aggregate}` has no event `{event}`{hint}"));
     };
-    Some(((aggregate.clone(), event.clone()), &definition.data))
+    Some(((aggregate.clone(), event.clone()), &definition.data.json))
 }
 
 /// The rules for a change.
@@ -205,9 +205,13 @@ impl Shape<'_> {
         (!apart).then(|| "no text column of the key is `$id` in every change".to_owned())
     }
 
-    fn change(&self, node: &Node, data: &Schema, notes: &mut Notes) -> Option<RowChange> {
-        let known = ["key", "set", "add", "min", "max", "delete"];
+    fn change(&self, node: &Node, data: &Value, notes: &mut Notes) -> Option<RowChange> {
+        let known = ["transform", "key", "set", "add", "min", "max", "delete"];
         let fields = Fields::of(node, "a row change", &known, notes)?;
+        let transform = fields.get("transform").map(|node| transform::read(node, notes));
+        // Nothing is known of what a plugin returns: the rows themselves are checked.
+        let unknown = Value::Null;
+        let data = if transform.is_some() { &unknown } else { data };
         let key = fields.required("key", notes).and_then(|node| self.key(node, data, notes));
         let delete = match fields.get("delete").map(|node| &node.data) {
             None => false,
@@ -225,11 +229,16 @@ impl Shape<'_> {
                 self.operation(operation, (column, value), data, &mut operations, notes);
             }
         }
-        Some(RowChange { key: key?, delete, operations })
+        let transform = match transform {
+            // Where it is mistaken, that is noted.
+            Some(read) => Some(read?),
+            None => None,
+        };
+        Some(RowChange { transform, key: key?, delete, operations })
     }
 
     /// A value for each key column.
-    fn key(&self, node: &Node, data: &Schema, notes: &mut Notes) -> Option<Vec<Expression>> {
+    fn key(&self, node: &Node, data: &Value, notes: &mut Notes) -> Option<Vec<Expression>> {
         let names: Vec<&str> = self.key.iter().map(Name::as_str).collect();
         let fields = Fields::of(node, "the key", &names, notes)?;
         let mut values = Vec::with_capacity(self.key.len());
@@ -254,7 +263,7 @@ impl Shape<'_> {
         &self,
         operation: Operation,
         (key, value): (&Key, &Node),
-        data: &Schema,
+        data: &Value,
         operations: &mut Operations,
         notes: &mut Notes,
     ) {
@@ -349,7 +358,13 @@ fn fingerprint(
                 .into_iter()
                 .map(|(name, operation, value)| json!([name, operation.as_str(), canonical(value)]))
                 .collect();
-            json!([aggregate, event, key, change.delete, operations])
+            match &change.transform {
+                None => json!([aggregate, event, key, change.delete, operations]),
+                Some(Transform { plugin, function, version, .. }) => {
+                    let transform = json!([plugin, function, version]);
+                    json!([aggregate, event, key, change.delete, operations, transform])
+                }
+            }
         })
         .collect();
     let followed: Vec<String> =

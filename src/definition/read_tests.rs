@@ -2,9 +2,11 @@
 //! may change from one version to the next.
 
 mod change;
+mod deciders;
 mod documented;
 mod example;
 mod shared;
+mod transforms;
 mod wrong;
 
 use flexcore_domain::Name;

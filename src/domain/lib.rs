@@ -10,6 +10,7 @@ pub mod limits;
 pub mod log;
 pub mod names;
 pub mod plugin;
+pub mod plugin_configuration;
 pub mod position;
 mod seal;
 pub mod slot;

@@ -4,6 +4,8 @@
 //! All this is for processes of FlexCore alone: whoever may publish to these subjects says for which tenant,
 //! and on whose behalf.
 
+pub mod decisions;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -30,6 +32,8 @@ const LOGS: &str = "ctl.plugin_logs.";
 pub mod header {
     /// Whose call it is.
     pub const TENANT: &str = "Flexcore-Tenant";
+    /// The version of the plugin that is meant; without it the one that is installed is.
+    pub const VERSION: &str = "Flexcore-Plugin-Version";
 }
 
 /// Largest input of a call, in bytes: just under the broker's message of 1 MiB, less the headers.
@@ -139,6 +143,8 @@ pub enum PluginRefusal {
     TooLarge,
     /// The plugin is not for this tenant.
     NotForTenant,
+    /// Another version of the plugin is in service, and the call names its own. What came of it does not count.
+    OtherVersion,
     /// Too much is under way already. Nothing was done.
     Busy,
     /// The plugin does not run now. Nothing was done.

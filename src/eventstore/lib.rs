@@ -23,10 +23,12 @@ mod links;
 mod load;
 mod lookup;
 mod outcomes;
+pub mod plugin_configurations;
 pub mod plugins;
 mod profile;
 mod recognise;
 mod remade;
+pub mod sealed;
 mod secret;
 mod seen;
 pub mod snapshot;
@@ -279,6 +281,7 @@ pub struct EventStore {
     leaders: Leaders,
     /// `None` on a handle that was attached.
     secret: Option<Arc<secret::Held>>,
+    secrets_key: Option<sealed::SecretsKey>,
 }
 
 impl EventStore {
@@ -334,6 +337,7 @@ impl EventStore {
             asks_leader,
             leaders,
             secret: None,
+            secrets_key: None,
         })
     }
 

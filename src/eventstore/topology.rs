@@ -37,6 +37,9 @@ pub const PROGRESS: &str = "KV_flex_queue";
 pub const SECRETS: &str = "KV_flex_secrets";
 /// Snapshots of aggregates, laid out as a KV bucket named `flex_snapshots`.
 pub const SNAPSHOTS: &str = "KV_flex_snapshots";
+/// Configurations of plugins, sealed, laid out as a KV bucket named `flex_plugin_configurations`. A tenant has
+/// one at most of each plugin, so what is installed bounds its part.
+pub const PLUGIN_CONFIGURATIONS: &str = "KV_flex_plugin_configurations";
 /// Files of plugins, laid out as an object store named [`FILES_BUCKET`]. It is made when the first one is
 /// stored, since the broker reserves what it may take.
 pub const FILES: &str = "OBJ_flex_plugins";
@@ -63,7 +66,7 @@ const DUPLICATE_WINDOW: Duration = Duration::from_millis(100);
 const NO_SOURCE: (&str, &str) = (DEAD, "dead.none");
 
 /// The streams of an installation, as they are made.
-pub(crate) fn streams(settings: &Settings) -> [Config; 7] {
+pub(crate) fn streams(settings: &Settings) -> [Config; 8] {
     let base = Config {
         num_replicas: settings.replicas,
         storage: StorageType::File,
@@ -115,6 +118,7 @@ pub(crate) fn streams(settings: &Settings) -> [Config; 7] {
             max_messages_per_subject: 1,
             ..base.clone()
         },
+        configurations(&base),
         Config {
             name: SNAPSHOTS.to_owned(),
             subjects: vec!["$KV.flex_snapshots.>".to_owned()],
@@ -127,6 +131,17 @@ pub(crate) fn streams(settings: &Settings) -> [Config; 7] {
             ..base
         },
     ]
+}
+
+/// Asked of its leader alone.
+fn configurations(base: &Config) -> Config {
+    Config {
+        name: PLUGIN_CONFIGURATIONS.to_owned(),
+        subjects: vec!["$KV.flex_plugin_configurations.>".to_owned()],
+        max_messages_per_subject: 1,
+        discard: DiscardPolicy::New,
+        ..base.clone()
+    }
 }
 
 fn commands(base: &Config) -> Config {

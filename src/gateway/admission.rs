@@ -3,7 +3,10 @@
 //! tenant wants more than its share while another one is there that does not. Then it waits for its
 //! own tenant's requests, in a place that costs no processor time.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use flexcore_domain::{AggregateKey, Tenant};
@@ -14,7 +17,10 @@ use governor::{
     middleware::StateInformationMiddleware,
     state::keyed::DefaultKeyedStateStore,
 };
-use tokio::time::Instant;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 use crate::{Settings, error::Problem, limits, problems};
 
@@ -32,6 +38,7 @@ pub(crate) struct Admission {
     aggregates: Shares<AggregateKey>,
     reads: Shares<Tenant>,
     calls: Shares<Tenant>,
+    uploads: Arc<Semaphore>,
     under_way: Shares<Tenant>,
     turned_away: Shares<Tenant>,
     queries: Shares<Tenant>,
@@ -72,6 +79,7 @@ impl Admission {
             aggregates: Shares::limited(usize::MAX, 1, limits::COMMANDS_PER_AGGREGATE_MAX),
             reads: Shares::new(limits::READS_MAX, 1),
             calls: Shares::new(limits::CALLS_MAX, 1),
+            uploads: Arc::new(Semaphore::new(limits::UPLOADS_MAX)),
             under_way: Shares::new(usize::MAX, 1).beside(requests),
             turned_away: Shares::new(limits::TURNED_AWAY_MAX, 1),
             queries: Shares::new(connections, limits::QUERIES_TIMES).beside(queries),
@@ -152,6 +160,15 @@ impl Admission {
         shed("calls");
         let detail = "too many calls of plugins are under way; nothing was done";
         Err(self.refuse(tenant, Problem::new(&problems::OVERLOADED, detail), deadline).await)
+    }
+
+    /// A place for the upload of a plugin: the platform's own tenant alone asks for one. Fails when all are taken.
+    pub(crate) fn upload(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        self.uploads.clone().try_acquire_owned().map_err(|_| {
+            shed("uploads");
+            let detail = "another plugin is being uploaded; nothing was done";
+            Problem::new(&problems::OVERLOADED, detail)
+        })
     }
 
     /// Waits until the tenant may have one more question for the workers under way. Fails when half of
@@ -399,6 +416,15 @@ mod tests {
         assert!(admission.aggregate(&hot).is_ok());
         drop(waiting);
         assert_eq!(admission.aggregates.taken(), 0);
+    }
+
+    #[test]
+    fn one_plugin_is_uploaded_at_a_time() {
+        let admission = admission(1);
+        let place = admission.upload().unwrap();
+        assert_eq!(admission.upload().map(drop).unwrap_err().status(), 503);
+        drop(place);
+        assert!(admission.upload().is_ok());
     }
 
     #[test]

@@ -244,7 +244,8 @@ fn plugin_refused(refusal: PluginRefusal, message: String) -> Problem {
             let detail = "too many calls of this plugin are under way; nothing was done";
             Problem::new(&problems::OVERLOADED, detail)
         }
-        PluginRefusal::Away => Problem::unavailable(&message),
+        // Calls of ours name no version.
+        PluginRefusal::Away | PluginRefusal::OtherVersion => Problem::unavailable(&message),
         // Its worker has a line about late calls in its log, not one for each.
         PluginRefusal::Late => Problem::new(&problems::PLUGIN_TIMEOUT, MAYBE_DONE),
         PluginRefusal::Unknown => {

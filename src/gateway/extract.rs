@@ -1,7 +1,7 @@
 //! Requests, read into types that cannot be wrong: parameters, names, conditions, preferences,
 //! bodies. Pure but for reading the body.
 
-use std::{sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::{
     error::Problem,
+    form::Form,
     limits::{ANSWER_TIMEOUT, BODY_IDLE_TIMEOUT, BODY_TIMEOUT, PARAMETERS_MAX, WAIT_MAX},
     problems,
 };
@@ -92,6 +93,11 @@ impl Call {
 
     pub(crate) fn parameters(&self) -> Result<Parameters, Problem> {
         Parameters::parse(self.uri.query().unwrap_or_default())
+    }
+
+    /// The body, a form of so many bytes at most, before it is read.
+    pub(crate) fn form(&mut self, bytes_max: u64) -> Result<Form, Problem> {
+        Form::of(&self.headers, mem::take(&mut self.body), bytes_max)
     }
 
     /// The body, which must be JSON by its type, of so many bytes at most; its text is not looked at.

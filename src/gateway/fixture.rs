@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use flexcore_definition::{
-    AggregateDefinition, Application, Catalog, Column, ColumnType, CommandDefinition,
+    AggregateDefinition, Application, Catalog, Column, ColumnType, CommandDefinition, Decide,
     EventDefinition, FileLine, Function, Parameter, QueryDefinition, ReadModelDefinition, Schema,
 };
 use flexcore_domain::{AggregateName, CommandName, EventName, Name};
@@ -22,7 +22,7 @@ pub(crate) fn catalog() -> Catalog {
     let command = CommandDefinition {
         description: "The flight leaves.".to_owned(),
         payload: schema(json!({"type": "object", "properties": {"at": {"type": "string"}}})),
-        decide: function(),
+        decide: Decide::Script(function()),
     };
     let event = EventDefinition {
         version: 1,

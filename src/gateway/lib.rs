@@ -13,6 +13,7 @@ mod error;
 mod extract;
 #[cfg(test)]
 mod fixture;
+mod form;
 mod former;
 mod frames;
 mod installed;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use flexcore_domain::limits::PLUGIN_FILE_BYTES_MAX;
+
 /// Longest wait for a request's first byte and head, and between two requests of a connection: a
 /// client that says nothing holds a place that another could have.
 pub const HEADERS_TIMEOUT: Duration = Duration::from_secs(5);
@@ -103,6 +105,19 @@ pub const CALLS_MAX: usize = 256;
 /// Longest wait for a plugin where the client does not say: as long as a call may take by default. A client
 /// that says how long it waits may wait longer, [`flexcore_resilience::TIMEOUT_MAX`] at most.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Longest time for the whole upload of a plugin's file: 256 MiB over 4 Mbit/s. A pause of it ends with
+/// [`BODY_IDLE_TIMEOUT`].
+pub const UPLOAD_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Plugins that are uploaded at once: each is a file on the gateway's disk until the broker has it.
+pub const UPLOADS_MAX: usize = 1;
+
+/// Longest body that installs a plugin, in bytes: its file, and beside it the manifest and what makes a form.
+pub const UPLOAD_BYTES_MAX: u64 = PLUGIN_FILE_BYTES_MAX + (1 << 20);
+
+/// Longest manifest that is taken from a form, in bytes: more than one may have, which its check says.
+pub const MANIFEST_BYTES_MAX: usize = 512 * 1024;
 
 /// Time for which an answer about installed plugins is good: each look asks all workers, and waits for the
 /// last of them.

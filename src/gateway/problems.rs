@@ -51,6 +51,8 @@ kinds! {
     REJECTED "rejected" CONFLICT 0 "The rules say no"
     CONFLICT "conflict" CONFLICT 0 "The aggregate was changed meanwhile"
     PLUGIN_FAILED "plugin-failed" CONFLICT 0 "The plugin says that it failed"
+    PLUGIN_CHANGED "plugin-changed" CONFLICT 0 "Somebody else changed the plugin meanwhile"
+    PLUGIN_NEEDED "plugin-needed" CONFLICT 0 "Applications need the plugin"
     VERSION_MISMATCH "version-mismatch" PRECONDITION_FAILED 0 "The aggregate has another version"
     PAYLOAD_TOO_LARGE "payload-too-large" PAYLOAD_TOO_LARGE 0 "The body is too long"
     URI_TOO_LONG "uri-too-long" URI_TOO_LONG 0 "Path and query are too long"
@@ -64,6 +66,8 @@ kinds! {
     FAULTY_QUERY "faulty-query" UNPROCESSABLE_ENTITY 0 "The query's statement failed"
     INVALID_INPUT "invalid-input" UNPROCESSABLE_ENTITY 0
         "The input does not match the function's schema"
+    INVALID_MANIFEST "invalid-manifest" UNPROCESSABLE_ENTITY 0
+        "The plugin's manifest has mistakes"
     RATE_LIMITED "rate-limited" TOO_MANY_REQUESTS 1 "Too many requests"
     HEADERS_TOO_LARGE "headers-too-large" REQUEST_HEADER_FIELDS_TOO_LARGE 0 "The headers are too long"
     INTERNAL "internal" INTERNAL_SERVER_ERROR 0 "Something failed here"
@@ -138,6 +142,8 @@ mod tests {
         let says = |kind: &ProblemKind, limit: usize| kind.advice().contains(&limit.to_string());
         assert!(says(&PAYLOAD_TOO_LARGE, flexcore_domain::limits::PAYLOAD_BYTES_MAX));
         assert!(says(&PAYLOAD_TOO_LARGE, flexcore_domain::plugin::INPUT_BYTES_MAX));
+        let file = usize::try_from(flexcore_domain::limits::PLUGIN_FILE_BYTES_MAX).unwrap();
+        assert!(says(&PAYLOAD_TOO_LARGE, file));
         assert!(says(&MALFORMED_JSON, flexcore_domain::limits::JSON_DEPTH_MAX));
         assert!(says(&URI_TOO_LONG, crate::limits::URI_BYTES_MAX));
         assert!(says(&HEADERS_TOO_LARGE, crate::limits::HEADERS_BYTES_MAX));

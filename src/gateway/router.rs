@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::{
     Router,
     middleware::from_fn_with_state,
-    routing::{get, post},
+    routing::{delete, get, post, put},
 };
 use flexcore_auth::Permission;
 
@@ -14,7 +14,10 @@ use crate::{
     error::Problem,
     problems, request,
     route::Route,
-    routes::{aggregates, cluster, commands, documents, events, health, plugins, queries},
+    routes::{
+        aggregates, cluster, commands, documents, events, health, managed_plugins,
+        plugin_configuration, plugins, queries,
+    },
     shared::Shared,
 };
 
@@ -53,6 +56,13 @@ pub(crate) static ROUTES: &[Route] = routes! {
     get  "/v1/plugins"                             CallPlugins    plugins::list;
     get  "/v1/plugins/{plugin}"                    CallPlugins    plugins::show;
     post "/v1/plugins/{plugin}/{function}"         CallPlugins    plugins::call;
+    put  "/v1/plugins/{plugin}"                    ManagePlugins  managed_plugins::put;
+    post "/v1/plugins/{plugin}"                    ManagePlugins  managed_plugins::act;
+    delete "/v1/plugins/{plugin}"                  ManagePlugins  managed_plugins::remove;
+    get  "/v1/plugin-logs/{plugin}"                ManagePlugins  managed_plugins::logs;
+    get  "/v1/plugin-configurations/{plugin}"      ConfigurePlugins plugin_configuration::show;
+    put  "/v1/plugin-configurations/{plugin}"      ConfigurePlugins plugin_configuration::set;
+    delete "/v1/plugin-configurations/{plugin}"    ConfigurePlugins plugin_configuration::remove;
     get  "/v1/cluster"                             SeeCluster     cluster::view;
     get  "/"                                       none           documents::index;
     get  "/openapi.json"                           none           documents::openapi;
@@ -166,7 +176,8 @@ mod tests {
         let told: BTreeSet<&str> = index
             .split('"')
             .filter_map(|text| {
-                text.strip_prefix("GET ").or(text.strip_prefix("POST ")).or(Some(text))
+                let methods = ["GET ", "POST ", "PUT ", "DELETE "];
+                methods.iter().find_map(|method| text.strip_prefix(method)).or(Some(text))
             })
             .filter(|text| text.starts_with('/'))
             .map(|text| text.split('?').next().unwrap())

@@ -10,7 +10,7 @@ use anyhow::Context;
 use flexcore_auth::SigningKey;
 use flexcore_cluster as cluster;
 use flexcore_domain::{ActorName, Tenant};
-use flexcore_eventstore::Profile;
+use flexcore_eventstore::{Profile, sealed::SecretsKey};
 use flexcore_http::health::RenderMetrics;
 use flexcore_servers::{Options, Servers, Sync};
 use tokio_util::sync::CancellationToken;
@@ -38,6 +38,10 @@ pub struct Settings {
     pub tenant: Tenant,
     /// Where the key that signs tokens is, or is to be.
     pub signing_key: PathBuf,
+    /// The key that secrets are sealed with; `None`: that of the file.
+    pub secrets_key: Option<SecretsKey>,
+    /// Where that key is, or is to be.
+    pub secrets_key_file: PathBuf,
     /// Where it says that it serves.
     pub ready_files: Vec<PathBuf>,
     /// Folder in which the files of installed plugins are kept.
@@ -78,11 +82,14 @@ impl Dev {
             postgres_query: None,
         };
         let (key, key_path) = signing_key(&settings.signing_key)?;
+        let own_key = || secrets_key(&settings.secrets_key_file);
+        let secrets_key = settings.secrets_key.clone().map_or_else(own_key, Ok)?;
         // The broker is ours alone: members of an earlier run are gone, whatever their leases say.
         cluster::reset(&connect(&endpoints.nats).await?, endpoints.replicas).await?;
         let Settings { profile, membership, .. } = &settings;
         let installation =
             Installation::open_when_there(&endpoints, *profile, membership, &stop).await?;
+        let installation = installation.with_secrets_key(Some(secrets_key));
         let listener = listen(&settings.listen).await?;
         let http = format!("http://{}", listener.local_addr()?);
         let mut roles = Roles::new(stop);
@@ -125,6 +132,20 @@ impl Dev {
     }
 }
 
+/// The key for secrets in this file, made when it is missing.
+fn secrets_key(path: &Path) -> anyhow::Result<SecretsKey> {
+    let said = || format!("the key for secrets in {}", path.display());
+    match fs::read_to_string(path) {
+        Ok(text) => SecretsKey::parse(&text).map_err(anyhow::Error::msg).with_context(said),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let key = SecretsKey::generate();
+            write_private(path, key.digits().as_bytes())?;
+            Ok(key)
+        }
+        Err(error) => Err(error).with_context(said),
+    }
+}
+
 /// The key of the data folder, made when it is missing.
 fn signing_key(path: &Path) -> anyhow::Result<(SigningKey, PathBuf)> {
     let key = match fs::read_to_string(path) {
@@ -142,4 +163,23 @@ fn signing_key(path: &Path) -> anyhow::Result<(SigningKey, PathBuf)> {
     };
     let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     Ok((key, path))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_key_for_secrets_is_made_once_and_is_for_nobody_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secrets_key");
+        let made = secrets_key(&path).unwrap();
+        assert_eq!(secrets_key(&path).unwrap().digits(), made.digits());
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::write(&path, "5ecret").unwrap();
+        let error = format!("{:#}", secrets_key(&path).unwrap_err());
+        assert!(error.contains("64 hexadecimal digits") && !error.contains("5ecret"), "{error}");
+    }
 }

@@ -8,6 +8,7 @@ use flexcore_definition::Catalog;
 use flexcore_domain::AggregateKey;
 use flexcore_eventstore::{
     self as eventstore, EventStore, Profile, folded::States, plugins::InstalledPlugins,
+    sealed::SecretsKey,
 };
 use flexcore_readmodel::{self as readmodel, ReadModels};
 use flexcore_workers::COMMANDS;
@@ -92,6 +93,12 @@ impl Installation {
         let (catalog, plugins) = (catalog.whole(&whole), plugins.whole(&whole));
         let member = Member::join(store.client(), membership.clone()).await?;
         Ok(Self { store, read_models, catalog, plugins, member, ended })
+    }
+
+    /// The same, with the key for secrets; `None`: this process has none.
+    #[must_use]
+    pub fn with_secrets_key(self, key: Option<SecretsKey>) -> Self {
+        Self { store: self.store.with_secrets_key(key), ..self }
     }
 
     /// Opens as soon as the servers are there, saying meanwhile what is missing. Fails when the

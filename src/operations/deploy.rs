@@ -9,7 +9,7 @@ use flexcore_eventstore::{self as eventstore, EventStore, catalog};
 use flexcore_readmodel::{ReadModels, Settings};
 use serde::Serialize;
 
-use crate::Error;
+use crate::{Error, deciders};
 
 /// The result of a deployment.
 #[derive(Debug, Serialize)]
@@ -22,6 +22,8 @@ pub struct Deployed {
     pub changes: Vec<String>,
     /// Milliseconds until a worker had it; `None`: none is running.
     pub picked_up_ms: Option<u64>,
+    /// What will not work as things are, such as a plugin that decides and is not installed.
+    pub warnings: Vec<String>,
 }
 
 /// Longest wait for a worker to pick a version up.
@@ -70,7 +72,12 @@ pub async fn deploy(store: &EventStore, application: &Application) -> Result<Dep
         }
     };
     let picked_up_ms = picked_up(store, application.name.as_str(), version).await;
-    Ok(Deployed { application: application.name.to_string(), version, changes, picked_up_ms })
+    // It is in force: whoever reads what came of it must not take it for failed.
+    let warnings = deciders::warnings(store, application).await.unwrap_or_else(|error| {
+        vec![format!("nobody says whether the plugins that decide are there: {error}")]
+    });
+    let application = application.name.to_string();
+    Ok(Deployed { application, version, changes, picked_up_ms, warnings })
 }
 
 /// The result that a deployment would have, with the version in force now; 0: none is. Fails with the
@@ -78,8 +85,9 @@ pub async fn deploy(store: &EventStore, application: &Application) -> Result<Dep
 #[boxed::async_recursion]
 pub async fn dry_run(store: &EventStore, application: &Application) -> Result<Deployed, Error> {
     let (before, changes) = compared(store, application).await?;
-    let (name, version) = (application.name.to_string(), before.version());
-    Ok(Deployed { application: name, version, changes, picked_up_ms: None })
+    let warnings = deciders::warnings(store, application).await?;
+    let (application, version) = (application.name.to_string(), before.version());
+    Ok(Deployed { application, version, changes, picked_up_ms: None, warnings })
 }
 
 /// The version in force, and the changes.

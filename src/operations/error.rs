@@ -142,6 +142,18 @@ pub enum Error {
     /// No plugin of this name is installed.
     #[error("no plugin {0} is installed: `flexcore plugin list` shows those that are")]
     NoPlugin(Name),
+    /// Applications in force name the plugin as a decider.
+    #[error(
+        "plugin {plugin} decides commands of {}, which would be answered 503: deploy these with other \
+         deciders first, or remove it all the same (--force, force=true)",
+        by.join(", ")
+    )]
+    PluginNeeded {
+        /// The plugin's name.
+        plugin: Name,
+        /// Each application with the first place that names the plugin.
+        by: Vec<String>,
+    },
     /// The file cannot be a plugin's.
     #[error("{0}")]
     PluginFile(String),
@@ -196,6 +208,7 @@ impl Error {
             | Self::TooLarge(_)
             | Self::NotWhole(_)
             | Self::NoPlugin(_)
+            | Self::PluginNeeded { .. }
             | Self::PluginFile(_)
             | Self::PluginOvertaken(_)
             | Self::TakenOff(_) => false,

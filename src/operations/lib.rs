@@ -5,11 +5,14 @@
 
 pub mod application;
 pub mod dead;
+mod deciders;
 pub mod deploy;
 pub mod drain;
 mod error;
+mod needed;
 pub mod plugins;
 pub mod report;
 pub mod rows;
+mod transforms;
 
 pub use error::{Error, QUERIES_UNCHECKED};

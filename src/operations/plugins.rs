@@ -3,6 +3,7 @@
 //! What is installed stands in the log. The workers with the role `plugin` run it, and are asked over NATS.
 
 mod call;
+mod configuration;
 
 use std::{
     collections::BTreeSet,
@@ -35,9 +36,10 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::Error;
+use crate::{Error, needed};
 
 pub use call::{PluginCall, call};
+pub use configuration::{Looked, configuration, configure, unconfigure};
 
 /// Who is recorded as the sender of what is done here.
 const ACTOR: &str = "plugin";
@@ -65,6 +67,8 @@ pub struct Installed {
     pub name: String,
     /// The number of the installation in force now.
     pub number: u32,
+    /// The version that was in force before; `None`: none was.
+    pub former_version: Option<String>,
     /// False: the same was in force already.
     pub is_new: bool,
     /// The same was in force already, a worker said that it did not run, and a restart was recorded.
@@ -124,13 +128,38 @@ pub async fn install(
     manifest: &PluginManifest,
     file: &Path,
 ) -> Result<Installed, Error> {
+    let before = plugins::installed(store, &manifest.name).await?;
+    put(store, manifest, file, before).await
+}
+
+/// As [`install`], but fails when no plugin of this name is installed.
+#[boxed::async_recursion]
+pub async fn upgrade(
+    store: &EventStore,
+    manifest: &PluginManifest,
+    file: &Path,
+) -> Result<Installed, Error> {
+    let before = plugins::installed(store, &manifest.name).await?;
+    if before.installed.is_none() {
+        return Err(Error::NoPlugin(manifest.name.clone()));
+    }
+    put(store, manifest, file, before).await
+}
+
+/// Puts a plugin in place of what was there before.
+async fn put(
+    store: &EventStore,
+    manifest: &PluginManifest,
+    file: &Path,
+    before: PluginBefore,
+) -> Result<Installed, Error> {
     let path = file.to_owned();
     let measured = spawn_blocking(move || measured(&path)).await;
     // Only its own panic is an error here.
     let Measured { file, sha256, bytes } =
         measured.map_err(|error| Error::PluginFile(error.to_string()))??;
-    let before = plugins::installed(store, &manifest.name).await?;
     let in_force = before.installed.as_ref();
+    let former_version = in_force.map(|former| former.manifest.version.clone());
     let same = in_force.filter(|plugin| is_same(plugin, manifest, &sha256));
     let mut file = File::from_std(file);
     store.put_plugin_file(&mut file, &sha256).await?;
@@ -152,6 +181,7 @@ pub async fn install(
     Ok(Installed {
         name: manifest.name.to_string(),
         number,
+        former_version,
         is_new,
         is_restarted,
         sha256,
@@ -188,13 +218,20 @@ pub async fn restart(store: &EventStore, name: &Name) -> Result<u32, Error> {
     restarted.map_err(overtaken(name))
 }
 
-/// Has every worker end the plugin, and takes it off the list. Fails when it is not installed, when the broker
-/// is away, and when somebody else changed the plugin meanwhile.
+/// Has every worker end the plugin, and takes it off the list. Fails when it is not installed, when an application in
+/// force names it as a decider (unless `even_if_needed`), when the broker is away, and when somebody else changed the
+/// plugin meanwhile.
 #[boxed::async_recursion]
-pub async fn remove(store: &EventStore, name: &Name) -> Result<(), Error> {
+pub async fn remove(store: &EventStore, name: &Name, even_if_needed: bool) -> Result<(), Error> {
     let before = plugins::installed(store, name).await?;
     if before.installed.is_none() {
         return Err(Error::NoPlugin(name.clone()));
+    }
+    if !even_if_needed {
+        let by = needed::by(store, name).await?;
+        if !by.is_empty() {
+            return Err(Error::PluginNeeded { plugin: name.clone(), by });
+        }
     }
     let removed = plugins::remove(store, name, &before, &actor(), now_ms()?).await;
     removed.map(drop).map_err(overtaken(name))

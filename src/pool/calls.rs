@@ -10,14 +10,14 @@ use tokio::time::{Instant, timeout_at};
 use crate::{
     error::PoolError,
     group::Group,
-    limits::LEFT_MIN,
+    limits::{DECISION_FULL, LEFT_MIN},
     run::{Broken, CallPlace},
     spec::PoolCall,
 };
 
 /// The time that a call has.
 #[derive(Clone, Copy, Debug)]
-struct Limit {
+pub(crate) struct Limit {
     until: Instant,
     /// It is nearly as long as a call of this plugin may take: whoever is late then is at fault. Some of
     /// the time has gone by before the call came here.
@@ -30,8 +30,19 @@ impl Limit {
         Self { until: Instant::now() + within.min(call_max), is_full }
     }
 
+    /// Of questions for decisions.
+    pub(crate) fn of_decisions(within: Duration, call_max: Duration) -> Self {
+        let limit = Self::new(within, call_max);
+        Self { is_full: limit.is_full || within >= DECISION_FULL, ..limit }
+    }
+
+    /// When it is over.
+    pub(crate) fn until(self) -> Instant {
+        self.until
+    }
+
     /// What is left of it. Fails when that is not worth a call.
-    fn left(self) -> Result<Duration, PoolError> {
+    pub(crate) fn left(self) -> Result<Duration, PoolError> {
         let left = self.until.saturating_duration_since(Instant::now());
         if left < LEFT_MIN { Err(PoolError::Late) } else { Ok(left) }
     }
@@ -79,7 +90,7 @@ pub(crate) async fn call(
 
 /// A place at what is in service, as soon as an instance of it is ready. None when that is not soon.
 /// Nothing waits without a time.
-async fn place_soon(
+pub(crate) async fn place_soon(
     before: &Group,
     now: impl Fn() -> Option<Arc<Group>>,
 ) -> Option<(Arc<Group>, CallPlace)> {
@@ -123,6 +134,8 @@ async fn attempt(
     limit: Limit,
 ) -> Result<Bytes, Broken> {
     let tenant = &call.context.tenant;
+    let left = limit.left().map_err(Broken::not_made)?;
+    place.configured(tenant, left, group.on_death(tenant)).await?;
     let admitted = group.admit(tenant).map_err(Broken::not_made)?;
     let left = limit.left().map_err(Broken::not_made)?;
     let called = place.call(call, left, group.on_death(tenant)).await;
@@ -132,7 +145,7 @@ async fn attempt(
 
 /// What the call says of the plugin. One whose caller had less time than there is says nothing when
 /// it is late: else callers in a hurry could have it left alone by all.
-fn verdict<T>(called: &Result<T, Broken>, limit: Limit) -> Verdict {
+pub(crate) fn verdict<T>(called: &Result<T, Broken>, limit: Limit) -> Verdict {
     match called {
         Ok(_) => Verdict::Success,
         Err(Broken { is_fault: true, error: PoolError::Late, .. }) if !limit.is_used_up() => {
@@ -189,5 +202,7 @@ mod tests {
         let second = Duration::from_secs(1);
         assert!(Limit::new(second * 9 / 10, second).is_full && Limit::new(second, second).is_full);
         assert!(!Limit::new(second * 8 / 10, second).is_full);
+        let of_decisions = |within| Limit::of_decisions(within, second * 30).is_full;
+        assert!(of_decisions(second) && !of_decisions(second / 2));
     }
 }

@@ -7,6 +7,8 @@
 //! service, and puts it in its place when all of its instances are ready.
 
 mod calls;
+mod configured;
+mod decide;
 mod error;
 mod figures;
 mod group;
@@ -24,6 +26,7 @@ mod spec;
 mod status;
 mod tenants;
 
+pub use configured::{Configurations, Reading};
 pub use error::{ChangeError, PoolError};
 pub use limits::{LEFT_MIN, LINGER_MIN};
 pub use measure::wanted;

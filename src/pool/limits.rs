@@ -66,6 +66,14 @@ pub(crate) const DEATHS_WITHIN: Duration = Duration::from_secs(600);
 pub(crate) const DEATHS_REFUSED: Backoff =
     Backoff { first: Duration::from_secs(60), longest: Duration::from_secs(600) };
 
+/// Time after which a decision is late by the plugin's fault. 1 s: decisions are asked for within two seconds, some
+/// of which have gone by before.
+pub(crate) const DECISION_FULL: Duration = Duration::from_secs(1);
+
+/// Tenants that have a stream of questions to one instance. 32: the streams of others are begun anew when they ask
+/// again, which takes a moment.
+pub(crate) const DECIDERS_MAX: usize = 32;
+
 /// Most instances of a plugin in one process. 16: more are for more machines.
 pub(crate) const INSTANCES_MAX: usize = 16;
 
@@ -84,6 +92,17 @@ pub(crate) const DURATIONS_MAX: usize = 1_024;
 /// Least time between two lines of the log that say that calls of a plugin were late. 1 s: a tenant in a
 /// hurry would fill it otherwise.
 pub(crate) const LATE_TOLD_EVERY: Duration = Duration::from_secs(1);
+
+/// Longest time for a plugin to take the configuration of a tenant, whose calls wait for it. 10 s: it may connect to
+/// something.
+pub(crate) const CONFIGURE_MAX: Duration = Duration::from_secs(10);
+
+/// Time for which a tenant's calls are refused before its configuration is given once more, where the plugin says
+/// that its failure passes. 5 s; where it asks for more, as long as that.
+pub(crate) const UNCONFIGURED_PAUSE: Duration = Duration::from_secs(5);
+
+/// The longest such time. One minute: what is mended is noticed soon.
+pub(crate) const UNCONFIGURED_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Longest wait for the end of a process whose connection has ended, and the other way round. 100
 /// ms: the kernel closes the one with the other.

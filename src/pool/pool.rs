@@ -7,12 +7,13 @@ use std::{
 };
 
 use bytes::Bytes;
+use flexcore_plugin::contract::{DecisionResult, Question};
 use serde_json::Value;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
-    calls,
+    calls, decide,
     error::{ChangeError, PoolError},
     figures::Figures,
     group::{Group, Supervised},
@@ -101,6 +102,40 @@ impl Pool {
         }
         self.0.figures.called(&called, began.elapsed());
         called
+    }
+
+    /// True if an instance is ready, and says that it decides.
+    #[must_use]
+    pub fn decides(&self) -> bool {
+        self.group().is_some_and(|group| group.runs().iter().any(|run| run.decides()))
+    }
+
+    /// Asks for decisions on questions of one tenant, each within its own time and [`Spec::call_max`]. They take
+    /// the place of one call together. Returns what came of each, in their order; the errors are those of calls.
+    /// A question under which the instance ended is asked once more, by what is in service then. Where the
+    /// instance ended again it is [`PoolError::Unknown`], which may be the question's fault. Any other error but
+    /// [`PoolError::Faulty`] and [`PoolError::TooLarge`] may pass.
+    pub async fn decide(
+        &self,
+        tenant: &str,
+        questions: &[(Question, Duration)],
+    ) -> Vec<Result<DecisionResult, PoolError>> {
+        let (began, group) = (Instant::now(), self.group());
+        let mut decided = match &group {
+            Some(group) => decide::decide(group, tenant, questions, || self.group()).await,
+            None => questions.iter().map(|_| Err(stopped())).collect(),
+        };
+        if decide::is_away(&decided)
+            && let Some(group) = self.instead(group.as_ref(), &decide::summary(&decided))
+        {
+            let left = |(question, within): &(Question, Duration)| {
+                (question.clone(), within.saturating_sub(began.elapsed()))
+            };
+            let again: Vec<(Question, Duration)> = questions.iter().map(left).collect();
+            decided = decide::decide(&group, tenant, &again, || self.group()).await;
+        }
+        self.0.figures.called(&decide::summary(&decided), began.elapsed());
+        decided
     }
 
     /// Waits until an instance is ready. Fails with [`PoolError::Away`] and the reason when none is

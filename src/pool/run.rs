@@ -1,5 +1,7 @@
 //! One life of an instance: a process that takes calls.
 
+mod decide;
+
 use std::{
     fmt,
     sync::{
@@ -20,11 +22,12 @@ use serde_json::Value;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::spawn_blocking,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tonic::Code;
 
 use crate::{
+    configured::{Configurations, Configured},
     error::PoolError,
     limits::{DEATH_WAIT, LINGER_MIN},
     measure::{CountedCall, CountedReady},
@@ -32,11 +35,16 @@ use crate::{
     spec::{PoolCall, Spec},
 };
 
+pub(crate) use decide::Decided;
+
 /// A process that takes calls. It does not keep the process: whoever supervises it does.
 pub(crate) struct Run {
     name: String,
     connection: Connection,
     spoken: Spoken,
+    configurations: Configurations,
+    configured: Configured,
+    deciders: decide::Deciders,
     places: Arc<Semaphore>,
     places_max: usize,
     output_bytes_max: usize,
@@ -73,6 +81,9 @@ impl Run {
             name: name.to_owned(),
             connection,
             spoken,
+            configurations: spec.configurations.clone(),
+            configured: Configured::default(),
+            deciders: decide::Deciders::default(),
             places: Arc::new(Semaphore::new(places_max)),
             places_max,
             output_bytes_max: spec.output_bytes_max,
@@ -125,6 +136,18 @@ impl Run {
         !self.places.is_closed() && self.connection.closed().now_or_never().is_none()
     }
 
+    /// Whether something has this error because the process has ended.
+    async fn died(&self, error: &Error) -> bool {
+        let may_be =
+            matches!(error, Error::Ended | Error::Unreachable { .. } | Error::Status { .. })
+                && is_unknown(error);
+        let died = may_be && timeout(DEATH_WAIT, self.connection.closed()).await.is_ok();
+        if died {
+            self.ended_under_call.store(true, Ordering::Relaxed);
+        }
+        died
+    }
+
     /// A place for one call, if there is one.
     pub(crate) fn place(self: &Arc<Self>) -> Option<CallPlace> {
         let permit = Arc::clone(&self.places).try_acquire_owned().ok()?;
@@ -141,6 +164,8 @@ impl Run {
         };
         // While all places are held.
         self.places.close();
+        // The plugin may wait for the end of its streams before it ends.
+        self.deciders.end();
         drop(free);
     }
 }
@@ -180,6 +205,50 @@ impl CallPlace {
         found.map(|told| told.idempotent).ok_or(PoolError::UnknownFunction)
     }
 
+    /// Gives the process the tenant's configuration unless it has it. To be done before each call and each
+    /// question of a tenant, and before the breaker is asked: it says nothing of calls. Fails where no call may
+    /// follow, and nothing was done. A configuration under which the process ends is told to `on_death`.
+    pub(crate) async fn configured(
+        &self,
+        tenant: &str,
+        within: Duration,
+        on_death: impl FnOnce() + Send + 'static,
+    ) -> Result<(), Broken> {
+        let number = self.run.configurations.number(tenant);
+        let Spoken::Contract(client, description) = &self.run.spoken else { return Ok(()) };
+        if number == 0 || description.configuration_schema.is_empty() {
+            return Ok(());
+        }
+        let failed = |failure| Broken::not_made(PoolError::Failed(failure));
+        let (began, of) = (Instant::now(), self.run.configured.of(tenant));
+        let locked = timeout(within, of.lock_owned()).await;
+        let mut given = locked.map_err(|_| Broken::not_made(being_configured()))?;
+        if let Some(holds) = given.holds(number, Instant::now()) {
+            return holds.map_err(failed);
+        }
+        let (run, tenant) = (Arc::clone(&self.run), tenant.to_owned());
+        let (client, description) = (client.clone(), Arc::clone(description));
+        // It goes on when its caller has left: the next one finds it done.
+        let giving = async move {
+            let from = &run.configurations;
+            match given.give(&client, &description, from, (tenant.as_str(), number)).await {
+                Ok(holds) => holds.map_err(failed),
+                Err(error) => {
+                    if !run.died(&error).await {
+                        return given.fails(number, &error).map_err(failed);
+                    }
+                    let message = format!("it ended under the tenant's configuration: {error}");
+                    Err(Broken { died: true, ..Broken::not_made(PoolError::Away(message)) })
+                }
+            }
+        };
+        let left = within.saturating_sub(began.elapsed());
+        waited(left, on_death, giving).await.map_err(|broken| match broken.error {
+            PoolError::Late | PoolError::Unknown(_) => Broken::not_made(being_configured()),
+            _ => broken,
+        })
+    }
+
     /// Calls a function of the contract.
     pub(crate) async fn call(
         self,
@@ -203,7 +272,7 @@ impl CallPlace {
             Ok(Ok(output)) => Ok(output),
             Ok(Err(failure)) => Err(Broken::not_made(PoolError::Failed(failure))),
             Err(error) => {
-                let died = self.died(&error).await;
+                let died = self.run.died(&error).await;
                 let is_fault = matches!(error, Error::Late { .. }) || is_unreached(&error);
                 let error = PoolError::of_call(&error);
                 Err(Broken { error, died, is_fault: is_fault && !died })
@@ -246,22 +315,10 @@ impl CallPlace {
             Ok(output) => return Ok(output),
             Err(error) => error,
         };
-        let died = self.died(&error).await;
+        let died = self.run.died(&error).await;
         let is_fault = matches!(error, Error::Late { .. });
         let error = PoolError::of_method(&error, died);
         Err(Broken { error, died, is_fault: is_fault && !died })
-    }
-
-    /// Whether the call has this error because its process has ended.
-    async fn died(&self, error: &Error) -> bool {
-        let may_be =
-            matches!(error, Error::Ended | Error::Unreachable { .. } | Error::Status { .. })
-                && is_unknown(error);
-        let died = may_be && timeout(DEATH_WAIT, self.run.connection.closed()).await.is_ok();
-        if died {
-            self.run.ended_under_call.store(true, Ordering::Relaxed);
-        }
-        died
     }
 }
 
@@ -270,6 +327,11 @@ impl Broken {
     pub(crate) fn not_made(error: PoolError) -> Self {
         Self { error, died: false, is_fault: false }
     }
+}
+
+/// Said to a caller whose time is over before the process has the tenant's configuration. No call was made.
+fn being_configured() -> PoolError {
+    PoolError::Away("it is being given the tenant's configuration".to_owned())
 }
 
 /// The answer to a call, for a caller who waits so long. A call whose caller has left keeps its place and runs

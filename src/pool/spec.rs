@@ -5,7 +5,10 @@ use std::{fmt, sync::Arc, time::Duration};
 use bytes::Bytes;
 use flexcore_plugin::{Start, contract::Context};
 
-use crate::limits::{CONCURRENCY_MAX, INSTANCES_MAX};
+use crate::{
+    configured::Configurations,
+    limits::{CONCURRENCY_MAX, INSTANCES_MAX},
+};
 
 /// All that running the instances of a plugin takes.
 #[derive(Clone)]
@@ -26,6 +29,8 @@ pub struct Spec {
     pub output_bytes_max: usize,
     /// True for a plugin of FlexCore's contract; others are called by reflection.
     pub contract: bool,
+    /// The configurations of its tenants. A plugin whose description has no schema of one gets none.
+    pub configurations: Configurations,
     /// The plugin's name: a label of metrics.
     pub name: String,
 }

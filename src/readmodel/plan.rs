@@ -7,10 +7,11 @@ use std::{borrow::Cow, collections::HashMap, fmt, sync::Arc};
 
 use flexcore_definition::{
     Cell, Column, Expression, Followed, Operation, ReadModelDefinition, RowChange, Scalar,
+    Transform,
 };
-use flexcore_domain::{AggregateName, Commit, Event, EventName, Name, Tenant};
+use flexcore_domain::{AggregateName, Commit, Event, EventName, Hash, Name, Tenant};
 use serde::de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
+use serde_json::{json, value::RawValue};
 
 /// Longest key of a row, in bytes over all its columns: an entry of a Postgres index has 2,704.
 pub const KEY_BYTES_MAX: usize = 2_000;
@@ -27,6 +28,8 @@ pub struct Plan {
     rules: HashMap<AggregateName, HashMap<EventName, Rule>>,
     /// Lowest and highest schema version that the rules read: most events need no closer look.
     versions: (u32, u32),
+    /// Some event goes through a plugin.
+    is_transformed: bool,
 }
 
 /// The shape of a read model's rows.
@@ -53,10 +56,23 @@ pub enum Reads<'a> {
     TooNew,
 }
 
+/// A plugin's function that an event's data go through, once they are of the version that the rule was written
+/// for. What it returns is read in their place.
+#[derive(Clone, Debug)]
+pub struct Transformed {
+    /// The function.
+    pub transform: Transform,
+    /// The version of the event's schema that it gets; `None`: any.
+    pub version: Option<u32>,
+    /// SHA-256 over all that says what comes of an event: equal ones give the same data.
+    pub fingerprint: Hash,
+}
+
 #[derive(Clone, Debug)]
 struct Rule {
     /// The event as it was declared; `None`: any data will do.
     followed: Option<Followed>,
+    transformed: Option<Transformed>,
     fields: Fields,
     key: Vec<Source>,
     delete: bool,
@@ -105,12 +121,16 @@ impl Plan {
         let mut rules: HashMap<_, HashMap<_, _>> = HashMap::new();
         for ((aggregate, event), change) in &model.on {
             let followed = model.followed.get(&(aggregate.clone(), event.clone()));
-            let rule = Rule { followed: followed.cloned(), ..Rule::new(&layout, change) };
+            let transformed = change.transform.as_ref();
+            let transformed = transformed.map(|transform| Transformed::new(transform, followed));
+            let followed = followed.cloned();
+            let rule = Rule { followed, transformed, ..Rule::new(&layout, change) };
             rules.entry(aggregate.clone()).or_default().insert(event.clone(), rule);
         }
         let versions = || model.followed.values().map(|followed| followed.version);
         let versions = (versions().min().unwrap_or(u32::MAX), versions().max().unwrap_or(0));
-        Self { layout, rules, versions }
+        let is_transformed = model.on.values().any(|change| change.transform.is_some());
+        Self { layout, rules, versions, is_transformed }
     }
 
     /// True if some event of this kind of aggregate changes rows.
@@ -143,8 +163,24 @@ impl Plan {
         }
     }
 
+    /// True if some event goes through a plugin.
+    #[must_use]
+    pub fn is_transformed(&self) -> bool {
+        self.is_transformed
+    }
+
+    /// What the event's data go through, brought to the version that [`Plan::reads`] says; `None`: nothing.
+    #[must_use]
+    pub fn transforms(&self, commit: &Commit, event: &Event) -> Option<&Transformed> {
+        if !self.is_transformed {
+            return None;
+        }
+        self.rule(commit, event)?.transformed.as_ref()
+    }
+
     /// The effect of the event; `None`: nothing. `data` is the event's, of the schema that
-    /// [`Plan::reads`] says. Fails when a value does not fit its column.
+    /// [`Plan::reads`] says, or what came of that where it [goes through a plugin](Plan::transforms). Fails
+    /// when a value does not fit its column.
     pub fn change(
         &self,
         commit: &Commit,
@@ -195,6 +231,19 @@ impl Plan {
 
     fn rule(&self, commit: &Commit, event: &Event) -> Option<&Rule> {
         self.rules.get(commit.key.aggregate())?.get(&event.event)
+    }
+}
+
+impl Transformed {
+    fn new(transform: &Transform, followed: Option<&Followed>) -> Self {
+        let Transform { plugin, function, version, .. } = transform;
+        let text = json!([plugin, function, version]).to_string();
+        let before = followed.map_or(Hash::ZERO, |followed| followed.fingerprint);
+        Self {
+            transform: transform.clone(),
+            version: followed.map(|followed| followed.version),
+            fingerprint: Hash::chain(&before, text.as_bytes()),
+        }
     }
 }
 
@@ -255,7 +304,8 @@ impl Rule {
                 ));
             }
         }
-        Self { followed: None, fields, key, delete: change.delete, operations }
+        let (followed, transformed) = (None, None);
+        Self { followed, transformed, fields, key, delete: change.delete, operations }
     }
 }
 

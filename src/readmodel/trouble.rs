@@ -12,6 +12,17 @@ use crate::{Error, ReadModels, epoch::Owned, version::LOCK_TIMEOUT_MS};
 const INTERNALS: [&str; 7] =
     ["projections", "checkpoints", "rebuilds", "parked", "log", "troubles", "query_login"];
 
+/// How the trouble of a read model begins that waits for a plugin: `plugin`, its name and why follow.
+pub const WAITS_FOR: &str = "it stands still, and waits for ";
+
+/// The plugin that a read model waits for, as its trouble says; `None`: it says something else. A plugin's name may be
+/// told to strangers, who need not know the rest.
+#[must_use]
+pub fn plugin_waited_for(what: &str) -> Option<&str> {
+    let name = what.strip_prefix(WAITS_FOR)?.strip_prefix("plugin ")?.split(' ').next()?;
+    Name::parse(name).is_ok().then_some(name)
+}
+
 impl ReadModels {
     /// Read models that cannot be managed, have stopped or stand still, each with the reason.
     #[boxed::async_recursion]

@@ -1,5 +1,7 @@
 //! [`Decider`] over a sandbox.
 
+mod elsewhere;
+
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use flexcore_definition::{
@@ -21,6 +23,8 @@ use crate::{
     threads::mark,
     violations,
 };
+
+pub use elsewhere::Proposed;
 
 /// An aggregate's rules in JavaScript. It stays on the thread that made it.
 pub struct ScriptDecider {
@@ -144,6 +148,38 @@ impl ScriptDecider {
         Err(Called { id, function: &function }.faulty(&message))
     }
 
+    /// Folds some events in one call, within this processor time; their upcasts have [`FOLD_MAX`] together.
+    fn folded(&mut self, state: &State, some: &[Event], limit: Duration) -> Result<State, Refusal> {
+        let Some(last) = some.last().map(|event| &event.event) else { return Ok(state.clone()) };
+        let definition = self.definition.clone();
+        let until = processor_time() + FOLD_MAX;
+        let mut text = String::from("[");
+        for event in some {
+            let current = if declared(&definition, event)?.version == event.schema_version {
+                Cow::Borrowed(event)
+            } else {
+                Cow::Owned(self.upcast_until(event, until)?)
+            };
+            let comma = if text.len() > 1 { "," } else { "" };
+            let (name, version, data) = (&current.event, current.version, current.data.get());
+            text += comma;
+            text += &format!("{{\"event\":\"{name}\",\"version\":{version},\"data\":{data}}}");
+        }
+        text.push(']');
+        let function = &definition.events[last].evolve;
+        let called = Called { id: FunctionId::Evolve(last.clone()), function };
+        let left = until.saturating_sub(processor_time());
+        if left.is_zero() {
+            return Err(called.exhausted(&out_of_time()));
+        }
+        let within = Within { time: limit.min(left), limit };
+        let folded = self.run(&called, (state.as_str(), text.as_str()), within)?;
+        let Returned::Folded(state) = self.read(&called, &folded)? else {
+            return Err(called.faulty("no answer"));
+        };
+        self.checked_state(&called, state)
+    }
+
     fn checked_state(&self, called: &Called<'_>, state: &RawValue) -> Result<State, Refusal> {
         let text = state.get();
         if text.len() > STATE_BYTES_MAX {
@@ -164,11 +200,12 @@ impl Decider for ScriptDecider {
         context: &Context,
     ) -> Result<Decision, Refusal> {
         let definition = self.definition.clone();
-        let declared = definition.commands.get(command).ok_or_else(|| Refusal::UnknownCommand {
-            known: definition.commands.keys().map(ToString::to_string).collect(),
-        })?;
+        let declared = definition.commands.get(command);
+        let declared = declared.ok_or_else(|| elsewhere::unknown(&definition))?;
         check_payload(&declared.payload, payload)?;
-        let called = Called { id: FunctionId::Decide(command.clone()), function: &declared.decide };
+        let function = declared.decide.function();
+        let function = function.ok_or_else(|| elsewhere::no_function(command, &declared.decide))?;
+        let called = Called { id: FunctionId::Decide(command.clone()), function };
         let context = context_json(context);
         let arguments = (state.as_str(), payload.as_str(), context.as_str());
         let within = Within { time: DECIDE_MAX, limit: DECIDE_MAX };
@@ -184,38 +221,10 @@ impl Decider for ScriptDecider {
     }
 
     fn evolve(&mut self, state: &State, events: &[Event]) -> Result<State, Refusal> {
-        let definition = self.definition.clone();
         let mut after = state.clone();
         for some in events.chunks(FOLD_EVENTS_MAX) {
             let share = EVOLVE_MAX * u32::try_from(some.len()).expect("BUG: a chunk is small");
-            let limit = FOLD_MAX.min(DECIDE_MAX + share);
-            let until = processor_time() + FOLD_MAX;
-            let mut text = String::from("[");
-            for event in some {
-                let current = if declared(&definition, event)?.version == event.schema_version {
-                    Cow::Borrowed(event)
-                } else {
-                    Cow::Owned(self.upcast_until(event, until)?)
-                };
-                let comma = if text.len() > 1 { "," } else { "" };
-                let (name, version, data) = (&current.event, current.version, current.data.get());
-                text += comma;
-                text += &format!("{{\"event\":\"{name}\",\"version\":{version},\"data\":{data}}}");
-            }
-            text.push(']');
-            let last = &some[some.len() - 1].event;
-            let function = &definition.events[last].evolve;
-            let called = Called { id: FunctionId::Evolve(last.clone()), function };
-            let left = until.saturating_sub(processor_time());
-            if left.is_zero() {
-                return Err(called.exhausted(&out_of_time()));
-            }
-            let within = Within { time: limit.min(left), limit };
-            let folded = self.run(&called, (after.as_str(), text.as_str()), within)?;
-            let Returned::Folded(state) = self.read(&called, &folded)? else {
-                return Err(called.faulty("no answer"));
-            };
-            after = self.checked_state(&called, state)?;
+            after = self.folded(&after, some, FOLD_MAX.min(DECIDE_MAX + share))?;
         }
         Ok(after)
     }

@@ -10,4 +10,4 @@ pub mod scenario;
 pub mod threads;
 mod violations;
 
-pub use decider::{ScriptDecider, check};
+pub use decider::{Proposed, ScriptDecider, check};

@@ -11,20 +11,44 @@
 //! state: { on: true }          # optional: the state afterwards
 //! ```
 //!
-//! The context is always that of aggregate `test`, actor `test`, 2013-01-01T00:00:00Z.
+//! The context is always that of aggregate `test`, actor `test`, 2013-01-01T00:00:00Z. Commands that a plugin
+//! decides are put to whoever runs the test.
 
 mod read;
 mod run;
 
 use std::sync::Arc;
 
-use flexcore_definition::{AggregateDefinition, FileLine};
-use flexcore_domain::{CommandName, Event, Payload, Violation};
+use flexcore_definition::{AggregateDefinition, DecidedByPlugin, FileLine};
+use flexcore_domain::{
+    AggregateName, CommandName, Context, Event, Name, Payload, Refusal, State, Violation,
+};
 use serde::Serialize;
 use serde_json::Value;
 
 pub use read::read;
 pub use run::run;
+
+/// A command that a plugin decides, and all that it may know.
+#[derive(Clone, Debug)]
+pub struct PluginQuestion {
+    /// The plugin, and where it is named.
+    pub by: DecidedByPlugin,
+    /// The aggregate's name.
+    pub aggregate: AggregateName,
+    /// The aggregate's state.
+    pub state: State,
+    /// The command.
+    pub command: CommandName,
+    /// Its payload, which matches its schema.
+    pub payload: Payload,
+    /// The rest that it may know.
+    pub context: Context,
+}
+
+/// Names and data (JSON) of the events that a plugin decided, or why it did not accept the command. Nothing about
+/// the events needs to have been checked.
+pub type PluginDecided = Result<Vec<(String, Vec<u8>)>, Refusal>;
 
 /// One test.
 #[derive(Clone, Debug)]
@@ -39,6 +63,15 @@ pub struct Scenario {
     when: Step,
     then: Then,
     state: Option<(Value, FileLine)>,
+}
+
+impl Scenario {
+    /// The plugins that decide commands of the test, each with where it is named.
+    pub fn plugins(&self) -> impl Iterator<Item = (&Name, &FileLine)> {
+        let steps = self.commands.iter().chain([&self.when]);
+        let declared = steps.filter_map(move |step| self.aggregate.commands.get(&step.command));
+        declared.filter_map(|it| it.decide.plugin()).map(|by| (&by.plugin, &by.place))
+    }
 }
 
 /// A command, with its place.

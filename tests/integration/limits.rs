@@ -60,7 +60,7 @@ fn of_functions() -> [(&'static str, String); 3] {
 }
 
 /// The rows of the limits of plugins.
-fn of_plugins() -> [(&'static str, String); 3] {
+fn of_plugins() -> [(&'static str, String); 4] {
     assert_eq!(plugin::INPUT_BYTES_MAX, plugin::OUTPUT_BYTES_MAX);
     let words = kib(plugin::INPUT_BYTES_MAX);
     let file = domain::PLUGIN_FILE_BYTES_MAX >> 20;
@@ -71,6 +71,10 @@ fn of_plugins() -> [(&'static str, String); 3] {
         (
             "a plugin's file; files of all plugins, with the one before of each",
             format!("{file} MiB; {files} GiB"),
+        ),
+        (
+            "a tenant's configuration of a plugin",
+            kib(flexcore_domain::plugin_configuration::CONFIGURATION_BYTES_MAX),
         ),
         ("a call of a plugin", format!("{call_s} s, unless its manifest says otherwise")),
     ]
@@ -110,7 +114,7 @@ fn the_limits_in_the_readme_are_those_of_the_code() {
     let deep = format!("nested {} levels", domain::JSON_DEPTH_MAX);
     let commit = kib(domain::COMMIT_BYTES_MAX);
     let [decide, evolve, checks] = of_functions();
-    let [words, file, call] = of_plugins();
+    let [words, file, configuration, call] = of_plugins();
     let [set, rows, named, page] = of_read_models(&commit);
     let query_s = readmodel::Settings::default().statement_timeout.as_secs();
     assert_eq!(gateway::WAIT_MAX.as_secs(), 30, "positions and outcomes alike");
@@ -156,6 +160,7 @@ fn the_limits_in_the_readme_are_those_of_the_code() {
         ("a wait for a position, or for an outcome", "30 s".to_owned()),
         words,
         file,
+        configuration,
         call,
     ];
     let expected = expected.map(|(what, most)| (what.to_owned(), most));

@@ -79,6 +79,11 @@ pub(crate) const EDGES: &[(&str, &[&str], &str)] = &[
         "they are reached over NATS only, so that both scale alone",
     ),
     (
+        "bundled",
+        &["plugin", "sdk"],
+        "plugins that come with FlexCore are built as anybody's are, and can guard themselves in tests",
+    ),
+    (
         "installation",
         &[
             "auth",
@@ -121,7 +126,9 @@ pub(crate) const EDGES: &[(&str, &[&str], &str)] = &[
             "installation",
             "operations",
             "out",
+            "plugin",
             "readmodel",
+            "sdk",
             "servers",
             "workers",
         ],

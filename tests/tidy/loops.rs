@@ -30,6 +30,13 @@ const LOOPS: &[(&str, usize, &str)] = &[
         3,
         "leaving; a bucket that does not answer ends the lease, and is told",
     ),
+    ("src/bundled/csv/read.rs", 1, READS),
+    (
+        "src/bundled/mail/smtp/conversation.rs",
+        1,
+        "the caller's time, the end of the connection, a line's limit",
+    ),
+    ("src/bundled/postgres/connections.rs", 1, "nothing is tried: an idle connection is closed"),
     ("src/cluster/owners.rs", 2, "the time that the caller gives; a tool's look changes nothing"),
     ("src/demo/lib.rs", 6, "an error that does not pass, or nothing that moves for a while"),
     ("src/demo/report.rs", 1, PAGES),
@@ -37,9 +44,15 @@ const LOOPS: &[(&str, usize, &str)] = &[
     ("src/eventstore/load.rs", 1, PAGES),
     ("src/eventstore/lookup.rs", 1, PAGES),
     ("src/eventstore/secret.rs", 2, "the time for one request, and an error that does not pass"),
+    (
+        "src/eventstore/plugin_configurations.rs",
+        5,
+        "the end of the worker; what stays wrong is told, and tried on",
+    ),
     ("src/eventstore/subscribe.rs", 4, "an error that does not pass; what lasts is told"),
     ("src/gateway/admission.rs", 1, "once: a refusal is told late"),
     ("src/gateway/extract.rs", 1, READS),
+    ("src/gateway/form.rs", 4, READS),
     ("src/gateway/listen.rs", 4, "the stop: a connection that fails is nobody else's trouble"),
     ("src/gateway/routes/aggregates.rs", 1, PAGES),
     ("src/gateway/routes/commands.rs", 2, "the time that the client waits"),
@@ -126,6 +139,12 @@ const LOOPS: &[(&str, usize, &str)] = &[
     ("workers/command/turns.rs", 1, READS),
     ("workers/defects.rs", 1, "once: in test builds alone"),
     ("workers/places.rs", 4, "the stop, and the map's end"),
+    ("workers/command/asked_plugins.rs", 1, "nothing waits any more; each question has a time"),
+    (
+        "workers/projection/transform.rs",
+        4,
+        "the stop; a plugin that is away, or busy for long, ends the reader, and is told",
+    ),
     ("workers/plugin.rs", 1, "the stop, and that nobody says any more what is installed"),
     ("workers/plugin/calls.rs", 6, "the stop: a refused subscription is told, and tried again"),
     ("workers/plugin/files.rs", 5, "a file that is gone or another one; an outage is told"),
@@ -205,6 +224,10 @@ const TRIED: &[(&str, &[&str])] = &[
     (
         "workers/projection/indexing.rs",
         &["indexes::a_version_serves_without_the_index_that_cannot_be_made"],
+    ),
+    (
+        "workers/projection/transform.rs",
+        &["call::what_never_passes_parks_the_event_and_all_else_is_waited_for"],
     ),
     ("workers/plugin/files.rs", &["plugin::a_file_that_is_not_there_is_told_and_holds_nobody_up"]),
     (

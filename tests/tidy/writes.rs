@@ -45,7 +45,7 @@ const WRITES: &[(&str, usize, &str, &str)] = &[
     (
         "src/broker/bucket.rs",
         1,
-        "records, progress (numbers and a name), thirty-two digits",
+        "records, progress (numbers and a name), thirty-two digits, sealed configurations",
         PROGRESS,
     ),
     ("src/queue/claim.rs", 1, "a question for one pattern", QUESTION),
@@ -57,7 +57,49 @@ const WRITES: &[(&str, usize, &str, &str)] = &[
     ("workers/command/requests.rs", 1, "answers: texts are cut, a state is bounded", ANSWERS),
     ("src/operations/deploy.rs", 1, "a question for one name", QUESTION),
     ("src/operations/plugins.rs", 1, "a question without a body", QUESTION),
+    (
+        "src/bundled/http/exchange.rs",
+        1,
+        "no broker: a request over HTTP, made of a call's input",
+        "http::an_answer_has_a_size_and_a_time",
+    ),
+    (
+        "src/bundled/csv/store.rs",
+        2,
+        "chunks of one length or as they came; a record remembers 64 calls",
+        "csv::pages_and_rows_are_limited write::an_object_remembers_the_last_calls",
+    ),
     ("src/operations/plugins/call.rs", 1, "calls: an input has a limit of its own", INPUTS),
+    (
+        "src/operations/plugins/configuration.rs",
+        1,
+        "a sealed configuration has a limit of its own",
+        CONFIGURATIONS,
+    ),
+    (
+        "workers/command/asked_plugins.rs",
+        1,
+        "questions: counted, and by bytes",
+        "asked_plugins::the_largest_question_is_one_message",
+    ),
+    (
+        "workers/plugin/calls/decisions.rs",
+        1,
+        "answers: what has no room is asked for alone",
+        "decisions::decisions_fit_a_message_whatever_the_plugin_says",
+    ),
+    (
+        "workers/projection/transform/call.rs",
+        1,
+        "calls: an input has a limit of its own",
+        "call::an_event_that_fits_no_message_is_parked_and_sent_to_nobody",
+    ),
+    (
+        "workers/plugin/configurations.rs",
+        1,
+        "answers: a schema and a configuration, each with a limit",
+        CALLED,
+    ),
     ("workers/plugin/calls.rs", 1, "answers: texts are cut, an output is bounded", CALLED),
     ("workers/plugin/reports.rs", 1, "reports and lines: cut to fit", REPORTS),
     ("src/operations/dead.rs", 1, "what the stream does not take is told as final", REQUEUES),
@@ -69,8 +111,11 @@ const WRITES: &[(&str, usize, &str, &str)] = &[
 
 /// Names are bounded, and so is what is asked about them.
 const QUESTION: &str = "names::a_subject_of_the_longest_names_is_short";
-const PROGRESS: &str = "claim::progress_fits_a_message_whatever_it_says";
+const PROGRESS: &str = "claim::progress_fits_a_message_whatever_it_says \
+                        plugin_configurations::the_largest_sealed_configuration_is_stored_and_a_larger_one_is_not";
 const REQUEUES: &str = "nats_commands::a_requeue_that_is_too_large_is_final";
+const CONFIGURATIONS: &str = "plugin_configurations::the_largest_configuration_is_taken_and_a_larger_one_is_refused \
+     plugin_configurations::the_largest_sealed_configuration_is_stored_and_a_larger_one_is_not";
 const SNAPSHOTS: &str = "sizes::snapshots sizes::full_blocks_of_fingerprints";
 const RECORDS: &str =
     "size::whatever_members_are_called_no_record_is_larger_than_the_broker_was_asked_for";

@@ -6,26 +6,41 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
 use flexcore_definition::{AggregateDefinition, Catalog};
 use flexcore_domain::{
-    AggregateKey, AggregateName, Command, Context, Decider, Decision, Event, Hash, Refusal, State,
+    AggregateKey, AggregateName, Command, CommandName, Context, Decider, Decision, Event,
+    EventName, Hash, NewEvent, Refusal, State,
 };
 use flexcore_script::{
-    ScriptDecider,
+    Proposed, ScriptDecider,
     threads::{Of, Scripts},
 };
 use futures::future::BoxFuture;
+use serde_json::value::RawValue;
 
 /// Deciders written in Rust: a fresh one for an aggregate, or `None` when JavaScript decides.
 pub type NativeDeciders = Arc<dyn Fn(&AggregateName) -> Option<Box<dyn Decider>> + Send + Sync>;
 
 /// A decider that answers later, such as a plugin's. The caller bounds its time.
-pub type LaterDecider =
-    Arc<dyn Fn(ToDecide) -> BoxFuture<'static, Result<Decision, NoDecision>> + Send + Sync>;
+pub type LaterDecider = Arc<dyn Fn(ToDecide) -> BoxFuture<'static, Proposals> + Send + Sync>;
 
-/// The aggregates' deciders that answer later; `None`: this aggregate's is called on the lane's thread.
-/// Their events are folded there in any case.
-pub type LaterDeciders = Arc<dyn Fn(&AggregateName) -> Option<LaterDecider> + Send + Sync>;
+/// The deciders of commands that answer later, by what is deployed; `None`: this command's is called on the lane's
+/// thread. The events that they propose are checked and folded there in any case.
+pub type LaterDeciders =
+    Arc<dyn Fn(&Catalog, &AggregateName, &CommandName) -> Option<LaterDecider> + Send + Sync>;
+
+/// The answer of such a decider: events, or why there are none.
+pub type Proposals = Result<Vec<ProposedEvent>, NoDecision>;
+
+/// An event as a decider that answers later proposes it. Nothing about it has been checked.
+#[derive(Clone, Debug)]
+pub struct ProposedEvent {
+    /// Its name.
+    pub event: String,
+    /// Its data: JSON, if the decider keeps to its contract.
+    pub data: Bytes,
+}
 
 /// All that a decider is told of a command.
 #[derive(Clone, Debug)]
@@ -72,7 +87,74 @@ pub(super) type Made = HashMap<AggregateName, One>;
 pub(super) struct One {
     /// `None`: written in Rust.
     definition: Option<Arc<AggregateDefinition>>,
-    decider: Box<dyn Decider>,
+    decider: OwnDecider,
+}
+
+/// A decider that is called on the script thread.
+enum OwnDecider {
+    Native(Box<dyn Decider>),
+    Script(Box<ScriptDecider>),
+}
+
+impl OwnDecider {
+    fn as_dyn(&mut self) -> &mut dyn Decider {
+        match self {
+            Self::Native(native) => native.as_mut(),
+            Self::Script(script) => script.as_mut(),
+        }
+    }
+
+    /// Fails where a command need not be asked about, since it is none of the aggregate's, or its payload does not
+    /// fit. The rules that are written in Rust read it themselves.
+    fn admit(&self, command: &Command) -> Result<(), Refusal> {
+        match self {
+            Self::Native(_) => Ok(()),
+            Self::Script(script) => {
+                script.decided_by(&command.name, &command.payload).map(|_plugin| ())
+            }
+        }
+    }
+
+    /// The decision that proposed events make.
+    fn conclude(
+        &mut self,
+        state: &State,
+        version: u64,
+        command: &CommandName,
+        proposed: &[ProposedEvent],
+    ) -> Result<Decision, Refusal> {
+        let native = match self {
+            Self::Native(native) => native,
+            Self::Script(script) => {
+                let proposed: Vec<Proposed<'_>> = proposed
+                    .iter()
+                    .map(|it| Proposed { event: &it.event, data: &it.data })
+                    .collect();
+                return script.conclude(state, command, version, &proposed);
+            }
+        };
+        let events = proposed.iter().map(ProposedEvent::read).collect::<Result<Vec<_>, _>>()?;
+        let recorded = |(event, number): (&NewEvent, u64)| Event {
+            event: event.event.clone(),
+            version: version.saturating_add(number),
+            schema_version: event.schema_version,
+            data: event.data.clone(),
+        };
+        let recorded: Vec<Event> = events.iter().zip(1..).map(recorded).collect();
+        let state = native.evolve(state, &recorded)?;
+        Ok(Decision { events, state })
+    }
+}
+
+impl ProposedEvent {
+    /// As one of rules that are written in Rust, whose events have no schema but their types.
+    fn read(&self) -> Result<NewEvent, Refusal> {
+        let faulty = |error: &dyn std::fmt::Display| Refusal::Faulty(error.to_string());
+        let event = EventName::parse(&self.event).map_err(|error| faulty(&error))?;
+        let data: Box<RawValue> =
+            serde_json::from_slice(&self.data).map_err(|error| faulty(&error))?;
+        Ok(NewEvent { event, schema_version: 1, data })
+    }
 }
 
 impl Fingerprint {
@@ -130,9 +212,28 @@ impl Deciders {
         }
     }
 
-    /// True if the aggregate's decider is asked, and answers later.
-    pub(super) fn answers_later(&self, name: &AggregateName) -> bool {
-        (self.later)(name).is_some()
+    /// The command's decider, if it is one that answers later.
+    pub(super) fn later(&self, command: &Command) -> Option<LaterDecider> {
+        (self.later)(&self.catalog, command.key.aggregate(), &command.name)
+    }
+
+    /// Checks a command before a decider that answers later is asked. Fails as deciding on it would.
+    pub(super) async fn admit(&mut self, command: &Command) -> Result<(), Fault> {
+        let own = command.clone();
+        self.call(&command.key, move |decider| decider.admit(&own)).await
+    }
+
+    /// The decision that events make which were proposed on this state and version: they are checked, and folded.
+    pub(super) async fn conclude(
+        &mut self,
+        (state, version): (&State, u64),
+        command: &Command,
+        proposed: Vec<ProposedEvent>,
+    ) -> Result<Decision, Fault> {
+        let (state, name) = (state.clone(), command.name.clone());
+        let concluded =
+            move |decider: &mut OwnDecider| decider.conclude(&state, version, &name, &proposed);
+        self.call(&command.key, concluded).await
     }
 
     /// Goes over to another catalog. Unchanged deciders are kept, and so are states ([`Fingerprint`]).
@@ -152,8 +253,10 @@ impl Deciders {
         context: Context,
     ) -> Result<Decision, Fault> {
         let (state, name, payload) = (state.clone(), command.name.clone(), command.payload.clone());
-        self.call(&command.key, move |decider| decider.decide(&state, &name, &payload, &context))
-            .await
+        let decided = move |decider: &mut OwnDecider| {
+            decider.as_dyn().decide(&state, &name, &payload, &context)
+        };
+        self.call(&command.key, decided).await
     }
 
     /// Folds events into a state. Gives the events back, unless they were left with a call that does
@@ -166,7 +269,7 @@ impl Deciders {
     ) -> Result<(Vec<Event>, State), Fault> {
         let state = state.clone();
         self.call(key, move |decider| {
-            let after = decider.evolve(&state, &events)?;
+            let after = decider.as_dyn().evolve(&state, &events)?;
             Ok((events, after))
         })
         .await
@@ -175,7 +278,7 @@ impl Deciders {
     async fn call<T: Send + 'static>(
         &mut self,
         key: &AggregateKey,
-        call: impl FnOnce(&mut dyn Decider) -> Result<T, Refusal> + Send + 'static,
+        call: impl FnOnce(&mut OwnDecider) -> Result<T, Refusal> + Send + 'static,
     ) -> Result<T, Fault> {
         let definition = self.catalog.aggregate(key.aggregate().as_str()).cloned();
         let of = Of { key: key.clone(), definition: definition.clone() };
@@ -238,24 +341,25 @@ fn get<'a>(
     name: AggregateName,
     definition: Option<Arc<AggregateDefinition>>,
     native: &NativeDeciders,
-) -> Result<&'a mut dyn Decider, Option<String>> {
+) -> Result<&'a mut OwnDecider, Option<String>> {
     let one = match made.entry(name) {
         Entry::Occupied(one) => one.into_mut(),
         Entry::Vacant(place) => {
             let one = match native(place.key()) {
-                Some(decider) => One { definition: None, decider },
+                Some(decider) => One { definition: None, decider: OwnDecider::Native(decider) },
                 None => {
                     let definition = definition.ok_or(None)?;
                     let decider = ScriptDecider::new(definition.clone()).map_err(|problems| {
                         Some(problems.first().map(ToString::to_string).unwrap_or_default())
                     })?;
-                    One { definition: Some(definition), decider: Box::new(decider) }
+                    let decider = OwnDecider::Script(Box::new(decider));
+                    One { definition: Some(definition), decider }
                 }
             };
             place.insert(one)
         }
     };
-    Ok(one.decider.as_mut())
+    Ok(&mut one.decider)
 }
 
 #[cfg(test)]

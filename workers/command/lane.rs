@@ -4,6 +4,7 @@
 
 mod answers;
 mod asking;
+mod away;
 mod fold;
 mod leave;
 mod loading;
@@ -25,7 +26,7 @@ use flexcore_domain::{AggregateKey, Command, CommandId, Outcome, Secret, commit:
 use flexcore_eventstore::{Appended, Error};
 
 use answers::replay;
-use asking::{Asking, concluded, context};
+use asking::{Asking, Asks, concluded, context};
 use fold::{FOLD_MAX, Folded};
 use look_up::to_look_up;
 use tries::{Tries, Unanswered};
@@ -170,7 +171,7 @@ impl Lane {
         match work {
             Work::Command(owed)
                 if self.guesses.is_new(&owed.command)
-                    && !self.deciders.answers_later(turn.key.aggregate()) =>
+                    && self.deciders.later(&owed.command).is_none() =>
             {
                 self.guess(turn, owed).await
             }
@@ -216,12 +217,16 @@ impl Lane {
                     turn.actions.push(Action::Answer { ticket, outcome });
                 }
                 Work::Command(owed) => {
-                    let asked = self.asks_later(&entry, &owed, turn.now_ms);
-                    if let Some(asked) = asked {
-                        turn.waiting.push_front(Work::Command(owed));
-                        return self.ask(turn, entry, asked);
-                    }
-                    let tried = self.next_try(&entry, &owed, turn.now_ms).await;
+                    let tried = match self.asks_later(&entry, &owed, turn.now_ms).await {
+                        Asks::Later(asked) => {
+                            turn.waiting.push_front(Work::Command(owed));
+                            return self.ask(turn, entry, asked);
+                        }
+                        Asks::Nobody { why, in_doubt } => {
+                            Self::to_append(&entry, Err(why), in_doubt)
+                        }
+                        Asks::Here => self.next_try(&entry, &owed, turn.now_ms).await,
+                    };
                     match self.tried(turn, entry, owed, tried) {
                         ControlFlow::Break(actions) => return actions,
                         ControlFlow::Continue(left) => (turn, entry) = left,
@@ -250,7 +255,7 @@ impl Lane {
             Err(undecided) => undecided,
         };
         let (ticket, work) = (owed.ticket, Work::Command(owed));
-        if self.tries.comes_again(&undecided, &work, &turn.key, turn.attempts) {
+        if self.tries.comes_again(&undecided, &work, &turn) {
             turn.waiting.push_front(work);
             turn.attempts = turn.attempts.saturating_add(1);
             return ControlFlow::Break(self.load(turn, Some(Box::new(entry))));

@@ -3,6 +3,7 @@
 mod asking;
 mod deployments;
 mod pages;
+mod plugins;
 mod tries;
 mod unstored;
 
@@ -76,7 +77,7 @@ pub(super) fn lane() -> Lane {
 fn lane_of(counter: impl Fn() -> Box<dyn Decider> + Send + Sync + 'static) -> Lane {
     let native: super::NativeDeciders =
         Arc::new(move |name: &AggregateName| (name.as_str() == "counter").then(&counter));
-    lane_with(native, Arc::new(|_: &AggregateName| None))
+    lane_with(native, Arc::new(|_, _, _| None))
 }
 
 fn lane_with(native: super::NativeDeciders, later: super::LaterDeciders) -> Lane {

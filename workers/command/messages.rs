@@ -4,14 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use flexcore_definition::Catalog;
 use flexcore_domain::{
-    AggregateKey, Command, CommandId, Decision, Outcome, Secret, StateReply, Tenant, commit::Commit,
+    AggregateKey, Command, CommandId, Outcome, Secret, StateReply, Tenant, commit::Commit,
 };
 use flexcore_eventstore::{
     Appended, Error, Expected,
     snapshot::{RememberedCommand, Snapshot},
 };
 
-use super::deciders::{Fingerprint, NoDecision, ToDecide};
+use super::deciders::{Fingerprint, Proposals, ToDecide};
 
 /// Answers that this lane owes, by number.
 pub(super) type Ticket = u64;
@@ -104,8 +104,8 @@ pub(super) enum Input {
         key: AggregateKey,
         /// The question's number.
         number: u64,
-        /// Its decision.
-        result: Result<Decision, NoDecision>,
+        /// The events that it proposes.
+        result: Proposals,
     },
     /// The broker has blocks of an aggregate's fingerprints.
     BlocksKept {

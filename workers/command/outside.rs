@@ -2,12 +2,12 @@
 
 use std::{panic::AssertUnwindSafe, pin::pin, sync::Once, time::Duration};
 
-use flexcore_domain::{AggregateKey, Decision, Refusal};
+use flexcore_domain::{AggregateKey, Refusal};
 use flexcore_eventstore::{Error, EventStore, Expected, snapshot::Snapshot};
 use futures::FutureExt as _;
 
 use super::{
-    deciders::{Fingerprint, LaterDecider, NoDecision, ToDecide},
+    deciders::{Fingerprint, LaterDecider, NoDecision, Proposals, ToDecide},
     messages::{Input, Loaded},
 };
 
@@ -38,10 +38,7 @@ pub(super) async fn keep(
 
 /// The answer of a decider that answers later. It always comes: after its time, and when the decider
 /// panics, too.
-pub(super) async fn decided(
-    decider: Option<LaterDecider>,
-    to_decide: ToDecide,
-) -> Result<Decision, NoDecision> {
+pub(super) async fn decided(decider: Option<LaterDecider>, to_decide: ToDecide) -> Proposals {
     let Some(decider) = decider else {
         return Err(NoDecision::Away("the aggregate's decider is not there any more".to_owned()));
     };
@@ -61,7 +58,7 @@ pub(super) async fn decided(
 
 /// Time that a decider has which answers later: some hops to another process, and twenty times what a
 /// function may take. An append and its answer still fit into the time of a waiting client.
-const DECIDED_WITHIN: Duration = Duration::from_secs(2);
+pub(super) const DECIDED_WITHIN: Duration = Duration::from_secs(2);
 
 /// The first commits after `after`; a long aggregate starts from its snapshot when that one is of use.
 pub(super) async fn load(

@@ -27,7 +27,7 @@ use crate::defects;
 use super::{
     BESIDE, BESIDE_FEW, LANE_ROOM, LaneHandle, Settings, UNDER_WAY_MAX,
     clock::Clock,
-    deciders::{Deciders, LaterDeciders, Made, ToDecide},
+    deciders::{Deciders, Made, ToDecide},
     lane::Lane,
     messages::{Action, Input, Ticket, Work},
     outside::{decided, keep, load, load_while_there_is_room},
@@ -87,7 +87,6 @@ pub(super) struct LaneThread {
     depth: Arc<AtomicUsize>,
     guard: Guard,
     clock: Clock,
-    later: LaterDeciders,
     /// Weak, so that the thread ends when nobody can ask any more.
     inputs: mpsc::WeakUnboundedSender<ToLane>,
 }
@@ -108,7 +107,7 @@ impl LaneThread {
         let (runtime, weak, counted) = (Handle::current(), inputs.downgrade(), depth.clone());
         let lane = |scripts| {
             let cache_bytes = settings.cache_bytes_max / settings.lanes.max(1);
-            let deciders = Deciders::new(catalog, settings.native, settings.later.clone(), scripts);
+            let deciders = Deciders::new(catalog, settings.native, settings.later, scripts);
             let thread = Self {
                 lane: Lane::new(deciders, cache_bytes),
                 store,
@@ -124,7 +123,6 @@ impl LaneThread {
                 depth: counted,
                 guard,
                 clock,
-                later: settings.later,
                 inputs: weak,
             };
             thread.run(receiver)
@@ -392,7 +390,7 @@ impl LaneThread {
     }
 
     fn ask_decider(&self, key: AggregateKey, number: u64, to_decide: ToDecide) {
-        let decider = (self.later)(key.aggregate());
+        let decider = self.lane.later(&to_decide.command);
         self.tell(async move {
             let result = decided(decider, to_decide).await;
             Input::Decided { key, number, result }
@@ -419,6 +417,9 @@ impl LaneThread {
         let (to, since, key) = self.owed.remove(&ticket)?;
         self.depth.fetch_sub(1, Ordering::Relaxed);
         self.turns.ended(&key, Instant::now());
+        if to.class() == Class::Stored {
+            self.lane.passed(key.slot());
+        }
         metrics::histogram!("flexcore_command_seconds").record(since.elapsed().as_secs_f64());
         Some(to)
     }

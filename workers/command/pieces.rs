@@ -8,10 +8,13 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use flexcore_domain::{Tenant, limits::FINGERPRINTS_PER_BLOCK};
 use flexcore_eventstore::snapshot::{RememberedCommand, Snapshot};
 
-use super::messages::{Input, Loaded};
+use super::{
+    deciders::NoDecision,
+    messages::{Input, Loaded},
+};
 
-/// Most bytes of loaded commits that wait in a lane. Nobody takes more of them than are left for others,
-/// but for one load. What does not fit is loaded again in its turn.
+/// Most bytes of loaded commits and of proposed events that wait in a lane. Nobody takes more of them than are left
+/// for others, but for one load. What does not fit is loaded again in its turn.
 const BYTES_MAX: usize = 32 << 20;
 
 /// Pieces of work that have not been begun.
@@ -51,6 +54,11 @@ impl Pieces {
             Input::Loaded { key, result: Ok(_) } if !fits => {
                 size = size_of::<Input>();
                 Input::Unloaded { key }
+            }
+            Input::Decided { key, number, result: Ok(_) } if !fits => {
+                size = size_of::<Input>();
+                let why = "too many decisions of the tenant wait: send the command again later";
+                Input::Decided { key, number, result: Err(NoDecision::Away(why.to_owned())) }
             }
             input => input,
         };
@@ -92,10 +100,14 @@ impl Pieces {
     }
 }
 
-/// About the bytes that it takes: commits as they are stored, and as they were read.
+/// About the bytes that it takes: commits as they are stored, and as they were read; events as they came.
 fn size_bytes(input: &Input) -> usize {
-    let Input::Loaded { result: Ok(Loaded { snapshot, commits, .. }), .. } = input else {
-        return size_of::<Input>();
+    let Loaded { snapshot, commits, .. } = match input {
+        Input::Loaded { result: Ok(loaded), .. } => loaded,
+        Input::Decided { result: Ok(events), .. } => {
+            return size_of::<Input>() + events.iter().map(|it| it.data.len()).sum::<usize>();
+        }
+        _ => return size_of::<Input>(),
     };
     let commits = commits.iter().map(|recorded| 2 * recorded.body.len()).sum::<usize>();
     size_of::<Input>() + commits + snapshot.as_ref().map_or(0, size_of_snapshot)
@@ -117,7 +129,9 @@ mod tests {
     use flexcore_domain::AggregateKey;
 
     use super::*;
-    use crate::command::{lane_tests::started, memory::random_secret, some_keys::key};
+    use crate::command::{
+        deciders::ProposedEvent, lane_tests::started, memory::random_secret, some_keys::key,
+    };
 
     fn loaded(key: AggregateKey) -> Input {
         Input::Loaded { key, result: Ok(Loaded::default()) }
@@ -129,6 +143,12 @@ mod tests {
         commit.body = vec![b' '; bytes / 2].into();
         let loaded = Loaded { commits: vec![commit], ..Loaded::default() };
         Input::Loaded { key, result: Ok(loaded) }
+    }
+
+    /// A decision of so many bytes.
+    fn decision(key: AggregateKey, bytes: usize) -> Input {
+        let event = ProposedEvent { event: "e".to_owned(), data: vec![b' '; bytes].into() };
+        Input::Decided { key, number: 1, result: Ok(vec![event]) }
     }
 
     fn of(input: &Input) -> String {
@@ -166,6 +186,26 @@ mod tests {
         pieces.rested(&hog);
         pieces.rested(&hog);
         assert_eq!(all(&mut pieces, |_| false), ["hog"; 3]);
+    }
+
+    #[test]
+    fn decisions_for_which_there_is_no_room_are_to_be_asked_for_again() {
+        let mut pieces = Pieces::default();
+        for id in 0..100 {
+            pieces.put(decision(key("hog", id), 1 << 20));
+        }
+        pieces.put(decision(key("calm", 0), 1 << 20));
+        assert!(pieces.bytes <= BYTES_MAX, "{}", pieces.bytes);
+        let mut kept = HashMap::new();
+        while let Some(input) = pieces.next(|_| false) {
+            let Input::Decided { result, .. } = &input else { panic!("{input:?}") };
+            *kept.entry((of(&input), result.is_ok())).or_insert(0) += 1;
+        }
+        let hogs = kept[&("hog".to_owned(), true)];
+        assert!((15..=16).contains(&hogs), "{hogs}");
+        assert_eq!(kept[&("hog".to_owned(), false)], 100 - hogs);
+        assert_eq!(kept[&("calm".to_owned(), true)], 1);
+        assert_eq!(pieces.bytes, 0);
     }
 
     #[test]

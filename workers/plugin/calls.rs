@@ -1,8 +1,13 @@
-//! Calls of one plugin: taken while it is ready, checked, and answered.
+//! Calls of one plugin: taken while it is ready, checked, and answered. So are questions for its decisions.
+
+mod decisions;
 
 use std::{
     pin::pin,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,7 +16,7 @@ use bytes::Bytes;
 use flexcore_definition::PluginContract;
 use flexcore_domain::{
     Name, PluginRefusal, PluginReply, Tenant, Violation, json,
-    plugin::{INPUT_BYTES_MAX, QUEUE_GROUP, call_subjects},
+    plugin::{INPUT_BYTES_MAX, QUEUE_GROUP, call_subjects, decisions::subject},
 };
 use flexcore_eventstore::{EventStore, plugins::InstalledPlugin};
 use flexcore_pool::{LEFT_MIN, LINGER_MIN, Pool, PoolCall, PoolError};
@@ -52,11 +57,13 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// What is in service.
 pub(super) struct InForce {
     pub(super) installed: Arc<InstalledPlugin>,
-    /// Places for calls under way.
+    /// Places for calls under way. A message with questions for decisions takes one, too.
     places: Shares<Tenant>,
     /// Known as soon as an instance was ready.
     functions: OnceLock<Functions>,
     suspects: Arc<Suspects>,
+    /// Another version is on its way into its place, and may answer calls already.
+    is_leaving: AtomicBool,
 }
 
 impl InForce {
@@ -64,7 +71,8 @@ impl InForce {
         let manifest = &installed.manifest;
         let places = manifest.instances.saturating_mul(manifest.concurrency);
         let (places, functions) = (Shares::new(places, CALLS_TIMES), OnceLock::new());
-        Self { installed, places, functions, suspects: Arc::default() }
+        let (suspects, is_leaving) = (Arc::default(), AtomicBool::new(false));
+        Self { installed, places, functions, suspects, is_leaving }
     }
 
     /// Reads what the plugin says about itself, if it has said so and that was not read before.
@@ -83,9 +91,36 @@ impl InForce {
         }
     }
 
+    /// From now on calls may be answered by what comes after this; or that has not come, and is gone.
+    pub(super) fn leaves(&self, is_leaving: bool) {
+        self.is_leaving.store(is_leaving, Ordering::SeqCst);
+    }
+
+    /// The answer to a call that names its version, where another one may have answered it.
+    fn other_version(&self, wanted: Option<&str>) -> Option<PluginReply> {
+        let (manifest, wanted) = (&self.installed.manifest, wanted?);
+        let (name, version) = (&manifest.name, manifest.version.trim());
+        let message = if version != wanted {
+            format!("version {version} of the plugin {name} is in service, and {wanted} is meant")
+        } else if self.is_leaving.load(Ordering::SeqCst) {
+            format!("another version of the plugin {name} is taking the place of {wanted}")
+        } else {
+            return None;
+        };
+        Some(PluginReply::refused(PluginRefusal::OtherVersion, message))
+    }
+
     fn is_for(&self, tenant: &Tenant) -> bool {
         self.installed.manifest.tenants.as_ref().is_none_or(|tenants| tenants.contains(tenant))
     }
+}
+
+/// What is asked of a plugin on one subject, and how it is answered.
+struct Taking {
+    subject: String,
+    /// Whether the plugin is asked that at all.
+    is_for_it: fn(&Pool) -> bool,
+    receive: fn(&Calls, Message, &TaskTracker),
 }
 
 /// A plugin as its calls are answered. Cheap to clone.
@@ -99,20 +134,33 @@ pub(super) struct Calls {
 }
 
 impl Calls {
-    /// Takes calls while the plugin is ready, until the token is cancelled. Then it answers what had come, and
-    /// returns.
+    /// Takes calls, and questions for decisions, while the plugin is ready for them, until the token is cancelled.
+    /// Then it answers what had come, and returns.
     pub(super) async fn serve(self, stop: CancellationToken) {
+        let calls = Taking {
+            subject: call_subjects(&self.name),
+            is_for_it: |_| true,
+            receive: |calls, message, tasks| calls.receive(message, tasks),
+        };
+        let questions = Taking {
+            subject: subject(&self.name),
+            is_for_it: Pool::decides,
+            receive: decisions::receive,
+        };
+        tokio::join!(self.take(&calls, &stop), self.take(&questions, &stop));
+    }
+
+    async fn take(&self, taking: &Taking, stop: &CancellationToken) {
         let tasks = TaskTracker::new();
         while !stop.is_cancelled() {
-            if stop.run_until_cancelled(self.ready()).await.is_none() {
+            if stop.run_until_cancelled(self.ready(taking)).await.is_none() {
                 break;
             }
             let in_force = self.now();
             in_force.learn(&self.pool).await;
-            let group = QUEUE_GROUP.to_owned();
-            let client = self.store.client();
-            match client.queue_subscribe(call_subjects(&self.name), group).await {
-                Ok(subscription) => self.answer(subscription, &tasks, &stop).await,
+            let (subject, group) = (taking.subject.clone(), QUEUE_GROUP.to_owned());
+            match self.store.client().queue_subscribe(subject, group).await {
+                Ok(subscription) => self.answer(subscription, taking, &tasks, stop).await,
                 Err(error) => {
                     tracing::warn!(plugin = %self.name, %error, "calls cannot be taken");
                 }
@@ -127,40 +175,41 @@ impl Calls {
         self.in_force.borrow().clone()
     }
 
-    /// Returns when an instance is ready.
-    async fn ready(&self) {
-        while self.pool.ready(READY_WAIT).await.is_err() {
+    /// Returns when an instance is ready for this.
+    async fn ready(&self, taking: &Taking) {
+        while self.pool.ready(READY_WAIT).await.is_err() || !(taking.is_for_it)(&self.pool) {
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    /// Returns when no instance has been ready for a while.
-    async fn away(&self) {
+    /// Returns when no instance has been ready for this for a while.
+    async fn away(&self, taking: &Taking) {
         tokio::time::sleep(LOOK_EVERY).await;
-        while self.pool.ready(AWAY_MAX).await.is_ok() {
+        while self.pool.ready(AWAY_MAX).await.is_ok() && (taking.is_for_it)(&self.pool) {
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
-    /// Answers calls until the plugin is away or to be stopped, and then those that had come.
+    /// Answers what is asked until the plugin is away or to be stopped, and then what had come.
     async fn answer(
         &self,
         mut subscription: Subscriber,
+        taking: &Taking,
         tasks: &TaskTracker,
         stop: &CancellationToken,
     ) {
-        let mut over = pin!(stop.run_until_cancelled(self.away()));
+        let mut over = pin!(stop.run_until_cancelled(self.away(taking)));
         loop {
             let message = tokio::select! {
                 _ = &mut over => None,
                 message = subscription.next() => message,
             };
             let Some(message) = message else { break };
-            self.receive(message, tasks);
+            (taking.receive)(self, message, tasks);
         }
         let _ = subscription.drain().await;
         while let Some(message) = subscription.next().await {
-            self.receive(message, tasks);
+            (taking.receive)(self, message, tasks);
         }
     }
 
@@ -185,6 +234,11 @@ impl Calls {
             Ok(asked) => asked,
             Err(reply) => return reply,
         };
+        let version = asked.version.clone();
+        // Of another version nothing else counts: that may be for other tenants, too.
+        if let Some(refused) = in_force.other_version(version.as_deref()) {
+            return refused;
+        }
         if !in_force.is_for(&asked.tenant) {
             let message = format!("the plugin {} is not for this tenant", self.name);
             return PluginReply::refused(PluginRefusal::NotForTenant, message);
@@ -196,7 +250,9 @@ impl Calls {
         let span = tracing::info_span!("plugin call", otel.kind = "consumer", plugin = %self.name);
         flexcore_telemetry::link(&span, &asked.context.traceparent);
         let called = self.call(&in_force, asked, message.payload, Arc::new(place));
-        tracing::Instrument::instrument(called, span).await
+        let reply = tracing::Instrument::instrument(called, span).await;
+        // It may have been replaced under the call.
+        in_force.other_version(version.as_deref()).unwrap_or(reply)
     }
 
     /// Checks the input, calls, and waits for what comes of it.
@@ -412,6 +468,23 @@ mod tests {
         assert!(in_force(|_| ()).is_for(&tenant("acme")));
         let acmes = in_force(|manifest| manifest.tenants = Some(BTreeSet::from([tenant("acme")])));
         assert!(acmes.is_for(&tenant("acme")) && !acmes.is_for(&tenant("globex")));
+    }
+
+    /// What is kept under a version has to be of that version.
+    #[test]
+    fn a_call_that_names_its_version_gets_no_answer_of_another() {
+        let in_force = in_force(|manifest| manifest.version = "1.2.0".to_owned());
+        let refused = |wanted| match in_force.other_version(wanted) {
+            None => false,
+            Some(PluginReply::Refused { refusal: PluginRefusal::OtherVersion, .. }) => true,
+            other => panic!("another reply: {other:?}"),
+        };
+        let told = || [None, Some("1.2.0"), Some("1.2"), Some("")].map(refused);
+        assert_eq!(told(), [false, false, true, true]);
+        in_force.leaves(true);
+        assert_eq!(told(), [false, true, true, true]);
+        in_force.leaves(false);
+        assert_eq!(told(), [false, false, true, true]);
     }
 
     #[test]

@@ -22,7 +22,7 @@ const PAIRS_MAX: usize = 100_000;
 const DECIDED_WITHIN: Duration = Duration::from_millis(10);
 
 /// What is told where no reasons are.
-const UNFIT: &str = "it does not fit the function's schema";
+const UNFIT: &str = "it does not fit the schema";
 
 /// All functions of a plugin, by their names.
 pub(super) struct Functions(HashMap<String, Takes>);
@@ -59,7 +59,8 @@ impl Functions {
     }
 }
 
-fn takes(schema: &str) -> Takes {
+/// What a schema allows. It blocks for as long as it takes to compile it.
+pub(super) fn takes(schema: &str) -> Takes {
     if schema.is_empty() {
         return Takes::Any;
     }
@@ -126,6 +127,19 @@ fn values(input: &Value) -> usize {
 /// Fails with what does not fit, in words: each reason where these are few enough to be looked for. It may take
 /// long, as the schema is the plugin's, and not much memory.
 pub(super) fn fits(schema: &Schema, input: &Value) -> Result<(), String> {
+    fits_told(schema, input, short)
+}
+
+/// As [`fits`], but what does not fit is not quoted: it may be a secret.
+pub(super) fn fits_unquoted(schema: &Schema, value: &Value) -> Result<(), String> {
+    fits_told(schema, value, |error| cut(&error.masked().to_string()))
+}
+
+fn fits_told(
+    schema: &Schema,
+    input: &Value,
+    tell: impl Fn(&jsonschema::ValidationError<'_>) -> String,
+) -> Result<(), String> {
     // Deciding is much faster than explaining, and nearly all inputs are good.
     let began = processor_time();
     if schema.validator.is_valid(input) {
@@ -140,15 +154,19 @@ pub(super) fn fits(schema: &Schema, input: &Value) -> Result<(), String> {
     let errors = schema.validator.iter_errors(input).take(REASONS_MAX);
     let reasons: Vec<String> = errors
         .map(|error| match error.instance_path().to_string() {
-            place if place.is_empty() => short(&error),
-            place => format!("{place}: {}", short(&error)),
+            place if place.is_empty() => tell(&error),
+            place => format!("{place}: {}", tell(&error)),
         })
         .collect();
     Err(reasons.join("; "))
 }
 
 fn short(error: &jsonschema::ValidationError<'_>) -> String {
-    error.to_string().chars().take(REASON_CHARS_MAX).collect()
+    cut(&error.to_string())
+}
+
+fn cut(reason: &str) -> String {
+    reason.chars().take(REASON_CHARS_MAX).collect()
 }
 
 #[cfg(test)]
@@ -185,6 +203,17 @@ mod tests {
         assert!(wrong.starts_with("/name: "), "{wrong}");
         let long = fits(schema, &json!("x".repeat(10_000))).unwrap_err();
         assert!(long.chars().count() <= REASON_CHARS_MAX, "{long}");
+    }
+
+    #[test]
+    fn a_reason_need_not_quote_what_does_not_fit() {
+        let schema =
+            json!({"properties": {"port": {"type": "integer"}, "key": {"minLength": 100}}});
+        let Takes::Fitting(schema) = takes(&schema.to_string()) else { panic!("a schema") };
+        let value = json!({"port": "s3cret", "key": "s3cret"});
+        let reasons = fits_unquoted(&schema, &value).unwrap_err();
+        assert!(reasons.contains("/port: ") && !reasons.contains("s3cret"), "{reasons}");
+        assert!(fits(&schema, &value).unwrap_err().contains("s3cret"));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::{
     Shared, Wanted,
     calls::{Calls, InForce},
     change::{Change, change},
-    files,
+    configurations, files,
     reports::Standing,
     start,
 };
@@ -99,7 +99,9 @@ impl Kept {
         wanted: &Wanted,
     ) -> Option<Result<(), String>> {
         let user = self.shared.users.of(&self.name);
-        let spec = start::spec(now, file, &self.shared.settings.guard, user);
+        let configurations = configurations::of(&self.shared, &self.name);
+        let guard = &self.shared.settings.guard;
+        let spec = start::spec(now, file, guard, user, configurations);
         let pool = self.running.as_ref().map(|running| &running.pool);
         if pool.is_some_and(|pool| pool.status().state == PoolState::Failed) {
             // There is nothing to keep in service.
@@ -109,14 +111,20 @@ impl Kept {
             self.running = Some(self.started(now, Pool::new(spec)));
             return Some(Ok(()));
         };
+        let before = running.in_force.borrow().clone();
+        before.leaves(true);
         let upgraded = tokio::select! {
             upgraded = running.pool.upgrade(spec) => upgraded,
-            // What is being started is dropped, and the one before stays.
-            () = something_else(wanted.clone()) => return None,
+            () = something_else(wanted.clone()) => {
+                // What is being started is dropped, and the one before stays.
+                before.leaves(false);
+                return None;
+            }
         };
         if let Err(error) = upgraded {
             let new = now.manifest.version.as_str();
             if !error.in_place {
+                before.leaves(false);
                 let version = running.installed.manifest.version.as_str();
                 let stays = format!("version {version} stays in service");
                 return Some(Err(format!("version {new} does not start: {error}; {stays}")));

@@ -60,9 +60,13 @@ impl Board {
         self.lock().values().filter_map(in_service).collect()
     }
 
+    /// What of the plugin is in service, and the pool of its instances.
+    pub(super) fn in_service(&self, name: &Name) -> Option<(Arc<InstalledPlugin>, Pool)> {
+        self.lock().get(name).and_then(|standing| standing.in_service.clone())
+    }
+
     fn lines(&self, name: &Name) -> Vec<String> {
-        let pool = self.lock().get(name).and_then(|standing| standing.in_service.clone());
-        pool.map(|(_, pool)| pool.lines()).unwrap_or_default()
+        self.in_service(name).map(|(_, pool)| pool.lines()).unwrap_or_default()
     }
 
     /// All of them, with those that are installed and cannot be read here.

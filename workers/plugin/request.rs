@@ -20,6 +20,8 @@ pub(super) struct Asked {
     pub(super) tenant: Tenant,
     /// On whose behalf, for the plugin.
     pub(super) context: Context,
+    /// The version of the plugin that is meant; `None`: any.
+    pub(super) version: Option<String>,
     /// Until when its sender waits, and how long a call may take at most.
     pub(super) until: Instant,
 }
@@ -44,6 +46,7 @@ pub(super) fn read(
     let key = given(headers, command::header::OWN_COMMAND_ID, CommandId::parse)?;
     let actor = one(headers, command::header::ACTOR)?.map(ActorName::parse).transpose();
     let actor = actor.map_err(|error| wrong(command::header::ACTOR, &error.to_string()))?;
+    let version = one(headers, plugin::header::VERSION)?.map(str::to_owned);
     // One that cannot be read is left out, as with commands.
     let trace = one(headers, command::header::TRACEPARENT)?;
     let trace = trace.and_then(|text| text.parse::<TraceParent>().ok());
@@ -58,7 +61,8 @@ pub(super) fn read(
         traceparent: trace.map(String::from).unwrap_or_default(),
         ..Context::default()
     };
-    Ok(Asked { function: function.to_owned(), tenant, context, until: now + within })
+    let (function, until) = (function.to_owned(), now + within);
+    Ok(Asked { function, tenant, context, version, until })
 }
 
 /// A name that has to be there.
@@ -128,10 +132,17 @@ mod tests {
             traceparent: parent,
             ..Context::default()
         };
-        assert_eq!(asked.context, expected);
+        assert_eq!((asked.context, asked.version), (expected, None));
         let few = map(&[("Flexcore-Tenant", "acme"), ("Flexcore-Command-Id", "k-1")]);
         let asked = read("plug.tf.a.v1.B/C", Some(&few), 0, CALL_MAX, now).unwrap();
         assert_eq!((&*asked.function, asked.until), ("a.v1.B/C", now + CALL_MAX));
+        let of_a_version = map(&[
+            ("Flexcore-Tenant", "acme"),
+            ("Flexcore-Command-Id", "k-1"),
+            ("Flexcore-Plugin-Version", "1.2.0"),
+        ]);
+        let asked = read("plug.geo.locate", Some(&of_a_version), 2, CALL_MAX, now).unwrap();
+        assert_eq!(asked.version.as_deref(), Some("1.2.0"));
         let long = map(&[
             ("Flexcore-Tenant", "acme"),
             ("Flexcore-Command-Id", "k-1"),

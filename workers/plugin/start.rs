@@ -14,7 +14,7 @@ use flexcore_plugin::{
     Checked, Cookie, Start,
     guard::{Bounds, Files, Measure, Sandbox, User},
 };
-use flexcore_pool::Spec;
+use flexcore_pool::{Configurations, Spec};
 
 /// The first user of those that plugins run as, and how many there are: the range that systemd keeps for users
 /// that come and go.
@@ -33,12 +33,14 @@ const ANSWER_BYTES_MAX: usize = 5 * 1024 * 1024;
 /// be read first.
 const AROUND_BYTES: usize = 64 * 1024;
 
-/// How a pool runs an installed plugin from this file, as this user where its manifest asks for one.
+/// How a pool runs an installed plugin from this file, as this user where its manifest asks for one, with these
+/// configurations of its tenants.
 pub(super) fn spec(
     installed: &Arc<InstalledPlugin>,
     file: Checked,
     guard: &Path,
     user: User,
+    configurations: Configurations,
 ) -> Spec {
     let (of, guard, manifest) = (installed.clone(), guard.to_owned(), &installed.manifest);
     Spec {
@@ -49,6 +51,7 @@ pub(super) fn spec(
         call_max: manifest.call,
         output_bytes_max: OUTPUT_BYTES_MAX + AROUND_BYTES,
         contract: manifest.contract == PluginContract::Flexcore,
+        configurations,
         name: manifest.name.to_string(),
     }
 }

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 /// An event, by its commit's stream sequence and its place in it, and what it is brought to.
 pub(super) type EventAt = (u64, usize, Hash);
 
-/// New data of events; or why there is none.
+/// New data of events, by an upcast or a plugin; or why there is none.
 pub(super) type Upcasted = HashMap<EventAt, Result<Box<RawValue>, String>>;
 
 /// Most aggregates that a version holds back, some 150 bytes each. It stops before it would be one more.
@@ -106,7 +106,7 @@ impl Model {
     }
 
     /// True if the commit has an event that is newer than the model's declaration.
-    fn waits_at(&self, commit: &Commit) -> bool {
+    pub(super) fn waits_at(&self, commit: &Commit) -> bool {
         let plan = &self.version.plan;
         commit.events.iter().any(|event| {
             plan.may_differ(event).0 && matches!(plan.reads(commit, event), Reads::TooNew)
@@ -315,18 +315,29 @@ fn change(
     upcasted: &Upcasted,
 ) -> Result<Option<Change>, Unfit> {
     let (commit, event) = (&recorded.commit, &recorded.commit.events[nth]);
-    if !version.plan.may_differ(event).1 {
-        return version.plan.change(commit, event, &event.data);
+    let plan = &version.plan;
+    if let Some(transformed) = plan.transforms(commit, event) {
+        let at = (recorded.sequence, nth, transformed.fingerprint);
+        return plan.change(commit, event, made(upcasted, &at)?);
     }
-    match version.plan.reads(commit, event) {
+    if !plan.may_differ(event).1 {
+        return plan.change(commit, event, &event.data);
+    }
+    match plan.reads(commit, event) {
         Reads::Upcast(followed) => {
-            match upcasted.get(&(recorded.sequence, nth, followed.fingerprint)) {
-                Some(Ok(data)) => version.plan.change(commit, event, data),
-                Some(Err(reason)) => Err(Unfit(reason.clone())),
-                None => Err(Unfit("upcast: it was left out".to_owned())),
-            }
+            let at = (recorded.sequence, nth, followed.fingerprint);
+            plan.change(commit, event, made(upcasted, &at)?)
         }
-        _ => version.plan.change(commit, event, &event.data),
+        _ => plan.change(commit, event, &event.data),
+    }
+}
+
+/// An event's new data. Fails with the reason for which there are none.
+pub(super) fn made<'u>(upcasted: &'u Upcasted, at: &EventAt) -> Result<&'u RawValue, Unfit> {
+    match upcasted.get(at) {
+        Some(Ok(data)) => Ok(data),
+        Some(Err(reason)) => Err(Unfit(reason.clone())),
+        None => Err(Unfit("its new data were left out".to_owned())),
     }
 }
 

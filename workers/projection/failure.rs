@@ -7,6 +7,8 @@ use flexcore_readmodel::Error;
 pub(super) enum Failure {
     ReadModel(Error),
     Log(eventstore::Error),
+    /// A plugin that events go through gives no answer now.
+    Plugin(String),
 }
 
 impl From<Error> for Failure {

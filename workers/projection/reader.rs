@@ -1,6 +1,8 @@
 //! A reader: one subscription to the log, and the versions that it feeds. While Postgres commits one
 //! batch, the next is fetched and folded.
 
+mod promotion;
+
 use std::{sync::Arc, time::Duration};
 
 use flexcore_cluster::Guard;
@@ -23,7 +25,9 @@ use super::{
     failure::Failure,
     indexing::Unindexed,
     looks::Looks,
+    transform::Transforms,
     upcast::Upcasts,
+    waiting::Waiting,
 };
 
 /// Commits that are decoded in a row before other tasks have their turn.
@@ -36,11 +40,6 @@ const WAIT: Duration = Duration::from_millis(100);
 /// Distance before its checkpoints at which a reader begins. The events there are in the rows
 /// already; they show that the next commits follow from them, and that the log is still the same.
 const LINKED_COMMITS: u64 = 1_000;
-/// A version this close to the log's end takes over: the rest is a batch.
-const CAUGHT_UP_COMMITS: u64 = 1_000;
-/// For so long all portions of a version have time to come as far as the log's end was at a look. Each is
-/// read by somebody else, and the log goes on meanwhile.
-const END_COUNTS: Duration = Duration::from_secs(10);
 /// One part in so many of the time, at most, is spent on trying to take over: what serves stands still
 /// meanwhile.
 const SWAP_SHARE: u32 = 10;
@@ -57,6 +56,8 @@ pub(super) struct Reader {
     pub(super) held_max: usize,
     /// How often in a row readers of these have failed that applied nothing.
     pub(super) failures: u32,
+    /// The versions that wait for a plugin.
+    pub(super) waiting: Waiting,
     /// The only version's table was locked: the reader ends when the version has caught up, which
     /// is read with the others again.
     pub(super) was_locked: bool,
@@ -72,17 +73,27 @@ pub(super) enum End {
     /// Somebody keeps a version's table locked.
     Locked { id: i64, name: Name, progressed: bool },
     /// Postgres or the broker was away.
-    Retry {
-        reason: String,
-        /// True if it had applied something before.
-        progressed: bool,
-    },
+    Retry { reason: String, reached: Reached },
+    /// A plugin that events of these go through gives no answer now.
+    NoPlugin { reason: String, names: Vec<(i64, Name)>, reached: Reached },
     /// Another worker has taken over.
     Fenced(Error),
     /// Postgres refuses, and will again; or too many aggregates are broken that a version follows.
     Refused { reason: String, names: Vec<(i64, Name)> },
     /// Messages are missing from the log, which may be anybody's.
     Broken { reason: String, names: Vec<(i64, Name)> },
+}
+
+/// How far a reader came.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Reached {
+    /// It could not begin.
+    #[default]
+    Nothing,
+    /// Postgres and the broker answered, and it began to read.
+    Log,
+    /// It has applied something.
+    Rows,
 }
 
 /// The result of a step.
@@ -98,9 +109,11 @@ enum Progress {
 /// A reader at work.
 struct Running<'a> {
     reader: &'a Reader,
+    stop: CancellationToken,
     subscription: Subscription,
     models: Vec<Model>,
     upcasts: Upcasts,
+    transforms: Transforms,
     /// Of commits that are still to be folded.
     upcasted: Upcasted,
     /// Commits that were read, and are for the next batch.
@@ -133,36 +146,39 @@ struct Running<'a> {
 impl Reader {
     /// Reads and applies until the token is cancelled, the version has caught up, or it fails.
     pub(super) async fn run(self, stop: CancellationToken) -> End {
-        let mut progressed = false;
-        match self.follow(&stop, &mut progressed).await {
+        let mut reached = Reached::Nothing;
+        match self.follow(&stop, &mut reached).await {
             Ok(end) => end,
-            Err(failure) => self.end(failure, progressed),
+            Err(failure) => self.end(failure, reached),
         }
     }
 
     async fn follow(
         &self,
         stop: &CancellationToken,
-        progressed: &mut bool,
+        reached: &mut Reached,
     ) -> Result<End, Failure> {
         let mut running = tokio::select! {
             () = stop.cancelled() => return Ok(End::Stopped),
-            opened = self.open() => opened?,
+            opened = self.open(stop) => opened?,
         };
+        *reached = Reached::Log;
         loop {
             if stop.is_cancelled() {
                 running.finish().await?;
                 return Ok(End::Stopped);
             }
             let result = running.tick(Instant::now()).await;
-            *progressed = running.progressed;
+            if running.progressed {
+                *reached = Reached::Rows;
+            }
             if let Progress::CaughtUp = result? {
                 return Ok(End::CaughtUp { unindexed: running.unindexed.take() });
             }
         }
     }
 
-    async fn open(&self) -> Result<Running<'_>, Failure> {
+    async fn open(&self, stop: &CancellationToken) -> Result<Running<'_>, Failure> {
         let mut models = Vec::with_capacity(self.versions.len());
         let mut interest = Interest::default();
         for version in &self.versions {
@@ -186,9 +202,11 @@ impl Reader {
         let now = Instant::now();
         Ok(Running {
             reader: self,
+            stop: stop.clone(),
             subscription,
             models,
             upcasts: Upcasts::default(),
+            transforms: Transforms::new(self.store.client().clone(), self.waiting.clone()),
             upcasted: Upcasted::new(),
             rest: Vec::new(),
             commits_max: batch::first_commits(self.failures),
@@ -208,28 +226,29 @@ impl Reader {
         })
     }
 
-    fn end(&self, failure: Failure, progressed: bool) -> End {
+    fn end(&self, failure: Failure, reached: Reached) -> End {
         let names =
             || self.versions.iter().map(|v| (v.id(), v.read_model.clone())).collect::<Vec<_>>();
         match failure {
             Failure::ReadModel(error @ Error::Fenced { .. }) => End::Fenced(error),
             Failure::ReadModel(Error::Locked { version: id, read_model: name }) => {
-                End::Locked { id, name, progressed }
+                End::Locked { id, name, progressed: reached == Reached::Rows }
             }
             Failure::ReadModel(error) if error.is_passing() => {
-                End::Retry { reason: error.to_string(), progressed }
+                End::Retry { reason: error.to_string(), reached }
             }
             Failure::ReadModel(error) => End::Refused { reason: error.to_string(), names: names() },
+            Failure::Plugin(reason) => End::NoPlugin { reason, names: names(), reached },
             Failure::Log(error) if error.is_passing() => {
-                End::Retry { reason: error.to_string(), progressed }
+                End::Retry { reason: error.to_string(), reached }
             }
             // The worker looks at that for all readers, and says so when it stays.
             Failure::Log(eventstore::Error::OtherLog(other)) => {
-                End::Retry { reason: other.to_string(), progressed }
+                End::Retry { reason: other.to_string(), reached }
             }
             // So it says when the log is not the one that it was when reading began.
             Failure::Log(error @ eventstore::Error::Misconfigured(_)) => {
-                End::Retry { reason: error.to_string(), progressed }
+                End::Retry { reason: error.to_string(), reached }
             }
             Failure::Log(error @ eventstore::Error::Gap { .. }) => {
                 End::Broken { reason: error.to_string(), names: names() }
@@ -286,9 +305,22 @@ impl Running<'_> {
         let ready = self.upcasts.run(&self.models, &commits, &mut self.upcasted).await;
         // At least one: what it lacks is put aside.
         let mut rest = commits.split_off(ready.clamp(1, commits.len()));
+        let passing =
+            self.transforms.run(&self.models, &commits, &mut self.upcasted, &self.stop).await;
+        if passing.is_err() {
+            // What is on its way into Postgres moves rows on.
+            self.finish().await?;
+        }
+        let mut behind = commits.split_off(passing?);
+        behind.append(&mut rest);
+        if commits.is_empty() {
+            // It is to stop, and nothing is ready.
+            self.rest = behind;
+            return Ok(());
+        }
         let (batch, left) = batch::make(&mut self.models, commits, &self.upcasted);
         self.rest = left;
-        self.rest.append(&mut rest);
+        self.rest.append(&mut behind);
         let last = batch.commits.last().map_or(0, |last| last.sequence);
         self.read_to = self.read_to.max(last);
         self.upcasted.retain(|(sequence, ..), _| *sequence > last);
@@ -335,7 +367,9 @@ impl Running<'_> {
     /// aggregate back, and nothing else.
     async fn put_aside(&mut self, broken: &Broken) -> Result<Progress, Failure> {
         self.finish().await?;
-        self.read_to = self.read_to.max(broken.sequence);
+        // Not up to the message itself: who has no part in it is to be marked behind it, even if it is the
+        // log's last.
+        self.read_to = self.read_to.max(broken.sequence.saturating_sub(1));
         tracing::error!(
             subject = broken.subject,
             sequence = broken.sequence,
@@ -426,68 +460,6 @@ impl Running<'_> {
 
     fn is_building(&self) -> bool {
         self.models.iter().any(|model| model.version.state == VersionState::Building)
-    }
-
-    /// Lets the version take over when it is close enough to the log's end.
-    async fn promote(&mut self, now: Instant) -> Result<bool, Failure> {
-        let (end, at) = match self.end.filter(|(_, at)| now - *at < END_COUNTS) {
-            Some(end) => end,
-            None => (self.reader.store.last_sequence().await?, now),
-        };
-        self.end = Some((end, at));
-        if self.read_to + CAUGHT_UP_COMMITS < end {
-            return Ok(false);
-        }
-        let Model { version, waits, .. } = &self.models[0];
-        let read_models = &self.reader.read_models;
-        // The owner of the first portion looks if all of them have come so far.
-        if *waits || !version.portions.manage() {
-            return Ok(false);
-        }
-        if read_models.reached(version).await? + CAUGHT_UP_COMMITS < end {
-            return Ok(false);
-        }
-        let version = version.clone();
-        if !self.index(&version)? {
-            return Ok(false);
-        }
-        let promoted = self.reader.read_models.promote(&version, &mut self.ahead).await?;
-        if promoted {
-            tracing::info!(
-                read_model = %version.read_model,
-                version = version.number,
-                "read model serves"
-            );
-        }
-        Ok(promoted)
-    }
-
-    /// Returns true if the version has its indexes; has them made, when nobody does. Made when the
-    /// rows are there, an index costs one sort, and not a write with each row of the log. The
-    /// reader reads on meanwhile.
-    fn index(&mut self, version: &Arc<Version>) -> Result<bool, Failure> {
-        if self.is_indexed || version.indexes_wanted().is_empty() {
-            return Ok(true);
-        }
-        let Some(made) = self.indexing.try_join_next() else {
-            if self.indexing.is_empty() {
-                let (read_models, version) = (self.reader.read_models.clone(), version.clone());
-                self.indexing.spawn(async move { read_models.index(&version).await });
-            }
-            return Ok(false);
-        };
-        self.is_indexed = match made.map_err(|error| Error::Unavailable(error.to_string()))? {
-            Ok(made) => made,
-            Err(error) if error.is_passing() => return Err(error.into()),
-            // It serves without; the worker raises the alarm, and tries again.
-            Err(error) => {
-                tracing::error!(read_model = %version.read_model, %error, "an index cannot be made");
-                let (id, wanted) = (version.id(), version.indexes_wanted());
-                self.unindexed = Some(Unindexed { id, wanted, error });
-                true
-            }
-        };
-        Ok(self.is_indexed)
     }
 }
 

@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     RETRY,
-    reader::{End, Reader},
+    reader::{End, Reached, Reader},
     share::{owned, share},
+    waiting::Waiting,
 };
 
 /// The targets of one reader: versions' ids, their portions, and the epoch under which each is
@@ -28,14 +29,27 @@ pub(super) type Group = BTreeSet<(i64, u16, i64)>;
 const STOPPED: &str = "its projection has stopped: the worker's log says why; mend the cause and start \
                        the worker again";
 
+/// After so many batches in a row that were not committed, though Postgres had answered before each, read models
+/// are read apart: one of them may be the reason. Until then it holds up the others.
+const APART_AFTER: u32 = 3;
+
+/// A group that waits.
+#[derive(Clone, Copy)]
+struct Resting {
+    until: Instant,
+    /// How often in a row it has failed and applied nothing.
+    attempt: u32,
+    /// How often in a row it had begun to read and then failed.
+    uncommitted: u32,
+}
+
 /// The running readers, and the results of ended ones.
 #[derive(Default)]
 pub(super) struct Readers {
     /// With the shares that they serve, and the epochs of these.
     pub(super) running: HashMap<Group, (BTreeMap<u16, u64>, CancellationToken)>,
     pub(super) tasks: JoinSet<(Group, End)>,
-    /// When a group may start again, and how often it has failed.
-    resting: HashMap<Group, (Instant, u32)>,
+    resting: HashMap<Group, Resting>,
     /// Versions that wait for a person.
     pub(super) broken: HashMap<i64, Name>,
     /// Serving versions that have a reader of their own, because one of them failed and the others
@@ -44,6 +58,8 @@ pub(super) struct Readers {
     /// Versions whose tables somebody has locked: each has a reader of its own until it has what it
     /// missed.
     locked: BTreeMap<i64, Name>,
+    /// Versions that wait for a plugin.
+    pub(super) waiting: Waiting,
 }
 
 impl Readers {
@@ -63,6 +79,7 @@ impl Readers {
         self.broken.clear();
         self.apart.clear();
         self.locked.clear();
+        self.waiting.forget();
     }
 
     /// Forgets the failures of groups that are not wanted any more. An ownership that has ended does not
@@ -86,10 +103,11 @@ impl Readers {
         self.locked.iter().map(trouble).collect()
     }
 
-    /// The read models of which a version has stopped, each with that as its trouble.
+    /// The read models of which a version has stopped or waits for a plugin, each with that as its trouble.
     pub(super) fn told(&self, versions: &[Arc<Version>]) -> Vec<(String, String)> {
         let stopped = versions.iter().filter(|version| self.broken.contains_key(&version.id()));
-        stopped.map(|version| (version.read_model.to_string(), STOPPED.to_owned())).collect()
+        let stopped = stopped.map(|version| (version.read_model.to_string(), STOPPED.to_owned()));
+        self.waiting.told(versions, Instant::now()).into_iter().chain(stopped).collect()
     }
 
     /// True if a version's table is locked.
@@ -106,7 +124,10 @@ impl Readers {
             if self.broken.contains_key(&id) {
                 continue;
             }
-            let is_alone = self.apart.contains(&id) || self.is_locked(version);
+            // A plugin that is away holds up nothing but what goes through it.
+            let is_alone = self.apart.contains(&id)
+                || self.is_locked(version)
+                || version.plan.is_transformed();
             if version.state == VersionState::Serving && !is_alone {
                 together.push(version.clone());
             } else {
@@ -120,7 +141,7 @@ impl Readers {
     }
 
     pub(super) fn may_start(&self, group: &Group) -> bool {
-        let rested = self.resting.get(group).is_none_or(|(until, _)| *until <= Instant::now());
+        let rested = self.resting.get(group).is_none_or(|it| it.until <= Instant::now());
         // A version's former reader finishes first: two would refuse each other's checkpoints.
         let ids = ids(group);
         rested && self.running.keys().all(|running| self::ids(running).is_disjoint(&ids))
@@ -128,7 +149,7 @@ impl Readers {
 
     /// How often in a row readers of the group have failed that applied nothing.
     pub(super) fn failures(&self, group: &Group) -> u32 {
-        self.resting.get(group).map_or(0, |(_, attempt)| *attempt)
+        self.resting.get(group).map_or(0, |it| it.attempt)
     }
 
     pub(super) fn start(&mut self, group: Group, reader: Reader) {
@@ -155,17 +176,22 @@ impl Readers {
                 let done = ids(&group);
                 self.locked.retain(|id, _| !done.contains(id));
             }
-            End::Retry { reason, progressed } => self.failed(group, progressed, &reason),
+            End::Retry { reason, reached } => self.failed(group, reached, &reason),
+            End::NoPlugin { reason, names, reached } => {
+                self.waiting.note(&names, &reason, Instant::now());
+                self.failed(group, reached, &reason);
+            }
             End::Locked { id, name, progressed } => {
                 if self.locked.insert(id, name.clone()).is_none() {
                     tracing::warn!(read_model = %name, "its table is locked: it is read apart");
                 }
                 if ids(&group).len() == 1 {
-                    self.failed(group, progressed, "its table is locked");
+                    let reached = if progressed { Reached::Rows } else { Reached::Nothing };
+                    self.failed(group, reached, "its table is locked");
                 }
             }
             // Another worker owns it by now; what is assigned says so soon.
-            End::Fenced(error) => self.rest(group, 1, &error.to_string()),
+            End::Fenced(error) => self.rest(group, (1, 0), &error.to_string()),
             End::Refused { reason, .. } if ids(&group).len() > 1 => {
                 tracing::warn!(reason, "read models are read apart, to find the one that fails");
                 self.apart.extend(ids(&group));
@@ -177,17 +203,27 @@ impl Readers {
     }
 
     /// Has a group wait, each time longer when it has failed before and done nothing since.
-    fn failed(&mut self, group: Group, progressed: bool, reason: &str) {
-        let failed = self.failures(&group);
-        self.rest(group, if progressed { 0 } else { failed + 1 }, reason);
+    fn failed(&mut self, group: Group, reached: Reached, reason: &str) {
+        let before = self.resting.get(&group).map_or((0, 0), |it| (it.attempt, it.uncommitted));
+        let now = match reached {
+            Reached::Rows => (0, 0),
+            Reached::Log => (before.0 + 1, before.1 + 1),
+            Reached::Nothing => (before.0 + 1, 0),
+        };
+        if now.1 >= APART_AFTER && ids(&group).len() > 1 {
+            tracing::warn!(reason, "read models are read apart: nothing of them is committed");
+            self.apart.extend(ids(&group));
+        }
+        self.rest(group, now, reason);
     }
 
     /// Has a group wait before it starts again.
-    fn rest(&mut self, group: Group, attempt: u32, reason: &str) {
+    fn rest(&mut self, group: Group, (attempt, uncommitted): (u32, u32), reason: &str) {
         if attempt <= 1 || lasts(attempt) {
             tracing::warn!(reason, attempt, "a projection's reader starts again");
         }
-        self.resting.insert(group, (Instant::now() + RETRY.jittered(attempt + 1), attempt));
+        let until = Instant::now() + RETRY.jittered(attempt + 1);
+        self.resting.insert(group, Resting { until, attempt, uncommitted });
     }
 
     fn stopped(&mut self, reason: &str, names: Vec<(i64, Name)>) {
@@ -219,14 +255,14 @@ mod tests {
     use super::*;
 
     fn retry() -> End {
-        End::Retry { reason: "away".to_owned(), progressed: false }
+        End::Retry { reason: "away".to_owned(), reached: Reached::Nothing }
     }
 
     #[test]
     fn failures_count_while_a_group_is_wanted_and_are_forgotten_with_its_ownership() {
         let mut readers = Readers::default();
         let (kept, lost) = (Group::from([(1, 0, 7)]), Group::from([(2, 0, 7), (3, 0, 7)]));
-        let failed = |readers: &Readers, group| readers.resting.get(group).map(|(_, n)| *n);
+        let failed = |readers: &Readers, group| readers.resting.get(group).map(|it| it.attempt);
         for _ in 0..3 {
             readers.ended(kept.clone(), retry());
             readers.ended(lost.clone(), retry());
@@ -244,6 +280,28 @@ mod tests {
             readers.ended(group, retry());
         }
         assert_eq!(readers.resting.len(), 1);
+    }
+
+    /// One read model whose batches end the connection once held up all that are read with it, for ever.
+    #[test]
+    fn read_models_are_parted_when_nothing_is_committed_though_postgres_answers() {
+        let end = |reached| End::Retry { reason: "gone".to_owned(), reached };
+        let (mut readers, both) = (Readers::default(), Group::from([(1, 0, 7), (2, 0, 7)]));
+        let row = [Reached::Log, Reached::Log, Reached::Nothing];
+        for reached in row.into_iter().cycle().take(50) {
+            readers.ended(both.clone(), end(reached));
+        }
+        readers.ended(both.clone(), end(Reached::Rows));
+        readers.ended(both.clone(), end(Reached::Log));
+        readers.ended(both.clone(), end(Reached::Log));
+        assert!(readers.apart.is_empty(), "an outage parts nobody");
+        readers.ended(both, end(Reached::Log));
+        assert_eq!(readers.apart, BTreeSet::from([1, 2]));
+        let alone = Group::from([(3, 0, 7), (3, 1, 7)]);
+        for _ in 0..9 {
+            readers.ended(alone.clone(), end(Reached::Log));
+        }
+        assert_eq!(readers.apart, BTreeSet::from([1, 2]), "it is alone");
     }
 
     /// It once ended the worker, and the next one that took the share over.
@@ -274,10 +332,29 @@ mod tests {
         for attempt in 1..=3 {
             readers.ended(alone.clone(), locked());
             assert!(!readers.may_start(&alone), "it rests");
-            assert_eq!(readers.resting[&alone].1, attempt);
+            assert_eq!(readers.resting[&alone].attempt, attempt);
         }
         readers.ended(alone, End::CaughtUp { unindexed: None });
         assert!(readers.locked.is_empty() && readers.resting.is_empty());
+    }
+
+    /// What goes through a plugin is read alone in any case.
+    #[test]
+    fn a_version_that_waits_for_a_plugin_rests_and_never_stops() {
+        let (mut readers, group) = (Readers::default(), Group::from([(1, 0, 7)]));
+        let names = vec![(1, Name::parse("sums").unwrap())];
+        let away = |reached| {
+            let reason = "plugin geo: why".to_owned();
+            End::NoPlugin { reason, names: names.clone(), reached }
+        };
+        for attempt in 1..=50 {
+            readers.ended(group.clone(), away(Reached::Log));
+            assert_eq!(readers.failures(&group), attempt);
+        }
+        assert!(!readers.may_start(&group), "it rests");
+        readers.ended(group.clone(), away(Reached::Rows));
+        assert_eq!(readers.failures(&group), 0, "rows have moved on");
+        assert!(readers.apart.is_empty() && readers.broken.is_empty());
     }
 
     /// It once started again at once, for ever, and nobody was told: its portions were counted as

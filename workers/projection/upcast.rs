@@ -130,7 +130,8 @@ fn old(models: &[Model], commits: &[Recorded], upcasted: &Upcasted) -> Vec<Old> 
     old
 }
 
-fn bytes_of(upcasted: &Result<Box<RawValue>, String>) -> usize {
+/// Bytes of an event's new data, or of the reason for which there are none.
+pub(super) fn bytes_of(upcasted: &Result<Box<RawValue>, String>) -> usize {
     match upcasted {
         Ok(data) => data.get().len(),
         Err(reason) => reason.len(),

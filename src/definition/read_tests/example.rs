@@ -30,10 +30,10 @@ fn the_flight_has_its_commands_and_events() {
     assert_eq!(commands, ["arrive", "cancel", "depart", "divert", "schedule"]);
     assert_eq!(events, ["arrived", "cancelled", "departed", "diverted", "scheduled"]);
     for command in flight.commands.values() {
-        let (file, line) = (&command.decide.place.file, command.decide.place.line);
+        let (file, line) = (&command.decide.place().file, command.decide.place().line);
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../schemas/flights");
         let text = fs::read_to_string(folder.join(&**file)).unwrap();
-        let first = command.decide.source.lines().next().unwrap();
+        let first = command.decide.function().unwrap().source.lines().next().unwrap();
         assert_eq!(text.lines().nth(line - 1).map(str::trim), Some(first), "{file}:{line}");
     }
     assert_eq!((flights.name.as_str(), flights.version, flights.files.len()), ("flights", 0, 3));

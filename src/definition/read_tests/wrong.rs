@@ -24,7 +24,7 @@ fn check(cases: &[(&str, &str, &str, &str)]) {
 fn the_small_application_is_right() {
     let shop = read(&[("shop.yaml", SHOP)]).unwrap();
     let order = &shop.aggregates["order"];
-    assert_eq!(order.commands["place"].decide.place.line, 10);
+    assert_eq!(order.commands["place"].decide.place().line, 10);
     assert_eq!(order.events["placed"].evolve.place.line, 25);
     assert_eq!(order.events["placed"].upcast[&1].place.line, 28);
     assert_eq!(order.events["placed"].data.place.line, 17);

@@ -146,8 +146,8 @@ fn behind(catalog: &Catalog, serving: &[Serving], last: u64) -> Option<String> {
 
 /// What is wrong with the read models: their tables were dropped, they are of another log, they hold
 /// back an aggregate that is broken in the log, one of them cannot be managed, stands still, or is old. When
-/// Postgres or the broker is away, nobody can tell. No word of theirs is passed on: Postgres names objects of
-/// others, which strangers need not know.
+/// Postgres or the broker is away, nobody can tell. No word of theirs is passed on, but the name of a plugin that
+/// rows wait for: Postgres names objects of others, which strangers need not know.
 async fn read_models(shared: &Shared) -> Option<Missing> {
     let compared = async {
         let marks = shared.read_models.marks().await?;
@@ -165,8 +165,8 @@ async fn read_models(shared: &Shared) -> Option<Missing> {
             return Ok(Some(HELD.to_owned()));
         }
         let troubles = shared.read_models.troubles().await?;
-        if let Some(name) = troubles.into_keys().next() {
-            return Ok(Some(format!("{name} is in trouble: `flexcore cluster` says why")));
+        if let Some((name, what)) = troubles.into_iter().next() {
+            return Ok(Some(in_trouble(&name, &what)));
         }
         let serving = shared.read_models.serving().await?;
         Ok(recognised.ok().and_then(|end| behind(&shared.catalog(), &serving, end.last_sequence)))
@@ -179,6 +179,14 @@ async fn read_models(shared: &Shared) -> Option<Missing> {
         _ => return None,
     };
     Some(Missing { what: READ_MODELS, why: why.into() })
+}
+
+/// A trouble of a read model, as strangers are told it.
+fn in_trouble(name: &str, what: &str) -> String {
+    match readmodel::plugin_waited_for(what) {
+        Some(plugin) => format!("{name} waits for plugin {plugin}: `flexcore cluster` says why"),
+        None => format!("{name} is in trouble: `flexcore cluster` says why"),
+    }
 }
 
 /// The cause goes to the log: it may name hosts, which strangers need not know.
@@ -200,6 +208,16 @@ async fn check<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_a_trouble_strangers_learn_the_plugin_that_is_missing_and_no_more() {
+        let geo = format!("{}plugin geo (function locate): secret words", readmodel::WAITS_FOR);
+        assert!(in_trouble("sums", &geo).starts_with("sums waits for plugin geo: "));
+        for what in ["relation secret is locked", "plugin geo (function locate): secret words"] {
+            assert!(in_trouble("sums", what).starts_with("sums is in trouble: "));
+        }
+        assert!(!in_trouble("sums", &geo).contains("secret"));
+    }
 
     #[test]
     fn a_former_version_that_stands_still_is_told_until_its_successor_serves() {

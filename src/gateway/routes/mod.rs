@@ -6,6 +6,8 @@ pub(crate) mod commands;
 pub(crate) mod documents;
 pub(crate) mod events;
 pub(crate) mod health;
+pub(crate) mod managed_plugins;
+pub(crate) mod plugin_configuration;
 pub(crate) mod plugins;
 pub(crate) mod queries;
 

@@ -79,7 +79,7 @@ pub async fn call(store: &EventStore, call: PluginCall) -> Result<PluginReply, E
 
 /// Asks, and again where a worker says that it has done nothing and another may: at most so many times, and
 /// within this time.
-async fn asked_again<F: Future<Output = Result<PluginReply, RequestError>>>(
+pub(super) async fn asked_again<F: Future<Output = Result<PluginReply, RequestError>>>(
     within: Duration,
     mut ask: impl FnMut(Duration) -> F,
 ) -> Result<PluginReply, RequestError> {
@@ -115,7 +115,7 @@ async fn ask(
 }
 
 /// A worker's answer. One that cannot be read is about a call that may have been done all the same.
-fn read(answer: &[u8]) -> PluginReply {
+pub(super) fn read(answer: &[u8]) -> PluginReply {
     serde_json::from_slice(answer).unwrap_or_else(|error| {
         let message = format!("the worker's answer cannot be read, and it may be done: {error}");
         PluginReply::refused(PluginRefusal::Unknown, message)
@@ -129,7 +129,11 @@ async fn nobody(store: &EventStore, call: &PluginCall) -> Result<PluginReply, Er
     Ok(not_taken(installed.as_ref().map(|installed| &installed.manifest), plugin, tenant))
 }
 
-fn not_taken(manifest: Option<&PluginManifest>, name: &Name, tenant: &Tenant) -> PluginReply {
+pub(super) fn not_taken(
+    manifest: Option<&PluginManifest>,
+    name: &Name,
+    tenant: &Tenant,
+) -> PluginReply {
     let (refusal, message) = match manifest.map(|manifest| &manifest.tenants) {
         None => (PluginRefusal::NotInstalled, format!("no plugin {name} is installed")),
         Some(Some(tenants)) if !tenants.contains(tenant) => {

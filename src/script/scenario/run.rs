@@ -6,14 +6,17 @@ use flexcore_domain::{
 };
 use serde_json::Value;
 
-use super::{Expected, Failure, Scenario, Step};
-use crate::ScriptDecider;
+use super::{Expected, Failure, PluginDecided, PluginQuestion, Scenario, Step};
+use crate::{Proposed, ScriptDecider};
 
 /// 2013-01-01T00:00:00Z.
 const NOW_MS: i64 = 1_356_998_400_000;
 
-/// Runs a test. Fails with what happened instead of what it expects.
-pub fn run(scenario: &Scenario) -> Result<(), Failure> {
+/// Runs a test. `ask` has plugins decide their commands. Fails with what happened instead of what it expects.
+pub fn run(
+    scenario: &Scenario,
+    ask: &mut dyn FnMut(PluginQuestion) -> PluginDecided,
+) -> Result<(), Failure> {
     let mut decider = ScriptDecider::new(scenario.aggregate.clone()).map_err(|problems| {
         let said = problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n");
         failure(&scenario.place, "functions that compile", said)
@@ -27,13 +30,14 @@ pub fn run(scenario: &Scenario) -> Result<(), Failure> {
         })?;
     }
     for step in &scenario.commands {
-        let decision = decide(&mut decider, &state, step, version).map_err(|refusal| {
-            failure(&step.place, "the command to be accepted", said(&refusal))
-        })?;
+        let decision =
+            decide(&mut decider, scenario, (&state, version), step, ask).map_err(|refusal| {
+                failure(&step.place, "the command to be accepted", said(&refusal))
+            })?;
         version += decision.events.len() as u64;
         state = decision.state;
     }
-    let outcome = decide(&mut decider, &state, &scenario.when, version);
+    let outcome = decide(&mut decider, scenario, (&state, version), &scenario.when, ask);
     expect(scenario, &outcome)?;
     let after = outcome.map_or(state, |decision| decision.state);
     expect_state(scenario, &after)
@@ -41,9 +45,10 @@ pub fn run(scenario: &Scenario) -> Result<(), Failure> {
 
 fn decide(
     decider: &mut ScriptDecider,
-    state: &State,
+    scenario: &Scenario,
+    (state, version): (&State, u64),
     step: &Step,
-    version: u64,
+    ask: &mut dyn FnMut(PluginQuestion) -> PluginDecided,
 ) -> Result<Decision, Refusal> {
     let context = Context {
         tenant: Tenant::parse("test").expect("BUG: a name"),
@@ -55,7 +60,19 @@ fn decide(
     };
     let refused = |violations: &Vec<_>| Refusal::InvalidPayload { violations: violations.clone() };
     let payload = step.payload.as_ref().map_err(refused)?;
-    decider.decide(state, &step.command, payload, &context)
+    let Some(by) = decider.decided_by(&step.command, payload)? else {
+        return decider.decide(state, &step.command, payload, &context);
+    };
+    let events = ask(PluginQuestion {
+        by,
+        aggregate: scenario.aggregate.name.clone(),
+        state: state.clone(),
+        command: step.command.clone(),
+        payload: payload.clone(),
+        context,
+    })?;
+    let proposed = events.iter().map(|(event, data)| Proposed { event, data });
+    decider.conclude(state, &step.command, version, &proposed.collect::<Vec<_>>())
 }
 
 fn expect(scenario: &Scenario, outcome: &Result<Decision, Refusal>) -> Result<(), Failure> {

@@ -5,7 +5,7 @@
 use std::{fs, path::PathBuf};
 
 use flexcore_definition::{Application, SourceFile};
-use flexcore_domain::Name;
+use flexcore_domain::{Name, Refusal};
 use flexcore_script::{
     check,
     scenario::{self, Scenario},
@@ -41,7 +41,12 @@ fn the_example_passes_its_tests() {
     let mut tests = 0;
     for file in files("tests") {
         for scenario in scenario::read(&application, &file).unwrap() {
-            assert_eq!(scenario::run(&scenario), Ok(()), "{}", scenario.name);
+            assert_eq!(
+                scenario::run(&scenario, &mut |_| Err(Refusal::Faulty("no plugin".to_owned()))),
+                Ok(()),
+                "{}",
+                scenario.name
+            );
             tests += 1;
         }
     }
@@ -50,7 +55,12 @@ fn the_example_passes_its_tests() {
 
 #[test]
 fn a_failure_says_what_happened_instead() {
-    let run = |text: &str| scenario::run(&scenarios(text).unwrap()[0]).unwrap_err();
+    let run = |text: &str| {
+        scenario::run(&scenarios(text).unwrap()[0], &mut |_| {
+            Err(Refusal::Faulty("no plugin".to_owned()))
+        })
+        .unwrap_err()
+    };
     let failure = run("test: a\nwhen: { cancel: {} }\nthen:\n  - cancelled: {}\n");
     assert_eq!(failure.place, "t.yaml:4");
     assert_eq!(failure.expected, "cancelled: {}");

@@ -8,7 +8,7 @@ mod support;
 use std::time::Duration;
 
 use flexcore_definition::SourceFile;
-use flexcore_domain::{Decider as _, Event, State};
+use flexcore_domain::{Decider as _, Event, Refusal, State};
 use flexcore_script::{clock::processor_time, limits::FOLD_MAX, scenario};
 use support::{application, decider, event, faulty, run};
 
@@ -147,5 +147,8 @@ events:
     let text = format!("test: many\ngiven:\n{given}when: {{ go: {{}} }}\nthen: []\nstate: 500\n");
     let file = SourceFile { path: "t.yaml".to_owned(), text };
     let scenarios = scenario::read(&application, &file).unwrap();
-    assert_eq!(scenario::run(&scenarios[0]), Ok(()));
+    assert_eq!(
+        scenario::run(&scenarios[0], &mut |_| Err(Refusal::Faulty("no plugin".to_owned()))),
+        Ok(())
+    );
 }

@@ -3,10 +3,10 @@
 
 use std::ops::ControlFlow;
 
-use flexcore_domain::{AggregateKey, Command, Context, Decision, Outcome, commit::Commit};
+use flexcore_domain::{AggregateKey, Command, Context, Decision, Outcome, Slot, commit::Commit};
 
 use super::{Action, Entry, Lane, Owed, Phase, Recall, Turn, Undecided, Work, answers::repeated};
-use crate::command::deciders::{NoDecision, ToDecide};
+use crate::command::deciders::{LaterDecider, NoDecision, Proposals, ToDecide};
 
 /// A decider that has been asked. Its command is the first of what waits.
 pub(super) struct Asking {
@@ -17,6 +17,21 @@ pub(super) struct Asking {
     now_ms: i64,
     /// A commit of this command, decided at that time, may be in the log.
     in_doubt: bool,
+}
+
+/// Who is asked about a command.
+pub(super) enum Asks {
+    /// A decider that answers later.
+    Later(ToAsk),
+    /// The lane's own, or there is nothing to ask: a commit of the command is to be sent again.
+    Here,
+    /// Nobody.
+    Nobody {
+        /// All that can come of it.
+        why: Undecided,
+        /// A commit of the command may be in the log.
+        in_doubt: bool,
+    },
 }
 
 /// A question, before it has a number.
@@ -61,25 +76,39 @@ pub(super) fn concluded(
 }
 
 impl Lane {
-    /// The question for a decider that answers later. `None`: it is another one, or need not be asked.
-    pub(super) fn asks_later(
+    /// A stored command of the slot is done with, whatever came of it.
+    pub(in crate::command) fn passed(&mut self, slot: Slot) {
+        self.tries.away.passed(slot);
+    }
+
+    /// The decider of a command, if it is one that answers later.
+    pub(in crate::command) fn later(&self, command: &Command) -> Option<LaterDecider> {
+        self.deciders.later(command)
+    }
+
+    /// Whom to ask about a command. One that does not fit its schema is not asked about.
+    pub(super) async fn asks_later(
         &mut self,
         entry: &Entry,
         Owed { command, ticket, .. }: &Owed,
         now_ms: i64,
-    ) -> Option<ToAsk> {
-        if !self.deciders.answers_later(command.key.aggregate()) {
-            return None;
-        }
+    ) -> Asks {
         let expects = entry.expected.sequence;
-        if self.tries.unanswered(*ticket, expects).is_some() {
-            return None;
+        if self.later(command).is_none() || self.tries.unanswered(*ticket, expects).is_some() {
+            return Asks::Here;
         }
         let decided_ms = self.tries.decided_ms(command, expects);
-        let context = context(entry, command, decided_ms.unwrap_or(now_ms)).ok()?;
+        let (in_doubt, now_ms) = (decided_ms.is_some(), decided_ms.unwrap_or(now_ms));
+        let context = match context(entry, command, now_ms) {
+            Ok(context) => context,
+            Err(why) => return Asks::Nobody { why, in_doubt },
+        };
+        if let Err(fault) = self.deciders.admit(command).await {
+            return Asks::Nobody { why: fault.into(), in_doubt };
+        }
         let (state, command) = (entry.state.clone(), Command::clone(command));
         let to_decide = Box::new(ToDecide { state, command, context });
-        Some(ToAsk { to_decide, in_doubt: decided_ms.is_some() })
+        Asks::Later(ToAsk { to_decide, in_doubt })
     }
 
     /// Asks for the first of what waits.
@@ -100,7 +129,7 @@ impl Lane {
         &mut self,
         key: AggregateKey,
         number: u64,
-        result: Result<Decision, NoDecision>,
+        result: Proposals,
         now_ms: i64,
     ) -> Vec<Action> {
         match self.busy.get(&key).map(|busy| &busy.phase) {
@@ -117,8 +146,22 @@ impl Lane {
         let Some(Work::Command(owed)) = turn.waiting.pop_front() else {
             return self.drain(turn, *entry).await;
         };
+        if result.is_ok() && self.later(&owed.command).is_none() {
+            // Another deployment has its rules elsewhere, with the same events.
+            turn.waiting.push_front(Work::Command(owed));
+            return self.begin_anew(turn);
+        }
+        if !matches!(result, Err(NoDecision::Away(_))) {
+            self.tries.away.answered(turn.key.slot());
+        }
         let decided = match result {
-            Ok(decision) => concluded(&entry, &owed.command, decision, now_ms),
+            Ok(proposed) => {
+                let on = (&entry.state, entry.version);
+                let decided = self.deciders.conclude(on, &owed.command, proposed).await;
+                decided
+                    .map_err(Undecided::from)
+                    .and_then(|decision| concluded(&entry, &owed.command, decision, now_ms))
+            }
             Err(none) => Err(none.into()),
         };
         let tried = Self::to_append(&entry, decided, in_doubt);

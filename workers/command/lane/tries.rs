@@ -9,6 +9,7 @@ use flexcore_domain::{AggregateKey, Command, Outcome, Refusal, Slot, commit::Com
 
 use super::{
     Action, Entry, Lane, Owed, Ticket, Turn, Undecided, Work,
+    away::Away,
     unknown::{Decided, Unknown},
 };
 
@@ -29,6 +30,8 @@ pub(super) struct Tries {
     unknown: Unknown,
     /// Tries that used up what a script may use.
     exhausted: HashMap<Ticket, (Slot, u32)>,
+    /// Those whose decider is away.
+    pub(super) away: Away,
 }
 
 /// A commit that had no answer: it may be in the log, or get there yet. Until that is certain the
@@ -52,6 +55,7 @@ impl Tries {
     pub(super) fn end(&mut self, ticket: Ticket) {
         self.unanswered.remove(&ticket);
         self.exhausted.remove(&ticket);
+        self.away.end(ticket);
     }
 
     /// Its client is told that the outcome is unknown, and may send it again.
@@ -61,6 +65,7 @@ impl Tries {
             self.unknown.remember(commit.key.clone(), commit.command_id.clone(), decided);
         }
         self.exhausted.remove(&ticket);
+        self.away.end(ticket);
     }
 
     /// The time of the decision of a command that has come again after its outcome was unknown,
@@ -71,6 +76,7 @@ impl Tries {
 
     pub(super) fn leave(&mut self, slot: Slot) {
         self.unknown.leave(slot);
+        self.away.leave(slot);
         self.unanswered.retain(|_, unanswered| unanswered.commit.key.slot() != slot);
         self.exhausted.retain(|_, (of, _)| *of != slot);
     }
@@ -108,14 +114,15 @@ impl Tries {
         &mut self,
         undecided: &Undecided,
         work: &Work,
-        key: &AggregateKey,
-        attempts: u32,
+        Turn { key, attempts, now_ms, .. }: &Turn,
     ) -> bool {
         match undecided {
             Undecided::Exhausted(_) => self.try_again(work, key),
-            Undecided::Away(_) => work.is_patient(),
+            Undecided::Away(_) => {
+                work.is_patient() && self.away.waits(work.ticket(), key.slot(), *now_ms)
+            }
             Undecided::Told(Outcome::Unavailable { .. }) => {
-                work.is_patient() && attempts < LOOKS_MAX
+                work.is_patient() && *attempts < LOOKS_MAX
             }
             Undecided::Told(_) => false,
         }

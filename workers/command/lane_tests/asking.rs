@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use flexcore_domain::{Decision, Refusal};
+use flexcore_domain::Refusal;
 use futures::FutureExt as _;
 use proptest::prelude::*;
 
 use super::*;
-use crate::command::{LaterDecider, NoDecision, ToDecide};
+use crate::command::{LaterDecider, NoDecision, Proposals, ProposedEvent, ToDecide};
 
 /// A lane whose counters are decided elsewhere.
 fn asking() -> Lane {
@@ -15,14 +15,21 @@ fn asking() -> Lane {
         Arc::new(|_: &AggregateName| Some(Box::new(Native::<Counter>::default())));
     let decider: LaterDecider =
         Arc::new(|_| async { Err(NoDecision::Away("the shell asks it".to_owned())) }.boxed());
-    lane_with(native, Arc::new(move |_: &AggregateName| Some(decider.clone())))
+    lane_with(native, Arc::new(move |_, _, _| Some(decider.clone())))
 }
 
 /// The decider's answer once it is asked.
-fn answer(asked: &ToDecide) -> Result<Decision, NoDecision> {
+fn answer(asked: &ToDecide) -> Proposals {
     let ToDecide { state, command, context } = asked;
     let mut counter = Native::<Counter>::default();
-    counter.decide(state, &command.name, &command.payload, context).map_err(NoDecision::Refused)
+    let decided = counter.decide(state, &command.name, &command.payload, context);
+    let decision = decided.map_err(NoDecision::Refused)?;
+    let proposed = decision.events.iter().map(|it| proposed(it.event.as_str(), it.data.get()));
+    Ok(proposed.collect())
+}
+
+fn proposed(event: &str, data: &str) -> ProposedEvent {
+    ProposedEvent { event: event.to_owned(), data: data.to_owned().into() }
 }
 
 fn ask(mut actions: Vec<Action>) -> (u64, ToDecide) {
@@ -34,15 +41,15 @@ fn ask(mut actions: Vec<Action>) -> (u64, ToDecide) {
     }
 }
 
-fn decided(number: u64, result: Result<Decision, NoDecision>) -> Input {
+fn decided(number: u64, result: Proposals) -> Input {
     Input::Decided { key: key(), number, result }
 }
 
-fn late() -> Result<Decision, NoDecision> {
+fn late() -> Proposals {
     Err(NoDecision::Refused(Refusal::Exhausted("no answer within 2 s".to_owned())))
 }
 
-fn away() -> Result<Decision, NoDecision> {
+fn away() -> Proposals {
     Err(NoDecision::Away("the plugin starts again".to_owned()))
 }
 

@@ -11,8 +11,7 @@ const TWICE: &str = "(state, { data }) => (state ?? 0) + 2 * data.by";
 
 /// A lane whose aggregates are in JavaScript. Its counter stands at 1, with this commit.
 fn started_with(aggregates: &[&str]) -> (Lane, Recorded) {
-    let mut lane =
-        lane_with(Arc::new(|_: &AggregateName| None), Arc::new(|_: &AggregateName| None));
+    let mut lane = lane_with(Arc::new(|_: &AggregateName| None), Arc::new(|_, _, _| None));
     lane.handle(Input::Catalog(catalog(aggregates)), 0);
     lane.handle(up("a", 1, 0, false), 0);
     let (commit, expected) = append(lane.handle(loaded(vec![]), 0));

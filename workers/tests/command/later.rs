@@ -2,8 +2,10 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use flexcore_domain::{Decider as _, Decision, Refusal};
-use flexcore_workers::command::{LaterDecider, NoDecision, Settings, ToDecide};
+use flexcore_domain::{Decider as _, Refusal};
+use flexcore_workers::command::{
+    LaterDecider, NoDecision, Proposals, ProposedEvent, Settings, ToDecide,
+};
 use futures::{FutureExt as _, future::pending};
 use tokio::{
     runtime::Runtime,
@@ -16,28 +18,31 @@ use crate::shares::{ask, key_of};
 /// Time that such a decider has.
 const TIME: Duration = Duration::from_secs(2);
 
-type Decided = Result<Decision, NoDecision>;
-
 /// A worker of one lane, so that who holds up the lane holds up all. This answers the nth question that
 /// its decider is asked.
 pub(crate) fn decided_by<F>(
     answer: impl Fn(usize, ToDecide) -> F + Send + std::marker::Sync + 'static,
 ) -> Settings
 where
-    F: Future<Output = Decided> + Send + 'static,
+    F: Future<Output = Proposals> + Send + 'static,
 {
     let asked = AtomicUsize::new(0);
     let decider: LaterDecider =
         Arc::new(move |to_decide| answer(asked.fetch_add(1, Ordering::Relaxed), to_decide).boxed());
     let native: command::NativeDeciders = Arc::new(|_| Some(Box::new(Accepts(1))));
-    let later: command::LaterDeciders = Arc::new(move |_| Some(decider.clone()));
+    let later: command::LaterDeciders = Arc::new(move |_, _, _| Some(decider.clone()));
     Settings { lanes: 1, native, later, ..Settings::default() }
 }
 
-pub(crate) fn accept(asked: &ToDecide) -> Decided {
+pub(crate) fn accept(asked: &ToDecide) -> Proposals {
     let ToDecide { state, command, context } = asked;
     let decided = Accepts(1).decide(state, &command.name, &command.payload, context);
-    decided.map_err(NoDecision::Refused)
+    let decision = decided.map_err(NoDecision::Refused)?;
+    let proposed = decision.events.into_iter().map(|it| ProposedEvent {
+        event: it.event.to_string(),
+        data: it.data.get().to_owned().into(),
+    });
+    Ok(proposed.collect())
 }
 
 /// A worker that owns every slot, and their epochs.
@@ -120,10 +125,11 @@ async fn a_decider_that_fails_is_an_answer_and_the_lane_goes_on() {
     });
     // It is gone when the action is performed: there when the lane looks, and not at the next look.
     let (later, looks) = (settings.later.clone(), AtomicUsize::new(0));
-    let gone: command::LaterDeciders = Arc::new(move |name| match name.as_str() {
-        "gone" if looks.fetch_add(1, Ordering::Relaxed) > 0 => None,
-        _ => later(name),
-    });
+    let gone: command::LaterDeciders =
+        Arc::new(move |catalog, name, command| match name.as_str() {
+            "gone" if looks.fetch_add(1, Ordering::Relaxed) > 0 => None,
+            _ => later(catalog, name, command),
+        });
     let epochs = work(&rig, Settings { later: gone, ..settings }).await;
     let client = rig.store.client();
     let told = ask(client, &epochs, rig.key.clone()).await;

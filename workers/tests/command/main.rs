@@ -8,6 +8,7 @@ mod deployments;
 mod handover;
 mod later;
 mod malformed;
+mod plugins;
 mod remade;
 mod repeats;
 mod replies;

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `greet` | answers with `{"text": …}` for `{"name": …}`, and says on whose behalf |
 //! | `version` | answers with its first argument; may be repeated |
+//! | `locate` | takes an event of an account, adds its first argument to the group, and makes ten of one; or fails |
 //! | `crash` | ends the process |
 //!
 //! With the argument `ends` it ends at once, with status 3; with `hangs` it does not say anything for minutes.
@@ -57,6 +58,20 @@ async fn run(argument: String) -> Result<(), flexcore_plugin::Error> {
     serve(contract::plugin(Lab { argument })).await
 }
 
+/// What becomes of an event that says `{"group": …, "amount": …}`. One that is paid `nowhere` has no place.
+fn located(input: &[u8], argument: &str) -> Result<Value, Failure> {
+    let input: Value = serde_json::from_slice(input).unwrap_or_default();
+    let (group, amount) = (&input["data"]["group"], &input["data"]["amount"]);
+    let is_whole = input["aggregate"] == "account" && input["event"] == "paid";
+    match (group.as_str(), amount.as_i64()) {
+        (Some(group), Some(amount)) if is_whole => {
+            Ok(json!({"group": format!("{group}-{argument}"), "amount": amount * 10}))
+        }
+        _ if amount == "a list" => Ok(json!([1])),
+        _ => Err(Failure::new("no_place", "It was paid nowhere.")),
+    }
+}
+
 #[derive(Clone)]
 struct Lab {
     argument: String,
@@ -75,7 +90,7 @@ impl Serving for Lab {
         Description {
             name: "greeter".to_owned(),
             version: self.argument.clone(),
-            functions: vec![greet, version, function("crash")],
+            functions: vec![greet, version, function("locate"), function("crash")],
             ..Description::default()
         }
     }
@@ -100,6 +115,12 @@ impl Serving for Lab {
                 json!({"text": text, "for": context.tenant, "by": context.actor})
             }
             "version" => json!(self.argument),
+            "locate" => match located(&input, &self.argument) {
+                Ok(output) => output,
+                Err(failure) => {
+                    return Ok(CallResponse { result: Some(CallResult::Failure(failure)) });
+                }
+            },
             "crash" => exit(7),
             other => return Err(Status::not_found(format!("there is no {other}"))),
         };

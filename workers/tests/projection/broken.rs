@@ -66,3 +66,28 @@ async fn a_read_model_that_would_hold_back_too_many_aggregates_stops_alone() {
     worker.await.unwrap();
     rig.servers.stop().await;
 }
+
+/// Behind a break that was the log's last message a read model that had no part in it was once told to stand
+/// still.
+#[tokio::test(flavor = "multi_thread")]
+async fn read_models_pass_a_break_at_the_end_of_the_log() {
+    let rig = Rig::start().await;
+    rig.catalog.send_replace(both());
+    let (stop, worker) = rig.work().await;
+    passes(&rig, "sums", rig.pay("a", "x", &ones(3)).await).await;
+    // The second is of an aggregate that is held back already.
+    for _ in 0..2 {
+        let key = AggregateKey::new(tenant(), aggregate(), AggregateId::parse("b").unwrap());
+        let subject = flexcore_eventstore::subject(&key);
+        let sent = rig.store.jetstream().publish(subject, "junk".into()).await.unwrap();
+        let last = sent.await.unwrap().sequence;
+        until("one stands still", async || {
+            let all = rig.read_models.status().await.unwrap();
+            all.len() == 2 && all.iter().all(|status| status.lag(last) == 0)
+        })
+        .await;
+    }
+    stop.cancel();
+    worker.await.unwrap();
+    rig.servers.stop().await;
+}

@@ -10,6 +10,7 @@ fn long(from: &Expression) -> ReadModelDefinition {
     let text = |name: &Name| Column { name: name.clone(), column_type: ColumnType::Text };
     let key = Column { name: name("key"), column_type: ColumnType::Integer };
     let change = RowChange {
+        transform: None,
         key: vec![Expression::Version],
         delete: false,
         operations: names.iter().map(|it| (it.clone(), Operation::Set, from.clone())).collect(),

@@ -8,8 +8,10 @@ mod large;
 mod locked;
 mod log;
 mod owned;
+mod parted;
 mod rig;
 mod shared;
+mod transform;
 
 use std::{
     collections::BTreeMap,

@@ -18,6 +18,7 @@ pub(crate) fn sums(fingerprint: &str) -> ReadModelDefinition {
     let column = |text, column_type| Column { name: name(text), column_type };
     let data = |text: &str| Expression::Data(vec![text.to_owned()]);
     let change = RowChange {
+        transform: None,
         key: vec![data("group")],
         delete: false,
         operations: vec![

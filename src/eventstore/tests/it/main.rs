@@ -12,6 +12,7 @@ mod interest;
 mod kept;
 mod leaders;
 mod origins;
+mod plugin_configurations;
 mod plugins;
 mod queue;
 mod reading;

@@ -37,6 +37,7 @@ async fn what_is_left_of_another_log_is_refused_at_the_start_until_it_is_taken_a
         topology::COMMANDS,
         topology::DEAD,
         topology::OUTCOMES,
+        topology::PLUGIN_CONFIGURATIONS,
         topology::PROGRESS,
         topology::SECRETS,
         topology::SNAPSHOTS,
@@ -63,6 +64,8 @@ async fn the_log_the_queue_and_the_secret_are_never_made_anew_while_processes_ru
     assert!(why.ends_with("FLEX_EVENTS is gone, too"), "{why}");
     let mut left: Vec<String> = jetstream.stream_names().try_collect().await.unwrap();
     left.sort_unstable();
-    assert_eq!(left, [topology::DEAD, topology::PROGRESS, topology::SNAPSHOTS]);
+    let still =
+        [topology::DEAD, topology::PLUGIN_CONFIGURATIONS, topology::PROGRESS, topology::SNAPSHOTS];
+    assert_eq!(left, still);
     servers.stop().await;
 }

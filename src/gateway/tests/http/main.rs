@@ -4,6 +4,7 @@
 
 mod broker;
 mod connections;
+mod managed;
 mod numbers;
 mod plugins;
 mod postgres;

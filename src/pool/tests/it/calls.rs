@@ -28,7 +28,7 @@ async fn a_function_is_called() {
     assert_eq!((status.state, status.instances, status.ready), (PoolState::Ready, 1, 1));
     assert_eq!((status.calls, status.errors, status.restarts), (6, 4, 0));
     assert!(status.memory_bytes > 0 && status.p99 >= status.p50 && status.reason.is_none());
-    assert_eq!(status.description.unwrap().functions.len(), 10);
+    assert_eq!(status.description.unwrap().functions.len(), 11);
     pool.stop(PATIENCE).await;
     let stopped = call(&pool, "echo", "1").await.unwrap_err();
     assert!(matches!(stopped, PoolError::Away(_)), "{stopped}");

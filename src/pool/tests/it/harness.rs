@@ -13,7 +13,7 @@ use flexcore_plugin::{
     guard::{Bounds, Sandbox},
     limits::ANSWER_BYTES_MAX,
 };
-use flexcore_pool::{Pool, PoolCall, PoolError, PoolStatus, Spec};
+use flexcore_pool::{Configurations, Pool, PoolCall, PoolError, PoolStatus, Spec};
 
 /// The plugin under test, which is its own guard.
 const LAB: &str = env!("CARGO_BIN_EXE_flexcore-pool-lab");
@@ -31,6 +31,7 @@ pub(crate) fn spec(argument: &'static str) -> Spec {
         call_max: PATIENCE,
         output_bytes_max: 1 << 20,
         contract: true,
+        configurations: Configurations::default(),
         name: "lab".to_owned(),
     }
 }

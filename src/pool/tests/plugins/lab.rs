@@ -11,15 +11,23 @@
 //! | `print` | prints a line on standard error |
 //! | `crash` | ends the process |
 //! | `crash_once` | ends the process unless the file of this name is there, and makes it; may be repeated |
+//! | `configuration` | answers with the tenant's configuration; null: it was never given one |
 //! | `bad` | answers with a status, although it is described |
+//!
+//! It accepts every command, after what `decided` says of it.
+//!
+//! A configuration may say in `do` what comes of it: `fail`, `fail_for_now` or `crash`. With `file` it adds a
+//! line to that file.
 //!
 //! With the argument `ends` it ends at once, with status 3; with `described` it tells a method by
 //! reflection.
 
 use std::{
-    fs,
+    collections::BTreeMap,
+    fs::{self, OpenOptions},
     io::{self, Write as _},
     process::{ExitCode, exit},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -27,17 +35,17 @@ use bytes::Bytes;
 use flexcore_plugin::{
     contract::{
         self, CallRequest, CallResponse, CallResult, ConfigureRequest, DecideRequest,
-        DecideResponse, Description, Failure, Function, Messages, SERVICE, Serving, StreamRequest,
-        StreamResponse,
+        DecideResponse, Decision, DecisionResult, Description, Event, Events, Failure, Function,
+        Messages, Question, SERVICE, Serving, StreamRequest, StreamResponse,
     },
     guard, serve,
 };
-use futures::stream;
+use futures::{StreamExt as _, stream};
 use tonic::Status;
 
 /// Functions that may be repeated, and others.
 const IDEMPOTENT: [&str; 4] = ["echo", "pid", "crash_once", "nap"];
-const OTHERS: [&str; 6] = ["version", "sleep", "fail", "print", "crash", "bad"];
+const OTHERS: [&str; 7] = ["version", "sleep", "fail", "print", "crash", "configuration", "bad"];
 
 fn main() -> ExitCode {
     if let Some(code) = guard::entered() {
@@ -65,7 +73,7 @@ fn say(line: &str) {
 #[tokio::main]
 async fn run(argument: String) -> Result<(), flexcore_plugin::Error> {
     let is_described = argument == "described";
-    let mut plugin = contract::plugin(Lab { argument });
+    let mut plugin = contract::plugin(Lab { argument, configurations: Arc::default() });
     if is_described {
         plugin = plugin.descriptors(descriptors(), &[SERVICE]);
     }
@@ -75,6 +83,8 @@ async fn run(argument: String) -> Result<(), flexcore_plugin::Error> {
 #[derive(Clone)]
 struct Lab {
     argument: String,
+    /// By tenant.
+    configurations: Arc<Mutex<BTreeMap<String, Bytes>>>,
 }
 
 impl Serving for Lab {
@@ -87,17 +97,33 @@ impl Serving for Lab {
         Description {
             name: "lab".to_owned(),
             version: self.argument.clone(),
+            configuration_schema: "{}".to_owned(),
+            decides: true,
             functions: IDEMPOTENT.iter().chain(&OTHERS).map(function).collect(),
             ..Description::default()
         }
     }
 
-    async fn configure(&self, _: ConfigureRequest) -> Result<(), Failure> {
-        Ok(())
+    async fn configure(&self, request: ConfigureRequest) -> Result<(), Failure> {
+        let ConfigureRequest { tenant, configuration } = request;
+        let said: serde_json::Value = serde_json::from_slice(&configuration).unwrap_or_default();
+        if let Some(path) = said["file"].as_str() {
+            let file = OpenOptions::new().create(true).append(true).open(path);
+            let written = file.and_then(|mut file| writeln!(file, "{tenant}"));
+            written.map_err(|error| Failure::new("no_file", error))?;
+        }
+        let mut held = self.configurations.lock().unwrap_or_else(PoisonError::into_inner);
+        held.insert(tenant, configuration);
+        match said["do"].as_str() {
+            Some("fail") => Err(Failure::new("no_host", "as asked")),
+            Some("fail_for_now") => Err(Failure::passing("no_network", "as asked")),
+            Some("crash") => exit(7),
+            _ => Ok(()),
+        }
     }
 
     async fn call(&self, request: CallRequest) -> Result<CallResponse, Status> {
-        let CallRequest { function, input, .. } = request;
+        let CallRequest { function, input, context } = request;
         let version = || Bytes::from(format!("{:?}", self.argument));
         let output = match &*function {
             "echo" => input,
@@ -112,17 +138,18 @@ impl Serving for Lab {
                 let failure = Failure::passing("not_now", "as asked");
                 return Ok(CallResponse { result: Some(CallResult::Failure(failure)) });
             }
+            "configuration" => {
+                let tenant = context.unwrap_or_default().tenant;
+                let held = self.configurations.lock().unwrap_or_else(PoisonError::into_inner);
+                held.get(&tenant).cloned().unwrap_or_else(|| "null".into())
+            }
             "print" => {
                 say("[WARN] something was printed");
                 "null".into()
             }
             "crash" => exit(7),
             "crash_once" => {
-                let path = text(&input).trim_matches('"').to_owned();
-                if !fs::exists(&path).map_err(failed)? {
-                    fs::write(&path, "").map_err(failed)?;
-                    exit(7);
-                }
+                crash_once(&input)?;
                 "\"again\"".into()
             }
             other => return Err(Status::not_found(format!("there is no {other}"))),
@@ -134,9 +161,45 @@ impl Serving for Lab {
         Messages::new(stream::empty())
     }
 
-    fn decide(&self, _: Messages<DecideRequest>) -> Messages<DecideResponse> {
-        Messages::new(stream::empty())
+    fn decide(&self, requests: Messages<DecideRequest>) -> Messages<DecideResponse> {
+        Messages::new(requests.then(|request| async move {
+            let DecideRequest { number, questions } = request?;
+            let mut decisions = Vec::new();
+            for question in questions {
+                decisions.push(Decision { result: Some(decided(question).await?) });
+            }
+            Ok(DecideResponse { number, decisions })
+        }))
     }
+}
+
+/// On a command: `add`, `refuse`, `fail`, `nap`, `crash` or `crash_once`, which take what the functions of these
+/// names take.
+async fn decided(question: Question) -> Result<DecisionResult, Status> {
+    let Question { command, payload, .. } = question;
+    match &*command {
+        "refuse" => return Ok(DecisionResult::Rejected(Failure::new("closed", "as asked"))),
+        "fail" => return Ok(DecisionResult::Failure(Failure::passing("not_now", "as asked"))),
+        "nap" => {
+            let ms = text(&payload).parse().unwrap_or_default();
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+        }
+        "crash" => exit(7),
+        "crash_once" => crash_once(&payload)?,
+        _ => {}
+    }
+    let event = Event { event: "added".to_owned(), data: payload };
+    Ok(DecisionResult::Events(Events { events: vec![event] }))
+}
+
+/// Ends the process unless the file of this name is there, and makes it.
+fn crash_once(path: &Bytes) -> Result<(), Status> {
+    let path = text(path).trim_matches('"').to_owned();
+    if !fs::exists(&path).map_err(failed)? {
+        fs::write(&path, "").map_err(failed)?;
+        exit(7);
+    }
+    Ok(())
 }
 
 fn text(json: &Bytes) -> String {

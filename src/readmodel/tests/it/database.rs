@@ -169,7 +169,7 @@ pub(crate) fn data(path: &str) -> Expression {
 pub(crate) fn change(operations: &[(&str, Operation, Expression)]) -> RowChange {
     let operations =
         operations.iter().map(|(column, op, from)| (name(column), *op, from.clone())).collect();
-    RowChange { key: vec![data("k")], delete: false, operations }
+    RowChange { transform: None, key: vec![data("k")], delete: false, operations }
 }
 
 /// A commit with one event of `thing/1`.

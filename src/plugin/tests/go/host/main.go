@@ -1,6 +1,7 @@
 // HashiCorp's own host, for plugins on our library: host [-mtls] [-version N] [-cookie C] PLUGIN.
 //
-// It prints a line for each thing that the plugin did, and ends with status 1 where one failed.
+// It prints a line for each thing that the plugin did, and ends with status 1 where one failed. With
+// -bench it measures calls instead, as bench.go says.
 package main
 
 import (
@@ -78,17 +79,28 @@ func main() {
 	mtls := flag.Bool("mtls", false, "AutoMTLS")
 	version := flag.Int("version", 2, "the version that is offered")
 	cookie := flag.String("cookie", shared.Handshake.MagicCookieValue, "the cookie's value")
+	benches := flag.Bool("bench", false, "measure calls, as standard input asks")
 	flag.Parse()
 	handshake := shared.Handshake
 	handshake.MagicCookieValue = *cookie
-	client := plugin.NewClient(&plugin.ClientConfig{
-		HandshakeConfig:  handshake,
-		VersionedPlugins: shared.Versions(&shared.Glue{}, *version),
-		Cmd:              exec.Command(flag.Arg(0)),
-		AllowedProtocols: []plugin.Protocol{plugin.ProtocolGRPC},
-		AutoMTLS:         *mtls,
-		Logger:           hclog.New(&hclog.LoggerOptions{Output: os.Stderr, Level: hclog.Warn}),
-	})
+	newClient := func(command *exec.Cmd) *plugin.Client {
+		return plugin.NewClient(&plugin.ClientConfig{
+			HandshakeConfig:  handshake,
+			VersionedPlugins: shared.Versions(&shared.Glue{}, *version),
+			Cmd:              command,
+			AllowedProtocols: []plugin.Protocol{plugin.ProtocolGRPC},
+			AutoMTLS:         *mtls,
+			Logger:           hclog.New(&hclog.LoggerOptions{Output: os.Stderr, Level: hclog.Warn}),
+		})
+	}
+	if *benches {
+		if err := bench(flag.Arg(0), newClient); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	client := newClient(exec.Command(flag.Arg(0)))
 	err := run(client)
 	client.Kill()
 	if err != nil {

@@ -1,0 +1,61 @@
+//! Configurations of plugins, one of each tenant: the words in which tools and gateways have a worker look at one.
+//! Outside of a plugin, of the worker that gives it, and of whoever sets it, a configuration is sealed.
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::names::Name;
+
+/// Largest configuration, in bytes of JSON: settings and secrets, no data.
+pub const CONFIGURATION_BYTES_MAX: usize = 64 * 1024;
+
+/// What a secret is shown as.
+pub const MASK: &str = "***";
+
+/// How the subjects of questions about a configuration begin.
+const LOOKS: &str = "plugc.";
+
+/// The subjects of all questions about a configuration, for those who answer, in the group
+/// [`QUEUE_GROUP`](crate::plugin::QUEUE_GROUP).
+pub const LOOK_SUBJECTS: &str = "plugc.*";
+
+/// The subject of the question for a look at a configuration, with the tenant in a header
+/// ([`crate::plugin::header::TENANT`]). Its body is the sealed configuration, or empty: then only the schema is
+/// wanted. The worker opens it, holds it to the plugin's schema, and answers with a
+/// [`PluginReply`](crate::plugin::PluginReply) whose output is a [`ConfigurationLook`].
+#[must_use]
+pub fn look_subject(plugin: &Name) -> String {
+    format!("{LOOKS}{plugin}")
+}
+
+/// The plugin in the subject of such a question; `None`: it is no such subject.
+#[must_use]
+pub fn plugin_of_look(subject: &str) -> Option<Name> {
+    Name::parse(subject.strip_prefix(LOOKS)?).ok()
+}
+
+/// What a worker says of a configuration that fits its plugin's schema.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ConfigurationLook {
+    /// The JSON Schema of the plugin's configuration; `None`: it is too large to be shown.
+    pub schema: Option<Box<RawValue>>,
+    /// The configuration, with [`MASK`] in place of its secrets; `None`: none was given.
+    pub configuration: Option<Box<RawValue>>,
+    /// Why the plugin would be given this configuration in vain: it does not fit the schema.
+    #[serde(default)]
+    pub unfit: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subject_names_its_plugin() {
+        let name = Name::parse("greeter").unwrap();
+        assert_eq!(plugin_of_look(&look_subject(&name)), Some(name));
+        for other in ["plugc.", "plugc.a.b", "plug.greeter", "plugc.Greeter"] {
+            assert_eq!(plugin_of_look(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! Configurations of plugins' tenants: given to the pools, and looked at for whoever sets or shows one. They are open
+//! in this process alone, and for moments.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use async_nats::{Message, Subscriber};
+use bytes::Bytes;
+use flexcore_domain::{
+    Name, PluginRefusal, PluginReply, Tenant, json,
+    plugin::{QUEUE_GROUP, header},
+    plugin_configuration::{
+        CONFIGURATION_BYTES_MAX, ConfigurationLook, LOOK_SUBJECTS, plugin_of_look,
+    },
+};
+use flexcore_eventstore::{Error, EventStore, plugin_configurations::ConfigurationNumbers};
+use flexcore_plugin::contract::{Description, Failure};
+use flexcore_pool::Configurations;
+use flexcore_resilience::Shares;
+use futures::{FutureExt as _, StreamExt as _};
+use serde_json::{
+    Value,
+    value::{RawValue, to_raw_value},
+};
+use tokio::time::timeout;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Shared,
+    checks::{Suspects, Unchecked},
+    functions::{Takes, fits_unquoted, takes},
+    masked::masked,
+};
+
+/// Looks at configurations that are under way. Each holds one in memory.
+const LOOKS_MAX: usize = 16;
+
+/// Those of one tenant: so many times as many as are left for others.
+const LOOKS_TIMES: usize = 3;
+
+/// Longest time of a look: whoever asked waits no longer.
+const LOOK_MAX: Duration = Duration::from_secs(5);
+
+/// Largest schema that is shown, in bytes, so that an answer fits a message: 256 KiB.
+const SCHEMA_SHOWN_MAX: usize = 256 * 1024;
+
+/// Code of the failure where a tenant's configuration cannot be used by this worker.
+const UNCONFIGURED: &str = "unconfigured";
+
+/// Said where a configuration is not held to its schema in time.
+const UNCHECKED: &str = "this tenant's configuration cannot be held to the plugin's schema in time";
+
+/// What a pool asks for the configurations of its plugin's tenants. It keeps nothing that keeps a pool.
+pub(super) fn of(shared: &Shared, plugin: &Name) -> Configurations {
+    let (numbers, name) = (shared.configurations.numbers.clone(), plugin.clone());
+    let (suspects, checks) = (shared.configurations.suspects(plugin), shared.checks.clone());
+    let (store, plugin) = (shared.store.clone(), plugin.clone());
+    Configurations::new(
+        move |tenant| numbers.of(&name, tenant),
+        move |tenant, description| {
+            let (suspects, checks, description) =
+                (suspects.clone(), checks.clone(), description.clone());
+            let (store, plugin, tenant) = (store.clone(), plugin.clone(), tenant.to_owned());
+            async move {
+                let tenant =
+                    Tenant::parse(&tenant).map_err(|error| Failure::new(UNCONFIGURED, error))?;
+                let Some(configuration) = open(&store, &plugin, &tenant).await? else {
+                    return Ok(None);
+                };
+                // Another version may be in service than when it was set.
+                let held = configuration.clone();
+                let checked = checks.check(&suspects, &tenant, move || fits(&description, &held));
+                let checked = checked.await;
+                let fits = checked.map_err(|_| Failure::passing(UNCONFIGURED, UNCHECKED))?;
+                fits.map(|()| Some(configuration)).map_err(|reason| {
+                    let why = "this tenant's configuration does not fit the plugin's schema";
+                    Failure::new(UNCONFIGURED, format!("{why}: {reason}"))
+                })
+            }
+            .boxed()
+        },
+    )
+}
+
+/// Reads a tenant's configuration. Fails with the reason for which its calls are refused.
+async fn open(
+    store: &EventStore,
+    plugin: &Name,
+    tenant: &Tenant,
+) -> Result<Option<Bytes>, Failure> {
+    let sealed = store.plugin_configuration(plugin, tenant).await.map_err(|error| {
+        let message = format!("this tenant's configuration cannot be read now: {error}");
+        Failure::passing(UNCONFIGURED, message)
+    })?;
+    let Some(sealed) = sealed else { return Ok(None) };
+    let opened = store.open_plugin_configuration(plugin, tenant, &sealed);
+    opened.map(Some).map_err(|locked| {
+        // It is for whoever runs the workers: the caller cannot mend it.
+        tracing::error!(%plugin, %tenant, %locked, "a tenant's calls of a plugin are refused");
+        Failure::new(UNCONFIGURED, "the worker cannot open this tenant's configuration")
+    })
+}
+
+fn fits(description: &Description, configuration: &[u8]) -> Result<(), String> {
+    match looked_at(description, Some(configuration)) {
+        Ok(look) => look.unfit.map_or(Ok(()), Err),
+        Err((_, reason)) => Err(reason),
+    }
+}
+
+/// What a worker knows of configurations.
+pub(super) struct Known {
+    numbers: ConfigurationNumbers,
+    looks: Shares<Tenant>,
+    /// Of each plugin: its schema may be one whose checks do not end.
+    suspects: Mutex<BTreeMap<Name, Arc<Suspects>>>,
+}
+
+impl Known {
+    pub(super) fn new(numbers: ConfigurationNumbers) -> Self {
+        let looks = Shares::new(LOOKS_MAX, LOOKS_TIMES);
+        Self { numbers, looks, suspects: Mutex::default() }
+    }
+
+    /// Of an installed plugin.
+    fn suspects(&self, plugin: &Name) -> Arc<Suspects> {
+        let mut all = self.suspects.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(plugin.clone()).or_default().clone()
+    }
+}
+
+/// Answers questions for looks at configurations until the token is cancelled. Fails when the broker refuses the
+/// subscription.
+pub(super) async fn serve(
+    shared: &Arc<Shared>,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<(), Error> {
+    let (client, group) = (shared.store.client(), QUEUE_GROUP.to_owned());
+    let subscribed = client.queue_subscribe(LOOK_SUBJECTS, group).await;
+    let subscription = subscribed.map_err(|error| Error::Unavailable(error.to_string()))?;
+    tasks.spawn(answer(shared.clone(), subscription, tasks.clone(), stop.clone()));
+    Ok(())
+}
+
+async fn answer(
+    shared: Arc<Shared>,
+    mut subscription: Subscriber,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+) {
+    while let Some(Some(message)) = stop.run_until_cancelled(subscription.next()).await {
+        let Some(to) = crate::inbox(&message) else { continue };
+        let shared = shared.clone();
+        tasks.spawn(async move {
+            let looked = timeout(LOOK_MAX, look(&shared, message)).await;
+            let reply = looked.unwrap_or_else(|_| {
+                refused(PluginRefusal::Busy, "the configuration could not be checked in time")
+            });
+            let body = serde_json::to_vec(&reply.shortened()).expect("BUG: replies serialise");
+            // Whoever asked learns from a timeout when the connection is gone.
+            let _ = shared.store.client().publish(to, body.into()).await;
+        });
+    }
+}
+
+fn refused(refusal: PluginRefusal, message: impl Into<String>) -> PluginReply {
+    PluginReply::refused(refusal, message)
+}
+
+/// Opens a configuration, holds it to its plugin's schema, and masks it.
+async fn look(shared: &Shared, message: Message) -> PluginReply {
+    let headers = message.headers.as_ref();
+    let tenant = headers.and_then(|headers| headers.get(header::TENANT));
+    let tenant = tenant.and_then(|tenant| Tenant::parse(tenant.as_str()).ok());
+    let (Some(plugin), Some(tenant)) = (plugin_of_look(&message.subject), tenant) else {
+        return refused(PluginRefusal::InvalidInput, "a plugin and a tenant have to be named");
+    };
+    let Some((installed, pool)) = shared.board.in_service(&plugin) else {
+        return refused(PluginRefusal::Away, "the plugin does not run on the worker");
+    };
+    let tenants = installed.manifest.tenants.as_ref();
+    if tenants.is_some_and(|tenants| !tenants.contains(&tenant)) {
+        let message = format!("the plugin {plugin} is not for this tenant");
+        return refused(PluginRefusal::NotForTenant, message);
+    }
+    let Some(place) = shared.configurations.looks.enter(&tenant) else {
+        let message = "the tenant has as many checks of configurations under way as it may have";
+        return refused(PluginRefusal::Busy, message);
+    };
+    let Some(description) = pool.status().description else {
+        return refused(PluginRefusal::Away, "the plugin has not said yet what it can do");
+    };
+    let sealed = message.payload;
+    if description.configuration_schema.is_empty() {
+        let why = || "the plugin takes no configuration".to_owned();
+        let unfit = (!sealed.is_empty()).then(why);
+        return output(&ConfigurationLook { schema: None, configuration: None, unfit });
+    }
+    let configuration = if sealed.is_empty() {
+        None
+    } else {
+        match shared.store.open_plugin_configuration(&plugin, &tenant, &sealed) {
+            Ok(configuration) => Some(configuration),
+            Err(locked) => {
+                let message = format!("a worker cannot open it: {locked}");
+                return refused(PluginRefusal::Away, message);
+            }
+        }
+    };
+    let suspects = shared.configurations.suspects(&plugin);
+    let checked = shared.checks.check(&suspects, &tenant, move || {
+        // As long as the check runs, be it left behind or not.
+        let _place = place;
+        looked_at(&description, configuration.as_deref())
+    });
+    match checked.await {
+        Ok(Ok(look)) => output(&look),
+        Ok(Err((refusal, message))) => refused(refusal, message),
+        Err(Unchecked::Long(_)) => {
+            let message = "the check of the configuration against its schema takes too long";
+            refused(PluginRefusal::InvalidInput, message)
+        }
+        Err(Unchecked::Failed(error)) => {
+            let message = format!("the configuration could not be checked: {error}");
+            refused(PluginRefusal::Faulty, message)
+        }
+    }
+}
+
+fn output(look: &ConfigurationLook) -> PluginReply {
+    to_raw_value(look)
+        .map_or_else(|error| refused(PluginRefusal::Faulty, error.to_string()), PluginReply::Output)
+}
+
+/// Holds a configuration to the schema. It may take long, as the schema is the plugin's. Nothing of the
+/// configuration is quoted.
+fn looked_at(
+    description: &Description,
+    configuration: Option<&[u8]>,
+) -> Result<ConfigurationLook, (PluginRefusal, String)> {
+    let text = &description.configuration_schema;
+    let shown = RawValue::from_string(text.clone());
+    let schema = shown.ok().filter(|schema| schema.get().len() <= SCHEMA_SHOWN_MAX);
+    let Some(configuration) = configuration else {
+        return Ok(ConfigurationLook { schema, configuration: None, unfit: None });
+    };
+    let no_schema = |reason: String| {
+        let message = format!("the plugin's schema of the configuration is none: {reason}");
+        (PluginRefusal::Faulty, message)
+    };
+    let fitting = match takes(text) {
+        Takes::Fitting(fitting) => fitting,
+        Takes::Unclear(reason) => return Err(no_schema(reason)),
+        Takes::Any => return Err(no_schema("it is empty".to_owned())),
+    };
+    let described: Value = serde_json::from_str(text).map_err(|e| no_schema(e.to_string()))?;
+    let value = read(configuration).map_err(|reason| (PluginRefusal::InvalidInput, reason))?;
+    if value.is_null() {
+        let message = "null is no configuration: take it away instead, with --remove or DELETE";
+        return Err((PluginRefusal::InvalidInput, message.to_owned()));
+    }
+    let unfit = fits_unquoted(&fitting, &value).err();
+    let masked = to_raw_value(&masked(&described, &value));
+    let masked = masked.map_err(|error| (PluginRefusal::Faulty, error.to_string()))?;
+    Ok(ConfigurationLook { schema, configuration: Some(masked), unfit })
+}
+
+/// Reads a configuration, which is held to the rules of a command's payload, but for its size.
+fn read(configuration: &[u8]) -> Result<Value, String> {
+    let text =
+        json::check_within(configuration, CONFIGURATION_BYTES_MAX).map_err(|violations| {
+            // The reasons may quote it.
+            let places = violations.iter().map(|violation| match violation.field.as_str() {
+                "" => "as a whole",
+                place => place,
+            });
+            let places: Vec<&str> = places.collect();
+            format!("the configuration is not accepted as JSON: {}", places.join(", "))
+        })?;
+    serde_json::from_str(text).map_err(|error| format!("the configuration is no JSON: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn looked(
+        schema: &str,
+        configuration: Option<&str>,
+    ) -> Result<ConfigurationLook, PluginRefusal> {
+        let configuration_schema = schema.to_owned();
+        let description = Description { configuration_schema, ..Description::default() };
+        let looked = looked_at(&description, configuration.map(str::as_bytes));
+        looked.map_err(|(refusal, message)| {
+            assert!(!message.contains("s3cret"), "{message}");
+            refusal
+        })
+    }
+
+    #[test]
+    fn a_configuration_is_held_to_its_schema_and_masked() {
+        let schema = json!({
+            "type": "object",
+            "required": ["host"],
+            "properties": {"host": {"type": "string"}, "key": {"type": "string", "writeOnly": true}},
+        });
+        let schema = schema.to_string();
+        let look = looked(&schema, Some(r#"{"host": "a", "key": "s3cret"}"#)).unwrap();
+        assert_eq!(look.configuration.unwrap().get(), r#"{"host":"a","key":"***"}"#);
+        assert!(look.unfit.is_none() && look.schema.unwrap().get() == schema);
+        let unfit = looked(&schema, Some(r#"{"key": 7}"#)).unwrap();
+        assert!(unfit.unfit.unwrap().contains("host"));
+        assert!(looked(&schema, None).unwrap().configuration.is_none());
+    }
+
+    #[test]
+    fn what_is_no_json_or_no_schema_is_said_without_a_quotation() {
+        for wrong in ["", "null", "s3cret", r#"{"a": "s3cret", "a": 1}"#, "{\"a\": s3cret}"] {
+            assert_eq!(looked("{}", Some(wrong)).unwrap_err(), PluginRefusal::InvalidInput);
+        }
+        let large = format!("{:?}", "x".repeat(CONFIGURATION_BYTES_MAX));
+        assert_eq!(looked("{}", Some(&large)).unwrap_err(), PluginRefusal::InvalidInput);
+        assert_eq!(looked(r#"{"type": "strin"}"#, Some("{}")).unwrap_err(), PluginRefusal::Faulty);
+    }
+}
