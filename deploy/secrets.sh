@@ -30,3 +30,4 @@ keep verify_key.pem openssl pkey -in "$folder/signing_key.pem" -pubout
 keep postgres_password openssl rand -hex 24
 keep postgres_url printf 'postgres://flexcore:%s@postgres:5432/flexcore\n' \
     "$(cat "$folder/postgres_password")"
+keep secrets_key openssl rand -hex 32
