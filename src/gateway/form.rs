@@ -76,11 +76,12 @@ impl Form {
             if !self.buffer.starts_with(b"\r\n") {
                 return Err(broken("a boundary does not end its line"));
             }
-            if let Some(end) = find(&self.buffer, HEAD_END) {
-                break end;
-            }
-            if self.buffer.len() > HEAD_BYTES_MAX {
+            let end = find(&self.buffer, HEAD_END);
+            if end.unwrap_or(self.buffer.len()) > HEAD_BYTES_MAX {
                 return Err(broken("the head of a part is too long"));
+            }
+            if let Some(end) = end {
+                break end;
             }
             self.more().await?;
         };

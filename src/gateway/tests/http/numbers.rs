@@ -58,6 +58,7 @@ const TEXTS: &[(&str, &[&str])] = &[
     ("Flexcore-Causation-Id", &[]),
     ("fields", &[]),
     ("sort", &[]),
+    ("force", &[]),
 ];
 const POSITIONS: &[&str] = &["1-0-#", "1-#-1"];
 /// Parts of paths and parameters that name something, and what they name here.
