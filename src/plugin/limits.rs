@@ -400,6 +400,10 @@ pub const DECIDE_BATCHES_MAX: usize = 2;
 /// Questions that wait for their batch. 4,096: four batches; later ones wait before that.
 pub const DECIDE_WAITING_MAX: usize = 4_096;
 
+/// Times that a question is asked, when its stream ends under it for the sake of another one. 3: a
+/// stream ends with the time of one question, and later ones have times of their own.
+pub const DECIDE_TRIES_MAX: usize = 3;
+
 /// Longest time for a call, a stream or a decision, whatever the caller says. 1 hour.
 pub const CALL_WAIT_MAX: Duration = Duration::from_secs(3_600);
 

@@ -17,7 +17,8 @@ use super::{
 use crate::{
     Connection, Error,
     limits::{
-        BATCH_BYTES_MAX, BATCH_ITEMS_MAX, CALL_WAIT_MAX, DECIDE_BATCHES_MAX, DECIDE_WAITING_MAX,
+        BATCH_BYTES_MAX, BATCH_ITEMS_MAX, CALL_WAIT_MAX, DECIDE_BATCHES_MAX, DECIDE_TRIES_MAX,
+        DECIDE_WAITING_MAX,
     },
 };
 
@@ -47,7 +48,8 @@ impl Decider {
 
     /// The plugin's decision, within this time, of which the plugin is told. Any error but
     /// [`Error::TooLarge`] means that it is unknown what the plugin decided, or that it broke the
-    /// contract. A decision has no effect by itself, so that the question may be asked again.
+    /// contract. A decision has no effect by itself, so that the question may be asked again: here
+    /// it is, where its stream ended under it for the sake of another question.
     pub async fn ask(&self, question: Question, within: Duration) -> Result<DecisionResult, Error> {
         let limit = within.min(CALL_WAIT_MAX);
         let ends = Instant::now() + limit;
@@ -56,14 +58,27 @@ impl Decider {
             let what = "a question, in bytes,";
             return Err(Error::TooLarge { what, size: bytes, limit: BATCH_BYTES_MAX });
         }
+        let late = |_| Error::Late { what: "the plugin's decision", limit };
+        for _ in 1..DECIDE_TRIES_MAX {
+            let asked = self.ask_once(question.clone(), bytes, ends);
+            match timeout_at(ends, asked).await.map_err(late)? {
+                Err(Error::Ended) => {}
+                decided => return decided,
+            }
+        }
+        timeout_at(ends, self.ask_once(question, bytes, ends)).await.map_err(late)?
+    }
+
+    async fn ask_once(
+        &self,
+        question: Question,
+        bytes: usize,
+        ends: Instant,
+    ) -> Result<DecisionResult, Error> {
         let (decided, decision) = oneshot::channel();
         let asked = Asked { question, bytes, ends, decided };
-        let waited = async {
-            self.asked.send(asked).await.map_err(|_| Error::Ended)?;
-            decision.await.unwrap_or(Err(Error::Ended))
-        };
-        let late = |_| Error::Late { what: "the plugin's decision", limit };
-        timeout_at(ends, waited).await.map_err(late)?
+        self.asked.send(asked).await.map_err(|_| Error::Ended)?;
+        decision.await.unwrap_or(Err(Error::Ended))
     }
 }
 
@@ -181,8 +196,9 @@ async fn hand_out(
     let began = Instant::now();
     match timeout_at(ends, pending).await {
         Ok(Ok(Ok(answer))) => decide(batch, answer.decisions),
+        // Another batch was late: this one may yet be decided in time.
+        Ok(Ok(Err(Broken::Late(_))) | Err(_)) => fail(batch, &Broken::Ended),
         Ok(Ok(Err(broken))) => fail(batch, &broken),
-        Ok(Err(_)) => fail(batch, &Broken::Ended),
         Err(_) => {
             exchange.break_with(Broken::Late(began.elapsed()));
             fail(batch, &Broken::Late(began.elapsed()));

@@ -120,6 +120,7 @@ mod tests {
         process::{Child, Command},
         sync::atomic::{AtomicBool, Ordering::Relaxed},
         thread,
+        time::Instant,
     };
 
     use rustix::thread::gettid;
@@ -178,7 +179,10 @@ mod tests {
                     kill_process(this, Signal::CHILD).unwrap();
                 }
             });
-            for _ in 0..100_000 {
+            let until = Instant::now() + Duration::from_secs(60);
+            let mut looks = 0;
+            while looks < 100_000 || (interrupted == 0 && Instant::now() < until) {
+                looks += 1;
                 let now = Timespec { tv_sec: 0, tv_nsec: 0 };
                 let raw = attached.fd.as_ref().map(|fd| {
                     poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&now)) == Err(Errno::INTR)
