@@ -24,7 +24,8 @@ struct Timed {
 }
 
 /// Asks questions of one tenant, each within its own time. Those under which the instance ended are asked once
-/// more, by what is in service `now`: a decision has no effect by itself.
+/// more, by what is in service `now`: a decision has no effect by itself. So are all where it ended under the tenant's
+/// configuration.
 pub(crate) async fn decide(
     group: &Group,
     tenant: &str,
@@ -39,10 +40,18 @@ pub(crate) async fn decide(
         until: began + (*within).min(group.spec.call_max),
     });
     let timed: Vec<Timed> = timed.collect();
-    let mut decided = first(group, tenant, limit, &timed).await;
+    let asked = match first(group, tenant, limit, &timed).await {
+        // Under the tenant's configuration, before any question.
+        Err(Broken { died: true, .. }) => again(group, tenant, limit, &timed, &now).await,
+        asked => asked,
+    };
+    let mut decided = asked.unwrap_or_else(|broken| not_asked(&broken.error, &timed));
     for (one, timed) in decided.iter_mut().zip(&timed) {
         if matches!(one, Err(Broken { died: true, .. })) {
-            *one = second(group, tenant, limit, timed, &now).await;
+            // Alone, as one of the others may have been what the instance ended under.
+            let asked = again(group, tenant, limit, slice::from_ref(timed), &now).await;
+            let alone = asked.map(|all| all.into_iter().next());
+            *one = alone.and_then(|told| told.unwrap_or_else(|| Err(not_back())));
         }
     }
     decided.into_iter().map(told).collect()
@@ -58,68 +67,60 @@ pub(crate) fn is_away(told: &[Told]) -> bool {
     told.iter().all(|one| matches!(one, Err(PoolError::Away(_))))
 }
 
-async fn first(group: &Group, tenant: &str, limit: Limit, timed: &[Timed]) -> Vec<Decided> {
+async fn first(
+    group: &Group,
+    tenant: &str,
+    limit: Limit,
+    timed: &[Timed],
+) -> Result<Vec<Decided>, Broken> {
     let place = group.may_call(tenant).and_then(|()| group.place());
-    match place {
-        Ok(place) => attempt(group, place, tenant, limit, timed).await,
-        Err(error) => not_asked(&error, timed),
-    }
+    attempt(group, place.map_err(Broken::not_made)?, tenant, limit, timed).await
 }
 
-/// After an instance has ended under this one and others: it is asked for alone, as one of the others may have been
-/// what it ended under. Where there is no other instance in time, or the tenant may not ask any more, nothing has come
-/// of it, and it may be asked again later.
-async fn second(
+/// After an instance has ended. Where there is no other one in time, or the tenant may not ask any more, nothing has
+/// come of them, and they may be asked again later.
+async fn again(
     before: &Group,
     tenant: &str,
     limit: Limit,
-    timed: &Timed,
+    timed: &[Timed],
     now: &impl Fn() -> Option<Arc<Group>>,
-) -> Decided {
-    let nothing = |error| Err(Broken::not_made(error));
+) -> Result<Vec<Decided>, Broken> {
     // Where the death was one too many for this tenant, it is not tried again.
-    if let Err(error) = before.may_call(tenant) {
-        return nothing(error);
-    }
-    let ended = || PoolError::Away("it ended while it decided, and is not back in time".to_owned());
+    before.may_call(tenant).map_err(Broken::not_made)?;
     match timeout_at(limit.until(), place_soon(before, now)).await {
-        Ok(Some((group, place))) => {
-            let asked = attempt(&group, place, tenant, limit, slice::from_ref(timed)).await;
-            asked.into_iter().next().unwrap_or_else(|| nothing(ended()))
-        }
-        Ok(None) | Err(_) => nothing(ended()),
+        Ok(Some((group, place))) => attempt(&group, place, tenant, limit, timed).await,
+        Ok(None) | Err(_) => Err(not_back()),
     }
+}
+
+fn not_back() -> Broken {
+    let why = "it ended while it decided, and is not back in time";
+    Broken::not_made(PoolError::Away(why.to_owned()))
 }
 
 fn not_asked(error: &PoolError, timed: &[Timed]) -> Vec<Decided> {
     timed.iter().map(|_| Err(Broken::not_made(error.clone()))).collect()
 }
 
+/// Asks all of them. Fails where none was asked.
 async fn attempt(
     group: &Group,
     place: CallPlace,
     tenant: &str,
     limit: Limit,
     timed: &[Timed],
-) -> Vec<Decided> {
-    let configured = match limit.left() {
-        Ok(left) => place.configured(tenant, left, group.on_death(tenant)).await,
-        Err(late) => Err(Broken::not_made(late)),
-    };
-    if let Err(broken) = configured {
-        return not_asked(&broken.error, timed);
-    }
-    let admitted = match group.admit(tenant) {
-        Ok(admitted) => admitted,
-        Err(error) => return not_asked(&error, timed),
-    };
+) -> Result<Vec<Decided>, Broken> {
+    let left = limit.left().map_err(|_| Broken::no_time())?;
+    place.configured(tenant, left, group.on_death(tenant)).await?;
+    let admitted = group.admit(tenant).map_err(Broken::not_made)?;
     let now = Instant::now();
     let asked = timed
         .iter()
         .map(|Timed { question, until }| (question.clone(), until.saturating_duration_since(now)));
     let decided = place.decide(tenant, asked.collect(), || group.on_death(tenant)).await;
     admitted.leave(verdict_of_all(&decided, limit));
-    decided
+    Ok(decided)
 }
 
 /// What the answers say of the plugin together: one that is its fault counts.

@@ -258,6 +258,33 @@ async fn stored_commands_wait_for_a_plugin_that_was_removed_and_clients_do_not()
     assert_eq!(counter.state(&http, "stored").await, json!(2));
 }
 
+/// More than it can decide on in the time of a decision: nothing of that is faulty, or put aside.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_plugin_with_too_much_to_do_decides_on_all_that_is_stored() {
+    const STORED: usize = 200;
+    let counter = Counter::new("labours", "").await;
+    let http = counter.dev.http("acme");
+    counter.until_added(&http, "first", 1).await;
+    let headers = [("content-type", "application/json"), ("prefer", "respond-async")];
+    let mut outcomes = Vec::new();
+    for number in 0..STORED {
+        let path = format!("/v1/commands/labours/stored-{number}/sleep");
+        let stored = http.send("POST", &path, &headers, "50").await;
+        assert_eq!(stored.status, 202, "{stored:?}");
+        outcomes.push(stored.header("location").to_owned());
+    }
+    for outcome in outcomes {
+        eventually("a stored command", async || match http.get(&outcome).await {
+            answer if answer.status == 200 && answer.json()["status"] == json!("accepted") => {
+                Ok(())
+            }
+            answer => Err(format!("{answer:?}")),
+        })
+        .await;
+    }
+    counter.until_added(&http, "last", 1).await;
+}
+
 #[tokio::test]
 async fn a_plugin_decides_for_its_tenants_alone() {
     let counter = Counter::new("chooses", "tenants: [acme]\n").await;

@@ -139,7 +139,11 @@ const LOOPS: &[(&str, usize, &str)] = &[
     ("workers/command/turns.rs", 1, READS),
     ("workers/defects.rs", 1, "once: in test builds alone"),
     ("workers/places.rs", 4, "the stop, and the map's end"),
-    ("workers/command/asked_plugins.rs", 1, "nothing waits any more; each question has a time"),
+    (
+        "workers/command/asked_plugins.rs",
+        2,
+        "nothing waits any more; each question has a time, and is sent again so many times",
+    ),
     (
         "workers/projection/transform.rs",
         4,

@@ -13,6 +13,8 @@ const IN_WORDS: &[(&str, &str, &str)] = &[
     // Of the 16 connections one part in two.
     ("QUERIES_BESIDE", "2", "8 are shared"),
     ("KEPT_BYTES_MAX", "576", "576 bytes"),
+    ("RESTART_MS", "10000", "10 s"),
+    ("GONE_MS", "60000", "60 s"),
 ];
 
 /// The value of a limit as its file has it.

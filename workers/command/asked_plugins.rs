@@ -7,7 +7,10 @@ mod told;
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -23,14 +26,14 @@ use futures::FutureExt as _;
 use prost::Message as _;
 use tokio::{
     sync::oneshot,
-    time::{Instant, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
     deciders::{LaterDecider, LaterDeciders, NoDecision, Proposals, ToDecide},
     outside::DECIDED_WITHIN,
 };
-use queues::{Queued, Queues};
+use queues::{Queued, Queues, Taken};
 use told::{Told, for_all, no_answer, told};
 
 /// Time that the plugin has of a decision's time. A worker says by then that the plugin did not answer, so that
@@ -39,6 +42,18 @@ const PLUGIN_WITHIN: Duration = Duration::from_millis(1_700);
 
 /// Time for a worker's answer: so much before whoever asked gives up.
 const ASKED_WITHIN: Duration = DECIDED_WITHIN.saturating_sub(Duration::from_millis(50));
+
+/// Least time of the plugin for a question that is sent. 1 s: with less it may be late only since it has waited here
+/// for others, which is nobody's fault.
+const PLUGIN_LEFT_MIN: Duration = Duration::from_secs(1);
+
+/// Pauses before a question is sent once more which a worker could not ask: another one may. They fit into the time
+/// that a question may wait here, and a plugin that is started again on the one is ready on the other.
+const AGAIN_AFTER: [Duration; 3] =
+    [Duration::from_millis(50), Duration::from_millis(100), Duration::from_millis(200)];
+
+/// Why a question was not sent.
+const NOT_SENT: &str = "was not asked in time: it has too much to do, or this worker has";
 
 /// Questions to one plugin that wait or are under way in this process. 4,096: more would only wait longer than their
 /// time. One tenant has a half at most.
@@ -56,7 +71,24 @@ struct Asked {
     until: Instant,
     /// There was no room for its decision beside others.
     was_alone: bool,
+    /// Workers that could not ask it.
+    in_vain: usize,
+    /// It is in a message, on its way.
+    is_sent: Arc<AtomicBool>,
     to: oneshot::Sender<Proposals>,
+}
+
+impl Asked {
+    /// The time that the plugin has for it.
+    fn left(&self, now: Instant) -> Duration {
+        self.plugin_until.saturating_duration_since(now)
+    }
+
+    /// The pause before it is sent once more; `None`: it was often enough, or there is no time.
+    fn again_after(&self, now: Instant) -> Option<Duration> {
+        let pause = AGAIN_AFTER.get(self.in_vain).copied()?;
+        (self.left(now) >= pause + PLUGIN_LEFT_MIN).then_some(pause)
+    }
 }
 
 /// One plugin, as it is asked.
@@ -103,64 +135,117 @@ impl AskedPlugin {
     async fn ask(self: Arc<Self>, to_decide: ToDecide) -> Proposals {
         let tenant = to_decide.command.key.tenant().clone();
         let Some(_place) = self.questions.enter(&tenant) else {
-            return Err(self.away("has as many questions of the tenant as it may have"));
+            return Err(self.busy("has as many questions of the tenant as it may have"));
         };
         let (now, (to, answer)) = (Instant::now(), oneshot::channel());
         let (plugin_until, until) = (now + PLUGIN_WITHIN, now + ASKED_WITHIN);
-        self.put(&tenant, Asked { to_decide, plugin_until, until, was_alone: false, to });
+        let is_sent = Arc::new(AtomicBool::new(false));
+        let asked = Asked {
+            to_decide,
+            plugin_until,
+            until,
+            was_alone: false,
+            in_vain: 0,
+            is_sent: is_sent.clone(),
+            to,
+        };
+        self.put(&tenant, asked);
         match timeout(ASKED_WITHIN, answer).await {
             Ok(Ok(proposals)) => proposals,
-            Ok(Err(_)) => Err(self.away("was not asked: the worker is stopping")),
-            Err(_) => {
-                Err(self.away("was not asked in time: it has too much to do, or a worker is gone"))
+            Err(_) if is_sent.load(Ordering::Relaxed) => {
+                Err(self.away("gave no answer in time: a worker is gone"))
             }
+            // It was dropped, or waits yet.
+            Ok(Err(_)) | Err(_) => Err(self.busy(NOT_SENT)),
         }
     }
 
     fn away(&self, why: &str) -> NoDecision {
-        NoDecision::Away(format!("plugin {} {why}; send the command again later", self.name))
+        NoDecision::Away(self.told_later(why))
+    }
+
+    fn busy(&self, why: &str) -> NoDecision {
+        NoDecision::Busy(self.told_later(why))
+    }
+
+    fn told_later(&self, why: &str) -> String {
+        format!("plugin {} {why}; send the command again later", self.name)
     }
 
     /// Lines a question up, and begins to send where less is under way than may be.
     fn put(self: &Arc<Self>, tenant: &Tenant, asked: Asked) {
+        asked.is_sent.store(false, Ordering::Relaxed);
         let (bytes, alone) = (about_bytes(&asked.to_decide), asked.was_alone);
-        let begins = locked(&self.waiting).put(tenant, Queued { item: asked, bytes, alone });
+        let question = Queued { item: asked, bytes, alone };
+        let begins = locked(&self.waiting).put(tenant, question, Instant::now());
         if begins {
             tokio::spawn(self.clone().send(tenant.clone()));
         }
     }
 
-    /// Sends what waits of a tenant, one message after another, until nothing does.
+    /// Sends what waits of a tenant, one message after another, until nothing does. What has waited for too long is
+    /// dropped, which its command's lane is told.
     async fn send(self: Arc<Self>, tenant: Tenant) {
         loop {
             let place = self.messages.wait(&tenant).await;
-            let taken = locked(&self.waiting).take(&tenant, |asked| asked.to.is_closed());
-            let Some(asked) = taken else { return };
-            self.exchange(&tenant, asked).await;
+            let now = Instant::now();
+            let is_over = |asked: &Asked| asked.to.is_closed() || asked.left(now) < PLUGIN_LEFT_MIN;
+            let taken = locked(&self.waiting).take(&tenant, is_over);
+            let Some(taken) = taken else { return };
+            self.exchange(&tenant, taken).await;
             // Others that wait for a place go first.
             drop(place);
         }
     }
 
-    async fn exchange(self: &Arc<Self>, tenant: &Tenant, asked: Vec<Asked>) {
+    async fn exchange(self: &Arc<Self>, tenant: &Tenant, taken: Taken<Asked>) {
+        let (Taken { questions: asked, is_alone }, sent) = (taken, Instant::now());
+        for it in &asked {
+            it.is_sent.store(true, Ordering::Relaxed);
+        }
         let answered = self.answered(&asked).await;
         let told = match answered {
             Ok(message) => told(&self.name, &message, asked.len()),
             Err(none) => for_all(asked.len(), &none),
         };
+        let is_late = told.iter().any(|told| matches!(told, Told::Late(_)));
+        let times = (sent, Instant::now());
+        // Before anybody hears of it, who may ask again at once.
+        locked(&self.waiting).came_back(tenant, asked.len(), is_late, times);
         for (asked, told) in asked.into_iter().zip(told) {
-            match told {
-                // Whoever asked may have given up.
-                Told::All(proposals) => drop(asked.to.send(proposals)),
-                Told::Alone if !asked.was_alone => {
-                    self.put(tenant, Asked { was_alone: true, ..asked });
-                }
-                Told::Alone => {
-                    let why = format!("plugin {}: its decision is too large", self.name);
-                    drop(asked.to.send(Err(NoDecision::Refused(Refusal::Faulty(why)))));
-                }
-            }
+            self.tell(tenant, asked, told, is_alone);
         }
+    }
+
+    /// Tells whoever asked, or asks once more.
+    fn tell(self: &Arc<Self>, tenant: &Tenant, asked: Asked, told: Told, is_alone: bool) {
+        let proposals = match told {
+            Told::All(proposals) => proposals,
+            Told::Alone if !asked.was_alone => {
+                return self.put(tenant, Asked { was_alone: true, ..asked });
+            }
+            Told::Alone => {
+                let why = format!("plugin {}: its decision is too large", self.name);
+                Err(NoDecision::Refused(Refusal::Faulty(why)))
+            }
+            Told::Late(why) if is_alone => Err(NoDecision::Refused(Refusal::Exhausted(why))),
+            // Another one may be why. Fewer go at once from now on, so that it soon goes alone.
+            Told::Late(why) => Err(NoDecision::Busy(format!("{why}, beside other questions"))),
+            Told::NotAsked(none) => match asked.again_after(Instant::now()) {
+                Some(pause) => return self.put_after(pause, tenant.clone(), asked),
+                None => Err(none),
+            },
+        };
+        // Whoever asked may have given up.
+        drop(asked.to.send(proposals));
+    }
+
+    fn put_after(self: &Arc<Self>, pause: Duration, tenant: Tenant, asked: Asked) {
+        let (plugin, asked) = (self.clone(), Asked { in_vain: asked.in_vain + 1, ..asked });
+        tokio::spawn(async move {
+            sleep(pause).await;
+            plugin.put(&tenant, asked);
+        });
     }
 
     /// A worker's answer to these questions. Fails with what holds for all of them where there is none.
@@ -169,9 +254,7 @@ impl AskedPlugin {
             return Err(self.away("cannot be asked: this worker is not connected to the broker"));
         }
         let now = Instant::now();
-        let questions = asked
-            .iter()
-            .map(|it| question(&it.to_decide, it.plugin_until.saturating_duration_since(now)));
+        let questions = asked.iter().map(|it| question(&it.to_decide, it.left(now)));
         let body = DecideRequest { number: 1, questions: questions.collect() }.encode_to_vec();
         let until = asked.iter().map(|it| it.until).max().unwrap_or(now);
         let within = until.saturating_duration_since(now);
@@ -276,5 +359,29 @@ mod tests {
     #[test]
     fn a_worker_says_that_a_plugin_is_late_before_it_is_taken_to_be_gone() {
         assert!(PLUGIN_WITHIN < ASKED_WITHIN && ASKED_WITHIN < DECIDED_WITHIN);
+    }
+
+    #[test]
+    fn a_question_that_a_worker_could_not_ask_is_sent_again_some_times_while_there_is_time() {
+        let now = Instant::now();
+        let after = |in_vain: usize, left: Duration| {
+            let (to, _) = oneshot::channel();
+            let asked = Asked {
+                to_decide: to_decide(2, 3),
+                plugin_until: now + left,
+                until: now + ASKED_WITHIN,
+                was_alone: false,
+                in_vain,
+                is_sent: Arc::default(),
+                to,
+            };
+            asked.again_after(now)
+        };
+        let all: Vec<_> = (0..4).map(|in_vain| after(in_vain, PLUGIN_WITHIN)).collect();
+        let [first, second, third] = AGAIN_AFTER.map(Some);
+        assert_eq!(all, [first, second, third, None]);
+        assert_eq!(after(0, PLUGIN_LEFT_MIN), None);
+        // The last one has its time, too, where each is told at once.
+        assert!(AGAIN_AFTER.iter().sum::<Duration>() + PLUGIN_LEFT_MIN < PLUGIN_WITHIN);
     }
 }

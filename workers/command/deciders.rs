@@ -10,7 +10,7 @@ use bytes::Bytes;
 use flexcore_definition::{AggregateDefinition, Catalog};
 use flexcore_domain::{
     AggregateKey, AggregateName, Command, CommandName, Context, Decider, Decision, Event,
-    EventName, Hash, NewEvent, Refusal, State,
+    EventName, Hash, Name, NewEvent, Refusal, State,
 };
 use flexcore_script::{
     Proposed, ScriptDecider,
@@ -60,6 +60,8 @@ pub enum NoDecision {
     Refused(Refusal),
     /// It cannot be asked just now: clients are told so, stored commands wait for it.
     Away(String),
+    /// It has too much to do, or this process has: clients are told so, stored commands come again.
+    Busy(String),
 }
 
 /// Names the functions that fold an aggregate's events, `evolve` and `upcast`: under others a state is
@@ -215,6 +217,12 @@ impl Deciders {
     /// The command's decider, if it is one that answers later.
     pub(super) fn later(&self, command: &Command) -> Option<LaterDecider> {
         (self.later)(&self.catalog, command.key.aggregate(), &command.name)
+    }
+
+    /// The plugin that decides on a command, if one does.
+    pub(super) fn plugin(&self, command: &Command) -> Option<&Name> {
+        let definition = self.catalog.aggregate(command.key.aggregate().as_str())?;
+        Some(&definition.commands.get(&command.name)?.decide.plugin()?.plugin)
     }
 
     /// Checks a command before a decider that answers later is asked. Fails as deciding on it would.

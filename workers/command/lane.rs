@@ -254,8 +254,9 @@ impl Lane {
             }
             Err(undecided) => undecided,
         };
+        let plugin = self.deciders.plugin(&owed.command);
         let (ticket, work) = (owed.ticket, Work::Command(owed));
-        if self.tries.comes_again(&undecided, &work, &turn) {
+        if self.tries.comes_again(&undecided, &work, &turn, plugin) {
             turn.waiting.push_front(work);
             turn.attempts = turn.attempts.saturating_add(1);
             return ControlFlow::Break(self.load(turn, Some(Box::new(entry))));

@@ -58,7 +58,7 @@ impl Pieces {
             Input::Decided { key, number, result: Ok(_) } if !fits => {
                 size = size_of::<Input>();
                 let why = "too many decisions of the tenant wait: send the command again later";
-                Input::Decided { key, number, result: Err(NoDecision::Away(why.to_owned())) }
+                Input::Decided { key, number, result: Err(NoDecision::Busy(why.to_owned())) }
             }
             input => input,
         };
@@ -199,6 +199,8 @@ mod tests {
         let mut kept = HashMap::new();
         while let Some(input) = pieces.next(|_| false) {
             let Input::Decided { result, .. } = &input else { panic!("{input:?}") };
+            // Its decider is not away.
+            assert!(matches!(result, Ok(_) | Err(NoDecision::Busy(_))), "{result:?}");
             *kept.entry((of(&input), result.is_ok())).or_insert(0) += 1;
         }
         let hogs = kept[&("hog".to_owned(), true)];

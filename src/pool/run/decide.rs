@@ -56,6 +56,13 @@ impl Run {
     }
 }
 
+impl Broken {
+    /// A question whose time was over before it was sent. It has waited, and the plugin is not late.
+    pub(crate) fn no_time() -> Self {
+        Self::not_made(PoolError::Away("no time was left in which to ask it".to_owned()))
+    }
+}
+
 impl CallPlace {
     /// Asks a tenant's questions, each within its own time. Returns what came of each, in their order. They have
     /// one place together, until the last of them is over. `on_death` is for each question under which the
@@ -76,7 +83,7 @@ impl CallPlace {
             let (place, decider, on_death) = (Arc::clone(&place), decider.clone(), on_death());
             async move {
                 if within < LEFT_MIN {
-                    return Err(Broken::not_made(PoolError::Late));
+                    return Err(Broken::no_time());
                 }
                 let limit = within.max(LINGER_MIN);
                 let asked = async move { place.asked(&decider, question, limit).await };

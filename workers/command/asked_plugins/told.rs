@@ -16,6 +16,10 @@ use crate::command::deciders::{NoDecision, Proposals, ProposedEvent};
 pub(super) enum Told {
     /// All of it.
     All(Proposals),
+    /// The plugin did not answer in time.
+    Late(String),
+    /// Its worker could not ask it; another one may.
+    NotAsked(NoDecision),
     /// There was no room for it beside others: it is to be asked for alone.
     Alone,
 }
@@ -42,18 +46,19 @@ pub(super) fn told(plugin: &Name, answer: &Message, count: usize) -> Vec<Told> {
     let refusal = answer.headers.as_ref().and_then(|headers| headers.get(header::REFUSAL));
     if let Some(word) = refusal {
         let why = String::from_utf8_lossy(&answer.payload);
-        return for_all(count, &refused(plugin, PluginRefusal::of_word(word.as_str()), &why));
+        let refusal = PluginRefusal::of_word(word.as_str());
+        return (0..count).map(|_| refused(plugin, refusal, &why)).collect();
     }
+    // What follows is said by its worker, perhaps one of another version: the plugin is not to blame.
+    let unclear = |why: String| {
+        for_all(count, &NoDecision::Away(format!("plugin {plugin}: its worker's answer {why}")))
+    };
     let decisions = match DecideResponse::decode(&*answer.payload) {
         Ok(response) => response.decisions,
-        Err(error) => {
-            let why = format!("its worker's answer cannot be read: {error}");
-            return for_all(count, &faulty(plugin, &why));
-        }
+        Err(error) => return unclear(format!("cannot be read: {error}")),
     };
     if decisions.len() != count {
-        let why = format!("{} decisions on {count} questions", decisions.len());
-        return for_all(count, &faulty(plugin, &why));
+        return unclear(format!("has {} decisions on {count} questions", decisions.len()));
     }
     decisions.into_iter().map(|decision| of_one(plugin, decision)).collect()
 }
@@ -76,6 +81,13 @@ fn of_one(plugin: &Name, decision: Decision) -> Told {
         Some(DecisionResult::Failure(failure)) if failure.code == host_code::ALONE => {
             return Told::Alone;
         }
+        Some(DecisionResult::Failure(failure)) if failure.code == host_code::LATE => {
+            return Told::Late(format!("plugin {plugin}: {}", sentence(&failure.message)));
+        }
+        Some(DecisionResult::Failure(failure)) if failure.code == host_code::AWAY => {
+            let why = format!("plugin {plugin}: {}", sentence(&failure.message));
+            return Told::NotAsked(NoDecision::Away(why));
+        }
         Some(DecisionResult::Failure(failure)) => Err(failed(plugin, &failure)),
         Some(DecisionResult::Rejected(_)) => Err(faulty(plugin, "a rejection that is temporary")),
         None => Err(faulty(plugin, "neither events nor a failure")),
@@ -86,7 +98,7 @@ fn of_one(plugin: &Name, decision: Decision) -> Told {
 fn failed(plugin: &Name, failure: &Failure) -> NoDecision {
     let message = sentence(&failure.message);
     match failure.code.as_str() {
-        host_code::LATE | host_code::ENDED => {
+        host_code::ENDED => {
             NoDecision::Refused(Refusal::Exhausted(format!("plugin {plugin}: {message}")))
         }
         host_code::FAULTY => faulty(plugin, &message),
@@ -96,22 +108,21 @@ fn failed(plugin: &Name, failure: &Failure) -> NoDecision {
 }
 
 /// What a worker says of all questions in a message.
-fn refused(plugin: &Name, refusal: PluginRefusal, why: &str) -> NoDecision {
+fn refused(plugin: &Name, refusal: PluginRefusal, why: &str) -> Told {
     let why = sentence(why);
+    let told = || format!("plugin {plugin}: {why}");
     match refusal {
-        PluginRefusal::Busy
-        | PluginRefusal::Away
-        | PluginRefusal::NotInstalled
-        | PluginRefusal::OtherVersion
-        | PluginRefusal::Unknown => NoDecision::Away(format!("plugin {plugin}: {why}")),
-        PluginRefusal::Late => {
-            NoDecision::Refused(Refusal::Exhausted(format!("plugin {plugin}: {why}")))
+        PluginRefusal::Busy => Told::NotAsked(NoDecision::Busy(told())),
+        PluginRefusal::Away => Told::NotAsked(NoDecision::Away(told())),
+        PluginRefusal::NotInstalled | PluginRefusal::OtherVersion | PluginRefusal::Unknown => {
+            Told::All(Err(NoDecision::Away(told())))
         }
+        PluginRefusal::Late => Told::Late(told()),
         PluginRefusal::NotForTenant
         | PluginRefusal::InvalidInput
         | PluginRefusal::TooLarge
         | PluginRefusal::UnknownFunction
-        | PluginRefusal::Faulty => faulty(plugin, &why),
+        | PluginRefusal::Faulty => Told::All(Err(faulty(plugin, &why))),
     }
 }
 
@@ -158,8 +169,12 @@ mod tests {
     fn word(told: &Told) -> &'static str {
         match told {
             Told::Alone => "alone",
+            Told::Late(_) => "late",
+            Told::NotAsked(NoDecision::Away(_)) => "not asked: away",
+            Told::NotAsked(_) => "not asked: busy",
             Told::All(Ok(_)) => "events",
             Told::All(Err(NoDecision::Away(_))) => "away",
+            Told::All(Err(NoDecision::Busy(_))) => "busy",
             Told::All(Err(NoDecision::Refused(refusal))) => match refusal {
                 Refusal::Rejected { .. } => "rejected",
                 Refusal::Exhausted(_) => "exhausted",
@@ -197,10 +212,10 @@ mod tests {
             "faulty",
             "faulty",
             "away",
-            "exhausted",
+            "late",
             "exhausted",
             "faulty",
-            "away",
+            "not asked: away",
             "alone",
             "faulty",
         ];
@@ -210,14 +225,17 @@ mod tests {
     #[test]
     fn an_answer_that_is_none_is_told_to_all() {
         let events = || Some(DecisionResult::Events(Events::default()));
-        assert_eq!(words(&answer(vec![events()]), 2), ["faulty"; 2]);
-        assert_eq!(words(&answer(vec![events(), events()]), 1), ["faulty"]);
-        assert_eq!(words(&message(None, vec![0xff; 9]), 2), ["faulty"; 2]);
+        // That is the worker's, and says nothing of the plugin.
+        assert_eq!(words(&answer(vec![events()]), 2), ["away"; 2]);
+        assert_eq!(words(&answer(vec![events(), events()]), 1), ["away"]);
+        assert_eq!(words(&message(None, vec![0xff; 9]), 2), ["away"; 2]);
         for (refusal, expected) in [
-            ("busy", "away"),
-            ("away", "away"),
+            ("busy", "not asked: busy"),
+            ("away", "not asked: away"),
+            ("not_installed", "away"),
+            ("other_version", "away"),
             ("a_later_word", "away"),
-            ("late", "exhausted"),
+            ("late", "late"),
             ("not_for_tenant", "faulty"),
             ("invalid_input", "faulty"),
         ] {

@@ -151,8 +151,8 @@ impl Lane {
             turn.waiting.push_front(Work::Command(owed));
             return self.begin_anew(turn);
         }
-        if !matches!(result, Err(NoDecision::Away(_))) {
-            self.tries.away.answered(turn.key.slot());
+        if !matches!(result, Err(NoDecision::Away(_) | NoDecision::Busy(_))) {
+            self.tries.away.answered(&turn.key, self.deciders.plugin(&owed.command));
         }
         let decided = match result {
             Ok(proposed) => {

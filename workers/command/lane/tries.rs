@@ -5,11 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use flexcore_domain::{AggregateKey, Command, Outcome, Refusal, Slot, commit::Commit};
+use flexcore_domain::{AggregateKey, Command, Name, Outcome, Refusal, Slot, commit::Commit};
 
 use super::{
     Action, Entry, Lane, Owed, Ticket, Turn, Undecided, Work,
-    away::Away,
+    away::{Away, Of},
     unknown::{Decided, Unknown},
 };
 
@@ -30,7 +30,7 @@ pub(super) struct Tries {
     unknown: Unknown,
     /// Tries that used up what a script may use.
     exhausted: HashMap<Ticket, (Slot, u32)>,
-    /// Those whose decider is away.
+    /// Those whose decider is away, or busy.
     pub(super) away: Away,
 }
 
@@ -108,18 +108,22 @@ impl Tries {
     }
 
     /// True if an undecided command is tried again: a stored one that reached its limits, or whose
-    /// decider is away, and one whose first commit may be in the log yet, since its outcome is not
-    /// known.
+    /// decider is away or busy, and one whose first commit may be in the log yet, since its outcome
+    /// is not known. `plugin`: the one that decides on it, if one does.
     pub(super) fn comes_again(
         &mut self,
         undecided: &Undecided,
         work: &Work,
         Turn { key, attempts, now_ms, .. }: &Turn,
+        plugin: Option<&Name>,
     ) -> bool {
         match undecided {
             Undecided::Exhausted(_) => self.try_again(work, key),
             Undecided::Away(_) => {
-                work.is_patient() && self.away.waits(work.ticket(), key.slot(), *now_ms)
+                work.is_patient() && self.away.waits(work.ticket(), &Of::new(key, plugin), *now_ms)
+            }
+            Undecided::Busy(_) => {
+                work.is_patient() && self.away.comes_again(work.ticket(), &Of::new(key, plugin))
             }
             Undecided::Told(Outcome::Unavailable { .. }) => {
                 work.is_patient() && *attempts < LOOKS_MAX

@@ -13,6 +13,8 @@ pub(super) enum Undecided {
     Exhausted(String),
     /// Its decider cannot be asked just now.
     Away(String),
+    /// Its decider has too much to do.
+    Busy(String),
 }
 
 impl From<Outcome> for Undecided {
@@ -26,7 +28,7 @@ impl Undecided {
         match self {
             Self::Told(outcome) => outcome,
             Self::Exhausted(message) => Outcome::Faulty { message },
-            Self::Away(message) => Outcome::Unavailable { message },
+            Self::Away(message) | Self::Busy(message) => Outcome::Unavailable { message },
         }
     }
 }
@@ -58,6 +60,7 @@ impl From<NoDecision> for Undecided {
         match none {
             NoDecision::Refused(refusal) => refusal.into(),
             NoDecision::Away(message) => Self::Away(message),
+            NoDecision::Busy(message) => Self::Busy(message),
         }
     }
 }

@@ -53,6 +53,10 @@ fn away() -> Proposals {
     Err(NoDecision::Away("the plugin starts again".to_owned()))
 }
 
+fn busy() -> Proposals {
+    Err(NoDecision::Busy("the plugin has too much to do".to_owned()))
+}
+
 fn nothing(key: AggregateKey) -> Input {
     Input::Loaded { key, result: Ok(Loaded::default()) }
 }
@@ -99,6 +103,12 @@ fn a_stored_command_is_asked_again_some_times_and_waits_for_a_decider_that_is_aw
         let actions = lane.handle(decided(number, away()), 0);
         assert!(matches!(&actions[..], [Action::Load { pause, .. }] if !pause.is_zero()));
     }
+    // That is no outage, and not added to one.
+    for _ in 0..50 {
+        let (number, _) = ask(lane.handle(loaded(vec![]), 0));
+        let actions = lane.handle(decided(number, busy()), 0);
+        assert!(matches!(&actions[..], [Action::Load { pause, .. }] if !pause.is_zero()));
+    }
     for _ in 0..3 {
         let (number, _) = ask(lane.handle(loaded(vec![]), 0));
         let actions = lane.handle(decided(number, late()), 0);
@@ -113,12 +123,14 @@ fn a_stored_command_is_asked_again_some_times_and_waits_for_a_decider_that_is_aw
 }
 
 #[test]
-fn a_client_is_told_that_a_decider_is_away() {
-    let mut lane = asking();
-    lane.handle(up("a", 1, 0, false), 0);
-    let (number, _) = ask(lane.handle(loaded(vec![]), 0));
-    let told = outcomes(&lane.handle(decided(number, away()), 0));
-    assert!(matches!(told[..], [(0, Outcome::Unavailable { .. })]), "{told:?}");
+fn a_client_is_told_that_a_decider_is_away_or_busy() {
+    for none in [away(), busy()] {
+        let mut lane = asking();
+        lane.handle(up("a", 1, 0, false), 0);
+        let (number, _) = ask(lane.handle(loaded(vec![]), 0));
+        let told = outcomes(&lane.handle(decided(number, none), 0));
+        assert!(matches!(told[..], [(0, Outcome::Unavailable { .. })]), "{told:?}");
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Questions for decisions of one plugin: taken while it is ready and says that it decides, and answered. Those in
 //! one message are of one tenant.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_nats::{HeaderMap, Message};
 use bytes::Bytes;
@@ -15,17 +15,22 @@ use flexcore_plugin::contract::{
     DecideRequest, DecideResponse, Decision, DecisionResult, Failure, Question,
 };
 use flexcore_pool::PoolError;
+use flexcore_resilience::HeldPlace;
 use prost::Message as _;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
-use super::Calls;
+use super::{Calls, leave};
 
 /// What stands around a decision in a reply, in bytes: a tag and a length.
 const AROUND_BYTES: usize = 8;
 
 /// Room that is kept in a reply for each decision that follows: more than a failure of [`host_code::ALONE`] takes.
 const KEPT_BYTES: usize = 128;
+
+/// A question waits for a place of its tenant's for one of so many parts of its time. 4: what is left for the plugin is
+/// nearly what whoever asks takes to be enough.
+const WAIT_PARTS: u32 = 4;
 
 /// Questions as they came.
 #[derive(Debug)]
@@ -70,9 +75,10 @@ async fn reply(calls: &Calls, body: &Bytes) -> Result<Bytes, Refused> {
         tracing::info_span!("plugin decisions", otel.kind = "consumer", plugin = %calls.name);
     let context = questions.first().and_then(|(question, _)| question.context.as_ref());
     flexcore_telemetry::link(&span, context.map_or("", |context| &context.traceparent));
-    let longest = questions.iter().map(|(_, within)| *within).max().unwrap_or_default();
+    let shortest = questions.iter().map(|(_, within)| *within).min().unwrap_or_default();
     // Whoever asks has few messages under way, so that few wait here.
-    let place = timeout(longest, in_force.places.wait(&tenant)).await.map_err(|_| {
+    let waited = timeout(shortest / WAIT_PARTS, in_force.places.wait(&tenant)).await;
+    let place = waited.map_err(|_| {
         let why = "the tenant has as much under way at the plugin as it may have";
         Refused(PluginRefusal::Busy, why.to_owned())
     })?;
@@ -82,8 +88,23 @@ async fn reply(calls: &Calls, body: &Bytes) -> Result<Bytes, Refused> {
     let questions: Vec<(Question, Duration)> = questions.into_iter().map(left).collect();
     let asked = calls.pool.decide(tenant.as_str(), &questions);
     let decided = tracing::Instrument::instrument(asked, span).await;
-    drop(place);
+    leave_after(place, &questions, &decided);
+    if decided.iter().all(|one| matches!(one, Err(PoolError::Busy))) {
+        return Err(Refused(PluginRefusal::Busy, PoolError::Busy.to_string()));
+    }
     Ok(response(number, decided).encode_to_vec().into())
+}
+
+/// Gives a tenant's place back when none of the questions is under way any more: late ones may run on for a while.
+fn leave_after(
+    place: HeldPlace<Tenant>,
+    questions: &[(Question, Duration)],
+    decided: &[Result<DecisionResult, PoolError>],
+) {
+    let late = questions.iter().zip(decided).filter(|(_, one)| **one == Err(PoolError::Late));
+    if let Some(within) = late.map(|((_, within), _)| *within).min() {
+        leave::<DecisionResult>(Arc::new(place), within, &Err(PoolError::Late));
+    }
 }
 
 /// Reads questions of which each has so long at most.
@@ -180,6 +201,8 @@ fn of_error(error: &PoolError) -> Failure {
 #[cfg(test)]
 mod tests {
     use flexcore_plugin::contract::{Context, Event, Events};
+    use flexcore_pool::LINGER_MIN;
+    use flexcore_resilience::Shares;
 
     use super::*;
 
@@ -231,6 +254,27 @@ mod tests {
             let Refused(refusal, why) = read(&wrong, CALL_MAX).unwrap_err();
             assert_eq!(refusal, expected, "{why}");
         }
+    }
+
+    /// A tenant whose questions were late had others in their place at once, beside which they ran on.
+    #[tokio::test]
+    async fn late_questions_that_run_on_keep_their_tenants_place() {
+        let (places, rest) = (Shares::new(2, 1), Duration::from_millis(50));
+        let (tenant, short) = (Tenant::parse("acme").unwrap(), LINGER_MIN.saturating_sub(rest));
+        let asked = |withins: [Duration; 2]| withins.map(|within| (question("acme", 1), within));
+        let late = || Err(PoolError::Late);
+        for (withins, decided, is_kept) in [
+            ([short; 2], [events(2), events(2)], false),
+            ([LINGER_MIN; 2], [late(), late()], false),
+            ([short, LINGER_MIN], [events(2), late()], false),
+            ([LINGER_MIN, short], [late(), late()], true),
+        ] {
+            let place = places.enter(&tenant).unwrap();
+            leave_after(place, &asked(withins), &decided);
+            assert_eq!(places.enter(&tenant).is_none(), is_kept, "{withins:?} {decided:?}");
+        }
+        tokio::time::sleep(rest * 4).await;
+        assert!(places.enter(&tenant).is_some());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use super::*;
 use crate::{
     deciders::deployed,
-    shares::{ask, key_of},
+    shares::{ask, key_of, store},
 };
 
 const COUNTER: &str = "aggregate: counter
@@ -66,6 +66,17 @@ fn each(request: &DecideRequest, of: impl Fn(&Question) -> DecisionResult) -> An
     let decisions = request.questions.iter().map(|it| Decision { result: Some(of(it)) });
     let response = DecideResponse { number: request.number, decisions: decisions.collect() };
     Some((HeaderMap::new(), response.encode_to_vec()))
+}
+
+/// No decisions, and why.
+fn refusal(word: &str) -> Answers {
+    let mut headers = HeaderMap::new();
+    headers.insert(decisions::header::REFUSAL, word);
+    Some((headers, b"as asked".to_vec()))
+}
+
+fn late() -> DecisionResult {
+    DecisionResult::Failure(Failure::new(host_code::LATE, "2 s"))
 }
 
 async fn work(rig: &Rig) -> BTreeMap<u16, u64> {
@@ -172,20 +183,13 @@ async fn what_has_no_room_beside_others_is_asked_for_alone() {
 async fn a_worker_that_refuses_is_understood() {
     let rig = Rig::start().await;
     let epochs = work(&rig).await;
-    plugin_worker(&rig, |number, request| async move {
-        let word = match number {
-            0 => "not_for_tenant",
-            1 => "busy",
-            2 => {
-                return each(&request, |_| {
-                    DecisionResult::Failure(Failure::new(host_code::LATE, "2 s"))
-                });
-            }
-            _ => return each(&request, |_| DecisionResult::Rejected(Failure::new("closed", "no"))),
-        };
-        let mut headers = HeaderMap::new();
-        headers.insert(decisions::header::REFUSAL, word);
-        Some((headers, b"as asked".to_vec()))
+    plugin_worker(&rig, |_, request| async move {
+        match &*request.questions[0].id {
+            "c0" => refusal("not_for_tenant"),
+            "c1" => refusal("busy"),
+            "c2" => each(&request, |_| late()),
+            _ => each(&request, |_| DecisionResult::Rejected(Failure::new("closed", "no"))),
+        }
     })
     .await;
     let client = rig.store.client();
@@ -197,5 +201,89 @@ async fn a_worker_that_refuses_is_understood() {
     assert!(matches!(&told[1], Outcome::Unavailable { message } if message.contains("as asked")));
     assert!(matches!(&told[2], Outcome::Faulty { message } if message.contains("2 s")));
     assert!(matches!(&told[3], Outcome::Rejected { code, .. } if code == "closed"), "{told:?}");
+    rig.servers.stop().await;
+}
+
+/// One of two workers that starts its plugin again and again answered for both.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_that_a_worker_cannot_ask_goes_to_another_one() {
+    let rig = Rig::start().await;
+    let epochs = work(&rig).await;
+    plugin_worker(&rig, |number, request| async move {
+        match number {
+            0 => refusal("away"),
+            1 => refusal("busy"),
+            2 => each(&request, |_| {
+                DecisionResult::Failure(Failure::passing(host_code::AWAY, "it starts"))
+            }),
+            _ => each(&request, |_| accepted()),
+        }
+    })
+    .await;
+    let told = ask(rig.store.client(), &epochs, key_of("acme", 0)).await;
+    assert!(matches!(told, Outcome::Accepted { version: 1, .. }), "{told:?}");
+    rig.servers.stop().await;
+}
+
+/// Any of them may be why: none is faulty.
+#[tokio::test(flavor = "multi_thread")]
+async fn questions_that_are_late_beside_others_may_be_asked_again() {
+    let rig = Rig::start().await;
+    let epochs = work(&rig).await;
+    plugin_worker(&rig, |_, request| async move {
+        // So that others gather behind the first ones.
+        sleep(Duration::from_millis(200)).await;
+        let is_alone = request.questions.len() == 1;
+        each(&request, |_| if is_alone { accepted() } else { late() })
+    })
+    .await;
+    let client = rig.store.client();
+    let told = join_all((0..10).map(|id| ask(client, &epochs, key_of("acme", id)))).await;
+    let is_away = |told: &&Outcome| matches!(told, Outcome::Unavailable { .. });
+    let is_done = |told: &&Outcome| matches!(told, Outcome::Accepted { .. });
+    let (done, away) = (told.iter().filter(is_done).count(), told.iter().filter(is_away).count());
+    assert!(done + away == told.len() && away > 1, "{told:?}");
+    rig.servers.stop().await;
+}
+
+/// What had waited here for long was sent with no time left, and was taken to be late: four times, and it was put
+/// aside.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_that_has_too_much_to_do_puts_no_stored_command_aside() {
+    const STORED: usize = 1_024;
+    /// For a decision, one after another: 1,024 take a multiple of the time that four tries have.
+    const TAKES: Duration = Duration::from_millis(8);
+    let rig = Rig::start().await;
+    let publisher = rig.store.command_publisher();
+    store(&publisher, (0..STORED).map(|id| key_of("acme", id))).await;
+    let turns = Arc::new(tokio::sync::Mutex::new(()));
+    plugin_worker(&rig, move |_, request| {
+        let (came, turns) = (Instant::now(), turns.clone());
+        async move {
+            let _turn = turns.lock().await;
+            let mut results = Vec::new();
+            for question in &request.questions {
+                let timeout_ms = question.context.as_ref().map_or(0, |it| it.timeout_ms);
+                let is_late = came.elapsed() + TAKES > Duration::from_millis(timeout_ms);
+                if !is_late {
+                    sleep(TAKES).await;
+                }
+                let result = if is_late { late() } else { accepted() };
+                results.push(Decision { result: Some(result) });
+            }
+            let response = DecideResponse { number: request.number, decisions: results };
+            Some((HeaderMap::new(), response.encode_to_vec()))
+        }
+    })
+    .await;
+    work(&rig).await;
+    let began = Instant::now();
+    while rig.store.queue_depth().await.unwrap() > 0 {
+        assert!(began.elapsed() < PATIENCE * 3, "commands are left");
+        assert_eq!(rig.dead().await, 0);
+        sleep(Duration::from_millis(200)).await;
+    }
+    assert_eq!(rig.dead().await, 0);
+    assert!(rig.store.last_sequence().await.unwrap() >= STORED as u64);
     rig.servers.stop().await;
 }

@@ -57,7 +57,7 @@ pub(crate) async fn ask(
     }
 }
 
-async fn store(publisher: &CommandPublisher, keys: impl Iterator<Item = AggregateKey>) {
+pub(crate) async fn store(publisher: &CommandPublisher, keys: impl Iterator<Item = AggregateKey>) {
     let (name, id) = (CommandName::parse("add").unwrap(), CommandId::parse("stored").unwrap());
     let mut sent = Vec::new();
     for key in keys {

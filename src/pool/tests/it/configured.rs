@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flexcore_plugin::contract::{Context, Description, Failure};
+use flexcore_plugin::contract::{Context, DecisionResult, Description, Failure, Question};
 use flexcore_pool::{Configurations, Pool, PoolCall, PoolError, Spec};
 use futures::{FutureExt as _, future::ready as at_once};
 use serde_json::{Value, json};
@@ -127,6 +127,33 @@ async fn calls_are_refused_with_the_plugins_reason_and_others_go_on() {
     held.set("acme", Some(json!({})));
     assert_eq!(configuration(&pool, "acme").await, json!({}));
     assert_eq!(pool.status().restarts, 0);
+}
+
+/// The decision was given up at once, as that of a plugin that is away.
+#[tokio::test]
+async fn questions_are_asked_again_where_the_plugin_ended_under_the_configuration() {
+    let held = Held::default();
+    let folder = tempfile::tempdir().unwrap();
+    let (once, file) = (folder.path().join("once"), folder.path().join("given"));
+    held.set("acme", Some(json!({"do": "crash_once", "once": once, "file": file})));
+    let pool = ready(held.spec()).await;
+    let question = |payload: &'static str| {
+        let context = Context { tenant: "acme".to_owned(), ..Context::default() };
+        let (command, payload) = ("add".to_owned(), payload.into());
+        let state = "null".into();
+        Question { context: Some(context), command, payload, state, ..Question::default() }
+    };
+    let asked = [(question("1"), PATIENCE), (question("2"), PATIENCE)];
+    let told = pool.decide("acme", &asked).await;
+    let data: Vec<&[u8]> = told
+        .iter()
+        .map(|one| match one {
+            Ok(DecisionResult::Events(events)) => &*events.events[0].data,
+            other => panic!("not decided: {other:?}"),
+        })
+        .collect();
+    assert_eq!(data, [b"1", b"2"]);
+    assert_eq!((given(&file), pool.status().restarts), (2, 1));
 }
 
 /// Each call of this tenant would end the calls of all others.

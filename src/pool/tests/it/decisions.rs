@@ -74,6 +74,19 @@ async fn a_question_that_is_late_holds_up_no_other_tenant() {
     assert_eq!(data(&told[0]), "2");
 }
 
+/// It has waited for that long before: the plugin, which was never asked, is not late.
+#[tokio::test]
+async fn a_question_without_time_is_not_asked_and_the_plugin_is_not_late() {
+    let pool = ready(spec("one")).await;
+    let none = Duration::from_millis(5);
+    let told = ask(&pool, "a", &[("add", "1"), ("add", "2")], none).await;
+    assert!(matches!(told[..], [Err(PoolError::Away(_)), Err(PoolError::Away(_))]), "{told:?}");
+    let asked = [(question("a", "add", "1"), none), (question("a", "add", "2"), PATIENCE)];
+    let told = pool.decide("a", &asked).await;
+    assert!(matches!(told[0], Err(PoolError::Away(_))), "{told:?}");
+    assert_eq!(data(&told[1]), "2");
+}
+
 #[tokio::test]
 async fn questions_take_one_place_together_and_give_it_back() {
     let pool = ready(Spec { concurrency: 1, ..spec("one") }).await;

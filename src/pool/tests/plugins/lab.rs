@@ -16,8 +16,8 @@
 //!
 //! It accepts every command, after what `decided` says of it.
 //!
-//! A configuration may say in `do` what comes of it: `fail`, `fail_for_now` or `crash`. With `file` it adds a
-//! line to that file.
+//! A configuration may say in `do` what comes of it: `fail`, `fail_for_now`, `crash`, or `crash_once` with the name of
+//! that file in `once`. With `file` it adds a line to that file.
 //!
 //! With the argument `ends` it ends at once, with status 3; with `described` it tells a method by
 //! reflection.
@@ -118,6 +118,10 @@ impl Serving for Lab {
             Some("fail") => Err(Failure::new("no_host", "as asked")),
             Some("fail_for_now") => Err(Failure::passing("no_network", "as asked")),
             Some("crash") => exit(7),
+            Some("crash_once") => {
+                let crashed = crash_once(&said["once"].to_string().into());
+                crashed.map_err(|status| Failure::new("no_file", status.message()))
+            }
             _ => Ok(()),
         }
     }
