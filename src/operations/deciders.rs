@@ -25,10 +25,10 @@ pub(crate) async fn warnings(
         return Ok(Vec::new());
     }
     let installed = plugins::watch(store).await?.borrow().clone();
+    let reports = reports(store).await?;
     let mut all = transforms::found(application, &installed);
-    if !named.is_empty() {
-        all.append(&mut found(&named, &installed, &reports(store).await?));
-    }
+    all.append(&mut transforms::lacking(application, &reports));
+    all.append(&mut found(&named, &installed, &reports));
     Ok(all)
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use flexcore_definition::{Application, Transform};
+use flexcore_domain::{PluginDescription, PluginReport};
 use flexcore_eventstore::plugins::InstalledPlugins;
 
 /// A warning for each transformation whose read model will wait as things are, and for each whose plugin is not for
@@ -11,6 +12,34 @@ pub(crate) fn found(application: &Application, installed: &InstalledPlugins) -> 
     let all: BTreeSet<String> =
         application.transforms().filter_map(|transform| trouble(transform, installed)).collect();
     all.into_iter().collect()
+}
+
+/// A warning for each transformation whose function the plugin does not have, as its workers say. Without a worker that
+/// has the version, and of a plugin of another contract, nothing is known.
+pub(crate) fn lacking(application: &Application, reports: &[PluginReport]) -> Vec<String> {
+    let lacks = |transform: &&Transform| {
+        let all = reports.iter().flat_map(|report| &report.plugins);
+        let mut same = all.filter(|status| {
+            status.name == transform.plugin && status.version.trim() == transform.version.trim()
+        });
+        same.any(|status| {
+            let described = status.description.as_ref();
+            let has = |described: &PluginDescription| {
+                described.functions.iter().any(|function| function.name == transform.function)
+            };
+            described.is_some_and(|described| !has(described))
+        })
+    };
+    let all: BTreeSet<String> = application.transforms().filter(lacks).map(unknown).collect();
+    all.into_iter().collect()
+}
+
+fn unknown(transform: &Transform) -> String {
+    let Transform { plugin, function, version, place } = transform;
+    format!(
+        "{place}: events go through function {function} of plugin {plugin}, and version {version} has \
+         none of that name: the read model waits for ever; name another function"
+    )
 }
 
 fn trouble(transform: &Transform, installed: &InstalledPlugins) -> Option<String> {
@@ -39,8 +68,9 @@ mod tests {
     use std::sync::Arc;
 
     use flexcore_definition::{PluginManifest, SourceFile};
-    use flexcore_domain::Name;
+    use flexcore_domain::{Name, PluginStatus};
     use flexcore_eventstore::plugins::InstalledPlugin;
+    use serde_json::{Value, json};
 
     use super::*;
 
@@ -77,5 +107,53 @@ mod tests {
         assert!(few.contains("for some tenants alone"), "{few}");
         assert_eq!(said(&installed("1.2.0", "")), "");
         assert!(found(&application(""), &InstalledPlugins::default()).is_empty());
+    }
+
+    /// What a worker says that has this version, with these functions.
+    fn report(version: &str, functions: Option<&[&str]>) -> PluginReport {
+        let function = |name: &&str| json!({"name": name, "summary": "", "idempotent": true});
+        let description = functions.map(|names| {
+            let functions: Vec<Value> = names.iter().map(function).collect();
+            let text = json!({"functions": functions, "decides": false}).to_string();
+            serde_json::from_str(&text).unwrap()
+        });
+        let status = PluginStatus {
+            name: Name::parse("geo").unwrap(),
+            number: 1,
+            version: version.to_owned(),
+            state: "ready".to_owned(),
+            instances: 1,
+            ready: 1,
+            restarts: 0,
+            calls: 0,
+            errors: 0,
+            under_way: 0,
+            p50_ms: 0.0,
+            p99_ms: 0.0,
+            memory_bytes: 0,
+            reason: None,
+            description,
+            sandbox: Vec::new(),
+        };
+        PluginReport { member: "a".to_owned(), plugins: vec![status] }
+    }
+
+    /// The read model waited for ever, and `apply` had not said so.
+    #[test]
+    fn an_author_learns_that_there_is_no_such_function() {
+        let by = application("transform: { plugin: geo, function: locate, version: 1.2.0 }\n    ");
+        let said = |reports: &[PluginReport]| lacking(&by, reports).join("\n");
+        let without = [report("1.2.0", None), report("1.2.0", Some(&["find"]))];
+        let why = said(&without);
+        assert!(why.starts_with("a.yaml:12: ") && why.contains("function locate"), "{why}");
+        for well in [
+            vec![],
+            vec![report("1.2.0", None)],
+            vec![report("1.2.0", Some(&["find", "locate"]))],
+            // That another version is installed is said in any case.
+            vec![report("1.3.0", Some(&["find"]))],
+        ] {
+            assert_eq!(said(&well), "", "{well:?}");
+        }
     }
 }

@@ -48,7 +48,7 @@ pub struct Status {
     /// Aggregates that are held back since a break in the log; their later events are among the
     /// parked.
     pub held: u64,
-    /// Why it cannot be changed or removed, or is not written.
+    /// Why it cannot be changed or removed, or is not written, as [`ReadModels::troubles`] has it.
     pub trouble: Option<String>,
 }
 

@@ -21,7 +21,9 @@ pub(super) async fn commit(
     let mut dead = std::mem::take(&mut batch.dead);
     loop {
         if !guard.holds() {
-            return Err(Error::Unavailable("the member's lease does not hold".to_owned()).into());
+            // It is kept at the broker.
+            let reason = "the member's lease does not hold".to_owned();
+            return Err(eventstore::Error::Unavailable(reason).into());
         }
         for dead in dead.drain(..) {
             bury(&store, &mut batch, dead).await?;

@@ -73,7 +73,7 @@ pub(super) enum End {
     /// Somebody keeps a version's table locked.
     Locked { id: i64, name: Name, progressed: bool },
     /// Postgres or the broker was away.
-    Retry { reason: String, reached: Reached },
+    Retry { reason: String, reached: Reached, cause: Cause },
     /// A plugin that events of these go through gives no answer now.
     NoPlugin { reason: String, names: Vec<(i64, Name)>, reached: Reached },
     /// Another worker has taken over.
@@ -82,6 +82,14 @@ pub(super) enum End {
     Refused { reason: String, names: Vec<(i64, Name)> },
     /// Messages are missing from the log, which may be anybody's.
     Broken { reason: String, names: Vec<(i64, Name)> },
+}
+
+/// What has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    Postgres,
+    Broker,
+    Plugin,
 }
 
 /// How far a reader came.
@@ -235,20 +243,20 @@ impl Reader {
                 End::Locked { id, name, progressed: reached == Reached::Rows }
             }
             Failure::ReadModel(error) if error.is_passing() => {
-                End::Retry { reason: error.to_string(), reached }
+                End::Retry { reason: error.to_string(), reached, cause: Cause::Postgres }
             }
             Failure::ReadModel(error) => End::Refused { reason: error.to_string(), names: names() },
             Failure::Plugin(reason) => End::NoPlugin { reason, names: names(), reached },
             Failure::Log(error) if error.is_passing() => {
-                End::Retry { reason: error.to_string(), reached }
+                End::Retry { reason: error.to_string(), reached, cause: Cause::Broker }
             }
             // The worker looks at that for all readers, and says so when it stays.
             Failure::Log(eventstore::Error::OtherLog(other)) => {
-                End::Retry { reason: other.to_string(), reached }
+                End::Retry { reason: other.to_string(), reached, cause: Cause::Broker }
             }
             // So it says when the log is not the one that it was when reading began.
             Failure::Log(error @ eventstore::Error::Misconfigured(_)) => {
-                End::Retry { reason: error.to_string(), reached }
+                End::Retry { reason: error.to_string(), reached, cause: Cause::Broker }
             }
             Failure::Log(error @ eventstore::Error::Gap { .. }) => {
                 End::Broken { reason: error.to_string(), names: names() }
@@ -314,7 +322,7 @@ impl Running<'_> {
         let mut behind = commits.split_off(passing?);
         behind.append(&mut rest);
         if commits.is_empty() {
-            // It is to stop, and nothing is ready.
+            // It is to stop, or an event is asked for alone next.
             self.rest = behind;
             return Ok(());
         }

@@ -1,9 +1,12 @@
 //! The running readers, the versions that each feeds, and the results of those that ended.
 
+mod failures;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     panic::AssertUnwindSafe,
     sync::Arc,
+    time::Duration,
 };
 
 use flexcore_domain::Name;
@@ -16,10 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     RETRY,
-    reader::{End, Reached, Reader},
+    reader::{Cause, End, Reached, Reader},
     share::{owned, share},
     waiting::Waiting,
 };
+use failures::{Failures, Resting};
 
 /// The targets of one reader: versions' ids, their portions, and the epoch under which each is
 /// owned.
@@ -29,19 +33,11 @@ pub(super) type Group = BTreeSet<(i64, u16, i64)>;
 const STOPPED: &str = "its projection has stopped: the worker's log says why; mend the cause and start \
                        the worker again";
 
-/// After so many batches in a row that were not committed, though Postgres had answered before each, read models
+/// After so many batches in a row that Postgres did not commit, though it had answered before each, read models
 /// are read apart: one of them may be the reason. Until then it holds up the others.
 const APART_AFTER: u32 = 3;
-
-/// A group that waits.
-#[derive(Clone, Copy)]
-struct Resting {
-    until: Instant,
-    /// How often in a row it has failed and applied nothing.
-    attempt: u32,
-    /// How often in a row it had begun to read and then failed.
-    uncommitted: u32,
-}
+/// Time for which read models are read apart at least. Those that go on failing stay apart for as long.
+const APART_FOR: Duration = Duration::from_secs(600);
 
 /// The running readers, and the results of ended ones.
 #[derive(Default)]
@@ -53,8 +49,8 @@ pub(super) struct Readers {
     /// Versions that wait for a person.
     pub(super) broken: HashMap<i64, Name>,
     /// Serving versions that have a reader of their own, because one of them failed and the others
-    /// must not.
-    apart: BTreeSet<i64>,
+    /// must not. Until then at least.
+    apart: BTreeMap<i64, Instant>,
     /// Versions whose tables somebody has locked: each has a reader of its own until it has what it
     /// missed.
     locked: BTreeMap<i64, Name>,
@@ -85,7 +81,21 @@ impl Readers {
     /// Forgets the failures of groups that are not wanted any more. An ownership that has ended does not
     /// come back, since the next one has another epoch.
     pub(super) fn forget(&mut self, wanted: impl Fn(&Group) -> bool) {
+        // Another owner may have the event by now that one of them waited at.
+        let gone = self.resting.keys().filter(|group| !wanted(group));
+        self.waiting.is_over(gone.flat_map(ids));
         self.resting.retain(|group, _| wanted(group));
+        self.join(Instant::now());
+    }
+
+    /// Versions are read with the others again that were parted long ago, and have not failed lately.
+    fn join(&mut self, now: Instant) {
+        let resting = &self.resting;
+        self.apart.retain(|id, until| {
+            let is_of = |group: &Group| group.iter().any(|(of, ..)| of == id);
+            let fails = |(group, it): (&Group, &Resting)| it.counts(now) && is_of(group);
+            now < *until || resting.iter().any(fails)
+        });
     }
 
     /// The shares that are served: those that are owned, and those whose readers have not ended.
@@ -125,7 +135,7 @@ impl Readers {
                 continue;
             }
             // A plugin that is away holds up nothing but what goes through it.
-            let is_alone = self.apart.contains(&id)
+            let is_alone = self.apart.contains_key(&id)
                 || self.is_locked(version)
                 || version.plan.is_transformed();
             if version.state == VersionState::Serving && !is_alone {
@@ -147,9 +157,9 @@ impl Readers {
         rested && self.running.keys().all(|running| self::ids(running).is_disjoint(&ids))
     }
 
-    /// How often in a row readers of the group have failed that applied nothing.
+    /// How often in a row readers of the group have failed that applied nothing, and not for a plugin.
     pub(super) fn failures(&self, group: &Group) -> u32 {
-        self.resting.get(group).map_or(0, |it| it.attempt)
+        self.resting.get(group).map_or(0, |it| it.failures.batches)
     }
 
     pub(super) fn start(&mut self, group: Group, reader: Reader) {
@@ -166,7 +176,12 @@ impl Readers {
     }
 
     pub(super) fn ended(&mut self, group: Group, end: End) {
+        self.ended_at(group, end, Instant::now());
+    }
+
+    fn ended_at(&mut self, group: Group, end: End, now: Instant) {
         self.running.remove(&group);
+        self.clear(&group, &end);
         match end {
             End::Stopped => {
                 self.resting.remove(&group);
@@ -176,10 +191,12 @@ impl Readers {
                 let done = ids(&group);
                 self.locked.retain(|id, _| !done.contains(id));
             }
-            End::Retry { reason, reached } => self.failed(group, reached, &reason),
+            End::Retry { reason, reached, cause } => {
+                self.failed(group, (cause, reached), &reason, now);
+            }
             End::NoPlugin { reason, names, reached } => {
-                self.waiting.note(&names, &reason, Instant::now());
-                self.failed(group, reached, &reason);
+                self.waiting.note(&names, &reason, now);
+                self.failed(group, (Cause::Plugin, reached), &reason, now);
             }
             End::Locked { id, name, progressed } => {
                 if self.locked.insert(id, name.clone()).is_none() {
@@ -187,14 +204,18 @@ impl Readers {
                 }
                 if ids(&group).len() == 1 {
                     let reached = if progressed { Reached::Rows } else { Reached::Nothing };
-                    self.failed(group, reached, "its table is locked");
+                    let how = (Cause::Postgres, reached);
+                    self.failed(group, how, "its table is locked", now);
                 }
             }
             // Another worker owns it by now; what is assigned says so soon.
-            End::Fenced(error) => self.rest(group, (1, 0), &error.to_string()),
+            End::Fenced(error) => {
+                let failures = Failures { attempt: 1, batches: 1, uncommitted: 0 };
+                self.rest(group, failures, &error.to_string(), now);
+            }
             End::Refused { reason, .. } if ids(&group).len() > 1 => {
                 tracing::warn!(reason, "read models are read apart, to find the one that fails");
-                self.apart.extend(ids(&group));
+                self.part(&group, now);
             }
             End::Refused { reason, names } | End::Broken { reason, names } => {
                 self.stopped(&reason, names);
@@ -202,28 +223,44 @@ impl Readers {
         }
     }
 
-    /// Has a group wait, each time longer when it has failed before and done nothing since.
-    fn failed(&mut self, group: Group, reached: Reached, reason: &str) {
-        let before = self.resting.get(&group).map_or((0, 0), |it| (it.attempt, it.uncommitted));
-        let now = match reached {
-            Reached::Rows => (0, 0),
-            Reached::Log => (before.0 + 1, before.1 + 1),
-            Reached::Nothing => (before.0 + 1, 0),
-        };
-        if now.1 >= APART_AFTER && ids(&group).len() > 1 {
-            tracing::warn!(reason, "read models are read apart: nothing of them is committed");
-            self.apart.extend(ids(&group));
+    /// Takes back that a group waits for a plugin, unless it goes on as it is.
+    fn clear(&self, group: &Group, end: &End) {
+        if !matches!(end, End::NoPlugin { .. } | End::Retry { .. } | End::Locked { .. }) {
+            // What comes after it may never come to the event that it waited at.
+            self.waiting.is_over(ids(group).into_iter());
         }
-        self.rest(group, now, reason);
+    }
+
+    /// Has a group wait, each time longer when it has failed before and done nothing since.
+    fn failed(
+        &mut self,
+        group: Group,
+        (cause, reached): (Cause, Reached),
+        reason: &str,
+        now: Instant,
+    ) {
+        let before = self.resting.get(&group).filter(|it| it.counts(now));
+        let failures = before.map(|it| it.failures).unwrap_or_default().and(cause, reached);
+        if failures.uncommitted >= APART_AFTER && ids(&group).len() > 1 {
+            tracing::warn!(reason, "read models are read apart: nothing of them is committed");
+            self.part(&group, now);
+        }
+        self.rest(group, failures, reason, now);
+    }
+
+    /// Has the versions of a group read apart.
+    fn part(&mut self, group: &Group, now: Instant) {
+        self.apart.extend(ids(group).into_iter().map(|id| (id, now + APART_FOR)));
     }
 
     /// Has a group wait before it starts again.
-    fn rest(&mut self, group: Group, (attempt, uncommitted): (u32, u32), reason: &str) {
+    fn rest(&mut self, group: Group, failures: Failures, reason: &str, now: Instant) {
+        let attempt = failures.attempt;
         if attempt <= 1 || lasts(attempt) {
             tracing::warn!(reason, attempt, "a projection's reader starts again");
         }
-        let until = Instant::now() + RETRY.jittered(attempt + 1);
-        self.resting.insert(group, Resting { until, attempt, uncommitted });
+        let until = now + RETRY.jittered(attempt.saturating_add(1));
+        self.resting.insert(group, Resting { until, failures });
     }
 
     fn stopped(&mut self, reason: &str, names: Vec<(i64, Name)>) {
@@ -252,17 +289,26 @@ async fn caught(names: Vec<(i64, Name)>, reading: impl Future<Output = End>) -> 
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{failures::WELL_AFTER, *};
+
+    fn end(cause: Cause, reached: Reached) -> End {
+        End::Retry { reason: "away".to_owned(), reached, cause }
+    }
 
     fn retry() -> End {
-        End::Retry { reason: "away".to_owned(), reached: Reached::Nothing }
+        end(Cause::Postgres, Reached::Nothing)
+    }
+
+    fn apart(readers: &Readers) -> BTreeSet<i64> {
+        readers.apart.keys().copied().collect()
     }
 
     #[test]
     fn failures_count_while_a_group_is_wanted_and_are_forgotten_with_its_ownership() {
         let mut readers = Readers::default();
         let (kept, lost) = (Group::from([(1, 0, 7)]), Group::from([(2, 0, 7), (3, 0, 7)]));
-        let failed = |readers: &Readers, group| readers.resting.get(group).map(|it| it.attempt);
+        let failed =
+            |readers: &Readers, group| readers.resting.get(group).map(|it| it.failures.attempt);
         for _ in 0..3 {
             readers.ended(kept.clone(), retry());
             readers.ended(lost.clone(), retry());
@@ -285,7 +331,7 @@ mod tests {
     /// One read model whose batches end the connection once held up all that are read with it, for ever.
     #[test]
     fn read_models_are_parted_when_nothing_is_committed_though_postgres_answers() {
-        let end = |reached| End::Retry { reason: "gone".to_owned(), reached };
+        let end = |reached| end(Cause::Postgres, reached);
         let (mut readers, both) = (Readers::default(), Group::from([(1, 0, 7), (2, 0, 7)]));
         let row = [Reached::Log, Reached::Log, Reached::Nothing];
         for reached in row.into_iter().cycle().take(50) {
@@ -296,12 +342,70 @@ mod tests {
         readers.ended(both.clone(), end(Reached::Log));
         assert!(readers.apart.is_empty(), "an outage parts nobody");
         readers.ended(both, end(Reached::Log));
-        assert_eq!(readers.apart, BTreeSet::from([1, 2]));
+        assert_eq!(apart(&readers), BTreeSet::from([1, 2]));
         let alone = Group::from([(3, 0, 7), (3, 1, 7)]);
         for _ in 0..9 {
             readers.ended(alone.clone(), end(Reached::Log));
         }
-        assert_eq!(readers.apart, BTreeSet::from([1, 2]), "it is alone");
+        assert_eq!(apart(&readers), BTreeSet::from([1, 2]), "it is alone");
+    }
+
+    /// On a quiet log three lost connections, days apart, once had all read models read apart until a restart.
+    #[test]
+    fn the_broker_parts_nobody_and_what_failed_long_ago_does_not_count() {
+        let (mut readers, both) = (Readers::default(), Group::from([(1, 0, 7), (2, 0, 7)]));
+        let mut now = Instant::now();
+        for cause in [Cause::Broker, Cause::Broker, Cause::Plugin, Cause::Broker, Cause::Broker] {
+            readers.ended_at(both.clone(), end(cause, Reached::Log), now);
+        }
+        assert_eq!(readers.resting[&both].failures.attempt, 5, "it starts later each time");
+        for _ in 0..9 {
+            readers.ended_at(both.clone(), end(Cause::Postgres, Reached::Log), now);
+            now = readers.resting[&both].until + WELL_AFTER;
+        }
+        assert!(readers.apart.is_empty(), "each had lived for long");
+        for _ in 0..APART_AFTER {
+            readers.ended_at(both.clone(), end(Cause::Postgres, Reached::Log), now);
+            readers.ended_at(both.clone(), end(Cause::Broker, Reached::Log), now);
+        }
+        assert_eq!(apart(&readers), BTreeSet::from([1, 2]));
+    }
+
+    #[test]
+    fn read_models_are_read_together_again_when_they_have_not_failed_for_long() {
+        let (mut readers, both) = (Readers::default(), Group::from([(1, 0, 7), (2, 0, 7)]));
+        let start = Instant::now();
+        let refused = || End::Refused { reason: "on purpose".to_owned(), names: Vec::new() };
+        readers.ended_at(both, refused(), start);
+        let later = start + APART_FOR;
+        readers.join(later - Duration::from_secs(1));
+        assert_eq!(apart(&readers), BTreeSet::from([1, 2]));
+        let bad = Group::from([(2, 0, 7)]);
+        readers.ended_at(bad, end(Cause::Postgres, Reached::Log), later);
+        readers.join(later);
+        assert_eq!(apart(&readers), BTreeSet::from([2]), "it fails yet");
+        readers.join(later + APART_FOR);
+        assert!(readers.apart.is_empty());
+    }
+
+    /// People were told for hours that a read model waits, when another worker had the event at which it did.
+    #[test]
+    fn a_wait_is_over_when_another_reader_takes_its_place() {
+        let mut readers = Readers::default();
+        let (all, fewer) = (Group::from([(1, 0, 7), (1, 1, 7)]), Group::from([(1, 0, 7)]));
+        let away = || {
+            let names = vec![(1, Name::parse("sums").unwrap())];
+            End::NoPlugin { reason: "plugin geo: why".to_owned(), names, reached: Reached::Log }
+        };
+        readers.ended(all.clone(), away());
+        assert!(readers.waiting.waits(1));
+        readers.forget(|group| *group == all);
+        assert!(readers.waiting.waits(1), "it rests");
+        readers.forget(|group| *group == fewer);
+        assert!(!readers.waiting.waits(1));
+        readers.ended(all.clone(), away());
+        readers.ended(all, End::Stopped);
+        assert!(!readers.waiting.waits(1));
     }
 
     /// It once ended the worker, and the next one that took the share over.
@@ -311,7 +415,7 @@ mod tests {
         let (mut readers, both) = (Readers::default(), Group::from([(1, 0, 7), (2, 0, 7)]));
         let names = vec![(1, name("bad")), (2, name("good"))];
         readers.ended(both, caught(names, async { panic!("on purpose") }).await);
-        assert_eq!(readers.apart, BTreeSet::from([1, 2]), "read apart, to find the one");
+        assert_eq!(apart(&readers), BTreeSet::from([1, 2]), "read apart, to find the one");
         assert!(readers.broken.is_empty());
         let bad = caught(vec![(1, name("bad"))], async { panic!("on purpose") }).await;
         readers.ended(Group::from([(1, 0, 7)]), bad);
@@ -332,7 +436,7 @@ mod tests {
         for attempt in 1..=3 {
             readers.ended(alone.clone(), locked());
             assert!(!readers.may_start(&alone), "it rests");
-            assert_eq!(readers.resting[&alone].attempt, attempt);
+            assert_eq!(readers.resting[&alone].failures.attempt, attempt);
         }
         readers.ended(alone, End::CaughtUp { unindexed: None });
         assert!(readers.locked.is_empty() && readers.resting.is_empty());
@@ -349,11 +453,12 @@ mod tests {
         };
         for attempt in 1..=50 {
             readers.ended(group.clone(), away(Reached::Log));
-            assert_eq!(readers.failures(&group), attempt);
+            assert_eq!(readers.resting[&group].failures.attempt, attempt);
         }
+        assert_eq!(readers.failures(&group), 0, "its batches are not the reason");
         assert!(!readers.may_start(&group), "it rests");
         readers.ended(group.clone(), away(Reached::Rows));
-        assert_eq!(readers.failures(&group), 0, "rows have moved on");
+        assert_eq!(readers.resting[&group].failures.attempt, 0, "rows have moved on");
         assert!(readers.apart.is_empty() && readers.broken.is_empty());
     }
 
@@ -371,6 +476,6 @@ mod tests {
         assert_eq!((readers.apart.len(), readers.broken.len()), (0, 1), "it is alone");
         let group = Group::from([(2, 0, 7), (2, 1, 7), (3, 0, 7)]);
         readers.ended(group, refused(&[2, 3]));
-        assert_eq!((readers.apart, readers.broken.len()), (BTreeSet::from([2, 3]), 1));
+        assert_eq!((apart(&readers), readers.broken.len()), (BTreeSet::from([2, 3]), 1));
     }
 }

@@ -1,6 +1,7 @@
 //! Transformations: events go through a plugin's function before their rows change. Many calls are under way at
 //! once; what comes of them is used in the order of the log.
 
+mod alone;
 mod call;
 
 use std::{
@@ -22,9 +23,9 @@ use super::{
     batch::{EventAt, Model, Upcasted, made},
     failure::Failure,
     upcast::bytes_of,
-    waiting::Waiting,
+    waiting::{Call, Suspects, Waiting},
 };
-use call::{Call, Came};
+use call::Came;
 
 /// Calls of one reader that are under way. 32: with calls of 10 ms some 3,000 events a second; a plugin has 64
 /// places where its manifest says nothing else, of which a tenant has three quarters.
@@ -63,6 +64,8 @@ struct Passing<'a> {
 /// The events of a batch, in the order of the log, as they are sent.
 struct Round<'a> {
     left: VecDeque<Passing<'a>>,
+    /// Events that are asked for alone, and so at the beginning of a round.
+    suspects: Suspects,
     began: Instant,
     /// Bytes of results that fit.
     room: usize,
@@ -80,9 +83,9 @@ impl Transforms {
     }
 
     /// Sends the commits' events that some model needs transformed, and puts what comes of them beside the
-    /// upcasts. Those that are there are not sent again. Returns how many of the commits have what they need, at
-    /// least one; none when it is told to stop. Fails when a plugin gives no answer now for an event of the first
-    /// commit that lacks one.
+    /// upcasts. Those that are there are not sent again. Returns how many of the commits have what they need; none
+    /// when it is told to stop, or when an event of the first one is to be asked for alone, in the next run. Fails
+    /// when a plugin gives no answer now for an event of the first commit that lacks one.
     pub(super) async fn run(
         &mut self,
         models: &[Model],
@@ -92,12 +95,21 @@ impl Transforms {
     ) -> Result<usize, Failure> {
         let left = wanted(models, commits, upcasted);
         if left.is_empty() {
+            // What comes before the checkpoints is read again: then nothing has gone on.
+            let takes = |commit: &Recorded| models.iter().any(|model| model.takes(commit));
+            if commits.iter().any(takes) {
+                self.goes_on(models);
+            }
             return Ok(commits.len());
         }
         let all: Vec<EventAt> = left.iter().map(|passing| passing.at).collect();
         let used = upcasted.values().map(bytes_of).sum();
-        let mut round = Round::new(left, MADE_BYTES_MAX.saturating_sub(used));
-        let away = self.pass(&mut round, upcasted, stop).await;
+        let room = MADE_BYTES_MAX.saturating_sub(used);
+        let mut round = Round::new(left, room, self.waiting.suspects.clone());
+        let away = match self.alone(&mut round, upcasted, stop).await {
+            None if !stop.is_cancelled() => self.pass(&mut round, upcasted, stop).await,
+            away => away,
+        };
         let ready = match all.iter().find(|at| !upcasted.contains_key(*at)) {
             Some((sequence, ..)) => commits.partition_point(|it| it.sequence < *sequence),
             None => commits.len(),
@@ -106,12 +118,18 @@ impl Transforms {
             Some(reason) if ready == 0 => Err(Failure::Plugin(reason)),
             Some(_) => Ok(ready),
             None => {
-                if !stop.is_cancelled() {
-                    self.waiting.is_over(models.iter().map(|model| model.version.id()));
+                if ready > 0 && !stop.is_cancelled() {
+                    self.goes_on(models);
                 }
                 Ok(ready)
             }
         }
+    }
+
+    /// What goes through a plugin waits no longer.
+    fn goes_on(&self, models: &[Model]) {
+        let through = models.iter().filter(|model| model.version.plan.is_transformed());
+        self.waiting.is_over(through.map(|model| model.version.id()));
     }
 
     /// Calls until all is done that fits, or it is told to stop. Returns the first reason for which there is no
@@ -153,14 +171,32 @@ impl Transforms {
         upcasted: &mut Upcasted,
     ) -> Option<String> {
         let came = match came {
-            Came::Data(data) => Ok(data),
+            Came::Data(data) => {
+                self.keep(&passing, upcasted);
+                Ok(data)
+            }
             Came::Nothing(reason) => Err(reason),
+            Came::Ended(reason) => {
+                // It may be the fault of any that were under way together.
+                self.waiting.suspects.note(passing.at, &reason, Instant::now());
+                return Some(reason);
+            }
             Came::Busy(reason) => return self.busy(round, passing).then_some(reason),
             Came::Away(reason) => return Some(reason),
         };
         self.well(round);
         round.done(passing, came, upcasted);
         None
+    }
+
+    /// Keeps a call that had an answer, if there is none of its transformation yet.
+    fn keep(&self, passing: &Passing<'_>, upcasted: &Upcasted) {
+        let (suspects, fingerprint) = (&self.waiting.suspects, passing.transformed.fingerprint);
+        if !suspects.keeps(&fingerprint)
+            && let Ok(call) = prepare(passing, upcasted)
+        {
+            suspects.keep(fingerprint, call);
+        }
     }
 
     /// The plugin has answered: after some answers it gets one call more at once.
@@ -188,17 +224,21 @@ impl Transforms {
 }
 
 impl<'a> Round<'a> {
-    fn new(left: VecDeque<Passing<'a>>, room: usize) -> Self {
+    fn new(left: VecDeque<Passing<'a>>, room: usize, suspects: Suspects) -> Self {
         let now = Instant::now();
         let (last, busy_since) = (None, None);
-        Self { left, began: now, room, last, busy: 0, busy_since, rests_until: now }
+        Self { left, suspects, began: now, room, last, busy: 0, busy_since, rests_until: now }
     }
 
     /// True if there is an event to begin with: one of a commit that was begun with already, or of the next one
-    /// where there is room and time. The first commit is begun with in any case.
+    /// where there is room and time. The first commit is begun with in any case. One that is to be asked for alone
+    /// ends the round.
     fn may_begin(&self) -> bool {
         let is_enough = self.room == 0 || self.began.elapsed() >= TRANSFORM_FOR;
         let Some(next) = self.left.front() else { return false };
+        if self.suspects.has(&next.at) {
+            return false;
+        }
         !is_enough || self.last.is_none_or(|last| next.at.0 <= last)
     }
 
@@ -209,6 +249,14 @@ impl<'a> Round<'a> {
         let next = self.left.pop_front()?;
         self.last = self.last.max(Some(next.at.0));
         Some(next)
+    }
+
+    /// Keeps what came of the first event.
+    fn first_done(&mut self, came: Result<Box<RawValue>, String>, upcasted: &mut Upcasted) {
+        if let Some(first) = self.left.pop_front() {
+            self.last = self.last.max(Some(first.at.0));
+            self.done(first, came, upcasted);
+        }
     }
 
     /// Keeps what came of an event.
@@ -325,7 +373,7 @@ mod tests {
                 upcast: None,
             })
         });
-        let mut round = Round::new(all.collect(), 10);
+        let mut round = Round::new(all.collect(), 10, Suspects::default());
         let mut made = Upcasted::new();
         let first = round.next().unwrap();
         let large = RawValue::from_string("\"a long text\"".to_owned()).unwrap();
@@ -338,7 +386,28 @@ mod tests {
         assert_eq!(round.next().map(|passing| passing.at), Some(second.at));
         assert!(round.next().is_none());
         assert_eq!(made.len(), 1);
-        let mut round = Round::new(round.left, 10);
+        let mut round = Round::new(round.left, 10, Suspects::default());
         assert_eq!(round.next().map(|passing| passing.at.0), Some(9));
+    }
+
+    /// It would end the plugin under all that are under way with it.
+    #[test]
+    fn an_event_that_is_suspected_is_not_sent_with_others() {
+        let (commit, of, suspects) = (recorded(4), &transformed(), Suspects::default());
+        let events = commit.commit.events.iter().enumerate();
+        let all = events.map(|(nth, event)| Passing {
+            at: (commit.sequence, nth, Hash::ZERO),
+            recorded: &commit,
+            event,
+            transformed: of,
+            upcast: None,
+        });
+        let mut round = Round::new(all.collect(), 10, suspects.clone());
+        suspects.note((4, 1, Hash::ZERO), "it ended", Instant::now());
+        assert_eq!(round.next().map(|passing| passing.at.1), Some(0));
+        assert!(!round.may_begin() && round.next().is_none(), "it is for the next round");
+        let mut made = Upcasted::new();
+        round.first_done(Err("why".to_owned()), &mut made);
+        assert!(round.left.is_empty() && made.contains_key(&(4, 1, Hash::ZERO)));
     }
 }

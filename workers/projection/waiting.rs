@@ -1,4 +1,6 @@
-//! Read models that wait for a plugin, for people to see: which one, and why.
+//! Read models that wait for a plugin, for people to see: which one, and why. And the events at which they may wait.
+
+mod suspects;
 
 use std::{
     collections::HashMap,
@@ -10,12 +12,18 @@ use flexcore_domain::Name;
 use flexcore_readmodel::{Version, WAITS_FOR};
 use tokio::time::Instant;
 
+pub(super) use suspects::{Call, Suspects, Suspicion};
+
 /// A wait that is over by then is told to nobody: a plugin is upgraded, or has ended and starts again.
 const TOLD_AFTER: Duration = Duration::from_secs(2);
 
 /// The versions that wait. Readers share it with whoever runs them. Cheap to clone.
 #[derive(Clone, Default)]
-pub(super) struct Waiting(Arc<Mutex<HashMap<i64, Waits>>>);
+pub(super) struct Waiting {
+    versions: Arc<Mutex<HashMap<i64, Waits>>>,
+    /// Events under which a plugin gave no answer.
+    pub(super) suspects: Suspects,
+}
 
 /// What a version waits for.
 struct Waits {
@@ -50,6 +58,13 @@ impl Waiting {
     /// Forgets all.
     pub(super) fn forget(&self) {
         self.lock().clear();
+        self.suspects.forget();
+    }
+
+    /// True if this version waits.
+    #[cfg(test)]
+    pub(super) fn waits(&self, id: i64) -> bool {
+        self.lock().contains_key(&id)
     }
 
     fn told_of(&self, is_run: impl Fn(i64) -> bool, now: Instant) -> Vec<(String, String)> {
@@ -62,7 +77,7 @@ impl Waiting {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<i64, Waits>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.versions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use async_nats::{Client, HeaderMap, Request, RequestErrorKind, connection};
-use bytes::Bytes;
 use flexcore_definition::{PLUGIN_CALL_S, Transform};
 use flexcore_domain::{
     Event, Hash, PluginRefusal, PluginReply,
@@ -17,6 +16,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
 
+use crate::projection::waiting::Call;
+
 /// On whose behalf plugins are called.
 const ACTOR: &str = "projection";
 /// The time that a plugin has for an event: as long as a call of one takes that says nothing else.
@@ -29,13 +30,6 @@ const SAID_CHARS_MAX: usize = 400;
 /// How reasons begin for which events are parked.
 const STEP: &str = "transform";
 
-/// A call, ready to be sent.
-pub(super) struct Call {
-    subject: String,
-    headers: HeaderMap,
-    input: Bytes,
-}
-
 /// What came of a call.
 #[derive(Debug)]
 pub(super) enum Came {
@@ -43,6 +37,8 @@ pub(super) enum Came {
     Data(Box<RawValue>),
     /// The plugin has none, and won't have: the event is parked with this reason.
     Nothing(String),
+    /// It ended under the call, or was late: that may be the event's fault, or not.
+    Ended(String),
     /// Too much is under way there.
     Busy(String),
     /// There is none for now, for this reason.
@@ -177,12 +173,13 @@ fn refused(refusal: PluginRefusal, message: &str, transform: &Transform) -> Came
             let what = format!("{message}; deploy the read model with one that it has");
             Came::Away(away(transform, &what))
         }
-        PluginRefusal::NotInstalled
-        | PluginRefusal::Away
-        | PluginRefusal::Late
-        | PluginRefusal::Unknown => {
+        PluginRefusal::NotInstalled | PluginRefusal::Away => {
             let what = format!("{message}; see `flexcore plugin list`");
             Came::Away(away(transform, &what))
+        }
+        PluginRefusal::Late | PluginRefusal::Unknown => {
+            let what = format!("{message}; see `flexcore plugin list`");
+            Came::Ended(away(transform, &what))
         }
     }
 }
@@ -191,6 +188,12 @@ fn refused(refusal: PluginRefusal, message: &str, transform: &Transform) -> Came
 fn parked(transform: &Transform, why: &str) -> String {
     let Transform { plugin, function, .. } = transform;
     format!("{STEP}: plugin {plugin}, function {function}: {}", cut(why))
+}
+
+/// Why an event is parked under which the plugin fails again and again, when that was said last.
+pub(super) fn at_fault(transform: &Transform, said: &str) -> String {
+    let why = "for this event alone it gave no answer again and again, and for others it did";
+    parked(transform, &format!("{why}: {said}"))
 }
 
 /// Why rows wait, in a sentence.
@@ -211,6 +214,7 @@ fn cut(said: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use flexcore_definition::FileLine;
     use flexcore_domain::{
         ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit,
@@ -262,6 +266,7 @@ mod tests {
         match came_of(reply.to_string().as_bytes(), &transform()) {
             Came::Data(data) => ("data", data.get().to_owned()),
             Came::Nothing(reason) => ("nothing", reason),
+            Came::Ended(reason) => ("ended", reason),
             Came::Busy(reason) => ("busy", reason),
             Came::Away(reason) => ("away", reason),
         }
@@ -290,9 +295,9 @@ mod tests {
             (refused("unknown_function"), "away"),
             (refused("other_version"), "away"),
             (refused("away"), "away"),
-            (refused("late"), "away"),
-            (refused("unknown"), "away"),
-            (refused("a_later_word"), "away"),
+            (refused("late"), "ended"),
+            (refused("unknown"), "ended"),
+            (refused("a_later_word"), "ended"),
             (json!({"a_later_word": 1}), "away"),
         ] {
             let (came, why) = told(&reply);

@@ -3,9 +3,14 @@
 use std::{fmt::Write as _, path::Path};
 
 use flexcore_definition::PluginManifest;
+use flexcore_domain::{
+    PluginRefusal, PluginReply,
+    plugin::{QUEUE_GROUP, call_subjects},
+};
 use flexcore_eventstore::plugins::{InstalledPlugin, InstalledPlugins};
 use flexcore_plugin::Checked;
 use flexcore_workers::plugin;
+use futures::StreamExt as _;
 
 use super::*;
 
@@ -217,5 +222,67 @@ async fn rows_are_of_one_version_of_a_plugin_alone() {
     stop.cancel();
     worker.await.unwrap();
     plugins.end().await;
+    rig.servers.stop().await;
+}
+
+/// Answers calls as the plugin's worker does, until it is dropped: the plugin ends under events that are paid `x` with
+/// the amount 666, and under all of them while it is told that it is not well.
+async fn answered(rig: &Rig, is_well: watch::Receiver<bool>) -> JoinHandle<()> {
+    let client = rig.store.client().clone();
+    let subject = call_subjects(&name("greeter"));
+    let mut calls = client.queue_subscribe(subject, QUEUE_GROUP.to_owned()).await.unwrap();
+    client.flush().await.unwrap();
+    tokio::spawn(async move {
+        while let Some(call) = calls.next().await {
+            let input: Value = serde_json::from_slice(&call.payload).unwrap();
+            let reply = if *is_well.borrow() && input["data"]["amount"] != 666 {
+                PluginReply::Output(to_raw_value(&input["data"]).unwrap())
+            } else {
+                PluginReply::refused(PluginRefusal::Unknown, "it ended")
+            };
+            let body = serde_json::to_vec(&reply).unwrap();
+            client.publish(call.reply.unwrap(), body.into()).await.unwrap();
+        }
+    })
+}
+
+async fn parked(rig: &Rig) -> u64 {
+    let status = rig.read_models.status().await.unwrap();
+    status.iter().filter(|status| status.read_model == name("sums")).map(|s| s.parked).sum()
+}
+
+/// It once held up the rows of all tenants, for ever, and ended the plugin again and again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_under_which_the_plugin_always_ends_is_put_aside_and_no_other_is() {
+    let rig = Rig::start().await;
+    let (well, is_well) = watch::channel(true);
+    let answering = answered(&rig, is_well).await;
+    rig.catalog.send_replace(transformed("v1"));
+    let (stop, worker) = rig.work().await;
+    passes(&rig, "sums", rig.pay("a", "x", &ones(3)).await).await;
+    // While it ends under all events it is not the fault of any.
+    well.send_replace(false);
+    let bad = rig.pay("b", "x", &[json!(1), json!(666), json!(1)]).await;
+    let last = rig.pay("c", "x", &ones(40)).await;
+    told(&rig, Some("plugin greeter (function locate, version v1)")).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(parked(&rig).await, 0);
+
+    well.send_replace(true);
+    let began = tokio::time::Instant::now();
+    // Some tries, over a minute.
+    let enough = began + 3 * PATIENCE;
+    let short = Duration::from_millis(200);
+    while rig.read_models.wait(&[name("sums")], &[last], short).await.is_err() {
+        assert!(tokio::time::Instant::now() < enough, "it stands still");
+    }
+    passes(&rig, "sums", bad).await;
+    assert!(began.elapsed() >= PATIENCE, "it is not put aside at once");
+    assert_eq!(rig.rows().await, json!([{"group": "x", "count": 45, "total": 45}]));
+    assert_eq!(parked(&rig).await, 1);
+    told(&rig, None).await;
+    stop.cancel();
+    worker.await.unwrap();
+    answering.abort();
     rig.servers.stop().await;
 }
