@@ -123,6 +123,9 @@ async fn put(
         out::json(out, &installed)?;
     } else {
         writeln!(out, "{}", line(&manifest, &installed))?;
+        for warning in &installed.warnings {
+            writeln!(out, "warning: {}", shown(warning))?;
+        }
     }
     Ok(installed.trouble.is_none())
 }
@@ -232,6 +235,7 @@ mod tests {
                 bytes: 9,
                 picked_up_ms: Some(12),
                 trouble: trouble.map(str::to_owned),
+                warnings: Vec::new(),
             };
             line(&manifest, &installed)
         };

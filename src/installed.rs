@@ -48,12 +48,15 @@ pub(crate) struct Restart {
     json: bool,
 }
 
-/// End a plugin on every worker, and take it out of the installation
+/// End a plugin on every worker, and take it out of the installation, with its tenants' configurations
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+A later plugin of this name gets none of these configurations. Where the removal was interrupted, the same command
+deletes what is left of them, and so does the next installation of a plugin of this name.")]
 pub(crate) struct Remove {
     /// Its name
     name: Name,
-    /// Also while applications in force need it for decisions, which are answered 503 then
+    /// Also while applications in force need it: commands are answered 503 then, and read models stand still
     #[arg(long)]
     force: bool,
     /// Answer in JSON
@@ -215,7 +218,7 @@ pub(crate) async fn remove(
     if args.json {
         out::json(out, &json!({"name": args.name, "removed": true}))?;
     } else {
-        writeln!(out, "{} is removed", args.name)?;
+        writeln!(out, "{} is removed, and its tenants' configurations are deleted", args.name)?;
     }
     Ok(true)
 }

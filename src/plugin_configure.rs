@@ -112,22 +112,24 @@ pub(crate) async fn configuration(
         out::json(out, &look)?;
         return Ok(look.unfit.is_none());
     }
-    let (wanted, none) = if args.schema {
-        (&look.schema, format!("the schema of {name} is too large to be shown"))
-    } else {
-        (&look.configuration, format!("tenant {tenant} has no configuration of {name}"))
-    };
+    let wanted = if args.schema { &look.schema } else { &look.configuration };
     match wanted {
         Some(json) => {
             let json: Value = serde_json::from_str(json.get()).context("reading the answer")?;
             writeln!(out, "{json:#}")?;
         }
-        None => writeln!(out, "{none}")?,
+        None if args.schema => writeln!(out, "{name} {}", no_schema(look.schema_too_large))?,
+        None => writeln!(out, "tenant {tenant} has no configuration of {name}")?,
     }
     if let Some(reason) = &look.unfit {
         out::note(&format!("it does not fit the plugin's schema: {}", shown(reason)));
     }
     Ok(look.unfit.is_none())
+}
+
+/// Why there is no schema to show.
+fn no_schema(too_large: bool) -> &'static str {
+    if too_large { "has a schema that is too large to be shown" } else { "takes no configuration" }
 }
 
 fn looked(looked: Looked) -> anyhow::Result<Box<ConfigurationLook>> {

@@ -97,8 +97,7 @@ pub(crate) async fn follow(store: &EventStore, folder: &Path) -> Infallible {
 async fn is_done(store: &EventStore, folder: &Path) -> bool {
     let error = match install(store, folder.to_owned()).await {
         Ok(installed) => {
-            let (plugin, number) = (installed.name, installed.number);
-            tracing::info!(plugin, number, trouble = installed.trouble, "plugin installed");
+            tell(&installed);
             return true;
         }
         Err(error) => error,
@@ -110,6 +109,14 @@ async fn is_done(store: &EventStore, folder: &Path) -> bool {
     }
     tracing::error!(%folder, error = told, "plugin not installed; it is tried again when its files change");
     true
+}
+
+fn tell(installed: &plugins::Installed) {
+    let plugins::Installed { name, number, trouble, warnings, .. } = installed;
+    tracing::info!(plugin = name, number, trouble, "plugin installed");
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
 }
 
 /// Whether the same files may be installed later without anybody's help.

@@ -1,6 +1,8 @@
 //! Configurations of plugins, one of each tenant: the words in which tools and gateways have a worker look at one.
 //! Outside of a plugin, of the worker that gives it, and of whoever sets it, a configuration is sealed.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -8,6 +10,10 @@ use crate::names::Name;
 
 /// Largest configuration, in bytes of JSON: settings and secrets, no data.
 pub const CONFIGURATION_BYTES_MAX: usize = 64 * 1024;
+
+/// Longest time of a worker's look at a configuration. Whoever asks waits longer, so that a worker says it. 5 s: a
+/// schema may be large, and somebody waits.
+pub const LOOK_MAX: Duration = Duration::from_secs(5);
 
 /// What a secret is shown as.
 pub const MASK: &str = "***";
@@ -37,8 +43,11 @@ pub fn plugin_of_look(subject: &str) -> Option<Name> {
 /// What a worker says of a configuration that fits its plugin's schema.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ConfigurationLook {
-    /// The JSON Schema of the plugin's configuration; `None`: it is too large to be shown.
+    /// The JSON Schema of the plugin's configuration; `None`: the plugin takes none, or the schema is too large.
     pub schema: Option<Box<RawValue>>,
+    /// The schema is too large to be shown.
+    #[serde(default)]
+    pub schema_too_large: bool,
     /// The configuration, with [`MASK`] in place of its secrets; `None`: none was given.
     pub configuration: Option<Box<RawValue>>,
     /// Why the plugin would be given this configuration in vain: it does not fit the schema.

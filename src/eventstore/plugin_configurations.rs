@@ -142,6 +142,28 @@ impl EventStore {
         Ok(true)
     }
 
+    /// The sequence of the last change of any configuration; 0: there was none. Fails when the broker is away.
+    pub(crate) async fn plugin_configurations_end(&self) -> Result<u64, Error> {
+        last_sequence(self).await
+    }
+
+    /// Deletes the configurations of all tenants of a plugin, and what is left of those that were taken away, up to
+    /// this sequence. Fails when the broker is away.
+    pub(crate) async fn purge_plugin_configurations(
+        &self,
+        plugin: &Name,
+        up_to: u64,
+    ) -> Result<(), Error> {
+        // The broker takes 1, for nothing before the first one, as no limit at all.
+        if up_to == 0 {
+            return Ok(());
+        }
+        let stream = self.jetstream.get_stream_no_info(STREAM).await.map_err(unavailable)?;
+        let all = subject(STREAM, &place(plugin, "*"));
+        let purged = stream.purge().filter(all).sequence(up_to.saturating_add(1)).await;
+        purged.map(drop).map_err(unavailable)
+    }
+
     fn configurations(&self) -> Bucket {
         let (jetstream, acknowledged) = (self.jetstream.clone(), self.acknowledged.clone());
         Bucket { stream: STREAM, jetstream, acknowledged }
@@ -229,10 +251,20 @@ impl ConfigurationNumbers {
         };
         let message = next.ok_or_else(|| unavailable("the reader has ended"))?;
         let (key, number, _) = read(&message.map_err(unavailable)?)?;
-        followed.known_to = number;
+        followed.known_to = known_after(followed.known_to, number)?;
         self.0.write().unwrap_or_else(PoisonError::into_inner).insert(key, number);
         Ok(())
     }
+}
+
+/// The sequence up to which every change is known once this one has come. Fails where one before it has not: it was
+/// lost on its way, and the end of the stream does not show that. One that another took the place of before it came
+/// is missed in vain.
+fn known_after(known_to: u64, number: u64) -> Result<u64, Error> {
+    if number > known_to.saturating_add(1) {
+        return Err(unavailable(format!("change {number} came behind {known_to}")));
+    }
+    Ok(known_to.max(number))
 }
 
 /// The stream sequence of the last change.
@@ -287,6 +319,17 @@ async fn rest(error: &Error, failures: &mut u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_change_that_did_not_come_is_missed_when_the_next_one_comes() {
+        assert_eq!(known_after(0, 1).unwrap(), 1);
+        assert_eq!(known_after(7, 8).unwrap(), 8);
+        // The server that hands changes out may be behind the one that has said where they end.
+        assert_eq!(known_after(7, 7).unwrap(), 7);
+        for (known_to, number) in [(0, 2), (7, 9), (7, u64::MAX)] {
+            assert!(known_after(known_to, number).unwrap_err().is_passing());
+        }
+    }
 
     #[test]
     fn a_place_is_of_one_plugin_and_one_tenant() {

@@ -39,7 +39,8 @@ pub struct InstalledPlugin {
     pub manifest: PluginManifest,
     /// Number of the event that says this, among all of this plugin's, from 1.
     pub number: u32,
-    /// Number of the last restart since it was installed first; 0: none.
+    /// Number of the last event after which every process starts it anew, though its file and its manifest are as
+    /// before: a restart, or an installation after a removal, which a process may not have heard of. 0: none.
     pub restarts: u32,
     /// The file's SHA-256: 64 digits in lower case, its name in the store of files.
     pub sha256: String,
@@ -149,9 +150,13 @@ pub async fn install(
     actor: &ActorName,
     now_ms: i64,
 ) -> Result<u32, Error> {
+    if before.installed.is_none() {
+        // Its removal may have ended before they were deleted.
+        forget_configurations(store, &manifest.name).await?;
+    }
     let installation = Installation {
         number: before.next(),
-        restarts: before.installed.as_ref().map_or(0, |former| former.restarts),
+        restarts: before.restarts_after(),
         manifest: manifest.source.clone(),
         sha256: sha256.to_owned(),
         bytes,
@@ -190,9 +195,10 @@ pub async fn restart(
     Ok(number)
 }
 
-/// Records that a plugin is removed, and deletes its files unless another one needs them. Returns the event's
-/// number. Fails with [`Error::Conflict`] when another event of this plugin came first, and when it is not
-/// installed.
+/// Records that a plugin is removed, and deletes its tenants' configurations, and its files unless another one needs
+/// them. Returns the event's number. Fails with [`Error::Conflict`] when another event of this plugin came first, and
+/// when it is not installed. Where it fails or ends behind the record, configurations may be left:
+/// [`forget_configurations`] deletes them, and so does the next installation under this name, before its own record.
 #[boxed::async_recursion]
 pub async fn remove(
     store: &EventStore,
@@ -204,16 +210,45 @@ pub async fn remove(
     let installed = before.installed.as_ref().ok_or(Error::Conflict)?;
     let removal = Removal { number: before.next() };
     append(store, name, (REMOVED, &removal), before, actor, now_ms).await?;
+    let forgotten = forget_configurations(store, name).await;
     for sha256 in once(&installed.sha256).chain(&before.former_sha256) {
         forget(store, sha256).await;
     }
+    forgotten.map_err(|error| {
+        unavailable(format!(
+            "plugin {name} is removed, and configurations of its tenants may be left, which removing it \
+             once more deletes: {error}"
+        ))
+    })?;
     Ok(removal.number)
+}
+
+/// Deletes the configurations of all tenants of a plugin that is not installed: a later one of this name may be
+/// somebody else's, and must not be given them. Those of an installed one stay. Fails when the broker is away.
+#[boxed::async_recursion]
+pub async fn forget_configurations(store: &EventStore, name: &Name) -> Result<(), Error> {
+    // Before the look: what is stored after it may be of the next plugin of this name.
+    let end = store.plugin_configurations_end().await?;
+    if installed(store, name).await?.installed.is_some() {
+        return Ok(());
+    }
+    store.purge_plugin_configurations(name, end).await
 }
 
 impl PluginBefore {
     /// The number of the event after it.
     fn next(&self) -> u32 {
         self.number.saturating_add(1)
+    }
+
+    /// The number of the last start anew, once something is installed. A process that has not heard of a removal
+    /// still runs what was given configurations that are deleted by now.
+    fn restarts_after(&self) -> u32 {
+        match &self.installed {
+            Some(former) => former.restarts,
+            None if self.number == 0 => 0,
+            None => self.next(),
+        }
     }
 
     /// The file that is kept beside this one once it is installed.
@@ -380,112 +415,4 @@ fn unreadable(plugins: &mut InstalledPlugins, key: &AggregateKey, reason: String
 }
 
 #[cfg(test)]
-mod tests {
-    use flexcore_domain::Hash;
-
-    use super::*;
-
-    const SHA256: &str = "ab";
-
-    fn recorded(id: &str, event: &str, data: &str) -> Recorded {
-        let key = AggregateKey::new(tenant(), aggregate(), AggregateId::parse(id).unwrap());
-        let commit = Commit {
-            key,
-            command_id: CommandId::parse("c-1").unwrap(),
-            command_hash: CommandHash::of(event, data),
-            provenance: Provenance::of(ActorName::parse("test").unwrap()),
-            time_ms: 0,
-            events: vec![Event {
-                event: EventName::parse(event).unwrap(),
-                version: 1,
-                schema_version: 1,
-                data: serde_json::value::RawValue::from_string(data.to_owned()).unwrap(),
-            }],
-        };
-        Recorded { sequence: 1, hash: Hash::ZERO, body: bytes::Bytes::new(), commit }
-    }
-
-    fn installation(name: &str, number: u32, restarts: u32) -> String {
-        let text = format!("name: {name}\nversion: a\nfile: f\n");
-        let manifest = SourceFile { path: "plugin.yaml".to_owned(), text };
-        let (sha256, former_sha256) = (SHA256.to_owned(), None);
-        let installation =
-            Installation { number, restarts, manifest, sha256, bytes: 7, former_sha256 };
-        serde_json::to_string(&installation).unwrap()
-    }
-
-    /// What is known of plugin `a` after an event.
-    fn before(data: &str, former: Option<&str>) -> PluginBefore {
-        let LastEvent { number, installed, .. } = read(&recorded("a", INSTALLED, data)).unwrap();
-        PluginBefore {
-            installed,
-            former_sha256: former.map(str::to_owned),
-            number,
-            expected: Expected::default(),
-            time_ms: 0,
-        }
-    }
-
-    /// A second version that starts nowhere had the file of the first one deleted, which still ran.
-    #[test]
-    fn the_file_before_is_kept_until_another_one_is_installed() {
-        let first = before(&installation("a", 1, 0), None);
-        assert_eq!(first.former_after("cd").as_deref(), Some(SHA256));
-        assert_eq!(first.former_after(SHA256), None, "the same file with another manifest");
-        let second = before(&installation("a", 2, 0), Some("cd"));
-        assert_eq!(second.former_after(SHA256).as_deref(), Some("cd"));
-        assert_eq!(second.former_after("cd").as_deref(), Some(SHA256), "back to the one before");
-        let removed = PluginBefore { installed: None, former_sha256: None, ..second };
-        assert_eq!(removed.former_after("cd"), None);
-    }
-
-    #[test]
-    fn the_file_before_is_known_until_the_plugin_is_removed() {
-        let (name, mut plugins) = (Name::parse("a").unwrap(), InstalledPlugins::default());
-        let with = |number, former: &str| {
-            let text = installation("a", number, 0);
-            text.replacen('{', &format!("{{\"former_sha256\":\"{former}\","), 1)
-        };
-        put(&mut plugins, &recorded("a", INSTALLED, &with(2, "cd")));
-        assert_eq!(plugins.former.get(&name).map(String::as_str), Some("cd"));
-        put(&mut plugins, &recorded("a", INSTALLED, &with(3, "ef")));
-        assert_eq!(plugins.former.get(&name).map(String::as_str), Some("ef"));
-        put(&mut plugins, &recorded("a", REMOVED, r#"{"number":4}"#));
-        assert!(plugins.former.is_empty());
-    }
-
-    #[test]
-    fn the_last_event_says_all_that_counts() {
-        let name = Name::parse("a").unwrap();
-        let mut plugins = InstalledPlugins::default();
-        put(&mut plugins, &recorded("a", RESTARTED, &installation("a", 3, 3)));
-        let plugin = &plugins.installed[&name];
-        assert_eq!((plugin.number, plugin.restarts, plugin.bytes), (3, 3, 7));
-        put(&mut plugins, &recorded("a", INSTALLED, &installation("a", 4, 3)));
-        assert_eq!((plugins.installed[&name].number, plugins.installed.len()), (4, 1));
-        put(&mut plugins, &recorded("a", REMOVED, r#"{"number":5}"#));
-        assert!(plugins.installed.is_empty() && plugins.unreadable.is_empty());
-    }
-
-    #[test]
-    fn what_cannot_be_read_leaves_the_one_before_in_force_until_something_can() {
-        let name = Name::parse("a").unwrap();
-        let mut plugins = InstalledPlugins::default();
-        put(&mut plugins, &recorded("a", INSTALLED, &installation("a", 1, 0)));
-        for (event, data) in [
-            (INSTALLED, "{}".to_owned()),
-            (INSTALLED, installation("b", 2, 0)),
-            (INSTALLED, installation("a", 2, 0).replace("file", "pile")),
-            (REMOVED, "[]".to_owned()),
-            ("moved", "{}".to_owned()),
-        ] {
-            put(&mut plugins, &recorded("a", event, &data));
-            assert!(plugins.unreadable.contains_key(&name), "{event} {data}");
-            assert_eq!(plugins.installed[&name].number, 1, "{event} {data}");
-        }
-        put(&mut plugins, &recorded("a", INSTALLED, &installation("a", 3, 0)));
-        assert_eq!((plugins.installed[&name].number, plugins.unreadable.len()), (3, 0));
-        put(&mut plugins, &recorded("Not-A-Name", INSTALLED, &installation("a", 4, 0)));
-        assert_eq!(plugins.installed.len(), 1);
-    }
-}
+mod tests;

@@ -38,7 +38,7 @@ pub const SECRETS: &str = "KV_flex_secrets";
 /// Snapshots of aggregates, laid out as a KV bucket named `flex_snapshots`.
 pub const SNAPSHOTS: &str = "KV_flex_snapshots";
 /// Configurations of plugins, sealed, laid out as a KV bucket named `flex_plugin_configurations`. A tenant has
-/// one at most of each plugin, so what is installed bounds its part.
+/// one at most of each plugin, and all of a plugin's go when it is removed, so what is installed bounds its part.
 pub const PLUGIN_CONFIGURATIONS: &str = "KV_flex_plugin_configurations";
 /// Files of plugins, laid out as an object store named [`FILES_BUCKET`]. It is made when the first one is
 /// stored, since the broker reserves what it may take.

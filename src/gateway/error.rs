@@ -392,6 +392,7 @@ mod tests {
             (R::TooLarge, 413, "payload-too-large", true),
             (R::Busy, 503, "overloaded", false),
             (R::Away, 503, "unavailable", false),
+            (R::OtherVersion, 503, "unavailable", false),
             (R::Late, 504, "plugin-timeout", false),
             (R::Unknown, 503, "outcome-unknown", false),
             (R::Faulty, 502, "plugin-faulty", false),

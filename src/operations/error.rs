@@ -142,16 +142,16 @@ pub enum Error {
     /// No plugin of this name is installed.
     #[error("no plugin {0} is installed: `flexcore plugin list` shows those that are")]
     NoPlugin(Name),
-    /// Applications in force name the plugin as a decider.
+    /// Applications in force need the plugin.
     #[error(
-        "plugin {plugin} decides commands of {}, which would be answered 503: deploy these with other \
-         deciders first, or remove it all the same (--force, force=true)",
+        "plugin {plugin} is needed: {}; commands would be answered 503, and read models would stand still: \
+         deploy these without it first, or remove it all the same (--force, force=true)",
         by.join(", ")
     )]
     PluginNeeded {
         /// The plugin's name.
         plugin: Name,
-        /// Each application with the first place that names the plugin.
+        /// What each application needs it for, with the first place that names it.
         by: Vec<String>,
     },
     /// The file cannot be a plugin's.

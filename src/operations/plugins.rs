@@ -83,6 +83,9 @@ pub struct Installed {
     /// there is no worker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+    /// The read models that stand still now, since their definitions name the version that was in force before.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
 }
 
 /// An installed plugin, as the log has it and as workers run it.
@@ -161,6 +164,10 @@ async fn put(
     let in_force = before.installed.as_ref();
     let former_version = in_force.map(|former| former.manifest.version.clone());
     let same = in_force.filter(|plugin| is_same(plugin, manifest, &sha256));
+    let warnings = match &former_version {
+        Some(former) => needed::left_behind(store, manifest, former).await?,
+        None => Vec::new(),
+    };
     let mut file = File::from_std(file);
     store.put_plugin_file(&mut file, &sha256).await?;
     let (number, is_new, is_restarted) = if let Some(plugin) = same {
@@ -188,6 +195,7 @@ async fn put(
         bytes,
         picked_up_ms: after_ms,
         trouble,
+        warnings,
     })
 }
 
@@ -218,13 +226,15 @@ pub async fn restart(store: &EventStore, name: &Name) -> Result<u32, Error> {
     restarted.map_err(overtaken(name))
 }
 
-/// Has every worker end the plugin, and takes it off the list. Fails when it is not installed, when an application in
-/// force names it as a decider (unless `even_if_needed`), when the broker is away, and when somebody else changed the
-/// plugin meanwhile.
+/// Has every worker end the plugin, takes it off the list, and deletes its tenants' configurations. Fails when it is
+/// not installed, and deletes then what an interrupted removal has left of these. Fails when an application in force
+/// needs it (unless `even_if_needed`): it decides commands, which are answered 503 then, or events go through it, whose
+/// read models stand still. Fails when the broker is away, and when somebody else changed the plugin meanwhile.
 #[boxed::async_recursion]
 pub async fn remove(store: &EventStore, name: &Name, even_if_needed: bool) -> Result<(), Error> {
     let before = plugins::installed(store, name).await?;
     if before.installed.is_none() {
+        plugins::forget_configurations(store, name).await?;
         return Err(Error::NoPlugin(name.clone()));
     }
     if !even_if_needed {

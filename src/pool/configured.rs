@@ -35,6 +35,9 @@ type Read = dyn Fn(&str, &Arc<Description>) -> Reading + Send + Sync;
 pub type Reading = BoxFuture<'static, Result<Option<Bytes>, Failure>>;
 
 impl Configurations {
+    /// The code of the failure of calls that are refused since there is no configuration with which the plugin works.
+    pub const UNCONFIGURED: &str = "unconfigured";
+
     /// From these two. `number` says by its changes that a tenant's configuration has changed; 0: the tenant
     /// never had one. It is asked before each call, and must not block. `read` reads a tenant's
     /// configuration, which is JSON, for a plugin that describes itself so; its failure is the reason for which
@@ -150,8 +153,7 @@ impl Given {
     }
 }
 
-/// The code of the failure of calls that are refused since the plugin does not work with the configuration.
-const UNCONFIGURED: &str = "unconfigured";
+const UNCONFIGURED: &str = Configurations::UNCONFIGURED;
 
 const SLOW: &str = "the plugin did not take this tenant's configuration in time; no call was made";
 

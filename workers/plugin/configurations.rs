@@ -13,7 +13,7 @@ use flexcore_domain::{
     Name, PluginRefusal, PluginReply, Tenant, json,
     plugin::{QUEUE_GROUP, header},
     plugin_configuration::{
-        CONFIGURATION_BYTES_MAX, ConfigurationLook, LOOK_SUBJECTS, plugin_of_look,
+        CONFIGURATION_BYTES_MAX, ConfigurationLook, LOOK_MAX, LOOK_SUBJECTS, plugin_of_look,
     },
 };
 use flexcore_eventstore::{Error, EventStore, plugin_configurations::ConfigurationNumbers};
@@ -25,7 +25,7 @@ use serde_json::{
     Value,
     value::{RawValue, to_raw_value},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
@@ -41,14 +41,15 @@ const LOOKS_MAX: usize = 16;
 /// Those of one tenant: so many times as many as are left for others.
 const LOOKS_TIMES: usize = 3;
 
-/// Longest time of a look: whoever asked waits no longer.
-const LOOK_MAX: Duration = Duration::from_secs(5);
-
 /// Largest schema that is shown, in bytes, so that an answer fits a message: 256 KiB.
 const SCHEMA_SHOWN_MAX: usize = 256 * 1024;
 
 /// Code of the failure where a tenant's configuration cannot be used by this worker.
-const UNCONFIGURED: &str = "unconfigured";
+const UNCONFIGURED: &str = Configurations::UNCONFIGURED;
+
+/// Least time between two lines of the log that say that a configuration does not open. 10 s: every tenant's may be
+/// tried every few seconds.
+const LOCKED_TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Said where a configuration is not held to its schema in time.
 const UNCHECKED: &str = "this tenant's configuration cannot be held to the plugin's schema in time";
@@ -58,16 +59,18 @@ pub(super) fn of(shared: &Shared, plugin: &Name) -> Configurations {
     let (numbers, name) = (shared.configurations.numbers.clone(), plugin.clone());
     let (suspects, checks) = (shared.configurations.suspects(plugin), shared.checks.clone());
     let (store, plugin) = (shared.store.clone(), plugin.clone());
+    let told = shared.configurations.told_locked.clone();
     Configurations::new(
         move |tenant| numbers.of(&name, tenant),
         move |tenant, description| {
             let (suspects, checks, description) =
                 (suspects.clone(), checks.clone(), description.clone());
             let (store, plugin, tenant) = (store.clone(), plugin.clone(), tenant.to_owned());
+            let told = told.clone();
             async move {
                 let tenant =
                     Tenant::parse(&tenant).map_err(|error| Failure::new(UNCONFIGURED, error))?;
-                let Some(configuration) = open(&store, &plugin, &tenant).await? else {
+                let Some(configuration) = open(&store, &plugin, &tenant, &told).await? else {
                     return Ok(None);
                 };
                 // Another version may be in service than when it was set.
@@ -90,6 +93,7 @@ async fn open(
     store: &EventStore,
     plugin: &Name,
     tenant: &Tenant,
+    told: &ToldLocked,
 ) -> Result<Option<Bytes>, Failure> {
     let sealed = store.plugin_configuration(plugin, tenant).await.map_err(|error| {
         let message = format!("this tenant's configuration cannot be read now: {error}");
@@ -98,10 +102,36 @@ async fn open(
     let Some(sealed) = sealed else { return Ok(None) };
     let opened = store.open_plugin_configuration(plugin, tenant, &sealed);
     opened.map(Some).map_err(|locked| {
-        // It is for whoever runs the workers: the caller cannot mend it.
-        tracing::error!(%plugin, %tenant, %locked, "a tenant's calls of a plugin are refused");
-        Failure::new(UNCONFIGURED, "the worker cannot open this tenant's configuration")
+        if told.is_due(Instant::now()) {
+            // It is for whoever runs the workers: the caller cannot mend it.
+            tracing::error!(%plugin, %tenant, %locked, "calls of a plugin are refused, maybe of more tenants");
+        }
+        unopened()
     })
+}
+
+/// The failure of calls whose tenant's configuration does not open here. It passes: when the key has been changed, a
+/// tenant's configuration does not open until it is set again. Events and stored commands of the tenant wait for that,
+/// and would be put aside otherwise.
+fn unopened() -> Failure {
+    Failure::passing(UNCONFIGURED, "the worker cannot open this tenant's configuration")
+}
+
+/// When it was said last that configurations do not open: each is tried again and again.
+#[derive(Default)]
+struct ToldLocked(Mutex<Option<Instant>>);
+
+impl ToldLocked {
+    /// True if it is to be said again.
+    fn is_due(&self, now: Instant) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due =
+            last.is_none_or(|told| now.saturating_duration_since(told) >= LOCKED_TOLD_EVERY);
+        if is_due {
+            *last = Some(now);
+        }
+        is_due
+    }
 }
 
 fn fits(description: &Description, configuration: &[u8]) -> Result<(), String> {
@@ -117,12 +147,13 @@ pub(super) struct Known {
     looks: Shares<Tenant>,
     /// Of each plugin: its schema may be one whose checks do not end.
     suspects: Mutex<BTreeMap<Name, Arc<Suspects>>>,
+    told_locked: Arc<ToldLocked>,
 }
 
 impl Known {
     pub(super) fn new(numbers: ConfigurationNumbers) -> Self {
         let looks = Shares::new(LOOKS_MAX, LOOKS_TIMES);
-        Self { numbers, looks, suspects: Mutex::default() }
+        Self { numbers, looks, suspects: Mutex::default(), told_locked: Arc::default() }
     }
 
     /// Of an installed plugin.
@@ -196,9 +227,7 @@ async fn look(shared: &Shared, message: Message) -> PluginReply {
     };
     let sealed = message.payload;
     if description.configuration_schema.is_empty() {
-        let why = || "the plugin takes no configuration".to_owned();
-        let unfit = (!sealed.is_empty()).then(why);
-        return output(&ConfigurationLook { schema: None, configuration: None, unfit });
+        return output(&untaken(&sealed));
     }
     let configuration = if sealed.is_empty() {
         None
@@ -231,6 +260,13 @@ async fn look(shared: &Shared, message: Message) -> PluginReply {
     }
 }
 
+/// What is said of a sealed configuration where the plugin takes none.
+fn untaken(sealed: &[u8]) -> ConfigurationLook {
+    let why = || "the plugin takes no configuration".to_owned();
+    let unfit = (!sealed.is_empty()).then(why);
+    ConfigurationLook { schema: None, schema_too_large: false, configuration: None, unfit }
+}
+
 fn output(look: &ConfigurationLook) -> PluginReply {
     to_raw_value(look)
         .map_or_else(|error| refused(PluginRefusal::Faulty, error.to_string()), PluginReply::Output)
@@ -243,11 +279,12 @@ fn looked_at(
     configuration: Option<&[u8]>,
 ) -> Result<ConfigurationLook, (PluginRefusal, String)> {
     let text = &description.configuration_schema;
-    let shown = RawValue::from_string(text.clone());
-    let schema = shown.ok().filter(|schema| schema.get().len() <= SCHEMA_SHOWN_MAX);
-    let Some(configuration) = configuration else {
-        return Ok(ConfigurationLook { schema, configuration: None, unfit: None });
-    };
+    let schema = RawValue::from_string(text.clone()).ok();
+    let schema_too_large =
+        schema.as_ref().is_some_and(|schema| schema.get().len() > SCHEMA_SHOWN_MAX);
+    let schema = schema.filter(|_| !schema_too_large);
+    let mut look = ConfigurationLook { schema, schema_too_large, configuration: None, unfit: None };
+    let Some(configuration) = configuration else { return Ok(look) };
     let no_schema = |reason: String| {
         let message = format!("the plugin's schema of the configuration is none: {reason}");
         (PluginRefusal::Faulty, message)
@@ -263,10 +300,10 @@ fn looked_at(
         let message = "null is no configuration: take it away instead, with --remove or DELETE";
         return Err((PluginRefusal::InvalidInput, message.to_owned()));
     }
-    let unfit = fits_unquoted(&fitting, &value).err();
+    look.unfit = fits_unquoted(&fitting, &value).err();
     let masked = to_raw_value(&masked(&described, &value));
-    let masked = masked.map_err(|error| (PluginRefusal::Faulty, error.to_string()))?;
-    Ok(ConfigurationLook { schema, configuration: Some(masked), unfit })
+    look.configuration = Some(masked.map_err(|error| (PluginRefusal::Faulty, error.to_string()))?);
+    Ok(look)
 }
 
 /// Reads a configuration, which is held to the rules of a command's payload, but for its size.
@@ -317,6 +354,32 @@ mod tests {
         let unfit = looked(&schema, Some(r#"{"key": 7}"#)).unwrap();
         assert!(unfit.unfit.unwrap().contains("host"));
         assert!(looked(&schema, None).unwrap().configuration.is_none());
+    }
+
+    /// A plugin without a configuration was said to have a schema that is too large.
+    #[test]
+    fn a_schema_that_is_not_there_is_told_from_one_that_is_too_large() {
+        let large = json!({"title": "x".repeat(SCHEMA_SHOWN_MAX)}).to_string();
+        let look = looked(&large, None).unwrap();
+        assert!(look.schema.is_none() && look.schema_too_large);
+        let none = untaken(b"");
+        assert!(none.schema.is_none() && !none.schema_too_large && none.unfit.is_none());
+        assert!(untaken(b"sealed").unfit.is_some());
+    }
+
+    /// While the key was changed, transformed events were put aside and stored commands were, for good.
+    #[test]
+    fn a_configuration_that_does_not_open_is_a_failure_that_passes() {
+        let failure = unopened();
+        assert!(failure.temporary && failure.code == UNCONFIGURED);
+    }
+
+    #[test]
+    fn what_does_not_open_is_told_at_times() {
+        let (told, first) = (ToldLocked::default(), Instant::now());
+        assert!(told.is_due(first) && !told.is_due(first));
+        assert!(!told.is_due(first + LOCKED_TOLD_EVERY / 2));
+        assert!(told.is_due(first + LOCKED_TOLD_EVERY));
     }
 
     #[test]

@@ -101,18 +101,21 @@ mod tests {
     #[test]
     fn a_refusal_has_one_word_in_headers_and_in_json() {
         use PluginRefusal as R;
-        for refusal in [
-            R::NotInstalled,
-            R::UnknownFunction,
-            R::InvalidInput,
-            R::TooLarge,
-            R::NotForTenant,
-            R::Busy,
-            R::Away,
-            R::Late,
-            R::Faulty,
-            R::Unknown,
-        ] {
+        // A new one does not compile until it is here.
+        let next = |refusal: &R| match refusal {
+            R::NotInstalled => Some(R::UnknownFunction),
+            R::UnknownFunction => Some(R::InvalidInput),
+            R::InvalidInput => Some(R::TooLarge),
+            R::TooLarge => Some(R::NotForTenant),
+            R::NotForTenant => Some(R::OtherVersion),
+            R::OtherVersion => Some(R::Busy),
+            R::Busy => Some(R::Away),
+            R::Away => Some(R::Late),
+            R::Late => Some(R::Faulty),
+            R::Faulty => Some(R::Unknown),
+            R::Unknown => None,
+        };
+        for refusal in std::iter::successors(Some(R::NotInstalled), next) {
             assert_eq!(serde_json::to_value(refusal).unwrap(), refusal.word());
             assert_eq!(PluginRefusal::of_word(refusal.word()), refusal);
         }

@@ -88,6 +88,8 @@ fn install() -> Value {
             "picked_up_ms": nullable(json!({"type": "integer", "description":
                 "Until a worker had taken it up; null: none has, or none is there."})),
             "trouble": {"type": "string", "description": "Why no worker runs it."},
+            "warnings": {"type": "array", "items": text, "description":
+                "The read models that stand still now, as they name the version before."},
         },
     });
     responses["200"] = answer("It is installed, and in force.", &installed);
@@ -157,12 +159,13 @@ fn remove() -> Value {
         "required": ["name", "removed"],
         "properties": {"name": {"type": "string"}, "removed": {"const": true}},
     });
-    responses["200"] = answer("Every worker ends it.", &removed);
+    responses["200"] =
+        answer("Every worker ends it, and its tenants' configurations are deleted.", &removed);
     let force = query(
         "force",
         false,
         &json!({"type": "boolean", "default": false}),
-        "Also while applications need it for decisions, which are answered 503 then.",
+        "Also while applications need it: commands are answered 503 then, and read models stand still.",
     );
     json!({
         "operationId": "remove_plugin",
@@ -231,9 +234,11 @@ fn call() -> Value {
 fn configuration() -> Value {
     let look = json!({
         "type": "object",
-        "required": ["schema", "configuration", "unfit"],
+        "required": ["schema", "schema_too_large", "configuration", "unfit"],
         "properties": {
-            "schema": {"description": "JSON Schema of the configuration; null: too large to be shown."},
+            "schema": {"description":
+                "JSON Schema of the configuration; null: the plugin takes none, or it is too large."},
+            "schema_too_large": {"type": "boolean", "description": "It is too large to be shown."},
             "configuration": {"description": "With its secrets masked; null: there is none."},
             "unfit": nullable(json!({"type": "string", "description":
                 "Why it does not fit the plugin's schema."})),

@@ -1,6 +1,6 @@
 //! Installed plugins, for those who run the platform: install, restart and remove one, and read its log.
 
-use std::{io, sync::Arc};
+use std::{fs, io, os::fd::AsRawFd, path::PathBuf, sync::Arc};
 
 use axum::{extract::State, http::StatusCode, response::Response};
 use bytes::BytesMut;
@@ -9,7 +9,6 @@ use flexcore_domain::Name;
 use flexcore_operations::{self as operations, plugins};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use tempfile::NamedTempFile;
 use tokio::{
     fs::File,
     io::AsyncWriteExt,
@@ -47,7 +46,7 @@ pub(crate) async fn put(
     let store = shared.store.clone();
     // It is brought to its end though the client goes away: what is half installed helps nobody.
     let installing = tokio::spawn(async move {
-        let installed = plugins::install(&store, &manifest, file.path()).await;
+        let installed = plugins::install(&store, &manifest, &path(&file)).await;
         drop((file, place));
         installed
     });
@@ -119,7 +118,7 @@ pub(crate) async fn logs(
 struct Uploaded {
     manifest: String,
     /// Its file, which goes when this does.
-    file: NamedTempFile,
+    file: fs::File,
 }
 
 impl Uploaded {
@@ -155,13 +154,14 @@ async fn text(form: &mut Form) -> Result<String, Problem> {
     String::from_utf8(text.to_vec()).map_err(|_| invalid("the manifest is not UTF-8"))
 }
 
-/// Writes the part to a file of this gateway.
-async fn stored(form: &mut Form) -> Result<NamedTempFile, Problem> {
+/// Writes the part to a file of this gateway. It has no name: one would stay behind when the gateway is killed, and
+/// leave the next upload no room.
+async fn stored(form: &mut Form) -> Result<fs::File, Problem> {
     // Its disk may be full: the same may succeed later, or at another gateway.
     let unwritten = |error: io::Error| Problem::unavailable(&format!("the uploaded file: {error}"));
     let made = spawn_blocking(|| {
-        let file = NamedTempFile::new()?;
-        let writes = file.reopen()?;
+        let file = tempfile::tempfile()?;
+        let writes = file.try_clone()?;
         Ok::<_, io::Error>((file, writes))
     });
     let made = made.await.map_err(|error| Problem::internal(&error))?;
@@ -173,6 +173,11 @@ async fn stored(form: &mut Form) -> Result<NamedTempFile, Problem> {
     // What was written last is on its way until then.
     writes.flush().await.map_err(unwritten)?;
     Ok(file)
+}
+
+/// Where the file is opened once more, at its beginning.
+fn path(file: &fs::File) -> PathBuf {
+    format!("/proc/self/fd/{}", file.as_raw_fd()).into()
 }
 
 /// The manifest of the plugin of this name.
@@ -223,6 +228,8 @@ fn json(body: &impl Serialize) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
     use axum::{
         body::Body,
         http::{HeaderMap, HeaderValue, header},
@@ -247,10 +254,9 @@ mod tests {
         for parts in [[manifest.clone(), file.clone()], [file.clone(), manifest.clone()]] {
             let uploaded = read(&parts).await.unwrap();
             assert_eq!(uploaded.manifest, "name: a");
-            assert_eq!(std::fs::read(uploaded.file.path()).unwrap(), b"\x7fELF");
-            let path = uploaded.file.path().to_owned();
-            drop(uploaded);
-            assert!(!path.exists(), "an uploaded file stays nowhere");
+            assert_eq!(fs::read(path(&uploaded.file)).unwrap(), b"\x7fELF");
+            // A gateway that was killed left it there.
+            assert_eq!(uploaded.file.metadata().unwrap().nlink(), 0, "it stays nowhere");
         }
         for parts in [
             vec![],

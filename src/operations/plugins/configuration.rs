@@ -8,15 +8,15 @@ use bytes::Bytes;
 use flexcore_domain::{
     Name, PluginRefusal, PluginReply, Tenant,
     plugin::header,
-    plugin_configuration::{CONFIGURATION_BYTES_MAX, ConfigurationLook, look_subject},
+    plugin_configuration::{CONFIGURATION_BYTES_MAX, ConfigurationLook, LOOK_MAX, look_subject},
 };
 use flexcore_eventstore::{EventStore, plugins};
 
 use super::call::{asked_again, not_taken, read};
 use crate::Error;
 
-/// Longest wait for a worker that looks at a configuration.
-const LOOK_WITHIN: Duration = Duration::from_secs(6);
+/// Longest wait for a worker that looks at a configuration: it says by then that it takes too long.
+const LOOK_WITHIN: Duration = LOOK_MAX.saturating_add(Duration::from_secs(1));
 
 /// What came of a question about a configuration.
 #[derive(Debug)]
@@ -28,8 +28,8 @@ pub enum Looked {
 }
 
 /// Stores a tenant's configuration of an installed plugin, which is JSON, in place of the one before. Returns it as
-/// it may be shown, or why it is not stored: it does not fit the plugin's schema, no worker runs the plugin, or this
-/// process has no key. Fails when the broker is away or has no room.
+/// it may be shown, or why it is not stored: it does not fit the plugin's schema, no worker runs the plugin, it was
+/// removed meanwhile, or this process has no key. Fails when the broker is away or has no room.
 #[boxed::async_recursion]
 pub async fn configure(
     store: &EventStore,
@@ -55,6 +55,11 @@ pub async fn configure(
         return refused(PluginRefusal::InvalidInput, reason.clone());
     }
     store.put_plugin_configuration(plugin, tenant, sealed).await?;
+    // It may have been removed since a worker looked, and its tenants' configurations with it.
+    if plugins::installed(store, plugin).await?.installed.is_none() {
+        plugins::forget_configurations(store, plugin).await?;
+        return refused(PluginRefusal::NotInstalled, format!("plugin {plugin} was removed"));
+    }
     Ok(Looked::At(look))
 }
 

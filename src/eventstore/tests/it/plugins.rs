@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use flexcore_definition::{PluginManifest, SourceFile};
 use flexcore_domain::{ActorName, AggregateId, AggregateKey, AggregateName, Name, Tenant};
 use flexcore_eventstore::{
     Error, EventStore,
     plugins::{self, InstalledPlugins, PluginBefore, install, installed, remove, restart, watch},
     subject,
+    topology::PLUGIN_CONFIGURATIONS,
 };
 use tokio::{sync::watch::Receiver, time::timeout};
 
@@ -94,7 +96,7 @@ async fn each_event_is_followed_and_found_by_who_starts_later() {
     assert_eq!((before.number, before.installed), (4, None));
     assert_eq!(add(&store, "a", b"one").await, 5);
     until(&mut live, "a", Some(5)).await;
-    assert_eq!(live.borrow().installed[&name("a")].restarts, 0);
+    assert_eq!(live.borrow().installed[&name("a")].restarts, 5, "processes may not know of 4");
     servers.stop().await;
 }
 
@@ -169,6 +171,46 @@ async fn a_file_stays_while_one_plugin_leaves_it_and_another_takes_it() {
         tokio::join!(take_off(&store, &leaves), add(&store, &comes, &content));
         assert!(is_stored(&store, &content).await, "round {number}");
     }
+    servers.stop().await;
+}
+
+/// A plugin of the same name, by anybody, was given the secrets that tenants had for the one before.
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_configurations_go_with_their_plugin_and_with_no_other() {
+    let (servers, store) = start().await;
+    let tenants = ["acme", "globex"].map(|tenant| Tenant::parse(tenant).unwrap());
+    let configure = async |of: &str| {
+        for tenant in &tenants {
+            let sealed = Bytes::from_static(b"sealed");
+            store.put_plugin_configuration(&name(of), tenant, sealed).await.unwrap();
+        }
+    };
+    let left = async |of: &str| {
+        let mut left = 0;
+        for tenant in &tenants {
+            let found = store.plugin_configuration(&name(of), tenant).await.unwrap();
+            left += usize::from(found.is_some());
+        }
+        left
+    };
+    // As a removal that was interrupted leaves them.
+    configure("a").await;
+    add(&store, "a", b"one").await;
+    assert_eq!(left("a").await, 0, "an installation gets none of them");
+    configure("a").await;
+    add(&store, "b", b"two").await;
+    configure("b").await;
+    add(&store, "a", b"three").await;
+    plugins::forget_configurations(&store, &name("a")).await.unwrap();
+    assert_eq!(left("a").await, 2, "an upgrade keeps them");
+    take_off(&store, "a").await;
+    assert_eq!((left("a").await, left("b").await), (0, 2));
+    let stream = store.jetstream().get_stream(PLUGIN_CONFIGURATIONS).await.unwrap();
+    assert_eq!(stream.cached_info().state.messages, 2, "not even marks are left");
+    // Also when the first removal ended too early.
+    configure("a").await;
+    plugins::forget_configurations(&store, &name("a")).await.unwrap();
+    assert_eq!((left("a").await, left("b").await), (0, 2));
     servers.stop().await;
 }
 
