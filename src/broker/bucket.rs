@@ -1,6 +1,8 @@
 //! A bucket: a stream `KV_<bucket>` that keeps the last message of each key. Reads ask the stream's leader,
 //! and a write may have a condition, so that of two writers one wins.
 
+use std::time::Duration;
+
 use async_nats::{
     HeaderMap,
     jetstream::{
@@ -11,6 +13,14 @@ use async_nats::{
 use bytes::Bytes;
 
 use crate::acknowledged::{Acknowledged, Unstored, expect_last, expect_last_on};
+
+/// The header with the time after which the broker frees a message's key.
+pub const TTL: &str = "Nats-TTL";
+
+/// A time as FlexCore writes it into [`TTL`].
+fn seconds(ttl: &str) -> Option<Duration> {
+    ttl.strip_suffix('s')?.parse().ok().map(Duration::from_secs)
+}
 
 /// The condition for storing a write.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +45,8 @@ pub struct Entry {
     pub sequence: u64,
     /// `None`: the key was deleted, and the message says so.
     pub value: Option<Bytes>,
+    /// The time after which the broker frees the key; `None`: it does not.
+    pub ttl: Option<Duration>,
 }
 
 /// A bucket; cheap to clone.
@@ -63,7 +75,8 @@ impl Bucket {
                 let deleted =
                     message.headers.get("KV-Operation").is_some() || message.payload.is_empty();
                 let value = (!deleted).then_some(message.payload);
-                Ok(Some(Entry { sequence: message.sequence, value }))
+                let ttl = message.headers.get(TTL).and_then(|ttl| seconds(ttl.as_str()));
+                Ok(Some(Entry { sequence: message.sequence, value, ttl }))
             }
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(error),

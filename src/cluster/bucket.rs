@@ -12,7 +12,7 @@ use async_nats::{
 use bytes::Bytes;
 use flexcore_broker::{
     acknowledged::{Acknowledged, Unstored, unknown},
-    bucket::{Bucket as Keys, Condition, Entry, subject},
+    bucket::{Bucket as Keys, Condition, Entry, TTL, subject},
 };
 use futures::{StreamExt, TryStreamExt};
 use serde::{Serialize, de::DeserializeOwned};
@@ -173,7 +173,7 @@ impl Bucket {
         ttl: Option<Duration>,
     ) -> Written {
         if let Some(ttl) = ttl {
-            headers.insert("Nats-TTL", format!("{}s", ttl.as_secs()));
+            headers.insert(TTL, format!("{}s", ttl.as_secs()));
         }
         let writing = self.keys.write(key, headers, value, condition);
         let written = tokio::time::timeout(self.timeout, writing).await;

@@ -23,6 +23,7 @@ mod member;
 #[cfg(test)]
 mod model_tests;
 mod node;
+mod overdue;
 mod owners;
 mod plan;
 #[cfg(test)]

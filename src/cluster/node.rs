@@ -25,6 +25,7 @@ use crate::{
     bucket::{Bucket, DRAIN, LEADER, MAP, MEMBER, parsed},
     fence::Fence,
     lease::{Found, Lease, Step, Terms, Written},
+    overdue::Overdue,
     plan::Map,
     unavailable,
 };
@@ -96,6 +97,8 @@ pub(crate) struct Node {
     members: BTreeMap<MemberId, Record>,
     /// Whom a wish to drain names that is not there, and since when.
     strays: BTreeMap<MemberId, Instant>,
+    overdue: Overdue,
+    overdue_leader: Overdue,
     silent_since: Option<Instant>,
     pub(crate) told: Option<Told>,
 }
@@ -139,6 +142,8 @@ impl Node {
             again: 0..0,
             members: BTreeMap::new(),
             strays: BTreeMap::new(),
+            overdue: Overdue::default(),
+            overdue_leader: Overdue::default(),
             silent_since: None,
             told: None,
         }
@@ -316,11 +321,7 @@ impl Node {
         let again = match self.lead.step(self.now_ms()) {
             Step::Read => match self.bucket.read(LEADER).await {
                 Ok(entry) => {
-                    let found = found(entry, |leader: Leadership| match &leader.member {
-                        None => Some((0, None)),
-                        Some(member) if *member == self.id => Some((leader.beat, leader.epoch)),
-                        Some(_) => None,
-                    });
+                    let found = self.found_leader(entry, at);
                     self.lead.found(found);
                     self.silent_since = None;
                     if found == Found::Taken { jitter(LOOK_EVERY) } else { Duration::ZERO }

@@ -6,15 +6,15 @@ use std::{
     time::Duration,
 };
 
-use flexcore_broker::bucket::Condition;
+use flexcore_broker::bucket::{Condition, Entry};
 use flexcore_resilience::jitter;
 use tokio::time::Instant;
 
-use super::{Node, RETRY};
+use super::{Leadership, Node, RETRY, found};
 use crate::{
     Error, MemberId, Record,
     bucket::{DRAIN, LEADER, MAP, MEMBER, parsed},
-    lease::Written,
+    lease::{Found, Written},
     plan::plan,
 };
 
@@ -68,6 +68,7 @@ impl Node {
     /// The members that there are, and those that are to serve nothing.
     async fn members(&mut self) -> Result<(BTreeMap<MemberId, Record>, BTreeSet<MemberId>), Error> {
         let entries = self.bucket.entries(MEMBER).await?;
+        let entries = self.without_overdue(entries).await;
         let members: BTreeMap<MemberId, Record> = entries
             .into_iter()
             .filter_map(|(id, entry)| {
@@ -97,6 +98,45 @@ impl Node {
             .map(|(id, record)| (id.clone(), record.clone().without_beat()))
             .collect();
         Ok((members, leaving))
+    }
+
+    /// An entry about the key `leader`. A leader whose lease has ended does not hold it.
+    pub(super) fn found_leader(&mut self, entry: Option<Entry>, at: Instant) -> Found {
+        let lease = entry.as_ref().map(|entry| (entry.sequence, entry.ttl.unwrap_or(self.ttl)));
+        let found = found(entry, |leader: Leadership| match &leader.member {
+            None => Some((0, None)),
+            Some(member) if *member == self.id => Some((leader.beat, leader.epoch)),
+            Some(_) => None,
+        });
+        match (found, lease) {
+            (Found::Taken, Some((sequence, lease)))
+                if self.overdue_leader.is(LEADER, sequence, lease, at) =>
+            {
+                tracing::warn!("the broker keeps a leader whose lease has ended: it is replaced");
+                Found::Free(sequence)
+            }
+            _ => found,
+        }
+    }
+
+    /// Deletes the records whose leases have ended. Returns the others.
+    async fn without_overdue(&mut self, entries: Vec<(String, Entry)>) -> Vec<(String, Entry)> {
+        let now = Instant::now();
+        self.overdue.retain(|id| entries.iter().any(|(of, _)| of == id));
+        let (ended, living): (Vec<_>, Vec<_>) = entries.into_iter().partition(|(id, entry)| {
+            let lease = entry.ttl.unwrap_or(self.ttl);
+            *id != self.id.0 && self.overdue.is(id, entry.sequence, lease, now)
+        });
+        for (id, entry) in ended {
+            tracing::warn!(
+                member = id,
+                "the broker keeps a member whose lease has ended: it is deleted"
+            );
+            let key = format!("{MEMBER}.{id}");
+            let condition = Condition { key: &key, sequence: entry.sequence };
+            self.bucket.delete(&key, Some(condition)).await;
+        }
+        living
     }
 
     /// True if a record says nothing new, like most renewals.

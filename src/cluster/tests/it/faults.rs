@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use async_nats::jetstream;
 use flexcore_cluster::{drain, look};
 
-use crate::floor::{COMMAND, Floor, LEASE, Worker, broker, until};
+use crate::floor::{COMMAND, Floor, LEASE, Worker, broker, get, put, until};
 
 const SOON: Duration = Duration::from_secs(3);
 /// After the broker is back: clients wait between attempts to connect.
@@ -64,4 +64,27 @@ async fn a_bucket_that_is_gone_is_made_anew_with_greater_epochs() {
         all == [32, 32] && floor.lowest(COMMAND) > highest
     })
     .await;
+}
+
+/// A broker that is killed may bring ended leases back, and never free them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_leader_and_a_dead_member_that_the_broker_keeps_are_ended() {
+    let (servers, floor) = (broker().await, Arc::new(Floor::default()));
+    let a = Worker::join(&servers, &floor, "a").await;
+    let b = Worker::join(&servers, &floor, "b").await;
+    until("half each", SOON, || b.count(COMMAND) == 32 && a.count(COMMAND) == 32).await;
+    // Without a time to live: the broker frees neither.
+    let (_, record) = get(&a.client, &format!("member.{}", b.member.id())).await.unwrap();
+    put(&a.client, "member.ghost-1", &record, None).await.unwrap();
+    let all = || a.count(COMMAND) + b.count(COMMAND);
+    until("places of the dead one", SOON, || all() < 60).await;
+    let dead = r#"{"member":"ghost-1","epoch":null,"beat":1}"#;
+    put(&a.client, "leader", dead, None).await.unwrap();
+    until("the living serve everything", LEASE * 5, || all() == 64).await;
+    let view = look(&a.client).await.unwrap();
+    let living = [a.member.id(), b.member.id()];
+    assert!(view.leader.is_some_and(|leader| living.contains(&&leader)));
+    assert!(view.members.iter().all(|seat| living.contains(&&seat.id)), "{:?}", view.members);
+    assert!(a.member.guard().holds() && b.member.guard().holds());
+    floor.check();
 }
