@@ -1,6 +1,7 @@
 //! The plugin `csv`: rows in and out of a tenant's own object store of NATS, as CSV or NDJSON.
 
 mod account;
+mod bridge;
 mod cells;
 mod cursor;
 mod layout;
@@ -50,8 +51,10 @@ async fn read(call: Call<Asked>) -> Result<Page, Failure> {
     let within = call.remaining().saturating_sub(SPARE);
     let page = async {
         let account = call.configured::<Account>()?;
-        let bucket = Bucket::open(account.connect().await?, &call.input.bucket).await?;
-        read::page(&bucket, &call.input).await
+        let connected = account.connect(call.tenant()).await?;
+        let bucket = Bucket::open(connected, &call.input.bucket).await?;
+        let page = read::page(&bucket, &call.input).await;
+        page.map_err(|failure| bucket.explained(failure))
     };
     timeout(within, page).await.map_err(|_| late())?
 }
@@ -59,10 +62,14 @@ async fn read(call: Call<Asked>) -> Result<Page, Failure> {
 async fn write(call: Call<Given>) -> Result<Kept, Failure> {
     let within = call.remaining().saturating_sub(SPARE);
     let account = call.configured::<Account>()?;
-    let opened = async { Bucket::open(account.connect().await?, &call.input.bucket).await };
+    let opened = async {
+        let connected = account.connect(call.tenant()).await?;
+        Bucket::open(connected, &call.input.bucket).await
+    };
     let bucket = timeout(within, opened).await.map_err(|_| late())??;
     let within = call.remaining().saturating_sub(SPARE);
-    write::rows(&bucket, &call.input, call.idempotency_key(), within).await
+    let kept = write::rows(&bucket, &call.input, call.idempotency_key(), within).await;
+    kept.map_err(|failure| bucket.explained(failure))
 }
 
 /// The caller's time is over.
@@ -77,9 +84,11 @@ fn settings_schema() -> Value {
         "additionalProperties": false,
         "properties": {
             "url": {
-                "description": "nats://HOST:PORT, or tls://HOST:PORT where nothing else is allowed.",
+                "description": "nats://HOST:PORT, or tls://HOST:PORT where nothing else is allowed; no \
+                    user, password or token, which have places of their own.",
                 "type": "string",
-                "pattern": "^(nats|tls)://",
+                // It is shown: what has a login in it is not even stored.
+                "pattern": "^(nats|tls)://[^@]*$",
                 "maxLength": 300,
             },
             "credentials": {

@@ -20,7 +20,10 @@ use hyper::{
     header::{self, HeaderName},
 };
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json, value::RawValue};
+use serde_json::{
+    Value, json,
+    value::{RawValue, to_raw_value},
+};
 use tokio::time::timeout;
 use url::Url;
 
@@ -30,11 +33,10 @@ use self::{body::Content, exchange::Hop, settings::Settings};
 const URL_BYTES_MAX: usize = 8 * 1024;
 /// Most redirects that a caller may ask for. 10: more go round in a circle.
 const REDIRECTS_MAX: u8 = 10;
-/// Largest body of an answer that is read, in bytes. 4 MiB: 32 calls at once take 128 MiB.
-const ANSWER_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// The same unless the caller says otherwise. 640 KiB: in base64 it fits into the 960 KiB that a worker
-/// hands on.
-const ANSWER_BYTES: usize = 640 * 1024;
+/// Largest body of an answer, in bytes. 640 KiB: in base64 it fits into what a worker hands on.
+const ANSWER_BYTES_MAX: usize = 640 * 1024;
+/// Largest output, in bytes. 950 KiB: a worker hands on 960 KiB.
+const OUTPUT_BYTES_MAX: usize = 950 * 1024;
 /// Time that is left for telling that there was no answer. 100 ms: later than the caller's time nobody
 /// hears of it.
 const MARGIN: Duration = Duration::from_millis(100);
@@ -94,7 +96,7 @@ fn input_schema(methods: &[Method]) -> Value {
                 "type": "integer",
                 "minimum": 0,
                 "maximum": ANSWER_BYTES_MAX,
-                "description": "Largest body of the answer; 655360 unless said otherwise.",
+                "description": "Largest body of the answer; the maximum unless said otherwise.",
             },
         },
     })
@@ -115,7 +117,11 @@ fn output_schema() -> Value {
             },
             "json": { "description": "The body, where it is JSON and says so." },
             "text": { "type": "string", "description": "The body, where it is text else." },
-            "base64": { "type": "string", "description": "The body, where it is neither." },
+            "base64": {
+                "type": "string",
+                "description": "The body, where it is neither, and where JSON would make the text too \
+                    long.",
+            },
         },
     })
 }
@@ -157,23 +163,24 @@ struct Asked {
     bytes_max: usize,
 }
 
-async fn asked(call: Call<Input>, is_idempotent: bool) -> Result<Output, Failure> {
+async fn asked(call: Call<Input>, is_idempotent: bool) -> Result<Box<RawValue>, Failure> {
     let settings = call.configured::<Settings>()?;
     let asked = Asked::new(&call, is_idempotent)?;
     let within = call.remaining().saturating_sub(MARGIN);
     let within = call.input.timeout_ms.map_or(within, |ms| within.min(Duration::from_millis(ms)));
     let sent = AtomicBool::new(false);
-    let answered = timeout(within, follow(asked, &settings, &sent)).await;
+    let answered = timeout(within, follow(call.tenant(), asked, &settings, &sent)).await;
     let answered = answered.unwrap_or_else(|_| {
         Err(Failure::passing("late", format!("there was no whole answer within {within:?}")))
     });
-    answered.map_err(|failure| told(failure, is_idempotent || !sent.load(Ordering::Relaxed)))
+    let written = answered.and_then(|output| output.written());
+    written.map_err(|failure| told(failure, is_idempotent || !sent.load(Ordering::Relaxed)))
 }
 
-/// A failure behind a request that may have had its effect is for good: nobody is to send it again
-/// without a look at what came of it.
+/// Behind a request that may have had its effect, each failure is the same one, and for good: whoever
+/// mended what it says, and sent the request again, might have it done twice.
 fn told(failure: Failure, may_be_sent_again: bool) -> Failure {
-    if may_be_sent_again || !failure.temporary {
+    if may_be_sent_again {
         return failure;
     }
     let Failure { code, message, .. } = failure;
@@ -189,6 +196,11 @@ impl Asked {
         let method = method.ok_or_else(|| {
             Failure::new("invalid_input", "this function does not take this method")
         })?;
+        let bytes_max = input.bytes_max.unwrap_or(ANSWER_BYTES_MAX);
+        if bytes_max > ANSWER_BYTES_MAX {
+            let message = format!("`bytes_max` is {ANSWER_BYTES_MAX} at most");
+            return Err(Failure::new("invalid_input", message));
+        }
         let (body, media_type) =
             body::sent(input.json.as_deref(), input.text.as_deref(), input.base64.as_deref())?;
         let mut headers = headers::given(&input.headers, media_type)?;
@@ -205,7 +217,7 @@ impl Asked {
             headers,
             body,
             redirects: input.redirects.min(REDIRECTS_MAX),
-            bytes_max: input.bytes_max.unwrap_or(ANSWER_BYTES).min(ANSWER_BYTES_MAX),
+            bytes_max,
         })
     }
 }
@@ -233,13 +245,19 @@ fn checked(mut url: Url, unfit: impl Fn(&str) -> Failure) -> Result<Url, Failure
 }
 
 /// Asks, and goes where it is sent, as often as the caller allows.
-async fn follow(asked: Asked, settings: &Settings, sent: &AtomicBool) -> Result<Output, Failure> {
+async fn follow(
+    tenant: &str,
+    asked: Asked,
+    settings: &Settings,
+    sent: &AtomicBool,
+) -> Result<Output, Failure> {
     let Asked { mut url, mut method, mut headers, mut body, redirects, bytes_max } = asked;
     for _ in 0..=redirects {
         settings.check(&url)?;
         let headers_now = settings.headers_for(&url, &headers);
         let (method_now, body_now) = (method.clone(), body.clone());
-        let hop = Hop { url: &url, method: method_now, headers: headers_now, body: body_now };
+        let hop =
+            Hop { tenant, url: &url, method: method_now, headers: headers_now, body: body_now };
         let response = exchange::exchange(hop, settings, bytes_max, sent).await?;
         let next = if redirects > 0 { next(&url, &response)? } else { None };
         let Some(next) = next else { return Ok(Output::new(&url, response)) };
@@ -291,5 +309,15 @@ impl Output {
             headers: headers::told(&head.headers),
             body: Content::of(&head.headers, &bytes),
         }
+    }
+
+    /// As JSON. Fails where a worker would not hand it on: the headers may be long, too.
+    fn written(&self) -> Result<Box<RawValue>, Failure> {
+        let json = to_raw_value(self).map_err(|error| Failure::new("broken_answer", error))?;
+        if json.get().len() > OUTPUT_BYTES_MAX {
+            let message = format!("the answer has more than {OUTPUT_BYTES_MAX} bytes as JSON");
+            return Err(Failure::new("too_large", message));
+        }
+        Ok(json)
     }
 }

@@ -51,9 +51,10 @@ struct Sent {
 async fn send(call: Call<Message>) -> Result<Sent, Failure> {
     let account = call.configured::<Account>()?;
     let ends = Instant::now() + call.remaining().saturating_sub(SPARE);
-    let id = message::id(call.tenant(), call.idempotency_key(), account.domain());
+    let tenant = call.tenant().to_owned();
+    let id = message::id(&tenant, call.idempotency_key(), account.domain());
     let written = call.input.written(&account, &id)?;
-    let answer = smtp::deliver(&account, &written, ends).await?;
+    let answer = smtp::deliver(&tenant, &account, &written, ends).await?;
     let recipients = written.recipients.len();
     tracing::info!(message_id = id, recipients, "sent");
     Ok(Sent { message_id: id, recipients, answer })
@@ -79,7 +80,11 @@ fn settings_schema() -> Value {
                 "type": "array",
                 "minItems": 1,
                 "maxItems": account::SENDERS_MAX,
-                "items": { "type": "string", "pattern": "@", "maxLength": 320 },
+                "items": {
+                    "type": "string",
+                    "pattern": "^[!-?A-~]*@[!-?A-~]+$",
+                    "maxLength": account::SENDER_BYTES_MAX,
+                },
             },
             "authorities": {
                 "description": "Certificates in PEM: these alone are trusted then.",

@@ -8,6 +8,8 @@ mod csv;
 mod depth;
 mod http;
 mod mail;
+mod meter;
+mod places;
 mod postgres;
 mod reach;
 mod trusted;

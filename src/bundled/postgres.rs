@@ -3,7 +3,9 @@
 mod bridge;
 mod connections;
 mod failed;
+mod frames;
 mod rows;
+mod security;
 mod statement;
 
 use std::{
@@ -98,9 +100,13 @@ async fn run(call: Call<Input>, writes: bool) -> Result<Found, Failure> {
     let begin = statement::begin(writes, within);
     let is_committing = AtomicBool::new(false);
     let work = async {
-        let mut lease = database.begin(&begin).await?;
+        let mut lease = database.begin(call.tenant(), &begin).await?;
         let found = lease.found(&prepare, execute).await;
-        end(lease, found, &is_committing).await
+        if writes {
+            commit(lease, found, &is_committing).await
+        } else {
+            take_back(lease, found).await
+        }
     };
     timeout(within, work).await.unwrap_or_else(|_| {
         // The connection is closed by now, and the database takes back what was not committed.
@@ -111,8 +117,20 @@ async fn run(call: Call<Input>, writes: bool) -> Result<Found, Failure> {
     })
 }
 
+/// Takes back even what succeeded: some functions write in a transaction that only reads, such as
+/// `pg_notify`, and those of large objects before Postgres 16. A connection that does not do it is closed,
+/// which takes it back, too.
+async fn take_back(mut lease: Lease, found: Result<Found, Trouble>) -> Result<Found, Failure> {
+    let is_left = found.as_ref().err().is_none_or(Trouble::leaves_a_connection);
+    let found = found.map_err(|trouble| lease.explained(trouble));
+    if is_left && lease.run("rollback").await.is_ok() {
+        lease.keep();
+    }
+    found
+}
+
 /// Commits, or takes back. A connection of which anything else is left is closed.
-async fn end(
+async fn commit(
     mut lease: Lease,
     found: Result<Found, Trouble>,
     is_committing: &AtomicBool,
@@ -124,13 +142,6 @@ async fn end(
             lease.keep();
             Ok(found)
         }
-        Err(trouble) => {
-            let is_left = trouble.leaves_a_connection();
-            let failure = lease.explained(trouble);
-            if is_left && lease.run("rollback").await.is_ok() {
-                lease.keep();
-            }
-            Err(failure)
-        }
+        Err(trouble) => take_back(lease, Err(trouble)).await,
     }
 }

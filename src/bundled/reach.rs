@@ -22,6 +22,7 @@ use tokio::{
 };
 
 use self::ranges::{Network, refused};
+use crate::places::Places;
 
 /// Networks that one configuration may name. 32: a list that a person reads.
 const NETWORKS_MAX: usize = 32;
@@ -33,6 +34,9 @@ const CONNECT_WAIT: Duration = Duration::from_secs(5);
 const LOOK_UP_WAIT: Duration = Duration::from_secs(10);
 /// Names that are looked up at once. 128: each has a thread, and the runtime has 512.
 const LOOK_UPS_MAX: usize = 128;
+/// Those of one tenant; further ones wait. 8: the names of one tenant may have no answer for ever, and
+/// the others are to find places then.
+const LOOK_UPS_OF_TENANT: usize = 8;
 /// Words of resolvers for a name that there is not: asking again is in vain. The library that asks
 /// them tells no more than a text.
 const NO_SUCH_NAME: [&str; 3] =
@@ -44,6 +48,8 @@ static PERMITTED: OnceLock<Vec<Network>> = OnceLock::new();
 /// Places of threads that look names up. A thread keeps its place when nobody waits for it any more.
 static LOOK_UPS: LazyLock<Arc<Semaphore>> =
     LazyLock::new(|| Arc::new(Semaphore::new(LOOK_UPS_MAX)));
+/// The same, of each tenant.
+static OF_TENANTS: Places = Places::new(LOOK_UPS_OF_TENANT);
 
 /// Networks beside the internet that a tenant's configuration allows.
 #[derive(Clone, Debug, Default)]
@@ -70,9 +76,10 @@ impl Networks {
             let message = format!("a configuration names {NETWORKS_MAX} networks at most");
             return Err(Failure::new("bad_configuration", message));
         }
-        let read = |text: &String| {
+        let read = |(number, text): (usize, &String)| {
             let network = Network::parse(text).ok_or_else(|| {
-                let message = format!("{text:?} is no network, such as 10.1.0.0/16");
+                // Callers see it: what a configuration has in its place is not theirs to know.
+                let message = format!("entry {number} of `networks` is none, such as 10.1.0.0/16");
                 Failure::new("bad_configuration", message)
             })?;
             if permitted.iter().any(|permitted| permitted.covers(&network)) {
@@ -84,7 +91,7 @@ impl Networks {
             );
             Err(Failure::new("not_permitted", message))
         };
-        texts.iter().map(read).collect::<Result<_, _>>().map(Self)
+        (1..).zip(texts).map(read).collect::<Result<_, _>>().map(Self)
     }
 
     /// Why this address is not to be reached; `None`: it may be.
@@ -94,25 +101,16 @@ impl Networks {
     }
 }
 
-/// The first address of a host that may be reached. The host is a name, or an address without
-/// brackets. Whoever connects uses this address, and does not look the name up again.
-pub(crate) async fn reachable(
-    host: &str,
-    port: u16,
-    allowed: &Networks,
-) -> Result<SocketAddr, Failure> {
-    let first = addresses(host, port, allowed).await?.into_iter().next();
-    first.ok_or_else(|| nowhere(host))
-}
-
-/// A connection to a host that may be reached, to one address after the other.
+/// A connection of this tenant to a host that may be reached, to one address after the other. The host
+/// is a name, or an address without brackets.
 pub(crate) async fn connect(
+    tenant: &str,
     host: &str,
     port: u16,
     allowed: &Networks,
 ) -> Result<TcpStream, Failure> {
     let mut failed = nowhere(host);
-    for address in addresses(host, port, allowed).await? {
+    for address in addresses(tenant, host, port, allowed).await? {
         let connected = timeout(CONNECT_WAIT, TcpStream::connect(address)).await;
         match connected.map_err(|_: Elapsed| io::Error::from(io::ErrorKind::TimedOut)).flatten() {
             Ok(stream) => return Ok(stream),
@@ -123,8 +121,13 @@ pub(crate) async fn connect(
 }
 
 /// The addresses that may be reached: never none.
-async fn addresses(host: &str, port: u16, allowed: &Networks) -> Result<Vec<SocketAddr>, Failure> {
-    let found = look_up(host, port).await?;
+async fn addresses(
+    tenant: &str,
+    host: &str,
+    port: u16,
+    allowed: &Networks,
+) -> Result<Vec<SocketAddr>, Failure> {
+    let found = look_up(tenant, host, port).await?;
     let mut why = None;
     let may = |address: &SocketAddr| match allowed.refuse(address.ip()) {
         Some(class) => {
@@ -145,17 +148,21 @@ async fn addresses(host: &str, port: u16, allowed: &Networks) -> Result<Vec<Sock
     }
 }
 
-async fn look_up(host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
+async fn look_up(tenant: &str, host: &str, port: u16) -> Result<Vec<SocketAddr>, Failure> {
     if let Ok(address) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
+    let Ok(of_tenant) = timeout(LOOK_UP_WAIT, OF_TENANTS.take(tenant)).await else {
+        return Err(Failure::passing("busy", "the tenant's other names have no answer yet"));
+    };
+    let of_tenant = of_tenant?;
     let Ok(place) = Arc::clone(&LOOK_UPS).try_acquire_owned() else {
         return Err(Failure::passing("busy", "too many names are being looked up"));
     };
     let name = host.to_owned();
     let found = spawn_blocking(move || {
         let found = (name.as_str(), port).to_socket_addrs().map(Iterator::collect::<Vec<_>>);
-        drop(place);
+        drop((place, of_tenant));
         found
     });
     match timeout(LOOK_UP_WAIT, found).await {

@@ -17,8 +17,9 @@ use rustls::{
 };
 use serde::Deserialize;
 
+use super::bridge::Way;
 use crate::{
-    reach::{Networks, reachable},
+    reach::{self, Networks},
     trusted,
 };
 
@@ -47,6 +48,12 @@ pub(super) struct Account {
     login: Login,
     tls: ClientConfig,
     networks: Networks,
+}
+
+/// A connection, and what carries it.
+pub(super) struct Connected {
+    pub(super) context: Context,
+    pub(super) way: Way,
 }
 
 /// Who asks.
@@ -86,10 +93,13 @@ impl Account {
 
     /// A connection of this call alone: a few milliseconds more, and nothing that is kept, shared, or
     /// has to notice that the settings have changed.
-    pub(super) async fn connect(&self) -> Result<Context, Failure> {
-        let address = reachable(self.server.host(), self.server.port(), &self.networks).await?;
-        // The very address that was checked. Servers that this one tells of are not dialled.
-        let server: Result<ServerAddr, _> = format!("nats://{address}").parse();
+    pub(super) async fn connect(&self, tenant: &str) -> Result<Connected, Failure> {
+        let (host, port) = (self.server.host(), self.server.port());
+        let stream = reach::connect(tenant, host, port, &self.networks).await?;
+        let way = Way::over(stream).await;
+        let way = way.map_err(|error| Failure::passing("no_connection", error))?;
+        // It leads to the very address that was checked. Servers that this one tells of are not dialled.
+        let server: Result<ServerAddr, _> = format!("nats://{}", way.address).parse();
         let server = server.map_err(|error| Failure::new("bad_address", error))?;
         let options = self.login.options()?;
         let options = options
@@ -97,6 +107,7 @@ impl Account {
             .ignore_discovered_servers()
             .max_reconnects(Some(1_usize))
             .connection_timeout(CONNECT_WAIT)
+            .local_address(way.from)
             .subscription_capacity(WAITING_MAX)
             .require_tls(self.server.tls_required())
             .tls_client_config(self.tls.clone());
@@ -106,11 +117,17 @@ impl Account {
                 ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => {
                     Failure::new("login_refused", "NATS does not accept the configured login")
                 }
+                _ if way.meter.is_over() => too_large(),
                 _ => Failure::passing("no_connection", message),
             }
         })?;
-        Ok(jetstream::new(client))
+        Ok(Connected { context: jetstream::new(client), way })
     }
+}
+
+/// Of a broker that sends without end, or is none.
+pub(super) fn too_large() -> Failure {
+    Failure::new("too_large", "the object store sends more than this plugin takes")
 }
 
 impl Login {
@@ -137,7 +154,7 @@ fn bad(message: &str) -> Failure {
     Failure::new("bad_configuration", message)
 }
 
-/// TLS with the host that is configured, though an address is dialled.
+/// TLS with the host that is configured, though an address of this machine is dialled.
 fn tls(host: &str, authorities: Option<&str>) -> Result<ClientConfig, Failure> {
     let name = ServerName::try_from(host.to_owned());
     let name = name.map_err(|_| bad("the host of `url` is no name of a host, and no address"))?;
@@ -233,7 +250,8 @@ mod tests {
     #[tokio::test]
     async fn an_address_inside_is_not_dialled() {
         for url in ["nats://127.0.0.1:4222", "nats://[::1]:4222", "nats://169.254.169.254:80"] {
-            let failure = account(json!({ "url": url })).unwrap().connect().await.unwrap_err();
+            let connected = account(json!({ "url": url })).unwrap().connect("test").await;
+            let failure = connected.map(drop).unwrap_err();
             assert_eq!((&*failure.code, failure.temporary), ("not_allowed", false), "{url}");
         }
     }

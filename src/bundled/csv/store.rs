@@ -19,6 +19,11 @@ use flexcore_sdk::Failure;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::{
+    account::{Connected, too_large},
+    bridge::Way,
+};
+
 /// Longest name of a bucket, in bytes.
 pub(super) const BUCKET_BYTES_MAX: usize = 64;
 /// Longest name of an object, in bytes: subjects are short.
@@ -67,10 +72,12 @@ pub(super) struct Bucket {
     context: Context,
     stream: Stream<()>,
     name: String,
+    way: Way,
 }
 
 impl Bucket {
-    pub(super) async fn open(context: Context, name: &str) -> Result<Self, Failure> {
+    pub(super) async fn open(connected: Connected, name: &str) -> Result<Self, Failure> {
+        let Connected { context, way } = connected;
         let is_sign = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
         if name.is_empty() || name.len() > BUCKET_BYTES_MAX || !name.bytes().all(is_sign) {
             let message = "the name of a bucket has letters, digits, - and _";
@@ -78,12 +85,23 @@ impl Bucket {
         }
         let stream = context.get_stream_no_info(format!("OBJ_{name}")).await;
         let stream = stream.map_err(|error| Failure::new("bad_bucket", error))?;
-        Ok(Self { context, stream, name: name.to_owned() })
+        Ok(Self { context, stream, name: name.to_owned(), way })
+    }
+
+    /// The failure that a caller gets.
+    pub(super) fn explained(&self, failure: Failure) -> Failure {
+        if self.way.meter.is_over() { too_large() } else { failure }
+    }
+
+    /// Lets the broker send the answer to one more question.
+    fn asks(&self) {
+        self.way.meter.reset();
     }
 
     /// The last of an object, from the stream's leader.
     pub(super) async fn object(&self, name: &str) -> Result<Object, Failure> {
         let subject = self.record_subject(name)?;
+        self.asks();
         let message = match self.stream.get_last_raw_message_by_subject(&subject).await {
             Ok(message) => message,
             Err(error) => {
@@ -120,6 +138,7 @@ impl Bucket {
         from: u64,
     ) -> Result<Option<(u64, Bytes)>, Failure> {
         let subject = self.chunks_subject(nuid);
+        self.asks();
         let found = self.stream.direct_get_next_for_subject(&subject, Some(from)).await;
         let message = match found {
             Ok(message) => Some(message),
@@ -138,6 +157,7 @@ impl Bucket {
         subject: &str,
         from: u64,
     ) -> Result<Option<StreamMessage>, Failure> {
+        self.asks();
         let question = self.stream.raw_message_builder().sequence(from).next_by_subject(subject);
         match question.send().await {
             Ok(message) => Ok(Some(message)),
@@ -152,6 +172,7 @@ impl Bucket {
     /// Stores a chunk that nobody sees before the record names it.
     pub(super) async fn write_chunk(&self, nuid: &str, bytes: Bytes) -> Result<(), Failure> {
         let subject = self.chunks_subject(nuid);
+        self.asks();
         let sent = self.context.publish(subject, bytes).await;
         let sent = sent.map_err(|error| self.unwritten(&error))?;
         sent.await.map_err(|error| self.unwritten(&error))?;
@@ -168,6 +189,7 @@ impl Bucket {
         // The former one goes.
         headers.insert("Nats-Rollup", "sub");
         headers.insert("Nats-Expected-Last-Subject-Sequence", last.to_string());
+        self.asks();
         let sent = self.context.publish_with_headers(subject, headers, body.into()).await;
         let sent = sent.map_err(|error| wrong(self.unwritten(&error)))?;
         match sent.await {
@@ -182,6 +204,7 @@ impl Bucket {
 
     /// Frees the room of chunks. Where that fails they take room in vain.
     pub(super) async fn purge(&self, nuid: &str) {
+        self.asks();
         let purged = self.stream.purge().filter(self.chunks_subject(nuid)).await;
         if let Err(error) = purged {
             let bucket = &self.name;

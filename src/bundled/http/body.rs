@@ -9,6 +9,10 @@ use serde_json::value::RawValue;
 
 use crate::depth::{DEPTH_MAX, depth};
 
+/// Longest text of an answer, in bytes of JSON. 860 KiB: the largest body has them in base64, and a text
+/// with more is shorter so.
+const TEXT_BYTES_MAX: usize = 860 * 1024;
+
 /// What an answer's body is: one of the three.
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -20,7 +24,8 @@ pub(super) enum Content {
 }
 
 impl Content {
-    /// JSON where the answer says so and it is, else text where it is, else bytes.
+    /// JSON where the answer says so and it is, else text where it is and JSON does not make it too long,
+    /// else bytes.
     pub(super) fn of(headers: &HeaderMap, bytes: &Bytes) -> Self {
         let Ok(text) = str::from_utf8(bytes) else {
             return Self::Base64(STANDARD.encode(bytes));
@@ -31,8 +36,21 @@ impl Content {
                 return Self::Json(json);
             }
         }
+        if length_as_json(text) > TEXT_BYTES_MAX {
+            return Self::Base64(STANDARD.encode(bytes));
+        }
         Self::Text(text.to_owned())
     }
+}
+
+/// Bytes of a text as JSON has it, within its quotes.
+fn length_as_json(text: &str) -> usize {
+    let length = |byte: u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | b'\x08' | b'\x0c' => 2,
+        byte if byte < b' ' => 6,
+        _ => 1,
+    };
+    text.bytes().map(length).sum()
 }
 
 /// `application/json`, and whatever ends with `+json`.
@@ -98,6 +116,19 @@ mod tests {
             let text = format!("{}{}", "[".repeat(deep), "]".repeat(deep));
             let content = Content::of(&headers, &text.into());
             assert_eq!(matches!(content, Content::Json(_)), is_json, "{deep}");
+        }
+    }
+
+    #[test]
+    fn a_text_that_json_makes_too_long_is_bytes() {
+        for sign in ["\"", "\u{1}", "\n", "\u{7f}", "é", "\u{2028}"] {
+            let text = sign.repeat(640 * 1024 / sign.len());
+            let json = serde_json::to_string(&text).unwrap();
+            assert_eq!(length_as_json(&text), json.len() - 2, "{sign:?}");
+            let content = Content::of(&HeaderMap::new(), &text.into());
+            let is_text = matches!(content, Content::Text(_));
+            assert_eq!(is_text, json.len() <= TEXT_BYTES_MAX, "{sign:?}");
+            assert!(serde_json::to_string(&content).unwrap().len() < TEXT_BYTES_MAX, "{sign:?}");
         }
     }
 

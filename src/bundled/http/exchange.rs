@@ -31,8 +31,9 @@ const HEADERS_MAX: usize = 100;
 /// Largest head of an answer, in bytes. 64 KiB: as many as are read at once.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
 
-/// A request to one host.
+/// A request of a tenant to one host.
 pub(super) struct Hop<'a> {
+    pub(super) tenant: &'a str,
     pub(super) url: &'a Url,
     pub(super) method: Method,
     pub(super) headers: HeaderMap,
@@ -47,12 +48,12 @@ pub(super) async fn exchange(
     bytes_max: usize,
     sent: &AtomicBool,
 ) -> Result<Response<Bytes>, Failure> {
-    let url = hop.url;
+    let (tenant, url) = (hop.tenant, hop.url);
     let (Some(host), Some(port)) = (host(url), url.port_or_known_default()) else {
         return Err(Failure::new("invalid_url", "the address has no host"));
     };
     let request = request(hop)?;
-    let stream = reach::connect(&host, port, &settings.networks).await?;
+    let stream = reach::connect(tenant, &host, port, &settings.networks).await?;
     // A request is whole: waiting to fill a segment only delays it. Without it, it is slower.
     let _ = stream.set_nodelay(true);
     if url.scheme() != "https" {
@@ -66,7 +67,7 @@ pub(super) async fn exchange(
 }
 
 fn request(hop: Hop<'_>) -> Result<Request<Full<Bytes>>, Failure> {
-    let Hop { url, method, headers, body } = hop;
+    let Hop { url, method, headers, body, .. } = hop;
     let unfit =
         || Failure::new("invalid_url", "the address has characters that HTTP does not take");
     let host = HeaderValue::from_str(&url[Position::BeforeHost..Position::AfterPort]);

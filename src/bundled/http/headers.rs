@@ -40,14 +40,16 @@ const HARMLESS: [&str; 7] = [
     "user-agent",
 ];
 
-/// A header that somebody gives. Fails where it is none, or about the connection. The value is not
-/// quoted: it may be a secret.
+/// A header that somebody gives. Fails where it is none, or about the connection. Nothing of it is
+/// quoted: it may be of the configuration, which callers are not to know, and a secret may stand in the
+/// wrong place.
 pub(super) fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), Failure> {
-    let unfit = |why: &str| Failure::new("invalid_header", format!("the header {name:?} {why}"));
+    let unfit = |why: &str| Failure::new("invalid_header", format!("a header {why}"));
     let parsed = HeaderName::from_bytes(name.as_bytes());
     let parsed = parsed.map_err(|_| unfit("has a name that there cannot be"))?;
     if OURS.contains(&parsed.as_str()) {
-        return Err(unfit("is about the connection, and is not yours to set"));
+        let message = format!("is {parsed}, which is about the connection, and not yours to set");
+        return Err(unfit(&message));
     }
     let value = HeaderValue::from_str(value).ok().filter(|_| value.is_ascii());
     Ok((parsed, value.ok_or_else(|| unfit("has a value that is not visible ASCII"))?))

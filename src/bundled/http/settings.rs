@@ -120,14 +120,18 @@ struct Secret {
 }
 
 impl Settings {
-    /// Fails where something of it cannot be used; no secret is quoted.
+    /// Fails where something of it cannot be used; nothing of it is quoted, since callers see the
+    /// failure.
     pub(super) fn new(given: Given) -> Result<Self, Failure> {
         if given.hosts.len() > ENTRIES_MAX || given.secrets.len() > ENTRIES_MAX {
             return Err(unfit(format!("at most {ENTRIES_MAX} hosts, and as many secrets")));
         }
-        let hosts =
-            given.hosts.iter().map(|text| HostPattern::parse(text)).collect::<Result<_, _>>();
-        let secrets = given.secrets.into_iter().map(Secret::new).collect::<Result<_, _>>();
+        let hosts = (1..).zip(&given.hosts);
+        let hosts = hosts.map(|(number, text)| HostPattern::parse(text, "hosts", number));
+        let hosts = hosts.collect::<Result<_, _>>();
+        let secrets = (1..).zip(given.secrets);
+        let secrets = secrets.map(|(number, given)| Secret::new(given, number));
+        let secrets = secrets.collect::<Result<_, _>>();
         Ok(Self {
             hosts: hosts?,
             headers: headers::all(&given.headers)?,
@@ -166,8 +170,8 @@ impl Settings {
 }
 
 impl Secret {
-    fn new(given: GivenSecret) -> Result<Self, Failure> {
-        let host = HostPattern::parse(&given.host)?;
+    fn new(given: GivenSecret, number: usize) -> Result<Self, Failure> {
+        let host = HostPattern::parse(&given.host, "secrets", number)?;
         let (name, mut value) = headers::header(&given.header, &given.value)?;
         // It is not shown where headers are.
         value.set_sensitive(true);
@@ -197,9 +201,13 @@ enum Ports {
 }
 
 impl HostPattern {
-    fn parse(text: &str) -> Result<Self, Failure> {
+    /// The host of an entry of this list. Fails where it is none.
+    fn parse(text: &str, list: &str, number: usize) -> Result<Self, Failure> {
         Self::read(text).ok_or_else(|| {
-            unfit(format!("{text:?} is no host, such as api.example.com, *.example.com:8443 or *"))
+            unfit(format!(
+                "entry {number} of `{list}` has no host, such as api.example.com, \
+                 *.example.com:8443 or *"
+            ))
         })
     }
 

@@ -101,8 +101,18 @@ fn a_configuration_that_cannot_be_used_quotes_no_secret() {
         (json!({"host": "*", "header": "host", "value": "s3cr3t"}), "invalid_header"),
         (json!({"host": "*", "header": "x", "value": "s3cr3t\n"}), "invalid_header"),
         (json!({"host": "a:b", "header": "x", "value": "s3cr3t"}), "bad_configuration"),
+        (json!({"host": "u:s3cr3t@a", "header": "x", "value": "x"}), "bad_configuration"),
+        (json!({"host": "*", "header": "s3cr3t:", "value": "x"}), "invalid_header"),
     ] {
         let failure = settings(json!({"hosts": [], "secrets": [secret]})).map(drop).unwrap_err();
+        assert_eq!(failure.code, code);
+        assert!(!failure.message.contains("s3cr3t"), "{failure}");
+    }
+    for (member, code) in [
+        (json!({"hosts": ["*", "u:s3cr3t@a"]}), "bad_configuration"),
+        (json!({"hosts": [], "headers": {"s3cr3t:": "x"}}), "invalid_header"),
+    ] {
+        let failure = settings(member).map(drop).unwrap_err();
         assert_eq!(failure.code, code);
         assert!(!failure.message.contains("s3cr3t"), "{failure}");
     }
@@ -151,6 +161,10 @@ fn what_may_have_been_done_is_not_to_be_done_again() {
     let failure = told(late(), false);
     assert_eq!((failure.code.as_str(), failure.temporary), ("unknown_outcome", false));
     assert!(failure.message.contains("late: no answer"), "{failure}");
-    let refused = told(Failure::new("not_allowed", "no"), false);
-    assert_eq!(refused.code, "not_allowed");
+    for code in ["not_allowed", "bad_redirect", "too_large", "broken_answer"] {
+        assert_eq!(told(Failure::new(code, "no"), true).code, code, "nothing was sent");
+        let failure = told(Failure::new(code, "no"), false);
+        assert_eq!((failure.code.as_str(), failure.temporary), ("unknown_outcome", false));
+        assert!(failure.message.contains(code), "{failure}");
+    }
 }

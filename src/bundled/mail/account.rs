@@ -10,6 +10,10 @@ use crate::{reach::Networks, trusted};
 
 /// Senders that a configuration may name. 100: a list that a person reads.
 pub(super) const SENDERS_MAX: usize = 100;
+/// Longest sender, in bytes: 64 before the sign, and 255 behind it (RFC 5321, 4.5.3.1).
+pub(super) const SENDER_BYTES_MAX: usize = 320;
+/// Signs that would need quotes in an address, or end it. Hardly anybody has them there.
+pub(super) const NOT_IN_ADDRESSES: &[u8] = b"<>()[]\\,;:\"";
 
 /// What a tenant configures.
 #[derive(Deserialize)]
@@ -93,7 +97,7 @@ impl Account {
             let message = format!("`senders` has to have 1 to {SENDERS_MAX} entries");
             return Err(bad(&message));
         }
-        if senders.iter().any(|sender| !sender.contains('@') || !sender.is_ascii()) {
+        if !senders.iter().all(|sender| is_sender(sender)) {
             return Err(bad("each of `senders` is an address, or a domain such as `@example.com`"));
         }
         let login = login(user, password, tls)?;
@@ -120,6 +124,14 @@ impl Account {
         let first = self.senders.first().map_or("", String::as_str);
         first.rsplit('@').next().unwrap_or_default()
     }
+}
+
+/// True for an address, and for a domain behind `@`. It becomes part of message ids.
+fn is_sender(text: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_graphic() && !NOT_IN_ADDRESSES.contains(&byte);
+    let halves = text.split_once('@');
+    let has_halves = halves.is_some_and(|(_, domain)| !domain.is_empty() && !domain.contains('@'));
+    has_halves && text.len() <= SENDER_BYTES_MAX && text.bytes().all(is_plain)
 }
 
 fn login(
@@ -187,6 +199,13 @@ mod tests {
             json!({ "senders": [] }),
             json!({ "senders": ["example.com"] }),
             json!({ "senders": ["ü@example.com"] }),
+            json!({ "senders": ["x@example.com\r\nBcc: eve@example.org"] }),
+            json!({ "senders": ["@example.com\n"] }),
+            json!({ "senders": ["@example .com"] }),
+            json!({ "senders": ["@example.com>"] }),
+            json!({ "senders": ["ada@"] }),
+            json!({ "senders": ["a@b@example.com"] }),
+            json!({ "senders": [format!("@{}", "x".repeat(SENDER_BYTES_MAX))] }),
         ] {
             let Err(failure) = account(bad.clone()) else { panic!("{bad}") };
             assert_eq!(failure.code, "bad_configuration", "{bad}");

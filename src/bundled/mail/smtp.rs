@@ -33,11 +33,12 @@ const END: &[u8] = b".\r\n";
 /// Hands a message to the account's server, and returns its last words. A failure that may pass means
 /// that the server has not taken it; where that is not known, the failure is `outcome_unknown`.
 pub(super) async fn deliver(
+    tenant: &str,
     account: &Account,
     message: &Written,
     ends: Instant,
 ) -> Result<String, Failure> {
-    let connected = reach::connect(&account.host, account.port, &account.networks);
+    let connected = reach::connect(tenant, &account.host, account.port, &account.networks);
     let stream = timeout_at(ends, connected).await.map_err(|_| late())??;
     let name = stream.local_addr().map_or_else(|_| "localhost".to_owned(), literal);
     match &account.security {

@@ -25,18 +25,20 @@ use tokio_util::task::AbortOnDropHandle;
 use url::Url;
 
 use super::{
-    bridge::{Bridged, bridged},
+    bridge::{Bridged, bridged, too_large},
     failed::Trouble,
     rows::{Found, Rows},
+    security::Security,
 };
 use crate::{
+    places::Places,
     reach::{self, Networks},
-    trusted,
 };
 
-/// Connections that one tenant has at once; further calls wait. 4: a database has a hundred for all.
+/// Connections that one tenant has at once, to whatever databases; further calls wait. 4: a database has
+/// a hundred for all.
 const OF_TENANT_MAX: usize = 4;
-/// Connections of all tenants. 64: each has a socket, two buffers and up to 16 MiB for an answer.
+/// Connections of all tenants. 64: each has a socket, two buffers and up to 16 MiB for a message.
 const OF_ALL_MAX: usize = 64;
 /// Of these, so many are never idle: whoever comes first after a rest need not wait for others.
 const SPARE: usize = 16;
@@ -44,8 +46,13 @@ const SPARE: usize = 16;
 const IDLE: Duration = Duration::from_secs(30);
 /// Longest time for cleaning a connection. 5 s: then it is closed.
 const CLEAN_WAIT: Duration = Duration::from_secs(5);
+/// Bytes of all answers after which a connection is not used again. 64 MiB: sqlx remembers some of what a
+/// database says, such as its settings and types, for as long as the connection is there.
+const RECEIVED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 static OF_ALL: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(OF_ALL_MAX)));
+/// A tenant that is configured otherwise gets no further ones while former calls have them.
+static OF_TENANTS: Places = Places::new(OF_TENANT_MAX);
 
 /// The schema of the configuration.
 pub(super) fn schema() -> Value {
@@ -89,8 +96,8 @@ pub(super) struct Given {
 pub(super) struct Database {
     host: String,
     options: PgConnectOptions,
+    security: Security,
     networks: Networks,
-    places: Arc<Semaphore>,
     idle: Arc<Idle>,
 }
 
@@ -123,42 +130,39 @@ pub(super) struct Lease {
 impl Database {
     /// Fails where the configuration cannot be used; the address is not quoted.
     pub(super) fn new(given: Given) -> Result<Self, Failure> {
-        let (host, mut options) = login(&given.url)?;
-        if let Some(authorities) = given.authorities {
-            trusted::roots(Some(&authorities))?;
-            options = options.ssl_root_cert_from_pem(authorities.into_bytes());
-        }
+        let (host, options) = login(&given.url)?;
+        let authorities = given.authorities.as_deref();
+        let security = Security::new(options.get_ssl_mode(), &host, authorities)?;
+        // The bridge has the TLS. Neither statements nor what they are about belong into a log.
+        let options = options.ssl_mode(PgSslMode::Disable).application_name("flexcore");
         Ok(Self {
             host,
-            // Neither statements nor what they are about belong into a log.
-            options: options.application_name("flexcore").disable_statement_logging(),
+            options: options.disable_statement_logging(),
+            security,
             networks: Networks::parse(&given.networks)?,
-            places: Arc::new(Semaphore::new(OF_TENANT_MAX)),
             idle: Arc::default(),
         })
     }
 
-    /// A connection on which the transaction has begun. Waits for a place; the caller bounds the time.
-    pub(super) async fn begin(&self, sql: &str) -> Result<Lease, Failure> {
-        let place = permit(&self.places).await?;
+    /// A connection of this tenant on which the transaction has begun. Waits for a place; the caller
+    /// bounds the time.
+    pub(super) async fn begin(&self, tenant: &str, sql: &str) -> Result<Lease, Failure> {
+        let place = OF_TENANTS.take(tenant).await?;
         // The database may have closed it meanwhile.
         while let Some(mut open) = self.idle.take() {
             if open.run(sql).await.is_ok() {
                 return Ok(Lease { open, place, idle: Arc::clone(&self.idle) });
             }
         }
-        let of_all = permit(&OF_ALL).await?;
-        let stream = reach::connect(&self.host, self.options.get_port(), &self.networks).await?;
-        let bridged = bridged(self.options.clone(), stream).await?;
+        let of_all = Arc::clone(&OF_ALL).acquire_owned().await;
+        let of_all = of_all.map_err(|error| Failure::passing("busy", error))?;
+        let port = self.options.get_port();
+        let stream = reach::connect(tenant, &self.host, port, &self.networks).await?;
+        let bridged = bridged(self.options.clone(), &self.security, stream).await?;
         let mut open = Open { bridged, _of_all: of_all };
         open.run(sql).await?;
         Ok(Lease { open, place, idle: Arc::clone(&self.idle) })
     }
-}
-
-async fn permit(of: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Failure> {
-    let permit = Arc::clone(of).acquire_owned().await;
-    permit.map_err(|error| Failure::passing("busy", error))
 }
 
 /// Host and login of an address. Nothing of it leads to a file of this machine.
@@ -256,7 +260,7 @@ impl Lease {
     /// The failure that a caller gets.
     pub(super) fn explained(&self, trouble: Trouble) -> Failure {
         if self.open.bridged.meter.is_over() {
-            return Failure::new("too_large", "the database sends more than this plugin takes");
+            return too_large();
         }
         trouble.into()
     }
@@ -266,7 +270,9 @@ impl Lease {
         tokio::spawn(async move {
             let Self { mut open, place, idle } = self;
             let cleaned = timeout(CLEAN_WAIT, open.run("discard all")).await;
-            if matches!(cleaned, Ok(Ok(()))) && OF_ALL.available_permits() >= SPARE {
+            let is_fresh = open.bridged.meter.total() < RECEIVED_BYTES_MAX;
+            let is_usable = matches!(cleaned, Ok(Ok(()))) && is_fresh;
+            if is_usable && OF_ALL.available_permits() >= SPARE {
                 idle.put(open);
             }
             drop(place);

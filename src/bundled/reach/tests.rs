@@ -119,14 +119,13 @@ fn what_is_no_network_is_refused() {
 async fn however_an_address_is_spelt_it_is_the_checked_one() {
     let none = Networks::default();
     for host in ["127.0.0.1", "::1", "localhost", "0x7f.1", "2130706433", "017700000001", "127.1"] {
-        let refused = reachable(host, 80, &none).await.unwrap_err();
+        let refused = connect("test", host, 80, &none).await.map(drop).unwrap_err();
         assert_eq!(refused.code, "not_allowed", "{host}: {refused}");
         assert!(!refused.temporary, "{host}");
-        assert!(connect(host, 80, &none).await.is_err(), "{host}");
     }
     let loopback = networks(&["127.0.0.0/8"], &["127.0.0.0/8"]).unwrap();
-    let reached = reachable("127.0.0.1", 80, &loopback).await.unwrap();
-    assert_eq!(reached, "127.0.0.1:80".parse().unwrap());
+    let reached = addresses("test", "127.0.0.1", 80, &loopback).await.unwrap();
+    assert_eq!(reached, vec![SocketAddr::from(([127, 0, 0, 1], 80))]);
 }
 
 #[tokio::test]
@@ -134,8 +133,29 @@ async fn nobody_there_is_an_outage() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let loopback = networks(&["127.0.0.0/8"], &["127.0.0.0/8"]).unwrap();
-    connect("127.0.0.1", port, &loopback).await.unwrap();
+    connect("test", "127.0.0.1", port, &loopback).await.unwrap();
     drop(listener);
-    let refused = connect("127.0.0.1", port, &loopback).await.unwrap_err();
+    let refused = connect("test", "127.0.0.1", port, &loopback).await.unwrap_err();
     assert_eq!((refused.code.as_str(), refused.temporary), ("no_connection", true));
+}
+
+/// Its look-ups went on in threads that nobody waited for, and took the places of all tenants.
+#[tokio::test]
+async fn a_tenant_whose_names_have_no_answer_stops_nobody_else() {
+    let mut stuck = Vec::new();
+    for _ in 0..LOOK_UPS_OF_TENANT {
+        stuck.push(OF_TENANTS.take("stuck").await.unwrap());
+    }
+    let own = timeout(Duration::from_millis(200), look_up("stuck", "localhost", 80)).await;
+    assert!(own.is_err(), "it waits for its own");
+    look_up("other", "localhost", 80).await.unwrap();
+    drop(stuck);
+    look_up("stuck", "localhost", 80).await.unwrap();
+}
+
+#[test]
+fn a_wrong_entry_is_told_by_its_number() {
+    let failure = networks(&["10.0.0.0/8", "s3cr3t"], &["10.0.0.0/8"]).unwrap_err();
+    assert!(failure.message.contains("entry 2"), "{failure}");
+    assert!(!failure.message.contains("s3cr3t"), "{failure}");
 }

@@ -87,6 +87,7 @@ fn no_field_adds_a_header_or_a_recipient() {
         "@example.com",
         "ada@",
         "ädä@example.com",
+        "=?utf-8?q?Eve?= <ada@example.com>",
     ] {
         for field in ["from", "reply_to"] {
             let code = refused(json!({ field: address }));
@@ -104,6 +105,7 @@ fn no_field_adds_a_header_or_a_recipient() {
         json!({ "name": "../a", "content": "" }),
         json!({ "name": "a\"; x=\"", "content": "" }),
         json!({ "name": "", "content": "" }),
+        json!({ "name": "=?utf-8?q?a=2Eexe?=", "content": "" }),
         json!({ "name": "a", "content": "", "type": "text/plain\r\nX: y" }),
         json!({ "name": "a", "content": "", "type": "Multipart/mixed" }),
         json!({ "name": "a", "content": "", "type": "message/rfc822" }),
@@ -153,6 +155,27 @@ fn other_signs_are_written_in_ascii() {
     assert!(text.contains("Content-Type: multipart/alternative"));
     assert!(text.contains("AAEC/w=="), "bytes arrive as they were");
     assert!(text.lines().all(|line| line.len() <= 998), "no line is too long");
+}
+
+/// It was sent as it is, and read as another.
+#[test]
+fn a_subject_that_looks_encoded_is_read_as_it_is() {
+    for subject in ["=?utf-8?q?Eve?=", "a =?utf-8?b?RXZl?= ü", &"=?ü ".repeat(100)] {
+        let text = text(json!({ "subject": subject }));
+        assert!(text.is_ascii());
+        let (_, behind) = text.split_once("Subject: ").unwrap();
+        let mut lines = behind.split("\r\n");
+        let mut read = Vec::new();
+        let mut line = lines.next().unwrap();
+        while let Some(word) = line.trim_start().strip_prefix("=?utf-8?b?") {
+            assert!("Subject: ".len() + line.len() <= 78, "{line}");
+            read.extend(STANDARD.decode(word.strip_suffix("?=").unwrap()).unwrap());
+            line = lines.next().unwrap();
+        }
+        assert_eq!(String::from_utf8(read).unwrap(), *subject);
+        assert!(line.contains(": ") && !line.starts_with(' '), "the next header: {line}");
+    }
+    assert!(text(json!({ "subject": "a = b?" })).contains("Subject: a = b?\r\n"));
 }
 
 /// It took five minutes.

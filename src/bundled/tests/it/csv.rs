@@ -9,12 +9,16 @@ use async_nats::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE};
 use flexcore_sdk::{
     Failure,
-    testing::{Context, Running},
+    testing::{Context, Running, Schemas},
 };
 use flexcore_servers::{Options, Servers, Sync, Want};
 use futures::future::join_all;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 
 use crate::kit;
 
@@ -334,6 +338,65 @@ async fn a_broker_that_is_away_or_inside_is_told_apart() {
     plugin.configure(&json!({ "url": url })).await.unwrap();
     let failure = plugin.call("read", with(json!({}))).await.unwrap_err();
     assert_eq!((&*failure.code, failure.temporary), ("not_allowed", false), "{failure}");
+    plugin.stop().await;
+}
+
+/// What a broker says first.
+const INFO: &[u8] = b"INFO {\"server_id\":\"x\",\"server_name\":\"x\",\"version\":\"2.11.0\",\
+    \"go\":\"x\",\"host\":\"127.0.0.1\",\"port\":4222,\"headers\":true,\"max_payload\":1048576,\
+    \"proto\":1,\"client_id\":1,\"jetstream\":true}\r\n";
+
+/// What a broker does that sends without end, and how much of it is taken.
+async fn flooded(mut stream: TcpStream, logs_in: bool) -> usize {
+    if logs_in {
+        stream.write_all(INFO).await.unwrap();
+        let mut said = Vec::new();
+        while !said.ends_with(b"PING\r\n") {
+            assert!(stream.read_buf(&mut said).await.unwrap() > 0, "{said:?}");
+        }
+        stream.write_all(b"PONG\r\n").await.unwrap();
+        assert!(stream.read_buf(&mut said).await.unwrap() > 0, "{said:?}");
+        stream.write_all(b"MSG x 1 3000000000\r\n").await.unwrap();
+    } else {
+        stream.write_all(b"INFO {\"a\":\"").await.unwrap();
+    }
+    let (signs, mut taken) = (vec![b'x'; 1 << 20], 0);
+    while taken < 1 << 30 && stream.write_all(&signs).await.is_ok() {
+        taken += signs.len();
+    }
+    taken
+}
+
+#[tokio::test]
+async fn a_broker_that_sends_without_end_does_not_fill_the_memory() {
+    let plugin = kit("csv", &[LOOPBACK]).start().await;
+    for logs_in in [false, true] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("nats://{}", listener.local_addr().unwrap());
+        let taken = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            flooded(stream, logs_in).await
+        });
+        plugin.configure(&json!({ "url": url, "networks": [LOOPBACK] })).await.unwrap();
+        let failure = plugin.call("read", with(json!({}))).await.unwrap_err();
+        assert_eq!((&*failure.code, failure.temporary), ("too_large", false), "{failure}");
+        let taken = taken.await.unwrap();
+        assert!(taken < 64 << 20, "{taken}");
+    }
+    plugin.stop().await;
+}
+
+/// The address is shown, and was stored before the plugin refused it.
+#[tokio::test]
+async fn an_address_with_a_login_in_it_does_not_fit_the_schema() {
+    let plugin = kit("csv", &[]).start().await;
+    let schemas = Schemas::of(plugin.description()).unwrap();
+    for url in ["nats://u:s3cr3t@host", "nats://t0k3n@host:4222", "tls://u:s3cr3t@[::1]"] {
+        schemas.configuration(&json!({ "url": url })).unwrap_err();
+    }
+    for url in ["nats://host", "tls://nats.example.com:4222", "nats://[2001:db8::1]:4222"] {
+        schemas.configuration(&json!({ "url": url })).unwrap();
+    }
     plugin.stop().await;
 }
 

@@ -20,17 +20,17 @@ use axum::{
     routing::any,
 };
 use flexcore_sdk::testing::Running;
-use rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpListener,
 };
-use tokio_rustls::TlsAcceptor;
 
-use crate::kit;
+use crate::{kit, tls};
 
 const LOOPBACK: &str = "127.0.0.1/32";
+/// Bytes of the largest body of an answer.
+const LARGEST: usize = 640 * 1024;
 
 /// What was asked, and in which words.
 async fn echo(method: Method, uri: Uri, headers: HeaderMap, body: Bytes) -> Response {
@@ -214,6 +214,10 @@ async fn redirects_are_followed_when_asked_for_and_checked_each_time() {
     assert_eq!((&told["method"], &told["body"]), (&json!("GET"), &json!("")));
     let failure = plugin.call("fetch", input("/inside", 5)).await.unwrap_err();
     assert_eq!(failure.code, "not_allowed");
+    // The first request was made.
+    let failure = plugin.call("send", input("/inside", 5)).await.unwrap_err();
+    assert_eq!((&*failure.code, failure.temporary), ("unknown_outcome", false));
+    assert!(failure.message.contains("not_allowed"), "{failure}");
     asked.store(0, Ordering::Relaxed);
     let failure = plugin.call("fetch", input("/round", 3)).await.unwrap_err();
     assert_eq!(failure.code, "too_many_redirects");
@@ -223,16 +227,36 @@ async fn redirects_are_followed_when_asked_for_and_checked_each_time() {
 
 #[tokio::test]
 async fn an_answer_has_a_size_and_a_time() {
-    let large = || ready("x".repeat(1024 * 1024));
-    let routes = Router::new().route("/large", any(large)).route("/slow", any(slow));
-    let (address, _) = server(routes).await;
+    let large = || ready("x".repeat(LARGEST + 1));
+    let largest = || ready("x".repeat(LARGEST));
+    let quotes = || ready("\"".repeat(LARGEST));
+    let routes = Router::new()
+        .route("/large", any(large))
+        .route("/largest", any(largest))
+        .route("/quotes", any(quotes))
+        .route("/slow", any(slow));
+    let (address, asked) = server(routes).await;
     let plugin = started(&[LOOPBACK], open()).await;
-    let mut input = json!({"method": "GET", "url": format!("http://{address}/large")});
-    let failure = plugin.call("fetch", input.clone()).await.unwrap_err();
+    let input = |method: &str, path: &str| {
+        let url = format!("http://{address}{path}");
+        json!({"method": method, "url": url})
+    };
+    let failure = plugin.call("fetch", input("GET", "/large")).await.unwrap_err();
     assert_eq!((&*failure.code, failure.temporary), ("too_large", false));
-    input["bytes_max"] = json!(1024 * 1024);
-    let answer = plugin.call("fetch", input).await.unwrap();
-    assert_eq!(answer["text"].as_str().unwrap().len(), 1024 * 1024);
+    let answer = plugin.call("fetch", input("GET", "/largest")).await.unwrap();
+    assert_eq!(answer["text"].as_str().unwrap().len(), LARGEST);
+    let failure = plugin.call("send", input("POST", "/large")).await.unwrap_err();
+    assert_eq!((&*failure.code, failure.temporary), ("unknown_outcome", false));
+    // It was done, and its answer has to be handed on.
+    let answer = plugin.call("send", input("POST", "/quotes")).await.unwrap();
+    assert_eq!(answer["base64"].as_str().unwrap().len(), LARGEST.div_ceil(3) * 4);
+    assert!(answer.to_string().len() < 960 * 1024, "what a worker hands on");
+    asked.store(0, Ordering::Relaxed);
+    let mut more = input("POST", "/large");
+    more["bytes_max"] = json!(LARGEST + 1);
+    let refused = plugin.call_as(plugin.context(), "send", &more, Duration::from_secs(10)).await;
+    assert_eq!(refused.unwrap().unwrap_err().code, "invalid_input");
+    assert_eq!(asked.load(Ordering::Relaxed), 0, "it is refused before it is sent");
     let url = format!("http://{address}/slow");
     let slow = |method: &str| json!({"method": method, "url": url, "timeout_ms": 200});
     let failure = plugin.call("fetch", slow("GET")).await.unwrap_err();
@@ -271,25 +295,21 @@ async fn an_endpoint_that_lies_harms_nobody() {
         let address = saying(says.into_bytes()).await;
         let url = format!("http://{address}/");
         let input = json!({"method": "GET", "url": url, "timeout_ms": 2_000});
-        let failure = plugin.call("fetch", input).await.unwrap_err();
+        let failure = plugin.call("fetch", input.clone()).await.unwrap_err();
         assert!(codes.contains(&&*failure.code), "{failure}");
+        let mut input = input;
+        input["method"] = json!("POST");
+        let failure = plugin.call("send", input).await.unwrap_err();
+        assert_eq!((&*failure.code, failure.temporary), ("unknown_outcome", false), "{failure}");
     }
     plugin.stop().await;
 }
 
 #[tokio::test]
 async fn a_server_is_trusted_that_an_authority_vouches_for() {
-    let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-    let key = PrivatePkcs8KeyDer::from(own.signing_key.serialize_der());
-    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![own.cert.der().clone()], key.into())
-        .unwrap();
+    let (acceptor, certificate) = tls();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
             let Ok(mut stream) = acceptor.accept(stream).await else { continue };
@@ -300,7 +320,7 @@ async fn a_server_is_trusted_that_an_authority_vouches_for() {
         }
     });
     let mut configuration = open();
-    configuration["authorities"] = json!(own.cert.pem());
+    configuration["authorities"] = json!(certificate);
     let plugin = started(&[LOOPBACK], configuration).await;
     let input = |host: &str| json!({"method": "GET", "url": format!("https://{host}:{port}/")});
     let answer = plugin.call("fetch", input("localhost")).await.unwrap();

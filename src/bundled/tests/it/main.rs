@@ -7,7 +7,11 @@ mod http;
 mod mail;
 mod postgres;
 
+use std::sync::Arc;
+
 use flexcore_sdk::testing::Kit;
+use rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivatePkcs8KeyDer};
+use tokio_rustls::TlsAcceptor;
 
 /// The executable with all of them.
 const PLUGINS: &str = env!("CARGO_BIN_EXE_flexcore-plugins");
@@ -16,6 +20,19 @@ const PLUGINS: &str = env!("CARGO_BIN_EXE_flexcore-plugins");
 fn kit(name: &str, networks: &[&str]) -> Kit {
     let kit = Kit::new(PLUGINS).argument(name);
     networks.iter().fold(kit, |kit, network| kit.argument(format!("--network={network}")))
+}
+
+/// TLS of a server, and its certificate for `localhost`, in PEM.
+fn tls() -> (TlsAcceptor, String) {
+    let own = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let key = PrivatePkcs8KeyDer::from(own.signing_key.serialize_der());
+    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![own.cert.der().clone()], key.into())
+        .unwrap();
+    (TlsAcceptor::from(Arc::new(config)), own.cert.pem())
 }
 
 #[tokio::test]

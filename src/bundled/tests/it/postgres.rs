@@ -1,13 +1,24 @@
 //! `postgres` and a real Postgres.
 
-use std::{sync::OnceLock, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use flexcore_sdk::testing::Running;
+use flexcore_sdk::testing::{Context, Running};
 use flexcore_servers::{Options, Servers, Want, cache_for_tests};
+use futures::future::join_all;
 use serde_json::{Value, json};
-use tokio::{io::AsyncWriteExt as _, net::TcpListener};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+};
 
-use crate::kit;
+use crate::{kit, tls};
 
 const LOOPBACK: &str = "127.0.0.1/32";
 
@@ -191,22 +202,139 @@ async fn a_database_is_reached_where_it_is_allowed() {
     plugin.stop().await;
 }
 
-/// A message that is said to have 2 GB, and zeros for ever.
-#[tokio::test]
-async fn a_database_that_sends_without_end_does_not_fill_the_memory() {
+/// A database that says this as its first message, and then nothing, or zeros for ever.
+async fn saying(message: &'static [u8], then_zeros: bool) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
-            let _ = stream.write_all(b"R\x7f\xff\xff\xff").await;
+            let _ = stream.write_all(message).await;
             let zeros = vec![0; 64 * 1024];
-            while stream.write_all(&zeros).await.is_ok() {}
+            while then_zeros && stream.write_all(&zeros).await.is_ok() {}
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        }
+    });
+    address
+}
+
+/// A length of 4 GB is enough: all of it was made room for.
+#[tokio::test]
+async fn a_database_that_sends_without_end_does_not_fill_the_memory() {
+    let plugin = kit("postgres", &[LOOPBACK]).start().await;
+    for (message, then_zeros) in [(&b"R\xff\xff\xff\xf0"[..], false), (b"R\x7f\xff\xff\xff", true)]
+    {
+        let address = saying(message, then_zeros).await;
+        let url = format!("postgres://u:p@{address}/d?sslmode=disable");
+        plugin.configure(&json!({"url": url, "networks": [LOOPBACK]})).await.unwrap();
+        let failure = plugin.call("query", sql("select 1", json!([]))).await.unwrap_err();
+        assert_eq!((&*failure.code, failure.temporary), ("too_large", false), "{failure}");
+    }
+    plugin.stop().await;
+}
+
+/// The lengths of messages are seen with TLS, too, and `sslmode` says whom to believe.
+#[tokio::test]
+async fn a_database_with_tls_is_held_to_its_name_and_its_lengths() {
+    let (acceptor, certificate) = tls();
+    let (_, other) = tls();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut asked = [0; 8];
+            stream.read_exact(&mut asked).await.unwrap();
+            assert_eq!(asked, [0, 0, 0, 8, 4, 210, 22, 47]);
+            stream.write_all(b"S").await.unwrap();
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let _ = stream.write_all(b"R\xff\xff\xff\xf0").await;
+            let _ = stream.flush().await;
+            let _ = stream.read_to_end(&mut Vec::new()).await;
         }
     });
     let plugin = kit("postgres", &[LOOPBACK]).start().await;
-    let url = format!("postgres://u:p@{address}/d?sslmode=disable");
-    plugin.configure(&json!({"url": url, "networks": [LOOPBACK]})).await.unwrap();
-    let failure = plugin.call("query", sql("select 1", json!([]))).await.unwrap_err();
-    assert!(["too_large", "no_connection", "broken_answer"].contains(&&*failure.code), "{failure}");
+    let failed = async |host: &str, mode: &str, authorities: Option<&String>| {
+        let url = format!("postgres://u:p@{host}:{port}/d{mode}");
+        let mut configuration = json!({"url": url, "networks": [LOOPBACK]});
+        if let Some(authorities) = authorities {
+            configuration["authorities"] = json!(authorities);
+        }
+        plugin.configure(&configuration).await.unwrap();
+        plugin.call("query", sql("select 1", json!([]))).await.unwrap_err().code
+    };
+    let own = Some(&certificate);
+    assert_eq!(failed("localhost", "", own).await, "too_large");
+    assert_eq!(failed("127.0.0.1", "", own).await, "not_trusted", "another name");
+    assert_eq!(failed("localhost", "", None).await, "not_trusted");
+    assert_eq!(
+        failed("localhost", "", Some(&other)).await,
+        "not_trusted",
+        "they are the only ones"
+    );
+    assert_eq!(failed("127.0.0.1", "?sslmode=verify-ca", own).await, "too_large");
+    assert_eq!(failed("127.0.0.1", "?sslmode=verify-ca", None).await, "not_trusted");
+    assert_eq!(failed("127.0.0.1", "?sslmode=require", None).await, "too_large");
+    plugin.stop().await;
+}
+
+/// Each configuration brought four more.
+#[tokio::test]
+async fn a_tenant_has_four_connections_whatever_it_configures() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let accepted = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&accepted);
+    tokio::spawn(async move {
+        let mut silent = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::Relaxed);
+            silent.push(stream);
+        }
+    });
+    let plugin = kit("postgres", &[LOOPBACK]).start().await;
+    let input = sql("select 1", json!([]));
+    let calls = async |user: &str| {
+        let url = format!("postgres://{user}@{address}/d?sslmode=disable");
+        plugin.configure(&json!({"url": url, "networks": [LOOPBACK]})).await.unwrap();
+        let call = |_| {
+            let context = Context { timeout_ms: 2_000, ..plugin.context() };
+            plugin.call_as(context, "query", &input, Duration::from_secs(2))
+        };
+        join_all((0..6).map(call)).await
+    };
+    let (first, second) = tokio::join!(calls("a"), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let early = accepted.load(Ordering::Relaxed);
+        let second = calls("b");
+        let look = async {
+            tokio::time::sleep(Duration::from_millis(800)).await;
+            accepted.load(Ordering::Relaxed)
+        };
+        let (second, later) = tokio::join!(second, look);
+        assert_eq!((early, later), (4, 4));
+        second
+    });
+    for answer in first.into_iter().chain(second) {
+        assert!(!matches!(answer, Ok(Ok(_))), "{answer:?}");
+    }
+    plugin.stop().await;
+}
+
+/// A transaction that only reads may notify, and before Postgres 16 make large objects.
+#[tokio::test]
+async fn what_a_query_does_is_taken_back() {
+    let plugin = started().await;
+    let mut heard = sqlx::postgres::PgListener::connect(server()).await.unwrap();
+    heard.listen("flexcore_test").await.unwrap();
+    let notify = |text: &str| sql("select pg_notify('flexcore_test', $1)", json!([text]));
+    plugin.call("query", notify("query")).await.unwrap();
+    plugin.call("execute", notify("execute")).await.unwrap();
+    let notification = tokio::time::timeout(Duration::from_secs(10), heard.recv()).await;
+    assert_eq!(notification.unwrap().unwrap().payload(), "execute");
+    // Later ones refuse it.
+    drop(plugin.call("query", sql("select lo_creat(-1) as id", json!([]))).await);
+    let mut admin = <sqlx::PgConnection as sqlx::Connection>::connect(server()).await.unwrap();
+    let count = "select count(*) from pg_largeobject_metadata";
+    let count: i64 = sqlx::query_scalar(count).fetch_one(&mut admin).await.unwrap();
+    assert_eq!(count, 0);
     plugin.stop().await;
 }
