@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, ensure};
-use flexcore_sdk::template::{NewFile, Sdk, go, python, rust};
+use flexcore_sdk::template::{NewFile, Sdk, go, python, rust, steps};
 
 /// Write the folder of a new plugin, which runs, and whose tests pass
 #[derive(Debug, clap::Args)]
@@ -58,19 +58,14 @@ pub(crate) fn run(args: &NewPlugin, out: &mut dyn Write) -> anyhow::Result<bool>
     let folder = args.folder.clone().unwrap_or_else(|| PathBuf::from(&args.name));
     let files = files(args)?;
     ensure!(!has_anything(&folder), "{} is there already", folder.display());
-    for file in files {
+    for file in &files {
         let path = folder.join(file.path);
         write(&path, &file.text).with_context(|| format!("writing {}", path.display()))?;
     }
     let (name, shown) = (&args.name, folder.display());
-    let next = match args.lang {
-        Language::Rust => "cargo test\n  cargo build --release",
-        Language::Python => {
-            "pip install --requirement requirements.txt\n  python3 -m unittest\n  python3 build.py"
-        }
-        Language::Go => "sh build.sh test",
-    };
-    writeln!(out, "{name} is in {shown}. Next, there:\n  {next}\n  flexcore plugin install .")?;
+    let next = steps(&files, name, &folder).join("\n  ");
+    let head = format!("{name} is in {shown}. Next, with `flexcore dev` running in this folder:");
+    writeln!(out, "{head}\n  {next}")?;
     Ok(true)
 }
 
@@ -124,7 +119,9 @@ mod tests {
         let args = NewPlugin { name, lang, folder: Some(folder.clone()), sdk };
         let mut said = Vec::new();
         assert!(run(&args, &mut said).unwrap());
-        assert!(String::from_utf8(said).unwrap().contains("flexcore plugin install ."));
+        let said = String::from_utf8(said).unwrap();
+        let install = format!("\n  flexcore plugin install {}\n", folder.display());
+        assert!(said.contains(&install), "{said}");
         let manifest = fs::read_to_string(folder.join("plugin.yaml")).unwrap();
         assert!(manifest.contains("name: hello"), "{manifest}");
         assert!(folder.join("src/main.rs").is_file());

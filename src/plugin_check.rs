@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::ensure;
+use comfy_table::{ContentArrangement, Table};
 use flexcore_definition::PluginContract;
 use flexcore_plugin::{
     guard::{Bounds, Sandbox},
@@ -19,8 +20,11 @@ use tokio::task::spawn_blocking;
 use crate::{
     install_plugin::program_of,
     out, plugin_files,
-    program::{Program, Running, pair, shown, with_plugin},
+    program::{Program, Running, SaidBy, pair, shown, with_plugin},
 };
+
+/// Columns of the table where no terminal has its own number of them. 120: what our lines have.
+const WIDTH: u16 = 120;
 
 /// Hold a plugin to what every plugin has to do: tell what it is, refuse what is wrong, end when it is told to
 #[derive(Debug, clap::Args)]
@@ -29,8 +33,9 @@ Examples:
   flexcore plugin check greeter
   flexcore plugin check ./target/debug/greeter
 
-It is started here, with TLS and without, and as its plugin.yaml says. Its functions are called with what is no
-JSON alone, so that they do nothing. Exit code 0: it does all of it; 1: it does not.")]
+It is started here, with TLS and without, and as its plugin.yaml says. Its schemas are read as workers read them.
+Its functions are called with what is no JSON alone, so that they do nothing. Exit code 0: it does all of it; 1: it
+does not.")]
 pub(crate) struct Check {
     #[command(flatten)]
     under_test: UnderTest,
@@ -94,6 +99,7 @@ fn by_itself(file: PathBuf) -> Program {
         timeout: START_WAIT.as_secs(),
         bounds: Bounds::default(),
         sandbox: Sandbox::default(),
+        said_by: SaidBy::Nobody,
     }
 }
 
@@ -146,12 +152,21 @@ pub(crate) async fn run(args: &Check, out: &mut dyn Write) -> anyhow::Result<boo
         out::json(out, &serde_json::json!({ "ok": conforms, "checks": all }))?;
         return Ok(conforms);
     }
+    writeln!(out, "{}", table(&all))?;
+    Ok(conforms)
+}
+
+fn table(all: &[Looked]) -> Table {
     let mut table = out::table(["it", "how", "fault"]);
-    for Looked { what, how, fault } in &all {
+    // A fault may quote what a plugin has said at its end, in long lines.
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    if table.width().is_none() {
+        table.set_width(WIDTH);
+    }
+    for Looked { what, how, fault } in all {
         table.add_row([*what, *how, fault.as_deref().unwrap_or("")]);
     }
-    writeln!(out, "{table}")?;
-    Ok(conforms)
+    table
 }
 
 #[cfg(test)]
@@ -179,6 +194,17 @@ mod tests {
         assert_eq!(program.env, [("A".to_owned(), "b".to_owned())]);
         assert_eq!(program.arg, ["--y"]);
         assert!(!program.no_tls && program.sha256.is_none());
+    }
+
+    #[test]
+    fn a_long_fault_does_not_make_the_table_wider() {
+        let fault = format!("it ended:\n  {}\n{}", "z".repeat(300), "b ".repeat(200));
+        let requirement = Requirement { what: "starts", fault: Some(fault) };
+        let table = table(&[Looked::new("with TLS", requirement)]);
+        let width = usize::from(table.width().unwrap());
+        let shown = table.to_string();
+        assert!(shown.lines().all(|line| line.chars().count() <= width), "{shown}");
+        assert_eq!(shown.matches('z').count(), 300, "nothing is left out: {shown}");
     }
 
     #[tokio::test]

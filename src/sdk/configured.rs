@@ -4,7 +4,7 @@ use std::{
     any::Any,
     collections::HashMap,
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock, RwLockWriteGuard},
 };
 
 use serde::de::DeserializeOwned;
@@ -23,7 +23,44 @@ type Make = Box<dyn Fn(&[u8]) -> Result<Made, Failure> + Send + Sync>;
 #[derive(Default)]
 pub(crate) struct Configured {
     make: Option<Make>,
-    of: RwLock<HashMap<String, Result<Made, Failure>>>,
+    tenants: RwLock<Tenants>,
+}
+
+#[derive(Default)]
+struct Tenants {
+    of: HashMap<String, Result<Made, Failure>>,
+    /// The last one of each tenant that is being made, by its number: an older one comes too late.
+    making: HashMap<String, u64>,
+    /// Of the last one that has begun, of whatever tenant.
+    number: u64,
+}
+
+impl Tenants {
+    fn begin(&mut self, tenant: &str) -> u64 {
+        self.number += 1;
+        self.making.insert(tenant.to_owned(), self.number);
+        self.number
+    }
+
+    /// Puts what was made into its place, unless a younger one has begun meanwhile.
+    fn put(
+        &mut self,
+        tenant: &str,
+        number: u64,
+        made: Result<Made, Failure>,
+    ) -> Result<(), Failure> {
+        if self.making.get(tenant) != Some(&number) {
+            let text = "a later configuration of this tenant has taken its place";
+            return Err(Failure::passing("overtaken", text));
+        }
+        self.making.remove(tenant);
+        if self.of.len() >= TENANTS_MAX && !self.of.contains_key(tenant) {
+            return Err(Failure::passing("too_many_tenants", "too many tenants are configured"));
+        }
+        let result = made.as_ref().map(|_| ()).map_err(Clone::clone);
+        self.of.insert(tenant.to_owned(), made);
+        result
+    }
 }
 
 impl Configured {
@@ -42,11 +79,11 @@ impl Configured {
             })?;
             Ok(Arc::new(make(settings)?) as Made)
         };
-        Self { make: Some(Box::new(make)), of: RwLock::default() }
+        Self { make: Some(Box::new(make)), tenants: RwLock::default() }
     }
 
-    /// Takes a tenant's configuration, in place of the former. Fails where it cannot be used; calls
-    /// of the tenant then fail with the same.
+    /// Takes a tenant's configuration, in place of the former, which may still be in the making. Fails
+    /// where it cannot be used; calls of the tenant then fail with the same.
     pub(crate) fn set(&self, tenant: &str, json: &[u8]) -> Result<(), Failure> {
         let Some(make) = &self.make else {
             let text = "this plugin takes no configuration";
@@ -57,23 +94,24 @@ impl Configured {
             };
         };
         if is_null(json) {
-            self.of.write().unwrap_or_else(PoisonError::into_inner).remove(tenant);
+            let mut tenants = self.locked();
+            tenants.making.remove(tenant);
+            tenants.of.remove(tenant);
             return Ok(());
         }
+        let number = self.locked().begin(tenant);
         // Outside of the lock: it is the author's code.
         let made = caught_now(|| make(json)).flatten();
-        let mut of = self.of.write().unwrap_or_else(PoisonError::into_inner);
-        if of.len() >= TENANTS_MAX && !of.contains_key(tenant) {
-            return Err(Failure::passing("too_many_tenants", "too many tenants are configured"));
-        }
-        let result = made.as_ref().map(|_| ()).map_err(Clone::clone);
-        of.insert(tenant.to_owned(), made);
-        result
+        self.locked().put(tenant, number, made)
+    }
+
+    fn locked(&self) -> RwLockWriteGuard<'_, Tenants> {
+        self.tenants.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn get<C: Any + Send + Sync>(&self, tenant: &str) -> Result<Arc<C>, Failure> {
-        let of = self.of.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(made) = of.get(tenant) else {
+        let tenants = self.tenants.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(made) = tenants.of.get(tenant) else {
             return Err(Failure::new("not_configured", "the plugin is not configured"));
         };
         Arc::clone(made.as_ref().map_err(Clone::clone)?).downcast().map_err(|_| {
@@ -95,6 +133,8 @@ fn is_null(json: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, mpsc};
+
     use super::*;
 
     #[derive(Debug, PartialEq, serde::Deserialize)]
@@ -137,6 +177,36 @@ mod tests {
             assert_eq!(failure.code, code);
             assert!(!failure.message.contains("s3cr3t"), "{failure}");
             assert_eq!(all.get::<Settings>("a").unwrap_err(), failure);
+        }
+    }
+
+    /// One that takes its time comes after the one that was given last, or taken away.
+    #[test]
+    fn the_last_one_holds_though_an_older_one_is_made_later() {
+        let (began, begins) = mpsc::channel();
+        let (go, goes) = mpsc::channel();
+        // The maker may be called on any thread; a receiver alone could not be.
+        let (began, goes) = (Mutex::new(began), Mutex::new(goes));
+        let all = Configured::new(move |settings: Settings| {
+            if settings.url == "slow" {
+                began.lock().unwrap().send(()).unwrap();
+                goes.lock().unwrap().recv().unwrap();
+            }
+            Ok(settings)
+        });
+        for (last, expected) in [(r#"{"url": "new"}"#, Some("new")), ("null", None)] {
+            let late = std::thread::scope(|scope| {
+                let slow = scope.spawn(|| all.set("a", br#"{"url": "slow"}"#));
+                begins.recv().unwrap();
+                all.set("a", last.as_bytes()).unwrap();
+                go.send(()).unwrap();
+                slow.join().unwrap()
+            });
+            let late = late.unwrap_err();
+            assert_eq!((&*late.code, late.temporary), ("overtaken", true));
+            let of_calls = all.get::<Settings>("a");
+            assert_eq!(of_calls.as_ref().ok().map(|settings| &*settings.url), expected);
+            assert!(all.tenants.read().unwrap().making.is_empty());
         }
     }
 

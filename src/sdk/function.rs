@@ -68,7 +68,8 @@ impl Function {
         self
     }
 
-    /// A JSON Schema (2020-12) of its output, as JSON or as its text. The host checks outputs.
+    /// A JSON Schema (2020-12) of its output, as JSON or as its text. The host shows it to callers,
+    /// and does not check outputs; the kit for tests does.
     #[must_use]
     pub fn output_schema(mut self, schema: impl Into<Value>) -> Self {
         self.described.output_schema = text(schema.into());

@@ -164,6 +164,32 @@ pub fn go(name: &str) -> Result<Vec<NewFile>, InvalidName> {
     with_package(name, &GO, &MODULE)
 }
 
+/// What an author does next with these files of a new plugin of this name, which are in this folder: the lines
+/// for a shell that README.md has, without their comments.
+#[must_use]
+pub fn steps(files: &[NewFile], name: &str, folder: &Path) -> Vec<String> {
+    let readme = files.iter().find(|file| file.path == "README.md").map(|file| &*file.text);
+    let lines = readme.and_then(|text| text.split("```\n").nth(1)).unwrap_or_default().lines();
+    let folder = word_of_a_shell(folder);
+    let step = |line: &str| {
+        let step = line.split(" # ").next().unwrap_or(line).trim_end();
+        match step.strip_suffix(name) {
+            Some(before @ ("cd " | "flexcore plugin install ")) => format!("{before}{folder}"),
+            _ => step.to_owned(),
+        }
+    };
+    lines.map(step).collect()
+}
+
+fn word_of_a_shell(folder: &Path) -> String {
+    let text = folder.to_string_lossy();
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
+    if text.bytes().all(is_plain) {
+        return text.into_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
 fn with_package(
     name: &str,
     own: &[(&'static str, &str)],
@@ -262,6 +288,26 @@ mod tests {
         assert!(text(&files, "functions.py").contains("Plugin(\"hello\", "));
         assert!(text(&files, "flexcore_plugin/__init__.py").contains(NAME), "it is as it was");
         python("Hello").unwrap_err();
+    }
+
+    #[test]
+    fn the_steps_are_those_of_the_readme_for_its_folder() {
+        let path = Path::new("plugins/it's");
+        for files in [rust("hello", &Sdk::Registry), python("hello"), go("hello")] {
+            let files = files.unwrap();
+            let here = steps(&files, "hello", Path::new("hello"));
+            for step in &here {
+                assert!(text(&files, "README.md").contains(&format!("\n{step}")), "{step}");
+            }
+            let there = steps(&files, "hello", path);
+            assert_eq!((&*here[0], &*there[0]), ("cd hello", r"cd 'plugins/it'\''s'"));
+            let call = r#"flexcore plugin call hello greet '{"name": "Ada"}'"#;
+            let install = r"flexcore plugin install 'plugins/it'\''s'";
+            let check = "flexcore plugin check .";
+            let last = [check, "cd -", install, call].map(str::to_owned);
+            assert!(there.ends_with(&last), "{there:?}");
+        }
+        assert!(steps(&[], "hello", path).is_empty());
     }
 
     #[test]

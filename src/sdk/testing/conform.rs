@@ -22,7 +22,8 @@ use tonic::Code;
 
 use super::{
     kit::Kit,
-    running::{PATIENCE, TEST},
+    running::{PATIENCE, TEST, ends},
+    schemas::Schemas,
 };
 
 /// A call that is given up is given up so soon.
@@ -48,18 +49,19 @@ fn requirement(what: &'static str, done: Done) -> Requirement {
 }
 
 impl Kit {
-    /// Holds the plugin to what every plugin has to do: describe itself, refuse what the contract
-    /// does not allow, and end when it is told to; with TLS and without. It is called with what is
-    /// no JSON alone, so that its functions do nothing.
+    /// Holds the plugin to what every plugin has to do: describe itself, with schemas that the host
+    /// can read, refuse what the contract does not allow, and end when it is told to; with TLS and
+    /// without. It is called with what is no JSON alone, so that its functions do nothing.
     ///
     /// # Panics
     /// If it does something else.
     pub async fn conforms(&self) {
         held(&[without_a_host(&self.file, &self.arguments, &self.environment).await]);
         for tls in [true, false] {
-            let plugin = self.clone().tls(tls).start().await;
-            held(&requirements(plugin.plugin()).await);
-            plugin.stop().await;
+            // A `Running` cannot be made where a schema cannot be read, which is to be told as the rest.
+            let (plugin, _) = self.clone().tls(tls).started().await;
+            held(&requirements(&plugin).await);
+            ends(&plugin).await;
         }
     }
 }
@@ -121,6 +123,7 @@ pub async fn requirements(plugin: &Plugin) -> Vec<Requirement> {
     let under_test = UnderTest { plugin, client, description };
     vec![
         requirement(described, under_test.describes_itself_as_before().await),
+        requirement("has schemas that can be read", under_test.has_schemas()),
         requirement("refuses a function that it has not", under_test.refuses_others().await),
         requirement("refuses what is no JSON", under_test.refuses_what_is_no_json().await),
         requirement("refuses what is too large", under_test.refuses_what_is_too_large().await),
@@ -147,6 +150,11 @@ impl UnderTest<'_> {
             }
         }
         Ok(())
+    }
+
+    /// One that the host cannot read lets no call through.
+    fn has_schemas(&self) -> Done {
+        Schemas::of(&self.description).map(|_| ())
     }
 
     async fn refuses_others(&self) -> Done {

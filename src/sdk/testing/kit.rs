@@ -3,17 +3,17 @@
 use std::{
     ffi::OsString,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, PoisonError},
 };
 
 use flexcore_plugin::{
-    Checked, Cookie, Line, Plugin, Printed, Start, contract,
+    Checked, Cookie, Plugin, Printed, Start, contract,
     guard::{Bounds, Sandbox},
     limits::{ANSWER_BYTES_MAX, START_WAIT},
 };
 use tokio::task::spawn_blocking;
 
-use super::running::Running;
+use super::running::{Lines, Running};
 
 /// Most lines of a log that are kept for a look at them. 10,000: of more, the first are.
 const LINES_MAX: usize = 10_000;
@@ -86,10 +86,16 @@ impl Kit {
     /// # Panics
     /// If it does not start, or does not say what it is.
     pub async fn start(&self) -> Running {
+        let (plugin, lines) = self.started().await;
+        Running::new(plugin, lines).await
+    }
+
+    /// Starts it, and asks it nothing.
+    pub(super) async fn started(&self) -> (Plugin, Lines) {
         let file = self.file.clone();
         let checked = spawn_blocking(move || Checked::open(&file, None)).await;
         let checked = checked.expect("BUG: opening a file does not panic");
-        let lines = Arc::new(Mutex::new(Vec::new()));
+        let lines = Lines::default();
         let start = Start {
             file: checked.unwrap_or_else(|error| panic!("{error}")),
             guard: self.guard.clone(),
@@ -107,11 +113,11 @@ impl Kit {
         };
         let started = Plugin::start(start).await;
         let plugin = started.unwrap_or_else(|error| panic!("the plugin does not start: {error}"));
-        Running::new(plugin, lines).await
+        (plugin, lines)
     }
 }
 
-fn keep(lines: &Arc<Mutex<Vec<Line>>>) -> flexcore_plugin::Output {
+fn keep(lines: &Lines) -> flexcore_plugin::Output {
     let lines = Arc::clone(lines);
     Arc::new(move |printed| {
         let Printed::Log(line) = printed else { return };

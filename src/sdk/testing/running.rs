@@ -25,18 +25,21 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 /// The tenant, and the actor, of calls in tests.
 pub(super) const TEST: &str = "test";
 
+/// What a plugin has logged so far.
+pub(super) type Lines = Arc<Mutex<Vec<Line>>>;
+
 /// A plugin that runs. When it is dropped, its process is killed.
 pub struct Running {
     plugin: Plugin,
     client: Client,
     description: Description,
     schemas: Schemas,
-    lines: Arc<Mutex<Vec<Line>>>,
+    lines: Lines,
     calls: AtomicU64,
 }
 
 impl Running {
-    pub(super) async fn new(plugin: Plugin, lines: Arc<Mutex<Vec<Line>>>) -> Self {
+    pub(super) async fn new(plugin: Plugin, lines: Lines) -> Self {
         let client = Client::new(plugin.connection());
         let described = client.describe().await;
         let description = described.unwrap_or_else(|error| panic!("{error}"));
@@ -183,8 +186,7 @@ impl Running {
     /// # Panics
     /// If it has to be killed, or its exit status is not 0.
     pub async fn stop(self) {
-        let ended = self.plugin.stop().await;
-        assert!(ended.status.is_some_and(|status| status.success()), "the plugin's end: {ended}");
+        ends(&self.plugin).await;
     }
 
     /// On behalf of a tenant of tests, under a key of its own.
@@ -217,6 +219,12 @@ impl fmt::Debug for Running {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Running").field("plugin", &self.plugin).finish_non_exhaustive()
     }
+}
+
+/// Ends a plugin, which has to end well.
+pub(super) async fn ends(plugin: &Plugin) {
+    let ended = plugin.stop().await;
+    assert!(ended.status.is_some_and(|status| status.success()), "the plugin's end: {ended}");
 }
 
 fn json(what: &str, bytes: &[u8]) -> Value {

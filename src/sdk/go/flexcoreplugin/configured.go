@@ -15,6 +15,9 @@ type settings struct {
 	log  hclog.Logger
 	lock sync.RWMutex
 	of   map[string]setting
+	// The last one of each tenant that is being made, by its number: an older one comes too late.
+	making map[string]uint64
+	number uint64
 }
 
 type setting struct {
@@ -22,8 +25,8 @@ type setting struct {
 	err  error
 }
 
-// set takes a tenant's configuration, in place of the former. Fails where it cannot be used; calls of
-// the tenant then fail with the same.
+// set takes a tenant's configuration, in place of the former, which may still be in the making. Fails
+// where it cannot be used; calls of the tenant then fail with the same.
 func (s *settings) set(tenant string, text []byte) error {
 	isNull := string(bytes.TrimSpace(text)) == "null"
 	if s.by == nil {
@@ -35,9 +38,15 @@ func (s *settings) set(tenant string, text []byte) error {
 	if isNull {
 		s.lock.Lock()
 		defer s.lock.Unlock()
+		delete(s.making, tenant)
 		delete(s.of, tenant)
 		return nil
 	}
+	s.lock.Lock()
+	s.number++
+	number := s.number
+	s.making[tenant] = number
+	s.lock.Unlock()
 	// Outside of the lock: it is the author's code.
 	var one setting
 	one.err = caught(func() hclog.Logger { return s.log }, func() error {
@@ -50,6 +59,10 @@ func (s *settings) set(tenant string, text []byte) error {
 	})
 	s.lock.Lock()
 	defer s.lock.Unlock()
+	if s.making[tenant] != number {
+		return FailForNow("overtaken", "a later configuration of this tenant has taken its place")
+	}
+	delete(s.making, tenant)
 	if _, known := s.of[tenant]; !known && len(s.of) >= tenantsMax {
 		return FailForNow("too_many_tenants", "too many tenants are configured")
 	}

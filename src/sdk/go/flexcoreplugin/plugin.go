@@ -53,7 +53,8 @@ type Function struct {
 	// Summary says in one sentence what it does.
 	Summary string
 	// InputSchema and OutputSchema are JSON Schemas (2020-12); empty: any JSON. SchemaOf makes them of
-	// Go's types. The host checks inputs and outputs.
+	// Go's types. The host checks inputs. It shows callers the schema of outputs, and does not check
+	// these; flexcoreplugintest does.
 	InputSchema, OutputSchema string
 	// Idempotent says that the same call again, under the same idempotency key, does nothing that
 	// the first did not do. If not, a call of unknown outcome is never repeated.

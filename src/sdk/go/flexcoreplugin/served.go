@@ -28,7 +28,9 @@ func newServed(plugin Plugin, log hclog.Logger) *served {
 	for at := range plugin.Functions {
 		functions[plugin.Functions[at].Name] = &plugin.Functions[at]
 	}
-	of := &settings{by: plugin.Configuration, log: log, of: make(map[string]setting)}
+	of := &settings{
+		by: plugin.Configuration, log: log, of: make(map[string]setting), making: make(map[string]uint64),
+	}
 	return &served{plugin: plugin, functions: functions, settings: of, log: log}
 }
 

@@ -48,13 +48,15 @@ func main() {
 }
 
 type configuration struct {
-	URL string `json:"url"`
+	URL    string `json:"url"`
+	WaitMs int    `json:"wait_ms"`
 }
 
 // host is what calls use of the configuration.
 type host string
 
 func made(of configuration) (host, error) {
+	time.Sleep(time.Duration(of.WaitMs) * time.Millisecond)
 	if !strings.HasPrefix(of.URL, "https://") {
 		return "", flexcoreplugin.Fail("no_https", "only https is allowed")
 	}

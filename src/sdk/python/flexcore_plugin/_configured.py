@@ -1,5 +1,6 @@
 """What each tenant has configured: in memory alone, and swapped as a whole."""
 
+import itertools
 import logging
 import threading
 import traceback
@@ -18,10 +19,15 @@ class Configured:
     def __init__(self, make=None):
         self._make = make
         self._of = {}
+        # The last one of each tenant that is being made, by its number: an older one comes too late.
+        self._making = {}
+        self._numbers = itertools.count(1)
         self._lock = threading.Lock()
 
     def set(self, tenant, data):
-        """Takes a tenant's configuration in place of the former. Returns a message of a failure, or `None`."""
+        """Takes a tenant's configuration in place of the former, which may still be in the making. Returns a message
+        of a failure, or `None`.
+        """
         is_null = bytes(data).strip(b" \t\r\n") == b"null"
         if self._make is None:
             if is_null:
@@ -30,11 +36,18 @@ class Configured:
             return failure.message_of(refused)
         if is_null:
             with self._lock:
+                self._making.pop(tenant, None)
                 self._of.pop(tenant, None)
             return None
+        with self._lock:
+            number = self._making[tenant] = next(self._numbers)
         # Outside of the lock: it is the author's code.
         made, why = self._made(data)
         with self._lock:
+            if self._making.get(tenant) != number:
+                text = "a later configuration of this tenant has taken its place"
+                return failure.message_of(failure.Failure.passing("overtaken", text))
+            del self._making[tenant]
             if tenant not in self._of and len(self._of) >= TENANTS_MAX:
                 full = failure.Failure.passing("too_many_tenants", "too many tenants are configured")
                 return failure.message_of(full)
@@ -48,7 +61,7 @@ class Configured:
             return None, failure.Failure("bad_configuration", f"the configuration: {error}")
         except failure.Failure as why:
             return None, why
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
             # Without its text: there may be a secret in it.
             at = traceback.extract_tb(error.__traceback__)[-1]
             where = {"raised": type(error).__name__, "at": f"{at.filename}:{at.lineno}"}

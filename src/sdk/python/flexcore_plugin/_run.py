@@ -17,22 +17,18 @@ from ._served import Served
 
 # By it a plugin knows that a host has started it, and not a person. It is no secret.
 COOKIE = ("FLEXCORE_PLUGIN", "294ee746ca7a0ad28a537fa30b00ae93")
-# Calls that are worked on at once: what a manifest says where it says nothing.
-CALLS_AT_ONCE = 64
-# Threads for the host's own streams and questions.
+# Threads for the host's own streams and questions, and for refusing calls that are too many.
 SPARE_THREADS = 16
 # Time that calls under way have to end after `Shutdown` or SIGTERM, in seconds: the host waits for 1 to 2.
 DRAIN_S = 0.8
 
 
-def run(plugin, calls_at_once=CALLS_AT_ONCE):
+def run(plugin):
     """Is a plugin, until its host ends it; does not return. Where no host has started it, it says so on standard
     error, and the exit status is 1.
-
-    `calls_at_once`: no less than `concurrency` in plugin.yaml. A function that goes on when its caller has given
-    up keeps its place: when all are taken, the plugin is not well, and the host starts it again.
     """
     _logs.to_stderr()
+    calls_at_once = plugin.calls_at_once
     try:
         served = Served(plugin, calls_at_once)
     except ValueError as error:
@@ -81,7 +77,7 @@ def _try_threads(count):
     except (RuntimeError, MemoryError):
         sys.exit(
             f"{count} threads cannot be started, but {len(started)}: raise memory or processes among the `limits` in "
-            "plugin.yaml, or lower `concurrency` there and `calls_at_once` of run()"
+            "plugin.yaml, or lower `concurrency` there and `calls_at_once` of Plugin()"
         )
     finally:
         go.set()
@@ -98,7 +94,8 @@ def _server(calls_at_once, handlers):
         ("grpc.so_reuseport", 0),
     ]
     pool = concurrent.futures.ThreadPoolExecutor(threads, "rpc")
-    return grpc.server(pool, handlers, options=options, maximum_concurrent_rpcs=threads)
+    # `Served` refuses calls that are too many, in words that say that nothing was done: gRPC's own limit does not.
+    return grpc.server(pool, handlers, options=options)
 
 
 def _listen(server, address):

@@ -15,19 +15,25 @@ _log = logging.getLogger("flexcore_plugin")
 
 
 class Served:
-    """A plugin that is served. So many calls of streams are worked on at once."""
+    """A plugin that is served. So many calls are worked on at once, and so many of streams."""
 
     def __init__(self, plugin, calls_at_once):
         self.plugin = plugin
         self.description = plugin.description()
         self._threads = concurrent.futures.ThreadPoolExecutor(calls_at_once, "call")
         self._calls_at_once = calls_at_once
-        # Work that goes on though its callers have given up.
+        # Work of streams that goes on though its callers have given up.
         self._abandoned = set()
+        # The ends of the calls that are worked on: one that is set though the function goes on is of a call that
+        # was given up.
+        self._calls = set()
+        self._lock = threading.Lock()
 
     def is_well(self):
-        """False when there is no thread left for calls of streams."""
-        return len(self._abandoned) < self._calls_at_once
+        """False when functions that go on for nobody have all places: those of calls, or those of streams."""
+        with self._lock:
+            given_up = sum(stop.is_set() for stop in self._calls)
+        return max(given_up, len(self._abandoned)) < self._calls_at_once
 
     def handlers(self):
         unary, stream = grpc.unary_unary_rpc_method_handler, grpc.stream_stream_rpc_method_handler
@@ -55,8 +61,17 @@ class Served:
         function = self.plugin.functions.get(request.function)
         if function is None:
             return _unknown(request.function)
-        about = (request.context, stop_of(rpc), ends_of(request.context), self.plugin.configurations)
-        return _called(function, request.input, about)
+        stop = stop_of(rpc)
+        with self._lock:
+            if len(self._calls) >= self._calls_at_once:
+                return _failed(failure.Failure.passing("busy", _BUSY.format(self._calls_at_once)))
+            self._calls.add(stop)
+        try:
+            about = (request.context, stop, ends_of(request.context), self.plugin.configurations)
+            return _called(function, request.input, about)
+        finally:
+            with self._lock:
+                self._calls.discard(stop)
 
     def stream(self, requests, rpc):
         """Answers each batch when all of it is done. The first message says what holds for all."""
@@ -131,6 +146,7 @@ class Served:
 
 
 _TOO_MUCH = "the answers of one batch are too large together"
+_BUSY = "the plugin works on {} calls already, as many as its `calls_at_once`; nothing was done"
 
 
 def _method(kind, handler, request):
@@ -160,7 +176,8 @@ def _called(function, data, about, key=None):
         output = function.run(call)
     except failure.Failure as why:
         return _failed(why)
-    except (Exception, SystemExit) as error:
+    # Also what is no `Exception`, such as a cancellation by asyncio: gRPC would leave such a call without an answer.
+    except BaseException as error:
         _log.exception("%s raised", name)
         return _contract.CallResponse(failure=failure.raised(error))
     finally:
@@ -196,7 +213,7 @@ def _decided(decide, question):
         return _contract.Decision(rejected=failure.message_of(why))
     except failure.Failure as why:
         return _contract.Decision(failure=failure.message_of(why))
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         _log.exception("the decider raised")
         return _contract.Decision(failure=failure.raised(error))
     finally:

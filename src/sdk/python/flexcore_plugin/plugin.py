@@ -10,6 +10,8 @@ from .failure import is_word
 # Calls of one stream that a function works on at once, unless it says another number: they wait for others
 # most of the time.
 AT_ONCE = 16
+# Calls that a plugin works on at once, unless it says another number: what a manifest says where it says nothing.
+CALLS_AT_ONCE = 64
 
 
 class Function:
@@ -22,9 +24,17 @@ class Function:
 
 
 class Plugin:
-    """A plugin: its functions, its configuration, its decider. Name and version are for people."""
+    """A plugin: its functions, its configuration, its decider. Name and version are for people.
 
-    def __init__(self, name, version, summary=""):
+    `calls_at_once`: no less than `concurrency` in plugin.yaml; more calls are refused for now. A function that goes
+    on when its caller has given up keeps its place: when all are taken, the plugin is not well, and the host starts
+    it again.
+    """
+
+    def __init__(self, name, version, summary="", calls_at_once=CALLS_AT_ONCE):
+        if calls_at_once < 1:
+            raise ValueError("calls_at_once is less than 1")
+        self.calls_at_once = calls_at_once
         self.name = name
         self.version = version
         self.summary = summary
@@ -47,7 +57,8 @@ class Plugin:
         """A decorator: the function is called with a `Call`, on a thread, and returns JSON or raises a `Failure`.
 
         `name`: `[a-z][a-z0-9_]{0,39}`, the function's own unless given. `summary`: one sentence.
-        `input_schema`, `output_schema`: JSON Schemas (2020-12), as JSON or as text. The host checks both.
+        `input_schema`, `output_schema`: JSON Schemas (2020-12), as JSON or as text. The host checks inputs. It shows
+        callers the schema of outputs, and does not check these; tests with `flexcore_plugin.testing` do.
         `idempotent`: the same call again, under the same idempotency key, does nothing that the first did not
         do. Without it a call of unknown outcome is never repeated.
         `at_once`: calls of one stream that are worked on at once.

@@ -36,7 +36,13 @@ if TAG:
     with zipfile.ZipFile(os.path.dirname(__file__)) as archive:
         archive.extractall(folder, [name for name in archive.namelist() if name.startswith("packages/")])
     sys.path.insert(1, os.path.join(folder, "packages"))
-from flexcore_plugin import run
+try:
+    from flexcore_plugin import run
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"{{error}}: {{sys.executable}} lacks a package of requirements.txt. Build the file with `python3 build.py "
+        "--packages`, or have `environment` in plugin.yaml say on which PATH a python3 is that has them"
+    )
 from functions import plugin
 run(plugin)
 '''

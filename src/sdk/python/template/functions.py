@@ -2,8 +2,9 @@
 
 import logging
 
-from flexcore_plugin import Failure, Plugin, run
+from flexcore_plugin import Failure, Plugin
 
+# `build.py` has it run, in greeter.pyz.
 plugin = Plugin("greeter", "0.1.0", summary="Greets people.")
 log = logging.getLogger("greeter")
 
@@ -45,7 +46,3 @@ def greet(call):
         # It greets for tenants that have configured nothing, too.
         greeting = "Hello"
     return {"text": f"{greeting}, {name}!"}
-
-
-if __name__ == "__main__":
-    run(plugin)

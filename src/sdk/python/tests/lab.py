@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """A plugin for tests of the package. With the argument `broken` it has two functions of one name; with `early`
-it prints something before its first line."""
+it prints something before its first line. CALLS_AT_ONCE says how many calls it works on at once."""
 
+import asyncio
 import logging
 import os
 import sys
@@ -10,7 +11,9 @@ import time
 
 from flexcore_plugin import Event, Failure, Plugin, Rejected, run
 
-plugin = Plugin("lab", "0.1.0", summary="For tests.")
+plugin = Plugin("lab", "0.1.0", summary="For tests.", calls_at_once=int(os.environ.get("CALLS_AT_ONCE", "64")))
+# What is no `Exception`.
+BEYOND = {"cancelled": asyncio.CancelledError, "interrupted": KeyboardInterrupt, "left": SystemExit}
 log = logging.getLogger("lab")
 busy_now, busy_most, busy_lock = 0, 0, threading.Lock()
 
@@ -22,6 +25,10 @@ if "early" in sys.argv:
 def made(settings):
     if settings["url"] == "s3cr3t":
         raise ValueError(settings["url"])
+    if settings["url"] in BEYOND:
+        raise BEYOND[settings["url"]]
+    # Slower than what is configured after it.
+    time.sleep(settings.get("wait", 0))
     if not settings["url"].startswith("https://"):
         raise Failure("no_https", "only https is allowed")
     return settings["url"][len("https://") :]
@@ -78,6 +85,11 @@ def busy(call):
 @plugin.function(name="panic")
 def panics(call):
     raise KeyError("s3cr3t, as asked")
+
+
+@plugin.function
+def beyond(call):
+    raise BEYOND[call.input]("s3cr3t")
 
 
 @plugin.function
@@ -139,6 +151,8 @@ def decide(question):
         return []
     if question.command == "panic":
         raise RuntimeError("as asked")
+    if question.command in BEYOND:
+        raise BEYOND[question.command]
     if question.command == "wrong":
         return "no list"
     raise Failure("unknown_command", question.command)

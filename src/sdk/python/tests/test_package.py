@@ -1,6 +1,7 @@
 """The package over a real socket, with a client on grpcio in place of the host: what the host never sends, too."""
 
 import base64
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -158,6 +159,30 @@ class Served(unittest.TestCase):
         self.assertEqual((lines[0]["function"], lines[0]["tenant"]), ("panic", "acme"))
         self.assertIn("lab.py", lines[0]["traceback"])
 
+    def test_what_is_no_exception_is_an_answer_too(self):
+        configure = f"/{contract.SERVICE}/Configure"
+        for beyond, raised in [
+            ("cancelled", "CancelledError"),
+            ("interrupted", "KeyboardInterrupt"),
+            ("left", "SystemExit"),
+        ]:
+            settings = json.dumps({"url": beyond}).encode()
+            request = contract.ConfigureRequest(tenant="acme", configuration=settings)
+            answer = self.host.unary(configure, request, contract.ConfigureResponse, timeout=5)
+            question = {"context": context(), "command": beyond, "state": b"1", "payload": b"1"}
+            asked = [contract.DecideRequest(number=1, questions=[question])]
+            (decided,) = self.host.many("Decide", asked, contract.DecideResponse, timeout=5)
+            first = contract.StreamRequest(number=1, context=context(), function="beyond")
+            first.inputs.extend([json.dumps(beyond).encode()] * 2)
+            (batch,) = self.host.many("Stream", [first], contract.StreamResponse, timeout=5)
+            failures = [self.host.call("beyond", beyond, timeout=5), answer.failure, decided.decisions[0].failure]
+            for why in failures + [result.failure for result in batch.results]:
+                self.assertEqual((why.code, why.temporary), ("internal", False), beyond)
+                self.assertIn(raised, why.message)
+        self.assertEqual(self.host.call("echo", 1), 1)
+        _, lines = self.host.stop()
+        self.assertEqual(len(lines), 15, "each is a line of the log")
+
     def test_what_is_no_json_is_refused(self):
         for data in [b"", b"{", b"\0", b"\xff", b"NaN", b"[1e999]", b"1" * 5_000, b"[" * 4_000_000, b'"\xed\xa0\x80"']:
             why = self.host.call("echo", None, data=data)
@@ -252,6 +277,27 @@ class Served(unittest.TestCase):
         self.assertEqual([line["raised"] for line in lines], ["AttributeError", "ValueError"])
         self.assertNotIn("s3cr3t", str(lines))
 
+    def test_the_last_configuration_holds_though_an_older_one_is_made_later(self):
+        def configure(settings, to=None):
+            request = contract.ConfigureRequest(tenant="acme", configuration=settings)
+            response = self.host.unary(f"/{contract.SERVICE}/Configure", request, contract.ConfigureResponse)
+            if to is not None:
+                to.append(response.failure)
+            return response.failure.code
+
+        for last, now in [(b'{"url": "https://new"}', "new"), (b"null", None), (b'{"url": "http://a"}', None)]:
+            late = []
+            slow = threading.Thread(target=configure, args=(b'{"url": "https://old", "wait": 1}', late))
+            slow.start()
+            time.sleep(0.4)
+            configure(last)
+            before = self.host.call("settings", None)
+            slow.join()
+            self.assertEqual((late[0].code, late[0].temporary), ("overtaken", True))
+            after = self.host.call("settings", None)
+            self.assertEqual(after, before)
+            self.assertEqual(after if isinstance(after, str) else None, now)
+
     def test_decisions(self):
         def question(command, state, payload):
             return {"context": context(), "command": command, "state": state, "payload": payload}
@@ -317,6 +363,21 @@ class Started(unittest.TestCase):
         self.assertEqual((host.process.returncode, host.line), (1, ""))
         self.assertIn(b"threads cannot be started", err)
         host.folder.cleanup()
+
+    def test_calls_beyond_those_at_once_are_refused_for_now(self):
+        host = Host(environment={"CALLS_AT_ONCE": "2"})
+        with concurrent.futures.ThreadPoolExecutor(40) as threads:
+            answers = list(threads.map(lambda _: host.call("sleep", 800), range(40)))
+        done = [answer for answer in answers if answer is None]
+        refused = {(answer.code, answer.temporary) for answer in answers if answer is not None}
+        self.assertEqual((len(done), refused), (2, {("busy", True)}))
+        self.assertEqual(host.health(), 1)
+        # Those that nobody waits for keep their places.
+        for number in (1, 2):
+            with self.assertRaises(grpc.RpcError):
+                host.call("hang", None, timeout=0.3)
+            self.assertEqual(host.health(), number)
+        self.assertEqual(host.stop()[0], 0)
 
     def test_a_call_ends_before_the_plugin_does(self):
         host = Host()

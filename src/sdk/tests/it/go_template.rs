@@ -43,7 +43,7 @@ fn written(name: &str) -> PathBuf {
     folder
 }
 
-fn in_target(name: &str) -> PathBuf {
+pub(crate) fn in_target(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("go").join(name)
 }
 
@@ -101,7 +101,7 @@ fn kit(plugin: &Path) -> Kit {
 }
 
 /// The machine that decides about a change has to have what a test takes.
-fn skipped(lacks: &str) {
+pub(crate) fn skipped(lacks: &str) {
     let told = format!("SKIPPED, {lacks}");
     assert!(std::env::var_os("CI").is_none_or(|ci| ci != "true"), "{told}");
     let test = std::thread::current();
@@ -110,7 +110,7 @@ fn skipped(lacks: &str) {
 }
 
 /// The executable that the kit of authors starts: it is built with the whole workspace.
-fn flexcore() -> Option<PathBuf> {
+pub(crate) fn flexcore() -> Option<PathBuf> {
     let flexcore = Path::new(LAB).with_file_name("flexcore");
     let mut command = Command::new(&flexcore);
     let done = command.args(["plugin", "try", "--help"]).stdin(Stdio::null()).output();
@@ -255,6 +255,28 @@ async fn each_tenant_has_its_configuration() {
     let failure = plugin.configure(&json!({ "url": 5, "password": "s3cr3t" })).await.unwrap_err();
     assert_eq!(failure.code, "bad_configuration");
     assert!(!failure.message.contains("s3cr3t"), "{failure}");
+    plugin.stop().await;
+}
+
+/// What an older one gives is thrown away.
+#[tokio::test]
+async fn the_last_configuration_holds_though_an_older_one_is_made_later() {
+    let Some(lab) = lab() else { return };
+    let plugin = kit(lab).start().await;
+    let configure = async |settings: Value| {
+        let settings = settings.to_string().into();
+        plugin.client().configure("test", settings, LONG).await.unwrap()
+    };
+    let settings = || plugin.call("settings", Value::Null);
+    let slow = configure(json!({ "url": "https://old", "wait_ms": 1_000 }));
+    let meanwhile = async {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        configure(json!({ "url": "https://new" })).await.unwrap();
+        settings().await.unwrap()
+    };
+    let (late, now) = tokio::join!(slow, meanwhile);
+    assert_eq!((&*late.unwrap_err().code, now), ("overtaken", json!("new")));
+    assert_eq!(settings().await.unwrap(), "new");
     plugin.stop().await;
 }
 

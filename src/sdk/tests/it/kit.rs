@@ -2,7 +2,7 @@
 
 use std::process::{Command, Stdio};
 
-use flexcore_sdk::testing;
+use flexcore_sdk::testing::{self, Kit};
 use serde_json::{Value, json};
 
 use crate::LAB;
@@ -28,6 +28,13 @@ async fn an_output_that_does_not_fit_is_told() {
 #[should_panic(expected = "without a host its exit status is 1")]
 async fn what_is_no_plugin_does_not_conform() {
     testing::conforms("/bin/true").await;
+}
+
+/// The host would refuse each call of it.
+#[tokio::test]
+#[should_panic(expected = "it has schemas that can be read: the schema of the input")]
+async fn a_schema_that_is_none_does_not_conform() {
+    Kit::new(LAB).argument("unreadable").conforms().await;
 }
 
 /// By whom it was started does not matter: its author has to mend it.

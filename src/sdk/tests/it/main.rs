@@ -8,6 +8,7 @@ mod go_template;
 mod kit;
 mod new_plugin;
 mod python;
+mod steps;
 
 /// The plugin under test.
 const LAB: &str = env!("CARGO_BIN_EXE_flexcore-sdk-lab");

@@ -1,4 +1,5 @@
-//! A plugin for tests of the SDK. With the argument `broken` it has two functions of one name.
+//! A plugin for tests of the SDK. With the argument `broken` it has two functions of one name; with `unreadable` a
+//! schema that is none.
 
 use std::{
     process::ExitCode,
@@ -35,9 +36,14 @@ fn main() -> ExitCode {
         .function(Function::new("wrong", wrong).output_schema(r#"{ "type": "integer" }"#))
         .function(Function::new("small", echo).input_schema(json!({ "maximum": 9 })))
         .decider(decide);
-    if std::env::args().nth(1).as_deref() == Some("broken") {
-        plugin = plugin.function(Function::new("echo", echo));
-    }
+    plugin = match std::env::args().nth(1).as_deref() {
+        Some("broken") => plugin.function(Function::new("echo", echo)),
+        Some("unreadable") => {
+            let odd = Function::new("odd", echo).input_schema(json!({ "type": "strin" }));
+            plugin.function(odd)
+        }
+        _ => plugin,
+    };
     flexcore_sdk::run(plugin)
 }
 
@@ -169,6 +175,7 @@ fn decide(question: &Question) -> Result<Vec<Event>, Refused> {
             Ok(vec![Event::new("added", &json!({ "by": 1 }))?])
         }
         "panic" => panic!("as asked"),
+        "die" => std::process::exit(3),
         other => Err(Failure::new("unknown_command", other).into()),
     }
 }

@@ -147,7 +147,8 @@ type Function struct {
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// One sentence.
 	Summary string `protobuf:"bytes,2,opt,name=summary,proto3" json:"summary,omitempty"`
-	// JSON Schemas (2020-12) of input and output; empty: any JSON. References within the schema only.
+	// JSON Schemas (2020-12) of input and output; empty: any JSON. References within the schema only,
+	// and patterns without look-around and back-references. The host checks inputs, not outputs.
 	InputSchema  string `protobuf:"bytes,3,opt,name=input_schema,json=inputSchema,proto3" json:"input_schema,omitempty"`
 	OutputSchema string `protobuf:"bytes,4,opt,name=output_schema,json=outputSchema,proto3" json:"output_schema,omitempty"`
 	// The same call again, under the same idempotency key, does nothing that the first did not do. If
@@ -1219,7 +1220,9 @@ type PluginClient interface {
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*Description, error)
 	// Gives one tenant's configuration, secrets included; a later one takes the place of the former.
 	// It has been checked against the plugin's schema. The plugin keeps it in memory alone. Called
-	// before the tenant's first call, after each start, and when it changes.
+	// before the tenant's first call, after each start, and when it changes. One of a tenant is under
+	// way at a time, until it is answered or 60 s have passed, and no calls of the tenant are made
+	// meanwhile. The one that has begun last counts: what an older one comes to later is thrown away.
 	Configure(ctx context.Context, in *ConfigureRequest, opts ...grpc.CallOption) (*ConfigureResponse, error)
 	// Calls a function once.
 	Call(ctx context.Context, in *CallRequest, opts ...grpc.CallOption) (*CallResponse, error)
@@ -1335,7 +1338,9 @@ type PluginServer interface {
 	Describe(context.Context, *DescribeRequest) (*Description, error)
 	// Gives one tenant's configuration, secrets included; a later one takes the place of the former.
 	// It has been checked against the plugin's schema. The plugin keeps it in memory alone. Called
-	// before the tenant's first call, after each start, and when it changes.
+	// before the tenant's first call, after each start, and when it changes. One of a tenant is under
+	// way at a time, until it is answered or 60 s have passed, and no calls of the tenant are made
+	// meanwhile. The one that has begun last counts: what an older one comes to later is thrown away.
 	Configure(context.Context, *ConfigureRequest) (*ConfigureResponse, error)
 	// Calls a function once.
 	Call(context.Context, *CallRequest) (*CallResponse, error)
