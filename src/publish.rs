@@ -19,7 +19,7 @@ use flexcore_domain::{
     ActorName, AggregateId, AggregateKey, AggregateName, Command, CommandId, CommandName, Outcome,
     command::header,
 };
-use flexcore_eventstore::commands::command_subject;
+use flexcore_eventstore::{commands::command_subject, headers::QUEUE_SEQUENCE};
 use flexcore_http::Method;
 use flexcore_workers::COMMANDS;
 use serde_json::{json, value::RawValue};
@@ -124,10 +124,11 @@ pub(crate) async fn run(
             let stored = publish(&jetstream, &outgoing, &args.actor).await?.await;
             // A random one is known to nobody else.
             let told = || format!("publishing the command {}", outgoing.id);
-            stored.map_err(not_taken).with_context(told)?;
+            let sequence = stored.map_err(not_taken).with_context(told)?.sequence;
             match args.wait {
                 Some(seconds) => {
-                    let outcome = wait(&client, &outgoing, Duration::from_secs(seconds)).await?;
+                    let longest = Duration::from_secs(seconds);
+                    let outcome = wait(&client, &outgoing, sequence, longest).await?;
                     show(&outcome, &outgoing.id, args.json, out)
                 }
                 None if args.json => {
@@ -190,9 +191,12 @@ pub(crate) fn not_taken(error: PublishError) -> anyhow::Error {
     anyhow::Error::new(error).context(advice)
 }
 
+/// What came of the command that has this sequence in the queue: an earlier one of its id may have another
+/// outcome.
 async fn wait(
     client: &async_nats::Client,
     outgoing: &Outgoing,
+    sequence: u64,
     longest: Duration,
 ) -> anyhow::Result<Outcome> {
     let owners = Owners::attach(COMMANDS, client).await?;
@@ -201,6 +205,7 @@ async fn wait(
         let question = |epoch, _| {
             let mut headers = HeaderMap::new();
             headers.insert(header::COMMAND_ID, outgoing.id.as_str());
+            headers.insert(QUEUE_SEQUENCE, sequence.to_string());
             (Command::outcome_subject(epoch, &outgoing.key), headers)
         };
         let asked = owners.ask(slot, ASK_MAX, bytes::Bytes::new(), question).await;

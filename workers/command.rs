@@ -60,7 +60,7 @@ pub use deciders::{
 
 use crate::{places::LEAVE_MAX, queue};
 use clock::Clock;
-use messages::{Input, Owed, Work};
+use messages::{Input, Owed, StoredCommand, Work};
 use perform::{LaneThread, ToLane};
 use requests::Answerer;
 use responder::{Begun, Responder};
@@ -162,7 +162,7 @@ impl Lanes {
     ) -> Outcome {
         let (to, mut answer) = oneshot::channel();
         let (key, command, begun) = (command.key.clone(), Box::new(command), Begun::default());
-        let work = |ticket| Work::Command(Owed { command, patient: false, ticket });
+        let work = |ticket| Work::Command(Owed { command, patient: false, stored: None, ticket });
         self.ask(key, work, Responder::Waiting(to, begun.clone(), place));
         let patience = until.remaining(Instant::now()) / 4 * 3;
         let mut answered = tokio::time::timeout(patience, &mut answer).await.ok();
@@ -176,16 +176,18 @@ impl Lanes {
         answered.and_then(Result::ok).flatten().unwrap_or_else(lost)
     }
 
-    /// Takes up a command from the queue, which waits out an outage. The outcome goes to its
-    /// reader, with the number that it has there.
+    /// Takes up the command that has this sequence in the queue, and waits out an outage. The outcome goes to
+    /// its reader, with the number that it has there.
     pub(crate) fn queued(
         &self,
         command: Command,
+        sequence: u64,
         number: u64,
         to: mpsc::UnboundedSender<(u64, Outcome)>,
     ) {
         let (key, command) = (command.key.clone(), Box::new(command));
-        let work = |ticket| Work::Command(Owed { command, patient: true, ticket });
+        let stored = Some(sequence);
+        let work = |ticket| Work::Command(Owed { command, patient: true, stored, ticket });
         self.ask(key, work, Responder::Queue(to, number));
     }
 
@@ -218,13 +220,21 @@ impl Lanes {
         &self.lanes[usize::from(slot.number()) % self.lanes.len()]
     }
 
-    /// The outcome of a command that the aggregate accepted; `None`: it never did.
-    pub(crate) async fn outcome(&self, key: AggregateKey, id: CommandId) -> Option<Outcome> {
+    /// The outcome of a command that the aggregate accepted; `None`: it never did. Where it accepted another
+    /// one of this id than the stored one that is meant, that is a mismatch.
+    pub(crate) async fn outcome(
+        &self,
+        key: AggregateKey,
+        id: CommandId,
+        stored: Option<StoredCommand>,
+    ) -> Option<Outcome> {
         let Some(_place) = self.enter(&key) else {
             return Some(Outcome::Overloaded { retry_after_s: 1 });
         };
         let (to, answer) = oneshot::channel();
-        self.ask(key, |ticket| Work::OutcomeOf { id, ticket }, Responder::Outcome(to));
+        let stored = stored.map(Box::new);
+        let work = |ticket| Work::OutcomeOf { id, stored, ticket };
+        self.ask(key, work, Responder::Outcome(to));
         let lost = || Some(Outcome::Unavailable { message: "the worker is stopping".to_owned() });
         answer.await.unwrap_or_else(|_| lost())
     }

@@ -6,9 +6,9 @@ use async_nats::{HeaderMap, jetstream};
 use bytes::Bytes;
 use flexcore_broker::{publish, room::Room, size};
 use flexcore_domain::{AggregateKey, CommandId, CommandName, SLOTS, command::header};
-use flexcore_queue::{Descriptor, Queue};
+use flexcore_queue::{Descriptor, Queue, Queued};
 
-use crate::{Error, EventStore, headers, subjects, topology};
+use crate::{Error, EventStore, KeptOutcome, headers, subjects, topology};
 
 pub use crate::subjects::{command_address, command_subject, published_subject, stored_part};
 pub(crate) use share::Share;
@@ -35,9 +35,9 @@ pub struct CommandPublisher {
 }
 
 impl CommandPublisher {
-    /// Publishes a command with its payload, JSON text. Returns when the broker has it: then it will
-    /// be processed. Fails with [`Error::Unavailable`] when that is unknown: publish it again with
-    /// the same id. Fails with [`Error::TooLarge`], [`Error::NoRoom`] or [`Error::TooMuch`] when it is
+    /// Publishes a command with its payload, JSON text. Returns its sequence in the queue when the broker has
+    /// it: then it will be processed. Fails with [`Error::Unavailable`] when that is unknown: publish it again
+    /// with the same id. Fails with [`Error::TooLarge`], [`Error::NoRoom`] or [`Error::TooMuch`] when it is
     /// not stored for that reason.
     pub async fn publish(
         &self,
@@ -46,8 +46,8 @@ impl CommandPublisher {
         id: &CommandId,
         headers: HeaderMap,
         payload: impl Into<Bytes>,
-    ) -> Result<(), Error> {
-        self.send(key, name, id, headers, payload).await?.stored().await
+    ) -> Result<u64, Error> {
+        self.send(key, name, id, headers, payload).await?.sequence().await
     }
 
     /// Sends a command behind those that were sent before it, and does not wait until the broker
@@ -83,8 +83,14 @@ impl SentCommand {
     /// [`Error::Unavailable`] when that is unknown.
     #[boxed::async_recursion]
     pub async fn stored(self) -> Result<(), Error> {
-        self.on_its_way.stored(self.sent.stored().await?);
+        self.sequence().await?;
         Ok(())
+    }
+
+    async fn sequence(self) -> Result<u64, Error> {
+        let sequence = self.sent.stored().await?;
+        self.on_its_way.stored(sequence);
+        Ok(sequence)
     }
 }
 
@@ -113,24 +119,48 @@ impl EventStore {
         Ok(self.queue.depth().await?)
     }
 
-    /// Whether a command of this id is stored for the aggregate and has no outcome yet; also true where
-    /// very many wait for the aggregate and it was not among the first. What is under way may be said to
-    /// wait for a moment after it has its outcome.
+    /// Whether a command of this id is stored for the aggregate and has no outcome yet: `kept`, the last that is
+    /// kept of the id, is of an earlier one. Also true where very many wait for the aggregate and it was not among
+    /// the first. What is under way may be said to wait for a moment after it is in the log.
     #[boxed::async_recursion]
-    pub async fn waits(&self, key: &AggregateKey, id: &CommandId) -> Result<bool, Error> {
+    pub async fn waits(
+        &self,
+        key: &AggregateKey,
+        id: &CommandId,
+        kept: Option<&KeptOutcome>,
+    ) -> Result<bool, Error> {
         let mut after = self.queue.settled(key.slot().number()).await?;
         let subjects = subjects::stored_of(key);
         for _ in 0..LOOKED_THROUGH_MAX {
             let Some(waiting) = self.queue.next_on(&subjects, after).await? else {
                 return Ok(false);
             };
-            if headers::command_id(waiting.headers.as_ref()) == Some(id.as_str()) {
+            let is_done = kept.is_some_and(|kept| kept.covers(waiting.stamp()));
+            if !is_done && has_id(&waiting, id) {
                 return Ok(true);
             }
             after = waiting.sequence;
         }
         Ok(true)
     }
+
+    /// The command of this id that the queue has for the aggregate at this sequence, done or not; `None`: it
+    /// is not there any more. It goes some time after it is settled, and not before.
+    #[boxed::async_recursion]
+    pub async fn stored_command(
+        &self,
+        key: &AggregateKey,
+        id: &CommandId,
+        sequence: u64,
+    ) -> Result<Option<Queued>, Error> {
+        let Some(before) = sequence.checked_sub(1) else { return Ok(None) };
+        let next = self.queue.next_on(&subjects::stored_of(key), before).await?;
+        Ok(next.filter(|next| next.sequence == sequence && has_id(next, id)))
+    }
+}
+
+fn has_id(stored: &Queued, id: &CommandId) -> bool {
+    headers::command_id(stored.headers.as_ref()) == Some(id.as_str())
 }
 
 #[cfg(test)]

@@ -4,6 +4,10 @@
 use async_nats::{HeaderMap, HeaderValue};
 use flexcore_domain::{Provenance, command::header};
 
+/// Names a stored command by its sequence in the queue: in a question for what came of it, and in its outcome. No
+/// command is read by it.
+pub const QUEUE_SEQUENCE: &str = "Flexcore-Queue-Sequence";
+
 /// All of them, the id first. A requeued command needs them more than any other header.
 pub(crate) fn read() -> impl Iterator<Item = &'static str> {
     let own = [header::OWN_COMMAND_ID, header::ACTOR, header::ACTOR_SEAL, header::EXPECTED_VERSION];

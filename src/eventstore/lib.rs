@@ -51,6 +51,7 @@ pub use growth::{Growth, ServerUse};
 pub use interest::{Aggregates, Interest};
 pub use links::LINKS_MAX;
 pub use load::{LOAD_COMMITS_MAX, Page};
+pub use outcomes::KeptOutcome;
 pub use profile::Profile;
 pub use subjects::{address, subject};
 pub use subscribe::{Broken, Filter, Read, Subscription};

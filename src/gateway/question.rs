@@ -9,6 +9,7 @@ use flexcore_domain::{
     AggregateKey, Command, CommandId, CommandName, Outcome, StateReply, TraceParent,
     command::header as field,
 };
+use flexcore_eventstore::headers::QUEUE_SEQUENCE;
 use flexcore_resilience::{self as resilience, Deadline};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -49,10 +50,19 @@ impl<'a> Question<'a, Outcome> {
         Self { key, subject, headers, payload, deadline, is_final: is_recorded, lost }
     }
 
-    /// Asks what came of a command.
-    pub(crate) fn outcome(key: &'a AggregateKey, id: &CommandId, deadline: Deadline) -> Self {
+    /// Asks what came of a command: of the stored one that has this sequence in the queue, or of whichever has
+    /// this id.
+    pub(crate) fn outcome(
+        key: &'a AggregateKey,
+        id: &CommandId,
+        stored: Option<u64>,
+        deadline: Deadline,
+    ) -> Self {
         let mut headers = HeaderMap::new();
         headers.insert(field::COMMAND_ID, id.as_str());
+        if let Some(sequence) = stored {
+            headers.insert(QUEUE_SEQUENCE, sequence.to_string());
+        }
         Self::read(key, Subject::Outcome, headers, deadline)
     }
 }

@@ -19,7 +19,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 
 pub use claim::{Claim, KeptReader, Messages};
 use end::End;
-pub use message::Queued;
+pub use message::{Queued, Stamp};
 
 /// Questions to the broker at a time, where there is one a place.
 const ASKED_AT_ONCE: usize = 16;

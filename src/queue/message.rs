@@ -7,6 +7,7 @@ use std::{str::FromStr as _, time::Duration};
 
 use async_nats::{
     HeaderMap, HeaderName, HeaderValue,
+    datetime::{DateTime, parse_rfc3339},
     jetstream::{self, consumer::pull},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD};
@@ -35,13 +36,31 @@ pub struct Queued {
     pub payload: Bytes,
     /// Stream sequence.
     pub sequence: u64,
+    /// When the broker stored it, in milliseconds since 1970-01-01 UTC.
+    pub stored_ms: i64,
     /// Its number among those that the reader was handed, from 1.
     pub number: u64,
     /// Why its headers cannot be read; they are left out then.
     pub malformed: Option<&'static str>,
 }
 
+/// Says which message it is. A sequence alone does not: a queue that was made anew counts from 1 again, and an
+/// older copy goes on with sequences that others had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Stream sequence.
+    pub sequence: u64,
+    /// When the broker stored it, in milliseconds since 1970-01-01 UTC.
+    pub stored_ms: i64,
+}
+
 impl Queued {
+    /// Which message it is.
+    #[must_use]
+    pub fn stamp(&self) -> Stamp {
+        Stamp { sequence: self.sequence, stored_ms: self.stored_ms }
+    }
+
     /// True if a client drops the connection over which it comes, or ends: its subject may do that, too.
     fn ends_connections(&self) -> bool {
         let is_odd = |c: char| c.is_whitespace() || c == char::REPLACEMENT_CHARACTER;
@@ -53,12 +72,14 @@ impl Queued {
         let message = message.map_err(unavailable)?;
         let info = message.info().map_err(unavailable)?;
         let (sequence, number) = (info.stream_sequence, info.consumer_sequence);
+        let stored_ms = milliseconds(info.published);
         let jetstream::Message { message, .. } = message;
         Ok(Self {
             subject: message.subject.to_string(),
             headers: message.headers,
             payload: message.payload,
             sequence,
+            stored_ms,
             number,
             malformed: None,
         })
@@ -115,6 +136,7 @@ struct ApiAnswer {
 struct Stored {
     subject: String,
     seq: u64,
+    time: String,
     #[serde(default)]
     hdrs: String,
     #[serde(default)]
@@ -158,9 +180,14 @@ fn read(stored: Stored) -> Result<Queued, Error> {
         headers,
         payload: bytes(stored.data)?.into(),
         sequence: stored.seq,
+        stored_ms: milliseconds(parse_rfc3339(&stored.time).map_err(unavailable)?),
         number: 0,
         malformed,
     })
+}
+
+fn milliseconds(time: DateTime) -> i64 {
+    time.unix_timestamp() * 1_000 + i64::from(time.millisecond())
 }
 
 /// Headers as they were published. Fails with why they cannot be read.
@@ -203,13 +230,15 @@ mod tests {
     fn a_message_that_ends_connections_is_known_by_headers_or_subject() {
         let stored = |subject: &str, headers: &[u8]| {
             let (subject, hdrs) = (subject.to_owned(), STANDARD.encode(headers));
-            read(Stored { subject, seq: 1, hdrs, data: String::new() }).unwrap()
+            let time = "2026-01-01T00:00:00.5Z".to_owned();
+            read(Stored { subject, seq: 1, time, hdrs, data: String::new() }).unwrap()
         };
         assert!(!stored("a.b", b"NATS/1.0\r\nA: b\r\n\r\n").ends_connections());
         assert!(stored("a.b", b"NATS/1.0\r\nA: b\rC: d\r\n\r\n").ends_connections());
         for subject in ["a.\u{2003}b", "a.\u{fffd}"] {
             assert!(stored(subject, b"").ends_connections(), "{subject}");
         }
+        assert_eq!(stored("a.b", b"").stored_ms, 1_767_225_600_500);
     }
 
     #[test]

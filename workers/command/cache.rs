@@ -83,6 +83,12 @@ impl Entry {
         self.memory.recall(id)
     }
 
+    /// The sequence in the queue of the stored command that has made this commit; `None`: none has, or nobody
+    /// here knows any more.
+    pub(super) fn made_by(&self, command: &RememberedCommand) -> Option<u64> {
+        self.memory.made_by(command.sequence)
+    }
+
     /// The log was asked for a command, and this is its answer.
     pub(super) fn looked_up(&mut self, id: CommandId, said: Option<RememberedCommand>) {
         Arc::make_mut(&mut self.memory).looked_up(id, said);
@@ -130,8 +136,8 @@ impl Entry {
         (commit, after)
     }
 
-    /// The commit was appended there.
-    pub(super) fn appended(&mut self, appended: Appended, command: &Command) {
+    /// The commit was appended there. `stored`: the command's sequence in the queue, if it came from there.
+    pub(super) fn appended(&mut self, appended: Appended, command: &Command, stored: Option<u64>) {
         self.expected = Expected { sequence: appended.sequence, hash: appended.hash };
         self.remember(RememberedCommand {
             id: command.id.clone(),
@@ -139,6 +145,9 @@ impl Entry {
             version: self.version,
             sequence: appended.sequence,
         });
+        if let Some(stored) = stored {
+            Arc::make_mut(&mut self.memory).was_stored(appended.sequence, stored);
+        }
     }
 
     /// A commit was read from the log, and the state after it is this.

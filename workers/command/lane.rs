@@ -25,7 +25,7 @@ use std::{
 use flexcore_domain::{AggregateKey, Command, CommandId, Outcome, Secret, commit::Commit};
 use flexcore_eventstore::{Appended, Error};
 
-use answers::replay;
+use answers::outcome_of;
 use asking::{Asking, Asks, concluded, context};
 use fold::{FOLD_MAX, Folded};
 use look_up::to_look_up;
@@ -38,7 +38,7 @@ use super::{
     deciders::{Deciders, Fault},
     guesses::Guesses,
     memory::{Recall, random_secret},
-    messages::{Action, Input, Loaded, Owed, Ticket, Work},
+    messages::{Action, Input, Loaded, Owed, StoredCommand, Ticket, Work},
 };
 
 /// Events between two snapshots of an aggregate: folding this many takes about a millisecond.
@@ -209,11 +209,8 @@ impl Lane {
                 Work::State { ticket } => {
                     turn.actions.push(Action::AnswerState { ticket, reply: entry.state_reply() });
                 }
-                Work::OutcomeOf { id, ticket } => {
-                    let outcome = match entry.recall(&id) {
-                        Recall::Known(first) => Some(replay(turn.key.slot(), first)),
-                        Recall::Perhaps(_) | Recall::Never => None,
-                    };
+                Work::OutcomeOf { id, stored, ticket } => {
+                    let outcome = outcome_of(turn.key.slot(), &entry, &id, stored.as_deref());
                     turn.actions.push(Action::Answer { ticket, outcome });
                 }
                 Work::Command(owed) => {
@@ -402,12 +399,12 @@ impl Lane {
         appended: Appended,
     ) -> Vec<Action> {
         let Appending { before, mut after, owed, .. } = appending;
-        let Owed { command, ticket, .. } = owed;
+        let Owed { command, stored, ticket, .. } = owed;
         let snapshots_before = before.version / SNAPSHOT_EVENTS;
         // First, since the two share the commands that they remember: a list of one owner grows in
         // place, one of two is copied.
         drop(before);
-        after.appended(appended, &command);
+        after.appended(appended, &command, stored);
         self.tries.end(ticket);
         turn.actions.push(Action::Answer { ticket, outcome: Some(after.accepted(&turn.key)) });
         if !self.is_current(&turn.key, &after) {

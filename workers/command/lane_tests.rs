@@ -138,7 +138,8 @@ fn up_of(key: AggregateKey, id: &str, by: u64, ticket: u64, patient: bool) -> In
         provenance: Provenance::of(ActorName::parse("alice").unwrap()),
         expected_version: None,
     };
-    Input::Work { key, work: Work::Command(Owed { command: Box::new(command), patient, ticket }) }
+    let owed = Owed { command: Box::new(command), patient, stored: None, ticket };
+    Input::Work { key, work: Work::Command(owed) }
 }
 
 pub(super) fn loaded(commits: Vec<Recorded>) -> Input {

@@ -54,6 +54,9 @@ pub(super) struct Memory {
     open: Block,
     /// The log's answer about the id that was looked up last.
     looked_up: Option<(CommandId, Option<RememberedCommand>)>,
+    /// Of the last commits that this process has made for stored commands, oldest first: the sequences in the
+    /// log and in the queue. Not kept: who waits for a stored command asks at once.
+    stored: VecDeque<(u64, u64)>,
 }
 
 impl Memory {
@@ -66,6 +69,7 @@ impl Memory {
             kept: 0,
             open: Block::default(),
             looked_up: None,
+            stored: VecDeque::new(),
         }
     }
 
@@ -80,6 +84,7 @@ impl Memory {
             kept: older.blocks.len(),
             open: older.open.clone(),
             looked_up: None,
+            stored: VecDeque::new(),
         }
     }
 
@@ -145,6 +150,21 @@ impl Memory {
         self.recent.push_back(command);
     }
 
+    /// The commit at this sequence of the log is of the stored command at that one of the queue.
+    pub(super) fn was_stored(&mut self, committed: u64, stored: u64) {
+        if self.stored.len() == limits::COMMAND_IDS_REMEMBERED {
+            self.stored.pop_front();
+        }
+        self.stored.push_back((committed, stored));
+    }
+
+    /// The sequence in the queue of the stored command that has made the commit at this sequence of the log, if
+    /// that is known.
+    pub(super) fn made_by(&self, committed: u64) -> Option<u64> {
+        let place = self.stored.binary_search_by_key(&committed, |(at, _)| *at).ok()?;
+        self.stored.get(place).map(|(_, stored)| *stored)
+    }
+
     /// The broker has so many blocks, of the memory with this secret.
     pub(super) fn keeps(&mut self, secret: Secret, blocks: usize) {
         if secret == self.secret {
@@ -157,7 +177,8 @@ impl Memory {
         let recent = size_of::<RememberedCommand>() + 48 + size_of::<u32>();
         let older = size_of::<u32>() + size_of::<u64>();
         let count = self.blocks.len() * limits::FINGERPRINTS_PER_BLOCK + self.open.prints.len();
-        size_of::<Self>() + self.recent.len() * recent + count * older
+        let stored = self.stored.len() * size_of::<(u64, u64)>();
+        size_of::<Self>() + self.recent.len() * recent + count * older + stored
     }
 }
 

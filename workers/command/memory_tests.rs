@@ -134,6 +134,16 @@ fn what_the_log_said_is_forgotten_with_the_next_command() {
     assert_eq!(memory.recall(&id("a")), Recall::Never);
 }
 
+#[test]
+fn the_last_commits_of_stored_commands_are_known() {
+    let mut memory = Memory::new(secret(1));
+    for number in 0..=RECENT {
+        memory.was_stored(2 * number, 7 * number);
+    }
+    let made_by = [0, 2, 3, 2 * RECENT].map(|committed| memory.made_by(committed));
+    assert_eq!(made_by, [None, Some(7), None, Some(7 * RECENT)]);
+}
+
 /// Measured: what docs say that a million older commands take.
 #[test]
 fn an_older_command_takes_twelve_bytes() {
@@ -194,7 +204,7 @@ fn a_command_of_long_ago_gets_its_first_outcome() {
     lane.handle(up("a", 2, 7, false), 0);
     let answered = outcomes(&lane.handle(looked_up(Ok(Some(first))), 0));
     assert_eq!(answered, [(7, Outcome::IdMismatch)]);
-    let work = Work::OutcomeOf { id: id("a"), ticket: 8 };
+    let work = Work::OutcomeOf { id: id("a"), stored: None, ticket: 8 };
     let answered = outcomes(&lane.handle(Input::Work { key: key(), work }, 0));
     assert!(matches!(answered[..], [(8, Outcome::Accepted { version: 1, .. })]), "{answered:?}");
 }
@@ -211,7 +221,7 @@ fn a_fingerprint_that_fits_by_chance_is_no_repetition() {
 fn who_was_never_heard_of_costs_no_look_into_the_log() {
     let (mut lane, ..) = followed(2 * RECENT);
     for name in ["x", "y"] {
-        let work = Work::OutcomeOf { id: id(name), ticket: 1 };
+        let work = Work::OutcomeOf { id: id(name), stored: None, ticket: 1 };
         let actions = lane.handle(Input::Work { key: key(), work }, 0);
         assert!(matches!(actions[..], [Action::Answer { outcome: None, .. }]), "{actions:?}");
     }

@@ -4,12 +4,14 @@ use std::{sync::Arc, time::Duration};
 
 use flexcore_definition::Catalog;
 use flexcore_domain::{
-    AggregateKey, Command, CommandId, Outcome, Secret, StateReply, Tenant, commit::Commit,
+    AggregateKey, Command, CommandHash, CommandId, Outcome, Payload, Secret, StateReply, Tenant,
+    commit::Commit,
 };
 use flexcore_eventstore::{
     Appended, Error, Expected,
     snapshot::{RememberedCommand, Snapshot},
 };
+use flexcore_queue::Queued;
 
 use super::deciders::{Fingerprint, Proposals, ToDecide};
 
@@ -30,9 +32,37 @@ pub(super) enum Work {
     OutcomeOf {
         /// The command's id.
         id: CommandId,
+        /// The stored one that is meant; `None`: whichever has this id.
+        stored: Option<Box<StoredCommand>>,
         /// The answer's number.
         ticket: Ticket,
     },
+}
+
+/// A stored command that somebody asks for. Another one may have had its id before.
+#[derive(Debug)]
+pub(crate) struct StoredCommand {
+    /// Its sequence in the queue.
+    pub(super) sequence: u64,
+    /// The hashes that a commit of it may have; `None`: the queue does not have it any more.
+    pub(super) hashes: Option<Vec<CommandHash>>,
+}
+
+impl StoredCommand {
+    /// The one at this sequence, as the queue has it if it is still there.
+    pub(super) fn new(sequence: u64, message: Option<&Queued>) -> Self {
+        Self { sequence, hashes: message.map(hashes) }
+    }
+}
+
+/// None where it cannot be read: nothing is committed of that.
+fn hashes(message: &Queued) -> Vec<CommandHash> {
+    let name = message.subject.rsplit('.').next().unwrap_or_default();
+    let Ok((payload, canonical)) = Payload::parse_canonical(&message.payload) else {
+        return Vec::new();
+    };
+    // Logs of earlier versions have the hash of the payload as it was sent.
+    vec![CommandHash::of(name, &canonical), CommandHash::of(name, payload.as_str())]
 }
 
 /// A command that an answer is owed for.
@@ -43,6 +73,8 @@ pub(super) struct Owed {
     /// True if it waits out an outage: it came from the queue, so it is retried for ever where a
     /// waiting client would be told to try again.
     pub(super) patient: bool,
+    /// Its sequence in the queue, if it came from there.
+    pub(super) stored: Option<u64>,
     /// Its answer's number.
     pub(super) ticket: Ticket,
 }

@@ -9,7 +9,7 @@ use flexcore_domain::{
     AggregateKey, CommandId, Decider as _, Event, Outcome, Slot, State, StateReply, Tenant,
     command::header,
 };
-use flexcore_eventstore::{Error, EventStore, snapshot::Snapshot};
+use flexcore_eventstore::{Error, EventStore, headers::QUEUE_SEQUENCE, snapshot::Snapshot};
 use flexcore_resilience::{Beside, Deadline, Shares};
 use flexcore_script::{
     ScriptDecider,
@@ -23,7 +23,10 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{Lanes, deciders::Fingerprint, perform::ANSWER_WITHIN, reading::read_command};
+use super::{
+    Lanes, deciders::Fingerprint, messages::StoredCommand, perform::ANSWER_WITHIN,
+    reading::read_command,
+};
 
 /// Time for which a slot that is to be left is still listened to. Senders learn from the map at
 /// about the same time as we do; a question on its way when we stop listening would be lost, and
@@ -286,38 +289,70 @@ impl Answerer {
     }
 
     async fn outcome(&self, rest: &str, message: &Message) -> Outcome {
-        let id = message.headers.as_ref().and_then(|headers| headers.get(header::COMMAND_ID));
-        let (Some(key), Some(Ok(id))) =
-            (AggregateKey::from_subject_part(rest), id.map(|text| CommandId::parse(text.as_str())))
-        else {
+        let header = |name: &str| Some(message.headers.as_ref()?.get(name)?.as_str());
+        let id = header(header::COMMAND_ID).map(CommandId::parse);
+        let (Some(key), Some(Ok(id))) = (AggregateKey::from_subject_part(rest), id) else {
             return Outcome::Unavailable { message: "not a question for a command".to_owned() };
         };
-        let known = deadline(message.headers.as_ref()).timeout("lane", self.known(key, id)).await;
-        known.unwrap_or_else(|_| Outcome::Unavailable {
-            message: "the log did not answer in time".to_owned(),
-        })
+        let sequence = header(QUEUE_SEQUENCE).and_then(|text| text.parse().ok());
+        let known = async {
+            match sequence {
+                Some(sequence) => self.known_stored(&key, &id, sequence).await,
+                None => self.known(&key, &id).await,
+            }
+        };
+        let known = deadline(message.headers.as_ref()).timeout("lane", known).await;
+        let message = match known {
+            Ok(Ok(outcome)) => return outcome,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the log did not answer in time".to_owned(),
+        };
+        Outcome::Unavailable { message }
     }
 
-    async fn known(&self, key: AggregateKey, id: CommandId) -> Outcome {
-        match self.lanes.outcome(key.clone(), id.clone()).await {
+    /// What came of the last command of this id. While a later one of it waits, an earlier one's refusal is no
+    /// answer: it is decided again.
+    async fn known(&self, key: &AggregateKey, id: &CommandId) -> Result<Outcome, Error> {
+        match self.lanes.outcome(key.clone(), id.clone(), None).await {
             Some(Outcome::Accepted { version, position, .. }) => {
-                return Outcome::Accepted { version, position, replayed: false };
+                return Ok(Outcome::Accepted { version, position, replayed: false });
             }
-            Some(other) => return other,
+            Some(other) => return Ok(other),
             None => {}
         }
-        // Looked for first: what does not wait any more has left its outcome when that is looked for.
-        let waits = match self.store.waits(&key, &id).await {
-            Ok(waits) => waits,
-            Err(error) => return Outcome::Unavailable { message: error.to_string() },
-        };
         // It left nothing in the log: the aggregate knows of all its commits.
-        match self.store.outcome(&key, &id).await {
-            Ok(Some(outcome)) => outcome,
-            Ok(None) if waits => Outcome::Pending,
-            Ok(None) => Outcome::Unknown,
-            Err(error) => Outcome::Unavailable { message: error.to_string() },
+        let kept = self.store.kept_outcome(key, id).await?;
+        if self.store.waits(key, id, kept.as_ref()).await? {
+            return Ok(Outcome::Pending);
         }
+        // Looked for again: what does not wait any more has left its outcome by now.
+        Ok(self.store.outcome(key, id).await?.unwrap_or(Outcome::Unknown))
+    }
+
+    /// What came of the command that has this sequence in the queue, whatever came of others of its id.
+    async fn known_stored(
+        &self,
+        key: &AggregateKey,
+        id: &CommandId,
+        sequence: u64,
+    ) -> Result<Outcome, Error> {
+        // Looked for first: what is gone from the queue has been answered by its lane before.
+        let there = self.store.stored_command(key, id, sequence).await?;
+        let stored = StoredCommand::new(sequence, there.as_ref());
+        let accepted = match self.lanes.outcome(key.clone(), id.clone(), Some(stored)).await {
+            // Another command had this id: this one is put aside, and its outcome says so.
+            None | Some(Outcome::IdMismatch) => None,
+            // Without its payload nobody knows whether it was this one.
+            Some(accepted @ Outcome::Accepted { .. }) if there.is_none() => Some(accepted),
+            Some(known) => return Ok(known),
+        };
+        let kept = self.store.kept_outcome(key, id).await?;
+        let kept = kept.filter(|kept| match &there {
+            Some(there) => kept.covers(there.stamp()),
+            None => kept.covers_sequence(sequence),
+        });
+        let not_kept = if there.is_some() { Outcome::Pending } else { Outcome::Unknown };
+        Ok(kept.map(|kept| kept.outcome).or(accepted).unwrap_or(not_kept))
     }
 
     /// The version of an application that this worker has in force: `apply` waits for it.
@@ -373,7 +408,7 @@ pub(super) fn count(outcome: &Outcome) {
         Outcome::Faulty { .. } => "faulty",
         Outcome::Overloaded { .. } => "overloaded",
         Outcome::NoRoom { .. } => "no_room",
-        Outcome::Unavailable { .. } => "unavailable",
+        Outcome::Away { .. } | Outcome::Unavailable { .. } => "unavailable",
         Outcome::Pending | Outcome::Unknown | Outcome::Dead { .. } => "other",
     };
     metrics::counter!("flexcore_commands_total", "outcome" => word).increment(1);

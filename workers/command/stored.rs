@@ -31,6 +31,7 @@ impl Handler for Stored {
         to: &mpsc::UnboundedSender<(u64, Outcome)>,
     ) {
         let part = stored_part(&message.subject).unwrap_or_default();
+        let sequence = message.sequence;
         let read = match message.malformed {
             Some(why) => Err(Outcome::Faulty { message: why.to_owned() }),
             None => {
@@ -45,11 +46,11 @@ impl Handler for Stored {
             #[cfg(feature = "defects")]
             Ok(command) => {
                 let lanes = self.lanes.clone();
-                let hand = move |command, number, to| lanes.queued(command, number, to);
+                let hand = move |command, number, to| lanes.queued(command, sequence, number, to);
                 return crate::defects::queued(hand, command, number, to.clone());
             }
             #[cfg(not(feature = "defects"))]
-            Ok(command) => return self.lanes.queued(command, number, to.clone()),
+            Ok(command) => return self.lanes.queued(command, sequence, number, to.clone()),
             Err(outcome) => outcome,
         };
         // The receiver is the caller's own.
@@ -65,7 +66,7 @@ impl Handler for Stored {
     /// what the log has the aggregate knows, but a command that would be put aside is not decided at all.
     async fn is_done(&self, message: &Queued, kills: bool) -> Result<bool, Error> {
         let Some((key, id)) = identify(message) else { return Ok(false) };
-        let is_done = self.store.has_outcome(&key, &id, message.sequence).await?;
+        let is_done = self.store.has_outcome(&key, &id, message.stamp()).await?;
         if is_done || !kills {
             return Ok(is_done);
         }
@@ -107,7 +108,7 @@ impl Handler for Stored {
             *outcome = Outcome::Dead { reason };
         }
         match identify(message) {
-            Some((key, id)) => self.store.save_outcome(&key, &id, message.sequence, outcome).await,
+            Some((key, id)) => self.store.save_outcome(&key, &id, message.stamp(), outcome).await,
             None => Ok(()),
         }
     }
@@ -134,7 +135,9 @@ fn reason(outcome: &Outcome) -> String {
             format!("unknown command; the aggregate accepts: {}", listed(known))
         }
         Outcome::IdMismatch => "this command id was used with another payload".to_owned(),
-        Outcome::Faulty { message } | Outcome::Unavailable { message } => message.clone(),
+        Outcome::Faulty { message }
+        | Outcome::Away { message }
+        | Outcome::Unavailable { message } => message.clone(),
         other => format!("{other:?}"),
     }
 }

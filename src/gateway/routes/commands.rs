@@ -127,11 +127,13 @@ pub(crate) async fn send(
         known(&shared.catalog(), &asked)?;
         let stored = enqueue(&shared, &asked, payload).await;
         drop(turn);
-        if let Err(problem) = stored {
-            let refused = shared.admission.refuse(call.tenant(), problem, asked.deadline);
-            return Err(asked.with_key(refused.await));
-        }
-        return Ok(queued(&shared, &asked).await);
+        return match stored {
+            Ok(sequence) => Ok(queued(&shared, &asked, sequence).await),
+            Err(problem) => {
+                let refused = shared.admission.refuse(call.tenant(), problem, asked.deadline);
+                Err(asked.with_key(refused.await))
+            }
+        };
     }
     do_now(&shared, &asked, payload).await.map_err(|problem| asked.with_key(problem))
 }
@@ -190,7 +192,7 @@ pub(crate) async fn outcome(
     let _place = shared.admission.read(call.tenant()).await?;
     let _turn = shared.admission.turn(call.tenant(), deadline).await?;
     let key = AggregateKey::new(call.tenant().clone(), aggregate, aggregate_id);
-    let outcome = Question::outcome(&key, &id, deadline).ask(&shared).await?;
+    let outcome = Question::outcome(&key, &id, None, deadline).ask(&shared).await?;
     heed(&shared, &outcome).await;
     match outcome {
         refused @ (Outcome::Overloaded { .. } | Outcome::Unknown) => {
@@ -252,10 +254,10 @@ fn known(catalog: &Catalog, asked: &Asked) -> Result<(), Problem> {
     Err(error::refused(Outcome::UnknownCommand { known }, false))
 }
 
-/// Stores a command in the queue, again while the broker is away: the same id is recognised. Fails with
-/// "unavailable" when no attempt was sent, with what the broker said when it has stored none, and else
-/// without knowing whether it is stored.
-async fn enqueue(shared: &Shared, asked: &Asked, payload: Bytes) -> Result<(), Problem> {
+/// Stores a command in the queue, again while the broker is away: the same id is recognised. Returns its
+/// sequence there. Fails with "unavailable" when no attempt was sent, with what the broker said when it has
+/// stored none, and else without knowing whether it is stored.
+async fn enqueue(shared: &Shared, asked: &Asked, payload: Bytes) -> Result<u64, Problem> {
     // Of an attempt without an answer: it may be stored.
     let in_doubt = AtomicBool::new(false);
     let publish = |_| {
@@ -290,8 +292,9 @@ async fn enqueue(shared: &Shared, asked: &Asked, payload: Bytes) -> Result<(), P
     })
 }
 
-/// 202 with the place to ask at; 200 when the outcome comes within the time to wait.
-async fn queued(shared: &Shared, asked: &Asked) -> Response {
+/// 202 with the place to ask at; 200 when the outcome comes within the time to wait. An earlier command of the
+/// same id may have another outcome than the one that has this sequence in the queue.
+async fn queued(shared: &Shared, asked: &Asked, sequence: u64) -> Response {
     let Asked { key, id, preferences: Preferences { wait, .. }, .. } = asked;
     let mut outcome = Outcome::Pending;
     if let Some(wait) = *wait {
@@ -303,7 +306,7 @@ async fn queued(shared: &Shared, asked: &Asked) -> Response {
             tokio::time::sleep_until((Instant::now() + LOOKS.after(looks)).min(end)).await;
             // The command is stored: a question that fails is only a question.
             let deadline = Deadline::after(limits::ANSWER_TIMEOUT);
-            let known = Question::outcome(key, id, deadline).ask(shared).await;
+            let known = Question::outcome(key, id, Some(sequence), deadline).ask(shared).await;
             outcome = known.unwrap_or(Outcome::Pending);
             heed(shared, &outcome).await;
         }

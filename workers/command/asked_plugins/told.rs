@@ -130,9 +130,13 @@ fn faulty(plugin: &Name, why: &str) -> NoDecision {
     NoDecision::Refused(Refusal::Faulty(format!("plugin {plugin}: {why}")))
 }
 
-/// A message as it may leave a decider: one line, and not longer than that of a function.
+/// A message as it may leave a decider: one line, in one direction, and not longer than that of a function.
 fn sentence(text: &str) -> String {
-    let plain = |letter: char| if letter.is_control() { ' ' } else { letter };
+    let plain = |letter: char| match letter {
+        '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => ' ',
+        letter if letter.is_control() => ' ',
+        letter => letter,
+    };
     text.chars().map(plain).take(MESSAGE_CHARS_MAX).collect()
 }
 
@@ -265,5 +269,6 @@ mod tests {
         let long = format!("a\nb{}", "é".repeat(MESSAGE_CHARS_MAX));
         let said = sentence(&long);
         assert!(said.starts_with("a b") && said.chars().count() == MESSAGE_CHARS_MAX);
+        assert_eq!(sentence("a\u{202e}b\u{2069}c\u{2028}d"), "a b c d");
     }
 }

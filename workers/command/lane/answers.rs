@@ -1,9 +1,9 @@
 //! Answers.
 
-use flexcore_domain::{Command, CommandHash, Outcome, Position, Slot, StateReply};
+use flexcore_domain::{Command, CommandHash, CommandId, Outcome, Position, Slot, StateReply};
 use flexcore_eventstore::snapshot::RememberedCommand;
 
-use super::{Action, Lane, Owed, Turn, Work};
+use super::{Action, Entry, Lane, Owed, Recall, StoredCommand, Turn, Work};
 
 impl Lane {
     /// The same for all of this: nothing was recorded.
@@ -33,9 +33,9 @@ impl Lane {
 fn no_state(outcome: &Outcome) -> StateReply {
     match outcome {
         Outcome::Faulty { message } => StateReply::Faulty { message: message.clone() },
-        Outcome::Unavailable { message } | Outcome::NoRoom { message } => {
-            StateReply::Unavailable { message: message.clone() }
-        }
+        Outcome::Unavailable { message }
+        | Outcome::Away { message }
+        | Outcome::NoRoom { message } => StateReply::Unavailable { message: message.clone() },
         _ => StateReply::Unavailable { message: "the state cannot be computed".to_owned() },
     }
 }
@@ -48,6 +48,26 @@ pub(super) fn repeated(command: &Command, first: &RememberedCommand) -> Outcome 
         return replay(command.key.slot(), first);
     }
     Outcome::IdMismatch
+}
+
+/// The answer to a question for a command; `None`: none of its id was accepted. A stored one that has made
+/// the commit itself is no repetition.
+pub(super) fn outcome_of(
+    slot: Slot,
+    entry: &Entry,
+    id: &CommandId,
+    stored: Option<&StoredCommand>,
+) -> Option<Outcome> {
+    let Recall::Known(first) = entry.recall(id) else { return None };
+    let Some(stored) = stored else { return Some(replay(slot, first)) };
+    if stored.hashes.as_ref().is_some_and(|hashes| !hashes.contains(&first.hash)) {
+        return Some(Outcome::IdMismatch);
+    }
+    if entry.made_by(first) != Some(stored.sequence) {
+        return Some(replay(slot, first));
+    }
+    let position = Some(Position { slot, sequence: first.sequence });
+    Some(Outcome::Accepted { version: first.version, position, replayed: false })
 }
 
 pub(super) fn replay(slot: Slot, first: &RememberedCommand) -> Outcome {

@@ -28,7 +28,8 @@ impl Undecided {
         match self {
             Self::Told(outcome) => outcome,
             Self::Exhausted(message) => Outcome::Faulty { message },
-            Self::Away(message) | Self::Busy(message) => Outcome::Unavailable { message },
+            // Its decider records nothing, and nothing of it was sent to the log.
+            Self::Away(message) | Self::Busy(message) => Outcome::Away { message },
         }
     }
 }

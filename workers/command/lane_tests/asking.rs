@@ -129,7 +129,7 @@ fn a_client_is_told_that_a_decider_is_away_or_busy() {
         lane.handle(up("a", 1, 0, false), 0);
         let (number, _) = ask(lane.handle(loaded(vec![]), 0));
         let told = outcomes(&lane.handle(decided(number, none), 0));
-        assert!(matches!(told[..], [(0, Outcome::Unavailable { .. })]), "{told:?}");
+        assert!(matches!(told[..], [(0, Outcome::Away { .. })]), "{told:?}");
     }
 }
 

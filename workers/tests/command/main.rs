@@ -281,9 +281,9 @@ async fn what_an_earlier_owner_has_refused_stays_refused() {
     rig.put("again").await;
     let told = Outcome::Rejected { code: "closed".to_owned(), message: "not today".to_owned() };
     let id = |id| CommandId::parse(id).unwrap();
-    rig.store.save_outcome(&rig.key, &id("refused"), 1, &told).await.unwrap();
+    rig.store.save_outcome(&rig.key, &id("refused"), repeats::stamp(1), &told).await.unwrap();
     // This one is the outcome of an earlier command of the same id.
-    rig.store.save_outcome(&rig.key, &id("again"), 2, &told).await.unwrap();
+    rig.store.save_outcome(&rig.key, &id("again"), repeats::stamp(2), &told).await.unwrap();
     let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts(1))))).await;
     rig.settled().await;
     assert_eq!(rig.recorded().await, ["new", "again"]);

@@ -136,7 +136,7 @@ async fn a_plugin_that_nobody_runs_or_that_is_silent_is_an_outage() {
     let client = rig.store.client();
     // Not the aggregate in which a stored command waits.
     let told = ask(client, &epochs, key_of("acme", 2)).await;
-    let Outcome::Unavailable { message } = told else { panic!("{told:?}") };
+    let Outcome::Away { message } = told else { panic!("{told:?}") };
     assert!(message.contains("flexcore plugin show rules"), "{message}");
     assert_eq!(rig.dead().await, 0);
     // A worker that was killed with the question says nothing; the next one does.
@@ -198,7 +198,7 @@ async fn a_worker_that_refuses_is_understood() {
         told.push(ask(client, &epochs, key_of("acme", id)).await);
     }
     assert!(matches!(&told[0], Outcome::Faulty { message } if message.contains("as asked")));
-    assert!(matches!(&told[1], Outcome::Unavailable { message } if message.contains("as asked")));
+    assert!(matches!(&told[1], Outcome::Away { message } if message.contains("as asked")));
     assert!(matches!(&told[2], Outcome::Faulty { message } if message.contains("2 s")));
     assert!(matches!(&told[3], Outcome::Rejected { code, .. } if code == "closed"), "{told:?}");
     rig.servers.stop().await;
@@ -239,7 +239,7 @@ async fn questions_that_are_late_beside_others_may_be_asked_again() {
     .await;
     let client = rig.store.client();
     let told = join_all((0..10).map(|id| ask(client, &epochs, key_of("acme", id)))).await;
-    let is_away = |told: &&Outcome| matches!(told, Outcome::Unavailable { .. });
+    let is_away = |told: &&Outcome| matches!(told, Outcome::Away { .. });
     let is_done = |told: &&Outcome| matches!(told, Outcome::Accepted { .. });
     let (done, away) = (told.iter().filter(is_done).count(), told.iter().filter(is_away).count());
     assert!(done + away == told.len() && away > 1, "{told:?}");

@@ -1,21 +1,54 @@
 //! Commands that come again when much has come between.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
-use flexcore_cluster::Owners;
-use flexcore_domain::{Command, CommandId, Outcome, command::header};
-use flexcore_eventstore::{Expected, topology};
+use flexcore_cluster::{LEASE, Owners};
+use flexcore_domain::{Command, CommandId, CommandName, Outcome, command::header};
+use flexcore_eventstore::{Expected, headers::QUEUE_SEQUENCE, topology};
+use flexcore_queue::Stamp;
+use tokio_util::sync::CancellationToken;
 
-use crate::{HeaderMap, PATIENCE, Rig, deciders::Accepts};
+use crate::{
+    HeaderMap, PATIENCE, Rig,
+    deciders::{Accepts, Panics},
+    everything, until,
+};
 
 /// More than twice what an aggregate remembers whole.
 const COMMANDS: usize = 2_100;
 
+/// The message of the queue at this sequence, stored just now.
+pub(crate) fn stamp(sequence: u64) -> Stamp {
+    Stamp { sequence, stored_ms: i64::MAX }
+}
+
+fn rejected() -> Outcome {
+    Outcome::Rejected { code: "closed".to_owned(), message: "not today".to_owned() }
+}
+
 impl Rig {
+    /// Stores a command of this id. Returns its sequence in the queue.
+    async fn put_as(&self, id: &str, payload: &str) -> u64 {
+        let (name, id) = (CommandName::parse("add").unwrap(), CommandId::parse(id).unwrap());
+        let publisher = self.store.command_publisher();
+        let payload = payload.to_owned();
+        publisher.publish(&self.key, &name, &id, HeaderMap::new(), payload).await.unwrap()
+    }
+
+    /// Keeps that the stored command at this sequence of the queue was rejected.
+    async fn reject(&self, id: &str, sequence: u64) {
+        let id = CommandId::parse(id).unwrap();
+        let stored = self.store.stored_command(&self.key, &id, sequence).await.unwrap().unwrap();
+        self.store.save_outcome(&self.key, &id, stored.stamp(), &rejected()).await.unwrap();
+    }
+
     /// Stores these commands, each with this payload, and waits until they are settled.
     async fn put_all(&self, ids: impl Iterator<Item = usize>, payload: &str) {
         let publisher = self.store.command_publisher();
-        let name = flexcore_domain::CommandName::parse("add").unwrap();
+        let name = CommandName::parse("add").unwrap();
         let mut sent = Vec::new();
         for id in ids {
             let id = CommandId::parse(&format!("c-{id}")).unwrap();
@@ -51,9 +84,17 @@ impl Rig {
 
     /// The slot owner's answer about a command.
     async fn ask_for(&self, owners: &Owners, id: &str) -> Outcome {
+        self.ask_for_stored(owners, id, None).await
+    }
+
+    /// The same, for the one at this sequence of the queue.
+    async fn ask_for_stored(&self, owners: &Owners, id: &str, sequence: Option<u64>) -> Outcome {
         let question = |epoch, _| {
             let mut headers = HeaderMap::new();
             headers.insert(header::COMMAND_ID, id);
+            if let Some(sequence) = sequence {
+                headers.insert(QUEUE_SEQUENCE, sequence.to_string());
+            }
             (Command::outcome_subject(epoch, &self.key), headers)
         };
         let slot = self.key.slot().number();
@@ -134,6 +175,104 @@ async fn a_stored_command_that_has_committed_is_not_applied_again_after_many_oth
     let recorded = rig.recorded().await;
     assert_eq!(recorded.iter().filter(|id| *id == "stored").count(), 1, "{}", recorded.len());
     assert_eq!(rig.put_aside().await, [""; 0]);
+    worker.abort();
+    rig.servers.stop().await;
+}
+
+/// A client was told "rejected", and its command was done seconds later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_no_answer_while_the_command_waits_again() {
+    let rig = Rig::start().await;
+    let member = rig.member(LEASE).await;
+    let (first, calm) = (rig.put_as("k2", "{}").await, rig.put_as("calm", "{}").await);
+    // Another one has the slot's queue, so nobody takes it up.
+    let queue = rig.store.command_queue();
+    let claim = queue.claim(rig.key.slot().number(), u64::MAX / 2).await.unwrap();
+    rig.reject("k2", first).await;
+    rig.reject("calm", calm).await;
+    let worker =
+        rig.work_as(member.clone(), Arc::new(|_| Some(Box::new(Panics))), CancellationToken::new());
+    everything(&member).await;
+    let owners = Owners::of(flexcore_workers::COMMANDS, rig.store.client(), &member);
+    assert_eq!(rig.ask_for(&owners, "k2").await, rejected(), "it is not recorded as settled yet");
+    claim.settle(calm).await.unwrap();
+    let again = rig.put_as("k2", "{}").await;
+    assert_eq!(rig.ask_for(&owners, "k2").await, Outcome::Pending);
+    assert_eq!(rig.ask_for(&owners, "calm").await, rejected(), "that one was not sent again");
+    for (sequence, told) in [(first, rejected()), (again, Outcome::Pending)] {
+        assert_eq!(rig.ask_for_stored(&owners, "k2", Some(sequence)).await, told, "{sequence}");
+    }
+    // Very many stand before the next one.
+    rig.reject("k2", again).await;
+    assert_eq!(rig.ask_for(&owners, "k2").await, rejected());
+    for number in 0..70 {
+        rig.put_as(&format!("c-{number}"), "{}").await;
+    }
+    let last = rig.put_as("k2", "{}").await;
+    for sequence in [None, Some(last)] {
+        let told = rig.ask_for_stored(&owners, "k2", sequence).await;
+        assert_eq!(told, Outcome::Pending, "{sequence:?}");
+    }
+    worker.abort();
+    rig.servers.stop().await;
+}
+
+/// Another command of a used id was told "accepted", and a repetition that it had made the commit.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_stored_command_is_told_of_that_one() {
+    let rig = Rig::start().await;
+    let member = rig.member(LEASE).await;
+    let worker = rig.work_as(
+        member.clone(),
+        Arc::new(|_| Some(Box::new(Accepts(1)))),
+        CancellationToken::new(),
+    );
+    everything(&member).await;
+    let owners = Owners::of(flexcore_workers::COMMANDS, rig.store.client(), &member);
+    let wait_for = async |payload: &str| {
+        let sequence = rig.put_as("k", payload).await;
+        until(async || {
+            let told = rig.ask_for_stored(&owners, "k", Some(sequence)).await;
+            (told != Outcome::Pending).then_some(told)
+        })
+        .await
+    };
+    let first = wait_for(r#"{"n":1}"#).await;
+    let Outcome::Accepted { version: 1, position, replayed: false } = first else {
+        panic!("{first:?}")
+    };
+    let replayed = Outcome::Accepted { version: 1, position, replayed: true };
+    assert_eq!(wait_for(r#"{ "n" : 1.0 }"#).await, replayed);
+    for unlike in [r#"{"n":2}"#, "{"] {
+        let told = wait_for(unlike).await;
+        assert!(matches!(told, Outcome::Dead { .. }), "{unlike}: {told:?}");
+    }
+    assert_eq!(wait_for(r#"{"n":1}"#).await, replayed);
+    assert_eq!(rig.ask_for(&owners, "k").await, first);
+    assert_eq!(rig.recorded().await, ["k"]);
+    worker.abort();
+    rig.servers.stop().await;
+}
+
+/// It was taken for the one that had been refused in the former queue, and dropped.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_in_a_queue_that_was_made_anew_is_decided() {
+    let rig = Rig::start().await;
+    for id in ["a", "b"] {
+        rig.put_as(id, "{}").await;
+    }
+    let former = rig.put_as("k2", "{}").await;
+    rig.reject("k2", former).await;
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let jetstream = rig.store.jetstream();
+    let queue = jetstream.get_stream(topology::COMMANDS).await.unwrap();
+    let config = queue.cached_info().config.clone();
+    jetstream.delete_stream(topology::COMMANDS).await.unwrap();
+    jetstream.create_stream(config).await.unwrap();
+    assert!(rig.put_as("k2", "{}").await < former);
+    let worker = rig.work(Arc::new(|_| Some(Box::new(Accepts(1))))).await;
+    rig.settled().await;
+    assert_eq!(rig.recorded().await, ["k2"]);
     worker.abort();
     rig.servers.stop().await;
 }

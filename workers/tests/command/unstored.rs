@@ -143,7 +143,7 @@ async fn an_outcome_that_is_gone_is_not_pending_for_ever() {
     assert_eq!(ask("never-sent").await, Outcome::Unknown);
     let told = Outcome::Rejected { code: "closed".to_owned(), message: "not today".to_owned() };
     let id = CommandId::parse("waits").unwrap();
-    rig.store.save_outcome(&rig.key, &id, 1, &told).await.unwrap();
+    rig.store.save_outcome(&rig.key, &id, crate::repeats::stamp(1), &told).await.unwrap();
     claim.settle(1).await.unwrap();
     assert_eq!(ask("waits").await, told);
     // As when its days are over, or others have taken the room.

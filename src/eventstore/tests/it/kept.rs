@@ -6,6 +6,7 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use flexcore_domain::{AggregateKey, CommandId, CommandName, Outcome};
 use flexcore_eventstore::{Error, EventStore, Profile, Settings, topology};
+use flexcore_queue::Stamp;
 use futures::{TryStreamExt, future::join_all};
 
 use crate::{PATIENCE, key_of, start};
@@ -103,8 +104,9 @@ async fn makes_room(store: &EventStore, key: &AggregateKey, id: &CommandId) {
 
 /// Keeps this outcome of each of these commands.
 async fn keep(store: &EventStore, key: &AggregateKey, ids: &[CommandId], outcome: &Outcome) {
+    let of = Stamp { sequence: 1, stored_ms: 1_767_225_600_000 };
     for ids in ids.chunks(64) {
-        let saved = ids.iter().map(|id| store.save_outcome(key, id, 1, outcome));
+        let saved = ids.iter().map(|id| store.save_outcome(key, id, of, outcome));
         assert!(join_all(saved).await.iter().all(Result::is_ok));
     }
 }
@@ -160,7 +162,7 @@ async fn the_largest_outcomes_of_one_evict_none_of_the_smallest_of_another() {
     let (servers, store) = start().await;
     shrink(&store, topology::OUTCOMES, 8 << 20).await;
     let stream = store.jetstream().get_stream(topology::OUTCOMES).await.unwrap();
-    let small: Vec<_> = (0..3_500).map(id).collect();
+    let small: Vec<_> = (0..2_800).map(id).collect();
     keep(&store, &key_of("c", "1"), &small, &Outcome::Conflict { version: 1 }).await;
     let bytes = stream.get_info().await.unwrap().state.bytes;
     assert!(bytes < (8 << 20) / 16, "{bytes} are more than a share");
@@ -193,7 +195,7 @@ async fn a_flood_of_stored_commands_leaves_room_for_others() {
     let mut stored = 0;
     let refused = loop {
         match send("flood", 1 + stored, 100 << 10).await {
-            Ok(()) => stored += 1,
+            Ok(_) => stored += 1,
             Err(error) => break error,
         }
         assert!(stored < 80, "the queue is full");

@@ -18,6 +18,7 @@ use flexcore_eventstore::{
     snapshot::{Block, OlderCommands, Snapshot},
     subject, topology,
 };
+use flexcore_queue::Stamp;
 use flexcore_servers::Sync;
 use futures::future::join_all;
 use serde_json::value::RawValue;
@@ -184,9 +185,10 @@ async fn outcomes() {
     let (servers, store) = start().await;
     let (counter, id) = (key("c1"), CommandId::parse("c-1").unwrap());
     let (most, max_payload) = (KEPT_BYTES_MAX, store.client().max_payload());
+    let of = Stamp { sequence: u64::MAX, stored_ms: i64::MAX };
     for length in [most - 1, most, most + 1, max_payload, 4 * max_payload] {
         let told = Outcome::Dead { reason: "x".repeat(length) };
-        store.save_outcome(&counter, &id, 1, &told).await.unwrap();
+        store.save_outcome(&counter, &id, of, &told).await.unwrap();
         let kept = store.outcome(&counter, &id).await.unwrap().unwrap();
         assert_eq!(kept, told.clone().kept(), "{length}");
         assert_eq!(kept == told, length <= most, "{length}");
@@ -195,7 +197,7 @@ async fn outcomes() {
     let text = || "\u{1}".repeat(4 * most);
     let violations = (0..1_000).map(|_| Violation { field: text(), reason: text() }).collect();
     let told = Outcome::InvalidPayload { violations };
-    store.save_outcome(&counter, &id, 1, &told).await.unwrap();
+    store.save_outcome(&counter, &id, of, &told).await.unwrap();
     assert_eq!(store.outcome(&counter, &id).await.unwrap(), Some(told.kept()));
     servers.stop().await;
 }
