@@ -10,7 +10,7 @@ use std::{
 };
 
 use async_nats::Client;
-use flexcore_domain::{Event, Hash};
+use flexcore_domain::{Event, Hash, Name, Tenant};
 use flexcore_eventstore::Recorded;
 use flexcore_readmodel::{Reads, Transformed};
 use flexcore_resilience::Backoff;
@@ -23,7 +23,7 @@ use super::{
     batch::{EventAt, Model, Upcasted, made},
     failure::Failure,
     upcast::bytes_of,
-    waiting::{Call, Suspects, Waiting},
+    waiting::{Call, Suspects, Waiting, Whose},
 };
 use call::Came;
 
@@ -54,6 +54,8 @@ pub(super) struct Transforms {
 #[derive(Clone, Copy)]
 struct Passing<'a> {
     at: EventAt,
+    /// The read model that is fed.
+    read_model: &'a Name,
     recorded: &'a Recorded,
     event: &'a Event,
     transformed: &'a Transformed,
@@ -176,8 +178,8 @@ impl Transforms {
                 Ok(data)
             }
             Came::Nothing(reason) => Err(reason),
-            Came::Ended(reason) => {
-                // It may be the fault of any that were under way together.
+            Came::Ended(reason) | Came::Failing(reason) => {
+                // It may be the fault of any that were under way together, or the plugin's.
                 self.waiting.suspects.note(passing.at, &reason, Instant::now());
                 return Some(reason);
             }
@@ -189,13 +191,14 @@ impl Transforms {
         None
     }
 
-    /// Keeps a call that had an answer, if there is none of its transformation yet.
+    /// Keeps a call that had an answer, if there are not enough of its transformation yet.
     fn keep(&self, passing: &Passing<'_>, upcasted: &Upcasted) {
         let (suspects, fingerprint) = (&self.waiting.suspects, passing.transformed.fingerprint);
-        if !suspects.keeps(&fingerprint)
+        let tenant = passing.tenant();
+        if !suspects.keeps(&fingerprint, tenant)
             && let Ok(call) = prepare(passing, upcasted)
         {
-            suspects.keep(fingerprint, call);
+            suspects.keep(fingerprint, tenant.clone(), call);
         }
     }
 
@@ -220,6 +223,16 @@ impl Transforms {
             round.rests_until = now + BUSY_PAUSES.jittered(round.busy);
         }
         now - *round.busy_since.get_or_insert(now) >= BUSY_FOR
+    }
+}
+
+impl Passing<'_> {
+    fn tenant(&self) -> &Tenant {
+        self.recorded.commit.key.tenant()
+    }
+
+    fn whose(&self) -> Whose {
+        (self.read_model.clone(), self.tenant().clone())
     }
 }
 
@@ -296,7 +309,8 @@ fn wanted<'a>(
                     Reads::Upcast(followed) => Some(followed.fingerprint),
                     _ => None,
                 };
-                wanted.push(Passing { at, recorded, event, transformed, upcast });
+                let read_model = &model.version.read_model;
+                wanted.push(Passing { at, read_model, recorded, event, transformed, upcast });
             }
         }
     }
@@ -306,7 +320,7 @@ fn wanted<'a>(
 
 /// Fails with the reason for which the event is parked.
 fn prepare(passing: &Passing<'_>, upcasted: &Upcasted) -> Result<Call, String> {
-    let Passing { at: (sequence, nth, _), recorded, event, transformed, upcast } = *passing;
+    let Passing { at: (sequence, nth, _), recorded, event, transformed, upcast, .. } = *passing;
     let data: &RawValue = match upcast {
         Some(to) => made(upcasted, &(sequence, nth, to)).map_err(|unfit| unfit.0)?,
         None => &event.data,
@@ -324,7 +338,7 @@ mod tests {
     use flexcore_definition::{FileLine, Transform};
     use flexcore_domain::{
         ActorName, AggregateId, AggregateKey, AggregateName, CommandHash, CommandId, Commit,
-        EventName, Name, Provenance, Tenant,
+        EventName, Provenance,
     };
 
     use super::*;
@@ -363,10 +377,12 @@ mod tests {
     #[test]
     fn a_full_round_ends_with_the_commit_that_was_begun() {
         let (commits, of) = ([recorded(4), recorded(9)], &transformed());
+        let read_model = &Name::parse("flights").unwrap();
         let all = commits.iter().flat_map(|recorded| {
             let events = recorded.commit.events.iter().enumerate();
             events.map(move |(nth, event)| Passing {
                 at: (recorded.sequence, nth, Hash::ZERO),
+                read_model,
                 recorded,
                 event,
                 transformed: of,
@@ -394,9 +410,11 @@ mod tests {
     #[test]
     fn an_event_that_is_suspected_is_not_sent_with_others() {
         let (commit, of, suspects) = (recorded(4), &transformed(), Suspects::default());
+        let read_model = &Name::parse("flights").unwrap();
         let events = commit.commit.events.iter().enumerate();
         let all = events.map(|(nth, event)| Passing {
             at: (commit.sequence, nth, Hash::ZERO),
+            read_model,
             recorded: &commit,
             event,
             transformed: of,

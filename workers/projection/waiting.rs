@@ -12,7 +12,7 @@ use flexcore_domain::Name;
 use flexcore_readmodel::{Version, WAITS_FOR};
 use tokio::time::Instant;
 
-pub(super) use suspects::{Call, Suspects, Suspicion};
+pub(super) use suspects::{Call, Failed, Suspects, Suspicion, Whose};
 
 /// A wait that is over by then is told to nobody: a plugin is upgraded, or has ended and starts again.
 const TOLD_AFTER: Duration = Duration::from_secs(2);

@@ -2,6 +2,7 @@
 //! needed was there once.
 
 use std::{
+    collections::BTreeMap,
     future::Future,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
@@ -26,6 +27,10 @@ use crate::{
 
 /// Between two looks at what is needed when nobody asks.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
+
+/// Most read models in trouble that are named; of others their number is told. 20: who needs more asks
+/// `flexcore cluster`.
+const TROUBLES_NAMED_MAX: usize = 20;
 
 const POSTGRES: &str = "postgres";
 const READ_MODELS: &str = "read models";
@@ -165,8 +170,8 @@ async fn read_models(shared: &Shared) -> Option<Missing> {
             return Ok(Some(HELD.to_owned()));
         }
         let troubles = shared.read_models.troubles().await?;
-        if let Some((name, what)) = troubles.into_iter().next() {
-            return Ok(Some(in_trouble(&name, &what)));
+        if !troubles.is_empty() {
+            return Ok(Some(in_trouble(&troubles)));
         }
         let serving = shared.read_models.serving().await?;
         Ok(recognised.ok().and_then(|end| behind(&shared.catalog(), &serving, end.last_sequence)))
@@ -181,12 +186,18 @@ async fn read_models(shared: &Shared) -> Option<Missing> {
     Some(Missing { what: READ_MODELS, why: why.into() })
 }
 
-/// A trouble of a read model, as strangers are told it.
-fn in_trouble(name: &str, what: &str) -> String {
-    match readmodel::plugin_waited_for(what) {
-        Some(plugin) => format!("{name} waits for plugin {plugin}: `flexcore cluster` says why"),
-        None => format!("{name} is in trouble: `flexcore cluster` says why"),
-    }
+/// The troubles of read models, as strangers are told them.
+fn in_trouble(troubles: &BTreeMap<String, String>) -> String {
+    let told = |(name, what): (&String, &String)| match readmodel::plugin_waited_for(what) {
+        Some(plugin) => format!("{name} waits for plugin {plugin}"),
+        None => format!("{name} is in trouble"),
+    };
+    let named: Vec<String> = troubles.iter().take(TROUBLES_NAMED_MAX).map(told).collect();
+    let more = match troubles.len() - named.len() {
+        0 => String::new(),
+        others => format!(", and so are {others} more"),
+    };
+    format!("{}{more}: `flexcore cluster` says why", named.join(", "))
 }
 
 /// The cause goes to the log: it may name hosts, which strangers need not know.
@@ -211,12 +222,35 @@ mod tests {
 
     #[test]
     fn of_a_trouble_strangers_learn_the_plugin_that_is_missing_and_no_more() {
+        let of_sums = |what: &str| in_trouble(&[("sums".to_owned(), what.to_owned())].into());
         let geo = format!("{}plugin geo (function locate): secret words", readmodel::WAITS_FOR);
-        assert!(in_trouble("sums", &geo).starts_with("sums waits for plugin geo: "));
+        assert!(of_sums(&geo).starts_with("sums waits for plugin geo: "));
         for what in ["relation secret is locked", "plugin geo (function locate): secret words"] {
-            assert!(in_trouble("sums", what).starts_with("sums is in trouble: "));
+            assert!(of_sums(what).starts_with("sums is in trouble: "));
         }
-        assert!(!in_trouble("sums", &geo).contains("secret"));
+        assert!(!of_sums(&geo).contains("secret"));
+    }
+
+    /// Of several that stood still only the first was named.
+    #[test]
+    fn every_read_model_in_trouble_is_named_up_to_a_limit() {
+        let geo = format!("{}plugin geo (function locate): why", readmodel::WAITS_FOR);
+        let two = [("sums".to_owned(), geo), ("flights".to_owned(), "locked".to_owned())];
+        let said = in_trouble(&two.into());
+        assert_eq!(
+            said,
+            "flights is in trouble, sums waits for plugin geo: `flexcore cluster` says why"
+        );
+        let many = |count: usize| {
+            let all = (0..count).map(|number| (format!("m{number:03}"), "locked".to_owned()));
+            in_trouble(&all.collect())
+        };
+        let said = many(TROUBLES_NAMED_MAX);
+        assert_eq!(said.matches("is in trouble").count(), TROUBLES_NAMED_MAX);
+        assert!(!said.contains("more"), "{said}");
+        let said = many(TROUBLES_NAMED_MAX + 3);
+        let end = "m019 is in trouble, and so are 3 more: `flexcore cluster` says why";
+        assert!(said.ends_with(end), "{said}");
     }
 
     #[test]

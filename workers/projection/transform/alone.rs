@@ -1,7 +1,10 @@
 //! Events under which a plugin gave no answer are asked for alone, each right after another one that the plugin
 //! answers: so it is known whose fault it is.
 
+use std::ops::ControlFlow;
+
 use flexcore_domain::Hash;
+use flexcore_readmodel::Transformed;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -10,7 +13,13 @@ use super::{
     call::{self, Came},
     called, prepare,
 };
-use crate::projection::{batch::Upcasted, waiting::Suspicion};
+use crate::projection::{
+    batch::Upcasted,
+    waiting::{Failed, Suspicion},
+};
+
+/// Ends with the reason where there is no answer now, and without one where the first event is not suspected.
+type Step = ControlFlow<Option<String>>;
 
 impl Transforms {
     /// Asks for the first events, one after the other, as long as they are suspected. Returns the reason where there is
@@ -21,23 +30,14 @@ impl Transforms {
         upcasted: &mut Upcasted,
         stop: &CancellationToken,
     ) -> Option<String> {
+        let mut well = None;
         while let Some(passing) = round.left.front().copied() {
-            match self.waiting.suspects.of(&passing.at, Instant::now()) {
-                Suspicion::Nothing => return None,
-                Suspicion::Rests(reason) => return Some(reason),
-                Suspicion::Fault(reason) => {
-                    let why = call::at_fault(&passing.transformed.transform, &reason);
-                    round.first_done(Err(why), upcasted);
-                }
-                Suspicion::Ask => {
-                    let reason = tokio::select! {
-                        () = stop.cancelled() => return None,
-                        reason = self.ask(round, passing, upcasted) => reason,
-                    };
-                    if reason.is_some() {
-                        return reason;
-                    }
-                }
+            let step = tokio::select! {
+                () = stop.cancelled() => return None,
+                step = self.first(round, passing, upcasted, &mut well) => step,
+            };
+            if let Step::Break(reason) = step {
+                return reason;
             }
             // What is there is written first, so that rows move on.
             if round.last.is_some() && round.began.elapsed() >= TRANSFORM_FOR {
@@ -47,31 +47,71 @@ impl Transforms {
         None
     }
 
-    /// Asks for the first event, which is this one, alone. Returns the reason where that says nothing of it.
+    /// Asks for the first event, which is this one, alone, or puts it aside. `well` is the transformation for which the
+    /// plugin was found to answer in this round.
+    async fn first<'a>(
+        &self,
+        round: &mut Round<'a>,
+        passing: Passing<'a>,
+        upcasted: &mut Upcasted,
+        well: &mut Option<Hash>,
+    ) -> Step {
+        let Transformed { transform, fingerprint, .. } = passing.transformed;
+        let (suspects, whose) = (&self.waiting.suspects, passing.whose());
+        let (reason, rests) = match suspects.of(&passing.at, &whose, Instant::now()) {
+            Suspicion::Nothing => return Step::Break(None),
+            Suspicion::Rests(reason) => return Step::Break(Some(reason)),
+            Suspicion::Fault(reason) => {
+                round.first_done(Err(call::at_fault(transform, &reason)), upcasted);
+                return Step::Continue(());
+            }
+            Suspicion::Ask => {
+                return match self.answers_another(round, &passing, upcasted).await {
+                    Ok(is_proven) => self.ask(round, passing, upcasted, is_proven).await,
+                    Err(reason) => Step::Break(Some(reason)),
+                };
+            }
+            Suspicion::Likely { reason, rests } => (reason, rests),
+        };
+        if *well != Some(*fingerprint) {
+            match self.answers_another(round, &passing, upcasted).await {
+                Ok(true) => *well = Some(*fingerprint),
+                Ok(false) if rests => return Step::Break(Some(reason)),
+                Ok(false) => return self.ask(round, passing, upcasted, false).await,
+                Err(reason) => return Step::Break(Some(reason)),
+            }
+        }
+        suspects.put_aside(&passing.at, whose, Instant::now());
+        round.first_done(Err(call::at_fault_too(transform, &reason)), upcasted);
+        Step::Continue(())
+    }
+
+    /// Asks for the first event, which is this one, alone. It is proven that the plugin is well if it has just answered
+    /// another one.
     async fn ask<'a>(
         &self,
         round: &mut Round<'a>,
         passing: Passing<'a>,
         upcasted: &mut Upcasted,
-    ) -> Option<String> {
+        is_proven: bool,
+    ) -> Step {
         let call = match prepare(&passing, upcasted) {
             Ok(call) => call,
             Err(reason) => {
                 round.first_done(Err(reason), upcasted);
-                return None;
+                return Step::Continue(());
             }
         };
-        let is_proven = match self.answers_another(round, &passing, upcasted).await {
-            Ok(is_proven) => is_proven,
-            Err(reason) => return Some(reason),
-        };
+        let (suspects, whose) = (&self.waiting.suspects, passing.whose());
         let (_, came) = called(self.client.clone(), passing, call).await;
+        let ends = matches!(came, Came::Ended(_));
         let came = match came {
-            Came::Busy(reason) | Came::Away(reason) => return Some(reason),
-            Came::Ended(reason) => {
-                let now = Instant::now();
-                self.waiting.suspects.failed(&passing.at, &reason, is_proven, now);
-                return None;
+            Came::Busy(reason) | Came::Away(reason) => return Step::Break(Some(reason)),
+            Came::Ended(reason) | Came::Failing(reason) => {
+                let failed = Failed { reason: reason.clone(), ends, is_proven };
+                let is_at_fault = suspects.failed(&passing.at, &whose, failed, Instant::now());
+                // At fault, it is put aside next.
+                return if is_at_fault { Step::Continue(()) } else { Step::Break(Some(reason)) };
             }
             Came::Data(data) => {
                 self.keep(&passing, upcasted);
@@ -79,9 +119,9 @@ impl Transforms {
             }
             Came::Nothing(reason) => Err(reason),
         };
-        self.waiting.suspects.cleared(&passing.at);
+        suspects.cleared(&passing.at);
         round.first_done(came, upcasted);
-        None
+        Step::Continue(())
     }
 
     /// True if the plugin answers for another event with the same transformation: one that had an answer before, or
@@ -94,7 +134,7 @@ impl Transforms {
         upcasted: &mut Upcasted,
     ) -> Result<bool, String> {
         let (suspects, fingerprint) = (&self.waiting.suspects, passing.transformed.fingerprint);
-        if let Some(call) = suspects.kept(&fingerprint) {
+        for call in suspects.kept(&fingerprint, passing.tenant()) {
             let transform = &passing.transformed.transform;
             match call::make(&self.client, call, transform).await {
                 Came::Data(_) => return Ok(true),
@@ -103,10 +143,10 @@ impl Transforms {
                     return Err(reason);
                 }
                 // It may be the trouble of that tenant alone.
-                Came::Nothing(_) | Came::Busy(_) | Came::Away(_) => {}
+                Came::Nothing(_) | Came::Failing(_) | Came::Busy(_) | Came::Away(_) => {}
             }
         }
-        let Some(other) = self.another(round, &fingerprint) else { return Ok(false) };
+        let Some(other) = self.another(round, passing) else { return Ok(false) };
         let call = match prepare(&other, upcasted) {
             Ok(call) => call,
             Err(reason) => {
@@ -117,13 +157,13 @@ impl Transforms {
         let (_, came) = called(self.client.clone(), other, call.clone()).await;
         let came = match came {
             // It is asked for again in another round.
-            Came::Busy(_) | Came::Away(_) => return Ok(false),
+            Came::Failing(_) | Came::Busy(_) | Came::Away(_) => return Ok(false),
             Came::Ended(reason) => {
                 suspects.note(other.at, &reason, Instant::now());
                 return Err(reason);
             }
             Came::Data(data) => {
-                suspects.keep(fingerprint, call);
+                suspects.keep(fingerprint, other.tenant().clone(), call);
                 Ok(data)
             }
             Came::Nothing(reason) => Err(reason),
@@ -133,12 +173,15 @@ impl Transforms {
         Ok(is_answer)
     }
 
-    /// Takes an event out of the round that is not suspected and has this transformation.
-    fn another<'a>(&self, round: &mut Round<'a>, fingerprint: &Hash) -> Option<Passing<'a>> {
-        let suspects = &self.waiting.suspects;
-        let is_another =
-            |it: &Passing<'_>| it.transformed.fingerprint == *fingerprint && !suspects.has(&it.at);
-        let nth = round.left.iter().position(is_another)?;
+    /// Takes an event out of the round that is not suspected and has this one's transformation: of another tenant,
+    /// where there is one.
+    fn another<'a>(&self, round: &mut Round<'a>, passing: &Passing<'_>) -> Option<Passing<'a>> {
+        let (suspects, fingerprint) = (&self.waiting.suspects, passing.transformed.fingerprint);
+        let fits =
+            |it: &Passing<'_>| it.transformed.fingerprint == fingerprint && !suspects.has(&it.at);
+        let is_others = |it: &Passing<'_>| it.tenant() != passing.tenant() && fits(it);
+        let nth = round.left.iter().position(is_others);
+        let nth = nth.or_else(|| round.left.iter().position(fits))?;
         round.left.remove(nth)
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use async_nats::{Client, HeaderMap, Request, RequestErrorKind, connection};
-use flexcore_definition::{PLUGIN_CALL_S, Transform};
+use flexcore_definition::Transform;
 use flexcore_domain::{
     Event, Hash, PluginRefusal, PluginReply,
     command::header as field,
@@ -20,8 +20,9 @@ use crate::projection::waiting::Call;
 
 /// On whose behalf plugins are called.
 const ACTOR: &str = "projection";
-/// The time that a plugin has for an event: as long as a call of one takes that says nothing else.
-const CALL_WITHIN: Duration = Duration::from_secs(PLUGIN_CALL_S);
+/// The time that a plugin has for an event. 5 s: the rows of all tenants wait meanwhile, so that one tenant's slow
+/// events must not take long. An answer after that is late.
+const CALL_WITHIN: Duration = Duration::from_secs(5);
 /// The time that its worker has: the worker says itself that a plugin was late.
 const ANSWERED_WITHIN: Duration = CALL_WITHIN.saturating_add(Duration::from_secs(1));
 /// Characters of what a plugin says, in a reason.
@@ -39,6 +40,9 @@ pub(super) enum Came {
     Nothing(String),
     /// It ended under the call, or was late: that may be the event's fault, or not.
     Ended(String),
+    /// It says that it fails for now, or none of its tenant's calls is made for now: that may be this tenant's trouble
+    /// alone, or not.
+    Failing(String),
     /// Too much is under way there.
     Busy(String),
     /// There is none for now, for this reason.
@@ -146,7 +150,7 @@ fn came_of(answer: &[u8], transform: &Transform) -> Came {
         PluginReply::Failed { code, message, temporary, .. } => {
             let why = format!("{code}: {message}");
             match temporary {
-                true => Came::Away(away(transform, &why)),
+                true => Came::Failing(away(transform, &why)),
                 false => Came::Nothing(parked(transform, &why)),
             }
         }
@@ -192,7 +196,14 @@ fn parked(transform: &Transform, why: &str) -> String {
 
 /// Why an event is parked under which the plugin fails again and again, when that was said last.
 pub(super) fn at_fault(transform: &Transform, said: &str) -> String {
-    let why = "for this event alone it gave no answer again and again, and for others it did";
+    let why = "for this event alone it failed again and again, and for others it did not";
+    parked(transform, &format!("{why}: {said}"))
+}
+
+/// Why an event is parked under which the plugin failed once, when another one of its tenant was parked lately.
+pub(super) fn at_fault_too(transform: &Transform, said: &str) -> String {
+    let why =
+        "it failed for this event, as before for another one of this tenant, and not for others";
     parked(transform, &format!("{why}: {said}"))
 }
 
@@ -267,6 +278,7 @@ mod tests {
             Came::Data(data) => ("data", data.get().to_owned()),
             Came::Nothing(reason) => ("nothing", reason),
             Came::Ended(reason) => ("ended", reason),
+            Came::Failing(reason) => ("failing", reason),
             Came::Busy(reason) => ("busy", reason),
             Came::Away(reason) => ("away", reason),
         }
@@ -285,7 +297,7 @@ mod tests {
             (json!({"output": null}), "nothing"),
             (json!({"output": "{"}), "nothing"),
             (failed(false), "nothing"),
-            (failed(true), "away"),
+            (failed(true), "failing"),
             (refused("invalid_input"), "nothing"),
             (refused("too_large"), "nothing"),
             (refused("not_for_tenant"), "nothing"),

@@ -25,7 +25,7 @@ async fn a_read_model_whose_batches_end_the_connection_stands_still_alone() {
         passes(&rig, model, first).await;
     }
     let mut admin = PgConnection::connect(&rig.servers.postgres_url().unwrap()).await.unwrap();
-    let ends = "create function public.ends() returns trigger language plpgsql as \
+    let ends = "create function public.ends() returns trigger language plpgsql security definer as \
                 $$ begin perform pg_terminate_backend(pg_backend_pid()); return new; end $$; \
                 create trigger ends before insert or update on rm.ledger_v1 \
                 for each row execute function public.ends()";

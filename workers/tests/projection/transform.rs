@@ -5,7 +5,7 @@ use std::{fmt::Write as _, path::Path};
 use flexcore_definition::PluginManifest;
 use flexcore_domain::{
     PluginRefusal, PluginReply,
-    plugin::{QUEUE_GROUP, call_subjects},
+    plugin::{QUEUE_GROUP, call_subjects, header as plugin_header},
 };
 use flexcore_eventstore::plugins::{InstalledPlugin, InstalledPlugins};
 use flexcore_plugin::Checked;
@@ -225,25 +225,64 @@ async fn rows_are_of_one_version_of_a_plugin_alone() {
     rig.servers.stop().await;
 }
 
-/// Answers calls as the plugin's worker does, until it is dropped: the plugin ends under events that are paid `x` with
-/// the amount 666, and under all of them while it is told that it is not well.
-async fn answered(rig: &Rig, is_well: watch::Receiver<bool>) -> JoinHandle<()> {
+/// Answers calls as the plugin's worker does, by their tenant and the event's data.
+async fn answering(
+    rig: &Rig,
+    reply: impl Fn(&str, &Value) -> PluginReply + Send + 'static,
+) -> JoinHandle<()> {
     let client = rig.store.client().clone();
     let subject = call_subjects(&name("greeter"));
     let mut calls = client.queue_subscribe(subject, QUEUE_GROUP.to_owned()).await.unwrap();
     client.flush().await.unwrap();
     tokio::spawn(async move {
         while let Some(call) = calls.next().await {
+            let headers = call.headers.as_ref().unwrap();
+            let says = |name: &str| headers.get(name).unwrap().as_str();
+            // One tenant's slow events hold up all others.
+            assert_eq!(says(flexcore_resilience::HEADER), "5000");
             let input: Value = serde_json::from_slice(&call.payload).unwrap();
-            let reply = if *is_well.borrow() && input["data"]["amount"] != 666 {
-                PluginReply::Output(to_raw_value(&input["data"]).unwrap())
-            } else {
-                PluginReply::refused(PluginRefusal::Unknown, "it ended")
-            };
+            let reply = reply(says(plugin_header::TENANT), &input["data"]);
             let body = serde_json::to_vec(&reply).unwrap();
-            client.publish(call.reply.unwrap(), body.into()).await.unwrap();
+            client.publish(call.reply.clone().unwrap(), body.into()).await.unwrap();
         }
     })
+}
+
+/// The plugin ends under events that are paid `x` with the amount 666, and under all of them while it is told that it
+/// is not well.
+async fn answered(rig: &Rig, is_well: watch::Receiver<bool>) -> JoinHandle<()> {
+    let reply = move |_: &str, data: &Value| {
+        if *is_well.borrow() && data["amount"] != 666 {
+            PluginReply::Output(to_raw_value(data).unwrap())
+        } else {
+            PluginReply::refused(PluginRefusal::Unknown, "it ended")
+        }
+    };
+    answering(rig, reply).await
+}
+
+/// No call of the tenant evil is made for now.
+async fn refusing(rig: &Rig) -> JoinHandle<()> {
+    let reply = |tenant: &str, data: &Value| match tenant {
+        "evil" => PluginReply::Failed {
+            code: "ended_under_calls".to_owned(),
+            message: "none is made for now".to_owned(),
+            temporary: true,
+            retry_after_ms: 9_000,
+            details: None,
+        },
+        _ => PluginReply::Output(to_raw_value(data).unwrap()),
+    };
+    answering(rig, reply).await
+}
+
+/// Records that an account of this tenant was paid 1.
+async fn pay_of(rig: &Rig, tenant: &str, id: &str) -> Position {
+    let id = AggregateId::parse(id).unwrap();
+    let key = AggregateKey::new(Tenant::parse(tenant).unwrap(), aggregate(), id);
+    let commit = paid(&key, 1, "x", &json!(1));
+    let appended = rig.store.append(&commit, Expected::default()).await.unwrap();
+    Position { slot: key.slot(), sequence: appended.sequence }
 }
 
 async fn parked(rig: &Rig) -> u64 {
@@ -280,6 +319,47 @@ async fn an_event_under_which_the_plugin_always_ends_is_put_aside_and_no_other_i
     assert!(began.elapsed() >= PATIENCE, "it is not put aside at once");
     assert_eq!(rig.rows().await, json!([{"group": "x", "count": 45, "total": 45}]));
     assert_eq!(parked(&rig).await, 1);
+    told(&rig, None).await;
+    stop.cancel();
+    worker.await.unwrap();
+    answering.abort();
+    rig.servers.stop().await;
+}
+
+/// As long as one tenant's calls were refused, its first event held up the rows of all tenants, and so did each other
+/// one that failed.
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_fail_for_now_for_their_tenant_alone_are_put_aside_and_hold_up_others_once() {
+    let rig = Rig::start().await;
+    let answering = refusing(&rig).await;
+    rig.catalog.send_replace(transformed("v1"));
+    let (stop, worker) = rig.work().await;
+    passes(&rig, "sums", rig.pay("a", "x", &ones(3)).await).await;
+    let evils = pay_of(&rig, "evil", "b").await;
+    let last = rig.pay("c", "x", &ones(40)).await;
+    told(&rig, Some("ended_under_calls")).await;
+    assert_eq!(parked(&rig).await, 0);
+
+    let began = tokio::time::Instant::now();
+    // Some tries, over two minutes.
+    let enough = began + 4 * PATIENCE;
+    let short = Duration::from_millis(200);
+    while rig.read_models.wait(&[name("sums")], &[last], short).await.is_err() {
+        assert!(tokio::time::Instant::now() < enough, "it stands still");
+    }
+    passes(&rig, "sums", evils).await;
+    assert!(began.elapsed() >= PATIENCE, "it is not put aside at once");
+    assert_eq!(parked(&rig).await, 1);
+
+    let again = tokio::time::Instant::now();
+    let more = [pay_of(&rig, "evil", "d").await, pay_of(&rig, "evil", "e").await];
+    let last = rig.pay("f", "x", &ones(2)).await;
+    for position in more.into_iter().chain([last]) {
+        passes(&rig, "sums", position).await;
+    }
+    assert!(again.elapsed() < PATIENCE / 2, "{:?}", again.elapsed());
+    assert_eq!(parked(&rig).await, 3);
+    assert_eq!(rig.rows().await, json!([{"group": "x", "count": 45, "total": 45}]));
     told(&rig, None).await;
     stop.cancel();
     worker.await.unwrap();
