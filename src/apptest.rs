@@ -30,7 +30,7 @@ Examples:
 
 The tests are the YAML files in the folder's tests/. Needs neither broker nor database. A plugin that decides
 commands of a test is started here, as its manifest says, from its folder in --plugins, and ended again. It is given
-no configuration. Exits with 1 when a test fails.")]
+no configuration. Where it ends in a test, it is started anew for the next one. Exits with 1 when a test fails.")]
 pub(crate) struct Test {
     /// The application's folder
     pub(crate) folder: PathBuf,
@@ -86,7 +86,7 @@ pub(crate) async fn run(args: &Test, out: &mut dyn Write) -> anyhow::Result<bool
         wanted.entry(plugin.clone()).or_insert_with(|| place.clone());
     }
     let failed = if wanted.is_empty() {
-        tested(&scenarios, &mut test_plugins::nobody, json, out).await?
+        tested(&scenarios, &mut test_plugins::nobody, &|| false, json, out).await?.failed
     } else {
         with_deciders(args, wanted, &scenarios, out).await?
     };
@@ -97,7 +97,8 @@ pub(crate) async fn run(args: &Test, out: &mut dyn Write) -> anyhow::Result<bool
     Ok(failed == 0)
 }
 
-/// As [`tested`], with these plugins, each named at a place.
+/// As [`tested`], with these plugins, each named at a place. Where one of them ends in a test, all are started anew
+/// for the next one.
 async fn with_deciders(
     args: &Test,
     wanted: BTreeMap<Name, FileLine>,
@@ -111,24 +112,41 @@ async fn with_deciders(
     })
     .await?;
     let programs = test_plugins::programs(found?).await?;
-    with_plugins(&programs, async move |running: &[Running]| {
-        let deciding = Deciding::of(wanted.into_keys(), running).await?;
-        tested(scenarios, &mut |question| deciding.ask(question), args.json, out).await
-    })
-    .await
+    let (mut failed, mut left) = (0, scenarios);
+    while !left.is_empty() {
+        let (names, tests, out) = (wanted.keys().cloned(), left, &mut *out);
+        let tally = with_plugins(&programs, async move |running: &[Running]| {
+            let deciding = Deciding::of(names, running).await?;
+            let is_over = || deciding.is_broken();
+            tested(tests, &mut |question| deciding.ask(question), &is_over, args.json, out).await
+        })
+        .await?;
+        failed += tally.failed;
+        left = left.get(tally.run..).unwrap_or_default();
+    }
+    Ok(failed)
 }
 
-/// Runs all tests and prints what came of each. Returns how many failed.
+/// How many tests were run, and how many of them failed.
+#[derive(Default)]
+struct Tally {
+    run: usize,
+    failed: usize,
+}
+
+/// Runs tests in their order and prints what came of each: all, or up to the first behind which it is over.
 async fn tested(
     scenarios: &[Scenario],
     ask: &mut dyn FnMut(PluginQuestion) -> PluginDecided,
+    is_over: &dyn Fn() -> bool,
     json: bool,
     out: &mut dyn Write,
-) -> anyhow::Result<usize> {
-    let mut failed = 0;
+) -> anyhow::Result<Tally> {
+    let mut tally = Tally::default();
     for scenario in scenarios {
         let tested = test(scenario, ask);
-        failed += usize::from(!tested.passed);
+        tally.run += 1;
+        tally.failed += usize::from(!tested.passed);
         if json {
             out::json(out, &tested)?;
         } else {
@@ -136,8 +154,11 @@ async fn tested(
         }
         // A user who interrupts is heard between two tests.
         yield_now().await;
+        if is_over() {
+            break;
+        }
     }
-    Ok(failed)
+    Ok(tally)
 }
 
 fn test(scenario: &Scenario, ask: &mut dyn FnMut(PluginQuestion) -> PluginDecided) -> Tested {

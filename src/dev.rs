@@ -16,13 +16,15 @@ Examples:
   flexcore dev --data /var/tmp/flexcore --http 127.0.0.1:8080 --ready-file ready.json
   flexcore dev --plugins plugins     each folder in it with a plugin.yaml is installed
 
+What is in --plugins is installed, and again when it changes. A plugin whose folder is taken out of it stays
+installed: `flexcore plugin remove` ends it.
 The ready file is JSON, written once it serves: http, nats, nats_monitor, postgres (URLs), tenant,
 token, signing_key (a path). SIGTERM drains and exits 0.")]
 pub(crate) struct Dev {
     /// Write where everything is to this file once it serves, as JSON
     #[arg(long, value_name = "FILE")]
     pub(crate) ready_file: Option<PathBuf>,
-    /// Install the plugins whose folders are in this one, and again what changes there
+    /// Install the plugins whose folders are in this one, or the one whose folder this is, and again what changes there
     #[arg(long, value_name = "DIR")]
     pub(crate) plugins: Option<PathBuf>,
 }

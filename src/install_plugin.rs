@@ -6,14 +6,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use flexcore_definition::{PluginContract, PluginManifest};
 use flexcore_installation::stop_at_signals;
 use flexcore_operations::{
     self as operations,
     plugins::{self, Installed},
 };
-use flexcore_plugin::{Checked, Cookie, Reflection, contract::Client};
+use flexcore_plugin::{
+    Checked, Cookie, Reflection,
+    contract::{Client, Description},
+};
+use flexcore_sdk::testing::Schemas;
 use flexcore_workers::plugin as workers;
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +26,7 @@ use crate::{
     config::Config,
     out,
     plugin_files::{self, PluginFiles},
-    program::{Program, Running, shown, told, with_plugin},
+    program::{Program, Running, SaidBy, shown, told, with_plugin},
 };
 
 /// Have the workers run a plugin, or its new version
@@ -166,12 +170,22 @@ async fn asked(running: &Running, is_ours: bool) -> anyhow::Result<()> {
     if is_ours {
         let advice = "it does not speak FlexCore's contract; a plugin of another host has \
                       `contract: none`";
-        Client::new(connection).describe().await.map_err(told).context(advice)?;
+        let description = Client::new(connection).describe().await.map_err(told).context(advice)?;
+        readable(&description)?;
     } else {
         let advice = "its methods are not known, and could not be called";
         Reflection::load(connection).await.map_err(told).context(advice)?;
     }
     Ok(())
+}
+
+/// Fails where a schema is none that workers read: no call of that function would be made.
+fn readable(description: &Description) -> anyhow::Result<()> {
+    let advice = "its functions could not be called, or it could not be configured";
+    match Schemas::of(description) {
+        Ok(_) => Ok(()),
+        Err(why) => Err(anyhow!("{}", shown(&why)).context(advice)),
+    }
 }
 
 /// The program of a manifest whose executable is this file, as it is now.
@@ -201,6 +215,7 @@ fn started_by(manifest: &PluginManifest, file: PathBuf, sha256: [u8; 32]) -> Pro
         timeout: manifest.start.as_secs().max(1),
         bounds: workers::bounds(manifest),
         sandbox: workers::sandbox(manifest, workers::TRIAL_USER),
+        said_by: SaidBy::Manifest,
     }
 }
 
@@ -209,7 +224,10 @@ mod tests {
     use std::collections::BTreeSet;
 
     use flexcore_definition::SourceFile;
-    use flexcore_plugin::guard::{Bounds, Files, Measure, Sandbox};
+    use flexcore_plugin::{
+        contract::Function,
+        guard::{Bounds, Files, Measure, Sandbox},
+    };
 
     use super::*;
 
@@ -248,6 +266,25 @@ mod tests {
         let fails = line(Some("0.1.0"), true, Some("it ended\u{1b}[0m"));
         assert!(fails.contains("as number 7; it does not run: it ended"), "{fails}");
         assert!(!fails.contains('\u{1b}'), "{fails:?}");
+    }
+
+    /// Such a plugin was installed, and each call of it was answered 502.
+    #[test]
+    fn a_plugin_whose_schemas_are_none_is_not_installed() {
+        let of = |input_schema: &str| {
+            let function = Function {
+                name: "greet".to_owned(),
+                input_schema: input_schema.to_owned(),
+                ..Function::default()
+            };
+            readable(&Description { functions: vec![function], ..Description::default() })
+        };
+        of("").unwrap();
+        of(r#"{"type": "string"}"#).unwrap();
+        for wrong in [r#"{"type": "strin"}"#, r##"{"$ref": "#/$defs/none"}"##, "{"] {
+            let error = format!("{:#}", of(wrong).unwrap_err());
+            assert!(error.contains("could not be called") && error.contains("greet"), "{error}");
+        }
     }
 
     #[test]

@@ -2,15 +2,20 @@
 
 use std::io::Write;
 
-use anyhow::{Context, bail};
-use flexcore_domain::{Name, plugin::PluginReply};
+use anyhow::bail;
+use flexcore_domain::{Name, PluginStatus, plugin::PluginReply};
 use flexcore_operations::plugins::{self, PluginCall, PluginView};
-use serde_json::{Value, json};
+use serde_json::{json, value::RawValue};
 
 use crate::{config::Config, out, program::shown};
 
+/// Characters of a reason in a list. 160: two lines of a terminal; `show` has more.
+const REASON_CHARS_MAX: usize = 160;
+
 /// List the installed plugins, and how they are
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Restarts, calls, errors and memory are those of all workers together; p50 and p99 are those of the slowest one.")]
 pub(crate) struct List {
     /// In JSON
     #[arg(long)]
@@ -78,27 +83,40 @@ pub(crate) async fn list(
         writeln!(out, "no plugins are installed: flexcore plugin install FOLDER")?;
         return Ok(true);
     }
-    let mut table =
-        out::table(["plugin", "version", "number", "ready", "state", "calls", "errors", "trouble"]);
-    for view in &all {
+    listed(&all, out)?;
+    Ok(true)
+}
+
+/// A row for each plugin, all its workers together. Below, what is wrong: reasons are as long as a plugin's
+/// last words.
+fn listed(all: &[PluginView], out: &mut dyn Write) -> anyhow::Result<()> {
+    let head = ["plugin", "version", "state", "ready", "restarts", "calls", "errors"];
+    let mut table = out::table(head.into_iter().chain(["p50", "p99", "memory"]));
+    for view in all {
         let statuses = || view.workers.iter().map(|worker| &worker.status);
         let ready: usize = statuses().map(|status| status.ready).sum();
         let wanted: usize = statuses().map(|status| status.instances).sum();
-        let calls: u64 = statuses().map(|status| status.calls).sum();
-        let errors: u64 = statuses().map(|status| status.errors).sum();
+        let sum = |of: fn(&PluginStatus) -> u64| statuses().map(of).sum::<u64>();
+        // Those of several workers have no common percentile: the worst is told.
+        let worst = |of: fn(&PluginStatus) -> f64| statuses().map(of).fold(0.0, f64::max);
         table.add_row([
             view.name.clone(),
             shown(&view.version),
-            view.number.to_string(),
-            format!("{ready} of {wanted}"),
             states(view),
-            calls.to_string(),
-            errors.to_string(),
-            trouble(view),
+            format!("{ready} of {wanted}"),
+            sum(|status| status.restarts).to_string(),
+            sum(|status| status.calls).to_string(),
+            sum(|status| status.errors).to_string(),
+            format!("{:.1} ms", worst(|status| status.p50_ms)),
+            format!("{:.1} ms", worst(|status| status.p99_ms)),
+            format!("{} MiB", sum(|status| status.memory_bytes) >> 20),
         ]);
     }
     writeln!(out, "{table}")?;
-    Ok(true)
+    for (view, reason) in all.iter().filter_map(|view| Some((view, trouble(view)?))) {
+        writeln!(out, "{}: {reason}", view.name)?;
+    }
+    Ok(())
 }
 
 /// The states that its workers report, each once.
@@ -110,10 +128,15 @@ fn states(view: &PluginView) -> String {
     if states.is_empty() { "no worker runs it".to_owned() } else { states.join(", ") }
 }
 
-/// The first reason that a worker gives.
-fn trouble(view: &PluginView) -> String {
-    let reason = view.workers.iter().find_map(|worker| worker.status.reason.as_deref());
-    shown(reason.unwrap_or_default())
+/// The first reason that a worker gives, in one line and not longer than its limit.
+fn trouble(view: &PluginView) -> Option<String> {
+    let reason = view.workers.iter().find_map(|worker| worker.status.reason.as_deref())?;
+    let reason = shown(reason).split_whitespace().collect::<Vec<_>>().join(" ");
+    if reason.chars().count() <= REASON_CHARS_MAX {
+        return Some(reason);
+    }
+    let cut: String = reason.chars().take(REASON_CHARS_MAX).collect();
+    Some(format!("{cut}… (`flexcore plugin show {}` has more)", view.name))
 }
 
 pub(crate) async fn show(
@@ -223,13 +246,11 @@ pub(crate) async fn remove(
     Ok(true)
 }
 
-/// Calls a function of an installed plugin, at any worker that runs it. Returns its output. Fails where it
-/// was not done, and where that is not known, and says which.
-pub(crate) async fn call(config: &Config, call: PluginCall) -> anyhow::Result<Value> {
+/// Calls a function of an installed plugin, at any worker that runs it. Returns its output, as it came. Fails
+/// where it was not done, and where that is not known, and says which.
+pub(crate) async fn call(config: &Config, call: PluginCall) -> anyhow::Result<Box<RawValue>> {
     match plugins::call(&config.event_store().await?, call).await? {
-        PluginReply::Output(json) => {
-            serde_json::from_str(json.get()).context("reading the plugin's output")
-        }
+        PluginReply::Output(json) => Ok(json),
         PluginReply::Failed { code, message, temporary, retry_after_ms, details } => {
             let again = match (temporary, retry_after_ms) {
                 (false, _) => String::new(),
@@ -240,5 +261,62 @@ pub(crate) async fn call(config: &Config, call: PluginCall) -> anyhow::Result<Va
             bail!("{}", shown(&format!("{code}: {message}{again}{details}")))
         }
         PluginReply::Refused { message, .. } => bail!("{}", shown(&message)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn on_worker(calls: u64, p99_ms: f64, reason: Option<&str>) -> plugins::OfWorker {
+        let status = PluginStatus {
+            name: Name::parse("greeter").unwrap(),
+            number: 3,
+            version: "0.1.0".to_owned(),
+            state: "ready".to_owned(),
+            instances: 1,
+            ready: 1,
+            restarts: 2,
+            calls,
+            errors: 1,
+            under_way: 0,
+            p50_ms: 1.0,
+            p99_ms,
+            memory_bytes: 20 << 20,
+            reason: reason.map(str::to_owned),
+            description: None,
+            sandbox: Vec::new(),
+        };
+        plugins::OfWorker { member: "w".to_owned(), status }
+    }
+
+    /// It lacked restarts, percentiles and memory, and was as wide as a plugin's last words.
+    #[test]
+    fn a_list_has_all_figures_and_fits_a_terminal() {
+        let words = format!("it ended\n  {}\u{1b}[0m", "File \"x.py\", line 1 ".repeat(20));
+        let view = PluginView {
+            name: "greeter".to_owned(),
+            version: "0.1.0".to_owned(),
+            summary: None,
+            number: 3,
+            sha256: String::new(),
+            bytes: 9,
+            workers: vec![on_worker(40, 7.5, Some(&words)), on_worker(2, 3.0, None)],
+            tenants: None,
+        };
+        let mut said = Vec::new();
+        listed(&[view], &mut said).unwrap();
+        let said = String::from_utf8(said).unwrap();
+        for part in ["restarts", "p50", "p99", "memory"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        for part in ["2 of 2", " 4 ", " 42 ", "1.0 ms", "7.5 ms", "40 MiB", ": it ended File"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        let (table, below): (Vec<&str>, Vec<&str>) =
+            said.lines().partition(|line| !line.starts_with("greeter: "));
+        assert!(table.iter().all(|line| line.chars().count() <= 120), "{said}");
+        assert!(below.len() == 1 && below[0].chars().count() < 250, "{said}");
+        assert!(below[0].ends_with("has more)") && !said.contains('\u{1b}'), "{said}");
     }
 }

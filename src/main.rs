@@ -14,6 +14,7 @@ mod global;
 mod healthcheck;
 mod install_plugin;
 mod installed;
+mod json_text;
 mod lines;
 mod members;
 mod new_plugin;

@@ -28,7 +28,9 @@ Examples:
 
 It is JSON that fits the plugin's schema, which `flexcore plugin configuration` shows; 64 KiB at most. A worker checks
 it before it is stored, sealed with the key for secrets (FLEXCORE_SECRETS_KEY or --secrets-key-file; a `dev` has its
-own). Workers give it to the plugin before the tenant's next call. It takes the place of the one before.")]
+own). It takes the place of the one before; a *** stands for the stored value that is shown so, which stays. Workers
+hear of it within moments, and give it to the plugin before the tenant's next call there: until then, a call may
+have the one before.")]
 pub(crate) struct Configure {
     /// The plugin's name
     name: Name,
@@ -47,8 +49,8 @@ pub(crate) struct Configure {
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Values that the plugin's schema calls secrets (\"writeOnly\": true) are shown as ***, and so is what it does not
-describe. With --json the schema is told, too. Exit code 0: the tenant has none, or one that fits; 1: it does not fit
-the schema of the version in service.")]
+describe, or describes as of another type. With --json the schema is told, too. Exit code 0: the tenant has none, or
+one that fits; 1: it does not fit the schema of the version in service, or does not open.")]
 pub(crate) struct Configuration {
     /// The plugin's name
     name: Name,
@@ -119,10 +121,13 @@ pub(crate) async fn configuration(
             writeln!(out, "{json:#}")?;
         }
         None if args.schema => writeln!(out, "{name} {}", no_schema(look.schema_too_large))?,
+        None if look.unfit.is_some() => {
+            writeln!(out, "the configuration of {name} for tenant {tenant} cannot be shown")?;
+        }
         None => writeln!(out, "tenant {tenant} has no configuration of {name}")?,
     }
     if let Some(reason) = &look.unfit {
-        out::note(&format!("it does not fit the plugin's schema: {}", shown(reason)));
+        out::note(&format!("the plugin does not get this configuration: {}", shown(reason)));
     }
     Ok(look.unfit.is_none())
 }
@@ -137,6 +142,7 @@ fn looked(looked: Looked) -> anyhow::Result<Box<ConfigurationLook>> {
         Looked::At(look) => Ok(look),
         Looked::Refused(PluginReply::Refused { message, .. }) => bail!("{}", shown(&message)),
         Looked::Refused(_) => bail!("the worker's answer cannot be read"),
+        Looked::Locked(why) => bail!("{why}"),
     }
 }
 

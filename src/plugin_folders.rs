@@ -3,11 +3,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     convert::Infallible,
-    fs,
+    fs, mem,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
+use flexcore_domain::Name;
 use flexcore_eventstore::EventStore;
 use flexcore_operations::{self as operations, plugins};
 use tokio::{task::spawn_blocking, time::sleep};
@@ -42,6 +43,8 @@ struct Looked {
     done: BTreeMap<PathBuf, Stamp>,
     /// Folders that were told to be left out.
     told: BTreeSet<PathBuf>,
+    /// Plugins that were seen, by their folders.
+    names: BTreeMap<PathBuf, Name>,
 }
 
 impl Looked {
@@ -64,6 +67,20 @@ impl Looked {
         doubled.into_iter().filter(|(folder, _)| self.told.insert(folder.clone())).collect()
     }
 
+    /// The plugins whose folders are there no more, each once. One that has moved to another folder is not gone.
+    fn gone(&mut self, now: &Found) -> BTreeMap<PathBuf, Name> {
+        let is_there = |folder: &PathBuf| now.stamps.contains_key(folder);
+        let before = mem::replace(&mut self.names, now.names.clone());
+        let (there, gone): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            before.into_iter().partition(|(folder, _)| is_there(folder));
+        for (folder, name) in there {
+            // Its manifest may be half written.
+            self.names.entry(folder).or_insert(name);
+        }
+        let is_elsewhere = |name: &Name| self.names.values().any(|other| other == name);
+        gone.into_iter().filter(|(_, name)| !is_elsewhere(name)).collect()
+    }
+
     /// Has the next look return this folder again, though nothing has changed there.
     fn forget(&mut self, folder: &Path) {
         self.done.remove(folder);
@@ -78,6 +95,13 @@ pub(crate) async fn follow(store: &EventStore, folder: &Path) -> Infallible {
         let place = folder.to_owned();
         // Its own panic is the only error, and would be told; the next look is a new one.
         let found = spawn_blocking(move || find(&place)).await.unwrap_or_default();
+        for (folder, plugin) in looked.gone(&found) {
+            let folder = folder.display();
+            tracing::warn!(
+                %folder, %plugin,
+                "a plugin's folder is gone, and the plugin goes on: `flexcore plugin remove {plugin}` ends it"
+            );
+        }
         for (folder, first) in looked.news(found.doubled) {
             let (folder, first) = (folder.display(), first.display());
             tracing::warn!(%folder, %first, "left out: the first folder has a plugin of the same name");
@@ -136,14 +160,18 @@ struct Found {
     stamps: BTreeMap<PathBuf, Stamp>,
     /// Those whose plugin has the name of another one, with the first folder of that name.
     doubled: BTreeMap<PathBuf, PathBuf>,
+    /// The names of the plugins whose manifests can be read.
+    names: BTreeMap<PathBuf, Name>,
 }
 
+/// The folders with a manifest: those in this one, and this one itself.
 fn find(folder: &Path) -> Found {
     let mut found: Vec<PathBuf> = fs::read_dir(folder)
         .into_iter()
         .flatten()
         .flatten()
         .map(|entry| entry.path())
+        .chain([folder.to_owned()])
         .filter(|path| path.join(plugin_files::MANIFEST).is_file())
         .collect();
     found.sort();
@@ -158,6 +186,7 @@ fn find(folder: &Path) -> Found {
                 all.doubled.insert(path, first.clone());
                 continue;
             }
+            all.names.insert(path.clone(), read.manifest.name.clone());
         }
         let file = read.and_then(|read| written(&read.file));
         let stamp = Stamp { manifest: written(&plugin_files::manifest_of(&path)), file };
@@ -228,7 +257,32 @@ mod tests {
         assert_eq!(found[&plugin].file, None, "its executable is not there");
         fs::write(plugin.join("x"), "#!").unwrap();
         assert_eq!(find(folder.path()).stamps[&plugin].file.map(|(_, size)| size), Some(2));
+        // The plugin's own folder was looked at in vain.
+        assert_eq!(find(&plugin).stamps.keys().collect::<Vec<_>>(), [&plugin]);
         assert!(find(&folder.path().join("nowhere")).stamps.is_empty());
+    }
+
+    #[test]
+    fn a_folder_that_goes_away_is_told_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let [a, b] = ["a", "b"].map(|name| folder.path().join(name));
+        let write = |name: &str| {
+            fs::create_dir_all(&a).unwrap();
+            let text = format!("name: {name}\nversion: 0.1.0\nfile: x\n");
+            fs::write(a.join(plugin_files::MANIFEST), text).unwrap();
+            fs::write(a.join("x"), "#!").unwrap();
+        };
+        let mut looked = Looked::default();
+        write("x");
+        assert!(looked.gone(&find(folder.path())).is_empty());
+        fs::rename(&a, &b).unwrap();
+        assert!(looked.gone(&find(folder.path())).is_empty(), "it has moved");
+        fs::remove_file(b.join("x")).unwrap();
+        assert!(looked.gone(&find(folder.path())).is_empty(), "it is being written");
+        fs::remove_dir_all(&b).unwrap();
+        let x = Name::parse("x").unwrap();
+        assert_eq!(looked.gone(&find(folder.path())), BTreeMap::from([(b, x)]));
+        assert!(looked.gone(&find(folder.path())).is_empty());
     }
 
     #[test]

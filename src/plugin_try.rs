@@ -15,12 +15,12 @@ use flexcore_plugin::{
     limits::{BATCH_ITEMS_MAX, JSON_BYTES_MAX},
 };
 use flexcore_sdk::testing::Schemas;
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json, value::RawValue};
 use tokio::sync::mpsc;
 
 use crate::{
-    out,
+    json_text, out,
     plugin_check::UnderTest,
     program::{Running, shown, told, with_plugin},
 };
@@ -94,6 +94,42 @@ enum Asked {
     },
 }
 
+/// The JSON in a line of standard input, as it stands there: what is read loses numbers and keys.
+#[derive(Deserialize)]
+struct Written<'a> {
+    #[serde(borrow)]
+    input: Option<&'a RawValue>,
+    #[serde(borrow)]
+    inputs: Option<Vec<&'a RawValue>>,
+    #[serde(borrow)]
+    configuration: Option<&'a RawValue>,
+    #[serde(borrow)]
+    state: Option<&'a RawValue>,
+    #[serde(borrow)]
+    payload: Option<&'a RawValue>,
+}
+
+/// A line of standard output.
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum TriedAnswer {
+    Description(Value),
+    Output(Box<RawValue>),
+    Results(Vec<TriedAnswer>),
+    Configured(bool),
+    Events(Vec<Event>),
+    Rejected(Value),
+    Failure(Value),
+    Error(String),
+}
+
+/// An event of a decision.
+#[derive(Serialize)]
+struct Event {
+    event: String,
+    data: Box<RawValue>,
+}
+
 pub(crate) async fn run(args: &Try, out: &mut dyn Write) -> anyhow::Result<bool> {
     let program = args.under_test.program().await?;
     with_plugin(&program, async move |running: &Running| talk(running, out).await).await
@@ -107,17 +143,32 @@ async fn talk(running: &Running, out: &mut dyn Write) -> anyhow::Result<bool> {
     let mut lines = lines();
     while let Some(read) = lines.recv().await {
         let line = read.context("reading standard input")?;
-        let answer = match serde_json::from_slice(&line) {
+        let answer = match question(&line) {
             Ok(asked) => tried.answer(asked).await,
-            Err(error) => Err(format!("the question: {error}")),
+            Err(why) => Err(why),
         };
-        out::json(out, &answer.unwrap_or_else(|why| json!({ "error": why })))?;
+        out::json(out, &answer.unwrap_or_else(TriedAnswer::Error))?;
         out.flush()?;
     }
     let ended = running.plugin.stop().await;
     let is_well = ended.status.is_some_and(|status| status.success());
     ensure!(is_well, "the plugin's end: {ended}");
     Ok(true)
+}
+
+/// Reads a line. Fails where it is no question, and where the host would refuse the JSON in it: a number that
+/// was read and is written again may be another one.
+fn question(line: &[u8]) -> Result<Asked, String> {
+    let wrong = |error: serde_json::Error| format!("the question: {error}");
+    let asked = serde_json::from_slice(line).map_err(wrong)?;
+    let Written { input, inputs, configuration, state, payload } =
+        serde_json::from_slice(line).map_err(wrong)?;
+    let one = [input, configuration, state, payload].into_iter().flatten();
+    for json in one.chain(inputs.into_iter().flatten()) {
+        let checked = json_text::checked(json.get().as_bytes());
+        checked.map_err(|why| format!("the host would refuse this JSON: {why}"))?;
+    }
+    Ok(asked)
 }
 
 /// The lines of standard input, by a thread that nobody waits for: it may be reading for ever.
@@ -154,7 +205,7 @@ struct Tried {
 }
 
 /// What is printed, or why there is no answer.
-type Told = Result<Value, String>;
+type Told = Result<TriedAnswer, String>;
 
 impl Tried {
     async fn answer(&mut self, asked: Asked) -> Told {
@@ -248,7 +299,7 @@ impl Tried {
             }
         }
         stream.finish().await.map_err(said)?;
-        Ok(json!({ "results": results }))
+        Ok(TriedAnswer::Results(results))
     }
 
     async fn configure(&self, tenant: &str, configuration: &Value) -> Told {
@@ -259,8 +310,8 @@ impl Tried {
         let (json, within) = (configuration.to_string().into(), within(None));
         let configured = self.client.configure(tenant, json, within).await;
         match configured.map_err(|error| shown(&error.to_string()))? {
-            Ok(()) => Ok(json!({ "configured": true })),
-            Err(failure) => Ok(json!({ "failure": failed(&failure) })),
+            Ok(()) => Ok(TriedAnswer::Configured(true)),
+            Err(failure) => Ok(TriedAnswer::Failure(failed(&failure))),
         }
     }
 
@@ -274,14 +325,14 @@ impl Tried {
             return Err("the same question has two answers".to_owned());
         }
         match decided {
-            DecisionResult::Rejected(why) => Ok(json!({ "rejected": failed(&why) })),
-            DecisionResult::Failure(why) => Ok(json!({ "failure": failed(&why) })),
+            DecisionResult::Rejected(why) => Ok(TriedAnswer::Rejected(failed(&why))),
+            DecisionResult::Failure(why) => Ok(TriedAnswer::Failure(failed(&why))),
             DecisionResult::Events(events) => {
                 let mut all = Vec::new();
                 for event in events.events {
-                    all.push(json!({ "event": event.event, "data": read(&event.data)? }));
+                    all.push(Event { event: event.event, data: as_it_came(&event.data)? });
                 }
-                Ok(json!({ "events": all }))
+                Ok(TriedAnswer::Events(all))
             }
         }
     }
@@ -293,12 +344,12 @@ impl Tried {
 
     fn outcome(&self, function: &str, outcome: CallOutcome) -> Told {
         let output = match outcome {
-            Ok(output) => read(&output)?,
-            Err(failure) => return Ok(json!({ "failure": failed(&failure) })),
+            Ok(output) => output,
+            Err(failure) => return Ok(TriedAnswer::Failure(failed(&failure))),
         };
-        let fits = self.schemas.output(function, &output);
+        let fits = self.schemas.output(function, &read(&output)?);
         fits.map_err(|why| format!("{function:?} breaks its own schema: {why}"))?;
-        Ok(json!({ "output": output }))
+        Ok(TriedAnswer::Output(as_it_came(&output)?))
     }
 }
 
@@ -310,8 +361,15 @@ fn within(timeout_ms: Option<u64>) -> Duration {
     Duration::from_millis(timeout_ms.unwrap_or(TIMEOUT_MS))
 }
 
-fn read(data: &[u8]) -> Told {
+fn read(data: &[u8]) -> Result<Value, String> {
     serde_json::from_slice(data).map_err(|error| format!("the plugin's JSON: {error}"))
+}
+
+/// The plugin's JSON, on one line.
+fn as_it_came(data: &[u8]) -> Result<Box<RawValue>, String> {
+    let wrong = |error: serde_json::Error| format!("the plugin's JSON: {error}");
+    let json: &RawValue = serde_json::from_slice(data).map_err(wrong)?;
+    RawValue::from_string(json_text::line(json)).map_err(wrong)
 }
 
 fn failed(failure: &Failure) -> Value {
@@ -329,7 +387,7 @@ fn failed(failure: &Failure) -> Value {
     told.into()
 }
 
-fn described(description: &Description) -> Value {
+fn described(description: &Description) -> TriedAnswer {
     let schema = |text: &str| read(text.as_bytes()).unwrap_or_default();
     let functions: Vec<Value> = description
         .functions
@@ -344,22 +402,22 @@ fn described(description: &Description) -> Value {
             })
         })
         .collect();
-    json!({ "description": {
+    TriedAnswer::Description(json!({
         "name": description.name,
         "version": description.version,
         "summary": description.summary,
         "functions": functions,
         "configuration_schema": schema(&description.configuration_schema),
         "decides": description.decides,
-    } })
+    }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn asked(text: &str) -> Result<Asked, serde_json::Error> {
-        serde_json::from_str(text)
+    fn asked(text: &str) -> Result<Asked, String> {
+        question(text.as_bytes())
     }
 
     #[test]
@@ -377,6 +435,28 @@ mod tests {
         ] {
             asked(wrong).unwrap_err();
         }
+    }
+
+    /// An input was read and written again, and an output, too: both were other numbers then.
+    #[test]
+    fn json_goes_in_as_the_host_takes_it_and_comes_out_as_it_came() {
+        for wrong in [
+            r#"{"do": "call", "function": "f", "input": 123456789012345678901234567890}"#,
+            r#"{"do": "call", "function": "f", "input": {"a": 1, "a": 2}}"#,
+            r#"{"do": "stream", "function": "f", "inputs": [1, 9007199254740993]}"#,
+            r#"{"do": "configure", "configuration": {"a": 1, "a": 2}}"#,
+            r#"{"do": "decide", "command": "c", "payload": 9007199254740993}"#,
+        ] {
+            let why = asked(wrong).unwrap_err();
+            assert!(why.starts_with("the host would refuse this JSON: "), "{wrong}: {why}");
+        }
+        let output = as_it_came(b"{\n \"a\": 1208925819614629174706176 }").unwrap();
+        let answer =
+            TriedAnswer::Results(vec![TriedAnswer::Output(output), TriedAnswer::Configured(true)]);
+        let told = serde_json::to_string(&answer).unwrap();
+        let expected =
+            r#"{"results":[{"output":{"a":1208925819614629174706176}},{"configured":true}]}"#;
+        assert_eq!(told, expected);
     }
 
     #[test]

@@ -12,13 +12,14 @@ use flexcore_domain::{ActorName, CommandId, Name};
 use flexcore_operations::plugins::PluginCall;
 use flexcore_plugin::{Address, Error, Method, Reflection, limits::JSON_BYTES_MAX};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::task::spawn_blocking;
 
 use crate::{
     config::Config,
     install_plugin::{self, Install, Upgrade},
     installed::{self, List, Logs, Remove, Restart, Show},
+    json_text,
     new_plugin::{self, NewPlugin},
     out,
     plugin_check::{self, Check},
@@ -155,22 +156,19 @@ async fn call(config: &Config, args: Call, out: &mut dyn Write) -> anyhow::Resul
             tenant: config.tenant()?,
             actor,
             key: id.unwrap_or_else(random_id),
-            input: serde_json::to_vec(&input)?.into(),
+            input: input.into(),
             within,
             trace: None,
         };
         installed::call(config, call).await?
     } else {
         with_plugin(&program, async move |running: &Running| {
-            ask(running, &method, input, within).await
+            ask(running, &method, &input, within).await
         })
         .await?
     };
-    if json {
-        out::json(out, &answer)?;
-    } else {
-        writeln!(out, "{answer:#}")?;
-    }
+    let answer = if json { json_text::line(&answer) } else { json_text::lines(&answer) };
+    writeln!(out, "{answer}")?;
     Ok(true)
 }
 
@@ -191,29 +189,32 @@ fn installed_name(program: &Program) -> anyhow::Result<Option<Name>> {
 async fn ask(
     running: &Running,
     method: &str,
-    input: Value,
+    input: &str,
     within: Duration,
-) -> anyhow::Result<Value> {
+) -> anyhow::Result<Box<RawValue>> {
     let connection = running.plugin.connection();
     let unknown = || format!("its methods are not known; {REFLECTION}");
     let reflection = Reflection::load(connection).await.map_err(told).with_context(unknown)?;
     let services = offered(&reflection).map_err(told)?;
     let methods: Vec<Method> = services.into_iter().flat_map(|of| of.methods).collect();
     let method = chosen(&methods, method)?;
+    let input = serde_json::from_str(input)?;
     let called = reflection.call(connection, &method.name, input, within).await;
-    called.map_err(|error| {
+    let answer = called.map_err(|error| {
         let is_late = matches!(error, Error::Late { .. });
         let error = told(error);
         if is_late { error.context("no answer; raise --timeout if it needs longer") } else { error }
-    })
+    })?;
+    Ok(to_raw_value(&answer)?)
 }
 
 /// The advice where a plugin does not tell what it offers.
 const REFLECTION: &str = "go-plugin has gRPC reflection from version 1.2.0 on; a plugin without \
                           go-plugin adds it to its gRPC server";
 
-/// The JSON that is sent: the text itself, or what the file or standard input has.
-fn read(text: &str) -> anyhow::Result<Value> {
+/// The JSON that is sent: the text itself, or what the file or standard input has. As it is: a number that is
+/// read and written again may be another one.
+fn read(text: &str) -> anyhow::Result<String> {
     let from: Box<dyn Read + '_> = match text.strip_prefix('@') {
         Some(path) => Box::new(File::open(path).with_context(|| format!("reading {path}"))?),
         None if text == "-" => Box::new(io::stdin()),
@@ -222,7 +223,10 @@ fn read(text: &str) -> anyhow::Result<Value> {
     let mut json = Vec::new();
     from.take(JSON_BYTES_MAX as u64 + 1).read_to_end(&mut json).context("reading the input")?;
     ensure!(json.len() <= JSON_BYTES_MAX, "the input has more than {JSON_BYTES_MAX} bytes");
-    serde_json::from_slice(&json).context("the input is not JSON")
+    match json_text::checked(&json) {
+        Ok(text) => Ok(text.to_owned()),
+        Err(why) => bail!("the input is not accepted: {why}"),
+    }
 }
 
 /// The method that is meant: by its name, or by the end of it.
@@ -436,10 +440,16 @@ mod tests {
     fn the_input_is_a_text_or_a_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "[1]\n").unwrap();
-        assert_eq!(read("{}").unwrap(), serde_json::json!({}));
+        assert_eq!(read("{\"a\": 1.50}").unwrap(), "{\"a\": 1.50}", "as it is");
         let named = format!("@{}", file.path().display());
-        assert_eq!(read(&named).unwrap(), serde_json::json!([1]));
-        for (wrong, said) in [("{", "not JSON"), ("", "not JSON"), ("@/nowhere/x", "reading /n")] {
+        assert_eq!(read(&named).unwrap(), "[1]");
+        for (wrong, said) in [
+            ("{", "not valid JSON"),
+            ("", "the input is not accepted: empty"),
+            ("123456789012345678901234567890", "send it as a string"),
+            (r#"{"a": 1, "a": 2}"#, "/a: this key stands twice"),
+            ("@/nowhere/x", "reading /n"),
+        ] {
             let error = read(wrong).unwrap_err().to_string();
             assert!(error.contains(said), "{wrong}: {error}");
         }

@@ -2,7 +2,9 @@
 
 use std::{
     ffi::OsString,
-    path::PathBuf,
+    fs::File,
+    io::Read as _,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -60,6 +62,21 @@ pub(crate) struct Program {
     /// What it is kept from: no option, but what a manifest says.
     #[arg(skip)]
     pub(crate) sandbox: Sandbox,
+    /// Where all that is said: no option.
+    #[arg(skip)]
+    pub(crate) said_by: SaidBy,
+}
+
+/// Where it is said how a plugin is started: advice names what can be changed there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum SaidBy {
+    /// All options of [`Program`].
+    #[default]
+    Options,
+    /// Its manifest.
+    Manifest,
+    /// Nowhere, but for its environment and its arguments.
+    Nobody,
 }
 
 /// The running executable as a plugin's guard: the very file, even if another has taken its place.
@@ -230,24 +247,23 @@ impl Program {
         told(error).context(format!("{} did not start{advice}", self.file.display()))
     }
 
-    /// What to change on the command line.
+    /// What to change, where it is said.
     fn advice(&self, error: &Error) -> Option<String> {
+        let (options, manifest) =
+            (self.said_by == SaidBy::Options, self.said_by == SaidBy::Manifest);
         let advice = match error {
-            Error::EndedEarly { .. } if self.bounds != Bounds::default() => {
-                "perhaps the `limits` of its manifest are too narrow, or its `cookie` is another"
-            }
-            Error::EndedEarly { .. } if self.cookie.is_none() => {
-                "a plugin ends at once where the cookie is not its own: give --cookie KEY=VALUE, as \
-                 its host's source has it"
-            }
-            Error::EndedEarly { .. } => "check --cookie; perhaps it needs an --env or --arg, too",
-            Error::Silent { .. } => "raise --timeout if it needs longer",
+            Error::EndedEarly { said, .. } => return Some(self.ended(said)),
+            Error::Silent { .. } if options => "raise --timeout if it needs longer",
+            Error::Silent { .. } if manifest => "raise its manifest's `start` if it needs longer",
             // Manifests alone demand something.
             Error::Sandbox { .. } => "the workers' machines may have what is missing here",
-            Error::Version { chosen, .. } => {
+            Error::Version { chosen, .. } if options => {
                 return Some(format!("give --protocol-version {chosen}"));
             }
-            Error::Handshake { line, .. } if is_of_go_plugin(line) => {
+            Error::Version { chosen, .. } if manifest => {
+                return Some(format!("give `protocol_versions: [{chosen}]` in its manifest"));
+            }
+            Error::Handshake { line, .. } if is_of_go_plugin(line) && options => {
                 match (self.multiplex, self.no_tls) {
                     (true, true) => "try it without --multiplex",
                     (true, false) => "try it without --multiplex, or with --no-tls",
@@ -255,10 +271,83 @@ impl Program {
                     (false, true) => "try it without --no-tls",
                 }
             }
+            Error::Handshake { line, .. } if is_of_go_plugin(line) && manifest => {
+                match (self.multiplex, self.no_tls) {
+                    (true, true) => "try `multiplex: false` in its manifest",
+                    (true, false) => "try `multiplex: false` in its manifest, or `tls: false`",
+                    (false, false) => {
+                        "a plugin that does no AutoMTLS needs `tls: false` in its manifest"
+                    }
+                    (false, true) => "try `tls: true` in its manifest",
+                }
+            }
             _ => return None,
         };
         Some(advice.to_owned())
     }
+
+    /// What to do for a plugin that has ended before its first line, with these last words.
+    fn ended(&self, said: &str) -> String {
+        let path = match self.said_by {
+            SaidBy::Manifest => "`environment: { PATH: … }` in its manifest",
+            SaidBy::Options | SaidBy::Nobody => "--env PATH=…",
+        };
+        if let Some(why) = not_executed(&self.file, said, path) {
+            return why;
+        }
+        if MODULE_MISSING.iter().any(|words| said.contains(words)) {
+            return format!(
+                "it does not find what it imports: put all of it into its file, or have {path} name the \
+                 interpreter first that has it"
+            );
+        }
+        let advice = match self.said_by {
+            SaidBy::Manifest if self.bounds != Bounds::default() => {
+                "perhaps the `limits` of its manifest are too narrow, or its `cookie`, `environment` or \
+                 `arguments` are not what it needs"
+            }
+            SaidBy::Manifest => {
+                "perhaps its manifest's `cookie`, `environment` or `arguments` are not what it needs"
+            }
+            SaidBy::Options if self.cookie.is_none() => {
+                "a plugin ends at once where the cookie is not its own: give --cookie KEY=VALUE, as \
+                 its host's source has it"
+            }
+            SaidBy::Options => "check --cookie; perhaps it needs an --env or --arg, too",
+            SaidBy::Nobody => "perhaps it needs an --env or --arg",
+        };
+        advice.to_owned()
+    }
+}
+
+/// What interpreters say of a module that is not there: Python's, and that of JavaScript.
+const MODULE_MISSING: [&str; 2] = ["No module named", "Cannot find module"];
+
+/// Most bytes of a script's first line: the kernel reads no more.
+const FIRST_LINE_BYTES_MAX: u64 = 256;
+
+/// Why a script was not executed, as its first line tells. `None`: that is not why. `path`: what sets its search path.
+fn not_executed(file: &Path, said: &str, path: &str) -> Option<String> {
+    let mut first = Vec::new();
+    File::open(file).ok()?.take(FIRST_LINE_BYTES_MAX).read_to_end(&mut first).ok()?;
+    let line = first.strip_prefix(b"#!")?.split(|byte| *byte == b'\n').next()?;
+    if line.ends_with(b"\r") {
+        let advice = "its first line ends with a carriage return, which is taken for a part of the \
+                      interpreter's name: save it with the line ends of Unix";
+        return Some(advice.to_owned());
+    }
+    let line = String::from_utf8_lossy(line);
+    let mut words = line.split_ascii_whitespace();
+    let interpreter = Path::new(words.next()?);
+    if !interpreter.exists() {
+        let interpreter = shown(&interpreter.display().to_string());
+        return Some(format!("its first line names {interpreter}, which is not on this machine"));
+    }
+    let is_searched = interpreter.file_name().is_some_and(|name| name == "env");
+    let sought = words.find(|word| !word.starts_with('-') && !word.contains('='))?;
+    let is_missing = is_searched && said.contains("No such file or directory");
+    let sought = shown(sought);
+    is_missing.then(|| format!("its first line names {sought}, which is not found: give {path}"))
 }
 
 /// True for a first line that has the fields, though something in them is wrong.
@@ -325,6 +414,59 @@ mod tests {
         assert!(advice(&["--no-tls"], handshake(line)).contains("without --no-tls"));
     }
 
+    /// `install` and `check` have none of the options that they advised.
+    #[test]
+    fn advice_names_what_can_be_changed() {
+        let advice = |said_by, multiplex, error| {
+            let program = Program { said_by, multiplex, ..program(&[]).unwrap() };
+            format!("{:#}", program.not_started(error))
+        };
+        let early = || Error::EndedEarly { status: "exit status: 1".into(), said: "no".into() };
+        let version = || Error::Version { chosen: 5, offered: vec![1] };
+        let handshake =
+            || Error::Handshake { reason: "no".into(), line: "1|1|unix|/s|grpc|".into() };
+        let silent = || Error::Silent { waited: Duration::from_secs(1), said: String::new() };
+        for (error, advised) in [
+            (early(), "`cookie`, `environment` or `arguments`"),
+            (version(), "`protocol_versions: [5]`"),
+            (handshake(), "`multiplex: false`"),
+            (silent(), "`start`"),
+        ] {
+            let said = advice(SaidBy::Manifest, true, error);
+            assert!(said.contains(advised) && !said.contains("--"), "{said}");
+        }
+        assert!(advice(SaidBy::Nobody, false, early()).contains("an --env or --arg"));
+        for error in [version(), handshake(), silent()] {
+            let said = advice(SaidBy::Nobody, false, error);
+            assert!(!said.contains("--") && said.contains("did not start: "), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_script_that_is_not_executed_is_told_why() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("x");
+        let ended = |first: &[u8], said: &str| {
+            std::fs::write(&file, first).unwrap();
+            let parsed = Program { file: file.clone(), ..program(&[]).unwrap() };
+            Program { said_by: SaidBy::Manifest, ..parsed }.ended(said)
+        };
+        let none = "cannot execute x: No such file or directory";
+        assert!(ended(b"#!/bin/sh\r\n", none).contains("carriage return"));
+        assert!(ended(b"#!/nowhere/python3 -I\n", none).contains("names /nowhere/python3, which"));
+        let env =
+            ended(b"#!/usr/bin/env -S python9 -I\n", "env: 'python9': No such file or directory");
+        assert!(
+            env.contains("names python9, which") && env.contains("`environment: { PATH"),
+            "{env}"
+        );
+        let module = ended(b"#!/bin/sh\n", "ModuleNotFoundError: No module named 'grpc'");
+        assert!(module.contains("what it imports"), "{module}");
+        for (first, said) in [(&b"#!/bin/sh\n"[..], "no"), (b"\x7fELF", none), (b"", none)] {
+            assert!(ended(first, said).contains("`cookie`"), "{said}");
+        }
+    }
+
     #[test]
     fn a_start_has_the_limits_and_the_sandbox_that_were_set() {
         let mut parsed = program(&[]).unwrap();
@@ -335,6 +477,7 @@ mod tests {
         parsed.bounds.files = Some(16);
         parsed.sandbox.no_network = true;
         let early = Error::EndedEarly { status: "exit status: 1".into(), said: "no".into() };
+        parsed.said_by = SaidBy::Manifest;
         assert!(format!("{:#}", parsed.not_started(early)).contains("are too narrow"));
         let start = parsed.start(file, &echo);
         assert_eq!((start.bounds, start.sandbox), (parsed.bounds, parsed.sandbox));

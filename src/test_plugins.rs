@@ -1,6 +1,7 @@
 //! Plugins that decide commands in the tests of an application: found in a folder, and asked where they run.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
@@ -84,8 +85,12 @@ pub(crate) async fn programs(files: Vec<PluginFiles>) -> anyhow::Result<Vec<Prog
     Ok(programs)
 }
 
-/// Plugins that run and decide, by name.
-pub(crate) struct Deciding(BTreeMap<Name, Decider>);
+/// Plugins that run and decide.
+pub(crate) struct Deciding {
+    by_name: BTreeMap<Name, Decider>,
+    /// One of them has not answered, or has broken its contract: it may have ended.
+    is_broken: Cell<bool>,
+}
 
 impl Deciding {
     /// Of plugins with these names. Fails where one says that it does not decide.
@@ -104,12 +109,17 @@ impl Deciding {
             );
             deciders.insert(name, client.decider());
         }
-        Ok(Self(deciders))
+        Ok(Self { by_name: deciders, is_broken: Cell::new(false) })
+    }
+
+    /// True if one of them is not to be asked any more.
+    pub(crate) fn is_broken(&self) -> bool {
+        self.is_broken.get()
     }
 
     /// Has a plugin decide, and waits for it on this thread.
     pub(crate) fn ask(&self, question: PluginQuestion) -> PluginDecided {
-        let Some(decider) = self.0.get(&question.by.plugin) else { return nobody(question) };
+        let Some(decider) = self.by_name.get(&question.by.plugin) else { return nobody(question) };
         let by = question.by.clone();
         let said =
             |why: &str| Refusal::Faulty(format!("{}: plugin {}: {why}", by.place, by.plugin));
@@ -124,7 +134,10 @@ impl Deciding {
             Ok(DecisionResult::Failure(Failure { code, message, .. })) => {
                 Err(said(&format!("{code}: {}", shown(&message))))
             }
-            Err(error) => Err(said(&shown(&error.to_string()))),
+            Err(error) => {
+                self.is_broken.set(true);
+                Err(said(&shown(&error.to_string())))
+            }
         }
     }
 }

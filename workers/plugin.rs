@@ -108,7 +108,6 @@ pub async fn run(
     // Also when this is dropped or fails.
     let _no_more_questions = questions.clone().drop_guard();
     reports::serve(&shared, installed.clone(), &tasks, &questions).await?;
-    configurations::serve(&shared, &tasks, &questions).await?;
     files::clean(&shared).await;
     let mut followed = BTreeMap::new();
     loop {

@@ -187,6 +187,11 @@ pub enum Outcome {
         /// What the broker said.
         message: String,
     },
+    /// Nothing was done: what decides cannot be asked just now, or has too much to do. Safe to send again.
+    Away {
+        /// Why it cannot be asked.
+        message: String,
+    },
     /// Unknown: the log did not answer. Send again with the same command id to learn the outcome.
     Unavailable {
         /// What did not answer.
@@ -261,9 +266,10 @@ impl Outcome {
             Self::UnknownAggregate { known } | Self::UnknownCommand { known } => {
                 known.iter_mut().collect()
             }
-            Self::Faulty { message } | Self::NoRoom { message } | Self::Unavailable { message } => {
-                vec![message]
-            }
+            Self::Faulty { message }
+            | Self::NoRoom { message }
+            | Self::Away { message }
+            | Self::Unavailable { message } => vec![message],
             Self::Dead { reason } => vec![reason],
             Self::Accepted { .. }
             | Self::Conflict { .. }
@@ -400,6 +406,7 @@ mod tests {
             Outcome::UnknownCommand { known: vec!["a".repeat(40); 100_000] },
             Outcome::Faulty { message: long() },
             Outcome::NoRoom { message: long() },
+            Outcome::Away { message: long() },
             Outcome::Dead { reason: long() },
         ] {
             let bytes = serde_json::to_vec(&outcome.shortened()).unwrap().len();
@@ -425,6 +432,7 @@ mod tests {
                 Outcome::UnknownCommand { known: vec![long(); 1_000] },
                 Outcome::Faulty { message: long() },
                 Outcome::NoRoom { message: long() },
+                Outcome::Away { message: long() },
                 Outcome::Unavailable { message: long() },
                 Outcome::Dead { reason: long() },
             ] {

@@ -5,6 +5,7 @@
 //! and on whose behalf.
 
 pub mod decisions;
+pub mod told;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;

@@ -21,14 +21,11 @@ pub const MASK: &str = "***";
 /// How the subjects of questions about a configuration begin.
 const LOOKS: &str = "plugc.";
 
-/// The subjects of all questions about a configuration, for those who answer, in the group
-/// [`QUEUE_GROUP`](crate::plugin::QUEUE_GROUP).
-pub const LOOK_SUBJECTS: &str = "plugc.*";
-
 /// The subject of the question for a look at a configuration, with the tenant in a header
 /// ([`crate::plugin::header::TENANT`]). Its body is the sealed configuration, or empty: then only the schema is
-/// wanted. The worker opens it, holds it to the plugin's schema, and answers with a
-/// [`PluginReply`](crate::plugin::PluginReply) whose output is a [`ConfigurationLook`].
+/// wanted. A worker on which the plugin runs, in the group [`QUEUE_GROUP`](crate::plugin::QUEUE_GROUP), opens it,
+/// holds it to the plugin's schema, and answers with a [`PluginReply`](crate::plugin::PluginReply) whose output is a
+/// [`ConfigurationLook`].
 #[must_use]
 pub fn look_subject(plugin: &Name) -> String {
     format!("{LOOKS}{plugin}")
@@ -48,9 +45,9 @@ pub struct ConfigurationLook {
     /// The schema is too large to be shown.
     #[serde(default)]
     pub schema_too_large: bool,
-    /// The configuration, with [`MASK`] in place of its secrets; `None`: none was given.
+    /// The configuration, with [`MASK`] in place of what may be a secret; `None`: none was given, or it does not open.
     pub configuration: Option<Box<RawValue>>,
-    /// Why the plugin would be given this configuration in vain: it does not fit the schema.
+    /// Why the plugin is not given this configuration: it does not fit the schema, or does not open.
     #[serde(default)]
     pub unfit: Option<String>,
 }

@@ -193,6 +193,7 @@ pub(crate) fn refused(outcome: Outcome, if_match: bool) -> Problem {
                 .header(header::RETRY_AFTER, retry_after_s.max(1).into())
         }
         Outcome::NoRoom { message } => Problem::storage_full(&message),
+        Outcome::Away { message } => Problem::unavailable(&message),
         Outcome::Unavailable { message } => Problem::outcome_unknown(&message),
         Outcome::Unknown => {
             let detail = "it has recorded nothing: never received, or refused too long ago";
@@ -352,6 +353,21 @@ mod tests {
             temporary,
             retry_after_ms,
             details: Some(details),
+        }
+    }
+
+    /// A command whose decider was not asked was said to be recorded, perhaps.
+    #[test]
+    fn a_command_that_nobody_decided_is_not_of_unknown_outcome() {
+        let message = || "secret host".to_owned();
+        for (outcome, code) in [
+            (Outcome::Away { message: message() }, "unavailable"),
+            (Outcome::Unavailable { message: message() }, "outcome-unknown"),
+        ] {
+            let (status, after, body) = headers_and_body(refused(outcome, false));
+            assert_eq!((status, after.as_deref()), (503, Some("1")));
+            assert_eq!(body["type"], format!("/problems/{code}"));
+            assert!(!body.to_string().contains("secret host"), "{body}");
         }
     }
 

@@ -14,14 +14,17 @@ pub(crate) async fn by(store: &EventStore, plugin: &Name) -> Result<Vec<String>,
 }
 
 /// A warning for each read model in force whose events go through the former version of a plugin, in whose place this
-/// one comes: it stands still until its definition names the version that is installed. Fails when the broker is away.
+/// one comes: it stands still until its definition names the version that is installed. Where the version is the same,
+/// and the plugin another one (`is_other`), it goes on, with rows that a rebuild may not come to. Fails when the broker
+/// is away.
 pub(crate) async fn left_behind(
     store: &EventStore,
     manifest: &PluginManifest,
     former: &str,
+    is_other: bool,
 ) -> Result<Vec<String>, Error> {
     let (former, now) = (former.trim(), manifest.version.trim());
-    if former == now {
+    if former == now && !is_other {
         return Ok(Vec::new());
     }
     let catalog = catalog::watch(store).await?.borrow().clone();
@@ -49,10 +52,17 @@ fn pinned(catalog: &Catalog, plugin: &Name, (former, now): (&str, &str)) -> Vec<
         let is_former = |version: &str| version.trim() == former;
         let found = transforms.find(|it| it.plugin == *plugin && is_former(&it.version))?;
         let (place, name) = (&found.place, &read_model.name);
-        Some(format!(
-            "{place}: events of read model {name} go through version {former} of plugin {plugin}: it \
-             stands still until its definition names version {now}"
-        ))
+        let through = format!(
+            "{place}: events of read model {name} go through version {former} of plugin {plugin}"
+        );
+        Some(if former == now {
+            format!(
+                "{through}, which is another plugin now: its rows may differ from those of a rebuild. Give \
+                 the plugin another version, and name it there; or `flexcore rebuild {name}`"
+            )
+        } else {
+            format!("{through}: it stands still until its definition names version {now}")
+        })
     });
     pinned.collect()
 }
@@ -117,5 +127,17 @@ mod tests {
         assert!(left[0].starts_with("a.yaml:12: events of read model mapss "), "{left:?}");
         assert!(left[0].ends_with("until its definition names version 2.0.0"), "{left:?}");
         assert!(of("geo", "0.9.0").is_empty() && of("pricing", "1.0.0").is_empty());
+    }
+
+    /// Another file under the same version was installed without a word, and rows were none of a rebuild.
+    #[test]
+    fn the_read_models_whose_plugin_is_another_under_the_same_version_are_found() {
+        let catalog = Catalog::default().with(mapped("maps", "geo")).unwrap();
+        let of = |version| pinned(&catalog, &name("geo"), (version, version));
+        let told = of("1.0.0");
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with("a.yaml:12: events of read model mapss "), "{told:?}");
+        assert!(told[0].ends_with("or `flexcore rebuild mapss`"), "{told:?}");
+        assert!(of("2.0.0").is_empty());
     }
 }

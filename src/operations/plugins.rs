@@ -83,7 +83,8 @@ pub struct Installed {
     /// there is no worker.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
-    /// The read models that stand still now, since their definitions name the version that was in force before.
+    /// The read models that stand still now, since their definitions name the version that was in force before; and
+    /// those whose rows may be none of this plugin's, since it is another one under the same version.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
 }
@@ -164,8 +165,11 @@ async fn put(
     let in_force = before.installed.as_ref();
     let former_version = in_force.map(|former| former.manifest.version.clone());
     let same = in_force.filter(|plugin| is_same(plugin, manifest, &sha256));
-    let warnings = match &former_version {
-        Some(former) => needed::left_behind(store, manifest, former).await?,
+    let warnings = match in_force {
+        Some(former) => {
+            let is_other = is_other(former, manifest, &sha256);
+            needed::left_behind(store, manifest, &former.manifest.version, is_other).await?
+        }
         None => Vec::new(),
     };
     let mut file = File::from_std(file);
@@ -341,6 +345,15 @@ fn merged(installed: &InstalledPlugins, reports: &[PluginReport]) -> Vec<PluginV
 /// True if installing this would change nothing.
 fn is_same(plugin: &InstalledPlugin, manifest: &PluginManifest, sha256: &str) -> bool {
     plugin.sha256 == sha256 && plugin.manifest.source.text == manifest.source.text
+}
+
+/// True if it may return something else than the one before, whatever their versions are: another file runs, or
+/// it is started otherwise.
+fn is_other(plugin: &InstalledPlugin, manifest: &PluginManifest, sha256: &str) -> bool {
+    let former = &plugin.manifest;
+    plugin.sha256 != sha256
+        || former.arguments != manifest.arguments
+        || former.environment != manifest.environment
 }
 
 /// A plugin's file, open at its beginning.

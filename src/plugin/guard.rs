@@ -55,7 +55,7 @@ mod watch;
 
 use std::{
     ffi::OsString,
-    io::{self, Write as _},
+    io::{self, ErrorKind, Write as _},
     process::ExitCode,
 };
 
@@ -122,7 +122,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
                 (Some(guard), Some(apart), Some(orders)) => {
                     let error = launch::launch(&orders, guard, &apart);
                     let program = orders.program.display();
-                    failed(launch::code(&error), &format!("cannot execute {program}: {error}"))
+                    // The file was opened already: another one is meant.
+                    let missing = match error.kind() {
+                        ErrorKind::NotFound => {
+                            "; the interpreter or the loader that it names is not there"
+                        }
+                        _ => "",
+                    };
+                    let reason = format!("cannot execute {program}: {error}{missing}");
+                    failed(launch::code(&error), &reason)
                 }
                 _ => misused(),
             }

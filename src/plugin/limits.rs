@@ -400,9 +400,21 @@ pub const DECIDE_BATCHES_MAX: usize = 2;
 /// Questions that wait for their batch. 4,096: four batches; later ones wait before that.
 pub const DECIDE_WAITING_MAX: usize = 4_096;
 
-/// Times that a question is asked, when its stream ends under it for the sake of another one. 3: a
-/// stream ends with the time of one question, and later ones have times of their own.
+/// Times that a question is asked, when its stream ends under it for the sake of another one, or the
+/// contract was broken in its batch. 3: a stream ends with the time of one question, and later ones
+/// have times of their own. The last time it is alone on the stream.
 pub const DECIDE_TRIES_MAX: usize = 3;
+
+/// Longest time for the questions of one batch together, by what questions took lately. 250 ms: whoever
+/// waits for two seconds is answered though several batches go before.
+pub const DECIDE_BATCH_TAKES: Duration = Duration::from_millis(250);
+
+/// Time that a question is taken to take before any was answered. 8 ms: the first batch has 31 at most.
+pub const DECIDE_TAKES_FIRST: Duration = Duration::from_millis(8);
+
+/// Questions that the mean of their time stands for when a batch is added to it. 16: an odd one is soon
+/// forgotten.
+pub const DECIDE_REMEMBERED: u32 = 16;
 
 /// Longest time for a call, a stream or a decision, whatever the caller says. 1 hour.
 pub const CALL_WAIT_MAX: Duration = Duration::from_secs(3_600);

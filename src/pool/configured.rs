@@ -17,7 +17,7 @@ use futures::future::{BoxFuture, FutureExt as _, ready};
 use tokio::time::Instant;
 
 use crate::{
-    limits::{CONFIGURE_MAX, UNCONFIGURED_PAUSE, UNCONFIGURED_PAUSE_MAX},
+    limits::{CONFIGURE_MAX, CONFIGURE_WAIT, UNCONFIGURED_PAUSE, UNCONFIGURED_PAUSE_MAX},
     locked::locked,
 };
 
@@ -69,10 +69,16 @@ impl fmt::Debug for Configurations {
 
 /// What one process was given, by tenant: of those alone that have called, and have or had a configuration.
 #[derive(Debug, Default)]
-pub(crate) struct Configured(Mutex<HashMap<String, OfTenant>>);
+pub(crate) struct Configured(Mutex<HashMap<String, Arc<OfTenant>>>);
 
-/// Held while the tenant's configuration is being given: its other calls wait for that.
-pub(crate) type OfTenant = Arc<tokio::sync::Mutex<Given>>;
+/// One tenant at one process.
+#[derive(Debug, Default)]
+pub(crate) struct OfTenant {
+    /// Held while a configuration is being given: the next one is given after that, never beside it.
+    pub(crate) given: Arc<tokio::sync::Mutex<Given>>,
+    /// While one is being given: until when calls wait for it.
+    until: Mutex<Option<Instant>>,
+}
 
 /// What was given of one tenant.
 #[derive(Debug, Default)]
@@ -88,12 +94,30 @@ pub(crate) struct Given {
 }
 
 impl Configured {
-    pub(crate) fn of(&self, tenant: &str) -> OfTenant {
+    pub(crate) fn of(&self, tenant: &str) -> Arc<OfTenant> {
         let mut all = locked(&self.0);
         if let Some(given) = all.get(tenant) {
             return Arc::clone(given);
         }
         Arc::clone(all.entry(tenant.to_owned()).or_default())
+    }
+}
+
+impl OfTenant {
+    /// A configuration is being given from now on.
+    pub(crate) fn begins(&self, now: Instant) {
+        *locked(&self.until) = Some(now + CONFIGURE_WAIT);
+    }
+
+    /// None is being given any more.
+    pub(crate) fn ends(&self) {
+        *locked(&self.until) = None;
+    }
+
+    /// How long a call waits at most for the one that is being given: not at all once that is late.
+    pub(crate) fn patience(&self, now: Instant) -> Duration {
+        let until = *locked(&self.until);
+        until.map_or(CONFIGURE_WAIT, |until| until.saturating_duration_since(now))
     }
 }
 
@@ -197,6 +221,19 @@ mod tests {
         assert!(matches!(given.holds(3, Instant::now()), Some(Err(_))));
         tokio::time::advance(UNCONFIGURED_PAUSE * 3).await;
         assert_eq!(given.holds(3, Instant::now()), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn calls_wait_for_a_configuration_that_is_being_given_unless_it_is_late() {
+        let of = OfTenant::default();
+        assert_eq!(of.patience(Instant::now()), CONFIGURE_WAIT);
+        of.begins(Instant::now());
+        tokio::time::advance(CONFIGURE_WAIT / 2).await;
+        assert_eq!(of.patience(Instant::now()), CONFIGURE_WAIT / 2);
+        tokio::time::advance(CONFIGURE_WAIT).await;
+        assert_eq!(of.patience(Instant::now()), Duration::ZERO);
+        of.ends();
+        assert_eq!(of.patience(Instant::now()), CONFIGURE_WAIT);
     }
 
     #[test]

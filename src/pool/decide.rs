@@ -25,7 +25,7 @@ struct Timed {
 
 /// Asks questions of one tenant, each within its own time. Those under which the instance ended are asked once
 /// more, by what is in service `now`: a decision has no effect by itself. So are all where it ended under the tenant's
-/// configuration.
+/// configuration. One is only told that the instance ended under it if nothing else was under way there.
 pub(crate) async fn decide(
     group: &Group,
     tenant: &str,
@@ -48,7 +48,7 @@ pub(crate) async fn decide(
     let mut decided = asked.unwrap_or_else(|broken| not_asked(&broken.error, &timed));
     for (one, timed) in decided.iter_mut().zip(&timed) {
         if matches!(one, Err(Broken { died: true, .. })) {
-            // Alone, as one of the others may have been what the instance ended under.
+            // By itself, as one of the others may have been what the instance ended under.
             let asked = again(group, tenant, limit, slice::from_ref(timed), &now).await;
             let alone = asked.map(|all| all.into_iter().next());
             *one = alone.and_then(|told| told.unwrap_or_else(|| Err(not_back())));
@@ -131,7 +131,7 @@ fn verdict_of_all(decided: &[Decided], limit: Limit) -> Verdict {
 }
 
 /// Without an answer nothing was done. So [`PoolError::Unknown`] only stands for a question under which the
-/// instance ended, twice by now: that may be the question's fault.
+/// instance ended, twice by now, and the last time under nothing else: that is the question's fault.
 fn told(one: Decided) -> Told {
     one.map_err(|Broken { error, died, .. }| match error {
         PoolError::Unknown(why) if !died => PoolError::Away(format!("it gave no answer: {why}")),

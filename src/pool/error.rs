@@ -54,7 +54,13 @@ impl PoolError {
             Error::Late { .. } => Self::Late,
             Error::Contract(fault) => Self::Faulty(fault.clone()),
             Error::Status { status, .. } if is_unmet(status.code()) => Self::UnknownFunction,
-            Error::Status { .. } if !is_unknown(error) => Self::Faulty(error.to_string()),
+            Error::Status { status, .. } if !is_unknown(error) => match status.code() {
+                // It has no room for one more: nothing was done, and it passes.
+                code @ Code::ResourceExhausted => {
+                    Self::Failed(Failure::passing(word(code), status.message()))
+                }
+                _ => Self::Faulty(error.to_string()),
+            },
             _ => Self::Unknown(error.to_string()),
         }
     }
@@ -124,6 +130,10 @@ mod tests {
         assert_eq!(PoolError::of_call(&none), PoolError::UnknownFunction);
         let refused = PoolError::of_call(&status(Status::invalid_argument("too deep")));
         assert!(matches!(refused, PoolError::Faulty(_)), "{refused}");
+        // Its threads are all taken, and it was said to have broken its contract.
+        let full = PoolError::of_call(&status(Status::resource_exhausted("32 calls already")));
+        let PoolError::Failed(failure) = full else { panic!("{full}") };
+        assert_eq!((&*failure.code, failure.temporary), ("resource_exhausted", true));
         for unknown in [Error::Ended, status(Status::unavailable("gone"))] {
             let told = PoolError::of_call(&unknown);
             assert!(matches!(told, PoolError::Unknown(_)), "{told}");

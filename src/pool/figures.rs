@@ -44,9 +44,10 @@ struct Late {
 impl Figures {
     pub(crate) fn new(name: String) -> Self {
         measure::begin(&name);
+        let lines = Arc::new(Lines::of(&name));
         Self {
             name,
-            lines: Arc::default(),
+            lines,
             calls: AtomicU64::new(0),
             errors: AtomicU64::new(0),
             restarts: AtomicU64::new(0),

@@ -191,8 +191,9 @@ async fn started(spec: &Spec, figures: &Figures) -> Result<Running, Error> {
         theirs(printed);
     });
     start.start_wait = spec.start_wait;
+    let bounds = start.bounds;
     let plugin = Plugin::start(start).await?;
-    let run = Arc::new(Run::begin(&plugin, spec, &figures.name).await?);
+    let run = Arc::new(Run::begin(&plugin, bounds, spec, &figures.name).await?);
     Ok(Running { plugin, run })
 }
 

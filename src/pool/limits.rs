@@ -86,6 +86,13 @@ pub(crate) const LINES_MAX: usize = 256;
 /// Longest line that is kept, in bytes; the rest is cut off. 4 KiB.
 pub(crate) const LINE_BYTES_MAX: usize = 4 * 1024;
 
+/// Lines of a plugin that are in the log of its host in each [`LINES_LOGGED_EVERY`]. 100: more says no more to a
+/// person, and other plugins' lines stand there, too.
+pub(crate) const LINES_LOGGED_MAX: usize = 100;
+
+/// The time for which so many lines are logged. 1 s.
+pub(crate) const LINES_LOGGED_EVERY: Duration = Duration::from_secs(1);
+
 /// Last calls whose durations are kept for percentiles. 1,024: ten of them are above the 99th.
 pub(crate) const DURATIONS_MAX: usize = 1_024;
 
@@ -93,9 +100,14 @@ pub(crate) const DURATIONS_MAX: usize = 1_024;
 /// hurry would fill it otherwise.
 pub(crate) const LATE_TOLD_EVERY: Duration = Duration::from_secs(1);
 
-/// Longest time for a plugin to take the configuration of a tenant, whose calls wait for it. 10 s: it may connect to
+/// Longest time for which calls of a tenant wait until the plugin has taken its configuration. 10 s: it may connect to
 /// something.
-pub(crate) const CONFIGURE_MAX: Duration = Duration::from_secs(10);
+pub(crate) const CONFIGURE_WAIT: Duration = Duration::from_secs(10);
+
+/// Longest time for a plugin to take the configuration of a tenant. Until then the tenant's next one is not given: the
+/// plugin could finish them in another order, and would use the older one. 60 s: what it connects to has answered by
+/// then, or given up.
+pub(crate) const CONFIGURE_MAX: Duration = Duration::from_secs(60);
 
 /// Time for which a tenant's calls are refused before its configuration is given once more, where the plugin says
 /// that its failure passes. 5 s; where it asks for more, as long as that.

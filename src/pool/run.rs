@@ -15,7 +15,7 @@ use bytes::Bytes;
 use flexcore_plugin::{
     Connection, Error, Plugin, Reflection,
     contract::{CallOutcome, CallRequest, Client, Description, is_unknown},
-    guard::MeasureState,
+    guard::{Bounds, MeasureState},
 };
 use futures::FutureExt as _;
 use serde_json::Value;
@@ -29,13 +29,16 @@ use tonic::Code;
 use crate::{
     configured::{Configurations, Configured},
     error::PoolError,
-    limits::{DEATH_WAIT, LINGER_MIN},
+    limits::{CONFIGURE_WAIT, DEATH_WAIT, LINGER_MIN},
     measure::{CountedCall, CountedReady},
     memory,
     spec::{PoolCall, Spec},
 };
 
 pub(crate) use decide::Decided;
+
+/// The limit in a manifest of which it is told whether it holds.
+const PROCESSES: &str = "limits.processes";
 
 /// A process that takes calls. It does not keep the process: whoever supervises it does.
 pub(crate) struct Run {
@@ -65,8 +68,13 @@ enum Spoken {
 
 impl Run {
     /// Asks a plugin that has just been started what it can do. Fails where it does not say so, or
-    /// says what the contract does not allow. A foreign one need not say anything.
-    pub(crate) async fn begin(plugin: &Plugin, spec: &Spec, name: &str) -> Result<Self, Error> {
+    /// says what the contract does not allow. A foreign one need not say anything. `bounds`: it was started with them.
+    pub(crate) async fn begin(
+        plugin: &Plugin,
+        bounds: Bounds,
+        spec: &Spec,
+        name: &str,
+    ) -> Result<Self, Error> {
         let connection = plugin.connection().clone();
         let spoken = if spec.contract {
             let client = Client::new(&connection);
@@ -76,6 +84,11 @@ impl Run {
             Spoken::Own(Reflection::load(&connection).await.map_err(|error| error.to_string()))
         };
         let asked = plugin.sandbox().iter().filter(|(_, held)| **held != MeasureState::NotAsked);
+        let asked = asked.map(|(measure, held)| (measure.to_string(), held.to_string()));
+        // The one limit of a process that does not hold for everybody.
+        let processes = bounds.holds_processes(plugin.pid());
+        let processes = processes.map(|held| (PROCESSES.to_owned(), held.to_string()));
+        let sandbox = asked.chain(processes).collect();
         let places_max = spec.concurrency();
         let run = Self {
             name: name.to_owned(),
@@ -89,7 +102,7 @@ impl Run {
             output_bytes_max: spec.output_bytes_max,
             memory_bytes: AtomicU64::new(0),
             ended_under_call: AtomicBool::new(false),
-            sandbox: asked.map(|(measure, held)| (measure.to_string(), held.to_string())).collect(),
+            sandbox,
             _counted: CountedReady::new(name),
         };
         run.weigh(plugin.pid()).await;
@@ -207,42 +220,51 @@ impl CallPlace {
 
     /// Gives the process the tenant's configuration unless it has it. To be done before each call and each
     /// question of a tenant, and before the breaker is asked: it says nothing of calls. Fails where no call may
-    /// follow, and nothing was done. A configuration under which the process ends is told to `on_death`.
+    /// follow, and nothing was done. A configuration under which the process ends is told to `on_death`. While one is
+    /// late, calls of its tenant fail at once.
     pub(crate) async fn configured(
         &self,
         tenant: &str,
         within: Duration,
         on_death: impl FnOnce() + Send + 'static,
     ) -> Result<(), Broken> {
-        let number = self.run.configurations.number(tenant);
+        let number = || self.run.configurations.number(tenant);
         let Spoken::Contract(client, description) = &self.run.spoken else { return Ok(()) };
-        if number == 0 || description.configuration_schema.is_empty() {
+        if number() == 0 || description.configuration_schema.is_empty() {
             return Ok(());
         }
         let failed = |failure| Broken::not_made(PoolError::Failed(failure));
         let (began, of) = (Instant::now(), self.run.configured.of(tenant));
-        let locked = timeout(within, of.lock_owned()).await;
+        let turn = Arc::clone(&of.given).lock_owned();
+        let locked = timeout(within.min(of.patience(began)), turn).await;
         let mut given = locked.map_err(|_| Broken::not_made(being_configured()))?;
+        // As of now: it may have changed while another one was being given.
+        let number = number();
         if let Some(holds) = given.holds(number, Instant::now()) {
             return holds.map_err(failed);
         }
         let (run, tenant) = (Arc::clone(&self.run), tenant.to_owned());
         let (client, description) = (client.clone(), Arc::clone(description));
+        of.begins(Instant::now());
         // It goes on when its caller has left: the next one finds it done.
         let giving = async move {
             let from = &run.configurations;
-            match given.give(&client, &description, from, (tenant.as_str(), number)).await {
+            let of_tenant = (tenant.as_str(), number);
+            let holds = match given.give(&client, &description, from, of_tenant).await {
                 Ok(holds) => holds.map_err(failed),
                 Err(error) => {
-                    if !run.died(&error).await {
-                        return given.fails(number, &error).map_err(failed);
+                    if run.died(&error).await {
+                        let message = format!("it ended under the tenant's configuration: {error}");
+                        Err(Broken { died: true, ..Broken::not_made(PoolError::Away(message)) })
+                    } else {
+                        given.fails(number, &error).map_err(failed)
                     }
-                    let message = format!("it ended under the tenant's configuration: {error}");
-                    Err(Broken { died: true, ..Broken::not_made(PoolError::Away(message)) })
                 }
-            }
+            };
+            of.ends();
+            holds
         };
-        let left = within.saturating_sub(began.elapsed());
+        let left = within.saturating_sub(began.elapsed()).min(CONFIGURE_WAIT);
         waited(left, on_death, giving).await.map_err(|broken| match broken.error {
             PoolError::Late | PoolError::Unknown(_) => Broken::not_made(being_configured()),
             _ => broken,

@@ -10,12 +10,12 @@ use std::{
 };
 
 use opentelemetry_sdk::trace::SdkTracerProvider;
-use tracing::Metadata;
+use tracing::{Level, Metadata};
 use tracing_subscriber::{
     EnvFilter, Layer,
     filter::{FilterExt, filter_fn},
     fmt,
-    layer::SubscriberExt,
+    layer::{self, SubscriberExt},
     registry::LookupSpan,
     util::SubscriberInitExt,
 };
@@ -31,6 +31,9 @@ pub use traces::{add_link, current_traceparent, link};
 /// nobody reads `/metrics`.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Libraries whose finer logs show what goes over the wire.
+const WIRES: [&str; 4] = ["async_nats", "h2", "hyper", "hyper_util"];
+
 /// The telemetry of a process, and its targets.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -40,7 +43,9 @@ pub struct Settings {
     /// people.
     pub json_logs: bool,
     /// The filter of the log, in `tracing-subscriber`'s syntax: `info`,
-    /// `info,flexcore_gateway=debug`.
+    /// `info,flexcore_gateway=debug`. Libraries that log what goes over the wire, secrets and inputs of
+    /// callers among it (`async_nats`, `h2`, `hyper`, `hyper_util`), stay at `info` at most, unless the
+    /// filter names them: `trace,async_nats=trace`.
     pub filter: String,
     /// Where traces go, such as `http://127.0.0.1:4317` (OTLP over gRPC); `None`: no traces.
     pub otlp_endpoint: Option<String>,
@@ -126,10 +131,7 @@ fn log_layer<S>(settings: &Settings, traces: bool) -> Result<Box<dyn Layer<S> + 
 where
     S: tracing::Subscriber + for<'a> LookupSpan<'a>,
 {
-    let chosen = EnvFilter::builder().parse(&settings.filter).map_err(|error| Error::Filter {
-        filter: settings.filter.clone(),
-        reason: error.to_string(),
-    })?;
+    let chosen = chosen::<S>(&settings.filter)?;
     // With traces on, the spans exist anyway: let the log lines inside them carry their fields.
     let filter = chosen.or(filter_fn(move |about| traces && is_our_span(about)));
     Ok(if settings.json_logs {
@@ -145,10 +147,39 @@ where
     })
 }
 
+/// What of the log is wanted.
+fn chosen<S>(filter: &str) -> Result<impl layer::Filter<S> + Send + Sync + 'static + use<S>, Error>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+{
+    let read = EnvFilter::builder().parse(filter);
+    let read = read
+        .map_err(|error| Error::Filter { filter: filter.to_owned(), reason: error.to_string() })?;
+    let named = wires_named(filter);
+    let is_told = move |about: &Metadata<'_>| {
+        *about.level() <= Level::INFO || !is_quiet(about.target(), &named)
+    };
+    Ok(FilterExt::<S>::and(read, filter_fn(is_told)))
+}
+
+/// The targets of a filter that are of [`WIRES`].
+fn wires_named(filter: &str) -> Vec<String> {
+    let targets = filter.split(',').filter_map(|one| one.split(['=', '[']).next());
+    targets.map(str::trim).filter(|target| is_wire(target)).map(str::to_owned).collect()
+}
+
+fn is_wire(target: &str) -> bool {
+    let library = target.split("::").next().unwrap_or_default();
+    WIRES.contains(&library)
+}
+
+/// True if what is finer than `info` of this target is left out, as the filter does not name it.
+fn is_quiet(target: &str, named: &[String]) -> bool {
+    is_wire(target) && !named.iter().any(|named| target.starts_with(named.as_str()))
+}
+
 fn is_our_span(about: &Metadata<'_>) -> bool {
-    about.is_span()
-        && about.target().starts_with("flexcore")
-        && *about.level() <= tracing::Level::DEBUG
+    about.is_span() && about.target().starts_with("flexcore") && *about.level() <= Level::DEBUG
 }
 
 /// A thread of its own: upkeep must go on when the runtime is busy.
@@ -163,4 +194,66 @@ fn keep_up(metrics: Metrics) -> Sender<()> {
         })
         .expect("BUG: a process that starts can have one more thread");
     stop
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{self, Write},
+        sync::{Arc, Mutex},
+    };
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Buffer(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Buffer {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn log_secrets() {
+        tracing::trace!(target: "async_nats::connection", "5ecret");
+        tracing::debug!(target: "h2::codec", "5ecret");
+        tracing::trace!(target: "hyper_util::client", "5ecret");
+    }
+
+    /// What is logged under this filter.
+    fn logged(filter: &str) -> String {
+        let buffer = Buffer::default();
+        let writer = buffer.clone();
+        let lines = fmt::layer().with_ansi(false).with_writer(move || writer.clone());
+        let filter = chosen::<tracing_subscriber::Registry>(filter).unwrap();
+        let subscriber = tracing_subscriber::registry().with(lines.with_filter(filter));
+        tracing::subscriber::with_default(subscriber, || {
+            tracing::trace!(target: "flexcore_gateway", "ours");
+            tracing::info!(target: "async_nats", "connected");
+            log_secrets();
+        });
+        let bytes = buffer.0.lock().unwrap().clone();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// With `trace` the log had the plain configurations of tenants, and the inputs of callers.
+    #[test]
+    fn what_goes_over_the_wire_is_logged_only_where_the_filter_names_it() {
+        for filter in ["trace", "trace,flexcore_gateway=trace", "trace,sqlx=debug"] {
+            let text = logged(filter);
+            assert!(text.contains("ours") && text.contains("connected"), "{filter}: {text}");
+            assert!(!text.contains("5ecret"), "{filter}: {text}");
+        }
+        for filter in ["trace,async_nats=trace", "trace,h2[a]=debug,hyper_util", "h2::codec=debug"]
+        {
+            assert!(!wires_named(filter).is_empty(), "{filter}");
+        }
+        assert_eq!(logged("info,async_nats=trace").matches("5ecret").count(), 1);
+        assert_eq!(logged("trace,h2::codec=debug").matches("5ecret").count(), 1);
+        assert!(!logged("warn").contains("connected"), "it raises nothing");
+    }
 }

@@ -22,6 +22,7 @@ fn tally(name: &str, plugin: &str) -> Files {
 decide: { plugin: PLUGIN }
 commands:
   add: { payload: { type: integer } }
+  die: { payload: {} }
   reset: { decide: '() => [{ event: \"emptied\" }]' }
 events:
   added:
@@ -103,6 +104,18 @@ fn the_tests_of_an_application_run_its_plugins() {
     for part in ["actual    added: {\"by\":4}", "rejected: too_many (ten at most)"] {
         assert!(said.contains(part), "{part}: {said}");
     }
+}
+
+/// All tests behind it failed, as nobody started the plugin again.
+#[test]
+fn a_decider_that_ends_in_a_test_is_there_for_the_next_one() {
+    let plugins = folder();
+    put(plugins.path(), "tallies", "0.1.0");
+    let given = ["--plugins", plugins.path().to_str().unwrap()];
+    let tests = format!("test: it ends\nwhen: {{ die: }}\nthen: []\n---\n{TESTS}");
+    let (code, said) = tested(&tests, &given);
+    assert!(code == Some(1) && said.contains("tally: 4 passed, 1 failed"), "{said}");
+    assert!(said.contains("FAILED  it ends"), "{said}");
 }
 
 #[test]

@@ -138,6 +138,16 @@ async fn a_plugin_is_installed_called_and_removed() {
 
     let echoed = dev.json(&["plugin", "call", "whole", "echo", r#"{"a": [1, "b"]}"#]);
     assert_eq!(echoed, json!({"a": [1, "b"]}));
+    // They were sent as 1.2345678901234568e+29 and {"a":2}, and HTTP refuses them.
+    for (input, why) in [
+        ("123456789012345678901234567890", "send it as a string"),
+        (r#"{"a": 1, "a": 2}"#, "/a: this key stands twice"),
+    ] {
+        let (_, err) = texts(&dev.run(&["plugin", "call", "whole", "echo", input]));
+        assert!(err.contains("the input is not accepted") && err.contains(why), "{err}");
+    }
+    let (_, err) = texts(&dev.run(&["plugin", "call", "whole", "ecko"]));
+    assert!(err.contains("has no such function; it has: about, "), "{err}");
     let about = ["plugin", "call", "whole", "about", "null", "--id", "key-7", "--actor", "ann"];
     let about = dev.json(&about);
     assert_eq!((&about["tenant"], &about["key"]), (&json!("demo"), &json!("key-7")), "{about}");
@@ -159,6 +169,9 @@ async fn a_plugin_is_installed_called_and_removed() {
     assert!(http.get("/v1/plugins").await.ok().to_string().contains("\"whole\""));
     let table = dev.succeed(&["plugin", "list"]);
     assert!(table.contains("whole") && table.contains("1 of 1"), "{table}");
+    for column in ["version", "state", "restarts", "calls", "errors", "p50", "p99", "memory"] {
+        assert!(table.contains(column), "{column}: {table}");
+    }
     let table = dev.succeed(&["plugin", "show", "whole"]);
     assert!(table.contains("echo") && table.contains("ready"), "{table}");
 

@@ -23,6 +23,7 @@ mod nats_commands;
 mod pauses;
 mod plugin_configurations;
 mod plugin_deciders;
+mod plugin_workers;
 mod plugins;
 mod publish;
 mod python_plugins;

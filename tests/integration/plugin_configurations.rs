@@ -129,6 +129,31 @@ async fn over_http_a_tenant_has_its_own_configuration_alone() {
     until(&acme, "own", "its end", |answer| is_failure(answer, "not_configured", "")).await;
 }
 
+/// Whoever got it, changed it and put it lost the secrets: the masks were stored and sent.
+#[tokio::test]
+async fn what_was_shown_and_changed_keeps_its_secrets_when_it_is_put() {
+    let dev = Dev::shared();
+    let _folder = installed(&dev, "edited").await;
+    let acme = dev.http("acme");
+    let path = "/v1/plugin-configurations/edited";
+    let put = async |configuration: Value| {
+        let headers = [("content-type", "application/json")];
+        acme.send("PUT", path, &headers, configuration.to_string()).await
+    };
+    let none = put(json!({"url": "https://a", "token": MASK})).await;
+    let problem = none.problem(422, "invalid-input").to_string();
+    assert!(problem.contains("/token"), "{problem}");
+    put(json!({"url": "https://a", "token": SECRET})).await.ok();
+    let mut shown = acme.get(path).await.ok()["configuration"].clone();
+    assert_eq!(shown, json!({"url": "https://a", "token": MASK}));
+    shown["url"] = json!("https://edited");
+    assert_eq!(put(shown.clone()).await.ok()["configuration"], shown);
+    until(&acme, "edited", "the change", |answer| is_url(answer, "edited")).await;
+    let wrong = put(json!({"url": MASK, "token": MASK})).await;
+    let problem = wrong.problem(422, "invalid-input").to_string();
+    assert!(problem.contains("/url") && !problem.contains("/token"), "{problem}");
+}
+
 #[tokio::test]
 async fn a_configuration_that_the_plugin_does_not_work_with_refuses_its_tenant_alone() {
     let dev = Dev::shared();
@@ -160,6 +185,10 @@ async fn what_was_sealed_for_a_tenant_opens_for_no_other() {
     let globex = dev.http("globex");
     let is_refused = |answer: &Answer| is_failure(answer, "unconfigured", "cannot open");
     until(&globex, "moved", "a refusal", is_refused).await;
+    // What to do was in the log alone, and whoever asked was told to try again.
+    let shown = globex.get("/v1/plugin-configurations/moved").await.ok();
+    assert!(shown["unfit"].as_str().unwrap().contains("set it again"), "{shown}");
+    assert_eq!(shown["configuration"], Value::Null);
     until(&dev.http("acme"), "moved", "its own", |answer| is_url(answer, "a")).await;
 }
 

@@ -143,7 +143,7 @@ fn what_a_plugin_prints_goes_to_standard_error() {
 #[test]
 fn what_is_wrong_with_a_call_is_told() {
     for (arguments, expected) in [
-        (&["Apply", "{"][..], "the input is not JSON"),
+        (&["Apply", "{"][..], "the input is not accepted"),
         (&["Apply", r#"{"idd": "1"}"#], "input.idd"),
         (&["Undo"], "the plugin has no method \"Undo\"; it has: flexcore.lab.v1.Transform/Apply"),
         (&["Apply", r#"{"id": "crash"}"#], "the plugin has ended (exit status: 7)"),

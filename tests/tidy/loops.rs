@@ -73,7 +73,7 @@ const LOOPS: &[(&str, usize, &str)] = &[
     ("src/operations/drain.rs", 2, "a time, and every error"),
     (
         "src/operations/plugins/call.rs",
-        4,
+        5,
         "a number of workers, the caller's time, and every answer but that nothing was done",
     ),
     ("src/operations/rows.rs", 2, "an error that does not pass; an outage is shown"),
@@ -151,6 +151,12 @@ const LOOPS: &[(&str, usize, &str)] = &[
     ),
     ("workers/plugin.rs", 1, "the stop, and that nobody says any more what is installed"),
     ("workers/plugin/calls.rs", 6, "the stop: a refused subscription is told, and tried again"),
+    ("workers/plugin/calls/telling.rs", 3, "the end of the call that it tells of"),
+    (
+        "workers/plugin/configurations.rs",
+        5,
+        "the stop: a refused subscription is told, and tried again",
+    ),
     ("workers/plugin/files.rs", 5, "a file that is gone or another one; an outage is told"),
     ("workers/projection.rs", 4, "the stop: what does not pass is told as such, with a metric"),
     ("workers/projection/commit.rs", 1, "every error; each round puts something aside"),

@@ -100,7 +100,12 @@ const WRITES: &[(&str, usize, &str, &str)] = &[
         "answers: a schema and a configuration, each with a limit",
         CALLED,
     ),
-    ("workers/plugin/calls.rs", 1, "answers: texts are cut, an output is bounded", CALLED),
+    (
+        "workers/plugin/calls/telling.rs",
+        2,
+        "answers: texts are cut, an output is bounded; words are empty",
+        CALLED,
+    ),
     ("workers/plugin/reports.rs", 1, "reports and lines: cut to fit", REPORTS),
     ("src/operations/dead.rs", 1, "what the stream does not take is told as final", REQUEUES),
     ("src/demo/lib.rs", 1, "by the publisher of commands", "sizes::commands"),

@@ -1,6 +1,7 @@
 //! Calls of one plugin: taken while it is ready, checked, and answered. So are questions for its decisions.
 
 mod decisions;
+mod telling;
 
 use std::{
     pin::pin,
@@ -16,7 +17,7 @@ use bytes::Bytes;
 use flexcore_definition::PluginContract;
 use flexcore_domain::{
     Name, PluginRefusal, PluginReply, Tenant, Violation, json,
-    plugin::{INPUT_BYTES_MAX, QUEUE_GROUP, call_subjects, decisions::subject},
+    plugin::{INPUT_BYTES_MAX, QUEUE_GROUP, call_subjects, decisions::subject, told},
 };
 use flexcore_eventstore::{EventStore, plugins::InstalledPlugin};
 use flexcore_pool::{LEFT_MIN, LINGER_MIN, Pool, PoolCall, PoolError};
@@ -137,17 +138,19 @@ impl Calls {
     /// Takes calls, and questions for decisions, while the plugin is ready for them, until the token is cancelled.
     /// Then it answers what had come, and returns.
     pub(super) async fn serve(self, stop: CancellationToken) {
-        let calls = Taking {
-            subject: call_subjects(&self.name),
-            is_for_it: |_| true,
-            receive: |calls, message, tasks| calls.receive(message, tasks),
-        };
+        let of = |subject| Taking { subject, is_for_it: |_| true, receive: telling::receive };
+        let subjects = call_subjects(&self.name);
+        let (told, calls) = (of(told::subject(&subjects)), of(subjects));
         let questions = Taking {
             subject: subject(&self.name),
             is_for_it: Pool::decides,
             receive: decisions::receive,
         };
-        tokio::join!(self.take(&calls, &stop), self.take(&questions, &stop));
+        tokio::join!(
+            self.take(&told, &stop),
+            self.take(&calls, &stop),
+            self.take(&questions, &stop)
+        );
     }
 
     async fn take(&self, taking: &Taking, stop: &CancellationToken) {
@@ -213,22 +216,11 @@ impl Calls {
         }
     }
 
-    fn receive(&self, message: Message, tasks: &TaskTracker) {
-        let Some(to) = crate::inbox(&message) else { return };
-        let calls = self.clone();
-        tasks.spawn(async move {
-            let reply = calls.reply(message).await.shortened();
-            let body = serde_json::to_vec(&reply).expect("BUG: replies serialise");
-            // The sender learns from its own timeout when the connection is gone.
-            let _ = calls.store.client().publish(to, body.into()).await;
-        });
-    }
-
     async fn reply(&self, message: Message) -> PluginReply {
         let in_force = self.now();
         let manifest = &in_force.installed.manifest;
         let (headers, now) = (message.headers.as_ref(), Instant::now());
-        let subject = message.subject.as_str();
+        let subject = told::call(message.subject.as_str());
         let bytes = message.payload.len();
         let asked = match request::read(subject, headers, bytes, manifest.call, now) {
             Ok(asked) => asked,
@@ -242,6 +234,9 @@ impl Calls {
         if !in_force.is_for(&asked.tenant) {
             let message = format!("the plugin {} is not for this tenant", self.name);
             return PluginReply::refused(PluginRefusal::NotForTenant, message);
+        }
+        if let Some(refused) = telling::unrepeatable(&self.pool, headers, &asked.function) {
+            return refused;
         }
         let Some(place) = in_force.places.enter(&asked.tenant) else {
             let message = "the tenant has as many calls under way as it may have".to_owned();
@@ -272,7 +267,8 @@ impl Calls {
             return PluginReply::refused(PluginRefusal::Away, message);
         };
         let Some(takes) = functions.takes(&asked.function) else {
-            let message = format!("the plugin {} has no such function", self.name);
+            let (name, told) = (&self.name, functions.told());
+            let message = format!("the plugin {name} has no such function; it has: {told}");
             return PluginReply::refused(PluginRefusal::UnknownFunction, message);
         };
         let of = Of { suspects: &in_force.suspects, tenant: &asked.tenant, place: &place };

@@ -3,22 +3,27 @@
 
 use std::{
     collections::BTreeMap,
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use async_nats::{Message, Subscriber};
 use bytes::Bytes;
+use flexcore_definition::PluginContract;
 use flexcore_domain::{
     Name, PluginRefusal, PluginReply, Tenant, json,
     plugin::{QUEUE_GROUP, header},
     plugin_configuration::{
-        CONFIGURATION_BYTES_MAX, ConfigurationLook, LOOK_MAX, LOOK_SUBJECTS, plugin_of_look,
+        CONFIGURATION_BYTES_MAX, ConfigurationLook, LOOK_MAX, look_subject, plugin_of_look,
     },
 };
-use flexcore_eventstore::{Error, EventStore, plugin_configurations::ConfigurationNumbers};
+use flexcore_eventstore::{
+    EventStore,
+    plugin_configurations::{ConfigurationNumbers, Locked},
+};
 use flexcore_plugin::contract::{Description, Failure};
-use flexcore_pool::Configurations;
+use flexcore_pool::{Configurations, Pool};
 use flexcore_resilience::Shares;
 use futures::{FutureExt as _, StreamExt as _};
 use serde_json::{
@@ -43,6 +48,18 @@ const LOOKS_TIMES: usize = 3;
 
 /// Largest schema that is shown, in bytes, so that an answer fits a message: 256 KiB.
 const SCHEMA_SHOWN_MAX: usize = 256 * 1024;
+
+/// Longest wait for a plugin that is not ready, before this looks again whether it is to stop.
+const READY_WAIT: Duration = Duration::from_secs(1);
+
+/// Time between two looks whether a plugin still has a ready instance.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// Time without a ready instance after which other workers get the questions. A crash is over by then.
+const AWAY_MAX: Duration = Duration::from_secs(3);
+
+/// Pause before questions are taken again: after a refused subscription, and where the plugin has failed for good.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// Code of the failure where a tenant's configuration cannot be used by this worker.
 const UNCONFIGURED: &str = Configurations::UNCONFIGURED;
@@ -163,39 +180,77 @@ impl Known {
     }
 }
 
-/// Answers questions for looks at configurations until the token is cancelled. Fails when the broker refuses the
-/// subscription.
-pub(super) async fn serve(
-    shared: &Arc<Shared>,
-    tasks: &TaskTracker,
-    stop: &CancellationToken,
-) -> Result<(), Error> {
-    let (client, group) = (shared.store.client(), QUEUE_GROUP.to_owned());
-    let subscribed = client.queue_subscribe(LOOK_SUBJECTS, group).await;
-    let subscription = subscribed.map_err(|error| Error::Unavailable(error.to_string()))?;
-    tasks.spawn(answer(shared.clone(), subscription, tasks.clone(), stop.clone()));
-    Ok(())
+/// Answers questions for looks at configurations of a plugin while it runs here, until the token is cancelled. Then it
+/// answers what had come, and returns. A worker where it does not run gets no question: it could only say so, while
+/// others know the schema.
+pub(super) async fn serve(shared: Arc<Shared>, plugin: Name, pool: Pool, stop: CancellationToken) {
+    let tasks = TaskTracker::new();
+    while !stop.is_cancelled() {
+        if stop.run_until_cancelled(ready(&pool)).await.is_none() {
+            break;
+        }
+        let (subject, group) = (look_subject(&plugin), QUEUE_GROUP.to_owned());
+        match shared.store.client().queue_subscribe(subject, group).await {
+            Ok(subscription) => answer(&shared, subscription, &pool, (&tasks, &stop)).await,
+            Err(error) => {
+                tracing::warn!(%plugin, %error, "looks at configurations cannot be taken");
+            }
+        }
+        stop.run_until_cancelled(tokio::time::sleep(PAUSE)).await;
+    }
+    tasks.close();
+    tasks.wait().await;
 }
 
-async fn answer(
-    shared: Arc<Shared>,
-    mut subscription: Subscriber,
-    tasks: TaskTracker,
-    stop: CancellationToken,
-) {
-    while let Some(Some(message)) = stop.run_until_cancelled(subscription.next()).await {
-        let Some(to) = crate::inbox(&message) else { continue };
-        let shared = shared.clone();
-        tasks.spawn(async move {
-            let looked = timeout(LOOK_MAX, look(&shared, message)).await;
-            let reply = looked.unwrap_or_else(|_| {
-                refused(PluginRefusal::Busy, "the configuration could not be checked in time")
-            });
-            let body = serde_json::to_vec(&reply.shortened()).expect("BUG: replies serialise");
-            // Whoever asked learns from a timeout when the connection is gone.
-            let _ = shared.store.client().publish(to, body.into()).await;
-        });
+/// Returns when an instance is ready.
+async fn ready(pool: &Pool) {
+    while pool.ready(READY_WAIT).await.is_err() {
+        tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// Returns when no instance has been ready for a while.
+async fn away(pool: &Pool) {
+    tokio::time::sleep(LOOK_EVERY).await;
+    while pool.ready(AWAY_MAX).await.is_ok() {
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Answers what is asked until the plugin is away or the token is cancelled, and then what had come.
+async fn answer(
+    shared: &Arc<Shared>,
+    mut subscription: Subscriber,
+    pool: &Pool,
+    (tasks, stop): (&TaskTracker, &CancellationToken),
+) {
+    let mut over = pin!(stop.run_until_cancelled(away(pool)));
+    loop {
+        let message = tokio::select! {
+            _ = &mut over => None,
+            message = subscription.next() => message,
+        };
+        let Some(message) = message else { break };
+        receive(shared, message, tasks);
+    }
+    let _ = subscription.drain().await;
+    while let Some(message) = subscription.next().await {
+        receive(shared, message, tasks);
+    }
+}
+
+fn receive(shared: &Arc<Shared>, message: Message, tasks: &TaskTracker) {
+    let Some(to) = crate::inbox(&message) else { return };
+    let shared = shared.clone();
+    tasks.spawn(async move {
+        let looked = timeout(LOOK_MAX, look(&shared, message)).await;
+        let reply = looked.unwrap_or_else(|_| {
+            refused(PluginRefusal::Busy, "the configuration could not be checked in time")
+        });
+        let body = serde_json::to_vec(&reply.shortened()).expect("BUG: replies serialise");
+        // Whoever asked learns from a timeout when the connection is gone.
+        let _ = shared.store.client().publish(to, body.into()).await;
+    });
 }
 
 fn refused(refusal: PluginRefusal, message: impl Into<String>) -> PluginReply {
@@ -222,10 +277,13 @@ async fn look(shared: &Shared, message: Message) -> PluginReply {
         let message = "the tenant has as many checks of configurations under way as it may have";
         return refused(PluginRefusal::Busy, message);
     };
+    let sealed = message.payload;
+    if installed.manifest.contract == PluginContract::None {
+        return output(&untaken(&sealed));
+    }
     let Some(description) = pool.status().description else {
         return refused(PluginRefusal::Away, "the plugin has not said yet what it can do");
     };
-    let sealed = message.payload;
     if description.configuration_schema.is_empty() {
         return output(&untaken(&sealed));
     }
@@ -234,10 +292,7 @@ async fn look(shared: &Shared, message: Message) -> PluginReply {
     } else {
         match shared.store.open_plugin_configuration(&plugin, &tenant, &sealed) {
             Ok(configuration) => Some(configuration),
-            Err(locked) => {
-                let message = format!("a worker cannot open it: {locked}");
-                return refused(PluginRefusal::Away, message);
-            }
+            Err(locked) => return output(&unopened_look(&description, locked)),
         }
     };
     let suspects = shared.configurations.suspects(&plugin);
@@ -267,6 +322,22 @@ fn untaken(sealed: &[u8]) -> ConfigurationLook {
     ConfigurationLook { schema: None, schema_too_large: false, configuration: None, unfit }
 }
 
+/// What is said of a sealed configuration that does not open here. It is no outage: another try says the same until
+/// somebody sets it again, or gives all processes one key.
+fn unopened_look(description: &Description, locked: Locked) -> ConfigurationLook {
+    let unfit = Some(format!("a worker cannot open it: {locked}"));
+    ConfigurationLook { unfit, ..schema_alone(description) }
+}
+
+/// What is said where there is no configuration.
+fn schema_alone(description: &Description) -> ConfigurationLook {
+    let schema = RawValue::from_string(description.configuration_schema.clone()).ok();
+    let schema_too_large =
+        schema.as_ref().is_some_and(|schema| schema.get().len() > SCHEMA_SHOWN_MAX);
+    let schema = schema.filter(|_| !schema_too_large);
+    ConfigurationLook { schema, schema_too_large, configuration: None, unfit: None }
+}
+
 fn output(look: &ConfigurationLook) -> PluginReply {
     to_raw_value(look)
         .map_or_else(|error| refused(PluginRefusal::Faulty, error.to_string()), PluginReply::Output)
@@ -279,11 +350,7 @@ fn looked_at(
     configuration: Option<&[u8]>,
 ) -> Result<ConfigurationLook, (PluginRefusal, String)> {
     let text = &description.configuration_schema;
-    let schema = RawValue::from_string(text.clone()).ok();
-    let schema_too_large =
-        schema.as_ref().is_some_and(|schema| schema.get().len() > SCHEMA_SHOWN_MAX);
-    let schema = schema.filter(|_| !schema_too_large);
-    let mut look = ConfigurationLook { schema, schema_too_large, configuration: None, unfit: None };
+    let mut look = schema_alone(description);
     let Some(configuration) = configuration else { return Ok(look) };
     let no_schema = |reason: String| {
         let message = format!("the plugin's schema of the configuration is none: {reason}");
@@ -372,6 +439,16 @@ mod tests {
     fn a_configuration_that_does_not_open_is_a_failure_that_passes() {
         let failure = unopened();
         assert!(failure.temporary && failure.code == UNCONFIGURED);
+    }
+
+    /// That it is to be set again was in the log alone, and whoever asked was told to try again.
+    #[test]
+    fn a_configuration_that_does_not_open_is_told_as_such() {
+        let configuration_schema = r#"{"type": "object"}"#.to_owned();
+        let description = Description { configuration_schema, ..Description::default() };
+        let look = unopened_look(&description, Locked::NoKey);
+        assert!(look.schema.is_some() && look.configuration.is_none());
+        assert!(look.unfit.unwrap().contains("no key for secrets"));
     }
 
     #[test]

@@ -24,6 +24,9 @@ const DECIDED_WITHIN: Duration = Duration::from_millis(10);
 /// What is told where no reasons are.
 const UNFIT: &str = "it does not fit the schema";
 
+/// Names of functions that are told where there is none such. 10: a line or two.
+const TOLD_MAX: usize = 10;
+
 /// All functions of a plugin, by their names.
 pub(super) struct Functions(HashMap<String, Takes>);
 
@@ -56,6 +59,15 @@ impl Functions {
     /// What the function of this name takes; `None`: there is none such.
     pub(super) fn takes(&self, name: &str) -> Option<&Takes> {
         self.0.get(name)
+    }
+
+    /// Those that there are, for whoever has named another: at most [`TOLD_MAX`].
+    pub(super) fn told(&self) -> String {
+        let mut names: Vec<&str> = self.0.keys().map(String::as_str).collect();
+        names.sort_unstable();
+        let more = if names.len() > TOLD_MAX { ", …" } else { "" };
+        names.truncate(TOLD_MAX);
+        if names.is_empty() { "none".to_owned() } else { format!("{}{more}", names.join(", ")) }
     }
 }
 
@@ -184,6 +196,16 @@ mod tests {
         };
         let functions = schemas.iter().map(function).collect();
         Functions::of(&Description { functions, ..Description::default() })
+    }
+
+    #[test]
+    fn whoever_names_another_function_is_told_those_there_are() {
+        assert_eq!(functions(&[]).told(), "none");
+        assert_eq!(functions(&[("greet", ""), ("echo", "")]).told(), "echo, greet");
+        let names: Vec<String> = (0..=TOLD_MAX).map(|number| format!("f{number:02}")).collect();
+        let many: Vec<(&str, &str)> = names.iter().map(|name| (&**name, "")).collect();
+        let told = functions(&many).told();
+        assert!(told.starts_with("f00, f01, ") && told.ends_with("f09, …"), "{told}");
     }
 
     #[test]

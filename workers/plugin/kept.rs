@@ -151,7 +151,12 @@ impl Kept {
             checks: self.shared.checks.clone(),
         };
         let stop = CancellationToken::new();
-        let serving = AbortOnDropHandle::new(tokio::spawn(calls.serve(stop.clone())));
+        let (shared, name) = (self.shared.clone(), self.name.clone());
+        let looks = configurations::serve(shared, name, pool.clone(), stop.clone());
+        let calls = calls.serve(stop.clone());
+        let serving = AbortOnDropHandle::new(tokio::spawn(async move {
+            tokio::join!(calls, looks);
+        }));
         Running { installed: now.clone(), pool, in_force, stop, serving }
     }
 

@@ -8,7 +8,8 @@ use async_nats::HeaderMap;
 use flexcore_definition::{PluginManifest, SourceFile};
 use flexcore_domain::{
     Name, PluginRefusal, PluginReply, PluginReport, PluginStatus, command,
-    plugin::{self as words, REPORTS_SUBJECT, call_subject, logs_subject},
+    plugin::{self as words, REPORTS_SUBJECT, call_subject, logs_subject, told},
+    plugin_configuration::look_subject,
 };
 use flexcore_eventstore::{
     Error, EventStore, Profile,
@@ -97,11 +98,19 @@ impl Rig {
 
     /// What comes of a call; `None`: no worker takes it.
     async fn call(&self, tenant: &str, function: &str, input: &str) -> Option<PluginReply> {
-        let mut headers = HeaderMap::new();
-        headers.insert(words::header::TENANT, tenant);
-        headers.insert(command::header::OWN_COMMAND_ID, "k-1");
-        headers.insert(command::header::ACTOR, "ann");
         let subject = call_subject(&greeter(), function).unwrap();
+        self.ask(subject, headers(tenant), input).await
+    }
+
+    /// The same, after another worker that is gone and may have done it.
+    async fn call_again(&self, function: &str, input: &str) -> Option<PluginReply> {
+        let subject = told::subject(&call_subject(&greeter(), function).unwrap());
+        let mut headers = headers("acme");
+        headers.insert(told::header::REPEATED, "true");
+        self.ask(subject, headers, input).await
+    }
+
+    async fn ask(&self, subject: String, headers: HeaderMap, input: &str) -> Option<PluginReply> {
         let input = input.to_owned().into();
         let asked = self.store.client().request_with_headers(subject, headers, input).await;
         asked.ok().map(|answer| serde_json::from_slice(&answer.payload).unwrap())
@@ -112,6 +121,11 @@ impl Rig {
             PluginReply::Output(version) => serde_json::from_str(version.get()).ok(),
             _ => None,
         }
+    }
+
+    /// What comes of a question for a look at the tenant's configuration; `None`: no worker takes it.
+    async fn look(&self) -> Option<PluginReply> {
+        self.ask(look_subject(&greeter()), headers("acme"), "").await
     }
 
     async fn refusal(&self, tenant: &str, function: &str, input: &str) -> PluginRefusal {
@@ -136,6 +150,14 @@ impl Rig {
 
 fn greeter() -> Name {
     Name::parse("greeter").unwrap()
+}
+
+fn headers(tenant: &str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(words::header::TENANT, tenant);
+    headers.insert(command::header::OWN_COMMAND_ID, "k-1");
+    headers.insert(command::header::ACTOR, "ann");
+    headers
 }
 
 /// Stores the plugin's file. Returns its SHA-256.
@@ -207,6 +229,20 @@ async fn a_plugin_is_upgraded_comes_back_after_a_crash_and_goes_when_it_is_remov
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_another_worker_may_have_done_is_done_again_only_where_the_function_allows_it() {
+    let rig = Rig::start().await;
+    rig.install(1, "v1");
+    let version = until(async || rig.call_again("version", "null").await).await;
+    assert!(matches!(version, PluginReply::Output(_)), "{version:?}");
+    for function in ["greet", "other"] {
+        let reply = rig.call_again(function, r#"{"name":"Bo"}"#).await.unwrap();
+        let PluginReply::Refused { refusal, .. } = reply else { panic!("done: {reply:?}") };
+        assert_eq!(refusal, PluginRefusal::Unknown, "{function}");
+    }
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_is_not_there_is_told_and_holds_nobody_up() {
     let rig = Rig::start().await;
     rig.want(1, "v1", &"0f".repeat(32));
@@ -244,5 +280,27 @@ async fn a_version_that_is_slow_to_start_holds_up_none_after_it() {
     rig.install(3, "v3");
     // Three starts of the one before would take a minute.
     until(async || (rig.version().await? == "v3").then_some(())).await;
+    rig.end().await;
+}
+
+/// It got its part of the questions, and could only say that the plugin does not run on it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_on_which_a_plugin_does_not_run_is_not_asked_about_its_configurations() {
+    let rig = Rig::start().await;
+    // Its folder is a file: it fetches for ever.
+    let folder = rig.folder.path().join("no_folder");
+    std::fs::write(&folder, "").unwrap();
+    let settings = plugin::Settings { folder, member: "w2".to_owned(), guard: LAB.into() };
+    let (followed, stop) = (rig.installed.subscribe(), rig.stop.clone());
+    let other = tokio::spawn(plugin::run(rig.store.clone(), followed, settings, stop));
+    assert!(rig.look().await.is_none(), "no plugin runs");
+    rig.install(1, "v1");
+    until(async || rig.look().await).await;
+    for _ in 0..40 {
+        let looked = rig.look().await.unwrap();
+        assert!(matches!(looked, PluginReply::Output(_)), "{looked:?}");
+    }
+    rig.stop.cancel();
+    tokio::time::timeout(PATIENCE, other).await.unwrap().unwrap().unwrap();
     rig.end().await;
 }

@@ -89,7 +89,8 @@ fn install() -> Value {
                 "Until a worker had taken it up; null: none has, or none is there."})),
             "trouble": {"type": "string", "description": "Why no worker runs it."},
             "warnings": {"type": "array", "items": text, "description":
-                "The read models that stand still now, as they name the version before."},
+                "Read models that stand still now, as they name the version before; or whose rows may \
+                 differ from a rebuild's."},
         },
     });
     responses["200"] = answer("It is installed, and in force.", &installed);

@@ -1,18 +1,19 @@
 //! A call of a plugin's function, by one of the workers.
 
-use std::time::Duration;
+use std::{future::pending, time::Duration};
 
-use async_nats::{HeaderMap, Request, RequestError, RequestErrorKind, connection};
+use async_nats::{Client, HeaderMap, Request, RequestError, RequestErrorKind, connection};
 use bytes::Bytes;
 use flexcore_definition::PluginManifest;
 use flexcore_domain::{
     ActorName, CommandId, Name, PluginRefusal, PluginReply, Tenant, TraceParent,
     command::header as field,
-    plugin::{INPUT_BYTES_MAX, call_subject, header},
+    plugin::{INPUT_BYTES_MAX, call_subject, header, told},
 };
 use flexcore_eventstore::{EventStore, plugins};
 use flexcore_resilience::{self as resilience, Backoff, Deadline};
-use tokio::time::{Instant, sleep};
+use futures::{Stream, StreamExt};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::Error;
 
@@ -22,6 +23,9 @@ const ASKED_MAX: u32 = 3;
 /// Pauses between them: as long as the shortest calls take, which make room.
 const PAUSES: Backoff =
     Backoff { first: Duration::from_millis(20), longest: Duration::from_millis(100) };
+
+/// Time after which a caller listens for its worker, which says nothing before. Shorter calls cost nothing more.
+const LISTENED_AFTER: Duration = Duration::from_millis(500);
 
 /// A call of a function.
 #[derive(Clone, Debug)]
@@ -44,9 +48,29 @@ pub struct PluginCall {
     pub trace: Option<TraceParent>,
 }
 
-/// Has one of the workers call a function; where it is full, or its plugin is away, others are asked. Returns
-/// what came of it, which may be that nobody knows. Fails when nobody runs the plugin and the log cannot tell
-/// if it is installed.
+/// Why there is no answer.
+#[derive(Debug)]
+enum Unanswered {
+    /// The request reached nobody, or the time was over.
+    Failed(RequestError),
+    /// The worker that had the call is not heard any more. It may be done.
+    Gone,
+}
+
+/// Whom a call is sent to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum To {
+    /// A worker that says while it has the call.
+    Telling,
+    /// The same, after another one that is gone and may have done it.
+    Again,
+    /// Any worker, one of a version that says nothing included.
+    Any,
+}
+
+/// Has one of the workers call a function; where it is full, or its plugin is away, others are asked. Where it is
+/// not heard any more, another one does what may be repeated. Returns what came of it, which may be that nobody
+/// knows. Fails when nobody runs the plugin and the log cannot tell if it is installed.
 #[boxed::async_recursion]
 pub async fn call(store: &EventStore, call: PluginCall) -> Result<PluginReply, Error> {
     let refused = |refusal, message: &str| Ok(PluginReply::refused(refusal, message));
@@ -60,10 +84,20 @@ pub async fn call(store: &EventStore, call: PluginCall) -> Result<PluginReply, E
     if store.client().connection_state() != connection::State::Connected {
         return refused(PluginRefusal::Away, "not connected to the broker; nothing was done");
     }
-    let asked = asked_again(call.within, |left| ask(store, &subject, &call, left));
+    let (client, began, mut asks) = (store.client(), Instant::now(), 0);
+    let asked = asked_again(call.within, |left| {
+        asks += 1;
+        // The last one is anybody's: others may have room while workers of this version are full.
+        let to = if asks < ASKED_MAX { To::Telling } else { To::Any };
+        ask(client, &subject, &call, left, to)
+    });
     let error = match asked.await {
         Ok(reply) => return Ok(reply),
-        Err(error) => error,
+        Err(Unanswered::Failed(error)) => error,
+        Err(Unanswered::Gone) => {
+            let left = call.within.saturating_sub(began.elapsed());
+            return Ok(repeated(client, &subject, &call, left).await);
+        }
     };
     match error.kind() {
         RequestErrorKind::NoResponders => nobody(store, &call).await,
@@ -79,10 +113,10 @@ pub async fn call(store: &EventStore, call: PluginCall) -> Result<PluginReply, E
 
 /// Asks, and again where a worker says that it has done nothing and another may: at most so many times, and
 /// within this time.
-pub(super) async fn asked_again<F: Future<Output = Result<PluginReply, RequestError>>>(
+pub(super) async fn asked_again<E, F: Future<Output = Result<PluginReply, E>>>(
     within: Duration,
     mut ask: impl FnMut(Duration) -> F,
-) -> Result<PluginReply, RequestError> {
+) -> Result<PluginReply, E> {
     let (since, mut asked) = (Instant::now(), 0);
     loop {
         let reply = ask(within.saturating_sub(since.elapsed())).await?;
@@ -102,16 +136,96 @@ fn is_for_another(reply: &PluginReply) -> bool {
     matches!(refusal, PluginRefusal::Away | PluginRefusal::Busy)
 }
 
-/// Asks one of the workers, which has so long for its answer.
+/// Asks one of the workers, which has so long for its answer. Where there is none of this version any other is
+/// asked.
 async fn ask(
-    store: &EventStore,
+    client: &Client,
     subject: &str,
     call: &PluginCall,
     within: Duration,
-) -> Result<PluginReply, RequestError> {
-    let request = Request::new().headers(headers(call, within)).payload(call.input.clone());
-    let asked = store.client().send_request(subject.to_owned(), request.timeout(Some(within)));
-    Ok(read(&asked.await?.payload))
+    to: To,
+) -> Result<PluginReply, Unanswered> {
+    match send(client, subject, call, within, to).await {
+        Err(Unanswered::Failed(error))
+            if to == To::Telling && error.kind() == RequestErrorKind::NoResponders =>
+        {
+            send(client, subject, call, within, To::Any).await
+        }
+        answered => answered,
+    }
+}
+
+/// Sends a call, and waits for its answer for as long as its worker is heard.
+async fn send(
+    client: &Client,
+    subject: &str,
+    call: &PluginCall,
+    within: Duration,
+    to: To,
+) -> Result<PluginReply, Unanswered> {
+    let (words, mut headers) = (client.new_inbox(), headers(call, within));
+    headers.insert(told::header::WORDS, words.as_str());
+    if to == To::Again {
+        headers.insert(told::header::REPEATED, "true");
+    }
+    let subject = if to == To::Any { subject.to_owned() } else { told::subject(subject) };
+    let request = Request::new().headers(headers).payload(call.input.clone());
+    let asked = client.send_request(subject, request.timeout(Some(within)));
+    tokio::select! {
+        biased;
+        answer = asked => match answer {
+            Ok(answer) => Ok(read(&answer.payload)),
+            Err(error) => Err(Unanswered::Failed(error)),
+        },
+        () = silence(client, words, to != To::Any) => Err(Unanswered::Gone),
+    }
+}
+
+/// Returns when the worker that has a call was not heard for too long.
+async fn silence(client: &Client, words: String, is_telling: bool) {
+    sleep(LISTENED_AFTER).await;
+    match client.subscribe(words).await {
+        Ok(words) => silent(words, is_telling, told::SILENCE_MAX).await,
+        // The connection is closed for good, which the request itself notices.
+        Err(_) => pending::<()>().await,
+    }
+}
+
+/// Returns when there was no word for so long. A worker that need not say anything is waited for until it does.
+async fn silent(mut words: impl Stream + Unpin, is_telling: bool, longest: Duration) {
+    if !is_telling && words.next().await.is_none() {
+        pending::<()>().await;
+    }
+    while let Ok(Some(_)) = timeout(longest, words.next()).await {}
+}
+
+/// Has another worker do what one may have done that is gone; it refuses what may not be repeated.
+async fn repeated(
+    client: &Client,
+    subject: &str,
+    call: &PluginCall,
+    within: Duration,
+) -> PluginReply {
+    // It is this process that hears nobody: a question would wait for all the time that is left.
+    if client.connection_state() != connection::State::Connected {
+        return gone();
+    }
+    let asked = asked_again(within, |left| send(client, subject, call, left, To::Again));
+    asked.await.ok().filter(is_of_all).unwrap_or_else(gone)
+}
+
+/// True if it holds whatever another worker did before: that one may have done what was not done here.
+fn is_of_all(reply: &PluginReply) -> bool {
+    use PluginRefusal::{Faulty, Late, Unknown};
+    match reply {
+        PluginReply::Output(_) | PluginReply::Failed { .. } => true,
+        PluginReply::Refused { refusal, .. } => matches!(refusal, Faulty | Late | Unknown),
+    }
+}
+
+fn gone() -> PluginReply {
+    let message = "the worker that had the call is not heard any more; it may have been done";
+    PluginReply::refused(PluginRefusal::Unknown, message)
 }
 
 /// A worker's answer. One that cannot be read is about a call that may have been done all the same.
@@ -165,6 +279,7 @@ mod tests {
     use std::{cell::Cell, future::ready};
 
     use flexcore_definition::SourceFile;
+    use futures::stream;
 
     use super::*;
 
@@ -198,17 +313,42 @@ mod tests {
                 let refusal = answers[count.replace(count.get() + 1)];
                 ready(Ok(PluginReply::refused(refusal, "why")))
             };
-            let reply = asked_again(within, ask).await.unwrap();
+            let reply = asked_again::<Unanswered, _>(within, ask).await.unwrap();
             assert_eq!(count.get(), asked, "{answers:?}");
             assert_eq!(refusal(&reply), Some(answers[asked - 1]));
         }
         let count = Cell::new(0);
         let ask = |_| {
             count.set(count.get() + 1);
-            ready(Err(RequestErrorKind::TimedOut.into()))
+            ready(Err(Unanswered::Failed(RequestErrorKind::TimedOut.into())))
         };
         assert!(asked_again(long, ask).await.is_err());
         assert_eq!(count.get(), 1, "it may be done");
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_falls_silent_is_gone_unless_it_never_said_a_word() {
+        let short = Duration::from_millis(20);
+        let is_gone = async |heard: usize, is_telling: bool| {
+            let words = stream::iter(0..heard).chain(stream::pending());
+            timeout(short * 20, silent(words, is_telling, short)).await.is_ok()
+        };
+        assert!(is_gone(0, true).await, "it was gone before its first word");
+        assert!(is_gone(2, true).await);
+        assert!(is_gone(1, false).await);
+        assert!(!is_gone(0, false).await, "a worker of a former version says nothing");
+        assert!(LISTENED_AFTER < told::FIRST_WORD_AFTER);
+    }
+
+    #[test]
+    fn what_another_worker_did_not_do_may_have_been_done_by_the_first() {
+        use PluginRefusal as R;
+        let refused = |refusal| is_of_all(&PluginReply::refused(refusal, "why"));
+        assert!([R::Late, R::Faulty, R::Unknown].into_iter().all(refused));
+        let nothing_done = [R::Busy, R::Away, R::NotInstalled, R::NotForTenant, R::InvalidInput];
+        assert!(!nothing_done.into_iter().any(refused));
+        assert!(is_of_all(&read(br#"{"output":1}"#)));
+        assert_eq!(refusal(&gone()), Some(R::Unknown));
     }
 
     #[test]

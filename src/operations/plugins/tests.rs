@@ -132,3 +132,14 @@ fn a_file_is_measured_and_left_at_its_beginning() {
     let refused = measured(&folder.path().join("large"));
     assert!(matches!(refused, Err(Error::PluginFile(_))), "{refused:?}");
 }
+
+#[test]
+fn another_plugin_under_the_same_version_is_one_of_another_file_or_start() {
+    let plugin = installed("greeter", "");
+    let is_other = |more: &str, sha256: &str| is_other(&plugin, &manifest("greeter", more), sha256);
+    let same = "ab".repeat(32);
+    assert!(!is_other("summary: It greets.\ninstances: 2\n", &same));
+    assert!(is_other("", &"cd".repeat(32)));
+    assert!(is_other("arguments: [de]\n", &same));
+    assert!(is_other("environment: {LANGUAGE: de}\n", &same));
+}

@@ -1,6 +1,6 @@
 //! Calling a plugin of the contract.
 
-use std::time::Duration;
+use std::{error::Error as _, time::Duration};
 
 use bytes::Bytes;
 use prost::Message;
@@ -53,7 +53,7 @@ impl Client {
     }
 
     /// Gives a tenant's configuration, which is JSON; `null` takes it away. The inner error is the
-    /// plugin's: it cannot work with it.
+    /// plugin's: it cannot work with it, or takes no more calls now.
     pub async fn configure(
         &self,
         tenant: &str,
@@ -63,7 +63,11 @@ impl Client {
         let request = ConfigureRequest { tenant: tenant.to_owned(), configuration };
         request.check()?;
         let answer_max = CONTROL_BYTES_MAX + ENVELOPE_BYTES_MAX;
-        let answer: ConfigureResponse = self.unary(CONFIGURE, request, within, answer_max).await?;
+        let answered = self.unary(CONFIGURE, request, within, answer_max).await;
+        let answer: ConfigureResponse = match answered {
+            Ok(answer) => answer,
+            Err(error) => return full(error).map(Err),
+        };
         let Some(failure) = answer.failure else { return Ok(Ok(())) };
         check::taken(failure).map(Err).map_err(|fault| faulty("Configure", &fault))
     }
@@ -168,7 +172,8 @@ impl Client {
 }
 
 /// True if the plugin may have done what was asked of it: it was late, it ended, or it answered
-/// with something that is no answer. False if it, or this side, refused to begin.
+/// with something that is no answer. False if it, or this side, refused to begin. A status that
+/// stands for the end of a stream or connection is no refusal, whatever its code.
 #[must_use]
 pub fn is_unknown(error: &Error) -> bool {
     let refused = [
@@ -182,8 +187,22 @@ pub fn is_unknown(error: &Error) -> bool {
     ];
     match error {
         Error::TooLarge { .. } => false,
-        Error::Status { status, .. } => !refused.contains(&status.code()),
+        Error::Status { status, .. } => {
+            !refused.contains(&status.code()) || status.source().is_some()
+        }
         _ => true,
+    }
+}
+
+/// A refusal for lack of room, as a failure that passes: nothing was done.
+fn full(error: Error) -> Result<Failure, Error> {
+    match &error {
+        Error::Status { status, .. }
+            if status.code() == Code::ResourceExhausted && !is_unknown(&error) =>
+        {
+            Ok(Failure::passing("resource_exhausted", status.message()))
+        }
+        _ => Err(error),
     }
 }
 
@@ -194,4 +213,31 @@ fn faulty(method: &str, fault: &str) -> Error {
 /// At least one: with none the plugin need not begin.
 fn milliseconds(within: Duration) -> u64 {
     u64::try_from(within.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io, sync::Arc};
+
+    use tonic::Status;
+
+    use super::*;
+
+    /// A plugin whose threads were all taken was said to have broken the contract.
+    #[test]
+    fn a_lack_of_room_passes_and_nothing_was_done() {
+        let error = |status| Error::Status { method: "a.B/C".to_owned(), status: Box::new(status) };
+        let refused = error(Status::resource_exhausted("too many calls"));
+        assert!(!is_unknown(&refused));
+        let failure = full(refused).unwrap();
+        assert!(failure.temporary);
+        assert_eq!(failure.to_string(), "resource_exhausted: too many calls");
+        assert!(full(error(Status::invalid_argument("no"))).is_err());
+        // The connection ended with a code of HTTP/2 for which gRPC has the same one.
+        let mut ended = Status::resource_exhausted("h2 protocol error");
+        ended.set_source(Arc::new(io::Error::other("calm down")));
+        let ended = error(ended);
+        assert!(is_unknown(&ended));
+        assert!(full(ended).is_err());
+    }
 }

@@ -83,6 +83,7 @@ pub(super) type Pending<A> = oneshot::Receiver<Result<A, Broken>>;
 pub(super) struct Exchange<Q, A> {
     questions: mpsc::Sender<Q>,
     waiting: Waiting<A>,
+    places: u32,
     reads: AbortOnDropHandle<()>,
 }
 
@@ -98,12 +99,19 @@ impl<Q: Message + 'static, A: Numbered> Exchange<Q, A> {
         let (questions, asked) = mpsc::channel(at_once_max);
         let waiting = Waiting::new(at_once_max);
         let reads = read(connection.clone(), path, within, asked, waiting.clone());
-        Self { questions, waiting, reads: AbortOnDropHandle::new(tokio::spawn(reads)) }
+        let places = u32::try_from(at_once_max).unwrap_or(u32::MAX);
+        Self { questions, waiting, places, reads: AbortOnDropHandle::new(tokio::spawn(reads)) }
     }
 
     /// A place among the questions under way. Fails when the stream has ended, with the reason.
     pub(super) async fn room(&self) -> Result<OwnedSemaphorePermit, Broken> {
         let room = Arc::clone(&self.waiting.room).acquire_owned().await;
+        room.map_err(|_| self.waiting.reason())
+    }
+
+    /// All places: whatever is asked in them is alone on the stream. Fails as [`Self::room`].
+    pub(super) async fn whole_room(&self) -> Result<OwnedSemaphorePermit, Broken> {
+        let room = Arc::clone(&self.waiting.room).acquire_many_owned(self.places).await;
         room.map_err(|_| self.waiting.reason())
     }
 
@@ -142,7 +150,7 @@ impl<Q: Message + 'static, A: Numbered> Exchange<Q, A> {
 
     /// Says that there is no more, and waits until the plugin has answered all.
     pub(super) async fn finish(self) -> Result<(), Broken> {
-        let Self { questions, waiting, reads } = self;
+        let Self { questions, waiting, reads, .. } = self;
         drop(questions);
         // It is aborted by nobody else, and a panic of it would be told as an end.
         let _ = reads.await;

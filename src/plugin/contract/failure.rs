@@ -7,6 +7,10 @@ use bytes::Bytes;
 use super::messages::Failure;
 use crate::limits::FAILURE_MESSAGE_BYTES_MAX;
 
+/// The code of a failure that a plugin's own half of the contract, in every language, sends in place of
+/// an answer that breaks the contract, and of one for which there is no room beside others.
+pub(super) const BROKEN: &str = "broken_answer";
+
 impl Failure {
     /// A failure for good: trying again is in vain. The code is a stable word for programs
     /// (`[a-z][a-z0-9_]{0,39}`); the message is for people, and has no secrets, since it is logged.
@@ -34,20 +38,28 @@ impl Failure {
         self
     }
 
-    /// As it is taken from the other side: its message may be too long.
+    /// As it is taken from the other side: its message may be too long, or turn the direction of a text.
     pub(super) fn taken(mut self) -> Self {
         self.message = cut(self.message);
         self
     }
 }
 
-fn cut(mut message: String) -> String {
+/// Not too long, and in one direction: wherever it is shown, what stands around it stays as it is.
+fn cut(message: String) -> String {
+    let mut message =
+        if message.contains(turns) { message.replace(turns, "\u{fffd}") } else { message };
     if message.len() > FAILURE_MESSAGE_BYTES_MAX {
         let end = message.floor_char_boundary(FAILURE_MESSAGE_BYTES_MAX - '…'.len_utf8());
         message.truncate(end);
         message.push('…');
     }
     message
+}
+
+/// Ends a line, or turns the direction of a text.
+fn turns(sign: char) -> bool {
+    matches!(sign, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 impl fmt::Display for Failure {
@@ -81,5 +93,13 @@ mod tests {
         let failure = Failure::new("long", "é".repeat(FAILURE_MESSAGE_BYTES_MAX));
         assert!(failure.message.len() <= FAILURE_MESSAGE_BYTES_MAX, "{}", failure.message.len());
         assert!(failure.message.ends_with("é…"));
+    }
+
+    #[test]
+    fn a_message_runs_in_one_direction() {
+        let told =
+            Failure { message: "paid\u{202e}100\u{2069}\n".to_owned(), ..Failure::default() };
+        assert_eq!(told.taken().message, "paid\u{fffd}100\u{fffd}\n");
+        assert_eq!(Failure::new("no", "a\u{2028}b").message, "a\u{fffd}b");
     }
 }

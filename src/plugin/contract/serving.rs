@@ -26,6 +26,7 @@ use tower_service::Service;
 
 use super::{
     check::taken,
+    failure::BROKEN,
     messages::{
         CALL, CONFIGURE, CallRequest, CallResponse, CallResult, ConfigureRequest,
         ConfigureResponse, DECIDE, DESCRIBE, DecideRequest, DecideResponse, Decision,
@@ -40,9 +41,6 @@ use crate::{
 
 /// The version of the contract, which host and plugin agree on when the plugin starts.
 pub const VERSION: u32 = 1;
-
-/// The code of a failure in place of an answer that breaks the contract.
-const BROKEN: &str = "broken_answer";
 
 const TOO_MUCH: &str = "the answers of one batch are too large together";
 

@@ -25,6 +25,9 @@ use crate::{
     limits::{BATCH_ITEMS_MAX, STREAM_BATCHES_MAX},
 };
 
+#[path = "deciding_tests.rs"]
+mod deciding;
+
 const LONG: Duration = Duration::from_secs(20);
 const SHORT: Duration = Duration::from_millis(150);
 
@@ -129,6 +132,14 @@ impl Serving for Fake {
                 if has("end") {
                     return Err(Status::unavailable("it ends"));
                 }
+                if has("refused") {
+                    return Err(Status::invalid_argument("it is over a limit"));
+                }
+                let slow = questions.iter().filter(|it| it.command == "slow").count();
+                if slow > 0 {
+                    let each = Duration::from_millis(20);
+                    tokio::time::sleep(each * u32::try_from(slow).unwrap()).await;
+                }
                 let short = usize::from(has("short"));
                 let decisions = questions.into_iter().skip(short).map(decision).collect();
                 Ok(DecideResponse { number, decisions })
@@ -142,6 +153,8 @@ fn decision(question: Question) -> Decision {
         "reject" => DecisionResult::Rejected(Failure::new("too_late", "it is too late")),
         "reject_for_now" => DecisionResult::Rejected(Failure::passing("later", "not now")),
         "bad_json" => events("{"),
+        "half" => events(vec![b'1'; RESULTS_BYTES_MAX / 2]),
+        "huge" => events(vec![b'1'; RESULTS_BYTES_MAX + ENVELOPE_BYTES_MAX]),
         _ => events(question.payload),
     };
     Decision { result: Some(result) }
@@ -342,30 +355,6 @@ async fn a_stream_has_a_deadline() {
     tokio::time::sleep(SHORT).await;
     let error = stream.send(vec!["1".into()]).await.unwrap_err();
     assert!(matches!(error, Error::Late { .. }), "{error}");
-}
-
-#[tokio::test]
-async fn questions_that_wait_go_together() {
-    let Pair { fake, client, serving: _serving } = pair(true).await;
-    fake.gate.forget_permits(Semaphore::MAX_PERMITS);
-    let decider = client.decider();
-    let asked: Vec<_> = (0..3_000)
-        .map(|number: u32| {
-            let decider = decider.clone();
-            let ask = async move { decider.ask(question("done", number.to_string()), LONG).await };
-            tokio::spawn(ask)
-        })
-        .collect();
-    until("two batches", || !fake.batches.lock().unwrap().is_empty()).await;
-    tokio::time::sleep(SHORT).await;
-    fake.gate.add_permits(1_000);
-    let decided = join_all(asked).await;
-    for (number, decided) in decided.into_iter().enumerate() {
-        assert_eq!(decided.unwrap().unwrap(), events(number.to_string()));
-    }
-    let batches = fake.batches.lock().unwrap().clone();
-    assert_eq!(batches.iter().sum::<usize>(), 3_000);
-    assert!(batches.len() < 10 && batches.contains(&BATCH_ITEMS_MAX), "{batches:?}");
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Decisions by one process.
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, atomic::Ordering},
     time::Duration,
 };
 
@@ -98,9 +98,22 @@ impl CallPlace {
             Ok(decision) => return Ok(decision),
             Err(error) => error,
         };
+        let was_alone = self.is_alone();
         let died = self.run.died(&error).await;
         let is_fault = matches!(error, Error::Late { .. }) || is_unreached(&error);
-        let error = PoolError::of_call(&error);
+        let error = if died && !was_alone {
+            PoolError::Away("it ended while it worked on this and on others".to_owned())
+        } else {
+            PoolError::of_call(&error)
+        };
         Err(Broken { error, died, is_fault: is_fault && !died })
+    }
+
+    /// True if nothing else is under way at the process, or was when it ended. To be asked as soon as that shows, and
+    /// before [`Run::died`]: that notes it, before the place is given back. So whoever was there has its place yet,
+    /// or has noted it.
+    fn is_alone(&self) -> bool {
+        let others = self.run.under_way() > 1;
+        !others && !self.run.ended_under_call.load(Ordering::Relaxed)
     }
 }

@@ -247,6 +247,9 @@ async fn queues_commands(gateway: &Gateway) {
     let waited = gateway.command("depart", "Prefer: respond-async, wait=5\r\n", "{}").await;
     assert_eq!((waited.status, &waited.json()["status"]), (200, &"accepted".into()));
     let stream = gateway.store.jetstream().get_stream("FLEX_COMMANDS").await.unwrap();
+    // An earlier command of this id would have another outcome.
+    let last = stream.cached_info().state.last_sequence;
+    assert!(last > 1 && waited.json()["version"] == last, "{last}: {waited:?}");
     let stored = stream.get_raw_message(1).await.unwrap();
     assert!(stored.subject.ends_with(".acme.flight.UA1.depart"), "{}", stored.subject);
     let unknown = gateway.command("fly", "Prefer: respond-async\r\n", "{}").await;

@@ -5,6 +5,7 @@ use std::{
     fs,
     path::Path,
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -104,6 +105,31 @@ async fn calls_at_once_give_it_once() {
     assert_eq!(given(&file), 1);
 }
 
+/// The next one was given beside it, and the plugin, which took the older one up last, used it for ever.
+#[tokio::test]
+async fn a_late_configuration_is_waited_for_before_the_next_one_is_given() {
+    let held = Held::default();
+    held.set("acme", Some(json!({"wait_ms": 13_000, "is": "old"})));
+    let pool = ready(held.spec()).await;
+    let (began, wait) = (Instant::now(), Duration::from_millis(100));
+    let error = asked(&pool, "acme", "pid").await.unwrap_err();
+    assert!(matches!(error, PoolError::Away(_)), "{error}");
+    let new = json!({"is": "new"});
+    held.set("acme", Some(new.clone()));
+    let (late, error) = (Instant::now(), asked(&pool, "acme", "pid").await.unwrap_err());
+    assert!(matches!(error, PoolError::Away(_)), "{error}");
+    assert!(late.elapsed() < Duration::from_secs(2), "calls hold no places while it is late");
+    assert_eq!(configuration(&pool, "other").await, Value::Null);
+    while let Err(error) = asked(&pool, "acme", "pid").await {
+        assert!(matches!(error, PoolError::Away(_)), "{error}");
+        assert!(began.elapsed() < PATIENCE * 2, "{error}");
+        tokio::time::sleep(wait).await;
+    }
+    assert!(began.elapsed() >= Duration::from_secs(13), "the older one was not waited for");
+    tokio::time::sleep(wait).await;
+    assert_eq!(configuration(&pool, "acme").await, new);
+}
+
 #[tokio::test]
 async fn calls_are_refused_with_the_plugins_reason_and_others_go_on() {
     let held = Held::default();
@@ -172,7 +198,7 @@ async fn a_tenant_whose_configuration_ends_the_plugin_is_refused() {
             break;
         }
         assert!(matches!(error, PoolError::Away(_)), "{error}");
-        tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
     assert!(refused);
     pool.ready(PATIENCE).await.unwrap();

@@ -116,6 +116,22 @@ async fn a_question_under_which_the_plugin_ended_is_asked_once_more() {
     assert_eq!(data(&told[1]), "2");
 }
 
+/// It ended under both of them, and once more, and each was told that this was its own fault.
+#[tokio::test]
+async fn what_was_beside_a_question_that_kills_may_be_asked_again() {
+    let pool = ready(spec("one")).await;
+    let calm = ask(&pool, "calm", &[("nap", "1500")], PATIENCE);
+    let hostile = async {
+        until(&pool, "a question under way", |status| status.under_way == 1).await;
+        ask(&pool, "hostile", &[("crash", "1")], PATIENCE).await
+    };
+    let (calm, hostile) = tokio::join!(calm, hostile);
+    assert!(matches!(calm[..], [Ok(_) | Err(PoolError::Away(_))]), "{calm:?}");
+    // The first if nothing was beside it the second time.
+    let is_told = matches!(hostile[..], [Err(PoolError::Unknown(_) | PoolError::Away(_))]);
+    assert!(is_told, "{hostile:?}");
+}
+
 #[tokio::test]
 async fn a_plugin_that_is_killed_decides_all_the_same() {
     let pool = ready(spec("one")).await;

@@ -17,7 +17,8 @@
 //! It accepts every command, after what `decided` says of it.
 //!
 //! A configuration may say in `do` what comes of it: `fail`, `fail_for_now`, `crash`, or `crash_once` with the name of
-//! that file in `once`. With `file` it adds a line to that file.
+//! that file in `once`. With `file` it adds a line to that file. With `wait_ms` it is taken up after so many
+//! milliseconds, also when nobody waits for that any more.
 //!
 //! With the argument `ends` it ends at once, with status 3; with `described` it tells a method by
 //! reflection.
@@ -112,8 +113,14 @@ impl Serving for Lab {
             let written = file.and_then(|mut file| writeln!(file, "{tenant}"));
             written.map_err(|error| Failure::new("no_file", error))?;
         }
-        let mut held = self.configurations.lock().unwrap_or_else(PoisonError::into_inner);
-        held.insert(tenant, configuration);
+        let wait = Duration::from_millis(said["wait_ms"].as_u64().unwrap_or_default());
+        let held = Arc::clone(&self.configurations);
+        let taken_up = tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+            held.insert(tenant, configuration);
+        });
+        taken_up.await.map_err(|error| Failure::new("not_taken_up", error))?;
         match said["do"].as_str() {
             Some("fail") => Err(Failure::new("no_host", "as asked")),
             Some("fail_for_now") => Err(Failure::passing("no_network", "as asked")),

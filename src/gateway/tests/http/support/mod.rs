@@ -18,7 +18,7 @@ use flexcore_cluster::{Member, Owners, WorkKind};
 use flexcore_domain::{
     ActorName, Outcome, Position, StateReply, Tenant, Violation, WRONG_SEAL, command::header,
 };
-use flexcore_eventstore::{EventStore, Profile};
+use flexcore_eventstore::{EventStore, Profile, headers::QUEUE_SEQUENCE};
 use flexcore_gateway::{Listeners, Parts, Settings};
 use flexcore_readmodel::ReadModels;
 use flexcore_servers::{Options, Servers, Sync, Want};
@@ -234,7 +234,8 @@ fn reply_to(message: &Message) -> Option<Value> {
             "pending" => Outcome::Pending,
             "gone" => Outcome::Unknown,
             "dead" => Outcome::Dead { reason: "why".to_owned() },
-            _ => accepted(1),
+            // The stored command that is asked for, if the question names one.
+            _ => accepted(field(QUEUE_SEQUENCE).map_or(1, |v| v.parse().unwrap())),
         };
         return Some(serde_json::to_value(outcome).unwrap());
     }
