@@ -317,8 +317,8 @@ mod tests {
         for piece in ["one\ntw", "o\n\n", "three"] {
             printing.take(&Printed::Stdout(piece.into()));
         }
-        printing.take(&Printed::Stderr("four\u{7}\n".into()));
-        assert_eq!(lines.all(), ["one", "two", "four "]);
+        printing.take(&Printed::Stderr("fo\u{7}ur\n".into()));
+        assert_eq!(lines.all(), ["one", "two", "fo ur"]);
     }
 
     #[test]

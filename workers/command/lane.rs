@@ -25,7 +25,6 @@ use std::{
 use flexcore_domain::{AggregateKey, Command, CommandId, Outcome, Secret, commit::Commit};
 use flexcore_eventstore::{Appended, Error};
 
-use answers::outcome_of;
 use asking::{Asking, Asks, concluded, context};
 use fold::{FOLD_MAX, Folded};
 use look_up::to_look_up;
@@ -91,6 +90,8 @@ pub(super) struct Lane {
     guesses: Guesses,
     tries: Tries,
     busy: HashMap<AggregateKey, Busy>,
+    /// Stored commands that come again when their deciders may be there.
+    waits: HashMap<Ticket, (AggregateKey, Work)>,
     /// Questions to deciders so far.
     asked: u64,
     /// Processor time after which a fold lets others go first.
@@ -109,6 +110,7 @@ impl Lane {
             guesses: Guesses::default(),
             tries: Tries::default(),
             busy: HashMap::new(),
+            waits: HashMap::new(),
             asked: 0,
             fold_max: FOLD_MAX,
             secret: random_secret(),
@@ -121,6 +123,7 @@ impl Lane {
         match input {
             Input::Work { key, work } => self.take_up(Turn::new(key, now_ms), work).await,
             Input::Loaded { key, result } => self.loaded(key, result, now_ms).await,
+            Input::Again { key, ticket } => self.again(key, ticket, now_ms).await,
             Input::Unloaded { key } => self.unloaded(key, now_ms),
             Input::Appended { key, result } => self.appended(key, result, now_ms).await,
             Input::LookedUp { key, result } => self.looked_up(key, result, now_ms).await,
@@ -159,8 +162,12 @@ impl Lane {
     }
 
     async fn take_up(&mut self, mut turn: Turn, work: Work) -> Vec<Action> {
+        let beside = self.answer_beside(&turn.key, &work);
         if let Some(busy) = self.busy.get_mut(&turn.key) {
-            busy.waiting.push_back(work);
+            match beside {
+                Some(answer) => turn.actions.push(answer),
+                None => busy.waiting.push_back(work),
+            }
             return turn.actions;
         }
         let cached = self.cache.take(&turn.key);
@@ -180,6 +187,20 @@ impl Lane {
                 self.load(turn, None)
             }
         }
+    }
+
+    /// The answer to a question, rather than a command, while a decider is asked for stored commands: what is
+    /// recorded so far. `None`: it has to wait.
+    fn answer_beside(&mut self, key: &AggregateKey, work: &Work) -> Option<Action> {
+        let Busy { phase: Phase::Asking(Asking { entry, .. }), waiting, void: false, .. } =
+            self.busy.get(key)?
+        else {
+            return None;
+        };
+        let is_known = waiting.iter().all(Work::is_patient)
+            && entry.folded_by == self.deciders.fingerprint(key.aggregate())
+            && to_look_up(entry, work).is_none();
+        if is_known { answers::answer(key.slot(), entry, work) } else { None }
     }
 
     /// Decides as if the aggregate were new. Only a commit counts: the log refuses it when there is
@@ -205,30 +226,22 @@ impl Lane {
                 turn.waiting.push_front(work);
                 return self.look_up(turn, entry, id, places);
             }
-            match work {
-                Work::State { ticket } => {
-                    turn.actions.push(Action::AnswerState { ticket, reply: entry.state_reply() });
+            if let Some(answer) = answers::answer(turn.key.slot(), &entry, &work) {
+                turn.actions.push(answer);
+                continue;
+            }
+            let Work::Command(owed) = work else { continue };
+            let tried = match self.asks_later(&entry, &owed, turn.now_ms).await {
+                Asks::Later(asked) => {
+                    turn.waiting.push_front(Work::Command(owed));
+                    return self.ask(turn, entry, asked);
                 }
-                Work::OutcomeOf { id, stored, ticket } => {
-                    let outcome = outcome_of(turn.key.slot(), &entry, &id, stored.as_deref());
-                    turn.actions.push(Action::Answer { ticket, outcome });
-                }
-                Work::Command(owed) => {
-                    let tried = match self.asks_later(&entry, &owed, turn.now_ms).await {
-                        Asks::Later(asked) => {
-                            turn.waiting.push_front(Work::Command(owed));
-                            return self.ask(turn, entry, asked);
-                        }
-                        Asks::Nobody { why, in_doubt } => {
-                            Self::to_append(&entry, Err(why), in_doubt)
-                        }
-                        Asks::Here => self.next_try(&entry, &owed, turn.now_ms).await,
-                    };
-                    match self.tried(turn, entry, owed, tried) {
-                        ControlFlow::Break(actions) => return actions,
-                        ControlFlow::Continue(left) => (turn, entry) = left,
-                    }
-                }
+                Asks::Nobody { why, in_doubt } => Self::to_append(&entry, Err(why), in_doubt),
+                Asks::Here => self.next_try(&entry, &owed, turn.now_ms).await,
+            };
+            match self.tried(turn, entry, owed, tried) {
+                ControlFlow::Break(actions) => return actions,
+                ControlFlow::Continue(left) => (turn, entry) = left,
             }
         }
         self.cache.put(turn.key, entry);
@@ -254,6 +267,12 @@ impl Lane {
         let plugin = self.deciders.plugin(&owed.command);
         let (ticket, work) = (owed.ticket, Work::Command(owed));
         if self.tries.comes_again(&undecided, &work, &turn, plugin) {
+            if matches!(undecided, Undecided::Away(_) | Undecided::Busy(_))
+                && let Some(tries) = self.tries.away.tries(ticket)
+            {
+                self.wait(&mut turn, work, tries);
+                return ControlFlow::Continue((turn, entry));
+            }
             turn.waiting.push_front(work);
             turn.attempts = turn.attempts.saturating_add(1);
             return ControlFlow::Break(self.load(turn, Some(Box::new(entry))));

@@ -111,6 +111,13 @@ pub(super) enum Input {
         /// The result.
         result: Result<Loaded, Error>,
     },
+    /// A stored command whose decider was away comes again.
+    Again {
+        /// The aggregate.
+        key: AggregateKey,
+        /// The number of the command's answer.
+        ticket: Ticket,
+    },
     /// What was loaded had to go before its turn came.
     Unloaded {
         /// The aggregate.
@@ -158,6 +165,7 @@ impl Input {
         match self {
             Self::Work { key, .. }
             | Self::Loaded { key, .. }
+            | Self::Again { key, .. }
             | Self::Unloaded { key }
             | Self::Appended { key, .. }
             | Self::LookedUp { key, .. }
@@ -211,6 +219,15 @@ pub(super) enum Action {
         number: u64,
         /// The question.
         to_decide: Box<ToDecide>,
+    },
+    /// Have a stored command come again after a pause, and leave its aggregate to clients meanwhile.
+    Wait {
+        /// The aggregate.
+        key: AggregateKey,
+        /// The number of the command's answer.
+        ticket: Ticket,
+        /// The time to wait first.
+        pause: Duration,
     },
     /// Append a commit.
     Append {

@@ -82,6 +82,8 @@ pub(super) struct LaneThread {
     /// Tenants that a wake-up is under way for.
     woken: HashSet<Tenant>,
     owed: HashMap<Ticket, (Responder, Instant, AggregateKey)>,
+    /// Those of them that wait, or have waited, for a decider that is away.
+    waits: HashSet<Ticket>,
     /// The slots that are ours.
     entered: HashMap<Slot, Entered>,
     depth: Arc<AtomicUsize>,
@@ -119,6 +121,7 @@ impl LaneThread {
                 pieces: Pieces::default(),
                 woken: HashSet::new(),
                 owed: HashMap::new(),
+                waits: HashSet::new(),
                 entered: HashMap::new(),
                 depth: counted,
                 guard,
@@ -328,6 +331,7 @@ impl LaneThread {
             Action::AskDecider { key, number, to_decide } => {
                 self.ask_decider(key, number, *to_decide);
             }
+            Action::Wait { key, ticket, pause } => self.wait(key, ticket, pause),
             #[cfg(feature = "defects")]
             Action::Append { commit, expected } if defects::is_on(defects::EARLY_ANSWER) => {
                 let (store, key) = (self.store.clone(), commit.key.clone());
@@ -397,6 +401,16 @@ impl LaneThread {
         });
     }
 
+    fn wait(&mut self, key: AggregateKey, ticket: Ticket, pause: Duration) {
+        if self.waits.insert(ticket) {
+            self.turns.waits(&key, Instant::now());
+        }
+        self.tell(async move {
+            tokio::time::sleep(pause).await;
+            Input::Again { key, ticket }
+        });
+    }
+
     fn answer(&mut self, ticket: Ticket, outcome: Option<Outcome>) {
         match (self.settle(ticket), outcome) {
             (Some(Responder::Outcome(to)), outcome) => drop(to.send(outcome)),
@@ -416,7 +430,11 @@ impl LaneThread {
     fn settle(&mut self, ticket: Ticket) -> Option<Responder> {
         let (to, since, key) = self.owed.remove(&ticket)?;
         self.depth.fetch_sub(1, Ordering::Relaxed);
-        self.turns.ended(&key, Instant::now());
+        if self.waits.remove(&ticket) {
+            self.turns.waits_no_more(&key, Instant::now());
+        } else {
+            self.turns.ended(&key, Instant::now());
+        }
         if to.class() == Class::Stored {
             self.lane.passed(key.slot());
         }

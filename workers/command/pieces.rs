@@ -39,6 +39,7 @@ impl Pieces {
     /// Keeps an input for its tenant's turn. Gives it back where no function follows from it.
     pub(super) fn put(&mut self, input: Input) -> Option<Input> {
         let (Input::Loaded { key, .. }
+        | Input::Again { key, .. }
         | Input::Unloaded { key }
         | Input::LookedUp { key, .. }
         | Input::Decided { key, .. }) = &input

@@ -47,6 +47,8 @@ pub(super) struct Turns<T> {
     held: HashSet<Who>,
     /// Aggregates with something under way.
     under_way: HashMap<AggregateKey, UnderWay<T>>,
+    /// Aggregates with a stored command that waits for its decider, by their tenants, and the stored ones behind it.
+    waits: HashMap<Tenant, HashMap<AggregateKey, VecDeque<T>>>,
     /// Aggregates for which these count.
     aggregates: HashMap<Who, usize>,
     /// Questions that follow in an aggregate where something has just ended.
@@ -108,6 +110,7 @@ impl<T> Turns<T> {
             order: VecDeque::new(),
             held: HashSet::new(),
             under_way: HashMap::new(),
+            waits: HashMap::new(),
             aggregates: HashMap::new(),
             next: VecDeque::new(),
         }
@@ -206,6 +209,12 @@ impl<T> Turns<T> {
         if queue.is_empty() {
             self.queues.remove(who);
         }
+        let waits = self.waits.get_mut(&who.0).filter(|_| who.1 == Class::Stored);
+        if let Some(behind) = waits.and_then(|waits| waits.get_mut(&key)) {
+            behind.push_back(asked);
+            self.note(&who.0, now);
+            return None;
+        }
         if let Some(under_way) = self.under_way.get_mut(&key) {
             under_way.behind.of(who.1).push_back(asked);
             // It takes nothing from others there.
@@ -242,6 +251,30 @@ impl<T> Turns<T> {
         }
     }
 
+    /// The stored command that was begun for the aggregate waits for its decider. It counts on beside other stored
+    /// ones. Its aggregate is left to clients, and later stored ones stay behind it.
+    pub(super) fn waits(&mut self, key: &AggregateKey, now: Instant) {
+        let under_way = self.under_way.get_mut(key);
+        let stored = under_way.map(|it| mem::take(&mut it.behind.stored)).unwrap_or_default();
+        self.waits.entry(key.tenant().clone()).or_default().insert(key.clone(), stored);
+        self.ended(key, now);
+    }
+
+    /// That command has been answered.
+    pub(super) fn waits_no_more(&mut self, key: &AggregateKey, now: Instant) {
+        let tenant = key.tenant();
+        let Some(waits) = self.waits.get_mut(tenant) else { return };
+        let stored = waits.remove(key).unwrap_or_default();
+        if waits.is_empty() {
+            self.waits.remove(tenant);
+        }
+        self.put_back(key, Behind { stored, ..Behind::after(Class::Stored) }, now);
+        let who = (tenant.clone(), Class::Stored);
+        if self.held.remove(&who) {
+            self.line_up(who, now);
+        }
+    }
+
     /// Takes out what is stored for a slot and waits for a turn, or in an aggregate under way. What stands
     /// next in its aggregate stays there: its turn has come.
     pub(super) fn take_stored(&mut self, slot: Slot, now: Instant) -> Vec<T> {
@@ -260,6 +293,9 @@ impl<T> Turns<T> {
             if key.slot() == slot {
                 taken.extend(under_way.behind.stored.drain(..));
             }
+        }
+        for (_, behind) in self.waits.values_mut().flatten().filter(|(key, _)| key.slot() == slot) {
+            taken.extend(behind.drain(..));
         }
         // Who has nothing left lines up again with what comes next.
         self.queues.retain(|_, queue| !queue.is_empty());
@@ -304,12 +340,14 @@ impl<T> Turns<T> {
     /// True if its first one may be begun, or waits in its aggregate.
     fn may_begin(&mut self, who: &Who, now: Instant) -> bool {
         let Some((key, _)) = self.queues.get(who).and_then(VecDeque::front) else { return false };
-        if self.under_way.contains_key(key) {
+        let waits = self.waits.get(&who.0).filter(|_| who.1 == Class::Stored);
+        if self.under_way.contains_key(key) || waits.is_some_and(|waits| waits.contains_key(key)) {
             return true;
         }
-        let aggregates = self.aggregates.get(who).copied().unwrap_or(0);
+        let waits = waits.map_or(0, HashMap::len);
+        let aggregates = self.aggregates.get(who).copied().unwrap_or(0) + waits;
         aggregates < self.at_once_max
-            && self.has(&who.0) < self.beside.most(&who.0, now)
+            && self.has(&who.0) + waits < self.beside.most(&who.0, now)
             && self.rests.until(&who.0, now).is_none()
     }
 }

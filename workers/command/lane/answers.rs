@@ -50,9 +50,23 @@ pub(super) fn repeated(command: &Command, first: &RememberedCommand) -> Outcome 
     Outcome::IdMismatch
 }
 
+/// The answer to a question that is no command.
+pub(super) fn answer(slot: Slot, entry: &Entry, work: &Work) -> Option<Action> {
+    match work {
+        Work::State { ticket } => {
+            Some(Action::AnswerState { ticket: *ticket, reply: entry.state_reply() })
+        }
+        Work::OutcomeOf { id, stored, ticket } => {
+            let outcome = outcome_of(slot, entry, id, stored.as_deref());
+            Some(Action::Answer { ticket: *ticket, outcome })
+        }
+        Work::Command(_) => None,
+    }
+}
+
 /// The answer to a question for a command; `None`: none of its id was accepted. A stored one that has made
 /// the commit itself is no repetition.
-pub(super) fn outcome_of(
+fn outcome_of(
     slot: Slot,
     entry: &Entry,
     id: &CommandId,

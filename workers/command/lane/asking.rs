@@ -5,7 +5,10 @@ use std::ops::ControlFlow;
 
 use flexcore_domain::{AggregateKey, Command, Context, Decision, Outcome, Slot, commit::Commit};
 
-use super::{Action, Entry, Lane, Owed, Phase, Recall, Turn, Undecided, Work, answers::repeated};
+use super::{
+    Action, Entry, Lane, Owed, Phase, Recall, Ticket, Turn, Undecided, Work, answers::repeated,
+    loading::PAUSE,
+};
 use crate::command::deciders::{LaterDecider, NoDecision, Proposals, ToDecide};
 
 /// A decider that has been asked. Its command is the first of what waits.
@@ -169,5 +172,26 @@ impl Lane {
             ControlFlow::Break(actions) => actions,
             ControlFlow::Continue((turn, entry)) => self.drain(turn, entry).await,
         }
+    }
+
+    /// A stored command whose decider is away comes again after a pause, which grows with its tries. Meanwhile the
+    /// aggregate goes on.
+    pub(super) fn wait(&mut self, turn: &mut Turn, work: Work, tries: u32) {
+        let (key, ticket, pause) = (turn.key.clone(), work.ticket(), PAUSE.after(tries));
+        turn.actions.push(Action::Wait { key: key.clone(), ticket, pause });
+        turn.attempts = 0;
+        self.waits.insert(ticket, (key, work));
+    }
+
+    /// The pause of a command is over.
+    pub(super) async fn again(
+        &mut self,
+        key: AggregateKey,
+        ticket: Ticket,
+        now_ms: i64,
+    ) -> Vec<Action> {
+        // Its slot may have been left.
+        let Some((_, work)) = self.waits.remove(&ticket) else { return Vec::new() };
+        self.take_up(Turn::new(key, now_ms), work).await
     }
 }

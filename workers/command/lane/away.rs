@@ -21,7 +21,7 @@ const RESTART_MS: i64 = 10_000;
 const PASSED_MAX: u64 = 500;
 
 /// Times that a command's decider is asked. 60, with up to 2 s between them, are nearly two minutes: a plugin is
-/// upgraded, and a worker is replaced, in less. Meanwhile those behind it in its aggregate stand still.
+/// upgraded, and a worker is replaced, in less. Meanwhile stored ones behind it in its aggregate stand still.
 const TRIES_MAX: u32 = 60;
 
 /// Time for which a decider that was away for so long is not waited for again, unless it answers the tenant in the
@@ -164,6 +164,12 @@ impl Away {
             self.end(ticket);
         }
         goes_on
+    }
+
+    /// Times that the decider of a command was asked in vain; `None`: it has not been away.
+    pub(super) fn tries(&self, ticket: Ticket) -> Option<u32> {
+        let busy = self.busy.get(&ticket).map_or(0, |busy| busy.tries);
+        Some(self.waiting.get(&ticket)?.tries.saturating_add(busy))
     }
 
     /// The decider of a command of this aggregate, a plugin if it is one, has answered.

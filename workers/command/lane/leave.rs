@@ -11,6 +11,7 @@ impl Lane {
     pub(in crate::command) fn leave(&mut self, slot: Slot) {
         self.cache.forget(slot);
         self.tries.leave(slot);
+        self.waits.retain(|_, (key, _)| key.slot() != slot);
         for busy in self.busy.iter_mut().filter(|(key, _)| key.slot() == slot).map(|(_, busy)| busy)
         {
             busy.waiting.clear();

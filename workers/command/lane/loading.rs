@@ -9,7 +9,7 @@ use flexcore_resilience::Backoff;
 use super::{Action, Entry, Lane, Phase, Turn, unstored::is_new_of_client};
 
 /// Before the log is asked again after it did not answer.
-const PAUSE: Backoff =
+pub(super) const PAUSE: Backoff =
     Backoff { first: Duration::from_millis(50), longest: Duration::from_secs(2) };
 
 impl Lane {

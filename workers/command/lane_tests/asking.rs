@@ -57,6 +57,20 @@ fn busy() -> Proposals {
     Err(NoDecision::Busy("the plugin has too much to do".to_owned()))
 }
 
+fn again(ticket: u64) -> Input {
+    Input::Again { key: key(), ticket }
+}
+
+/// A lane with a stored command, `a`, whose decider is away.
+fn waiting() -> Lane {
+    let mut lane = asking();
+    lane.handle(up("a", 1, 0, true), 0);
+    let (number, _) = ask(lane.handle(loaded(vec![]), 0));
+    let actions = lane.handle(decided(number, away()), 0);
+    assert!(matches!(actions[..], [Action::Wait { ticket: 0, .. }]), "{actions:?}");
+    lane
+}
+
 fn nothing(key: AggregateKey) -> Input {
     Input::Loaded { key, result: Ok(Loaded::default()) }
 }
@@ -98,28 +112,68 @@ fn an_answer_that_does_not_come_is_an_answer_and_the_next_command_goes_on() {
 fn a_stored_command_is_asked_again_some_times_and_waits_for_a_decider_that_is_away() {
     let mut lane = asking();
     lane.handle(up("a", 1, 0, true), 0);
-    for _ in 0..20 {
-        let (number, _) = ask(lane.handle(loaded(vec![]), 0));
-        let actions = lane.handle(decided(number, away()), 0);
-        assert!(matches!(&actions[..], [Action::Load { pause, .. }] if !pause.is_zero()));
-    }
-    // That is no outage, and not added to one.
-    for _ in 0..50 {
-        let (number, _) = ask(lane.handle(loaded(vec![]), 0));
-        let actions = lane.handle(decided(number, busy()), 0);
-        assert!(matches!(&actions[..], [Action::Load { pause, .. }] if !pause.is_zero()));
+    let (mut number, _) = ask(lane.handle(loaded(vec![]), 0));
+    // That it is busy is no outage, and not added to one.
+    for tried in 0..70 {
+        let none = if tried < 20 { away() } else { busy() };
+        let actions = lane.handle(decided(number, none), 0);
+        assert!(matches!(&actions[..], [Action::Wait { pause, .. }] if !pause.is_zero()));
+        (number, _) = ask(lane.handle(again(0), 0));
     }
     for _ in 0..3 {
-        let (number, _) = ask(lane.handle(loaded(vec![]), 0));
         let actions = lane.handle(decided(number, late()), 0);
         assert!(matches!(&actions[..], [Action::Load { pause, .. }] if !pause.is_zero()));
+        (number, _) = ask(lane.handle(loaded(vec![]), 0));
     }
-    let (number, _) = ask(lane.handle(loaded(vec![]), 0));
     let told = outcomes(&lane.handle(decided(number, late()), 0));
     assert!(matches!(told[..], [(0, Outcome::Faulty { .. })]), "{told:?}");
     lane.handle(up("b", 1, 1, false), 0);
     let asked = lane.handle(up("c", 1, 2, false), 0);
     assert!(asked.is_empty(), "{asked:?}");
+}
+
+#[test]
+fn questions_do_not_wait_for_a_stored_command_whose_decider_is_away() {
+    let mut lane = waiting();
+    let are_answered = |lane: &mut Lane| {
+        let state = lane.handle(Input::Work { key: key(), work: Work::State { ticket: 1 } }, 0);
+        assert!(
+            matches!(state[..], [Action::AnswerState { ticket: 1, reply: StateReply::NotFound }]),
+            "{state:?}"
+        );
+        let id = CommandId::parse("a").unwrap();
+        let work = Work::OutcomeOf { id, stored: None, ticket: 2 };
+        let outcome = lane.handle(Input::Work { key: key(), work }, 0);
+        assert!(
+            matches!(outcome[..], [Action::Answer { ticket: 2, outcome: None }]),
+            "it is not recorded: {outcome:?}"
+        );
+    };
+    are_answered(&mut lane);
+    ask(lane.handle(again(0), 0));
+    are_answered(&mut lane);
+}
+
+#[test]
+fn clients_do_not_wait_for_a_stored_command_whose_decider_is_away() {
+    let mut lane = waiting();
+    let (number, _) = ask(lane.handle(up("b", 1, 1, false), 0));
+    assert!(lane.handle(again(0), 0).is_empty(), "a waits for b");
+    let mut actions = lane.handle(decided(number, away()), 0);
+    let (number, asked) = ask(vec![actions.pop().unwrap()]);
+    assert_eq!(asked.command.id.as_str(), "a");
+    let told = outcomes(&actions);
+    assert!(matches!(told[..], [(1, Outcome::Away { .. })]), "{told:?}");
+    lane.handle(decided(number, away()), 0);
+    let (number, asked) = ask(lane.handle(up("c", 2, 2, false), 0));
+    let (commit, expected) = append(lane.handle(decided(number, answer(&asked)), 0));
+    let told = outcomes(&lane.handle(appended(&recorded(&commit, expected, 10)), 0));
+    assert!(matches!(told[..], [(2, Outcome::Accepted { version: 1, .. })]), "{told:?}");
+    let (number, asked) = ask(lane.handle(again(0), 0));
+    assert_eq!((asked.command.id.as_str(), asked.state.as_str()), ("a", "2"));
+    lane.handle(decided(number, away()), 0);
+    lane.leave(key().slot());
+    assert!(lane.handle(again(0), 0).is_empty(), "it is its next owner's");
 }
 
 #[test]

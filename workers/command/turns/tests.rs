@@ -71,6 +71,31 @@ fn what_waits_for_an_aggregate_under_way_counts_once() {
     assert_eq!(begun(&mut turns), ["hot", "other again"]);
 }
 
+/// An aggregate was closed to clients until they gave up.
+#[test]
+fn clients_go_on_beside_a_stored_command_that_waits_for_its_decider_and_stored_ones_do_not() {
+    let (mut turns, key_0, key_1) = (turns(1), key("acme", 0), key("acme", 1));
+    turns.push(key_0.clone(), Class::Stored, "stored", at());
+    turns.push(key_0.clone(), Class::Stored, "second", at());
+    turns.push(key_0.clone(), Class::Waiting, "client", at());
+    assert_eq!(begun(&mut turns), ["stored"]);
+    turns.waits(&key_0, at());
+    assert_eq!(begun(&mut turns), ["client"]);
+    turns.push(key_0.clone(), Class::Stored, "third", at());
+    turns.push(key_1.clone(), Class::Stored, "other", at());
+    turns.ended(&key_0, at());
+    assert!(begun(&mut turns).is_empty(), "what waits counts");
+    turns.push(key_1.clone(), Class::Waiting, "other client", at());
+    assert_eq!(begun(&mut turns), ["other client"]);
+    turns.ended(&key_1, at());
+    turns.waits_no_more(&key_0, at());
+    assert_eq!(begun(&mut turns), ["second"]);
+    turns.waits(&key_0, at());
+    assert!(turns.take_stored(key_0.slot(), at()).contains(&"third"));
+    turns.waits_no_more(&key_0, at());
+    assert!(turns.waits.is_empty() && turns.under_way.is_empty());
+}
+
 #[test]
 fn in_an_aggregate_clients_and_stored_commands_take_turns() {
     let mut turns = turns(8);

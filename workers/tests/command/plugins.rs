@@ -4,7 +4,7 @@ use std::{collections::HashSet, sync::Mutex};
 
 use bytes::Bytes;
 use flexcore_domain::{
-    Name,
+    Name, StateReply,
     plugin::decisions::{self, QUESTIONS_MAX, host_code},
 };
 use flexcore_plugin::contract::{
@@ -13,6 +13,7 @@ use flexcore_plugin::contract::{
 };
 use futures::future::join_all;
 use prost::Message as _;
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep};
 
 use super::*;
@@ -146,6 +147,52 @@ async fn a_plugin_that_nobody_runs_or_that_is_silent_is_an_outage() {
     .await;
     rig.settled().await;
     assert_eq!(rig.recorded().await, ["stored"]);
+    assert_eq!(rig.dead().await, 0);
+    rig.servers.stop().await;
+}
+
+/// The answer to a request with a command's id, when somebody listens.
+async fn request<T: DeserializeOwned>(rig: &Rig, subject: &str, id: &str) -> T {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::COMMAND_ID, id);
+    let client = rig.store.client();
+    let send = async || {
+        let sent = client.request_with_headers(subject.to_owned(), headers.clone(), "{}".into());
+        sent.await.ok()
+    };
+    serde_json::from_slice(&until(send).await.payload).unwrap()
+}
+
+/// Whoever asked for it was told after 8 s that nothing had been done, and might send the command again under another
+/// id.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_aggregate_goes_on_while_a_stored_command_waits_for_its_plugin() {
+    let rig = Rig::start().await;
+    rig.put("stored").await;
+    let count = "commands:\n  count: { decide: \"() => [{ event: 'added', data: {} }]\" }";
+    let catalog = deployed(&COUNTER.replace("commands:", count));
+    let settings = command::Settings { lanes: 1, ..command::Settings::default() };
+    let (epochs, _stop) = rig.work_alone(catalog, settings).await;
+    let told = ask(rig.store.client(), &epochs, rig.key.clone()).await;
+    assert!(matches!(told, Outcome::Away { .. }), "{told:?}");
+    // So that the stored one waits, too.
+    sleep(Duration::from_secs(1)).await;
+    let epoch = epochs[&rig.key.slot().number()];
+    let state = Command::state_subject(epoch, &rig.key);
+    let told: StateReply = request(&rig, &state, "c-1").await;
+    assert!(matches!(told, StateReply::NotFound), "{told:?}");
+    let outcome = Command::outcome_subject(epoch, &rig.key);
+    let told: Outcome = request(&rig, &outcome, "stored").await;
+    assert!(matches!(told, Outcome::Pending), "{told:?}");
+    let name = CommandName::parse("count").unwrap();
+    let count = Command::request_subject(epoch, &rig.key, &name);
+    let told: Outcome = request(&rig, &count, "counted").await;
+    assert!(matches!(told, Outcome::Accepted { version: 1, .. }), "{told:?}");
+    let told: StateReply = request(&rig, &state, "c-1").await;
+    assert!(matches!(told, StateReply::Found { version: 1, .. }), "{told:?}");
+    plugin_worker(&rig, |_, request| async move { each(&request, |_| accepted()) }).await;
+    rig.settled().await;
+    assert_eq!(rig.recorded().await, ["counted", "stored"]);
     assert_eq!(rig.dead().await, 0);
     rig.servers.stop().await;
 }
