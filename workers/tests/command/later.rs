@@ -138,12 +138,12 @@ async fn a_decider_that_fails_is_an_answer_and_the_lane_goes_on() {
     let told = ask(client, &epochs, rig.key.clone()).await;
     assert!(matches!(&told, Outcome::Rejected { code, .. } if code == "closed"), "{told:?}");
     let told = ask(client, &epochs, rig.key.clone()).await;
-    let Outcome::Unavailable { message } = &told else { panic!("{told:?}") };
+    let Outcome::Away { message } = &told else { panic!("{told:?}") };
     assert!(message.contains("it starts again"), "{message}");
     let (tenant, id) = (rig.key.tenant().clone(), rig.key.id().clone());
     let key = AggregateKey::new(tenant, AggregateName::parse("gone").unwrap(), id);
     let told = ask(client, &epochs, key).await;
-    let Outcome::Unavailable { message } = &told else { panic!("{told:?}") };
+    let Outcome::Away { message } = &told else { panic!("{told:?}") };
     assert!(message.contains("not there any more"), "{message}");
     let told = ask(client, &epochs, rig.key.clone()).await;
     assert!(matches!(told, Outcome::Accepted { version: 1, .. }), "{told:?}");

@@ -28,7 +28,7 @@ func TestItConforms(t *testing.T) {
 
 func TestJSONGoesInAndOut(t *testing.T) {
 	plugin := flexcoreplugintest.Start(t)
-	input := json.RawMessage(`{"a":[1,12345678901234567890,"é<&>"]}`)
+	input := json.RawMessage(`{"a":[1,9007199254740991,"é<&>"]}`)
 	var output json.RawMessage
 	if err := plugin.Call("echo", input, &output); err != nil || string(output) != string(input) {
 		t.Fatalf("%s, %v", output, err)
