@@ -24,7 +24,7 @@ use crate::support::{
 };
 
 /// What the processes of the plugin are known by.
-const NAME: &str = "shared-lab";
+const NAME: &str = "shared_lab";
 /// Calls of a kind: enough that both workers get some.
 const CALLS: usize = 12;
 /// The function's time, longer than a caller waits for a worker that is gone.

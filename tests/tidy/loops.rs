@@ -131,7 +131,7 @@ const LOOPS: &[(&str, usize, &str)] = &[
     ("workers/command/growth.rs", 2, LOOKS),
     ("workers/command/lane/loading.rs", 1, "an error that does not pass; the lane's end"),
     ("workers/command/outside.rs", 1, "the end of the load, every error, and a lack of room"),
-    ("workers/command/perform.rs", 4, "the lane's end; loads are tried by the lane: `is_passing`"),
+    ("workers/command/perform.rs", 5, "the lane's end; loads: `is_passing`; away: `TRIES_MAX`"),
     ("workers/command/pieces.rs", 1, READS),
     ("workers/command/requests.rs", 2, READS),
     ("workers/command/slots.rs", 2, "leaving: only a connection that is closed refuses"),
