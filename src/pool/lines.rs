@@ -245,12 +245,25 @@ mod tests {
         fn exit(&self, _: &Id) {}
     }
 
+    /// Has everything in the log, also where other tests log at the same time, with nobody who listens: a place that
+    /// they reach first would stay silent.
+    fn listening(lines: &Lines, told: &Told) {
+        for level in [Level::Trace, Level::Debug, Level::Info, Level::Warn, Level::Error] {
+            lines.log(level, "first");
+        }
+        lines.tell_left_out(1);
+        tracing::callsite::rebuild_interest_cache();
+        *locked(&lines.rate) = Rate::default();
+        told.0.lock().unwrap().clear();
+    }
+
     /// They were in `flexcore plugin logs` alone.
     #[test]
     fn lines_are_in_the_log_with_their_plugin_and_level() {
         let told = Told::default();
         tracing::subscriber::with_default(told.clone(), || {
             let lines = Arc::new(Lines::of("greeter"));
+            listening(&lines, &told);
             let printing = Printing::new(&lines);
             printing.take(&line("mind\nthat"));
             printing.take(&Printed::Stdout("plain\n".into()));
@@ -269,6 +282,7 @@ mod tests {
         let told = Told::default();
         tracing::subscriber::with_default(told.clone(), || {
             let lines = Arc::new(Lines::of("greeter"));
+            listening(&lines, &told);
             let printing = Printing::new(&lines);
             // All within one such time, unless the machine stood still.
             let began = Instant::now();
